@@ -1,0 +1,74 @@
+# Each target does its own set-up: system packages (asked for, or installed as root), .venv, the project in it.
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+# The newest wireguard-go, to talk to and to measure against.
+WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
+SOURCES := pyproject.toml README.md $(shell find rustguard_py enroll state cli native -type f ! -name '*.pyc' ! -path '*/target/*')
+BIN := .venv/bin
+export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
+PYTEST = RUSTGUARD_INSTALLED=1 RUSTGUARD_SUDO="make $@" scripts/in-namespace $(BIN)/pytest
+
+# Rust's part of a target, where the native plane was built.
+CARGO = scripts/native
+
+help:
+	@echo 'make demo    two hosts on this machine find each other with a token and carry traffic (a minute)'
+	@echo 'make test    the tests; PYTEST_ARGS="-k replay" chooses some'
+	@echo 'make check   formatting, lint and types'
+	@echo 'make soak    the tests with every repetition (long)'
+	@echo 'make bench   speed, side by side with wireguard-go; BENCH_ARGS="--help" says what can be set'
+	@echo 'make clean   removes .venv and what was built'
+
+demo: .venv/.demo
+	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
+
+test: .venv/.test
+	@$(CARGO) test --locked -q -p transport
+	@$(PYTEST) $(PYTEST_ARGS)
+
+soak: .venv/.test
+	@RUSTGUARD_SOAK=1 $(PYTEST) $(PYTEST_ARGS)
+
+# mypy looks at the installed package: in the checkout, ./rustguard_py hides three of its parts.
+check: .venv/.check
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@cd .venv && bin/mypy --config-file ../pyproject.toml -p rustguard_py
+	@$(CARGO) fmt --check
+	@$(CARGO) clippy --locked --all-targets -q -- -D warnings
+
+bench: .venv/.bench
+	@RUSTGUARD_SUDO="make bench" scripts/in-namespace $(BIN)/python bench/run.py $(BENCH_ARGS)
+
+.venv/.demo: $(SOURCES) scripts/venv scripts/setup-debian
+	@scripts/setup-debian demo
+	@scripts/venv
+	@touch $@
+
+.venv/.check: $(SOURCES) scripts/venv
+	@scripts/venv check
+	@touch $@
+
+.venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian
+	@scripts/setup-debian $*
+	@scripts/venv $*
+	@$(MAKE) wireguard-go
+	@touch $@
+
+# Without Go the system's wireguard-go must do.
+wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
+	@:
+.venv/wireguard-go-$(WIREGUARD_GO):
+	@if go version > /dev/null 2>&1; then \
+	  echo 'Building wireguard-go $(WIREGUARD_GO)' && \
+	  GOBIN="$$PWD/.venv/go" go install golang.zx2c4.com/wireguard@$(WIREGUARD_GO) && \
+	  mv .venv/go/wireguard $(BIN)/wireguard-go && touch $@; \
+	fi || command -v wireguard-go > /dev/null
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help demo test soak check bench wireguard-go clean

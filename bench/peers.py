@@ -1,0 +1,90 @@
+"""What many enrolled peers cost a server: memory over one without any, and the time to start with them.
+
+    python bench/peers.py [--peers 10000]
+
+Needs root or a user namespace (scripts/in-namespace). Prints a line a figure and, with --json, one document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from rustguard_py.cli.demo import Machine
+from rustguard_py.errors import RustGuardError
+from rustguard_py.lab import Host, Lab
+from rustguard_py.state.document import Document
+from rustguard_py.state.identity import generate_private_key
+from rustguard_py.state.records import PeerRecord, ServerState
+
+POOL4, POOL6 = IPv4Network("10.64.0.0/16"), IPv6Network("fd12:3456:789a::/64")
+
+
+def write_state(directory: Path, peers: int) -> None:
+    """Enrol so many peers on paper: real state, random keys."""
+    state = ServerState(generate_private_key(), os.urandom(32), POOL4, POOL6, 51820, 1420)
+    for number in range(2, peers + 2):
+        key = os.urandom(32)
+        addresses = POOL4[number], POOL6[number]
+        state.peers[key] = PeerRecord(f"peer-{number}", key, os.urandom(32), *addresses, 0.0, f"192.0.2.1:{number}")
+    document = Document.open(directory)
+    document.load()
+    document.save(state.to_json())
+    document.close()
+
+
+def rss(pid: int) -> float:
+    """Resident memory in MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def measure(host: Host, directory: Path, peers: int) -> dict[str, float]:
+    """Start a server and look at it once it answers, and again when it is idle."""
+    machine = Machine(host, directory / f"state-{peers}", directory / f"run-{peers}", "correct horse")
+    write_state(machine.state, peers)
+    began = time.monotonic()
+    server = machine.start("serve")
+    while True:
+        try:
+            machine.status()
+            break
+        except RustGuardError:
+            if server.poll() is not None or time.monotonic() - began > 30:
+                sys.exit(machine.log.read_text())
+    started = time.monotonic() - began
+    # What it greets, it greets within this time.
+    time.sleep(2)
+    figures = {"start_s": started, "rss_mib": rss(server.pid)}
+    server.terminate()
+    server.wait(10)
+    return figures
+
+
+def main() -> None:
+    """Measure once without peers and once with them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=int, default=10_000)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory, Lab() as lab:
+        host = lab.host("server")
+        none = measure(host, Path(directory), 0)
+        many = measure(host, Path(directory), options.peers)
+    over = many["rss_mib"] - none["rss_mib"]
+    document = {"peers": options.peers, "none": none, "many": many, "over_mib": over}
+    if options.json:
+        print(json.dumps(document))
+        return
+    print(f"memory: {none['rss_mib']:.1f} MiB without peers, {over:.1f} MiB over that with {options.peers:,}")
+    print(f"start:  {none['start_s']:.2f} s without peers, {many['start_s']:.2f} s with {options.peers:,}")
+
+
+if __name__ == "__main__":
+    main()

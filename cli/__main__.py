@@ -1,0 +1,5 @@
+"""`python -m rustguard_py.cli`: the command where it isn't on the path."""
+
+from rustguard_py.cli.app import main
+
+main()

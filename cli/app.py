@@ -1,0 +1,140 @@
+"""The group of all verbs, and what an error looks like: message and mend on stderr, exit code by its class."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from rustguard_py import __version__
+from rustguard_py.cli.secret import wipe_arguments
+from rustguard_py.cli.verb import CONTEXT_SETTINGS, write_examples
+from rustguard_py.errors import RustGuardError
+
+INTERRUPTED = 130
+
+EXAMPLES = (
+    ("sudo rustguard serve --pool 10.77.0.0/24 --token-file token --open", "a server, open for a first peer"),
+    ("sudo rustguard join home.example --token -", "a client; it asks for the token"),
+    ("rustguard open 60", "let somebody in during the next minute"),
+    ("rustguard status", "who is there"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A verb in the table.
+
+    Attributes:
+        target: Where its click command lies, `module:attribute`.
+        summary: One line for `--help`, so that it needs no import.
+        hidden: Whether `--help` leaves it out.
+    """
+
+    target: str
+    summary: str
+    hidden: bool = False
+
+
+VERBS: Mapping[str, Entry] = {
+    "serve": Entry("rustguard_py.cli.serve:command", "Run a server: own a pool of addresses, let peers in."),
+    "join": Entry("rustguard_py.cli.join:command", "Join a server, or connect to one joined before."),
+    "open": Entry("rustguard_py.cli.open_window:command", "Open the server's window for new peers."),
+    "close": Entry("rustguard_py.cli.close_window:command", "Close the server's window."),
+    "status": Entry("rustguard_py.cli.status:command", "Show the tunnel, its window and its peers."),
+    "peers": Entry("rustguard_py.cli.peers:command", "List, rename, revoke and restore peers."),
+    "genkey": Entry("rustguard_py.cli.genkey:command", "Make a private key, as `wg genkey` does."),
+    "pubkey": Entry(
+        "rustguard_py.cli.pubkey:command", "Turn a private key into its public key, as `wg pubkey` does."
+    ),
+    "demo": Entry("rustguard_py.cli.demo:command", "Watch two hosts find each other on this machine."),
+    "completion": Entry("rustguard_py.cli.completion:command", "Print the completion script of a shell."),
+    "man": Entry("rustguard_py.cli.man:command", "Print the manual page.", hidden=True),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb when it's called, and lists all of them from the table."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Name the verbs in the table's order."""
+        return list(VERBS)
+
+    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb."""
+        entry = VERBS.get(cmd_name)
+        if entry is None:
+            return None
+        module, attribute = entry.target.split(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing one."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in VERBS.items() if not entry.hidden])
+
+    def format_epilog(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the examples."""
+        write_examples(formatter, EXAMPLES)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Complete a verb's name without importing one."""
+        from click.shell_completion import CompletionItem
+
+        verbs = [
+            CompletionItem(name, help=entry.summary)
+            for name, entry in VERBS.items()
+            if name.startswith(incomplete) and not entry.hidden
+        ]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+@click.group("rustguard", cls=LazyGroup, context_settings=CONTEXT_SETTINGS)
+@click.version_option(__version__, "--version", prog_name="rustguard")
+def group() -> None:
+    """Let machines into a WireGuard network with a token they share with it, during a window that you open."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 usage, 3 no daemon running, 4 refused, 5 timed out, 130 interrupted.
+    """
+    try:
+        result = group.main(list(arguments), prog_name="rustguard", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except RustGuardError as error:
+        report(error)
+        return error.exit_code
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        report(RustGuardError(f"{error.strerror or error}{where}."))
+        return RustGuardError.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def report(error: RustGuardError) -> None:
+    """Say an error and its mend on stderr."""
+    click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {error.message}", err=True)
+    for line in error.mend.splitlines():
+        click.echo(f"  {line}", err=True)
+
+
+def main() -> NoReturn:
+    """Be the program."""
+    arguments = sys.argv[1:]
+    wipe_arguments()
+    sys.exit(run(arguments))

@@ -1,0 +1,29 @@
+"""`rustguard completion`: what a shell needs to complete our command lines."""
+
+from __future__ import annotations
+
+import click
+
+from rustguard_py.cli.verb import Verb
+from rustguard_py.errors import UsageError
+
+
+@click.command(
+    "completion",
+    cls=Verb,
+    examples=[
+        ("rustguard completion bash > /etc/bash_completion.d/rustguard", "bash, for everybody"),
+        ("rustguard completion zsh > ~/.zfunc/_rustguard", "zsh, with ~/.zfunc in fpath"),
+        ("rustguard completion fish > ~/.config/fish/completions/rustguard.fish", "fish"),
+    ],
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> None:
+    """Print the completion script of a shell."""
+    from click.shell_completion import get_completion_class
+
+    completion = get_completion_class(shell)
+    if completion is None:
+        raise UsageError(f"There is no completion for {shell}.")
+    root = click.get_current_context().find_root().command
+    click.echo(completion(root, {}, "rustguard", "_RUSTGUARD_COMPLETE").source())

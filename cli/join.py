@@ -1,0 +1,82 @@
+"""`rustguard join`: join a server, or connect to one joined before."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import click
+
+from rustguard_py.cli.secret import find_token, read_token
+from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
+
+
+@click.command(
+    "join",
+    cls=Verb,
+    examples=[
+        ("sudo rustguard join home.example --token -", "join; it asks for the token"),
+        ("sudo rustguard join", "connect to the network joined last; no token, no window"),
+        ("sudo rustguard join home.example --daemon", "the same for a named one, in the background"),
+    ],
+)
+@click.argument("server", metavar="[HOST[:PORT]]", required=False)
+@token_options
+@click.option("--name", metavar="NAME", help="What to be called there.  [default: this machine's name]")
+@click.option("--server", "fingerprint", metavar="FINGERPRINT", help="Refuse any other server (serve prints it).")
+@click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
+@click.option("--save-only", is_flag=True, help="Join and keep what came of it; carry no traffic.")
+@click.option("--daemon", is_flag=True, help="Go to the background once connected or trying.")
+@click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
+@data_path_options
+@state_option
+def command(
+    server: str | None,
+    token: str | None,
+    token_file: Path | None,
+    name: str | None,
+    fingerprint: str | None,
+    interface: str | None,
+    save_only: bool,
+    daemon: bool,
+    group: str | None,
+    engine: str,
+    queues: str,
+    state: Path | None,
+) -> None:
+    """Join a server with its token while its window is open, and carry traffic until Ctrl-C or SIGTERM.
+
+    What the server gave (address, keys) is kept: later, `rustguard join` connects without token or window.
+    """
+    secret = find_token(token, token_file)
+
+    from rustguard_py.cli.foreground import Background, run
+    from rustguard_py.enroll.joining import JoinOptions, join
+    from rustguard_py.state.paths import state_directory
+
+    directory = state_directory("client", state)
+    if secret is None and server is not None and not (directory / "state.json").exists():
+        # Nothing was kept, so a token is needed: ask for it.
+        secret = read_token(None, None, warn_if_weak=False)
+    options = JoinOptions(
+        directory=directory,
+        server=server,
+        token=secret,
+        name=_name(name),
+        fingerprint=fingerprint,
+        interface=interface,
+        save_only=save_only,
+        engine=engine,
+        queues=queues,
+        group=group,
+    )
+    background = Background(directory.with_suffix(".log")) if daemon and not save_only else None
+    run(lambda voice: join(options, voice, background.ready if background else lambda: None))
+
+
+def _name(given: str | None) -> str:
+    """Give the name to ask for: what was said, or as much of this machine's name as a name may have."""
+    if given is not None:
+        return given
+    short = socket.gethostname().partition(".")[0]
+    return short.encode()[:45].decode(errors="ignore")

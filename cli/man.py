@@ -1,0 +1,80 @@
+"""`rustguard man`: the manual page in roff, from the same text as `--help`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import click
+
+from rustguard_py import __version__
+from rustguard_py.cli.app import EXAMPLES, VERBS, group
+from rustguard_py.cli.verb import Examples, Verb
+
+EXIT_CODES = (
+    (0, "done"),
+    (1, "failed"),
+    (2, "usage"),
+    (3, "no daemon running"),
+    (4, "refused (window, token, pool, permission)"),
+    (5, "timed out"),
+)
+ENVIRONMENT = (
+    ("RUSTGUARD_STATE", "the state directory, as --state"),
+    ("RUSTGUARD_RUNTIME", "the directory of the control sockets"),
+    ("RUSTGUARD_TOKEN", "the token; taken out of the environment once read"),
+)
+
+
+@click.command("man", cls=Verb, examples=[("rustguard man > /usr/local/share/man/man8/rustguard.8", "install it")])
+def command() -> None:
+    """Print the manual page."""
+    root = click.get_current_context().find_root()
+    click.echo("\n".join(page(root)))
+
+
+def page(root: click.Context) -> Iterator[str]:
+    """Write the manual page, a line of roff each (man-pages(7))."""
+    yield f'.TH RUSTGUARD 8 "" "rustguard {__version__}" ""'
+    yield from (".SH NAME", r"rustguard \- zero-config enrollment VPN, WireGuard on the wire")
+    yield from (".SH SYNOPSIS", r"\fBrustguard\fR \fICOMMAND\fR [\fIARGS\fR]")
+    yield from (".SH DESCRIPTION", _text(group.help or ""))
+    yield ".SH COMMANDS"
+    for name, entry in VERBS.items():
+        found = None if entry.hidden else group.get_command(root, name)
+        if found is not None:
+            yield from _verb(found, click.Context(found, info_name=name, parent=root))
+    yield ".SH EXAMPLES"
+    yield from _examples(EXAMPLES)
+    yield ".SH ENVIRONMENT"
+    yield from _terms(ENVIRONMENT)
+    yield ".SH EXIT STATUS"
+    yield from _terms((str(code), meaning) for code, meaning in EXIT_CODES)
+    yield from (".SH SEE ALSO", ".BR wg (8),", ".BR ip (8)")
+
+
+def _verb(verb: click.Command, context: click.Context) -> Iterator[str]:
+    usage = " ".join(verb.collect_usage_pieces(context))
+    yield f'.SS "{_text(context.command_path)} {_text(usage)}"'
+    yield _text(verb.help or "")
+    records = [parameter.get_help_record(context) for parameter in verb.params]
+    yield from _terms(record for record in records if record is not None and record[1])
+    yield from _examples(getattr(verb, "examples", ()))
+    if isinstance(verb, click.Group):
+        for name, below in verb.commands.items():
+            yield from _verb(below, click.Context(below, info_name=name, parent=context))
+
+
+def _terms(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    for term, meaning in pairs:
+        yield from (".TP", rf"\fB{_text(term)}\fR", _text(meaning))
+
+
+def _examples(examples: Examples) -> Iterator[str]:
+    for line, purpose in examples:
+        yield from (".PP", f"{_text(purpose)}:", ".RS 4", ".nf", rf"\fB{_text(line)}\fR", ".fi", ".RE")
+
+
+def _text(text: str) -> str:
+    """Escape what roff would take as its own, line by line."""
+    lines = (line.strip().replace("\\", r"\e").replace("-", r"\-") for line in text.splitlines())
+    return "\n".join(rf"\&{line}" if line.startswith((".", "'")) else line for line in lines if line)

@@ -1,0 +1,241 @@
+"""What a person sees of a status document. The only module that imports rich."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+Document = Mapping[str, Any]
+
+# Wide enough for every row: where no terminal is, and where whole keys are asked for, nothing is folded or cut.
+_UNBOUNDED = 1000
+_KEY_START = 8
+_STATE_STYLES = {"active": "green", "idle": "yellow", "never": "dim"}
+_CLOSED_BECAUSE = {
+    "never-opened": "it was never opened",
+    "time": "its time was up",
+    "asked": "it was asked to",
+    "guesses": "its guesses were used up",
+}
+
+
+def show_status(document: Document, *, verbose: bool) -> None:
+    """Print a status document for a person."""
+    _console(whole_lines=verbose).print(status(document, verbose=verbose))
+
+
+def show_peers(document: Document, *, verbose: bool) -> None:
+    """Print a document's peers for a person."""
+    _console(whole_lines=verbose).print(peers(document["peers"], verbose=verbose))
+
+
+def watch_status(read: Callable[[], Document], wait: Callable[[], None], *, verbose: bool) -> None:
+    """Show what `read` gives, again after each `wait`, in place on a terminal, else one below the other.
+
+    Ends when one of the two raises.
+    """
+    console = _console()
+    if not console.is_terminal:
+        while True:
+            console.print(status(read(), verbose=verbose), Text())
+            wait()
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(status(read(), verbose=verbose), refresh=True)
+            wait()
+
+
+def status(document: Document, *, verbose: bool) -> RenderableType:
+    """Lay out a status document: summary, one row a peer, warnings."""
+    parts: list[RenderableType] = [_summary(document, verbose)]
+    if document["peers"]:
+        parts += [Text(), peers(document["peers"], verbose=verbose)]
+    else:
+        parts += [Text(), Text("no peers", style="dim")]
+    parts += [Text.assemble(("warning: ", "yellow"), printable(text)) for text in document.get("warnings", ())]
+    if verbose:
+        parts += [Text.assemble(("note: ", "dim"), printable(text)) for text in document.get("notes", ())]
+    return Group(*parts)
+
+
+def peers(rows: Sequence[Document], *, verbose: bool) -> RenderableType:
+    """Lay out one row a peer."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("NAME", "ADDRESS", "STATE", "ENDPOINT"):
+        table.add_column(title, no_wrap=title != "ADDRESS")
+    table.add_column("↓", justify="right", no_wrap=True)
+    table.add_column("↑", justify="right", no_wrap=True)
+    table.add_column("KEY", no_wrap=not verbose, overflow="fold")
+    for peer in rows:
+        addresses = [address for address in (peer.get("address4"), peer.get("address6")) if address]
+        table.add_row(
+            Text(printable(peer["name"])),
+            Text(" ".join(addresses) if verbose else (addresses or ["-"])[0]),
+            Text(peer_state(peer), style=_STATE_STYLES.get(peer["state"], "")),
+            Text(peer.get("endpoint") or "-"),
+            Text(size(peer["rx_bytes"])),
+            Text(size(peer["tx_bytes"])),
+            Text(key(peer["public_key"], verbose), style="dim"),
+        )
+    return table
+
+
+def peer_state(peer: Document) -> str:
+    """Say a peer's state, `active 12s ago`, `idle 5m ago` or `never`."""
+    last = peer.get("last_received")
+    if last is None:
+        last = peer.get("last_handshake")
+    return str(peer["state"]) if last is None else f"{peer['state']} {duration(last)} ago"
+
+
+def window_state(window: Document) -> str:
+    """Say whether the window is open, for how long, and what was guessed."""
+    guesses = f"{window['guesses_used']} of {window['guesses_allowed']} guesses used"
+    if window["open"]:
+        return f"open, {duration(window['remaining'])} left, {guesses}"
+    reason = _CLOSED_BECAUSE.get(window.get("closed_because") or "")
+    return f"closed ({reason}), {guesses}" if reason else f"closed, {guesses}"
+
+
+def duration(seconds: float) -> str:
+    """Say a time roughly: 12s, 3m, 5h, 8d."""
+    whole = max(0, int(seconds))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        # Up to two of a unit the smaller one tells more.
+        if whole >= 2 * length:
+            return f"{whole // length}{unit}"
+    return f"{whole}s"
+
+
+def size(count: int) -> str:
+    """Say a number of bytes: 0 B, 12.3 KiB, 4.0 GiB."""
+    amount, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while amount >= 1000 and len(units) > 1:
+        amount /= 1024
+        del units[0]
+    return f"{count} B" if units[0] == "B" else f"{amount:.1f} {units[0]}"
+
+
+def key(public_key: str, whole: bool) -> str:
+    """Give a key, or enough of it to tell it from others."""
+    return public_key if whole else f"{public_key[:_KEY_START]}…"
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal could take as a command: names and reasons may come from the other end."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+class Stage:
+    """Where a demonstration plays: scene after scene, each with a spinner on a terminal, and how it ended.
+
+    Args:
+        title: What plays.
+        subtitle: What to know before.
+    """
+
+    def __init__(self, title: str, subtitle: str) -> None:
+        self._console = _console()
+        self._began = time.monotonic()
+        self._console.print(Text(title, style="bold"), Text(subtitle, style="dim"), Text(), sep="\n")
+        self.failed = False
+
+    @contextmanager
+    def scene(self, where: str, what: str) -> Iterator[Act]:
+        """Play one: give what takes its outcome. One that ends without any has failed."""
+        act = Act()
+        heading = Text.assemble((f"{where:>8}  ", "cyan"), (what, "bold"))
+        self._console.print(heading)
+        began = time.monotonic()
+        try:
+            if self._console.is_terminal:
+                with self._console.status(Text("…", style="dim")):
+                    yield act
+            else:
+                yield act
+        finally:
+            self.failed = self.failed or not act.succeeded
+            mark, style = ("✓", "green") if act.succeeded else ("✗", "red")
+            elapsed = f"  ({time.monotonic() - began:.1f} s)"
+            self._console.print(Text.assemble(" " * 10, (mark, style), f" {act.outcome}", (elapsed, "dim")))
+
+    def show_text(self, text: str) -> None:
+        """Show what a program said."""
+        for line in text.splitlines():
+            self._console.print(Text(f"{'':12}{printable(line)}", style="dim"))
+
+    def close(self) -> None:
+        """Say how it all ended."""
+        elapsed = time.monotonic() - self._began
+        outcome = Text("failed", style="bold red") if self.failed else Text("done", style="bold green")
+        self._console.print(Text(), Text.assemble(outcome, f" after {elapsed:.0f} s"), sep="\n")
+
+
+@dataclass(slots=True)
+class Act:
+    """The outcome of a scene."""
+
+    succeeded: bool = False
+    outcome: str = "it ended without a word"
+
+    def succeed(self, outcome: str) -> None:
+        """End well."""
+        self.succeeded, self.outcome = True, outcome
+
+    def fail(self, outcome: str) -> None:
+        """End badly."""
+        self.succeeded, self.outcome = False, outcome
+
+
+def _summary(document: Document, verbose: bool) -> RenderableType:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    named = f" {printable(document['name'])}" if document.get("name") else ""
+    for name, value in (
+        (str(document["role"]), f"{document['interface']}{named}, up {duration(document['uptime'])}"),
+        ("address", _addresses(document)),
+        ("window", window_state(document["window"]) if document.get("window") else None),
+        ("pool", _pool(document.get("pool"))),
+        ("key", f"{key(document['public_key'], verbose)}  fingerprint {document['fingerprint']}"),
+        ("engine", f"{document['engine']}: {document['engine_reason']}" if verbose else None),
+        ("state", document["state_directory"] if verbose else None),
+        ("counters", _counters(document.get("counters")) if verbose else None),
+    ):
+        if value:
+            table.add_row(name, Text(value))
+    return table
+
+
+def _addresses(document: Document) -> str:
+    return f"{' '.join(document['addresses'])}, port {document['port']}, MTU {document['mtu']}"
+
+
+def _pool(pool: Document | None) -> str | None:
+    if pool is None:
+        return None
+    networks = " ".join(network for network in (pool["network4"], pool.get("network6")) if network)
+    return f"{networks}, {pool['used']} of {pool['size']} used"
+
+
+def _counters(counters: Document | None) -> str:
+    flat: dict[str, Any] = {}
+    for name, value in (counters or {}).items():
+        flat |= (
+            {f"{name} {key}": count for key, count in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return ", ".join(f"{name} {count}" for name, count in flat.items())
+
+
+def _console(*, whole_lines: bool = False) -> Console:
+    bounded = sys.stdout.isatty() and not whole_lines
+    return Console(highlight=False, width=None if bounded else _UNBOUNDED)

@@ -1,0 +1,196 @@
+"""Getting a token without leaving it where others read: not in the process list, not in the environment."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from shlex import quote
+
+import click
+
+from rustguard_py.errors import UsageError
+
+OPTION = "--token"
+VARIABLE = "RUSTGUARD_TOKEN"
+MAX_LENGTH = 1024
+# A window allows 20 guesses (docs/enrollment.md), so what must be kept out are a person's first 20 ideas.
+WEAK_LENGTH = 8
+WEAK_CHARACTERS = 4
+
+_STANDARD_INPUT = "-"
+_SUDO_VARIABLE = "SUDO_COMMAND"
+_MASK = b"***"
+_MEND = f"Give it with --token-file FILE, {VARIABLE}, or on standard input (`{OPTION} -`)."
+# proc(5), /proc/PID/stat, counted from the field behind the command's name: arg_start, arg_end, env_start, env_end.
+_MEMORY_FIELDS = slice(45, 49)
+
+
+def read_token(token_option: str | None, token_file: Path | None, *, warn_if_weak: bool = True) -> str:
+    """Get the token from where the user put it, else ask for it: standard input, without echo on a terminal.
+
+    Args:
+        token_option: What `--token` said; `-` is standard input.
+        token_file: What `--token-file` said; `-` is standard input.
+        warn_if_weak: Whether to warn about one that is easily guessed. For who chooses it, not who was given it.
+
+    Returns:
+        The token in NFC, so that two keyboards agree on it.
+
+    Raises:
+        UsageError: There is none, or it's none.
+    """
+    token = find_token(token_option, token_file)
+    if token is None:
+        token = check_token(_from_standard_input())
+    if warn_if_weak and is_weak(token):
+        _warn("The token is easily guessed. A window allows 20 guesses: take three or four random words.")
+    return token
+
+
+def find_token(token_option: str | None, token_file: Path | None) -> str | None:
+    """Get the token if the user gave one by option, file or variable; ask for none.
+
+    Raises:
+        UsageError: Two were given, or what was given is no token.
+    """
+    from_environment = os.environ.pop(VARIABLE, None)
+    if from_environment is not None:
+        _wipe_environment(VARIABLE)
+    if token_option is not None and token_file is not None:
+        raise UsageError("--token and --token-file are given both.", "Leave one out.")
+    if token_option == _STANDARD_INPUT or token_file == Path(_STANDARD_INPUT):
+        return check_token(_from_standard_input())
+    if token_option is not None:
+        wipe_arguments()
+        sudo = "; sudo's own line still shows it" if _SUDO_VARIABLE in os.environ else ""
+        _warn(f"A token on the command line lies in the shell's history, and was in the process list{sudo}. {_MEND}")
+        return check_token(token_option)
+    if token_file is not None:
+        return check_token(_from_file(token_file))
+    return check_token(from_environment) if from_environment is not None else None
+
+
+def check_token(token: str) -> str:
+    """Bring a token to NFC.
+
+    Raises:
+        UsageError: It's empty, too long, or holds control characters or broken UTF-8.
+    """
+    token = unicodedata.normalize("NFC", token)
+    if not token.strip():
+        raise UsageError("The token is empty.", _MEND)
+    if len(token) > MAX_LENGTH:
+        raise UsageError(f"The token is longer than {MAX_LENGTH} characters.", "A few random words are enough.")
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in token):
+        raise UsageError("The token holds a control character, a line break, or broken UTF-8.", "Take words.")
+    return token
+
+
+def is_weak(token: str) -> bool:
+    """Say whether a token could be among a stranger's first guesses."""
+    return len(token) < WEAK_LENGTH or len(set(token)) < WEAK_CHARACTERS
+
+
+def wipe_arguments() -> None:
+    """Overwrite the value of `--token` in the process's own argv, which `ps` reads. May be called twice.
+
+    `sys.argv` and `sys.orig_argv` lose it too: who still needs it copies them before.
+    """
+    if not any(argument.startswith(OPTION) for argument in sys.argv):
+        return
+    # sudo hands down the whole line it was given.
+    if OPTION in os.environ.get(_SUDO_VARIABLE, ""):
+        os.environ[_SUDO_VARIABLE] = _MASK.decode()
+        _wipe_environment(_SUDO_VARIABLE)
+    for arguments in (sys.argv, sys.orig_argv):
+        for index, start in _token_places([os.fsencode(argument) for argument in arguments]):
+            arguments[index] = arguments[index][:start] + _MASK.decode()
+    memory = _own_memory()
+    if memory is not None:
+        start, end = memory[0], memory[1]
+        entries = _read(start, end).split(b"\0")
+        for index, inside in _token_places(entries):
+            before = sum(len(entry) + 1 for entry in entries[:index])
+            _overwrite(start + before + inside, len(entries[index]) - inside)
+
+
+def _token_places(arguments: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Give the index of each argument that holds a token, and where in it the token begins."""
+    option = OPTION.encode()
+    for index, argument in enumerate(arguments):
+        if argument.startswith(option + b"="):
+            yield index, len(option) + 1
+        elif argument == option and index + 1 < len(arguments) and arguments[index + 1] != _STANDARD_INPUT.encode():
+            yield index + 1, 0
+
+
+def _wipe_environment(variable: str) -> None:
+    # Taken out of os.environ or set anew before, so that nothing in this process points there any more.
+    memory = _own_memory()
+    if memory is None:
+        return
+    start, end = memory[2], memory[3]
+    name = variable.encode() + b"="
+    offset = 0
+    for entry in _read(start, end).split(b"\0"):
+        if entry.startswith(name):
+            _overwrite(start + offset + len(name), len(entry) - len(name))
+        offset += len(entry) + 1
+
+
+def _own_memory() -> tuple[int, ...] | None:
+    """Give the addresses between which the kernel put our arguments, then our environment, or None."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    addresses = tuple(int(field) for field in fields[_MEMORY_FIELDS])
+    return addresses if len(addresses) == 4 and all(addresses) else None
+
+
+def _read(start: int, end: int) -> bytes:
+    import ctypes
+
+    return ctypes.string_at(start, end - start)
+
+
+def _overwrite(address: int, length: int) -> None:
+    """Put a mask in place of a secret that hides its length too."""
+    import ctypes
+
+    ctypes.memset(address, 0, length)
+    ctypes.memmove(address, _MASK, min(length, len(_MASK)))
+
+
+def _from_standard_input() -> str:
+    if sys.stdin.isatty():
+        token: str = click.prompt("Token", hide_input=True, err=True)
+        return token
+    return _one_line(sys.stdin.buffer.readline(4 * MAX_LENGTH + 2), "Standard input")
+
+
+def _from_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            content = file.read(4 * MAX_LENGTH + 2)
+    except OSError as error:
+        raise UsageError(f"The token file {path} can't be read: {error.strerror}.", _MEND) from error
+    if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        _warn(f"Others may read {path}: chmod 600 {quote(str(path))}")
+    return _one_line(content, str(path))
+
+
+def _one_line(content: bytes, origin: str) -> str:
+    try:
+        return content.rstrip(b"\r\n").decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{origin} doesn't hold UTF-8 text.", "Write the token as UTF-8.") from None
+
+
+def _warn(message: str) -> None:
+    click.echo(f"{click.style('warning:', fg='yellow')} {message}", err=True)

@@ -1,0 +1,127 @@
+"""`rustguard serve`: run a server."""
+
+from __future__ import annotations
+
+import sys
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+import click
+
+from rustguard_py.cli.secret import find_token, is_weak, read_token
+from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
+from rustguard_py.errors import UsageError
+
+# How long `--open` alone opens the window for: time to walk to the other machine.
+OPEN_SECONDS = 600
+
+
+@click.command(
+    "serve",
+    cls=Verb,
+    examples=[
+        (
+            "sudo rustguard serve --pool 10.150.0.0/24 --token-file token",
+            "a server; open the window when it's needed",
+        ),
+        ("sudo rustguard serve --pool 10.150.0.0/24 --token - --open", "asks for the token, open for ten minutes"),
+        ("sudo rustguard serve", "again, with all that was kept; nobody new can join"),
+    ],
+)
+@click.option("--pool", metavar="CIDR", help="IPv4 addresses to give out, /30 or wider; kept after the first start.")
+@click.option(
+    "--pool6", metavar="CIDR", help="The same for IPv6, a /64; `none` for none. Default: made once and kept."
+)
+@token_options
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="UDP port; kept.  [default: 51820]")
+@click.option(
+    "--open",
+    "open_for",
+    type=click.FloatRange(min=0, min_open=True, max=86400),
+    is_flag=False,
+    flag_value=OPEN_SECONDS,
+    metavar="[SECONDS]",
+    help=f"Open the window from the start, for {OPEN_SECONDS} s if no number is given.",
+)
+@click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
+@click.option("--mtu", type=click.IntRange(1280, 65000), metavar="N", help="Of the interface; kept.  [default: 1420]")
+@click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
+@data_path_options
+@state_option
+def command(
+    pool: str | None,
+    pool6: str | None,
+    token: str | None,
+    token_file: Path | None,
+    port: int | None,
+    open_for: float | None,
+    interface: str | None,
+    mtu: int | None,
+    group: str | None,
+    engine: str,
+    queues: str,
+    state: Path | None,
+) -> None:
+    """Run a server in the foreground, until Ctrl-C or SIGTERM.
+
+    It owns a pool of addresses and lets in who knows the token while the window is open (`rustguard open`).
+    Its key, its peers and their addresses are kept and there again at the next start.
+    """
+    pool4 = _network4(pool)
+    network6 = _network6(pool6)
+    secret = _token(token, token_file)
+
+    from rustguard_py.cli.foreground import run
+    from rustguard_py.enroll.serving import ServeOptions, serve
+    from rustguard_py.state.paths import state_directory
+
+    options = ServeOptions(
+        directory=state_directory("server", state),
+        token=secret,
+        pool4=pool4,
+        pool6=network6,
+        use_pool6=pool6 != "none",
+        port=port,
+        open_for=open_for,
+        interface=interface,
+        mtu=mtu,
+        engine=engine,
+        queues=queues,
+        group=group,
+    )
+    run(lambda voice: serve(options, voice))
+
+
+def _token(option: str | None, file: Path | None) -> str | None:
+    """Find the token, asking for it on a terminal only: a service without one serves those who joined before."""
+    token = find_token(option, file)
+    if token is None and sys.stdin.isatty():
+        return read_token(None, None)
+    if token is not None and is_weak(token):
+        click.echo("The token is easily guessed: take three or four random words.", err=True)
+    return token
+
+
+def _network4(text: str | None) -> IPv4Network | None:
+    if text is None:
+        return None
+    try:
+        network = IPv4Network(text)
+    except ValueError as error:
+        mend = "Write it like 10.150.0.0/24: the first address of the network, and its prefix length."
+        raise UsageError(f"--pool: {error}.", mend) from error
+    if network.prefixlen > 30:
+        raise UsageError(f"--pool {network} has no room for a peer.", "A /30 has room for one, a /24 for 253.")
+    return network
+
+
+def _network6(text: str | None) -> IPv6Network | None:
+    if text in (None, "none"):
+        return None
+    try:
+        network = IPv6Network(text or "")
+    except ValueError as error:
+        raise UsageError(f"--pool6: {error}.", "Write it like fd12:3456:789a::/64, or leave it out.") from error
+    if network.prefixlen > 64:
+        raise UsageError(f"--pool6 {network} is too narrow.", "Give a /64.")
+    return network

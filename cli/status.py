@@ -1,0 +1,62 @@
+"""`rustguard status`: the tunnel, its window, its peers."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rustguard_py.cli.daemon import ask
+from rustguard_py.cli.verb import Verb, json_option, state_option
+
+WATCH_SECONDS = 2.0
+
+
+@click.command(
+    "status",
+    cls=Verb,
+    examples=[
+        ("rustguard status", "one row a peer"),
+        ("rustguard status --watch", "again every two seconds, until Ctrl-C"),
+        ("rustguard status --json | jq '.peers[].name'", "for scripts"),
+    ],
+)
+@json_option
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@click.option("-v", "--verbose", is_flag=True, help="Whole keys, all addresses, engine, counters and notes.")
+@state_option
+def command(as_json: bool, watch: bool, verbose: bool, state: Path | None) -> None:
+    """Show the tunnel, its window and its peers."""
+    if not watch:
+        document = ask(state, "status")
+        if as_json:
+            click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        else:
+            from rustguard_py.cli import render
+
+            render.show_status(document, verbose=verbose)
+        return
+    try:
+        _watch(state, as_json, verbose)
+    except KeyboardInterrupt:
+        # The way it's meant to end.
+        return
+
+
+def _watch(state: Path | None, as_json: bool, verbose: bool) -> None:
+    def read() -> dict[str, Any]:
+        return ask(state, "status")
+
+    def wait() -> None:
+        time.sleep(WATCH_SECONDS)
+
+    if as_json:
+        while True:
+            click.echo(json.dumps(read(), ensure_ascii=False))
+            wait()
+    from rustguard_py.cli import render
+
+    render.watch_status(read, wait, verbose=verbose)

@@ -1,0 +1,112 @@
+"""What verbs share: examples in their help, the options that several have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Examples = Sequence[tuple[str, str]]
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Verb(click.Command):
+    """A command whose help ends with examples.
+
+    Args:
+        examples: Pairs of a command line and what it's for.
+    """
+
+    def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", CONTEXT_SETTINGS)
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+
+    def format_epilog(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the examples."""
+        write_examples(formatter, self.examples)
+
+
+class VerbGroup(Verb, click.Group):
+    """The same for a command with commands of its own."""
+
+    command_class = Verb
+
+
+def write_examples(formatter: click.HelpFormatter, examples: Examples) -> None:
+    """Write a section of command lines, each with what it's for on a line of its own."""
+    if not examples:
+        return
+    with formatter.section("Examples"):
+        for line, purpose in examples:
+            formatter.write(f"{'':{formatter.current_indent}}{line}\n{'':{formatter.current_indent + 4}}{purpose}\n")
+
+
+def state_option(function: Function) -> Function:
+    """Add `--state DIR`; the parameter is `state: Path | None`."""
+    return click.option(
+        "--state",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        envvar="RUSTGUARD_STATE",
+        show_envvar=True,
+        help="State directory; says which daemon is meant when several run.",
+    )(function)
+
+
+def json_option(function: Function) -> Function:
+    """Add `--json`; the parameter is `as_json: bool`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON with a schema number.")(function)
+
+
+def token_options(function: Function) -> Function:
+    """Add `--token` and `--token-file`; the parameters are `token: str | None`, `token_file: Path | None`.
+
+    What was given becomes the token by `rustguard_py.cli.secret.read_token`.
+    """
+    by_file = click.option(
+        "--token-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Read the token from a file.",
+    )
+    by_value = click.option(
+        "--token",
+        metavar="SECRET",
+        help="The shared token; `-` reads standard input. Others may see a command line: better --token-file, "
+        "RUSTGUARD_TOKEN or standard input.",
+    )
+    return by_value(by_file(function))
+
+
+def data_path_options(function: Function) -> Function:
+    """Add `--engine` and `--queues`; the parameters are `engine: str` and `queues: str`, a number or `auto`."""
+    by_queues = click.option(
+        "--queues",
+        metavar="N|auto",
+        callback=_check_queues,
+        default="auto",
+        show_default=True,
+        help="Queues of the interface; auto: by the number of cores.",
+    )
+    by_engine = click.option(
+        "--engine",
+        type=click.Choice(["auto", "native", "portable"]),
+        default="auto",
+        show_default=True,
+        envvar="RUSTGUARD_ENGINE",
+        show_envvar=True,
+        help="What moves the packets; auto takes the fastest that runs here, and `status -v` says why.",
+    )
+    return by_engine(by_queues(function))
+
+
+def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:
+    # 256 is the kernel's MAX_TAP_QUEUES.
+    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value) <= 256):
+        raise click.BadParameter(f"{value!r} is neither a number from 1 to 256 nor `auto`.", param=parameter)
+    return value

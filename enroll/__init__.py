@@ -1,0 +1,1 @@
+"""Enrollment: two machines that share a token become WireGuard peers (docs/enrollment.md)."""

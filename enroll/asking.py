@@ -1,0 +1,153 @@
+"""Carries a join over real sockets: sends what `pairing_client` wants, hands it what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Sequence
+
+from rustguard_py.clock import now
+from rustguard_py.enroll.pairing_client import Joined, PairingClient
+from rustguard_py.errors import UnansweredError
+from rustguard_py.planes.contract import Endpoint
+
+# ip(7), ipv6(7): with these the kernel reports an ICMP "port unreachable" as an error of the socket.
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
+# So often must every address of the server have refused before we believe that nothing listens there, and so often
+# must nothing have gone out before we believe that there is no way.
+_REFUSALS = 3
+
+
+async def ask(client: PairingClient, sockets: Sequence[socket.socket], servers: Sequence[Endpoint]) -> Joined:
+    """Run a join to its end.
+
+    Args:
+        client: A fresh one.
+        sockets: Bound, one a family; they stay open and go on to be the tunnel's.
+        servers: The addresses that the server may have.
+
+    Raises:
+        RustGuardError: It failed; the error says why.
+    """
+    asking = _Asking(client, sockets, servers)
+    try:
+        return await asking.run()
+    finally:
+        asking.close()
+
+
+class _Asking:
+    def __init__(self, client: PairingClient, sockets: Sequence[socket.socket], servers: Sequence[Endpoint]) -> None:
+        self._client = client
+        self._sockets = {each.family: each for each in sockets}
+        self._servers = servers
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._refused = 0
+        self._unreachable: str | None = None
+        self._unsent = 0
+
+    async def run(self) -> Joined:
+        loop = asyncio.get_running_loop()
+        for each in self._sockets.values():
+            each.setblocking(False)
+            _report_refusals(each, on=True)
+            loop.add_reader(each.fileno(), self._receive, each)
+        self._transmit()
+        while (due := self._client.poll_timeout()) is not None and not self._done.done():
+            await asyncio.wait({self._done}, timeout=max(0.0, due - now()))
+            self._client.handle_timeout(now())
+            self._transmit()
+        self._done.cancel()
+        return self._outcome()
+
+    def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        for each in self._sockets.values():
+            loop.remove_reader(each.fileno())
+            _report_refusals(each, on=False)
+
+    def _outcome(self) -> Joined:
+        outcome = self._client.outcome
+        if isinstance(outcome, Joined):
+            return outcome
+        if self._all_refused():
+            where = self._servers[0]
+            raise UnansweredError(
+                f"Nothing listens on UDP port {where[1]} of {where[0]}: that machine says so itself.",
+                "Start the server there: sudo rustguard serve …; or check the port.",
+            )
+        if outcome is None or self._unreachable is not None:
+            raise UnansweredError(
+                f"The server can't be reached from here: {self._unreachable or 'no network'}.",
+                "Check this machine's network, and the address.",
+            )
+        raise outcome.error()
+
+    def _all_refused(self) -> bool:
+        return self._refused >= _REFUSALS * len(self._servers)
+
+    def _transmit(self) -> None:
+        while (transmit := self._client.poll_transmit()) is not None:
+            places = self._servers if transmit.destination is None else [transmit.destination]
+            failures = [self._send(transmit.datagram, place) for place in places]
+            self._unreachable = failures[0] if all(failures) else None
+            self._unsent = self._unsent + 1 if all(failures) else 0
+            if self._unsent >= _REFUSALS and not self._done.done():
+                self._done.set_result(None)
+        if self._client.outcome is not None and not self._done.done():
+            self._done.set_result(None)
+
+    def _send(self, datagram: bytes, place: Endpoint) -> str | None:
+        """Send; give why it didn't work, or None."""
+        each = self._sockets.get(socket.AF_INET6 if ":" in place[0] else socket.AF_INET)
+        if each is None:
+            return "this machine lacks that kind of address"
+        # An error of an earlier datagram may be reported first: it clears, and we try once more.
+        for _ in range(2):
+            try:
+                each.sendto(datagram, place)
+            except OSError as error:
+                if error.errno == errno.ECONNREFUSED:
+                    self._note_refusal()
+                    continue
+                return error.strerror or "unknown error"
+            return None
+        return None
+
+    def _receive(self, each: socket.socket) -> None:
+        while True:
+            try:
+                datagram, source = each.recvfrom(65536)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                _drain_errors(each)
+                if error.errno == errno.ECONNREFUSED:
+                    self._note_refusal()
+                continue
+            self._client.handle(datagram, source, now())
+        self._transmit()
+
+    def _note_refusal(self) -> None:
+        self._refused += 1
+        if self._all_refused() and not self._done.done():
+            self._done.set_result(None)
+
+
+def _drain_errors(each: socket.socket) -> None:
+    try:
+        while True:
+            each.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+    except OSError:
+        return
+
+
+def _report_refusals(each: socket.socket, *, on: bool) -> None:
+    if each.family == socket.AF_INET6:
+        each.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, int(on))
+    else:
+        each.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, int(on))
+    if not on:
+        _drain_errors(each)

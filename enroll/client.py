@@ -1,0 +1,162 @@
+"""The client while it runs: it carries traffic and stays connected.
+
+While handshakes fail the server's name is resolved again, and when the network changes we say so at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from rustguard_py.clock import now
+from rustguard_py.enroll import address, report
+from rustguard_py.enroll.running import stop_on_signals, until_stopped
+from rustguard_py.enroll.tasks import Tasks
+from rustguard_py.enroll.timestamps import KeptTimestamps
+from rustguard_py.enroll.voice import Voice
+from rustguard_py.errors import UnansweredError
+from rustguard_py.netwatch import NetWatch
+from rustguard_py.peer import Peer, PeerConfig
+from rustguard_py.planes.contract import Endpoint
+from rustguard_py.state.records import NetworkRecord
+from rustguard_py.tunnel import Listeners, Tunnel
+
+log = logging.getLogger(__name__)
+
+# How often the server's name is looked up while it isn't found, seconds.
+LOOK_AGAIN = 2.0
+
+
+class Client:
+    """A client that runs.
+
+    Args:
+        tunnel: Tells us from now on what it hears.
+        network: What to connect to.
+        timestamps: Those of the tunnel.
+        interface: Its name.
+        voice: How to talk.
+
+    Attributes:
+        unanswered: How many handshakes in a row the server left unanswered.
+    """
+
+    def __init__(
+        self, tunnel: Tunnel, network: NetworkRecord, timestamps: KeptTimestamps, interface: str, voice: Voice
+    ) -> None:
+        tunnel.listeners = Listeners(unanswered=self._on_unanswered, session=self._on_session)
+        self.tunnel = tunnel
+        self.network = network
+        self.unanswered = 0
+        self._timestamps = timestamps
+        self._interface = interface
+        self._voice = voice
+        self._tasks = Tasks()
+        self._resolving = False
+        self._tried: list[Endpoint] = []
+        self._connected = False
+
+    def connect(self, endpoint: Endpoint | None) -> None:
+        """Tell the tunnel of the server."""
+        network = self.network
+        allowed = (*network.pools, *network.routes)
+        config = PeerConfig(network.server_key, allowed, network.preshared_key, endpoint, network.keepalive)
+        self.tunnel.node.set_peer(config)
+
+    async def run(self) -> None:
+        """Carry traffic until a signal or a fault stops the tunnel; `connect` comes before.
+
+        Raises:
+            RustGuardError: The data plane broke.
+        """
+        stop_on_signals(self.tunnel)
+        self.tunnel.start()
+        watch = NetWatch(self._on_network_change)
+        self._tasks.spawn(self._timestamps.keep_synced())
+        try:
+            self._reach_out()
+            await until_stopped(self.tunnel)
+        finally:
+            watch.close()
+            await self._tasks.close()
+
+    @property
+    def _server(self) -> Peer:
+        peer = self.tunnel.node.get(self.network.server_key)
+        assert peer is not None  # noqa: S101 - `connect` put it there and nothing takes it out
+        return peer
+
+    def _reach_out(self) -> None:
+        """Shake hands now, with an address that this machine has a route to."""
+        endpoint = self._server.endpoint
+        if endpoint is None or not address.has_route(endpoint):
+            self._resolve()
+            return
+        self.tunnel.node.begin_handshake(self._server, now())
+        self.tunnel.wake()
+
+    def _on_session(self, peer: Peer) -> None:
+        self._tried.clear()
+        self.unanswered = 0
+        if not self._connected:
+            self._connected = True
+            where = report.endpoint_text(peer.endpoint)
+            self._voice.say(f"Connected to {self.network.host} at {where} on {self._interface}.")
+
+    def _on_unanswered(self, peer: Peer, attempts: int) -> None:
+        self.unanswered = attempts
+        if peer.endpoint is not None and peer.endpoint not in self._tried:
+            self._tried.append(peer.endpoint)
+        if attempts == 1:
+            log.info("%s does not answer; trying on, with its name resolved again", self.network.host)
+        self._resolve()
+
+    def _on_network_change(self) -> None:
+        # Our address may be another: the server learns it from the next datagram, which this makes come at once.
+        self._reach_out()
+        self._say_we_are_here()
+
+    def _say_we_are_here(self) -> None:
+        """Send an empty datagram, whenever the last handshake was: turning persistent keepalives on sends one."""
+        config = replace(self._server.config, endpoint=None)
+        for seconds in (0, config.persistent_keepalive):
+            self.tunnel.node.set_peer(replace(config, persistent_keepalive=seconds))
+
+    def _resolve(self) -> None:
+        if self._resolving:
+            return
+        self._resolving = True
+        self._tasks.spawn(self._look_up())
+
+    async def _look_up(self) -> None:
+        try:
+            # Without an endpoint nothing is sent, so nothing fails and has the name looked up again.
+            while not await self._find() and self._server.endpoint is None:
+                await asyncio.sleep(LOOK_AGAIN)
+        finally:
+            self._resolving = False
+
+    async def _find(self) -> bool:
+        try:
+            found = await address.resolve(self.network.host, self.network.port)
+        except UnansweredError:
+            return False  # no network or no name server
+        endpoint = self._choose([each for each in found if address.has_route(each)])
+        if endpoint is not None and endpoint != self._server.endpoint:
+            self.tunnel.node.set_endpoint(self._server, endpoint, now())
+            self.tunnel.node.begin_handshake(self._server, now())
+            self._say_we_are_here()
+            self.tunnel.wake()
+        return endpoint is not None
+
+    def _choose(self, reachable: list[Endpoint]) -> Endpoint | None:
+        """Take each address in turn while none answers."""
+        if not reachable:
+            return None
+        fresh = [each for each in reachable if each not in self._tried]
+        if not fresh:
+            self._tried.clear()
+            fresh = reachable
+        self._tried.append(fresh[0])
+        return fresh[0]

@@ -1,0 +1,231 @@
+"""Joining, in order: pair once and keep what came of it, or take what was kept; then start the client.
+
+load the state · pair, or take what an earlier join kept · check the networks · save · make the interface · tell the
+tunnel of the server · lay out the interface · answer at the control socket; then carry traffic until told to stop
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rustguard_py import engine, netif
+from rustguard_py.clock import now
+from rustguard_py.enroll import address, running
+from rustguard_py.enroll.asking import ask
+from rustguard_py.enroll.client import Client
+from rustguard_py.enroll.client_control import ClientControl
+from rustguard_py.enroll.pairing_client import Joined, PairingClient
+from rustguard_py.enroll.pool import collisions
+from rustguard_py.enroll.report import Program
+from rustguard_py.enroll.voice import Voice
+from rustguard_py.errors import RefusedError, UnansweredError, UsageError
+from rustguard_py.planes.contract import Endpoint
+from rustguard_py.planes.tun import Tun
+from rustguard_py.state.document import Document
+from rustguard_py.state.identity import generate_private_key, public_key
+from rustguard_py.state.records import ClientState, NetworkRecord
+
+# How long the start waits for the server's name, seconds; without an answer it is looked up again later.
+FIRST_LOOK = 1.0
+# How long to ask a server that was joined before, seconds: its window is likely closed, and what was kept will do.
+PATIENCE_WHEN_KEPT = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class JoinOptions:
+    """What `join` was told.
+
+    Attributes:
+        directory: Where the state lies.
+        server: `HOST[:PORT]` as typed, or None for the network joined last.
+        token: None to use what an earlier join kept.
+        name: What to be called there.
+        fingerprint: The one that the server must have, or None.
+        interface: Its name, or None for the first free one.
+        save_only: Whether to pair and keep, and carry no traffic.
+        engine: One of `engine.ENGINES`.
+        queues: `auto` or a number.
+        group: Who beside root may use the control socket.
+    """
+
+    directory: Path
+    server: str | None
+    token: str | None = field(repr=False)
+    name: str
+    fingerprint: str | None = None
+    interface: str | None = None
+    save_only: bool = False
+    engine: str = "auto"
+    queues: str = "auto"
+    group: str | None = None
+
+
+async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) -> None:
+    """Join, and carry traffic until told to stop.
+
+    Args:
+        options: What to do.
+        voice: How to talk.
+        ready: Called once when the tunnel is up (or, with `save_only`, never).
+
+    Raises:
+        RustGuardError: It can't be done, or the data plane broke.
+    """
+    async with AsyncExitStack() as stack:
+        chosen = engine.choose(options.engine, options.queues)
+        document = Document.open(options.directory)
+        stack.callback(document.close)
+        state = _load(document)
+        interface = options.interface or netif.free_interface_name()
+        if not options.save_only:
+            _try_interface(interface)
+        sockets = running.bind(stack, 0)
+        network, endpoint = await _obtain(options, voice, document, state, sockets)
+        if options.save_only:
+            voice.say(f"Kept in {options.directory}. To connect: rustguard join")
+            return
+        program = Program("client", options.directory, interface, chosen, now())
+        network = _without_ipv6(network, voice)
+        tunnel, timestamps = running.make_tunnel(stack, program, state.private_key, sockets, network.mtu)
+        client = Client(tunnel, network, timestamps, interface, voice)
+        # Before there is an address to send from: the first packet then waits for the handshake, and isn't dropped.
+        client.connect(endpoint or await _locate(network))
+        running.lay_out(stack, voice, interface, network.mtu, network.addresses, network.routes)
+        await running.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
+        ready()
+        await client.run()
+
+
+def _load(document: Document) -> ClientState:
+    data = document.load()
+    if data is not None:
+        return ClientState.from_json(data)
+    # Kept before anybody is asked: after a crash the same key, and so the same address, comes again.
+    state = ClientState(generate_private_key())
+    document.save(state.to_json())
+    return state
+
+
+def _try_interface(interface: str) -> None:
+    """Refuse what could not be made, before the server gives an address for it."""
+    running.check_interface(interface)
+    Tun(interface, lambda _: None).close()
+
+
+async def _obtain(
+    options: JoinOptions, voice: Voice, document: Document, state: ClientState, sockets: Sequence[socket.socket]
+) -> tuple[NetworkRecord, Endpoint | None]:
+    """Give the network to connect to, paired anew or kept, and where its server answered if that is known."""
+    host, port = address.parse(options.server) if options.server is not None else (None, None)
+    kept = state.network(host, port)
+    if options.token is None or host is None:
+        if kept is None:
+            what = f"{host} was not joined before." if host else "Nothing was joined before."
+            raise UsageError(what, f"Join with: rustguard join {host or 'HOST'} --token SECRET")
+        _check_fingerprint(kept, options.fingerprint)
+        _check_networks(kept)
+        return kept, None
+    try:
+        async with asyncio.timeout(None if kept is None else PATIENCE_WHEN_KEPT):
+            network, endpoint = await _pair(options, voice, state, kept, host, port or address.DEFAULT_PORT, sockets)
+    except (UnansweredError, TimeoutError) as error:
+        if kept is None:
+            raise
+        why = error.message if isinstance(error, UnansweredError) else f"{host} lets nobody new in now."
+        voice.say(f"{why} It was joined before, so we connect with what was kept.")
+        _check_networks(kept)
+        return kept, None
+    _check_networks(network)
+    document.save(state.with_network(network).to_json())
+    voice.say(
+        f"Joined {host} as {network.name}, {network.address4}; the server's fingerprint is {network.fingerprint}."
+    )
+    return network, endpoint
+
+
+async def _pair(
+    options: JoinOptions,
+    voice: Voice,
+    state: ClientState,
+    kept: NetworkRecord | None,
+    host: str,
+    port: int,
+    sockets: Sequence[socket.socket],
+) -> tuple[NetworkRecord, Endpoint]:
+    servers = await address.resolve(host, port)
+    voice.say(f"Asking {host}, UDP port {port}.")
+    client = PairingClient(
+        options.token or "",
+        public_key(state.private_key),
+        options.name,
+        os.urandom,
+        now(),
+        expected=options.fingerprint,
+        known_server=None if kept is None else kept.server_key,
+    )
+    joined = await ask(client, sockets, servers)
+    return _record(joined, host, port), joined.server
+
+
+def _record(joined: Joined, host: str, port: int) -> NetworkRecord:
+    given = joined.admission
+    return NetworkRecord(
+        host=host,
+        # The one that was typed: behind a forwarded port the server doesn't know by what number it is reached.
+        port=port,
+        server_key=given.server_key,
+        preshared_key=joined.preshared_key,
+        name=given.name,
+        address4=given.address4,
+        address6=given.address6,
+        routes=given.routes,
+        mtu=given.mtu,
+        keepalive=given.keepalive,
+        gateway4=given.gateway4,
+        gateway6=given.gateway6,
+        joined=time.time(),
+    )
+
+
+def _check_fingerprint(network: NetworkRecord, expected: str | None) -> None:
+    if expected is not None and expected.replace("-", "").replace(" ", "").upper() != network.fingerprint:
+        raise RefusedError(
+            f"The server joined before has the fingerprint {network.fingerprint}, not the one given.",
+            "Leave --server out, or join the other server with its token and --state DIR.",
+        )
+
+
+def _check_networks(network: NetworkRecord) -> None:
+    """Refuse what this machine already knows as something else, before anything is touched."""
+    taken = netif.taken_networks()
+    for wanted in (*network.pools, *network.routes):
+        if found := collisions(wanted, taken):
+            raise RefusedError(
+                f"The network {wanted} of {network.host} collides with what this machine has: {found[0]}.",
+                "Have that server serve another --pool, or leave the network that collides.",
+            )
+
+
+async def _locate(network: NetworkRecord) -> Endpoint | None:
+    """Look where the server is, for a moment; with no network or no answer it's looked for later."""
+    try:
+        async with asyncio.timeout(FIRST_LOOK):
+            found = await address.resolve(network.host, network.port)
+    except (UnansweredError, TimeoutError):
+        return None
+    return next(filter(address.has_route, found), None)
+
+
+def _without_ipv6(network: NetworkRecord, voice: Voice) -> NetworkRecord:
+    why = netif.why_no_ipv6()
+    if why is None or network.address6 is None:
+        return network
+    voice.say(f"{why} The tunnel carries IPv4 only.")
+    return replace(network, address6=None, gateway6=None)

@@ -1,0 +1,380 @@
+"""The six datagrams of an enrollment, and the JSON inside the last one (docs/enrollment.md).
+
+Every parser takes any bytes and returns a message or None: what is malformed is dropped without an answer, and
+nothing here raises on what came from the network. Encoding then parsing gives the same message, and the other
+way around: there is one encoding of each.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any, ClassVar, Final, Self
+
+MAGIC: Final = b"RGE2"
+MAX_DATAGRAM: Final = 1232
+NONCE_SIZE: Final = 16
+COOKIE_SIZE: Final = 16
+SERVER_ID_SIZE: Final = 32
+SESSION_SIZE: Final = 8
+KEY_SIZE: Final = 32
+TAG_SIZE: Final = 32
+SEAL_OVERHEAD: Final = 16
+EK_SIZE: Final = 1184
+CT_SIZE: Final = 1088
+MAX_NAME_SIZE: Final = 45
+DETAILS_SIZE: Final = 80
+RESULT_BLOCK: Final = 64
+
+HELLO: Final = 1
+CHALLENGE: Final = 2
+SHARE_C: Final = 3
+SHARE_S: Final = 4
+CONFIRM: Final = 5
+RESULT: Final = 6
+
+_HEADERS = {kind: MAGIC + bytes([kind, 0, 0, 0]) for kind in (HELLO, CHALLENGE, SHARE_C, SHARE_S, CONFIRM, RESULT)}
+_KINDS = {header: kind for kind, header in _HEADERS.items()}
+_HEADER_SIZE = 8
+_RESULT_FIXED = _HEADER_SIZE + SESSION_SIZE + TAG_SIZE
+MAX_RESULT_JSON: Final = (MAX_DATAGRAM - _RESULT_FIXED - SEAL_OVERHEAD) // RESULT_BLOCK * RESULT_BLOCK
+
+
+def kind_of(datagram: bytes) -> int | None:
+    """Tell which of the six messages a datagram says it is, or None for none of them."""
+    return _KINDS.get(datagram[:_HEADER_SIZE])
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """1, client to server, 128 bytes: longer than its answer, so that nobody is hit with more than they sent."""
+
+    SIZE: ClassVar = 128
+    _LAYOUT: ClassVar = struct.Struct("<8s16sI100s")
+
+    nonce_c: bytes
+    token_id: int
+
+    def encode(self) -> bytes:
+        """Give the datagram, 128 bytes."""
+        return self._LAYOUT.pack(_HEADERS[HELLO], self.nonce_c, self.token_id, b"")
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram, or return None."""
+        if len(datagram) != cls.SIZE:
+            return None
+        header, nonce_c, token_id, zeros = cls._LAYOUT.unpack(datagram)
+        if header != _HEADERS[HELLO] or any(zeros):
+            return None
+        return cls(nonce_c, token_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """2, server to client, 96 bytes. The server keeps nothing of it."""
+
+    SIZE: ClassVar = 96
+    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16s32s4s")
+
+    nonce_c: bytes
+    nonce_s: bytes
+    epoch: int
+    cookie: bytes
+    server_id: bytes
+
+    def encode(self) -> bytes:
+        """Give the datagram, 96 bytes."""
+        return self._LAYOUT.pack(
+            _HEADERS[CHALLENGE], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.server_id, b""
+        )
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram, or return None."""
+        if len(datagram) != cls.SIZE:
+            return None
+        header, nonce_c, nonce_s, epoch, cookie, server_id, zeros = cls._LAYOUT.unpack(datagram)
+        if header != _HEADERS[CHALLENGE] or any(zeros):
+            return None
+        return cls(nonce_c, nonce_s, epoch, cookie, server_id)
+
+
+@dataclass(frozen=True, slots=True)
+class ShareC:
+    """3, client to server, 96 bytes: the challenge handed back with the client's CPace share Ya."""
+
+    SIZE: ClassVar = 96
+    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16sI32s")
+
+    nonce_c: bytes
+    nonce_s: bytes
+    epoch: int
+    cookie: bytes
+    token_id: int
+    share: bytes
+
+    def encode(self) -> bytes:
+        """Give the datagram, 96 bytes."""
+        return self._LAYOUT.pack(
+            _HEADERS[SHARE_C], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.token_id, self.share
+        )
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram, or return None."""
+        if len(datagram) != cls.SIZE:
+            return None
+        header, *fields = cls._LAYOUT.unpack(datagram)
+        return cls(*fields) if header == _HEADERS[SHARE_C] else None
+
+
+@dataclass(frozen=True, slots=True)
+class ShareS:
+    """4, server to client, 1,232 bytes: the server's share Yb and its ML-KEM-768 encapsulation key."""
+
+    SIZE: ClassVar = 1232
+    _LAYOUT: ClassVar = struct.Struct(f"<8s8s32s{EK_SIZE}s")
+
+    session: bytes
+    share: bytes
+    ek: bytes
+
+    def encode(self) -> bytes:
+        """Give the datagram, 1,232 bytes."""
+        return self._LAYOUT.pack(_HEADERS[SHARE_S], self.session, self.share, self.ek)
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram, or return None."""
+        if len(datagram) != cls.SIZE:
+            return None
+        header, *fields = cls._LAYOUT.unpack(datagram)
+        return cls(*fields) if header == _HEADERS[SHARE_S] else None
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """5, client to server, 1,232 bytes: the ML-KEM ciphertext, the sealed details, and Ta over all of it."""
+
+    SIZE: ClassVar = 1232
+    _LAYOUT: ClassVar = struct.Struct(f"<8s8s{CT_SIZE}s{DETAILS_SIZE + SEAL_OVERHEAD}s32s")
+
+    session: bytes
+    ct: bytes
+    sealed: bytes
+    tag: bytes
+
+    def encode(self) -> bytes:
+        """Give the datagram, 1,232 bytes."""
+        return self._LAYOUT.pack(_HEADERS[CONFIRM], self.session, self.ct, self.sealed, self.tag)
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram, or return None."""
+        if len(datagram) != cls.SIZE:
+            return None
+        header, *fields = cls._LAYOUT.unpack(datagram)
+        return cls(*fields) if header == _HEADERS[CONFIRM] else None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """6, server to client, at most 1,232 bytes: the sealed answer, and Tb over it.
+
+    Attributes:
+        session: 8 bytes.
+        sealed: A multiple of 64 and 16 bytes.
+        tag: Tb, 32 bytes.
+    """
+
+    session: bytes
+    sealed: bytes
+    tag: bytes
+
+    def encode(self) -> bytes:
+        """Give the datagram."""
+        return _HEADERS[RESULT] + self.session + self.sealed + self.tag
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram, or return None."""
+        json_size = len(datagram) - _RESULT_FIXED - SEAL_OVERHEAD
+        if not 0 < json_size <= MAX_RESULT_JSON or json_size % RESULT_BLOCK:
+            return None
+        if datagram[:_HEADER_SIZE] != _HEADERS[RESULT]:
+            return None
+        body = _HEADER_SIZE + SESSION_SIZE
+        return cls(datagram[_HEADER_SIZE:body], datagram[body:-TAG_SIZE], datagram[-TAG_SIZE:])
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a client says of itself, sealed inside CONFIRM; 80 bytes.
+
+    Attributes:
+        public_key: The client's WireGuard public key, 32 bytes.
+        name: At most 45 bytes of UTF-8, printable; empty leaves the choice to the server.
+        flags: 16 bits, none of them defined yet; unknown ones are ignored.
+    """
+
+    _LAYOUT: ClassVar = struct.Struct(f"<32sHB{MAX_NAME_SIZE}s")
+
+    public_key: bytes
+    name: str
+    flags: int = 0
+
+    def encode(self) -> bytes:
+        """Give the 80 bytes.
+
+        Raises:
+            ValueError: The name is too long or not printable.
+        """
+        name = self.name.encode()
+        if len(name) > MAX_NAME_SIZE or not self.name.isprintable():
+            raise ValueError(f"a name has at most {MAX_NAME_SIZE} printable bytes")
+        return self._LAYOUT.pack(self.public_key, self.flags, len(name), name)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self | None:
+        """Read the 80 bytes, or return None."""
+        if len(data) != DETAILS_SIZE:
+            return None
+        public_key, flags, length, padded = cls._LAYOUT.unpack(data)
+        if length > MAX_NAME_SIZE or any(padded[length:]):
+            return None
+        try:
+            name = padded[:length].decode()
+        except UnicodeDecodeError:
+            return None
+        # A name is shown in terminals and logs: no escape sequences, no line breaks, no direction marks.
+        return cls(public_key, name, flags) if name.isprintable() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The content of a RESULT whose status is "ok": all that the client needs for its tunnel.
+
+    Attributes:
+        name: The name that the server keeps for this client.
+        address4: The client's address with the pool's prefix length ("10.77.0.2/24").
+        address6: The same over IPv6, or None.
+        server_key: The server's WireGuard public key, 32 bytes.
+        port: The UDP port of the tunnel.
+        mtu: The tunnel's MTU.
+        keepalive: Seconds of persistent keepalive, 0 for none.
+        routes: Further networks behind the server.
+        gateway4: The server's address in the tunnel.
+        gateway6: The same over IPv6, or None.
+    """
+
+    name: str
+    address4: IPv4Interface
+    address6: IPv6Interface | None
+    server_key: bytes = field(repr=False)
+    port: int
+    mtu: int
+    keepalive: int
+    routes: tuple[IPv4Network | IPv6Network, ...]
+    gateway4: IPv4Address
+    gateway6: IPv6Address | None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Give what `encode_outcome` takes, status "ok" included."""
+        return {
+            "status": "ok",
+            "name": self.name,
+            "address4": str(self.address4),
+            "address6": None if self.address6 is None else str(self.address6),
+            "server_key": base64.b64encode(self.server_key).decode(),
+            "port": self.port,
+            "mtu": self.mtu,
+            "keepalive": self.keepalive,
+            "routes": [str(network) for network in self.routes],
+            "gateway4": str(self.gateway4),
+            "gateway6": None if self.gateway6 is None else str(self.gateway6),
+        }
+
+    @classmethod
+    def from_mapping(cls, members: Mapping[str, Any]) -> Self | None:
+        """Read and check an "ok"; unknown members are ignored. None when something is missing or can't be meant."""
+        try:
+            address6, gateway6 = members.get("address6"), members.get("gateway6")
+            return cls(
+                name=_name(members["name"]),
+                address4=IPv4Interface(_text(members["address4"])),
+                address6=None if address6 is None else IPv6Interface(_text(address6)),
+                server_key=_key(members["server_key"]),
+                port=_integer(members["port"], 1, 65535),
+                mtu=_integer(members["mtu"], 576, 65535),
+                keepalive=_integer(members["keepalive"], 0, 65535),
+                routes=tuple(map(_network, members.get("routes", ()))),
+                gateway4=IPv4Address(_text(members["gateway4"])),
+                gateway6=None if gateway6 is None else IPv6Address(_text(gateway6)),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+def encode_outcome(members: Mapping[str, Any]) -> bytes:
+    """Write the JSON of a RESULT, padded with zeros to a multiple of 64 bytes.
+
+    Raises:
+        ValueError: It doesn't fit a RESULT (1,152 bytes).
+    """
+    text = json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text + bytes(-len(text) % RESULT_BLOCK)
+    if len(padded) > MAX_RESULT_JSON:
+        raise ValueError(f"a RESULT holds {MAX_RESULT_JSON} bytes of JSON, this one has {len(text)}")
+    return padded
+
+
+def parse_outcome(padded: bytes) -> dict[str, Any] | None:
+    """Read the padded JSON of a RESULT: an object with a textual "status", or None."""
+    try:
+        members = json.loads(padded.rstrip(b"\0"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(members, dict) or not isinstance(members.get("status"), str):
+        return None
+    return members
+
+
+def _text(value: object) -> str:
+    # The ipaddress classes take integers and bytes too: only text is meant here.
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value
+
+
+def _name(value: object) -> str:
+    name = _text(value)
+    if not name.isprintable():
+        raise ValueError("not printable")
+    return name
+
+
+def _integer(value: object, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError("out of bounds")
+    return value
+
+
+def _key(value: object) -> bytes:
+    try:
+        key = base64.b64decode(_text(value), validate=True)
+    except binascii.Error as error:
+        raise ValueError("not base64") from error
+    if len(key) != KEY_SIZE:
+        raise ValueError("not a key")
+    return key
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    text = _text(value)
+    return IPv6Network(text) if ":" in text else IPv4Network(text)

@@ -1,0 +1,167 @@
+"""What a server's control socket answers: the window, the peers, the status and what it warns of."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rustguard_py.clock import now
+from rustguard_py.control import Handler
+from rustguard_py.enroll import report
+from rustguard_py.enroll.server import Server
+from rustguard_py.enroll.window import Closed
+from rustguard_py.errors import StateError, UsageError
+from rustguard_py.state.records import PeerRecord
+
+log = logging.getLogger(__name__)
+
+_IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+class ServerControl:
+    """Answers for a server.
+
+    Args:
+        server: Whom.
+        program: What it runs as.
+        why_no_ipv6: Why the kept IPv6 pool isn't in use, for people, or None.
+    """
+
+    def __init__(self, server: Server, program: report.Program, why_no_ipv6: str | None) -> None:
+        self._server = server
+        self._program = program
+        self._why_no_ipv6 = why_no_ipv6
+
+    def handlers(self) -> dict[str, Handler]:
+        """What is answered to, by method."""
+        return {
+            "status": self._status,
+            "peers": self._peers,
+            "open": self._open,
+            "close": self._close,
+            "revoke": self._revoke,
+            "restore": self._restore,
+            "rename": self._rename,
+        }
+
+    # -- the window -----------------------------------------------------------------------------------------
+
+    async def _open(self, params: dict[str, Any]) -> dict[str, Any]:
+        seconds = params.get("seconds")
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+            raise UsageError("`open` takes a number of seconds.", "Run: rustguard open 60")
+        await self._server.open_window(seconds)
+        return {"window": self._window()}
+
+    async def _close(self, _params: dict[str, Any]) -> dict[str, Any]:
+        await self._server.close_window()
+        return {"window": self._window()}
+
+    def _window(self) -> dict[str, Any]:
+        return report.window(self._server.window.state(now()))
+
+    # -- peers ----------------------------------------------------------------------------------------------
+
+    async def _revoke(self, params: dict[str, Any]) -> dict[str, Any]:
+        server = self._server
+        change = server.registry.revoke(_text(params, "who"))
+        # Its greatest timestamp stays: should it be let in again, what it sent before must not count.
+        # Shut out first: if the disk refuses, the person is told and the peer is let in again.
+        server.tunnel.node.remove_peer(change.record.public_key)
+        if not await server.saver.durable(change.undo):
+            server.put_in(change.record, with_endpoint=True)
+            raise _not_saved()
+        log.info("%s is revoked", change.record.name)
+        return self._line(change.record)
+
+    async def _restore(self, params: dict[str, Any]) -> dict[str, Any]:
+        server = self._server
+        key = server.registry.restore(_text(params, "key"))
+        if not await server.saver.durable(lambda: server.state.revoked.add(key)):
+            raise _not_saved()
+        return {}
+
+    async def _rename(self, params: dict[str, Any]) -> dict[str, Any]:
+        change = self._server.registry.rename(_text(params, "old"), _text(params, "new"))
+        if not await self._server.saver.durable(change.undo):
+            raise _not_saved()
+        return self._line(change.record)
+
+    def _line(self, record: PeerRecord) -> dict[str, Any]:
+        return {"peer": report.peers(self._server.tunnel, [_peer_line(record)], now())["peers"][0]}
+
+    def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
+        return report.peers(self._server.tunnel, map(_peer_line, self._server.state.peers.values()), now())
+
+    # -- status ---------------------------------------------------------------------------------------------
+
+    def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
+        server, state, pool = self._server, self._server.state, self._server.registry.pool
+        status = {
+            **report.common(self._program, server.tunnel, now()),
+            **self._peers({}),
+            "name": None,
+            "port": state.port,
+            "addresses": [str(each) for each in server.addresses],
+            "mtu": state.mtu,
+            "pool": {
+                "network4": str(state.pool4),
+                "network6": None if state.pool6 is None else str(state.pool6),
+                "size": pool.capacity,
+                "used": len(pool),
+            },
+            "window": self._window(),
+            "warnings": self._warnings(),
+        }
+        if not _forwards():
+            status["notes"].append(
+                "Peers reach this machine, and not each other or what is behind it: net.ipv4.ip_forward is 0. "
+                "To forward: sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
+            )
+        return status
+
+    def _warnings(self) -> list[str]:
+        server = self._server
+        warnings = []
+        if self._why_no_ipv6 is not None:
+            warnings.append(f"{self._why_no_ipv6} The tunnel carries IPv4 only.")
+        if server.saver.failed:
+            warnings.append("The state can't be saved, so nobody can join: is the disk full?")
+        elif server.timestamps.refused:
+            warnings.append("Timestamps of handshakes can't be saved: is the disk full?")
+        if not server.has_token:
+            warnings.append("Started without a token: nobody new can join.")
+        if len(server.registry.pool) >= server.registry.pool.capacity:
+            warnings.append("The pool is used up: revoke a peer, or the next one to join is refused.")
+        if server.window.state(now()).closed is Closed.GUESSES:
+            warnings.append("The window closed because of wrong tokens: somebody is guessing.")
+        return warnings
+
+
+def _not_saved() -> StateError:
+    return StateError("The change could not be saved.", "Make room on the disk and try again.")
+
+
+def _forwards() -> bool:
+    try:
+        return _IP_FORWARD.read_text().strip() != "0"
+    except OSError:
+        return True  # nobody knows
+
+
+def _peer_line(record: PeerRecord) -> report.PeerLine:
+    return report.PeerLine(
+        record.name,
+        record.public_key,
+        None if record.address4 is None else str(record.address4),
+        None if record.address6 is None else str(record.address6),
+        record.endpoint,
+    )
+
+
+def _text(params: dict[str, Any], name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str):
+        raise UsageError(f"`{name}` must be text.")
+    return value

@@ -1,0 +1,175 @@
+"""Starting a server, in order.
+
+lock and load the state · check the pools · open the port · make the interface · put the server together · lay out
+the interface · save · answer at the control socket; then serve until told to stop
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from rustguard_py import engine, netif
+from rustguard_py.clock import now
+from rustguard_py.enroll import running
+from rustguard_py.enroll.address import DEFAULT_PORT
+from rustguard_py.enroll.introduction import introduce
+from rustguard_py.enroll.pool import collisions, make_ula, propose
+from rustguard_py.enroll.registry import Registry
+from rustguard_py.enroll.report import Program
+from rustguard_py.enroll.saving import Saver
+from rustguard_py.enroll.server import Server
+from rustguard_py.enroll.server_control import ServerControl
+from rustguard_py.enroll.voice import Voice
+from rustguard_py.errors import RefusedError, UsageError
+from rustguard_py.state.document import Document
+from rustguard_py.state.identity import generate_private_key
+from rustguard_py.state.records import ServerState
+
+# What fits a link of 1,500 bytes with WireGuard over IPv6 on it, as wg-quick assumes.
+DEFAULT_MTU = 1420
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `serve` was told.
+
+    Attributes:
+        directory: Where the state lies.
+        token: What a client must know; None when nobody can join until the next start.
+        pool4: None for the one kept.
+        pool6: None for the one kept, or a ULA /64 made at the first start.
+        use_pool6: False for IPv4 only.
+        port: UDP, or None for the one kept.
+        open_for: Seconds that the window is open for from the start.
+        interface: Its name, or None for the first free one.
+        mtu: Of the interface, bytes, or None for the one kept.
+        engine: One of `engine.ENGINES`.
+        queues: `auto` or a number.
+        group: Who beside root may use the control socket.
+    """
+
+    directory: Path
+    token: str | None = field(repr=False)
+    pool4: IPv4Network | None = None
+    pool6: IPv6Network | None = None
+    use_pool6: bool = True
+    port: int | None = None
+    open_for: float | None = None
+    interface: str | None = None
+    mtu: int | None = None
+    engine: str = "auto"
+    queues: str = "auto"
+    group: str | None = None
+
+
+async def serve(options: ServeOptions, voice: Voice) -> None:
+    """Run a server until it is told to stop.
+
+    Raises:
+        RustGuardError: It can't start, or the data plane broke.
+    """
+    async with AsyncExitStack() as stack:
+        server, program = await _start(options, voice, stack)
+        server.begin()
+        introduce(server, program, voice.say)
+        await running.until_stopped(server.tunnel)
+
+
+async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> tuple[Server, Program]:
+    chosen = engine.choose(options.engine, options.queues)
+    document = Document.open(options.directory)
+    stack.callback(document.close)
+    kept = document.load()
+    state = _prepare(options, kept)
+    registry = Registry(state)
+    interface = options.interface or netif.free_interface_name()
+    _check_pools(state, interface, first=not state.peers)
+    running.check_interface(interface)
+    program = Program("server", options.directory, interface, chosen, now())
+    server, why_no_ipv6 = _make_server(program, registry, document, stack)
+    running.lay_out(stack, voice, interface, state.mtu, server.addresses)
+    # Not before: a start that fails over a taken port or pool must not be what the next one is told by the state.
+    # Nor without need: a server that crashed comes back while the disk is full.
+    if (document_now := state.to_json()) != kept:
+        document.save(document_now)
+    await _prepare_pairing(options, server)
+    control = ServerControl(server, program, why_no_ipv6)
+    await running.answer(stack, options.directory, control.handlers(), options.group)
+    stack.push_async_callback(server.finish)
+    return server, program
+
+
+def _make_server(
+    program: Program, registry: Registry, document: Document, stack: AsyncExitStack
+) -> tuple[Server, str | None]:
+    """Put a server together on an interface that is made; and say why it is without IPv6, if it is."""
+    state = registry.state
+    sockets = running.bind(stack, state.port)
+    tunnel, timestamps = running.make_tunnel(stack, program, state.private_key, sockets, state.mtu)
+    why_no_ipv6 = netif.why_no_ipv6() if state.pool6 is not None else None
+    pool6 = state.pool6 if why_no_ipv6 is None else None
+    return Server(tunnel, registry, Saver(state, document.save), timestamps, pool6), why_no_ipv6
+
+
+async def _prepare_pairing(options: ServeOptions, server: Server) -> None:
+    if options.token is not None:
+        await server.take_token(options.token)
+    if options.open_for is not None:
+        if not server.has_token:
+            raise UsageError("--open needs a token that clients can know.", "Add: --token SECRET")
+        await server.resume_window(options.open_for)
+
+
+def _prepare(options: ServeOptions, kept: dict[str, object] | None) -> ServerState:
+    """Read the state, or make it, with what the command line changes; the caller saves it."""
+    if kept is None:
+        if options.pool4 is None:
+            raise UsageError(
+                "The first start needs to know which addresses to give out.", "Add: --pool 10.150.0.0/24"
+            )
+        state = ServerState(
+            private_key=generate_private_key(),
+            server_id=os.urandom(32),
+            pool4=options.pool4,
+            pool6=(options.pool6 or make_ula(os.urandom)) if options.use_pool6 else None,
+            port=options.port or DEFAULT_PORT,
+            mtu=options.mtu or DEFAULT_MTU,
+        )
+    else:
+        state = ServerState.from_json(kept)
+        state.pool4 = options.pool4 or state.pool4
+        # None was kept because somebody asked for none.
+        state.pool6 = (options.pool6 or state.pool6) if options.use_pool6 else None
+        state.port = options.port or state.port
+        state.mtu = options.mtu or state.mtu
+        _check_peers(state)
+    return state
+
+
+def _check_peers(state: ServerState) -> None:
+    """Refuse a pool that peers have no addresses of."""
+    for option, pool, member in (("--pool", state.pool4, "address4"), ("--pool6", state.pool6, "address6")):
+        given = [address for each in state.peers.values() if (address := getattr(each, member)) is not None]
+        if pool is not None and (outside := [address for address in given if address not in pool]):
+            raise RefusedError(
+                f"{len(outside)} peers have addresses that are not of the pool {pool}, such as {outside[0]}.",
+                f"Leave {option} out to keep the pool that they are of; or start another network: --state DIR",
+            )
+
+
+def _check_pools(state: ServerState, interface: str, *, first: bool) -> None:
+    """Refuse a pool that this machine already knows as something else, before anything is touched."""
+    taken = netif.taken_networks(exclude=interface)
+    for pool in (state.pool4, state.pool6):
+        found = collisions(pool, taken) if pool is not None else []
+        if not found:
+            continue
+        free = propose([network for network, _ in taken], state.pool4.prefixlen) if pool == state.pool4 else None
+        mend = (
+            f"Take a free one: --pool {free}" if free is not None and first else "Take another one, or remove that."
+        )
+        raise RefusedError(f"The pool {pool} collides with what this machine has: {found[0]}.", mend)

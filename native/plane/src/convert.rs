@@ -1,0 +1,138 @@
+//! Between the contract's Python objects and ours.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+use transport::contract::{Address, Event, Keypair, Network, Reason};
+use transport::peers::Counters;
+use zeroize::Zeroizing;
+
+const CONTRACT: &str = "rustguard_py.planes.contract";
+
+fn make<'py>(
+    py: Python<'py>,
+    name: &str,
+    arguments: impl pyo3::call::PyCallArgs<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    py.import(CONTRACT)?.getattr(name)?.call1(arguments)
+}
+
+/// 32 bytes.
+pub fn key(object: &Bound<'_, PyAny>) -> PyResult<Zeroizing<[u8; 32]>> {
+    let bytes: &[u8] = object.extract()?;
+    let key = bytes.try_into().map_err(|_| PyValueError::new_err("a key has 32 bytes"))?;
+    Ok(Zeroizing::new(key))
+}
+
+/// (host, port), or (host, port, flowinfo, scope_id) over IPv6; the host is an address.
+pub fn endpoint(object: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
+    let tuple = object.cast::<PyTuple>()?;
+    let host: String = tuple.get_item(0)?.extract()?;
+    let port: u16 = tuple.get_item(1)?.extract()?;
+    let (address, zone) = host.split_once('%').unwrap_or((&host, ""));
+    if !address.contains(':') {
+        return Ok((address.parse::<Ipv4Addr>()?, port).into());
+    }
+    let (flow, scope) = if tuple.len() == 4 {
+        (tuple.get_item(2)?.extract()?, tuple.get_item(3)?.extract()?)
+    } else {
+        (0, zone_index(object.py(), zone)?)
+    };
+    Ok(SocketAddrV6::new(address.parse::<Ipv6Addr>()?, port, flow, scope).into())
+}
+
+/// The interface number that a zone such as `eth0` or `3` stands for; 0 for none.
+fn zone_index(py: Python<'_>, zone: &str) -> PyResult<u32> {
+    match zone.parse() {
+        Ok(number) => Ok(number),
+        Err(_) if zone.is_empty() => Ok(0),
+        Err(_) => py.import("socket")?.call_method1("if_nametoindex", (zone,))?.extract(),
+    }
+}
+
+/// As the socket module gives it.
+pub fn from_endpoint<'py>(py: Python<'py>, endpoint: SocketAddr) -> PyResult<Bound<'py, PyTuple>> {
+    let host = endpoint.ip().to_string();
+    match endpoint {
+        SocketAddr::V4(_) => (host, endpoint.port()).into_pyobject(py),
+        SocketAddr::V6(v6) => (host, endpoint.port(), v6.flowinfo(), v6.scope_id()).into_pyobject(py),
+    }
+}
+
+/// An IPv4Network or IPv6Network.
+pub fn network(object: &Bound<'_, PyAny>) -> PyResult<Network> {
+    let prefix = object.getattr("prefixlen")?.extract()?;
+    let packed = object.getattr("network_address")?.getattr("packed")?;
+    let packed: &[u8] = packed.extract()?;
+    let address = match packed.len() {
+        4 => Address::V4(packed.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte))),
+        16 => Address::V6(packed.iter().fold(0, |sum, byte| sum << 8 | u128::from(*byte))),
+        _ => return Err(PyValueError::new_err("an address has 4 or 16 bytes")),
+    };
+    Ok(Network { address, prefix })
+}
+
+/// A sequence of networks.
+pub fn networks(object: &Bound<'_, PyAny>) -> PyResult<Vec<Network>> {
+    object.try_iter()?.map(|one| network(&one?)).collect()
+}
+
+/// A contract.Keypair.
+pub fn keypair(object: &Bound<'_, PyAny>) -> PyResult<Keypair> {
+    Ok(Keypair {
+        local_index: object.getattr("local_index")?.extract()?,
+        remote_index: object.getattr("remote_index")?.extract()?,
+        send_key: key(&object.getattr("send_key")?)?,
+        receive_key: key(&object.getattr("receive_key")?)?,
+        initiator: object.getattr("initiator")?.extract()?,
+        birth: object.getattr("birth")?.extract()?,
+    })
+}
+
+/// The contract's object for an event.
+pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>> {
+    match event {
+        Event::HandshakeReceived(datagram, source) => {
+            make(py, "HandshakeReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
+        }
+        Event::ForeignReceived(datagram, source) => {
+            make(py, "ForeignReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
+        }
+        Event::HandshakeWanted(peer, reason) => {
+            let name = match reason {
+                Reason::NoSession => "NO_SESSION",
+                Reason::Rekey => "REKEY",
+                Reason::NoAnswer => "NO_ANSWER",
+            };
+            let reason = py.import(CONTRACT)?.getattr("Reason")?.getattr(name)?;
+            make(py, "HandshakeWanted", (*peer, reason))
+        }
+        Event::KeypairConfirmed(peer, index) => make(py, "KeypairConfirmed", (*peer, *index)),
+        Event::EndpointMoved(peer, endpoint) => make(py, "EndpointMoved", (*peer, from_endpoint(py, *endpoint)?)),
+        Event::Fault { message, fatal } => make(py, "Fault", (message, *fatal)),
+    }
+}
+
+/// The contract's PlaneStats.
+pub fn stats<'py>(
+    py: Python<'py>,
+    peers: Vec<(u64, Option<SocketAddr>, Counters)>,
+    drops: Vec<(String, u64)>,
+    notes: Vec<String>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let class = py.import(CONTRACT)?.getattr("PeerStats")?;
+    let by_peer = PyDict::new(py);
+    for (peer, endpoint, counters) in peers {
+        let endpoint = endpoint.map(|endpoint| from_endpoint(py, endpoint)).transpose()?;
+        let Counters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent } = counters;
+        let stats = (endpoint, rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent);
+        by_peer.set_item(peer, class.call1(stats)?)?;
+    }
+    let by_reason = PyDict::new(py);
+    for (reason, count) in drops {
+        by_reason.set_item(reason, count)?;
+    }
+    make(py, "PlaneStats", (by_peer, by_reason, notes))
+}

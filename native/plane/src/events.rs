@@ -1,0 +1,138 @@
+//! Events from the plane's threads to Python: a bounded queue behind a descriptor.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use transport::contract::Event;
+use transport::drops::Drop;
+use transport::gate::HANDSHAKE_QUEUE;
+
+use crate::descriptor::EventFd;
+
+/// Enrollment datagrams that may wait for Python.
+const FOREIGN_QUEUE: usize = 1024;
+/// Events of all kinds that may wait for Python.
+const EVENT_QUEUE: usize = 65536;
+/// Events given at once: Python handles them before it asks for more, and the gate sees what still waits.
+const EVENTS_AT_ONCE: usize = 32;
+
+/// The queue.
+pub struct Events {
+    ready: EventFd,
+    waiting: Mutex<Waiting>,
+    /// For the gate, which asks from within other locks.
+    handshakes: Arc<AtomicUsize>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    events: VecDeque<Event>,
+    foreign: usize,
+}
+
+impl Events {
+    /// An empty queue that keeps count in `handshakes` of the handshake datagrams in it.
+    pub fn new(handshakes: Arc<AtomicUsize>) -> io::Result<Self> {
+        Ok(Self { ready: EventFd::new()?, waiting: Mutex::default(), handshakes })
+    }
+
+    /// Readable while events wait.
+    pub fn fd(&self) -> RawFd {
+        self.ready.fd()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queue an event; where too many of its kind wait, drop it and say why. Faults always have room.
+    pub fn put(&self, event: Event) -> Result<(), Drop> {
+        let mut waiting = self.lock();
+        match event {
+            Event::HandshakeReceived(..) => {
+                if self.handshakes.load(Ordering::Relaxed) >= HANDSHAKE_QUEUE {
+                    return Err(Drop::HandshakeQueue);
+                }
+                self.handshakes.fetch_add(1, Ordering::Relaxed);
+            }
+            Event::ForeignReceived(..) => {
+                if waiting.foreign >= FOREIGN_QUEUE {
+                    return Err(Drop::ForeignQueue);
+                }
+                waiting.foreign += 1;
+            }
+            Event::Fault { .. } => {}
+            _ if waiting.events.len() >= EVENT_QUEUE => return Err(Drop::EventQueue),
+            _ => {}
+        }
+        if waiting.events.is_empty() {
+            self.ready.set();
+        }
+        waiting.events.push_back(event);
+        Ok(())
+    }
+
+    /// Take the next events; the descriptor stays readable if there are more.
+    pub fn take(&self) -> Vec<Event> {
+        let mut waiting = self.lock();
+        let count = waiting.events.len().min(EVENTS_AT_ONCE);
+        let taken: Vec<Event> = waiting.events.drain(..count).collect();
+        for event in &taken {
+            match event {
+                Event::HandshakeReceived(..) => _ = self.handshakes.fetch_sub(1, Ordering::Relaxed),
+                Event::ForeignReceived(..) => waiting.foreign -= 1,
+                _ => {}
+            }
+        }
+        if waiting.events.is_empty() {
+            self.ready.clear();
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::wait;
+    use transport::contract::Reason;
+
+    fn handshake() -> Event {
+        Event::HandshakeReceived(Box::new([1]), "192.0.2.1:1".parse().unwrap())
+    }
+
+    #[test]
+    fn the_descriptor_is_readable_exactly_while_events_wait() {
+        let events = Events::new(Arc::default()).unwrap();
+        let readable = || wait([(events.fd(), libc::POLLIN)], 0).unwrap() == 1;
+        assert!(!readable());
+        for peer in 0..EVENTS_AT_ONCE as u64 + 1 {
+            events.put(Event::HandshakeWanted(peer, Reason::Rekey)).unwrap();
+        }
+        assert!(readable());
+        assert_eq!(events.take().len(), EVENTS_AT_ONCE);
+        assert!(readable());
+        assert_eq!(events.take(), [Event::HandshakeWanted(EVENTS_AT_ONCE as u64, Reason::Rekey)]);
+        assert!(!readable());
+        assert!(events.take().is_empty());
+    }
+
+    #[test]
+    fn each_kind_is_bounded_and_a_fault_still_gets_through() {
+        let handshakes = Arc::default();
+        let events = Events::new(Arc::clone(&handshakes)).unwrap();
+        let foreign = || Event::ForeignReceived(Box::new([1]), "192.0.2.1:1".parse().unwrap());
+        let put = |make: &dyn Fn() -> Event, count: usize| (0..count).filter(|_| events.put(make()).is_ok()).count();
+        assert_eq!(put(&handshake, HANDSHAKE_QUEUE + 5), HANDSHAKE_QUEUE);
+        assert_eq!(put(&foreign, FOREIGN_QUEUE + 5), FOREIGN_QUEUE);
+        let room = EVENT_QUEUE - HANDSHAKE_QUEUE - FOREIGN_QUEUE;
+        assert_eq!(put(&|| Event::KeypairConfirmed(1, 1), EVENT_QUEUE), room);
+        assert!(events.put(Event::Fault { message: String::new(), fatal: true }).is_ok());
+        assert_eq!(events.take().len(), EVENTS_AT_ONCE);
+        assert_eq!(handshakes.load(Ordering::Relaxed), HANDSHAKE_QUEUE - EVENTS_AT_ONCE);
+        assert_eq!(put(&handshake, 100), EVENTS_AT_ONCE);
+    }
+}

@@ -1,0 +1,375 @@
+//! The tunnel's UDP sockets, with the kernel's batching: many datagrams in one message, both ways.
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use transport::inbound::Message;
+
+use crate::descriptor::{check, check_size, own, wait};
+
+const BUFFER_SIZE: libc::c_int = 7 << 20;
+/// How long to wait for room in the send buffer before a message is given up, milliseconds.
+const SEND_PATIENCE: libc::c_int = 500;
+/// Messages taken at once, and bytes of each.
+const MESSAGES: usize = 16;
+const MESSAGE: usize = 65536;
+/// For one control message of four bytes, aligned as the kernel wants it.
+type Control = [u64; 4];
+
+/// Whether to wait for room in the send buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Up to half a second: so the TUN device fills, and whoever sends notices.
+    Some,
+    /// Not at all: Python's thread is waiting.
+    None,
+}
+
+/// One bound socket.
+pub struct Udp {
+    fd: OwnedFd,
+    /// Of IPv6, or else of IPv4.
+    pub v6: bool,
+    /// Whether the kernel cuts messages into datagrams for us.
+    segmenting: AtomicBool,
+}
+
+/// What a message came to.
+pub enum Sent {
+    /// It is out.
+    Whole,
+    /// It is out, but datagram by datagram: the kernel refused to cut it, for this reason.
+    Singly(io::Error),
+}
+
+impl Udp {
+    /// Adopt a copy of a bound datagram socket of somebody else's. Says what it does without.
+    pub fn adopt(fd: RawFd) -> io::Result<(Self, Option<&'static str>)> {
+        // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
+        let copy = own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
+        Self::set_up(copy)
+    }
+
+    /// Another socket on the same address and port; the kernel spreads sources over them.
+    pub fn twin(&self) -> io::Result<Self> {
+        self.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        let (family, kind) = (if self.v6 { libc::AF_INET6 } else { libc::AF_INET }, libc::SOCK_DGRAM);
+        // SAFETY: the call touches no memory of ours.
+        let made = own(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
+        let (twin, _) = Self::set_up_family(made, self.v6)?;
+        twin.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        if self.v6 {
+            twin.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+        }
+        let (address, size) = name_of(&self.fd)?;
+        // SAFETY: `address` holds `size` bytes that the kernel wrote.
+        check(unsafe { libc::bind(twin.fd(), (&raw const address).cast(), size) })?;
+        Ok(twin)
+    }
+
+    fn set_up(fd: OwnedFd) -> io::Result<(Self, Option<&'static str>)> {
+        let (address, _) = name_of(&fd)?;
+        Self::set_up_family(fd, libc::c_int::from(address.ss_family) == libc::AF_INET6)
+    }
+
+    fn set_up_family(fd: OwnedFd, v6: bool) -> io::Result<(Self, Option<&'static str>)> {
+        let made = Self { fd, v6, segmenting: AtomicBool::new(true) };
+        // SAFETY: the calls take their arguments by value.
+        check(unsafe {
+            let flags = libc::fcntl(made.fd(), libc::F_GETFL);
+            libc::fcntl(made.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+        })?;
+        for (forced, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+            made.set(libc::SOL_SOCKET, forced, BUFFER_SIZE)
+                .or_else(|_| made.set(libc::SOL_SOCKET, plain, BUFFER_SIZE))?;
+        }
+        // As in the kernel's WireGuard: routers on the way may fragment what is too large for them. A kernel that
+        // has no such option does so anyway.
+        let _ = if v6 {
+            made.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
+        } else {
+            made.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
+        };
+        let merged = made.set(libc::SOL_UDP, libc::UDP_GRO, 1);
+        let lack = merged.err().map(|_| "The kernel gives UDP datagrams one by one (no UDP_GRO).");
+        Ok((made, lack))
+    }
+
+    fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        let size = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the kernel reads one int.
+        check(unsafe { libc::setsockopt(self.fd(), level, option, (&raw const value).cast(), size) }).map(drop)
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Take the messages that are there, [`Receiver::capacity`] at most.
+    pub fn receive(&self, into: &mut Receiver) -> io::Result<()> {
+        into.messages.clear();
+        // SAFETY: headers, vectors, names and control buffers are plain bytes, and all zeros is one of their values.
+        // A control buffer that isn't zeroed would give an old segment size again.
+        let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { zeroed() };
+        // SAFETY: as above.
+        let mut names: [libc::sockaddr_storage; MESSAGES] = unsafe { zeroed() };
+        let mut controls: [Control; MESSAGES] = [[0; 4]; MESSAGES];
+        let mut vectors: [libc::iovec; MESSAGES] = std::array::from_fn(|n| libc::iovec {
+            iov_base: into.buffer[n * MESSAGE..].as_mut_ptr().cast(),
+            iov_len: MESSAGE,
+        });
+        for (n, header) in headers.iter_mut().enumerate() {
+            let header = &mut header.msg_hdr;
+            header.msg_name = (&raw mut names[n]).cast();
+            header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            header.msg_iov = &raw mut vectors[n];
+            header.msg_iovlen = 1;
+            header.msg_control = (&raw mut controls[n]).cast();
+            header.msg_controllen = size_of::<Control>();
+        }
+        let (first, flags) = (headers.as_mut_ptr(), libc::MSG_DONTWAIT);
+        // SAFETY: each header points to a name, a vector and a control buffer of its own, which outlive the call, and
+        // each vector to its own MESSAGE bytes of the buffer.
+        let count = check(unsafe {
+            libc::recvmmsg(self.fd(), first, MESSAGES as libc::c_uint, flags, std::ptr::null_mut())
+        })?;
+        for n in 0..count as usize {
+            let size = headers[n].msg_len as usize;
+            let segment = segment_size(&headers[n].msg_hdr).unwrap_or(size);
+            if let Some(source) = address_of(&names[n]) {
+                into.messages.push(Message { at: n * MESSAGE, size, segment, source });
+            }
+        }
+        Ok(())
+    }
+
+    /// Send `message` as datagrams of `segment` bytes, the last perhaps shorter, 64 at most.
+    ///
+    /// Where the kernel refuses to cut the message it is sent datagram by datagram, none lost.
+    pub fn send(&self, message: &[u8], segment: usize, endpoint: SocketAddr, patience: Patience) -> io::Result<Sent> {
+        if message.len() <= segment {
+            return self.send_message(message, None, endpoint, patience).map(|()| Sent::Whole);
+        }
+        let mut refused = None;
+        if self.segmenting.load(Ordering::Relaxed) {
+            match self.send_message(message, Some(segment as u16), endpoint, patience) {
+                Ok(()) => return Ok(Sent::Whole),
+                Err(error) => match error.raw_os_error() {
+                    // Not for this size on this path, or (EIO) the device can't at all.
+                    Some(libc::EINVAL | libc::EMSGSIZE) => refused = Some(error),
+                    Some(libc::EIO) => {
+                        self.segmenting.store(false, Ordering::Relaxed);
+                        refused = Some(error);
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+        for datagram in message.chunks(segment) {
+            self.send_message(datagram, None, endpoint, patience)?;
+        }
+        Ok(refused.map_or(Sent::Whole, Sent::Singly))
+    }
+
+    fn send_message(
+        &self,
+        message: &[u8],
+        segment: Option<u16>,
+        endpoint: SocketAddr,
+        patience: Patience,
+    ) -> io::Result<()> {
+        let (mut name, name_size) = name_for(endpoint);
+        let mut vector = libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() };
+        let mut control: Control = [0; 4];
+        // SAFETY: a msghdr is plain bytes, and all zeros is one of its values.
+        let mut header: libc::msghdr = unsafe { zeroed() };
+        header.msg_name = (&raw mut name).cast();
+        header.msg_namelen = name_size;
+        header.msg_iov = &raw mut vector;
+        header.msg_iovlen = 1;
+        if let Some(segment) = segment {
+            header.msg_control = (&raw mut control).cast();
+            // SAFETY: the macros compute sizes; the first control message lies at the beginning of `control`, which
+            // has room for it and is aligned for it.
+            unsafe {
+                header.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as u32) as usize;
+                let first = libc::CMSG_FIRSTHDR(&raw const header);
+                (*first).cmsg_level = libc::SOL_UDP;
+                (*first).cmsg_type = libc::UDP_SEGMENT;
+                (*first).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
+                libc::CMSG_DATA(first).cast::<u16>().write_unaligned(segment);
+            }
+        }
+        loop {
+            // SAFETY: name, vector, message and control outlive the call, which only reads them.
+            let error = match check_size(unsafe { libc::sendmsg(self.fd(), &raw const header, 0) }) {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock if patience == Patience::Some => {
+                    if wait([(self.fd(), libc::POLLOUT)], SEND_PATIENCE)? == 0 {
+                        return Err(error);
+                    }
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+/// Buffers for receiving.
+pub struct Receiver {
+    /// Where messages lie.
+    pub buffer: Box<[u8]>,
+    /// What came last.
+    pub messages: Vec<Message>,
+}
+
+impl Default for Receiver {
+    fn default() -> Self {
+        Self { buffer: vec![0; MESSAGES * MESSAGE].into(), messages: Vec::with_capacity(MESSAGES) }
+    }
+}
+
+/// The size of each datagram in a message, if the kernel merged some.
+fn segment_size(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the kernel has filled the control buffer that `header` points to, and its length; the macros stay
+    // within that length, and a UDP_GRO message holds an int.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            if ((*message).cmsg_level, (*message).cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO) {
+                let size = libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned();
+                return usize::try_from(size).ok().filter(|size| *size > 0);
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+    }
+    None
+}
+
+fn name_of(fd: &OwnedFd) -> io::Result<(libc::sockaddr_storage, libc::socklen_t)> {
+    // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values.
+    let mut name: libc::sockaddr_storage = unsafe { zeroed() };
+    let mut size = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: `name` has `size` bytes to write to.
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut name).cast(), &raw mut size) })?;
+    Ok((name, size))
+}
+
+/// What the kernel calls an address, and how many bytes of it count.
+fn name_for(endpoint: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values.
+    let mut name: libc::sockaddr_storage = unsafe { zeroed() };
+    let size = match endpoint {
+        SocketAddr::V4(v4) => {
+            let made = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: a sockaddr_storage is large enough and aligned for each family's address.
+            unsafe { (&raw mut name).cast::<libc::sockaddr_in>().write(made) };
+            size_of::<libc::sockaddr_in>()
+        }
+        SocketAddr::V6(v6) => {
+            let made = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_scope_id: v6.scope_id(),
+            };
+            // SAFETY: as above.
+            unsafe { (&raw mut name).cast::<libc::sockaddr_in6>().write(made) };
+            size_of::<libc::sockaddr_in6>()
+        }
+    };
+    (name, size as libc::socklen_t)
+}
+
+fn address_of(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match libc::c_int::from(name.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that a sockaddr_in was written; a sockaddr_storage is aligned for it.
+            let v4 = unsafe { (&raw const *name).cast::<libc::sockaddr_in>().read() };
+            let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
+            Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above, a sockaddr_in6.
+            let v6 = unsafe { (&raw const *name).cast::<libc::sockaddr_in6>().read() };
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            Some(SocketAddrV6::new(ip, u16::from_be(v6.sin6_port), v6.sin6_flowinfo, v6.sin6_scope_id).into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    fn pair(host: &str) -> (Udp, Udp, SocketAddr, SocketAddr) {
+        let (one, other) = (UdpSocket::bind((host, 0)).unwrap(), UdpSocket::bind((host, 0)).unwrap());
+        let adopt = |socket: &UdpSocket| Udp::adopt(socket.as_raw_fd()).unwrap().0;
+        (adopt(&one), adopt(&other), one.local_addr().unwrap(), other.local_addr().unwrap())
+    }
+
+    #[test]
+    fn a_message_arrives_as_the_datagrams_it_stands_for() {
+        for host in ["127.0.0.1", "::1"] {
+            let (one, other, here, there) = pair(host);
+            let sent: Vec<u8> = (0..2500_u32).map(|n| n as u8).collect();
+            assert!(matches!(one.send(&sent, 1000, there, Patience::Some), Ok(Sent::Whole)));
+            let mut receiver = Receiver::default();
+            let mut datagrams = Vec::new();
+            while datagrams.len() < 3 {
+                wait([(other.fd(), libc::POLLIN)], 1000).unwrap();
+                other.receive(&mut receiver).unwrap();
+                for message in &receiver.messages {
+                    assert_eq!(message.source, here);
+                    let bytes = &receiver.buffer[message.at..message.at + message.size];
+                    datagrams.extend(bytes.chunks(message.segment).map(<[u8]>::to_vec));
+                }
+            }
+            assert_eq!(datagrams, sent.chunks(1000).collect::<Vec<_>>());
+            assert_eq!(other.receive(&mut receiver).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_cuts_nothing_gets_datagrams() {
+        let (one, other, _, there) = pair("127.0.0.1");
+        one.segmenting.store(false, Ordering::Relaxed);
+        one.send(&[7; 250], 100, there, Patience::None).unwrap();
+        let mut receiver = Receiver::default();
+        other.receive(&mut receiver).unwrap();
+        let sizes: usize = receiver.messages.iter().map(|message| message.size).sum();
+        assert_eq!(sizes, 250);
+    }
+
+    #[test]
+    fn an_empty_datagram_is_one() {
+        let (one, other, _, there) = pair("127.0.0.1");
+        one.send(&[], 0, there, Patience::None).unwrap();
+        let mut receiver = Receiver::default();
+        other.receive(&mut receiver).unwrap();
+        assert_eq!(receiver.messages.iter().map(|message| message.size).collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn a_twin_shares_the_port() {
+        let (one, _, here, _) = pair("127.0.0.1");
+        let twin = one.twin().unwrap();
+        let (name, _) = name_of(&twin.fd).unwrap();
+        assert_eq!(address_of(&name), Some(here));
+    }
+}

@@ -1,0 +1,373 @@
+//! The threads: two a queue, each running to completion on a batch, and one that waits for timers.
+//!
+//! - Out: drain the device into one message, seal, send.
+//! - In: take the messages that wait, open, merge, write to the device.
+//! - Timers: sleep until the next deadline of any peer.
+//!
+//! Before a thread sleeps it looks again for SPIN: waking it would cost more than most pauses in traffic last.
+
+use std::any::Any;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle, yield_now};
+use std::time::{Duration, Instant};
+
+use transport::Transport;
+use transport::coalesce::next_run;
+use transport::contract::{Event, Outbox};
+use transport::drops::Drop;
+use transport::inbound::Inbound;
+use transport::outbound::{Outbound, Send};
+use transport::vnet::{MAX_PACKET, VNET_SIZE};
+
+use crate::descriptor::{EventFd, TimerFd, error_word, now, wait};
+use crate::events::Events;
+use crate::tun::Tun;
+use crate::udp::{Patience, Receiver, Sent, Udp};
+
+const SPIN: Duration = Duration::from_micros(50);
+/// After this many batches from one socket the others are looked at, however much still comes.
+const TURNS: u32 = 64;
+
+/// A queue of the device, and the sockets that belong to it: at most one a family.
+pub struct Queue {
+    pub tun: Tun,
+    pub sockets: Vec<Udp>,
+}
+
+/// What the threads share. They own it: the descriptors are closed and the interface is gone when the last has ended.
+pub struct Io {
+    pub transport: Arc<Transport>,
+    pub events: Arc<Events>,
+    pub notes: Arc<Notes>,
+    pub queues: Vec<Queue>,
+    /// Whether UDP packets may be merged.
+    pub merge_udp: bool,
+    /// Whether the kernel takes superpackets.
+    merging: AtomicBool,
+    stopping: AtomicBool,
+    /// Readable once it is time to stop; never cleared.
+    stop: EventFd,
+    /// Wakes the thread that waits for timers.
+    sooner: EventFd,
+    /// Until when that thread means to sleep, as bits; 0 while it is awake.
+    asleep_until: AtomicU64,
+}
+
+/// What the plane does without, each said once.
+#[derive(Default)]
+pub struct Notes(Mutex<Vec<String>>);
+
+impl Notes {
+    /// Note a sentence; false if it was noted before.
+    fn add(&self, note: &str) -> bool {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = !notes.iter().any(|one| one == note);
+        if fresh {
+            notes.push(note.to_owned());
+        }
+        fresh
+    }
+
+    /// Those so far.
+    pub fn read(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Io {
+    /// Put together what the threads share.
+    pub fn new(
+        transport: Arc<Transport>,
+        events: Arc<Events>,
+        notes: Arc<Notes>,
+        queues: Vec<Queue>,
+        merge_udp: bool,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            transport,
+            events,
+            notes,
+            queues,
+            merge_udp,
+            merging: AtomicBool::new(true),
+            stopping: AtomicBool::new(false),
+            stop: EventFd::new()?,
+            sooner: EventFd::new()?,
+            asleep_until: AtomicU64::new(0),
+        })
+    }
+
+    /// Have all threads end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.stop.set();
+    }
+
+    /// Say once what the plane does without.
+    pub fn note(&self, note: &str) {
+        if self.notes.add(note) {
+            self.put(Event::Fault { message: note.to_owned(), fatal: false });
+        }
+    }
+
+    /// Take out what came of a call, over the sockets of queue `queue`.
+    pub fn dispatch(&self, out: &mut Outbox, queue: usize, patience: Patience) {
+        for event in out.events.drain(..) {
+            self.put(event);
+        }
+        for transmit in out.transmits.drain(..) {
+            self.send(&transmit.datagram, transmit.datagram.len(), transmit.endpoint, queue, patience);
+        }
+        let next = self.transport.poll_timeout().map_or(u64::MAX, f64::to_bits);
+        if next < self.asleep_until.load(Ordering::SeqCst) {
+            self.sooner.set();
+        }
+    }
+
+    fn put(&self, event: Event) {
+        if let Err(reason) = self.events.put(event) {
+            self.transport.drops.count(reason, 1);
+        }
+    }
+
+    /// Send datagrams; what the network has against it is counted, nothing more.
+    fn send(&self, message: &[u8], segment: usize, endpoint: SocketAddr, queue: usize, patience: Patience) {
+        let socket = self.queues[queue].sockets.iter().find(|socket| socket.v6 == endpoint.is_ipv6());
+        let Some(socket) = socket else {
+            self.transport.drops.count(Drop::NoSocket, 1);
+            return;
+        };
+        match socket.send(message, segment, endpoint, patience) {
+            Ok(Sent::Whole) => {}
+            Ok(Sent::Singly(error)) => {
+                self.note(&format!("The kernel refuses to cut UDP messages ({error}): they go one by one."));
+            }
+            Err(error) => self.transport.drops.count_other(format!("send_{}", error_word(&error))),
+        }
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// Start the threads. Where one can't be started, those before it end again.
+pub fn start(io: &Arc<Io>) -> io::Result<Vec<JoinHandle<()>>> {
+    let mut threads = Vec::new();
+    let mut spawn = |name: String, body: Body| {
+        let shared = Arc::clone(io);
+        let thread = Builder::new().name(name).spawn(move || run(&shared, &body));
+        threads.push(thread.inspect_err(|_| io.stop())?);
+        Ok::<(), io::Error>(())
+    };
+    for queue in 0..io.queues.len() {
+        spawn(format!("rg-out-{queue}"), Box::new(move |io| out(io, queue)))?;
+        spawn(format!("rg-in-{queue}"), Box::new(move |io| inward(io, queue)))?;
+    }
+    spawn("rg-timers".into(), Box::new(timers))?;
+    Ok(threads)
+}
+
+type Body = Box<dyn Fn(&Io) -> io::Result<()> + std::marker::Send>;
+
+/// Run a thread's body. Whatever ends it early, a panic too, is told to Python and ends the others.
+fn run(io: &Io, body: &Body) {
+    block_signals();
+    let why = match catch_unwind(AssertUnwindSafe(|| body(io))) {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(panic) => Some(format!("a thread panicked: {}", panic_text(&*panic))),
+    };
+    if let Some(why) = why {
+        io.put(Event::Fault { message: why, fatal: true });
+    }
+    io.stop();
+}
+
+fn panic_text(panic: &(dyn Any + std::marker::Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+}
+
+/// Signals are for Python's main thread.
+fn block_signals() {
+    // SAFETY: a sigset_t is plain bytes; sigfillset gives it a value before it is read, and no old one is written.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+    }
+}
+
+/// Look for work until there is some, SPIN long at most.
+fn spin(mut look: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    let start = Instant::now();
+    while start.elapsed() < SPIN {
+        yield_now();
+        if look()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_nothing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// Sends over the sockets of a queue.
+struct Sender<'a> {
+    io: &'a Io,
+    queue: usize,
+}
+
+impl Send for Sender<'_> {
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: SocketAddr) {
+        self.io.send(message, segment, endpoint, self.queue, Patience::Some);
+    }
+}
+
+/// The way out of a queue.
+fn out(io: &Io, queue: usize) -> io::Result<()> {
+    let tun = &io.queues[queue].tun;
+    let mut frame = vec![0; VNET_SIZE + MAX_PACKET].into_boxed_slice();
+    let mut outbound = Outbound::default();
+    let mut outbox = Outbox::default();
+    let mut pump = || {
+        let now = now();
+        let (transport, mut sender) = (&*io.transport, Sender { io, queue });
+        let mut any = false;
+        while !outbound.is_ripe(transport.mtu) {
+            match tun.read(&mut frame) {
+                Ok(size) => outbound.frame(transport, &mut frame[..size], now, &mut outbox, &mut sender),
+                Err(error) if is_nothing(&error) => break,
+                Err(error) => return Err(error),
+            }
+            any = true;
+        }
+        if any {
+            outbound.flush(transport, now, &mut outbox, &mut sender);
+            io.dispatch(&mut outbox, queue, Patience::Some);
+        }
+        Ok(any)
+    };
+    while io.goes_on() {
+        if !pump()? && !spin(&mut pump)? {
+            wait([(tun.fd(), libc::POLLIN), (io.stop.fd(), libc::POLLIN)], -1)?;
+        }
+    }
+    Ok(())
+}
+
+/// The way in of a queue.
+fn inward(io: &Io, queue: usize) -> io::Result<()> {
+    let sockets = &io.queues[queue].sockets;
+    let mut way =
+        Inward { io, queue, receiver: Receiver::default(), inbound: Inbound::default(), outbox: Outbox::default() };
+    let fd = |n: usize| sockets.get(n).map_or(-1, Udp::fd);
+    let everyone = (1_u32 << sockets.len()) - 1;
+    let mut ready = everyone;
+    let mut last = 0;
+    let mut turn = 0;
+    while io.goes_on() {
+        for (n, socket) in sockets.iter().enumerate() {
+            if ready >> n & 1 != 0 && way.pump(socket)? {
+                last = n;
+            } else {
+                ready &= !(1 << n);
+            }
+        }
+        turn += 1;
+        if turn % TURNS == 0 {
+            ready = everyone;
+        }
+        if ready == 0 && spin(|| sockets.get(last).map_or(Ok(false), |socket| way.pump(socket)))? {
+            ready = 1 << last;
+        }
+        if ready == 0 {
+            let polled = [(fd(0), libc::POLLIN), (fd(1), libc::POLLIN), (io.stop.fd(), libc::POLLIN)];
+            ready = wait(polled, -1)? & everyone;
+        }
+    }
+    Ok(())
+}
+
+struct Inward<'a> {
+    io: &'a Io,
+    queue: usize,
+    receiver: Receiver,
+    inbound: Inbound,
+    outbox: Outbox,
+}
+
+impl Inward<'_> {
+    /// Take the messages that wait at a socket to the device; false if there were none.
+    fn pump(&mut self, socket: &Udp) -> io::Result<bool> {
+        match socket.receive(&mut self.receiver) {
+            Ok(()) => {}
+            Err(error) if is_nothing(&error) => return Ok(false),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) => return Err(error),
+            Err(error) => {
+                // What the network says of something sent earlier.
+                self.io.transport.drops.count_other(format!("receive_{}", error_word(&error)));
+                return Ok(true);
+            }
+        }
+        let now = now();
+        self.inbound.clear();
+        for message in &self.receiver.messages {
+            let buffer = &mut self.receiver.buffer;
+            self.inbound.message(&self.io.transport, buffer, *message, now, &mut self.outbox);
+        }
+        self.deliver();
+        self.io.dispatch(&mut self.outbox, self.queue, Patience::Some);
+        Ok(true)
+    }
+
+    /// Write the packets to the device, merged where they can be.
+    fn deliver(&self) {
+        let (buffer, mut rest) = (&*self.receiver.buffer, self.inbound.packets());
+        while !rest.is_empty() {
+            let merging = self.io.merging.load(Ordering::Relaxed);
+            let among = if merging { rest } else { &rest[..1] };
+            let run = next_run(buffer, among, self.io.merge_udp);
+            let (mine, others) = rest.split_at(run.count);
+            let pieces = mine.iter().map(|one| &buffer[one.at + run.skip..one.at + one.size]);
+            if let Err(error) = self.io.queues[self.queue].tun.write(run.head(), pieces) {
+                if run.count > 1 && error.raw_os_error() == Some(libc::EINVAL) {
+                    self.io.merging.store(false, Ordering::Relaxed);
+                    self.io.note("The kernel refused a superpacket: packets go to the interface one by one.");
+                    continue;
+                }
+                // The interface is down, or wants no such packet: nothing to stop for.
+                self.io.transport.drops.count_other(format!("interface_{}", error_word(&error)));
+            }
+            rest = others;
+        }
+    }
+}
+
+/// Do what is due, when it is.
+fn timers(io: &Io) -> io::Result<()> {
+    let timer = TimerFd::new()?;
+    let mut outbox = Outbox::default();
+    while io.goes_on() {
+        let next = io.transport.poll_timeout().unwrap_or(f64::INFINITY);
+        io.asleep_until.store(next.to_bits(), Ordering::SeqCst);
+        // Who set an earlier deadline before it could see the line above is seen here.
+        if io.transport.poll_timeout().unwrap_or(f64::INFINITY) == next {
+            timer.set(next)?;
+            wait([timer.fd(), io.sooner.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;
+        }
+        io.asleep_until.store(0, Ordering::SeqCst);
+        io.sooner.clear();
+        io.transport.handle_timeout(now(), &mut outbox);
+        io.dispatch(&mut outbox, 0, Patience::Some);
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! Internet checksums (RFC 1071).
+//!
+//! One's complement sums of 16-bit words are sums modulo 65535, so they may be added in any order and any word width;
+//! a sum over little-endian words is that over big-endian ones with its two bytes swapped. A field is 65535 less the
+//! sum, which here never gives 0: to UDP a zero field means "no checksum", to TCP and IPv4 0 and 0xffff are the same.
+
+/// A sum under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Add bytes; an odd last one counts as if a zero followed, so only the last piece may be odd.
+    #[must_use]
+    pub fn bytes(self, data: &[u8]) -> Self {
+        let word = |bytes: &[u8]| u64::from(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+        // Independent lanes, so that the compiler can use vector registers.
+        let mut lanes = [0_u64; 16];
+        let mut blocks = data.chunks_exact(64);
+        for block in &mut blocks {
+            for (lane, bytes) in lanes.iter_mut().zip(block.chunks_exact(4)) {
+                *lane += word(bytes);
+            }
+        }
+        let mut words = blocks.remainder().chunks_exact(4);
+        let whole = (&mut words).map(word).sum::<u64>();
+        let odd = words.remainder();
+        let mut last = [0; 4];
+        last[..odd.len()].copy_from_slice(odd);
+        Self(self.fold_64() + lanes.iter().sum::<u64>() + whole + word(&last))
+    }
+
+    /// Add a number that stands in the packet as a big-endian 16-bit word.
+    #[must_use]
+    pub fn word(self, number: u16) -> Self {
+        Self(self.fold_64() + u64::from(number.swap_bytes()))
+    }
+
+    /// Leave room for the next addition.
+    fn fold_64(self) -> u64 {
+        (self.0 & 0xffff_ffff) + (self.0 >> 32)
+    }
+
+    /// The sum of big-endian words, modulo 65535: 0 to 65534.
+    pub fn folded(self) -> u16 {
+        let remainder = (self.0 % 65535) as u16;
+        // Swapping bytes is multiplying by 256 modulo 65535, and keeps what is below 65535 there.
+        remainder.swap_bytes()
+    }
+
+    /// What to put into a checksum field that was zero in the sum: 1 to 65535.
+    pub fn field(self) -> u16 {
+        65535 - self.folded()
+    }
+
+    /// Whether a sum with its checksum field in it is right.
+    pub fn holds(self) -> bool {
+        self.folded() == 0
+    }
+}
+
+/// The sum of the addresses in an IP header without options.
+pub fn addresses(packet: &[u8], v4: bool) -> Sum {
+    Sum::default().bytes(if v4 { &packet[12..20] } else { &packet[8..40] })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Word by word, as RFC 1071 has it.
+    pub(crate) fn naive(data: &[u8]) -> u16 {
+        let mut total = 0_u32;
+        for word in data.chunks(2) {
+            total += u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0));
+            total = (total & 0xffff) + (total >> 16);
+        }
+        total as u16
+    }
+
+    #[test]
+    fn sums_of_every_length_are_those_of_rfc_1071() {
+        let data: Vec<u8> = (0..2000_u32).map(|n| (n * n + 7 * n) as u8).collect();
+        for length in 0..data.len() {
+            let expected = naive(&data[..length]) % 65535;
+            assert_eq!(Sum::default().bytes(&data[..length]).folded(), expected, "{length} bytes");
+        }
+        assert_eq!(Sum::default().bytes(&[0xff; 65535]).folded(), naive(&[0xff; 65535]) % 65535);
+    }
+
+    #[test]
+    fn pieces_and_words_add_up() {
+        let data = [0x45, 0, 5, 0xdc, 0x12, 0x34, 0x40, 0];
+        let pieces = Sum::default().bytes(&data[..4]).word(0x1234).bytes(&data[6..]);
+        assert_eq!(pieces.folded(), naive(&data));
+        let field = pieces.field().to_be_bytes();
+        assert!(pieces.bytes(&field).holds());
+    }
+
+    #[test]
+    fn a_field_is_never_zero() {
+        assert_eq!(Sum::default().bytes(&[0xff, 0xff]).field(), 0xffff);
+        assert_eq!(Sum::default().field(), 0xffff);
+        assert_eq!(Sum::default().bytes(&[0xff, 0xfe]).field(), 1);
+    }
+}

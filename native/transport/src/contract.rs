@@ -1,0 +1,126 @@
+//! What Python and a plane say to each other, as in `rustguard_py/planes/contract.py`.
+//!
+//! Times are seconds of one monotonic clock.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use zeroize::Zeroizing;
+
+/// Seconds of the plane's clock.
+pub type Seconds = f64;
+/// A time that never comes.
+pub const NEVER: Seconds = f64::INFINITY;
+
+// Whitepaper section 6.1, in seconds and messages, with the paper's names.
+/// Messages after which a new handshake is due.
+pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+/// Messages that one session may send.
+pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// Age at which an initiator that sends starts a new handshake.
+pub const REKEY_AFTER_TIME: Seconds = 120.0;
+/// Age from which a session neither sends nor receives.
+pub const REJECT_AFTER_TIME: Seconds = 180.0;
+/// Pause between two initiations.
+pub const REKEY_TIMEOUT: Seconds = 5.0;
+/// Pause after which data is answered by an empty datagram.
+pub const KEEPALIVE_TIMEOUT: Seconds = 10.0;
+/// A datagram received by the initiator this close to REJECT-AFTER-TIME starts a new handshake (section 6.2).
+pub const REKEY_AFTER_TIME_RECEIVING: Seconds = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT;
+/// Packets held a peer until its first handshake is done; the kernel's MAX_STAGED_PACKETS.
+pub const MAX_STAGED_PACKETS: usize = 128;
+
+/// The caller's number for a peer.
+pub type PeerId = u64;
+
+/// An IPv4 or IPv6 address, for look-ups: IPv4 in the low 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// Of IPv4.
+    V4(u32),
+    /// Of IPv6.
+    V6(u128),
+}
+
+/// Addresses that share a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// One of them.
+    pub address: Address,
+    /// Bits of the prefix, at most 32 or 128.
+    pub prefix: u8,
+}
+
+/// The transport keys of one finished handshake (section 5.4.5).
+#[derive(Clone)]
+pub struct Keypair {
+    /// Our index, the receiver field of what we get.
+    pub local_index: u32,
+    /// Theirs, the receiver field of what we send.
+    pub remote_index: u32,
+    /// Seals what we send.
+    pub send_key: Zeroizing<[u8; 32]>,
+    /// Opens what we receive.
+    pub receive_key: Zeroizing<[u8; 32]>,
+    /// Whether we sent the initiation. A responder's keypair is `next` until a datagram confirms it.
+    pub initiator: bool,
+    /// When the handshake ended.
+    pub birth: Seconds,
+}
+
+impl fmt::Debug for Keypair {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Keypair").field("local_index", &self.local_index).finish_non_exhaustive()
+    }
+}
+
+/// Why a plane wants a handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A packet has no session to go out on.
+    NoSession,
+    /// The session reached REKEY-AFTER.
+    Rekey,
+    /// Data was sent, and nothing heard for KEEPALIVE-TIMEOUT + REKEY-TIMEOUT.
+    NoAnswer,
+}
+
+/// What a plane tells Python.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A handshake message of types 1 to 3 that passed the gate.
+    HandshakeReceived(Box<[u8]>, SocketAddr),
+    /// A datagram that begins with `RGE`: enrollment.
+    ForeignReceived(Box<[u8]>, SocketAddr),
+    /// A session is missing, old or silent; at most once a second a peer.
+    HandshakeWanted(PeerId, Reason),
+    /// The first authenticated datagram came in on a keypair that we made as responder; its local index.
+    KeypairConfirmed(PeerId, u32),
+    /// An authenticated datagram came from elsewhere.
+    EndpointMoved(PeerId, SocketAddr),
+    /// The plane can't go on, or (not fatal) goes on with less.
+    Fault {
+        /// One sentence.
+        message: String,
+        /// Whether the plane has stopped.
+        fatal: bool,
+    },
+}
+
+/// A datagram to send.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transmit {
+    /// Where to.
+    pub endpoint: SocketAddr,
+    /// Whole.
+    pub datagram: Vec<u8>,
+}
+
+/// What came of a call: events for Python and datagrams for the network, each in order.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// To be told.
+    pub events: Vec<Event>,
+    /// To be sent.
+    pub transmits: Vec<Transmit>,
+}

@@ -1,0 +1,137 @@
+//! MAC1, MAC2 and cookies: who may cost us a Diffie-Hellman (whitepaper sections 5.3, 5.4.4, 5.4.7).
+
+use std::net::{IpAddr, SocketAddr};
+
+use blake2::digest::consts::U16;
+use blake2::digest::{KeyInit as _, Mac as _};
+use blake2::{Blake2s256, Blake2sMac, Digest as _};
+use chacha20poly1305::XChaCha20Poly1305;
+use chacha20poly1305::aead::{Aead as _, Payload};
+use zeroize::Zeroizing;
+
+use crate::contract::Seconds;
+use crate::indices::Random;
+use crate::wire::{COOKIE_REPLY, COOKIE_REPLY_SIZE, MAC_SIZE};
+
+/// How long a cookie, and the secret behind it, is good (section 5.4.7).
+pub const COOKIE_SECRET_LIFETIME: Seconds = 120.0;
+
+type Keyed = Blake2sMac<U16>;
+
+fn keyed(key: &[u8], data: &[u8]) -> Keyed {
+    let mut mac = <Keyed as blake2::digest::KeyInit>::new_from_slice(key).expect("keys have 16 or 32 bytes");
+    mac.update(data);
+    mac
+}
+
+fn labelled(label: &[u8; 8], public_key: &[u8; 32]) -> [u8; 32] {
+    Blake2s256::new().chain_update(label).chain_update(public_key).finalize().into()
+}
+
+/// The key of MAC1 for messages sent to `public_key`.
+pub fn mac1_key(public_key: &[u8; 32]) -> [u8; 32] {
+    labelled(b"mac1----", public_key)
+}
+
+/// The key that seals the cookies which `public_key` hands out.
+pub fn cookie_key(public_key: &[u8; 32]) -> [u8; 32] {
+    labelled(b"cookie--", public_key)
+}
+
+/// Keyed BLAKE2s with 16 bytes out.
+pub fn mac(key: &[u8], data: &[u8]) -> [u8; MAC_SIZE] {
+    keyed(key, data).finalize().into_bytes().into()
+}
+
+/// Whether message 1 or 2, whole, carries the right MAC1. Takes the same time wherever it differs.
+pub fn mac1_holds(datagram: &[u8], key: &[u8; 32]) -> bool {
+    let (covered, macs) = datagram.split_at(datagram.len() - 2 * MAC_SIZE);
+    keyed(key, covered).verify_slice(&macs[..MAC_SIZE]).is_ok()
+}
+
+/// Make message 3: `cookie` for the sender, with index `receiver`, of the message whose MAC1 is `mac1`.
+pub fn cookie_reply(
+    receiver: [u8; 4],
+    cookie: &[u8; MAC_SIZE],
+    mac1: &[u8],
+    key: &[u8; 32],
+    random: &Random,
+) -> Vec<u8> {
+    let mut nonce = [0; 24];
+    random(&mut nonce);
+    let sealed = XChaCha20Poly1305::new(key.into())
+        .encrypt(&nonce.into(), Payload { msg: cookie, aad: mac1 })
+        .expect("16 bytes can be sealed");
+    let mut reply = Vec::with_capacity(COOKIE_REPLY_SIZE);
+    reply.extend_from_slice(&[COOKIE_REPLY, 0, 0, 0]);
+    reply.extend_from_slice(&receiver);
+    reply.extend_from_slice(&nonce);
+    reply.extend_from_slice(&sealed);
+    reply
+}
+
+/// Address and port as bytes: 4 + 2 over IPv4, 16 + 2 over IPv6.
+fn source_bytes(source: SocketAddr) -> Vec<u8> {
+    let mut bytes = match source.ip() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    bytes.extend_from_slice(&source.port().to_be_bytes());
+    bytes
+}
+
+/// Our own changing secret, and the cookies made of it.
+#[derive(Default)]
+pub struct CookieSecrets {
+    secret: Option<Zeroizing<[u8; 32]>>,
+    previous: Option<Zeroizing<[u8; 32]>>,
+    born: Seconds,
+}
+
+impl CookieSecrets {
+    fn rotate(&mut self, now: Seconds, random: &Random) {
+        let age = now - self.born;
+        if self.secret.is_some() && age < COOKIE_SECRET_LIFETIME {
+            return;
+        }
+        self.previous = self.secret.take().filter(|_| age < 2.0 * COOKIE_SECRET_LIFETIME);
+        let mut fresh = Zeroizing::new([0; 32]);
+        random(&mut *fresh);
+        self.secret = Some(fresh);
+        self.born = now;
+    }
+
+    /// The cookie of an address and port.
+    pub fn cookie_for(&mut self, source: SocketAddr, now: Seconds, random: &Random) -> [u8; MAC_SIZE] {
+        self.rotate(now, random);
+        let secret = self.secret.as_ref().expect("made by rotate");
+        mac(&**secret, &source_bytes(source))
+    }
+
+    /// Whether message 1 or 2, whole, ends in a MAC2 made with a cookie that we gave `source`.
+    pub fn mac2_holds(&mut self, datagram: &[u8], source: SocketAddr, now: Seconds, random: &Random) -> bool {
+        self.rotate(now, random);
+        let address = source_bytes(source);
+        let (covered, mac2) = datagram.split_at(datagram.len() - MAC_SIZE);
+        [&self.secret, &self.previous].into_iter().flatten().any(|secret| {
+            let cookie = mac(&**secret, &address);
+            keyed(&cookie, covered).verify_slice(mac2).is_ok()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Made with Python's hashlib.
+    #[test]
+    fn row_31_macs_are_keyed_blake2s_of_16_bytes() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(hex(&mac(&[b'k'; 32], b"data")), KEYED);
+        assert_eq!(hex(&mac1_key(&[b'p'; 32])), MAC1_KEY);
+    }
+
+    const KEYED: &str = "4369f34699c43fd4a50d2f291971554a";
+    const MAC1_KEY: &str = "e6d1856f1161e4ad51a31bfa0925e230d60f8e9c186cbf7b717075b73bd699f5";
+}

@@ -1,0 +1,72 @@
+//! What was dropped, by reason.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::lock;
+
+macro_rules! reasons {
+    ($($name:ident $word:literal $what:literal)*) => {
+        /// A reason that the rules know.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Drop {
+            $(#[doc = $what] $name,)*
+        }
+
+        const WORDS: &[&str] = &[$($word),*];
+    };
+}
+
+reasons! {
+    BadLength "bad_length" "A datagram is too short or too long for its type."
+    BadMac1 "bad_mac1" "The sender doesn't know our public key."
+    BadTag "bad_tag" "A datagram is forged or damaged."
+    Challenged "challenged" "A handshake was answered by a cookie."
+    EventQueue "event_queue" "Python takes no events."
+    ExpiredSession "expired_session" "A datagram came after REJECT-AFTER-TIME."
+    ForeignQueue "foreign_queue" "Too many enrollment datagrams wait for Python."
+    HandshakeQueue "handshake_queue" "Too many handshake datagrams wait for Python."
+    HandshakeRate "handshake_rate" "A source that proved its address asks too often."
+    HeldTooMany "held_too_many" "Too many packets wait for a handshake."
+    InnerLength "inner_length" "A packet's own length doesn't fit what came."
+    InnerNotIp "inner_not_ip" "What came is no IP packet."
+    InnerSource "inner_source" "A peer sent from an address that isn't its own."
+    NoAnswer "no_answer" "A packet waited for a handshake that was given up."
+    NoEndpoint "no_endpoint" "A packet is for a peer that isn't known to be anywhere."
+    NoPeer "no_peer" "A packet is for nobody."
+    NoSocket "no_socket" "An endpoint is of a family that we have no socket for."
+    RemovedPeer "removed_peer" "A packet waited for a peer that was removed."
+    Replayed "replayed" "A datagram came twice, or too late."
+    Superpacket "superpacket" "The host gave a superpacket that doesn't add up."
+    UnknownIndex "unknown_index" "A datagram is for no session of ours."
+    UnknownType "unknown_type" "A datagram is none of ours."
+}
+
+/// The counters.
+#[derive(Default)]
+pub struct Drops {
+    known: [AtomicU64; WORDS.len()],
+    /// What the operating system has against a datagram or packet, such as `send_enetunreach`.
+    other: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Drops {
+    /// Count `count` drops.
+    pub fn count(&self, reason: Drop, count: u64) {
+        self.known[reason as usize].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Count one drop for a reason that the rules don't know, a short snake_case word.
+    pub fn count_other(&self, reason: String) {
+        *lock(&self.other).entry(reason).or_default() += 1;
+    }
+
+    /// Those above zero.
+    pub fn read(&self) -> Vec<(String, u64)> {
+        let known =
+            WORDS.iter().zip(&self.known).map(|(word, count)| ((*word).into(), count.load(Ordering::Relaxed)));
+        let other = lock(&self.other).clone();
+        known.filter(|(_, count)| *count > 0).chain(other).collect()
+    }
+}

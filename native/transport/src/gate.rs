@@ -1,0 +1,266 @@
+//! What a handshake datagram must show before it may cost Python a Diffie-Hellman (whitepaper sections 5.3, 5.4.7).
+//!
+//! In order: its length; MAC1, which shows that the sender knows our public key; then, from a source that asks too
+//! often, or from everybody while we are under load, MAC2, which shows that the sender receives at its address.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+
+use crate::contract::Seconds;
+use crate::cookie::{CookieSecrets, cookie_key, cookie_reply, mac1_holds, mac1_key};
+use crate::drops::Drop;
+use crate::indices::Random;
+use crate::lock;
+use crate::wire::{INITIATION, INITIATION_SIZE, MAC_SIZE, RESPONSE_SIZE};
+
+/// Handshake datagrams that may wait for Python; the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
+pub const HANDSHAKE_QUEUE: usize = 4096;
+/// From this many on we are under load, and for a second after it was last so.
+pub const LOADED_QUEUE: usize = HANDSHAKE_QUEUE / 8;
+const LOAD_LASTS: Seconds = 1.0;
+/// A source's budget a second, over /32 or /64 (the kernel's ratelimiter).
+pub const RATE: f64 = 20.0;
+/// A source's budget at once.
+pub const BURST: u32 = 5;
+/// Sources remembered at once, of each kind.
+pub const SOURCES: usize = 8192;
+/// Seconds between two searches for those whose bucket is full again.
+const SWEEP_INTERVAL: Seconds = 0.1;
+
+/// What to do with a handshake datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Give it to Python.
+    Pass,
+    /// Answer with this cookie reply, and drop it.
+    Challenge(Vec<u8>),
+    /// Drop it.
+    Drop(Drop),
+}
+
+/// What a budget belongs to: an IPv4 address, or the first 64 bits of an IPv6 one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    V4(u32),
+    V6(u64),
+}
+
+impl Source {
+    fn of(source: SocketAddr) -> Self {
+        match source.ip() {
+            IpAddr::V4(address) => Self::V4(address.into()),
+            IpAddr::V6(address) => Self::V6((u128::from(address) >> 64) as u64),
+        }
+    }
+}
+
+/// A token bucket a source: RATE a second, BURST at once.
+///
+/// One number a source is kept: when its bucket will be full again. Who has a full bucket needs none. Sources are
+/// the sender's to choose, so the map keeps the standard library's keyed hash.
+struct SourceBudget {
+    full_at: HashMap<Source, Seconds>,
+    swept_at: Seconds,
+}
+
+impl Default for SourceBudget {
+    fn default() -> Self {
+        Self { full_at: HashMap::new(), swept_at: Seconds::NEG_INFINITY }
+    }
+}
+
+impl SourceBudget {
+    /// Take a token of `source`; false where none is left.
+    ///
+    /// With SOURCES of them not yet full again, a new source is given false: that many at once are a flood from
+    /// made-up addresses.
+    fn spend(&mut self, source: Source, now: Seconds) -> bool {
+        let known = self.full_at.get(&source).copied();
+        if known.is_none() && self.full_at.len() >= SOURCES && !self.forget_full(now) {
+            return false;
+        }
+        let full_at = known.map_or(now, |at| at.max(now));
+        if full_at - now > f64::from(BURST - 1) / RATE + 1e-9 {
+            return false;
+        }
+        self.full_at.insert(source, full_at + 1.0 / RATE);
+        true
+    }
+
+    /// Make room; say whether there is some.
+    fn forget_full(&mut self, now: Seconds) -> bool {
+        // Looking through all of them for each datagram of a flood would do the flood's work for it.
+        if now - self.swept_at < SWEEP_INTERVAL {
+            return false;
+        }
+        self.swept_at = now;
+        self.full_at.retain(|_, at| *at > now);
+        self.full_at.len() < SOURCES
+    }
+}
+
+/// The gate of one plane.
+///
+/// Two budgets are kept for each source: one for datagrams that prove their address by MAC2, one for those that do
+/// not. So who floods in another's name takes nothing from the other but the comfort of not being challenged.
+pub struct Gate {
+    mac1_key: [u8; 32],
+    cookie_key: [u8; 32],
+    state: Mutex<State>,
+}
+
+struct State {
+    secrets: CookieSecrets,
+    unproven: SourceBudget,
+    proven: SourceBudget,
+    loaded_until: Seconds,
+}
+
+impl Gate {
+    /// Guard the owner of `public_key`.
+    pub fn new(public_key: &[u8; 32]) -> Self {
+        let state = State {
+            secrets: CookieSecrets::default(),
+            unproven: SourceBudget::default(),
+            proven: SourceBudget::default(),
+            loaded_until: Seconds::NEG_INFINITY,
+        };
+        Self { mac1_key: mac1_key(public_key), cookie_key: cookie_key(public_key), state: Mutex::new(state) }
+    }
+
+    /// Judge a datagram of type 1 or 2, whole, from `source`, while `backlog` handshake datagrams wait for Python.
+    pub fn judge(
+        &self,
+        datagram: &[u8],
+        source: SocketAddr,
+        backlog: usize,
+        now: Seconds,
+        random: &Random,
+    ) -> Verdict {
+        let size = if datagram[0] == INITIATION { INITIATION_SIZE } else { RESPONSE_SIZE };
+        if datagram.len() != size {
+            return Verdict::Drop(Drop::BadLength);
+        }
+        if !mac1_holds(datagram, &self.mac1_key) {
+            return Verdict::Drop(Drop::BadMac1);
+        }
+        let mut state = lock(&self.state);
+        if backlog >= LOADED_QUEUE {
+            state.loaded_until = now + LOAD_LASTS;
+        }
+        let network = Source::of(source);
+        if now >= state.loaded_until && state.unproven.spend(network, now) {
+            return Verdict::Pass;
+        }
+        if !state.secrets.mac2_holds(datagram, source, now, random) {
+            let cookie = state.secrets.cookie_for(source, now, random);
+            let sender = [datagram[4], datagram[5], datagram[6], datagram[7]];
+            let mac1 = &datagram[size - 2 * MAC_SIZE..size - MAC_SIZE];
+            return Verdict::Challenge(cookie_reply(sender, &cookie, mac1, &self.cookie_key, random));
+        }
+        if state.proven.spend(network, now) { Verdict::Pass } else { Verdict::Drop(Drop::HandshakeRate) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cookie::mac;
+    use crate::wire::COOKIE_REPLY_SIZE;
+    use chacha20poly1305::XChaCha20Poly1305;
+    use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
+
+    const KEY: [u8; 32] = [b'k'; 32];
+
+    fn random() -> Random {
+        Box::new(|bytes| bytes.fill(0x5a))
+    }
+
+    fn here() -> SocketAddr {
+        "192.0.2.7:1000".parse().unwrap()
+    }
+
+    fn initiation(cookie: Option<&[u8]>) -> Vec<u8> {
+        let mut message = vec![7; INITIATION_SIZE - 2 * MAC_SIZE];
+        message[..4].copy_from_slice(&[INITIATION, 0, 0, 0]);
+        let mac1 = mac(&mac1_key(&KEY), &message);
+        message.extend_from_slice(&mac1);
+        let mac2 = cookie.map_or([0; MAC_SIZE], |cookie| mac(cookie, &message));
+        message.extend_from_slice(&mac2);
+        message
+    }
+
+    /// The cookie in a reply, as the sender of `sent` gets it out.
+    fn taste(reply: &[u8], sent: &[u8]) -> Vec<u8> {
+        assert_eq!(reply.len(), COOKIE_REPLY_SIZE);
+        let nonce: [u8; 24] = reply[8..32].try_into().unwrap();
+        let aad = &sent[sent.len() - 32..sent.len() - 16];
+        let cipher = XChaCha20Poly1305::new((&cookie_key(&KEY)).into());
+        cipher.decrypt(&nonce.into(), Payload { msg: &reply[32..], aad }).unwrap()
+    }
+
+    #[test]
+    fn length_and_mac1_decide_before_anything_else() {
+        let gate = Gate::new(&KEY);
+        let good = initiation(None);
+        assert_eq!(gate.judge(&good, here(), 0, 0.0, &random()), Verdict::Pass);
+        let mut bad = good.clone();
+        bad[20] ^= 1;
+        assert_eq!(gate.judge(&bad, here(), 0, 0.0, &random()), Verdict::Drop(Drop::BadMac1));
+        assert_eq!(gate.judge(&good[..147], here(), 0, 0.0, &random()), Verdict::Drop(Drop::BadLength));
+    }
+
+    #[test]
+    fn under_load_everybody_is_challenged_and_a_cookie_opens_for_its_address_only() {
+        let gate = Gate::new(&KEY);
+        let first = initiation(None);
+        let Verdict::Challenge(reply) = gate.judge(&first, here(), LOADED_QUEUE, 0.0, &random()) else {
+            panic!("not challenged");
+        };
+        let proven = initiation(Some(&taste(&reply, &first)));
+        assert_eq!(gate.judge(&proven, here(), LOADED_QUEUE, 0.1, &random()), Verdict::Pass);
+        for other in ["192.0.2.8:1000", "192.0.2.7:1001"] {
+            let verdict = gate.judge(&proven, other.parse().unwrap(), LOADED_QUEUE, 0.1, &random());
+            assert!(matches!(verdict, Verdict::Challenge(_)), "{other}");
+        }
+        assert_eq!(gate.judge(&initiation(None), here(), 0, 1.2, &random()), Verdict::Pass);
+    }
+
+    #[test]
+    fn row_16_one_flooding_source_is_challenged_and_no_other_ever_is() {
+        let gate = Gate::new(&KEY);
+        let mut passed = 0;
+        for step in 0..10_000_u32 {
+            let now = f64::from(step) / 50_000.0;
+            passed += u32::from(gate.judge(&initiation(None), here(), 0, now, &random()) == Verdict::Pass);
+            if step % 100 == 0 {
+                let other = SocketAddr::from(([198, 51, 0, (step / 100) as u8], 1000));
+                assert_eq!(gate.judge(&initiation(None), other, 0, now, &random()), Verdict::Pass);
+            }
+        }
+        println!("row 16: {passed} of 10,000 in 0.2 s passed from the flooding source, 100 others never challenged");
+        assert!(passed <= BURST + 5);
+    }
+
+    #[test]
+    fn a_budget_is_20_a_second_after_5_at_once_and_made_up_sources_are_bounded() {
+        let mut budget = SourceBudget::default();
+        let one = Source::V4(1);
+        assert_eq!([0; 6].map(|_| budget.spend(one, 0.0)), [true, true, true, true, true, false]);
+        let later = (1..=10_000).filter(|step| budget.spend(one, f64::from(*step) / 1000.0)).count();
+        assert_eq!(later, 200);
+        let mut budget = SourceBudget::default();
+        let granted = (0..3 * SOURCES as u64).filter(|number| budget.spend(Source::V6(*number), 0.0)).count();
+        assert_eq!((granted, budget.full_at.len()), (SOURCES, SOURCES));
+        assert!(budget.spend(one, 1.0));
+    }
+
+    #[test]
+    fn a_budget_belongs_to_an_ipv4_address_or_an_ipv6_64() {
+        let of = |text: &str| Source::of(text.parse().unwrap());
+        assert_eq!(of("[2001:db8:0:1::5]:1"), of("[2001:db8:0:1:ffff::9]:2"));
+        assert_ne!(of("[2001:db8:0:1::5]:1"), of("[2001:db8:0:2::5]:1"));
+        assert_ne!(of("192.0.2.1:1"), of("192.0.2.2:1"));
+    }
+}

@@ -1,0 +1,152 @@
+//! From the network to the TUN device, a batch of messages at a time.
+//!
+//! The kernel gives datagrams of one source and size as one message. Stages: divide a message into runs of one
+//! session; for each datagram check the window, open it in place, mark the window; roam and confirm once a run; check
+//! each packet's source. What comes of several messages then goes through [`crate::coalesce`] together.
+
+use std::net::SocketAddr;
+
+use crate::Transport;
+use crate::aead::Aead;
+use crate::coalesce::Inner;
+use crate::contract::{Address, Outbox, Seconds};
+use crate::drops::Drop;
+use crate::peers::Owned;
+use crate::transport::{Tally, inner_source};
+use crate::wire::{DATA_HEADER_SIZE, DATA_MAGIC, OVERHEAD, u32_at, u64_at};
+
+/// A message as the kernel gave it.
+#[derive(Clone, Copy, Debug)]
+pub struct Message {
+    /// Where it begins in the buffer.
+    pub at: usize,
+    /// Bytes.
+    pub size: usize,
+    /// Bytes of each datagram in it but the last, which may be shorter.
+    pub segment: usize,
+    /// Where it came from.
+    pub source: SocketAddr,
+}
+
+/// The way in of one queue.
+#[derive(Default)]
+pub struct Inbound {
+    packets: Vec<Inner>,
+}
+
+impl Inbound {
+    /// Take one message; its datagrams are opened in place.
+    pub fn message(
+        &mut self,
+        transport: &Transport,
+        buffer: &mut [u8],
+        message: Message,
+        now: Seconds,
+        out: &mut Outbox,
+    ) {
+        let (mut at, end) = (message.at, message.at + message.size);
+        let segment = if message.segment == 0 { message.size } else { message.segment };
+        loop {
+            let size = segment.min(end - at);
+            let session = Self::session(transport, &buffer[at..at + size]);
+            if let Some(owned) = session {
+                at =
+                    self.run(transport, buffer, &owned, Message { at, size: end - at, segment, ..message }, now, out);
+            } else {
+                // Handshakes, enrollment, strangers: one by one. No inner packet can come of them.
+                transport.handle_datagram(&mut buffer[at..at + size], message.source, now, out);
+                at += size;
+            }
+            if at >= end {
+                return;
+            }
+        }
+    }
+
+    /// The packets so far, in order, where they lie in the buffer.
+    pub fn packets(&self) -> &[Inner] {
+        &self.packets
+    }
+
+    /// Begin the next batch.
+    pub fn clear(&mut self) {
+        self.packets.clear();
+    }
+
+    fn session(transport: &Transport, datagram: &[u8]) -> Option<Owned> {
+        let data = datagram.len() >= OVERHEAD && datagram.starts_with(&DATA_MAGIC);
+        if data { transport.sessions.get(&u32_at(datagram, 4)) } else { None }
+    }
+
+    /// Open the datagrams of one session that the message begins with; give where the next begins.
+    fn run(
+        &mut self,
+        transport: &Transport,
+        buffer: &mut [u8],
+        owned: &Owned,
+        message: Message,
+        now: Seconds,
+        out: &mut Outbox,
+    ) -> usize {
+        let (mut at, end) = (message.at, message.at + message.size);
+        let first = self.packets.len();
+        let mut head = [0; 8];
+        head.copy_from_slice(&buffer[at..at + 8]);
+        let mut tally = Tally { datagrams: 0, bytes: 0, data: false };
+        let expired = owned.session.expired(now);
+        let opener = owned.session.opener();
+        let mut window = owned.session.window();
+        while at < end {
+            let size = message.segment.min(end - at);
+            let datagram = &mut buffer[at..at + size];
+            if size < OVERHEAD || datagram[..8] != head {
+                break;
+            }
+            let counter = u64_at(datagram, 8);
+            if expired {
+                transport.drops.count(Drop::ExpiredSession, 1);
+            } else if !window.fresh(counter) {
+                transport.drops.count(Drop::Replayed, 1);
+            } else if !opener.open(counter, &mut datagram[DATA_HEADER_SIZE..]) {
+                transport.drops.count(Drop::BadTag, 1);
+            } else {
+                window.mark(counter);
+                tally.datagrams += 1;
+                tally.bytes += size;
+                if size > OVERHEAD {
+                    tally.data = true;
+                    self.packets.push(Inner { at: at + DATA_HEADER_SIZE, size: size - OVERHEAD });
+                }
+            }
+            at += size;
+        }
+        drop(window);
+        if tally.datagrams > 0 {
+            transport.received(owned, message.source, tally, now, out);
+        }
+        self.check_sources(transport, buffer, owned, first);
+        at
+    }
+
+    /// Keep of the packets from `first` on those that their peer may send, without their padding.
+    fn check_sources(&mut self, transport: &Transport, buffer: &[u8], owned: &Owned, first: usize) {
+        let mut checked: Option<Address> = None;
+        let mut kept = first;
+        for number in first..self.packets.len() {
+            let Inner { at, size } = self.packets[number];
+            match inner_source(&buffer[at..at + size]) {
+                Ok((source, length)) => {
+                    if checked == Some(source) || transport.allowed.is_owned_by(source, &owned.peer) {
+                        checked = Some(source);
+                        self.packets[kept] = Inner { at, size: length };
+                        kept += 1;
+                    } else {
+                        transport.drops.count(Drop::InnerSource, 1);
+                    }
+                }
+                Err(reason) => transport.drops.count(reason, 1),
+            }
+        }
+        self.packets.truncate(kept);
+    }
+}

@@ -1,0 +1,41 @@
+//! WireGuard's data plane without sockets, clocks or threads: inner packets, datagrams and `now` in; datagrams,
+//! inner packets and events out.
+//!
+//! [`Transport`] has the rules. [`outbound`] and [`inbound`] apply them to the batches that the kernel gives. The
+//! readable twin of all this is `rustguard_py/planes`; for the same script of events both decide the same.
+//!
+//! Everything is shared by reference: routes and sessions are read from snapshots, each peer has its own lock, taken
+//! once a batch. There is no lock that two peers' packets share.
+
+#![forbid(unsafe_code)]
+
+pub mod aead;
+pub mod allowed_ips;
+pub mod checksum;
+pub mod coalesce;
+pub mod contract;
+pub mod cookie;
+pub mod drops;
+pub mod gate;
+pub mod inbound;
+pub mod indices;
+pub mod keypairs;
+pub mod liveness;
+pub mod outbound;
+pub mod peers;
+pub mod segment;
+pub mod snapshot;
+mod transport;
+pub mod vnet;
+pub mod window;
+pub mod wire;
+
+pub use transport::Transport;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Lock, also after a panic of another thread: that one has already ended the plane, and what is behind the lock is
+/// only read for statistics and torn down.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

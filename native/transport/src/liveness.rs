@@ -1,0 +1,259 @@
+//! When a peer needs a keepalive or has fallen silent (whitepaper section 6.5; the kernel's timers.c).
+//!
+//! Each peer has three timers of its own; [`Deadlines`] finds the next one of all peers without a tick. A peer that
+//! neither sends nor receives has no timer set and costs nothing.
+
+use std::cmp;
+use std::collections::BinaryHeap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::contract::{KEEPALIVE_TIMEOUT, NEVER, REKEY_TIMEOUT, Seconds};
+use crate::lock;
+
+/// Data was sent, and nothing heard, for this long: the session is taken for lost.
+pub const NO_ANSWER_TIMEOUT: Seconds = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT;
+/// Up to this much is added by chance, so that both ends do not start a handshake at the same moment.
+pub const NO_ANSWER_JITTER: Seconds = 0.334;
+
+/// The timers of one peer.
+#[derive(Debug)]
+pub struct Liveness {
+    /// Send an empty datagram: data came, and nothing was sent since.
+    pub keepalive_at: Seconds,
+    /// Start a handshake: data was sent, and nothing came since.
+    pub no_answer_at: Seconds,
+    /// Send an empty datagram, whatever happened.
+    pub persistent_at: Seconds,
+    /// Seconds of the persistent keepalive, 0 for none.
+    pub interval: u32,
+    /// Added to NO_ANSWER_TIMEOUT, up to NO_ANSWER_JITTER; drawn anew for each session.
+    pub jitter: Seconds,
+    /// The earliest time at which [`Deadlines`] will look at this peer.
+    scheduled_at: Seconds,
+    /// More data came while the keepalive was pending.
+    another: bool,
+}
+
+impl Default for Liveness {
+    fn default() -> Self {
+        Self {
+            keepalive_at: NEVER,
+            no_answer_at: NEVER,
+            persistent_at: NEVER,
+            interval: 0,
+            jitter: 0.0,
+            scheduled_at: NEVER,
+            another: false,
+        }
+    }
+}
+
+impl Liveness {
+    /// An authenticated datagram went out; `data` unless it was a keepalive or a handshake.
+    pub fn sent(&mut self, now: Seconds, data: bool) {
+        self.keepalive_at = NEVER;
+        self.postpone_persistent(now);
+        if data && self.no_answer_at == NEVER {
+            self.no_answer_at = now + NO_ANSWER_TIMEOUT + self.jitter;
+        }
+    }
+
+    /// An authenticated datagram came in; `data` unless it was a keepalive or a handshake.
+    pub fn received(&mut self, now: Seconds, data: bool) {
+        self.no_answer_at = NEVER;
+        self.postpone_persistent(now);
+        if !data {
+            return;
+        }
+        if self.keepalive_at == NEVER {
+            self.keepalive_at = now + KEEPALIVE_TIMEOUT;
+        } else {
+            self.another = true;
+        }
+    }
+
+    fn postpone_persistent(&mut self, now: Seconds) {
+        if self.interval != 0 {
+            self.persistent_at = now + Seconds::from(self.interval);
+        }
+    }
+
+    /// The keepalive went out. If more data had come while it was pending, there will be another.
+    pub fn keepalive_ran_out(&mut self, now: Seconds) {
+        self.keepalive_at = if self.another { now + KEEPALIVE_TIMEOUT } else { NEVER };
+        self.another = false;
+    }
+
+    /// No session is left: only a persistent keepalive goes on.
+    pub fn stop(&mut self) {
+        self.keepalive_at = NEVER;
+        self.no_answer_at = NEVER;
+        self.another = false;
+    }
+
+    /// The peer is gone: what is still scheduled is stale.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The next of the three.
+    pub fn deadline(&self) -> Seconds {
+        self.keepalive_at.min(self.no_answer_at).min(self.persistent_at)
+    }
+}
+
+struct Entry<T> {
+    at: Seconds,
+    order: u64,
+    owner: T,
+}
+
+impl<T> Ord for Entry<T> {
+    /// The heap gives the greatest first: that shall be the earliest, and among equals the oldest.
+    fn cmp(&self, other: &Self) -> cmp::Ordering {
+        other.at.total_cmp(&self.at).then(other.order.cmp(&self.order))
+    }
+}
+
+impl<T> PartialOrd for Entry<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl<T> Eq for Entry<T> {}
+
+/// The next deadline over all owners: a heap whose stale entries are left until they surface.
+///
+/// A timer that moves later (each packet moves the persistent one) touches nothing: the old entry surfaces, is found
+/// to be early, and goes back with the right time. Only a timer that moves earlier adds an entry, so the lock is
+/// taken every ten seconds a peer, not once a packet.
+pub struct Deadlines<T> {
+    heap: Mutex<Heap<T>>,
+    /// The time of the first entry as bits, for who only wants to know: times are positive, so bits order as they do.
+    first: AtomicU64,
+}
+
+struct Heap<T> {
+    entries: BinaryHeap<Entry<T>>,
+    order: u64,
+}
+
+impl<T> Default for Deadlines<T> {
+    fn default() -> Self {
+        let heap = Mutex::new(Heap { entries: BinaryHeap::new(), order: 0 });
+        Self { heap, first: AtomicU64::new(NEVER.to_bits()) }
+    }
+}
+
+impl<T> Heap<T> {
+    fn first(&self) -> Seconds {
+        self.entries.peek().map_or(NEVER, |entry| entry.at)
+    }
+}
+
+impl<T: Clone> Deadlines<T> {
+    /// Call after a timer of `owner` may have been set.
+    pub fn schedule(&self, owner: &T, liveness: &mut Liveness) {
+        let deadline = liveness.deadline();
+        if deadline < liveness.scheduled_at {
+            liveness.scheduled_at = deadline;
+            let mut heap = lock(&self.heap);
+            heap.order += 1;
+            let order = heap.order;
+            heap.entries.push(Entry { at: deadline, order, owner: owner.clone() });
+            self.first.store(heap.first().to_bits(), Ordering::SeqCst);
+        }
+    }
+
+    /// The time to call [`Self::pop`]. It may be early, never late.
+    pub fn next(&self) -> Option<Seconds> {
+        let first = Seconds::from_bits(self.first.load(Ordering::SeqCst));
+        (first < NEVER).then_some(first)
+    }
+
+    /// Take out the next owner that was scheduled at or before `now`, and for when. Ask [`Self::is_due`] then.
+    pub fn pop(&self, now: Seconds) -> Option<(Seconds, T)> {
+        let mut heap = lock(&self.heap);
+        let entry = if heap.first() <= now { heap.entries.pop() } else { None };
+        self.first.store(heap.first().to_bits(), Ordering::SeqCst);
+        entry.map(|entry| (entry.at, entry.owner))
+    }
+
+    /// Whether what [`Self::pop`] gave has a timer at or before `now`; if so schedule it again afterwards.
+    pub fn is_due(&self, at: Seconds, owner: &T, liveness: &mut Liveness, now: Seconds) -> bool {
+        if at != liveness.scheduled_at {
+            return false;
+        }
+        liveness.scheduled_at = NEVER;
+        let due = liveness.deadline() <= now;
+        if !due {
+            self.schedule(owner, liveness);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due(deadlines: &Deadlines<usize>, peers: &mut [Liveness], now: Seconds) -> Vec<usize> {
+        let mut owners = Vec::new();
+        while let Some((at, owner)) = deadlines.pop(now) {
+            if deadlines.is_due(at, &owner, &mut peers[owner], now) {
+                owners.push(owner);
+            }
+        }
+        owners
+    }
+
+    #[test]
+    fn moving_a_timer_later_adds_nothing_and_it_still_runs_out_in_time() {
+        let deadlines = Deadlines::default();
+        let mut peers = [Liveness { interval: 25, ..Liveness::default() }];
+        for now in 0..1000 {
+            peers[0].sent(f64::from(now), false);
+            deadlines.schedule(&0, &mut peers[0]);
+            assert_eq!(due(&deadlines, &mut peers, f64::from(now)), []);
+        }
+        assert_eq!(lock(&deadlines.heap).entries.len(), 1);
+        assert_eq!(due(&deadlines, &mut peers, 1023.9), []);
+        assert_eq!(due(&deadlines, &mut peers, 1024.0), [0]);
+    }
+
+    #[test]
+    fn a_timer_that_moves_earlier_is_found_and_its_old_entry_is_not() {
+        let deadlines = Deadlines::default();
+        let mut peers = [Liveness { persistent_at: 100.0, ..Liveness::default() }];
+        deadlines.schedule(&0, &mut peers[0]);
+        peers[0].keepalive_at = 10.0;
+        deadlines.schedule(&0, &mut peers[0]);
+        assert_eq!(deadlines.next(), Some(10.0));
+        assert_eq!(due(&deadlines, &mut peers, 10.0), [0]);
+        peers[0].keepalive_at = NEVER;
+        deadlines.schedule(&0, &mut peers[0]);
+        assert_eq!(due(&deadlines, &mut peers, 99.0), []);
+        assert_eq!(due(&deadlines, &mut peers, 100.0), [0]);
+        assert_eq!(due(&deadlines, &mut peers, 200.0), []);
+    }
+
+    #[test]
+    fn those_due_at_once_come_in_the_order_they_were_set() {
+        let deadlines = Deadlines::default();
+        let mut peers: Vec<Liveness> = (0..10_000).map(|_| Liveness::default()).collect();
+        for (number, liveness) in peers.iter_mut().enumerate() {
+            liveness.received(0.0, true);
+            deadlines.schedule(&number, liveness);
+        }
+        assert_eq!(due(&deadlines, &mut peers, 10.0), (0..10_000).collect::<Vec<_>>());
+        assert_eq!(deadlines.next(), None);
+    }
+}

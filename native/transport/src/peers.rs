@@ -1,0 +1,103 @@
+//! What a plane knows of one peer.
+
+use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::contract::{PeerId, Seconds};
+use crate::keypairs::{Keypairs, Session};
+use crate::liveness::Liveness;
+use crate::lock;
+
+/// One peer. Two are equal if they are the same.
+pub struct Peer {
+    /// The caller's number for it.
+    pub id: PeerId,
+    state: Mutex<PeerState>,
+}
+
+impl Peer {
+    /// A peer without anything.
+    pub fn new(id: PeerId) -> Self {
+        Self { id, state: Mutex::default() }
+    }
+
+    /// What changes; locked once a batch.
+    pub fn state(&self) -> MutexGuard<'_, PeerState> {
+        lock(&self.state)
+    }
+}
+
+impl PartialEq for Peer {
+    fn eq(&self, other: &Self) -> bool {
+        ptr::eq(self, other)
+    }
+}
+
+impl Eq for Peer {}
+
+impl Hash for Peer {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.id.hash(hasher);
+    }
+}
+
+/// What changes of a peer.
+pub struct PeerState {
+    /// Where it was last, or shall be.
+    pub endpoint: Option<SocketAddr>,
+    /// Its sessions.
+    pub keypairs: Keypairs,
+    /// Its timers.
+    pub liveness: Liveness,
+    /// Packets that wait for a session.
+    pub held: VecDeque<Box<[u8]>>,
+    /// When a handshake was last asked for.
+    pub wanted_at: Seconds,
+    /// Its counters.
+    pub counters: Counters,
+    /// Whether it was removed: a batch that began before may still hold it, but leaves nothing behind.
+    pub removed: bool,
+}
+
+impl Default for PeerState {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            keypairs: Keypairs::default(),
+            liveness: Liveness::default(),
+            held: VecDeque::new(),
+            wanted_at: Seconds::NEG_INFINITY,
+            counters: Counters::default(),
+            removed: false,
+        }
+    }
+}
+
+/// Counters of one peer. Bytes are those of whole WireGuard datagrams, as the kernel's counters are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Counters {
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Datagrams received.
+    pub rx_packets: u64,
+    /// Datagrams sent.
+    pub tx_packets: u64,
+    /// When the last authenticated datagram came.
+    pub last_received: Option<Seconds>,
+    /// When the last datagram went out.
+    pub last_sent: Option<Seconds>,
+}
+
+/// A session with whose it is, as found by a datagram's receiver index.
+#[derive(Clone)]
+pub struct Owned {
+    /// Whose.
+    pub peer: Arc<Peer>,
+    /// The session.
+    pub session: Arc<Session>,
+}

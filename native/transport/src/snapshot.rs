@@ -1,0 +1,172 @@
+//! A map that is read without a lock and replaced a shard at a time.
+//!
+//! A reader loads the one shard that its key is in (arc-swap). A writer copies that shard, changes the copy and puts
+//! it in place: with 10,000 entries in 256 shards that is some forty entries, so one change costs no more than a
+//! packet does, and no reader ever waits for it.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+
+use crate::lock;
+
+const SHARDS: usize = 256;
+
+/// Mixes integers by one multiplication. The keys are our own random indices and the prefixes that an administrator
+/// set: nobody else can choose them to collide.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_u128(&mut self, number: u128) {
+        self.write_u64((number >> 64) as u64);
+        self.write_u64(number as u64);
+    }
+}
+
+/// Makes [`Mixer`]s.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mix;
+
+impl BuildHasher for Mix {
+    type Hasher = Mixer;
+
+    fn build_hasher(&self) -> Mixer {
+        Mixer::default()
+    }
+}
+
+type Shard<K, V> = HashMap<K, V, Mix>;
+
+/// The map.
+pub struct SnapshotMap<K, V> {
+    shards: Box<[ArcSwap<Shard<K, V>>]>,
+    /// How many entries there are; held by whoever changes something.
+    writer: Mutex<usize>,
+}
+
+impl<K: Copy + Eq + Hash, V: Clone> Default for SnapshotMap<K, V> {
+    fn default() -> Self {
+        let empty = Arc::new(Shard::default());
+        let shards = (0..SHARDS).map(|_| ArcSwap::new(Arc::clone(&empty))).collect();
+        Self { shards, writer: Mutex::new(0) }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V: Clone> SnapshotMap<K, V> {
+    fn shard(&self, key: &K) -> &ArcSwap<Shard<K, V>> {
+        // The top bits: the map within the shard uses the lower ones.
+        &self.shards[(Mix.hash_one(key) >> 20) as usize % SHARDS]
+    }
+
+    /// The value of `key`.
+    pub fn get(&self, key: &K) -> Option<V> {
+        self.shard(key).load().get(key).cloned()
+    }
+
+    /// What `look` makes of the value of `key`.
+    pub fn with<R>(&self, key: &K, look: impl FnOnce(&V) -> R) -> Option<R> {
+        self.shard(key).load().get(key).map(look)
+    }
+
+    /// Put a value in.
+    pub fn insert(&self, key: K, value: V) {
+        let mut count = lock(&self.writer);
+        let shard = self.shard(&key);
+        let mut changed = Shard::clone(&shard.load());
+        *count += usize::from(changed.insert(key, value).is_none());
+        shard.store(Arc::new(changed));
+    }
+
+    /// Take a value out if `test` holds for it.
+    pub fn remove_if(&self, key: &K, test: impl FnOnce(&V) -> bool) {
+        let mut count = lock(&self.writer);
+        let shard = self.shard(key);
+        let before = shard.load();
+        if before.get(key).is_some_and(test) {
+            let mut changed = Shard::clone(&before);
+            changed.remove(key);
+            // Copying keeps the room that was once needed.
+            changed.shrink_to_fit();
+            shard.store(Arc::new(changed));
+            *count -= 1;
+        }
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        *lock(&self.writer)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_a_map() {
+        let map = SnapshotMap::<u32, u32>::default();
+        for key in 0..10_000 {
+            map.insert(key, key * 2);
+        }
+        assert_eq!(map.len(), 10_000);
+        assert!((0..10_000).all(|key| map.get(&key) == Some(key * 2)));
+        assert_eq!(map.get(&10_000), None);
+        map.remove_if(&7, |value| *value == 15);
+        assert_eq!(map.with(&7, |value| value + 1), Some(15));
+        map.remove_if(&7, |value| *value == 14);
+        assert_eq!((map.get(&7), map.len()), (None, 9_999));
+    }
+
+    #[test]
+    fn readers_see_whole_values_while_a_writer_changes_them() {
+        let map = SnapshotMap::<u32, [u32; 2]>::default();
+        map.insert(1, [0, 0]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0..20_000 {
+                    map.insert(1, [number, number]);
+                }
+            });
+            for _ in 0..20_000 {
+                let [one, other] = map.get(&1).unwrap();
+                assert_eq!(one, other);
+            }
+        });
+    }
+
+    #[test]
+    fn shards_fill_evenly_with_the_addresses_of_one_network() {
+        let map = SnapshotMap::<u128, ()>::default();
+        for host in 0..10_000 {
+            map.insert(0xfd00 << 112 | host, ());
+        }
+        let fullest = map.shards.iter().map(|shard| shard.load().len()).max().unwrap();
+        assert!(fullest < 120, "{fullest} of 10,000 in one of {SHARDS} shards");
+    }
+}

@@ -1,0 +1,103 @@
+"""Which data plane runs a tunnel, and why."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from rustguard_py.clock import now
+from rustguard_py.errors import RefusedError, UsageError
+from rustguard_py.tunnel import EventfulPlane
+
+ENGINES = ("auto", "native", "portable")
+# A queue has two threads that are busy when traffic is: one for either direction.
+_THREADS_A_QUEUE = 2
+# More than this many don't pay: a peer's datagrams come in on one of them anyway.
+_MOST_QUEUES = 8
+# The kernel's MAX_TAP_QUEUES.
+_QUEUES_LIMIT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A choice.
+
+    Attributes:
+        name: One of `ENGINES` but `auto`.
+        reason: Why this one, for people.
+        queues: Of the interface.
+    """
+
+    name: str
+    reason: str
+    queues: int = 1
+
+    def make_plane(
+        self, public_key: bytes, interface: str, sockets: Sequence[socket.socket], mtu: int
+    ) -> EventfulPlane:
+        """Make the plane, and with it the interface.
+
+        Args:
+            public_key: Ours, 32 bytes.
+            interface: The name that the interface shall have.
+            sockets: Bound UDP sockets, one a family; the plane owns them from here on.
+            mtu: Of the interface, bytes.
+        """
+        # Imported here, so that who only asks for a status doesn't pay for it.
+        if self.name == "native":
+            from rustguard_py.planes.native import NativePlane
+
+            return NativePlane(public_key, interface=interface, sockets=sockets, mtu=mtu, queues=self.queues)
+        from rustguard_py.planes.portable import PortablePlane
+
+        return PortablePlane(public_key, interface=interface, sockets=sockets, mtu=mtu, clock=now)
+
+
+def has_native() -> bool:
+    """Say whether this installation has the native plane."""
+    return find_spec("rustguard_py._native") is not None
+
+
+def choose(wanted: str, queues: str) -> Engine:
+    """Choose an engine: with `auto` the fastest that is here.
+
+    Args:
+        wanted: One of `ENGINES`.
+        queues: `auto` or a number, as on the command line.
+
+    Raises:
+        UsageError: There is no such engine, or that is no number of queues.
+        RefusedError: It isn't here.
+    """
+    if wanted not in ENGINES:
+        raise UsageError(f"There is no engine {wanted!r}.", f"Choose one of: {', '.join(ENGINES)}.")
+    if queues != "auto" and not (queues.isdecimal() and 1 <= int(queues) <= _QUEUES_LIMIT):
+        raise UsageError(f"{queues!r} is no number of queues.", f"Give a number from 1 to {_QUEUES_LIMIT}, or auto.")
+    if wanted == "native" and not has_native():
+        raise RefusedError(
+            "This installation has no native engine: there was no cargo, or too old a one, when it was installed.",
+            "Install cargo (1.85 or newer) and install RustGuard again; or use: --engine portable",
+        )
+    if wanted == "portable" or not has_native():
+        why = "asked for" if wanted == "portable" else "the native engine was not built at installation"
+        return Engine("portable", why + _portable_queues(queues))
+    why = "asked for" if wanted == "native" else "the fastest here"
+    number, chosen = _queues(queues, os.cpu_count() or 1)
+    return Engine("native", f"{why}; {chosen}", number)
+
+
+def _portable_queues(queues: str) -> str:
+    if queues in ("auto", "1"):
+        return ""
+    return "; it uses one queue whatever --queues says, because Python runs one thread at a time"
+
+
+def _queues(wanted: str, cores: int) -> tuple[int, str]:
+    """Give how many queues, and why."""
+    if wanted != "auto":
+        return int(wanted), f"{wanted} queues asked for"
+    number = min(_MOST_QUEUES, max(1, cores // _THREADS_A_QUEUE))
+    return number, f"{number} queue{'s' if number > 1 else ''} of two threads for {cores} cores"

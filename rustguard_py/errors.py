@@ -1,0 +1,47 @@
+"""Every error a user can meet: what happened, and the command or change that mends it."""
+
+from __future__ import annotations
+
+
+class RustGuardError(Exception):
+    """Something went wrong that the user can act on.
+
+    Args:
+        message: What happened and why that is likely, one or two sentences, no secret in it.
+        mend: What to run or change to mend it; empty where there is nothing to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, mend: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+
+class UsageError(RustGuardError):
+    """The command line, a file or a message holds something that can't be meant."""
+
+    exit_code = 2
+
+
+class NotRunningError(RustGuardError):
+    """No daemon answers at the control socket."""
+
+    exit_code = 3
+
+
+class RefusedError(RustGuardError):
+    """The other end, or we, refused: closed window, wrong token, full or colliding pool, no permission."""
+
+    exit_code = 4
+
+
+class UnansweredError(RustGuardError):
+    """Nobody answered in time."""
+
+    exit_code = 5
+
+
+class StateError(RustGuardError):
+    """A state file can't be trusted, read, written or locked."""

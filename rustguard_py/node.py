@@ -1,0 +1,421 @@
+"""WireGuard's deciding half: who is a peer, when to shake hands, when to give up, when to forget keys.
+
+Sans-IO. In come the plane's events and the time; out go commands to the plane, what happened, and when to call
+again. A handshake as initiator passes through these functions, in this order:
+
+    handle_event(HandshakeWanted)    the plane has a packet and no session, or one that is old or silent
+      _begin / _initiate             a new ephemeral key and index; message 1 goes out, a retry is due in 5 s
+    handle_timeout                   no answer: a new message 1, with the cookie if one came; after 90 s give up
+    handle_event(HandshakeReceived)
+      _consume_response              message 2 checked, both keys derived, the keypair installed
+
+and as responder:
+
+    handle_event(HandshakeReceived)
+      _consume_initiation            known key? newer timestamp? then message 2 goes out, the keypair is `next`
+    handle_event(KeypairConfirmed)   the first datagram came in on it: the session stands
+
+Whitepaper sections 5 and 6; where it leaves a choice, Linux's drivers/net/wireguard/{noise,timers}.c is followed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from rustguard_py import wire
+from rustguard_py.cookie import add_macs, open_cookie
+from rustguard_py.noise import Initiator, InvalidHandshakeError, Received, StaticKey, TransportKeys
+from rustguard_py.peer import Peer, PeerConfig
+from rustguard_py.planes.contract import (
+    REJECT_AFTER_TIME,
+    REKEY_ATTEMPT_TIME,
+    REKEY_TIMEOUT,
+    Endpoint,
+    EndpointMoved,
+    Event,
+    Fault,
+    ForeignReceived,
+    HandshakeReceived,
+    HandshakeWanted,
+    Keypair,
+    KeypairConfirmed,
+    PeerId,
+    Plane,
+)
+from rustguard_py.tai64n import Tai64nClock
+
+# Section 6.4: retries are spread by up to a third of a second.
+REKEY_TIMEOUT_JITTER = 1 / 3
+# Section 6.3: no key outlives this.
+ERASE_AFTER_TIME = 3 * REJECT_AFTER_TIME
+# The kernel's INITIATIONS_PER_SECOND: a peer that repeats itself faster is not worth a Diffie-Hellman.
+MIN_INITIATION_INTERVAL = 1 / 50
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStarted:
+    """A handshake is complete on both sides as far as we can know."""
+
+    peer: Peer
+    initiator: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeUnanswered:
+    """An initiation had no answer for REKEY-TIMEOUT; another goes out. `attempts` counts those sent so far."""
+
+    peer: Peer
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeGivenUp:
+    """No answer for REKEY-ATTEMPT-TIME; the next packet begins anew."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMoved:
+    """A peer is elsewhere now: an authenticated message came from there."""
+
+    peer: Peer
+    endpoint: Endpoint
+
+
+NodeEvent = SessionStarted | HandshakeUnanswered | HandshakeGivenUp | PeerMoved
+
+
+class Timestamps(Protocol):
+    """The greatest TAI64N (12 bytes) under each public key (32 bytes), kept over restarts.
+
+    Under a peer's key stands the greatest that it sent, under ours the greatest that we sent.
+    """
+
+    def greatest(self, key: bytes, /) -> bytes | None:
+        """Give it, or None."""
+
+    def record(self, key: bytes, timestamp: bytes, /) -> None:
+        """Keep it, before the message that it belongs to is answered or sent."""
+
+
+class Node:
+    """One identity and its peers.
+
+    Args:
+        static: Our key.
+        plane: Takes the commands.
+        timestamps: Outlives us.
+        wall: Unix time in nanoseconds, as `time.time_ns`; for TAI64N only.
+        random: Gives n random bytes.
+    """
+
+    def __init__(
+        self,
+        static: StaticKey,
+        plane: Plane,
+        timestamps: Timestamps,
+        *,
+        wall: Callable[[], int],
+        random: Callable[[int], bytes],
+    ) -> None:
+        self.static = static
+        self._plane = plane
+        self._timestamps = timestamps
+        self._clock = Tai64nClock(wall, timestamps.greatest(static.public))
+        self._random = random
+        self._by_key: dict[bytes, Peer] = {}
+        self._by_id: dict[PeerId, Peer] = {}
+        self._by_index: dict[int, Peer] = {}
+        self._next_id = 1
+        # (deadline, peer id); an entry is stale when the peer's deadline is another by now.
+        self._deadlines: list[tuple[float, PeerId]] = []
+        self._events: deque[NodeEvent] = deque()
+
+    # -- peers ----------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._by_key.values())
+
+    def get(self, public_key: bytes) -> Peer | None:
+        """Find a peer by its key (32 bytes)."""
+        return self._by_key.get(public_key)
+
+    def set_peer(self, config: PeerConfig) -> Peer:
+        """Add a peer, or change one; its session stays unless the preshared key is another."""
+        peer = self._by_key.get(config.public_key)
+        if peer is None:
+            peer = Peer(self._next_id, config)
+            self._next_id += 1
+            self._by_key[config.public_key] = self._by_id[peer.id] = peer
+        elif peer.config.preshared_key != config.preshared_key:
+            self._erase(peer)
+            peer.unconfirmed = False
+            peer.key_in_use = 0
+        peer.key_in_use = min(peer.key_in_use, len(config.previous_preshared_keys))
+        peer.config = config
+        peer.endpoint = config.endpoint or peer.endpoint
+        self._plane.set_peer(peer.id, config.endpoint, config.allowed_ips, config.persistent_keepalive)
+        return peer
+
+    def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+        """Send to `endpoint` from now on, a handshake under way too, until the peer is heard from elsewhere."""
+        if peer.endpoint == endpoint:
+            return
+        peer.endpoint = endpoint
+        self._plane.set_endpoint(peer.id, endpoint)
+        if peer.attempt_began is not None:
+            peer.retry_at = now
+            self._schedule(peer)
+
+    def remove_peer(self, public_key: bytes) -> bool:
+        """Forget a peer, at once; False if there was none."""
+        peer = self._by_key.pop(public_key, None)
+        if peer is None:
+            return False
+        del self._by_id[peer.id]
+        self._forget_indices(peer)
+        self._plane.remove_peer(peer.id)
+        return True
+
+    # -- in -------------------------------------------------------------------------------------------------
+
+    def handle_event(self, event: Event, now: float) -> None:
+        """Take what the plane says. Enrollment and faults are not the node's and are passed over."""
+        match event:
+            case HandshakeReceived(datagram, source):
+                self._handle_handshake(datagram, source, now)
+            case HandshakeWanted(peer_id):
+                if (peer := self._by_id.get(peer_id)) is not None:
+                    self.begin_handshake(peer, now)
+            case KeypairConfirmed(peer_id):
+                if (peer := self._by_id.get(peer_id)) is not None:
+                    self._session_started(peer, now, initiator=False)
+            case EndpointMoved(peer_id, endpoint):
+                if (peer := self._by_id.get(peer_id)) is not None:
+                    peer.endpoint = endpoint
+                    self._events.append(PeerMoved(peer, endpoint))
+            case ForeignReceived() | Fault():
+                pass
+
+    def begin_handshake(self, peer: Peer, now: float, patience: float = REKEY_ATTEMPT_TIME) -> None:
+        """Send an initiation, at most one each REKEY-TIMEOUT, again until it is answered or `patience` is over."""
+        if peer.attempt_began is not None:
+            # Somebody still wants to send: the 90 s count from here, as the kernel counts its retries anew.
+            peer.attempt_began = now
+            return
+        if peer.initiation_sent is not None and now - peer.initiation_sent < REKEY_TIMEOUT:
+            return
+        peer.attempt_began = now - (REKEY_ATTEMPT_TIME - patience)
+        self._initiate(peer, now)
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due; call it when `poll_timeout` says so."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            due, peer_id = heapq.heappop(self._deadlines)
+            peer = self._by_id.get(peer_id)
+            if peer is None or peer.deadline != due:
+                continue
+            if peer.erase_at is not None and peer.erase_at <= now:
+                self._erase(peer)
+            if peer.retry_at is not None and peer.retry_at <= now:
+                self._retry(peer, now)
+            self._schedule(peer)
+
+    # -- out ------------------------------------------------------------------------------------------------
+
+    def poll_timeout(self) -> float | None:
+        """Give the time at which `handle_timeout` is next needed, or None."""
+        while self._deadlines:
+            due, peer_id = self._deadlines[0]
+            peer = self._by_id.get(peer_id)
+            if peer is not None and peer.deadline == due:
+                return due
+            heapq.heappop(self._deadlines)
+        return None
+
+    def poll_event(self) -> NodeEvent | None:
+        """Give the next thing that happened, or None."""
+        return self._events.popleft() if self._events else None
+
+    # -- initiator ------------------------------------------------------------------------------------------
+
+    def _initiate(self, peer: Peer, now: float) -> None:
+        endpoint = peer.endpoint
+        static_static = self._static_static(peer)
+        if endpoint is None or static_static is None:
+            peer.end_attempt()  # without an endpoint, it must find us
+            return
+        timestamp = self._clock.next()
+        self._timestamps.record(self.static.public, timestamp)
+        index = self._new_index(peer)
+        try:
+            initiator = Initiator(self.static, peer.config.public_key, static_static, timestamp, index, self._random)
+        except InvalidHandshakeError:
+            peer.end_attempt()
+            return
+        peer.initiator = initiator
+        peer.pending_index = index
+        peer.attempts += 1
+        peer.initiation_sent = now
+        jitter = int.from_bytes(self._random(2), "little") / 65536 * REKEY_TIMEOUT_JITTER
+        peer.retry_at = now + REKEY_TIMEOUT + jitter
+        self._schedule(peer)
+        self._send_handshake(peer, initiator.message, endpoint, now)
+
+    def _retry(self, peer: Peer, now: float) -> None:
+        if peer.attempt_began is None or now - peer.attempt_began >= REKEY_ATTEMPT_TIME:
+            peer.end_attempt()
+            self._plane.drop_held(peer.id)
+            self._events.append(HandshakeGivenUp(peer))
+            return
+        self._events.append(HandshakeUnanswered(peer, peer.attempts))
+        self._initiate(peer, now)
+
+    def _consume_response(self, datagram: bytes, source: Endpoint, now: float) -> None:
+        response = wire.parse_response(datagram)
+        peer = self._by_index.get(response.receiver) if response is not None else None
+        if response is None or peer is None or peer.initiator is None:
+            return
+        if peer.pending_index != response.receiver:
+            return
+        keys = self._open_response(peer, peer.initiator, response)
+        if keys is None:
+            return
+        self._move(peer, source)
+        self._install(peer, response.receiver, response.sender, keys, now, initiator=True)
+        self._session_started(peer, now, initiator=True)
+
+    def _open_response(self, peer: Peer, initiator: Initiator, response: wire.Response) -> TransportKeys | None:
+        for place, preshared_key in enumerate(peer.config.preshared_keys):
+            try:
+                keys = initiator.consume_response(self.static, response, preshared_key)
+            except InvalidHandshakeError:
+                continue
+            peer.key_in_use = place
+            return keys
+        return None
+
+    # -- responder ------------------------------------------------------------------------------------------
+
+    def _consume_initiation(self, datagram: bytes, source: Endpoint, now: float) -> None:
+        initiation = wire.parse_initiation(datagram)
+        if initiation is None:
+            return
+        try:
+            received = Received(self.static, initiation)
+            peer = self._by_key.get(received.remote)
+            static_static = self._static_static(peer) if peer is not None else None
+            if peer is None or static_static is None:
+                return
+            timestamp = received.open_timestamp(static_static)
+            if not self._is_new(peer, timestamp, now):
+                return
+            # Kept before anything is answered: a replay must fail after a crash too.
+            self._timestamps.record(peer.config.public_key, timestamp)
+            peer.initiation_consumed = now
+            index = self._new_index(peer)
+            message, keys = received.respond(index, self._preshared_key(peer), self._random)
+        except InvalidHandshakeError:
+            return
+        # One handshake a peer, as in the kernel: answering it ends our own that crossed it on the way.
+        peer.initiator = None
+        peer.pending_index = None
+        peer.unconfirmed = True
+        self._move(peer, source)
+        self._install(peer, index, initiation.sender, keys, now, initiator=False)
+        self._send_handshake(peer, message, source, now)
+
+    def _preshared_key(self, peer: Peer) -> bytes:
+        """Choose for a response; only the initiator notices a wrong one, so an unconfirmed one makes us change."""
+        keys = peer.config.preshared_keys
+        if peer.unconfirmed:
+            peer.key_in_use = (peer.key_in_use + 1) % len(keys)
+        return keys[peer.key_in_use]
+
+    def _is_new(self, peer: Peer, timestamp: bytes, now: float) -> bool:
+        greatest = self._timestamps.greatest(peer.config.public_key)
+        if greatest is not None and timestamp <= greatest:
+            return False
+        last = peer.initiation_consumed
+        return last is None or now - last >= MIN_INITIATION_INTERVAL
+
+    # -- both -----------------------------------------------------------------------------------------------
+
+    def _handle_handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
+        match wire.message_type(datagram):
+            case wire.INITIATION:
+                self._consume_initiation(datagram, source, now)
+            case wire.RESPONSE:
+                self._consume_response(datagram, source, now)
+            case wire.COOKIE_REPLY:
+                self._consume_cookie(datagram, now)
+
+    def _consume_cookie(self, datagram: bytes, now: float) -> None:
+        # The endpoint stays: a captured reply proves nothing of where it comes from.
+        reply = wire.parse_cookie_reply(datagram)
+        peer = self._by_index.get(reply.receiver) if reply is not None else None
+        if reply is None or peer is None or not peer.last_mac1:
+            return
+        cookie = open_cookie(reply, peer.last_mac1, peer.cookie_key)
+        if cookie is not None:
+            peer.take_cookie(cookie, now)
+
+    def _send_handshake(self, peer: Peer, message: bytes, endpoint: Endpoint, now: float) -> None:
+        datagram = add_macs(message, peer.mac1_key, peer.cookie(now))
+        peer.last_mac1 = datagram[-2 * wire.MAC_SIZE : -wire.MAC_SIZE]
+        self._plane.send(endpoint, datagram)
+
+    def _install(
+        self, peer: Peer, local: int, remote: int, keys: TransportKeys, now: float, *, initiator: bool
+    ) -> None:
+        self._plane.install_keypair(peer.id, Keypair(local, remote, keys.send, keys.receive, initiator, birth=now))
+        peer.erase_at = now + ERASE_AFTER_TIME
+        self._schedule(peer)
+
+    def _session_started(self, peer: Peer, now: float, *, initiator: bool) -> None:
+        peer.end_attempt()
+        peer.unconfirmed = False
+        peer.session_began = now
+        self._schedule(peer)
+        self._events.append(SessionStarted(peer, initiator))
+
+    def _move(self, peer: Peer, source: Endpoint) -> None:
+        if peer.endpoint != source:
+            peer.endpoint = source
+            self._plane.set_endpoint(peer.id, source)
+            self._events.append(PeerMoved(peer, source))
+
+    def _static_static(self, peer: Peer) -> bytes | None:
+        if peer.static_static is None:
+            try:
+                peer.static_static = self.static.shared_with(peer.config.public_key)
+            except InvalidHandshakeError:  # a low-order key can't shake hands
+                return None
+        return peer.static_static
+
+    def _new_index(self, peer: Peer) -> int:
+        self._forget_indices(peer)
+        index = self._plane.reserve_index(peer.id)
+        peer.last_index = index
+        self._by_index[index] = peer
+        return index
+
+    def _forget_indices(self, peer: Peer) -> None:
+        if peer.last_index is not None:
+            self._by_index.pop(peer.last_index, None)
+            peer.last_index = None
+
+    def _erase(self, peer: Peer) -> None:
+        peer.erase_at = None
+        peer.initiator = None
+        peer.pending_index = None
+        self._plane.erase_keypairs(peer.id)
+
+    def _schedule(self, peer: Peer) -> None:
+        if (deadline := peer.deadline) is not None:
+            heapq.heappush(self._deadlines, (deadline, peer.id))

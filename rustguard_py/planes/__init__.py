@@ -1,0 +1,1 @@
+"""The data planes: one contract (`contract`), several implementations."""

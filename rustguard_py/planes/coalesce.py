@@ -1,0 +1,284 @@
+"""Packets that came in one batch into superpackets for the TUN device: what GRO does in the kernel.
+
+Stages for the packets from some row on: the first one's headers say what may follow (same flow, same header but
+for lengths, sequence, identification, checksums); the rows that do follow are found for all rows at once; the
+checksums of that run are verified, since the kernel will trust a superpacket; one header is made for all. A
+packet that can't be merged is given as it is, and the kernel verifies it. No packet is held for the next batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rustguard_py.planes.checksum import RowSums, sum_bytes
+from rustguard_py.planes.offload import (
+    GSO_TCP4,
+    GSO_TCP6,
+    GSO_UDP,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    MAX_SEGMENTS,
+    NEEDS_CHECKSUM,
+    TCP_CHECKSUM_OFFSET,
+    UDP_CHECKSUM_OFFSET,
+    Vnet,
+)
+
+_INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint32)
+ACK, PSH = 0x10, 0x08
+_SHAPES_KEPT = 48
+
+
+class Run(NamedTuple):
+    """Rows that go out together.
+
+    Attributes:
+        first: The first row.
+        stop: The row after the last.
+        source: The inner source address (4 or 16 bytes) of them all; b"" for a single packet, not looked at.
+        parts: To be written at once: virtio_net_hdr with headers, then payloads; empty for a single packet.
+    """
+
+    first: int
+    stop: int
+    source: bytes
+    parts: list[bytes | memoryview]
+
+
+class _Kind(NamedTuple):
+    """What a packet that may be merged looks like."""
+
+    transport: int
+    header: int
+    size: int
+    tcp: bool
+
+    @property
+    def v4(self) -> bool:
+        return self.transport == 20
+
+
+class _Shape:
+    """The views for packets of one kind in rows of one stride, and the columns in which they may differ."""
+
+    __slots__ = (
+        "exact_mask",
+        "headers",
+        "ip_sums",
+        "kind",
+        "loose_mask",
+        "payloads",
+        "sequence",
+        "steps",
+        "stride",
+        "transport_sums",
+        "vnet",
+    )
+
+    def __init__(self, buffer: bytearray, stride: int, kind: _Kind) -> None:
+        rows = min(len(buffer) // stride - 1, MAX_SEGMENTS)
+        transport, header, size, tcp = kind
+        view = memoryview(buffer)
+        self.kind = kind
+        self.stride = stride
+        # Compared four bytes at a time: all headers are multiples of that.
+        self.headers = np.ndarray((rows, header // 4), "<u4", buffer, 0, (stride, 4))
+        exact = bytearray(b"\xff" * header)
+        # IPv4 identification and checksum; sequence number and checksum.
+        for at in (4, 5, 10, 11) if kind.v4 else ():
+            exact[at] = 0
+        for at in (4, 5, 6, 7, 16, 17) if tcp else (6, 7):
+            exact[transport + at] = 0
+        loose = bytearray(exact)
+        for at in (2, 3) if kind.v4 else (4, 5):
+            loose[at] = 0
+        if tcp:
+            loose[transport + 13] &= ~PSH
+        else:
+            loose[transport + 4] = loose[transport + 5] = 0
+        # What rows share that have full size, and what the last row shares with them.
+        self.exact_mask = np.frombuffer(exact, "<u4")
+        self.loose_mask = int.from_bytes(loose, "little")
+        self.sequence = np.ndarray((rows,), ">u4", buffer, transport + 4, (stride,))
+        # In 32 bits, so that sequence numbers wrap by themselves.
+        self.steps = _INDEX[:rows] * np.uint32(size - header)
+        self.ip_sums = RowSums(buffer, 0, 20, stride, rows)
+        self.transport_sums = RowSums(buffer, transport, size - transport, stride, rows)
+        self.payloads = [view[row * stride + header : row * stride + size] for row in range(rows)]
+        gso = (GSO_TCP4 if kind.v4 else GSO_TCP6) if tcp else GSO_UDP
+        checksum = TCP_CHECKSUM_OFFSET if tcp else UDP_CHECKSUM_OFFSET
+        self.vnet = Vnet(NEEDS_CHECKSUM, gso, header, size - header, transport, checksum)
+
+
+class Coalescer:
+    """Finds what can be merged among rows of `buffer`.
+
+    Args:
+        buffer: Holds the packets, one a row; padding and rubbish may follow each in its row. One row more than
+            is used must fit.
+        udp: Merge UDP too. Not on kernels before 6.8.5, which break VXLAN and Geneve in such superpackets.
+    """
+
+    def __init__(self, buffer: bytearray, *, udp: bool = True) -> None:
+        self.buffer = buffer
+        self.udp = udp
+        self._view = memoryview(buffer)
+        self._shapes: dict[tuple[int, _Kind], _Shape] = {}
+
+    def runs(self, count: int, stride: int, last: int) -> list[Run]:
+        """Divide `count` rows into runs, in order.
+
+        Args:
+            count: Rows, at `stride` bytes from each other; MAX_SEGMENTS at most.
+            stride: The size of each row but the last.
+            last: The size of the last.
+        """
+        runs = []
+        first = 0
+        while first < count:
+            run = self._run(first, count, stride, last)
+            runs.append(run)
+            first = run.stop
+        return runs
+
+    def _run(self, first: int, count: int, stride: int, last: int) -> Run:
+        single = Run(first, first + 1, b"", [])
+        at = first * stride
+        if first + 1 == count or not self._same_flow(at, at + stride):
+            return single
+        kind = self._examine(at, stride)
+        if kind is None:
+            return single
+        shape = self._shapes.get((stride, kind))
+        if shape is None:
+            if len(self._shapes) >= _SHAPES_KEPT:
+                self._shapes.clear()
+            shape = self._shapes[stride, kind] = _Shape(self.buffer, stride, kind)
+        stop, tail = self._extent(shape, first, count, last)
+        if stop < first + 2:
+            return single
+        addresses = self._view[at + 12 : at + 20] if kind.v4 else self._view[at + 8 : at + 40]
+        addresses_sum = sum_bytes(addresses)
+        if not self._verified(shape, first, stop, tail, addresses_sum):
+            return single
+        return self._merge(shape, first, stop, tail, addresses_sum)
+
+    def _examine(self, at: int, room: int) -> _Kind | None:
+        """Look at the packet at `at`; None if it can't begin a superpacket.
+
+        That is: no TCP or UDP, IP options or extension headers, fragments, TCP flags but ACK, no payload.
+        """
+        packet = self.buffer
+        if packet[at] == 0x45:
+            transport, protocol = 20, packet[at + 9]
+            size = packet[at + 2] << 8 | packet[at + 3]
+            if packet[at + 6] & 0x3F or packet[at + 7]:
+                return None
+        elif packet[at] >> 4 == 6:
+            transport, protocol = 40, packet[at + 6]
+            size = 40 + (packet[at + 4] << 8 | packet[at + 5])
+        else:
+            return None
+        if protocol == IPPROTO_TCP and room >= transport + 20:
+            header = transport + (packet[at + transport + 12] >> 4) * 4
+            if header < transport + 20 or packet[at + transport + 13] != ACK:
+                return None
+        elif protocol == IPPROTO_UDP and self.udp and room >= transport + 8:
+            header = transport + 8
+            if packet[at + transport + 4] << 8 | packet[at + transport + 5] != size - transport:
+                return None
+        else:
+            return None
+        return _Kind(transport, header, size, protocol == IPPROTO_TCP) if header < size <= room else None
+
+    def _same_flow(self, one: int, other: int) -> bool:
+        """Compare addresses and ports: quick, and enough to keep mixed flows from the costly look."""
+        begin, end = (12, 24) if self.buffer[one] >> 4 == 4 else (8, 44)
+        return self._view[one + begin : one + end] == self._view[other + begin : other + end]
+
+    def _extent(self, shape: _Shape, first: int, count: int, last: int) -> tuple[int, int]:
+        """Give the row after the run that begins at `first`, and the size of its last packet.
+
+        Rows follow that have the same size and header, in sequence; after them one more that is smaller or has
+        PSH, either of which ends a superpacket.
+        """
+        kind, stride = shape.kind, shape.stride
+        # The very last row may hold less than the views suppose: it is left to the look at the tail.
+        rows = count - first if last == stride else count - first - 1
+        headers = shape.headers[first : first + rows]
+        masked = (headers & shape.exact_mask).tobytes()
+        if masked == masked[: kind.header] * rows:
+            follow = rows
+        else:
+            follow = int(((headers ^ headers[0]) & shape.exact_mask).any(axis=1).argmax())
+        if kind.tcp:
+            sequence = shape.sequence[first : first + follow]
+            in_order = sequence == shape.steps[:follow] + np.uint32(sequence[0])
+            if not in_order.all():
+                follow = int(in_order.argmin())
+        stop = first + follow
+        if stop < count and (tail := self._tail(shape, first, stop, stride if stop + 1 < count else last)):
+            return stop + 1, tail
+        return stop, kind.size
+
+    def _tail(self, shape: _Shape, first: int, row: int, room: int) -> int:
+        """Give the size of the packet in `row` if it can end the run that began at `first`, or 0."""
+        kind, stride = shape.kind, shape.stride
+        if room < kind.header:
+            return 0
+        at, begin = row * stride, first * stride
+        ours = int.from_bytes(self._view[at : at + kind.header], "little")
+        theirs = int.from_bytes(self._view[begin : begin + kind.header], "little")
+        if (ours ^ theirs) & shape.loose_mask:
+            return 0
+        packet, transport = self.buffer, at + kind.transport
+        size = packet[at + 2] << 8 | packet[at + 3] if kind.v4 else 40 + (packet[at + 4] << 8 | packet[at + 5])
+        if not kind.header < size <= min(kind.size, room):
+            return 0
+        if kind.tcp:
+            expected = int(shape.sequence[first]) + (row - first) * (kind.size - kind.header)
+            in_place = int(shape.sequence[row]) == expected & 0xFFFFFFFF
+        else:
+            in_place = packet[transport + 4] << 8 | packet[transport + 5] == size - kind.transport
+        return size if in_place else 0
+
+    def _verified(self, shape: _Shape, first: int, stop: int, tail: int, addresses: int) -> bool:
+        """Say whether every checksum of the run holds. With its field in, a good sum is 0 modulo 65535."""
+        transport, _, size, tcp = shape.kind
+        end = (stop - 1) * shape.stride
+        # The last row's sum is made over the full size too: with zeros behind it that changes nothing.
+        self._view[end + tail : end + size] = bytes(size - tail)
+        sums = shape.transport_sums.big_endian(first, stop)
+        sums += addresses + (IPPROTO_TCP if tcp else IPPROTO_UDP) + size - transport
+        sums[-1] -= size - tail
+        if (sums % 65535).any():
+            return False
+        return transport != 20 or not (shape.ip_sums.big_endian(first, stop) % 65535).any()
+
+    def _merge(self, shape: _Shape, first: int, stop: int, tail: int, addresses: int) -> Run:
+        kind = shape.kind
+        transport, header, size, tcp = kind
+        at, end = first * shape.stride, (stop - 1) * shape.stride
+        total = size + (stop - first - 2) * (size - header) + tail - header
+        head = bytearray(self._view[at : at + header])
+        if kind.v4:
+            head[2:4] = total.to_bytes(2, "big")
+            head[10:12] = b"\0\0"
+            head[10:12] = (65535 - sum_bytes(head[:20]) % 65535).to_bytes(2, "big")
+            source = bytes(head[12:16])
+        else:
+            head[4:6] = (total - 40).to_bytes(2, "big")
+            source = bytes(head[8:24])
+        if tcp:
+            head[transport + 13] = self.buffer[end + transport + 13]
+        else:
+            head[transport + 4 : transport + 6] = (total - transport).to_bytes(2, "big")
+        pseudo = (addresses + (IPPROTO_TCP if tcp else IPPROTO_UDP) + total - transport) % 65535
+        field = transport + shape.vnet.checksum_offset
+        head[field : field + 2] = pseudo.to_bytes(2, "big")
+        parts: list[bytes | memoryview] = [shape.vnet.encode() + head]
+        parts += shape.payloads[first : stop - 1]
+        parts.append(self._view[end + header : end + tail])
+        return Run(first, stop, source, parts)

@@ -1,0 +1,137 @@
+"""What a handshake datagram must show before it may cost Python a Diffie-Hellman (whitepaper sections 5.3, 5.4.7).
+
+In order: its length; MAC1, which shows that the sender knows our public key; then, from a source that asks too
+often, or from everybody while we are under load, MAC2, which shows that the sender receives at its address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from ipaddress import IPv6Address
+
+from rustguard_py import cookie, wire
+from rustguard_py.planes.contract import Endpoint
+
+# Handshake datagrams that may wait for Python; the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
+HANDSHAKE_QUEUE = 4096
+# From this many on we are under load, and for a second after it was last so.
+LOADED_QUEUE = HANDSHAKE_QUEUE // 8
+LOAD_LASTS = 1.0
+# A source's budget, over /32 or /64 (the kernel's ratelimiter).
+RATE = 20.0
+BURST = 5
+# Sources remembered at once, of each kind.
+SOURCES = 8192
+# Seconds between two searches for those whose bucket is full again.
+SWEEP_INTERVAL = 0.1
+
+
+class Verdict(Enum):
+    """What to do with a handshake datagram."""
+
+    PASS = "pass"  # noqa: S105
+    CHALLENGE = "challenged"
+    BAD_LENGTH = "bad_length"
+    BAD_MAC1 = "bad_mac1"
+    TOO_OFTEN = "handshake_rate"
+
+
+class SourceBudget:
+    """A token bucket a source: RATE a second, BURST at once.
+
+    One number a source is kept: when its bucket will be full again. Who has a full bucket needs none.
+    """
+
+    __slots__ = ("_full_at", "_swept_at")
+
+    def __init__(self) -> None:
+        self._full_at: dict[bytes | str, float] = {}
+        self._swept_at = float("-inf")
+
+    def spend(self, source: bytes | str, now: float) -> bool:
+        """Take a token of `source`; give False where none is left.
+
+        With SOURCES of them not yet full again, a new source is given False: that many at once are a flood from
+        made-up addresses.
+        """
+        full_at = self._full_at.get(source)
+        if full_at is None:
+            if len(self._full_at) >= SOURCES and not self._forget_full(now):
+                return False
+            full_at = now
+        elif full_at < now:
+            full_at = now
+        if full_at - now > (BURST - 1) / RATE + 1e-9:
+            return False
+        self._full_at[source] = full_at + 1 / RATE
+        return True
+
+    def _forget_full(self, now: float) -> bool:
+        # Looking through all of them for each datagram of a flood would do the flood's work for it.
+        if now - self._swept_at < SWEEP_INTERVAL:
+            return False
+        self._swept_at = now
+        self._full_at = {source: at for source, at in self._full_at.items() if at > now}
+        return len(self._full_at) < SOURCES
+
+
+def source_network(source: Endpoint) -> bytes | str:
+    """Give what a budget belongs to: the IPv4 address, or the first 64 bits of an IPv6 one."""
+    host = source[0]
+    if ":" not in host:
+        return host
+    return IPv6Address(host.partition("%")[0]).packed[:8]
+
+
+class Gate:
+    """The gate of one plane.
+
+    Two budgets are kept for each source: one for datagrams that prove their address by MAC2, one for those that
+    do not. So who floods in another's name takes nothing from the other but the comfort of not being challenged.
+
+    Args:
+        public_key: Ours, 32 bytes.
+        random: Gives n random bytes.
+    """
+
+    __slots__ = ("_cookie_key", "_loaded_until", "_mac1_key", "_proven", "_random", "_secrets", "_unproven")
+
+    def __init__(self, public_key: bytes, random: Callable[[int], bytes]) -> None:
+        self._mac1_key = cookie.mac1_key(public_key)
+        self._cookie_key = cookie.cookie_key(public_key)
+        self._secrets = cookie.CookieSecrets(random)
+        self._random = random
+        self._unproven = SourceBudget()
+        self._proven = SourceBudget()
+        self._loaded_until = float("-inf")
+
+    def judge(self, datagram: bytes, source: Endpoint, backlog: int, now: float) -> Verdict:
+        """Judge a datagram of type 1 or 2.
+
+        Args:
+            datagram: Whole.
+            source: Where it came from.
+            backlog: Handshake datagrams that wait for Python now.
+            now: Seconds.
+        """
+        size = wire.INITIATION_SIZE if datagram[0] == wire.INITIATION else wire.RESPONSE_SIZE
+        if len(datagram) != size:
+            return Verdict.BAD_LENGTH
+        if not cookie.mac1_holds(datagram, self._mac1_key):
+            return Verdict.BAD_MAC1
+        if backlog >= LOADED_QUEUE:
+            self._loaded_until = now + LOAD_LASTS
+        network = source_network(source)
+        if now >= self._loaded_until and self._unproven.spend(network, now):
+            return Verdict.PASS
+        if not self._secrets.mac2_holds(datagram, source, now):
+            return Verdict.CHALLENGE
+        return Verdict.PASS if self._proven.spend(network, now) else Verdict.TOO_OFTEN
+
+    def challenge(self, datagram: bytes, source: Endpoint, now: float) -> bytes:
+        """Make the cookie reply (64 bytes) to a datagram of type 1 or 2 that was challenged."""
+        sender = int.from_bytes(datagram[4:8], "little")
+        mac1 = datagram[-2 * wire.MAC_SIZE : -wire.MAC_SIZE]
+        given = self._secrets.cookie_for(source, now)
+        return cookie.cookie_reply(sender, given, mac1, self._cookie_key, self._random)

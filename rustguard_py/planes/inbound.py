@@ -1,0 +1,248 @@
+"""From the network to the TUN device, a message at a time.
+
+The kernel gives datagrams of one source and size as one message. Stages: look at all headers at once and divide
+the datagrams into runs of one session with consecutive counters; check the window; open each into a row; only
+then mark the window, roam, confirm; merge the rows into superpackets; check each one's source; write it.
+Whatever isn't such a run (single datagrams, handshakes, forgeries, what came out of order) goes one by one
+through `Transport.handle_datagram`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+from itertools import repeat
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+
+from rustguard_py.planes.coalesce import Coalescer
+from rustguard_py.planes.contract import REJECT_AFTER_MESSAGES, Endpoint
+from rustguard_py.planes.offload import MAX_SEGMENTS
+from rustguard_py.planes.transport import DATA_HEADER, Peer, Transport
+from rustguard_py.planes.tun import Tun
+from rustguard_py.planes.udp import Udp
+
+_OVERHEAD = 32
+_MESSAGE = 65536
+# A layout of small views takes up to 40 KiB.
+_LAYOUTS_KEPT = 48
+_INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint64)
+_run_all = deque[object](maxlen=0).extend
+
+
+class _Layout:
+    """The message buffer seen as datagrams of one size, and the rows that their plaintexts go to."""
+
+    __slots__ = ("ciphertexts", "counters", "heads", "indices", "nonces", "plaintexts", "rows")
+
+    def __init__(self, message: bytearray, plain: bytearray, size: int) -> None:
+        self.rows = rows = min(MAX_SEGMENTS, _MESSAGE // size)
+        view, plain_view = memoryview(message), memoryview(plain)
+        stride = size - _OVERHEAD
+        starts = range(0, rows * size, size)
+        self.heads = np.ndarray((rows,), "<u8", message, 0, (size,))
+        self.indices = np.ndarray((rows,), "<u4", message, 4, (size,))
+        self.counters = np.ndarray((rows,), "<u8", message, 8, (size,))
+        # As when sealing: with the index set to zero the nonce is a piece of the message.
+        self.nonces = [view[start + 4 : start + 16] for start in starts]
+        self.ciphertexts = [view[start + 16 : start + size] for start in starts]
+        self.plaintexts = [plain_view[row * stride : (row + 1) * stride] for row in range(rows)]
+
+
+class Inbound:
+    """The way in of one interface.
+
+    Args:
+        transport: The rules, and the peers.
+        tun: The device.
+        merge_udp: Whether UDP packets may be merged.
+        note: Called with a sentence for what it does without.
+    """
+
+    def __init__(self, transport: Transport, tun: Tun, *, merge_udp: bool, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._transport = transport
+        self._tun = tun
+        # Twice the size: a message may be received behind what was gathered before.
+        self._message = bytearray(2 * _MESSAGE)
+        self._view = memoryview(self._message)
+        self._into = [self._view[:_MESSAGE]]
+        # One row more than a message can fill: the coalescer's views need the room.
+        self._plain = bytearray(2 * _MESSAGE)
+        self._plain_view = memoryview(self._plain)
+        self._coalescer = Coalescer(self._plain, udp=merge_udp)
+        self._merging = True
+        self._layouts: dict[int, _Layout] = {}
+
+    def pump(self, udp: Udp, now: float) -> bool:
+        """Take one message from the socket to the device; give False if there was none.
+
+        Raises:
+            OSError: The socket is gone. What the network says of something sent earlier is counted only.
+        """
+        received = self._receive(udp, 0)
+        if received is None:
+            return False
+        size, segment, source = received
+        if size != segment or size <= _OVERHEAD or self._message[:4] != DATA_HEADER:
+            self._take(size, segment, source, now)
+            return True
+        # The kernel gives datagrams one by one here: gather those of one source and size as if it had not.
+        total = size
+        while total + size <= _MESSAGE and total < MAX_SEGMENTS * size:
+            received = self._receive(udp, total)
+            if received is None:
+                break
+            more, segment, from_whom = received
+            if from_whom != source or more != segment or more > size:
+                self._take(total, size, source, now)
+                self._view[:more] = self._view[total : total + more]
+                self._take(more, segment, from_whom, now)
+                return True
+            total += more
+            if more < size:
+                break
+        self._take(total, size, source, now)
+        return True
+
+    def _receive(self, udp: Udp, offset: int) -> tuple[int, int, Endpoint] | None:
+        """Receive a message to `offset`; None if there is none, or word of something sent earlier that failed."""
+        try:
+            return udp.receive([self._view[offset : offset + _MESSAGE]] if offset else self._into)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.ENOTSOCK):
+                raise
+            self._transport.drop(f"receive_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
+            return None
+
+    def _take(self, size: int, segment: int, source: Endpoint, now: float) -> None:
+        """Handle the message at the start of the buffer: datagrams of `segment` bytes, the last perhaps shorter."""
+        count = -(-size // segment) if segment else 1
+        if count > 1 and segment > _OVERHEAD and count <= MAX_SEGMENTS and self._message[:4] == DATA_HEADER:
+            self._batch(size, segment, count, source, now)
+        else:
+            self._one_by_one(0, size, segment or 1, source, now)
+
+    def _one_by_one(self, start: int, stop: int, segment: int, source: Endpoint, now: float) -> None:
+        for at in range(start, max(stop, 1), segment):
+            datagram = bytes(self._view[at : min(at + segment, stop)])
+            inner = self._transport.handle_datagram(datagram, source, now)
+            if inner is not None:
+                self._write_one(inner)
+
+    def _batch(self, size: int, segment: int, count: int, source: Endpoint, now: float) -> None:
+        """Divide `count` datagrams into runs: the last may be shorter, the others have `segment` bytes."""
+        layout = self._layouts.get(segment)
+        if layout is None:
+            if len(self._layouts) >= _LAYOUTS_KEPT:
+                self._layouts.clear()
+            layout = self._layouts[segment] = _Layout(self._message, self._plain, segment)
+        last = size - (count - 1) * segment
+        # A short last datagram is in the views too; one that has no whole header is left out of the runs.
+        rows = count if last >= _OVERHEAD else count - 1
+        first = 0
+        ends = [rows] if self._in_order(layout, rows) else self._ends(layout, rows)
+        for stop in ends:
+            self._run(layout, first, stop, segment, last if stop == count else segment, source, now)
+            first = stop
+        if rows != count:
+            self._one_by_one(rows * segment, size, segment, source, now)
+
+    def _in_order(self, layout: _Layout, rows: int) -> bool:
+        """Say whether all are of one session and in order: comparing bytes is numpy's quickest way."""
+        if layout.heads[:rows].tobytes() != self._message[:8] * rows:
+            return False
+        counters = layout.counters[:rows]
+        return bool(counters.tobytes() == (_INDEX[:rows] + counters[0]).tobytes())
+
+    @staticmethod
+    def _ends(layout: _Layout, rows: int) -> list[int]:
+        """Give the row after each run of one session with consecutive counters."""
+        heads, counters = layout.heads[:rows], layout.counters[:rows]
+        follows = (counters[1:] == counters[:-1] + np.uint64(1)) & (heads[1:] == heads[:-1])
+        return [*(np.nonzero(~follows)[0] + 1).tolist(), rows]
+
+    def _run(
+        self, layout: _Layout, first: int, stop: int, segment: int, last: int, source: Endpoint, now: float
+    ) -> None:
+        """Open a run of consecutive counters and deliver it; give it to the slow way if anything is odd."""
+        start, end = first * segment, (stop - 1) * segment + last
+        count = stop - first
+        counter = int(layout.counters[first])
+        found = self._transport.sessions.get(int(layout.indices[first]))
+        if (
+            found is None
+            or count < 2
+            or self._message[start : start + 4] != DATA_HEADER
+            or counter < found[1].window.next
+            or counter + count > REJECT_AFTER_MESSAGES
+            or found[1].expired(now)
+        ):
+            self._one_by_one(start, end, segment, source, now)
+            return
+        peer, session = found
+        full = count if last == segment else count - 1
+        open_ = session.opener.decrypt_into
+        layout.indices[first:stop] = 0
+        try:
+            nonces, ciphertexts = layout.nonces[first : first + full], layout.ciphertexts[first : first + full]
+            _run_all(map(open_, nonces, ciphertexts, repeat(None), layout.plaintexts))
+            if full != count:
+                ciphertext = layout.ciphertexts[stop - 1][: last - 16]
+                open_(layout.nonces[stop - 1], ciphertext, None, layout.plaintexts[full][: last - _OVERHEAD])
+        except InvalidTag:
+            # Somebody put a forgery among them, or one was damaged: find out which.
+            layout.indices[first:stop] = session.local_index
+            self._one_by_one(start, end, segment, source, now)
+            return
+        session.window.mark_run(counter, count)
+        self._transport.received(peer, session, source, count, end - start, now, data=True)
+        if last == _OVERHEAD:
+            count, last = count - 1, segment
+        self._deliver(peer, count, segment - _OVERHEAD, last - _OVERHEAD)
+
+    def _deliver(self, peer: Peer, count: int, stride: int, last: int) -> None:
+        """Write the packets in the first `count` rows, merged where they can be."""
+        if not self._merging:
+            self._deliver_singly(peer, 0, count, count, stride, last)
+            return
+        for run in self._coalescer.runs(count, stride, last):
+            if run.parts and self._transport.allowed.find(run.source) is not peer:
+                self._transport.drop("inner_source", run.stop - run.first)
+            elif not run.parts or not self._write_merged(run.parts):
+                self._deliver_singly(peer, run.first, run.stop, count, stride, last)
+
+    def _deliver_singly(self, peer: Peer, first: int, stop: int, count: int, stride: int, last: int) -> None:
+        for row in range(first, stop):
+            size = last if row + 1 == count else stride
+            packet = self._transport.inner_packet(peer, bytes(self._plain_view[row * stride : row * stride + size]))
+            if packet is not None:
+                self._write_one(packet)
+
+    def _write_merged(self, parts: list[bytes | memoryview]) -> bool:
+        """Write a superpacket; give False, and merge no more, if the kernel will have none."""
+        try:
+            os.writev(self._tun.fd, parts)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                self._count_refused(error)
+                return True
+            self._merging = False
+            self._note("The kernel refused a superpacket: packets go to the interface one by one.")
+            return False
+        return True
+
+    def _write_one(self, packet: bytes) -> None:
+        try:
+            self._tun.write(packet)
+        except OSError as error:
+            self._count_refused(error)
+
+    def _count_refused(self, error: OSError) -> None:
+        """The interface is down, or wants no such packet: nothing to stop for."""
+        self._transport.drop(f"interface_{errno.errorcode.get(error.errno or 0, 'error').lower()}")

@@ -1,0 +1,272 @@
+"""From the TUN device to the network, a batch at a time.
+
+Stages: drain the device into rows, until it is empty or a superpacket came; divide the rows into runs of one
+destination and size; look up the peer; complete checksums, or cut the superpacket; claim a run of nonces; seal
+each packet into one message; send that message with one call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rustguard_py.planes.checksum import RowSums, sum_bytes
+from rustguard_py.planes.contract import Endpoint
+from rustguard_py.planes.offload import (
+    MAX_MESSAGE,
+    MAX_SEGMENTS,
+    NEEDS_CHECKSUM,
+    VNET_SIZE,
+    Vnet,
+    segments_in_message,
+)
+from rustguard_py.planes.segment import Segmenter
+from rustguard_py.planes.transport import Peer, Transport, destination, ip_length, padded
+
+_INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint64)
+_DATA_HEADER = np.array((4, 0), np.uint32)
+# A packet begins at a multiple of four in its row: numpy adds aligned words faster.
+_LEAD = 2
+_PACKET = _LEAD + VNET_SIZE
+_MAX_PACKET = 65536
+# A layout of small views takes up to 40 KiB.
+_LAYOUTS_KEPT = 48
+# Data header in front, tag behind.
+_OVERHEAD = 32
+
+Send = Callable[[memoryview | bytes, int, Endpoint], None]
+# Calls a function for its effect, over arguments in parallel, without a Python loop.
+_run_all = deque[object](maxlen=0).extend
+
+
+class _Layout:
+    """The message buffer seen as datagrams of one size, or (`sources`) the rows that they are sealed from."""
+
+    __slots__ = ("counters", "headers", "nonces", "size", "targets")
+
+    def __init__(self, message: bytearray, size: int) -> None:
+        view = memoryview(message)
+        rows = min(MAX_SEGMENTS, len(message) // size)
+        starts = range(0, rows * size, size)
+        self.size = size
+        self.targets = [view[start + 16 : start + size] for start in starts]
+        # The AEAD's nonce is four zero bytes and the counter. The header has the receiver's index in front of
+        # the counter: it is zero while the packets are sealed, so that the nonce is a piece of the message.
+        self.nonces = [view[start + 4 : start + 16] for start in starts]
+        self.headers = np.ndarray((rows, 2), "<u4", message, 0, (size, 4))
+        self.counters = np.ndarray((rows,), "<u8", message, 8, (size,))
+
+
+class _RowShape:
+    """The rows of the read buffer seen as packets of one size, with the checksum field in one place (0, 0: none)."""
+
+    __slots__ = ("capacity", "fields", "full", "padding", "sources", "sums")
+
+    def __init__(self, buffer: bytearray, row: int, rows: int, mtu: int, key: tuple[int, int, int]) -> None:
+        size, begin, offset = key
+        view = memoryview(buffer)
+        self.full = full = padded(size, mtu)
+        self.capacity = segments_in_message(full + _OVERHEAD)
+        self.sources = [view[at : at + full] for at in range(_PACKET, rows * row, row)]
+        self.padding = np.ndarray((rows, full - size), np.uint8, buffer, _PACKET + size, (row, 1))
+        self.sums = RowSums(buffer, _PACKET + begin, size - begin, row, rows)
+        self.fields = np.ndarray((rows,), ">u2", buffer, _PACKET + begin + offset, (row,))
+
+
+class Outbound:
+    """The way out of one interface.
+
+    Args:
+        transport: The rules, and the peers.
+        tun: A non-blocking TUN descriptor with virtio_net_hdr.
+        send: Sends a message as datagrams of a size to an endpoint; it raises nothing.
+    """
+
+    def __init__(self, transport: Transport, tun: int, send: Send) -> None:
+        self._transport = transport
+        self._tun = tun
+        self._send = send
+        mtu = transport.mtu
+        self._rows = segments_in_message(mtu + _OVERHEAD)
+        self._row = row = (_PACKET + padded(mtu, mtu) + 15) // 16 * 16
+        self._buffer = bytearray(self._rows * row + _PACKET + 2 * _MAX_PACKET)
+        self._view = memoryview(self._buffer)
+        self._slots = [
+            [self._view[start + _LEAD : start + _PACKET + _MAX_PACKET]] for start in range(0, self._rows * row, row)
+        ]
+        self._segmenter = Segmenter(self._buffer, mtu)
+        self._staging = memoryview(self._segmenter.staging)
+        self._message = bytearray(2 * MAX_MESSAGE)
+        self._message_view = memoryview(self._message)
+        self._layouts: dict[int, _Layout] = {}
+        self._sources: dict[int, list[memoryview]] = {}
+        self._shapes: dict[tuple[int, int, int], _RowShape] = {}
+        self._heads = self._columns(_LEAD, VNET_SIZE)
+        self._addresses4 = self._columns(_PACKET + 16, 4)
+        self._addresses6 = self._columns(_PACKET + 24, 16)
+
+    def _columns(self, offset: int, size: int) -> NDArray[np.uint8]:
+        return np.ndarray((self._rows, size), np.uint8, self._buffer, offset, (self._row, 1))
+
+    def pump(self, now: float) -> bool:
+        """Take one batch from the device to the network; give False if there was none.
+
+        Raises:
+            OSError: The device is gone.
+        """
+        sizes: list[int] = []
+        row, read, slots, tun = self._row, os.readv, self._slots, self._tun
+        mtu, buffer = self._transport.mtu, self._buffer
+        for slot in slots:
+            try:
+                size = read(tun, slot) - VNET_SIZE
+            except BlockingIOError:
+                break
+            at = len(sizes) * row + _LEAD
+            if buffer[at + 1] or size > mtu:
+                # It may have run over the rows behind it.
+                self._singles(sizes, now)
+                self._large(at + VNET_SIZE, size, now)
+                return True
+            sizes.append(size)
+        self._singles(sizes, now)
+        return bool(sizes)
+
+    def _singles(self, sizes: list[int], now: float) -> None:
+        """Send the packets of the first rows, those that go together in one message."""
+        first, count = 0, len(sizes)
+        while first < count:
+            size, start = sizes[first], first * self._row + _PACKET
+            address = destination(self._view[start : start + size])
+            alike = first + 1
+            while alike < count and sizes[alike] == size:
+                alike += 1
+            stop = self._same(first, alike, address) if alike > first + 1 else alike
+            peer = self._peer(address, stop - first)
+            if peer is None:
+                pass
+            elif stop == first + 1:
+                self._send_one(peer, start, size, now)
+            else:
+                self._send_run(peer, first, stop, size, now)
+            first = stop
+
+    def _same(self, first: int, stop: int, address: bytes) -> int:
+        """Give the row after those that have the virtio_net_hdr and the destination of the first."""
+        rows = stop - first
+        addresses = self._addresses4 if len(address) == 4 else self._addresses6
+        heads = self._heads[first:stop].tobytes()
+        if heads == heads[:VNET_SIZE] * rows and addresses[first:stop].tobytes() == address * rows:
+            return stop
+        for row in range(first + 1, stop):
+            head = heads[(row - first) * VNET_SIZE :][:VNET_SIZE]
+            if head != heads[:VNET_SIZE] or addresses[row].tobytes() != address:
+                return row
+        return stop
+
+    def _send_run(self, peer: Peer, first: int, stop: int, size: int, now: float) -> None:
+        """Send rows of one size to one peer."""
+        at = first * self._row + _LEAD
+        vnet = Vnet.decode(self._view[at : at + VNET_SIZE])
+        unchecked = vnet.flags & NEEDS_CHECKSUM and vnet.checksum_start + vnet.checksum_offset + 2 <= size
+        key = (size, vnet.checksum_start, vnet.checksum_offset) if unchecked else (size, 0, 0)
+        shape = self._shapes.get(key)
+        if shape is None:
+            if len(self._shapes) >= _LAYOUTS_KEPT:
+                self._shapes.clear()
+            shape = self._shapes[key] = _RowShape(self._buffer, self._row, self._rows, self._transport.mtu, key)
+        if unchecked:
+            # The field holds the pseudo-header's sum.
+            sums = shape.sums.big_endian(first, stop)
+            np.subtract(65535, sums % 65535, out=shape.fields[first:stop], casting="unsafe")
+        if shape.full != size:
+            shape.padding[first:stop] = 0
+        for begin in range(first, stop, shape.capacity):
+            self._seal(peer, shape.sources[begin : min(stop, begin + shape.capacity)], shape.full, now)
+
+    def _send_one(self, peer: Peer, at: int, size: int, now: float) -> None:
+        """Send the one packet at `at`: for so few the fixed costs of numpy and of the layouts don't pay."""
+        packet = bytearray(self._view[at : at + size])
+        if self._buffer[at - VNET_SIZE] & NEEDS_CHECKSUM:
+            vnet = Vnet.decode(self._view[at - VNET_SIZE : at])
+            field = vnet.checksum_start + vnet.checksum_offset
+            if field + 2 <= size:
+                total = sum_bytes(packet[vnet.checksum_start :])
+                packet[field : field + 2] = (65535 - total % 65535).to_bytes(2, "big")
+        datagram = self._transport.seal(peer, packet, now)
+        if datagram is None:
+            self._transport.hold(peer, bytes(packet), now)
+        elif peer.endpoint is not None:
+            self._send(datagram, len(datagram), peer.endpoint)
+
+    def _large(self, at: int, size: int, now: float) -> None:
+        """Send a superpacket, or a packet larger than the MTU."""
+        peer = self._peer(destination(self._view[at : at + size]), 1)
+        if peer is None:
+            return
+        vnet = Vnet.decode(self._view[at - VNET_SIZE : at])
+        if not vnet.gso_type:
+            self._send_one(peer, at, size, now)
+            return
+        try:
+            for cut in self._segmenter.segment(at, size, vnet):
+                self._seal(peer, self._staged(cut.stride)[: cut.rows], cut.last, now)
+        except ValueError:
+            self._transport.drop("superpacket")
+
+    def _staged(self, stride: int) -> list[memoryview]:
+        sources = self._sources.get(stride)
+        if sources is None:
+            if len(self._sources) >= _LAYOUTS_KEPT:
+                self._sources.clear()
+            starts = range(0, segments_in_message(stride + _OVERHEAD) * stride, stride)
+            sources = self._sources[stride] = [self._staging[at : at + stride] for at in starts]
+        return sources
+
+    def _peer(self, address: bytes, packets: int) -> Peer | None:
+        peer = self._transport.allowed.find(address) if address else None
+        if peer is None:
+            self._transport.drop("no_peer", packets)
+        elif peer.endpoint is None:
+            self._transport.drop("no_endpoint", packets)
+            return None
+        return peer
+
+    def _seal(self, peer: Peer, sources: list[memoryview], last: int, now: float) -> None:
+        """Seal packets of one size, but the last which may be shorter, into one message and send it."""
+        count, size = len(sources), len(sources[0]) + _OVERHEAD
+        session = peer.keypairs.current
+        nonce = None if session is None else session.claim(count, now)
+        if session is None or nonce is None or peer.endpoint is None:
+            for source in sources:
+                self._transport.hold(peer, bytes(source[: ip_length(source)]), now)
+            return
+        layout = self._layout(size)
+        header = session.header
+        layout.headers[:count] = _DATA_HEADER
+        np.add(_INDEX[:count], np.uint64(nonce), out=layout.counters[:count])
+        seal = session.sealer.encrypt_into
+        total = count * size
+        if last + _OVERHEAD == size:
+            _run_all(map(seal, layout.nonces[:count], sources, repeat(None), layout.targets))
+        else:
+            _run_all(map(seal, layout.nonces[: count - 1], sources, repeat(None), layout.targets))
+            target = layout.targets[count - 1][: last + 16]
+            seal(layout.nonces[count - 1], sources[-1][:last], None, target)
+            total += last + _OVERHEAD - size
+        layout.headers[:count, 1] = int.from_bytes(header[4:8], "little")
+        self._send(self._message_view[:total], size, peer.endpoint)
+        self._transport.sent(peer, session, count, total, now, data=True)
+
+    def _layout(self, size: int) -> _Layout:
+        layout = self._layouts.get(size)
+        if layout is None:
+            if len(self._layouts) >= _LAYOUTS_KEPT:
+                self._layouts.clear()
+            layout = self._layouts[size] = _Layout(self._message, size)
+        return layout

@@ -1,0 +1,470 @@
+"""The plane's rules without sockets: bytes and `now` in, bytes and events out.
+
+Call `handle_packet`, `handle_datagram` and `handle_timeout`; then send what `poll_transmit` gives, and come back
+at `poll_timeout` at the latest. The steps of a packet out are route, claim a nonce, pad, seal; of a datagram in
+look up the index, check the window, open, mark the window, roam, check the inner source. `portable` does the
+same steps for whole batches, with the pieces of this class.
+
+Timers and their order are the kernel's (drivers/net/wireguard: send.c, receive.c, timers.c).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from cryptography.exceptions import InvalidTag
+
+from rustguard_py import wire
+from rustguard_py.planes.allowed_ips import AllowedIps
+from rustguard_py.planes.contract import (
+    MAX_STAGED_PACKETS,
+    Endpoint,
+    EndpointMoved,
+    Event,
+    ForeignReceived,
+    HandshakeReceived,
+    HandshakeWanted,
+    Keypair,
+    KeypairConfirmed,
+    Network,
+    PeerId,
+    PeerStats,
+    PlaneStats,
+    Reason,
+)
+from rustguard_py.planes.gate import Gate, Verdict
+from rustguard_py.planes.indices import Indices
+from rustguard_py.planes.keypairs import Keypairs, Session, WarmSessions
+from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines, Liveness
+
+DATA_HEADER = b"\4\0\0\0"
+FOREIGN_MAGIC = b"RGE"
+PADDING_MULTIPLE = 16
+# Seconds between two HandshakeWanted of one peer.
+WANTED_INTERVAL = 1.0
+# Packets held for all peers together, so that many silent peers cannot take all memory.
+MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
+
+
+class Peer:
+    """What a plane knows of one peer; `stats` has the counters in the contract's words."""
+
+    __slots__ = (
+        "endpoint",
+        "held",
+        "id",
+        "keypairs",
+        "last_received",
+        "last_sent",
+        "liveness",
+        "rx_bytes",
+        "rx_packets",
+        "tx_bytes",
+        "tx_packets",
+        "wanted_at",
+    )
+
+    def __init__(self, number: PeerId) -> None:
+        self.id = number
+        self.endpoint: Endpoint | None = None
+        self.keypairs = Keypairs()
+        self.liveness = Liveness()
+        self.held: deque[bytes] | None = None
+        self.wanted_at = float("-inf")
+        self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = 0
+        self.last_received: float | None = None
+        self.last_sent: float | None = None
+
+    def stats(self) -> PeerStats:
+        """Give the counters."""
+        return PeerStats(
+            self.endpoint,
+            self.rx_bytes,
+            self.tx_bytes,
+            self.rx_packets,
+            self.tx_packets,
+            self.last_received,
+            self.last_sent,
+        )
+
+
+def padded(size: int, mtu: int) -> int:
+    """Give the length that an inner packet of `size` bytes is sealed at: a multiple of 16, not over the MTU."""
+    if size > mtu:
+        last = size % mtu
+        return size - last + min(mtu, last + -last % PADDING_MULTIPLE)
+    return min(mtu, size + -size % PADDING_MULTIPLE)
+
+
+def destination(packet: bytes | bytearray | memoryview) -> bytes:
+    """Give the packed destination of an IP packet, or b"" for what is none."""
+    if len(packet) >= 20 and packet[0] >> 4 == 4:
+        return bytes(packet[16:20])
+    if len(packet) >= 40 and packet[0] >> 4 == 6:
+        return bytes(packet[24:40])
+    return b""
+
+
+def ip_length(packet: bytes | bytearray | memoryview) -> int:
+    """Give the length that an IP packet itself names."""
+    if packet[0] >> 4 == 4:
+        return packet[2] << 8 | packet[3]
+    return 40 + (packet[4] << 8 | packet[5])
+
+
+class Transport:
+    """All peers of one interface.
+
+    Args:
+        public_key: Ours, 32 bytes, for MAC1.
+        emit: Called with each event, at once.
+        random: Gives n random bytes.
+        mtu: Of the inner interface; padding does not go over it.
+        backlog: How many emitted HandshakeReceived wait for Python.
+
+    Attributes:
+        allowed: Inner addresses to peers.
+        drops: What was dropped, by reason.
+        indices: The receiver indices given out.
+        peers: By number.
+        sessions: By local index.
+    """
+
+    def __init__(
+        self,
+        public_key: bytes,
+        *,
+        emit: Callable[[Event], None],
+        random: Callable[[int], bytes] = os.urandom,
+        mtu: int = 1420,
+        backlog: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.mtu = mtu
+        self.peers: dict[PeerId, Peer] = {}
+        self.allowed: AllowedIps[Peer] = AllowedIps()
+        self.indices = Indices(random)
+        self.sessions: dict[int, tuple[Peer, Session]] = {}
+        self.drops: dict[str, int] = {}
+        self._emit = emit
+        self._random = random
+        self._backlog = backlog
+        self._gate = Gate(public_key, random)
+        self._deadlines: Deadlines[Peer] = Deadlines()
+        self._warm = WarmSessions()
+        self._transmit: list[tuple[Endpoint, bytes]] = []
+        self._held = 0
+
+    # Commands of the contract; those that send or time something take `now`.
+
+    def set_peer(
+        self,
+        peer: PeerId,
+        endpoint: Endpoint | None,
+        allowed_ips: Sequence[Network],
+        persistent_keepalive: int,
+        now: float,
+    ) -> None:
+        """See `Plane.set_peer`. Turning the persistent keepalive on sends one at once."""
+        known = self.peers.get(peer)
+        if known is None:
+            known = self.peers[peer] = Peer(peer)
+        if endpoint is not None:
+            known.endpoint = endpoint
+        self.allowed.set(known, allowed_ips)
+        liveness = known.liveness
+        turned_on = persistent_keepalive and not liveness.interval
+        liveness.interval = persistent_keepalive
+        if not persistent_keepalive:
+            liveness.persistent_at = float("inf")
+        elif turned_on:
+            self._persistent_keepalive(known, now)
+            self._deadlines.schedule(known, liveness)
+
+    def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
+        """See `Plane.set_endpoint`."""
+        known = self.peers.get(peer)
+        if known is not None:
+            known.endpoint = endpoint
+
+    def remove_peer(self, peer: PeerId) -> None:
+        """See `Plane.remove_peer`."""
+        known = self.peers.pop(peer, None)
+        self.indices.forget(peer)
+        if known is None:
+            return
+        self.allowed.remove(known)
+        self._retire(known.keypairs.clear())
+        self._drop_held(known, "removed_peer")
+        known.liveness.scheduled_at = float("inf")
+
+    def reserve_index(self, peer: PeerId) -> int:
+        """See `Plane.reserve_index`."""
+        return self.indices.reserve(peer)
+
+    def install_keypair(self, peer: PeerId, keypair: Keypair, now: float) -> None:
+        """See `Plane.install_keypair`. The handshake counts as sent and received, as in the kernel."""
+        known = self.peers.get(peer)
+        if known is None:
+            self.indices.forget(peer)
+            return
+        session = Session(keypair, self._warm)
+        self.indices.take(peer, keypair.local_index)
+        self.sessions[keypair.local_index] = known, session
+        self._retire(known.keypairs.install(session))
+        known.wanted_at = float("-inf")
+        known.liveness.received(now, data=False)
+        known.liveness.sent(now, data=False)
+        known.liveness.jitter = int.from_bytes(self._random(2), "little") / 65536 * NO_ANSWER_JITTER
+        if keypair.initiator:
+            self._send_keepalive(known, now)
+        self._deadlines.schedule(known, known.liveness)
+
+    def erase_keypairs(self, peer: PeerId) -> None:
+        """See `Plane.erase_keypairs`."""
+        known = self.peers.get(peer)
+        if known is not None:
+            self._retire(known.keypairs.clear())
+            known.liveness.stop()
+
+    def drop_held(self, peer: PeerId) -> None:
+        """See `Plane.drop_held`."""
+        known = self.peers.get(peer)
+        if known is not None:
+            self._drop_held(known, "no_answer")
+            known.liveness.keepalive_at = float("inf")
+
+    def send(self, endpoint: Endpoint, datagram: bytes) -> None:
+        """See `Plane.send`."""
+        self._transmit.append((endpoint, datagram))
+
+    def stats(self) -> PlaneStats:
+        """See `Plane.stats`."""
+        return PlaneStats({number: peer.stats() for number, peer in list(self.peers.items())}, dict(self.drops))
+
+    # Packets and time.
+
+    def handle_packet(self, packet: bytes, now: float) -> None:
+        """Take one inner IP packet to its peer: sealed, or held while there is no session."""
+        peer = self.allowed.find(destination(packet)) if packet else None
+        if peer is None:
+            self.drop("no_peer")
+        elif peer.endpoint is None:
+            self.drop("no_endpoint")
+        elif not self._transmit_sealed(peer, packet, now):
+            self.hold(peer, packet, now)
+
+    def handle_datagram(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
+        """Take one datagram from the network; give the inner packet in it, if there is one to deliver."""
+        if datagram[:4] == DATA_HEADER:
+            return self._open(datagram, source, now)
+        if datagram[:3] == FOREIGN_MAGIC:
+            self._emit(ForeignReceived(datagram, source))
+        else:
+            self._handle_handshake(datagram, source, now)
+        return None
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due at `now`."""
+        for peer in self._deadlines.due(now):
+            liveness = peer.liveness
+            if liveness.keepalive_at <= now:
+                liveness.keepalive_ran_out(now)
+                again = liveness.keepalive_at
+                self._send_keepalive(peer, now)
+                liveness.keepalive_at = again
+            if liveness.no_answer_at <= now:
+                liveness.no_answer_at = float("inf")
+                self.want(peer, Reason.NO_ANSWER, now)
+            if liveness.persistent_at <= now:
+                self._persistent_keepalive(peer, now)
+            self._deadlines.schedule(peer, liveness)
+
+    def poll_timeout(self) -> float | None:
+        """Give when to call `handle_timeout`, at the latest, or None."""
+        return self._deadlines.next()
+
+    def poll_transmit(self) -> list[tuple[Endpoint, bytes]]:
+        """Give the datagrams to send, in order; each is given once."""
+        transmit, self._transmit = self._transmit, []
+        return transmit
+
+    # Pieces, which `portable` uses for whole batches.
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count something dropped."""
+        self.drops[reason] = self.drops.get(reason, 0) + count
+
+    def hold(self, peer: Peer, packet: bytes, now: float) -> None:
+        """Keep a packet until there is a session, and ask for one; the oldest gives way."""
+        held = peer.held
+        if held is None:
+            held = peer.held = deque()
+        if len(held) >= MAX_STAGED_PACKETS:
+            held.popleft()
+            self._held -= 1
+            self.drop("held_too_many")
+        if self._held < MAX_HELD_PACKETS:
+            held.append(packet)
+            self._held += 1
+        else:
+            self.drop("held_too_many")
+        self.want(peer, Reason.NO_SESSION, now)
+
+    def want(self, peer: Peer, reason: Reason, now: float) -> None:
+        """Ask Python for a handshake, once a second a peer at most."""
+        if now - peer.wanted_at >= WANTED_INTERVAL:
+            peer.wanted_at = now
+            self._emit(HandshakeWanted(peer.id, reason))
+
+    def sent(self, peer: Peer, session: Session, packets: int, size: int, now: float, *, data: bool) -> None:
+        """Note that `packets` datagrams, of `size` bytes together, were sealed to go to `peer`."""
+        peer.tx_packets += packets
+        peer.tx_bytes += size
+        peer.last_sent = now
+        liveness = peer.liveness
+        liveness.sent(now, data=data)
+        self._deadlines.schedule(peer, liveness)
+        if session.worn_by_sending(now):
+            self.want(peer, Reason.REKEY, now)
+
+    def received(
+        self, peer: Peer, session: Session, source: Endpoint, packets: int, size: int, now: float, *, data: bool
+    ) -> None:
+        """Note that `packets` authentic datagrams, of `size` bytes together, came from `source`.
+
+        This is where a peer roams, and where a responder's session becomes the current one.
+        """
+        peer.rx_packets += packets
+        peer.rx_bytes += size
+        peer.last_received = now
+        peer.liveness.received(now, data=data)
+        if source != peer.endpoint:
+            peer.endpoint = source
+            self._emit(EndpointMoved(peer.id, source))
+        if session is peer.keypairs.next:
+            self._retire(peer.keypairs.confirm(session))
+            peer.wanted_at = float("-inf")
+            self._emit(KeypairConfirmed(peer.id, session.local_index))
+            self._send_held(peer, now)
+        if session is peer.keypairs.current and session.worn_by_receiving(now):
+            self.want(peer, Reason.REKEY, now)
+        self._deadlines.schedule(peer, peer.liveness)
+
+    def inner_packet(self, peer: Peer, plaintext: bytes) -> bytes | None:
+        """Give the IP packet in what `peer` sent, without its padding; None if it may not send that."""
+        size = len(plaintext)
+        if size >= 20 and plaintext[0] >> 4 == 4:
+            length = plaintext[2] << 8 | plaintext[3]
+            shortest, source = 20, plaintext[12:16]
+        elif size >= 40 and plaintext[0] >> 4 == 6:
+            length = 40 + (plaintext[4] << 8 | plaintext[5])
+            shortest, source = 40, plaintext[8:24]
+        else:
+            self.drop("inner_not_ip")
+            return None
+        if not shortest <= length <= size:
+            self.drop("inner_length")
+            return None
+        if self.allowed.find(source) is not peer:
+            self.drop("inner_source")
+            return None
+        return plaintext[:length]
+
+    def seal(self, peer: Peer, packet: bytes | bytearray, now: float) -> bytes | None:
+        """Seal one packet (b"" for a keepalive) to `peer`; None where no session may send it."""
+        session = peer.keypairs.current
+        nonce = None if session is None else session.claim(1, now)
+        if session is None or nonce is None or peer.endpoint is None:
+            return None
+        counter = nonce.to_bytes(8, "little")
+        plaintext = packet + bytes(padded(len(packet), self.mtu) - len(packet))
+        datagram = session.header + counter + session.sealer.encrypt(b"\0\0\0\0" + counter, plaintext, None)
+        self.sent(peer, session, 1, len(datagram), now, data=bool(packet))
+        return datagram
+
+    def _transmit_sealed(self, peer: Peer, packet: bytes, now: float) -> bool:
+        datagram = self.seal(peer, packet, now)
+        if datagram is None or peer.endpoint is None:
+            return False
+        self._transmit.append((peer.endpoint, datagram))
+        return True
+
+    def _open(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
+        if len(datagram) < wire.KEEPALIVE_SIZE:
+            self.drop("bad_length")
+            return None
+        found = self.sessions.get(int.from_bytes(datagram[4:8], "little"))
+        if found is None:
+            self.drop("unknown_index")
+            return None
+        peer, session = found
+        if session.expired(now):
+            self.drop("expired_session")
+            return None
+        counter = int.from_bytes(datagram[8:16], "little")
+        if not session.window.fresh(counter):
+            self.drop("replayed")
+            return None
+        try:
+            plaintext = session.opener.decrypt(bytes(4) + datagram[8:16], datagram[16:], None)
+        except InvalidTag:
+            self.drop("bad_tag")
+            return None
+        session.window.mark(counter)
+        self.received(peer, session, source, 1, len(datagram), now, data=bool(plaintext))
+        return self.inner_packet(peer, plaintext) if plaintext else None
+
+    def _handle_handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
+        kind = wire.message_type(datagram)
+        if kind in (wire.INITIATION, wire.RESPONSE):
+            verdict = self._gate.judge(datagram, source, self._backlog(), now)
+            if verdict is Verdict.CHALLENGE:
+                self._transmit.append((source, self._gate.challenge(datagram, source, now)))
+            if verdict is not Verdict.PASS:
+                self.drop(verdict.value)
+                return
+        elif kind == wire.COOKIE_REPLY:
+            # It has no MAC1. Its receiver index must at least be one that we gave out.
+            if len(datagram) != wire.COOKIE_REPLY_SIZE or (
+                int.from_bytes(datagram[4:8], "little") not in self.indices
+            ):
+                self.drop("unknown_index")
+                return
+        else:
+            self.drop("unknown_type")
+            return
+        self._emit(HandshakeReceived(datagram, source))
+
+    def _send_keepalive(self, peer: Peer, now: float) -> None:
+        """Send what is held, or an empty datagram; without a session ask for one."""
+        if peer.held:
+            self._send_held(peer, now)
+        elif peer.endpoint is not None and not self._transmit_sealed(peer, b"", now):
+            self.want(peer, Reason.NO_SESSION, now)
+
+    def _persistent_keepalive(self, peer: Peer, now: float) -> None:
+        peer.liveness.persistent_at = now + peer.liveness.interval
+        self._send_keepalive(peer, now)
+
+    def _send_held(self, peer: Peer, now: float) -> None:
+        held, peer.held = peer.held, None
+        if not held:
+            return
+        self._held -= len(held)
+        for packet in held:
+            if not self._transmit_sealed(peer, packet, now):
+                self.hold(peer, packet, now)
+
+    def _drop_held(self, peer: Peer, reason: str) -> None:
+        held, peer.held = peer.held, None
+        if held:
+            self._held -= len(held)
+            self.drop(reason, len(held))
+
+    def _retire(self, sessions: list[Session]) -> None:
+        for session in sessions:
+            session.cool()
+            self.sessions.pop(session.local_index, None)
+            self.indices.release(session.local_index)

@@ -1,0 +1,150 @@
+"""One running tunnel: node and plane put together on an event loop.
+
+The plane's events go to the node, the node's deadline to the loop's timer, enrollment datagrams to whoever asked
+for them. All of it runs in the loop's thread; the plane moves packets in its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rustguard_py.clock import now
+from rustguard_py.errors import RustGuardError
+from rustguard_py.node import HandshakeGivenUp, HandshakeUnanswered, Node, PeerMoved, SessionStarted, Timestamps
+from rustguard_py.noise import StaticKey
+from rustguard_py.peer import Peer
+from rustguard_py.planes.contract import Endpoint, Event, Fault, ForeignReceived, Plane
+
+log = logging.getLogger(__name__)
+
+
+class EventfulPlane(Plane, Protocol):
+    """A plane with its bounded queue of events behind a descriptor."""
+
+    def fileno(self) -> int:
+        """Give the descriptor that is readable while events wait."""
+
+    def poll_events(self) -> list[Event]:
+        """Take the events that wait; the descriptor is no longer readable."""
+
+
+@dataclass(slots=True)
+class Listeners:
+    """Who wants to know what of a tunnel; each is called in the loop's thread.
+
+    Attributes:
+        foreign: An enrollment datagram, its source, and the time.
+        unanswered: A peer's handshake goes unanswered; how many initiations went out so far.
+        session: A peer's session began.
+        moved: A peer is elsewhere.
+    """
+
+    foreign: Callable[[bytes, Endpoint, float], None] | None = None
+    unanswered: Callable[[Peer, int], None] | None = None
+    session: Callable[[Peer], None] | None = None
+    moved: Callable[[Peer, Endpoint], None] | None = None
+
+
+@dataclass(slots=True)
+class Tunnel:
+    """A node on its plane.
+
+    Attributes:
+        node: Its peers; call `wake` after changing them.
+        plane: Where packets move.
+        fault: What ended it, set once; `stopped` is then set as well.
+    """
+
+    node: Node
+    plane: EventfulPlane
+    listeners: Listeners
+    fault: RustGuardError | None = None
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    _loop: asyncio.AbstractEventLoop | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _timer_at: float | None = None
+
+    @classmethod
+    def make(cls, private_key: bytes, plane: EventfulPlane, timestamps: Timestamps, listeners: Listeners) -> Tunnel:
+        """Put an identity (32 bytes) on a plane."""
+        node = Node(StaticKey(private_key), plane, timestamps, wall=time.time_ns, random=os.urandom)
+        return cls(node, plane, listeners)
+
+    def start(self) -> None:
+        """Begin to handle events; from within the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.plane.fileno(), self._on_events)
+        self.wake()
+
+    def close(self) -> None:
+        """Stop and close the plane; the interface goes with it. May be called twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._loop is not None:
+            self._loop.remove_reader(self.plane.fileno())
+            self._loop = None
+        self.plane.close()
+
+    def wake(self) -> None:
+        """Do what is due and set the timer to the node's next deadline."""
+        if self._loop is None:
+            return
+        self.node.handle_timeout(now())
+        self._report()
+        due = self.node.poll_timeout()
+        if due == self._timer_at and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = due
+        if due is not None:
+            self._timer = self._loop.call_later(max(0.0, due - now()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.wake()
+
+    def _on_events(self) -> None:
+        at = now()
+        for event in self.plane.poll_events():
+            match event:
+                case ForeignReceived(datagram, source):
+                    if self.listeners.foreign is not None:
+                        self.listeners.foreign(datagram, source, at)
+                case Fault(message, fatal):
+                    self._on_fault(message, fatal=fatal)
+                case _:
+                    self.node.handle_event(event, at)
+        self.wake()
+
+    def _on_fault(self, message: str, *, fatal: bool) -> None:
+        if not fatal:
+            log.warning("%s", message)
+            return
+        mend = "Start again. Did something else remove the interface? If not, and if it persists, report it."
+        self.fault = RustGuardError(f"The data plane stopped: {message}", mend)
+        self.stopped.set()
+
+    def _report(self) -> None:
+        listeners = self.listeners
+        while (event := self.node.poll_event()) is not None:
+            match event:
+                case SessionStarted(peer):
+                    if listeners.session is not None:
+                        listeners.session(peer)
+                case HandshakeUnanswered(peer, attempts):
+                    if listeners.unanswered is not None:
+                        listeners.unanswered(peer, attempts)
+                case PeerMoved(peer, endpoint):
+                    if listeners.moved is not None:
+                        listeners.moved(peer, endpoint)
+                case HandshakeGivenUp(peer):
+                    log.info("a peer at %s did not answer for 90 s; its held packets are dropped", peer.endpoint)

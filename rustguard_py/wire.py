@@ -1,0 +1,100 @@
+"""The four messages of WireGuard, byte for byte (whitepaper section 5.4).
+
+Integers are little-endian. Parsers give None for what is not a message of that type; they never raise.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+INITIATION = 1
+RESPONSE = 2
+COOKIE_REPLY = 3
+DATA = 4
+
+INITIATION_SIZE = 148
+RESPONSE_SIZE = 92
+COOKIE_REPLY_SIZE = 64
+DATA_HEADER_SIZE = 16
+TAG_SIZE = 16
+# A keepalive: a data message that carries nothing.
+KEEPALIVE_SIZE = DATA_HEADER_SIZE + TAG_SIZE
+MAC_SIZE = 16
+
+_INITIATION = struct.Struct("<II32s48s28s")
+_RESPONSE = struct.Struct("<III32s16s")
+_COOKIE_REPLY = struct.Struct("<II24s32s")
+_DATA_HEADER = struct.Struct("<IIQ")
+
+
+class Initiation(NamedTuple):
+    """Message 1 without its MACs: 116 bytes."""
+
+    sender: int
+    ephemeral: bytes
+    static: bytes
+    timestamp: bytes
+
+    def encode(self) -> bytes:
+        """Give the 116 bytes that MAC1 covers."""
+        return _INITIATION.pack(INITIATION, *self)
+
+
+class Response(NamedTuple):
+    """Message 2 without its MACs: 60 bytes."""
+
+    sender: int
+    receiver: int
+    ephemeral: bytes
+    empty: bytes
+
+    def encode(self) -> bytes:
+        """Give the 60 bytes that MAC1 covers."""
+        return _RESPONSE.pack(RESPONSE, *self)
+
+
+class CookieReply(NamedTuple):
+    """Message 3: 64 bytes, the cookie sealed to whoever knows the MAC1 it answers."""
+
+    receiver: int
+    nonce: bytes
+    cookie: bytes
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return _COOKIE_REPLY.pack(COOKIE_REPLY, *self)
+
+
+def message_type(datagram: bytes) -> int:
+    """Give the type, 1 to 4, or 0 for anything else; the three reserved bytes must be zero."""
+    if len(datagram) < 4 or datagram[1] or datagram[2] or datagram[3]:
+        return 0
+    kind = datagram[0]
+    return kind if INITIATION <= kind <= DATA else 0
+
+
+def parse_initiation(datagram: bytes) -> Initiation | None:
+    """Parse message 1; its MACs are not looked at."""
+    if len(datagram) != INITIATION_SIZE or message_type(datagram) != INITIATION:
+        return None
+    return Initiation(*_INITIATION.unpack_from(datagram)[1:])
+
+
+def parse_response(datagram: bytes) -> Response | None:
+    """Parse message 2; its MACs are not looked at."""
+    if len(datagram) != RESPONSE_SIZE or message_type(datagram) != RESPONSE:
+        return None
+    return Response(*_RESPONSE.unpack_from(datagram)[1:])
+
+
+def parse_cookie_reply(datagram: bytes) -> CookieReply | None:
+    """Parse message 3."""
+    if len(datagram) != COOKIE_REPLY_SIZE or message_type(datagram) != COOKIE_REPLY:
+        return None
+    return CookieReply(*_COOKIE_REPLY.unpack(datagram)[1:])
+
+
+def data_header(receiver: int, counter: int) -> bytes:
+    """Give the 16 bytes in front of a data message's sealed packet."""
+    return _DATA_HEADER.pack(DATA, receiver, counter)

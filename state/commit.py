@@ -1,0 +1,70 @@
+"""Group commit: callers that arrive together share one save."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class GroupCommit(Generic[T]):
+    """Saves in a thread, one save at a time, for any number of callers of one event loop.
+
+    Args:
+        snapshot: Called in the loop's thread just before a save; what it gives must not change afterwards.
+        save: Called in a thread with the snapshot; returns when it is durable.
+        executor: Where; the loop's own by default.
+
+    Attributes:
+        saves: How many saves were begun.
+    """
+
+    def __init__(
+        self, snapshot: Callable[[], T], save: Callable[[T], None], executor: Executor | None = None
+    ) -> None:
+        self.saves = 0
+        self._snapshot = snapshot
+        self._save = save
+        self._executor = executor
+        self._next: asyncio.Future[None] | None = None
+        self._runner: asyncio.Task[None] | None = None
+
+    async def commit(self) -> None:
+        """Return when a save that began after this call has ended; raise what it raised.
+
+        A caller that is cancelled leaves the save to the others.
+        """
+        loop = asyncio.get_running_loop()
+        if self._next is None:
+            self._next = loop.create_future()
+        waited_for = self._next
+        if self._runner is None:
+            self._runner = loop.create_task(self._run())
+        await asyncio.shield(waited_for)
+
+    async def drain(self) -> None:
+        """Return when no save runs or is wanted: to be awaited before what `save` writes to is closed."""
+        while self._runner is not None:
+            await asyncio.wait({self._runner})
+
+    async def _run(self) -> None:
+        try:
+            while self._next is not None:
+                waiters, self._next = self._next, None
+                await self._serve(waiters)
+        finally:
+            self._runner = None
+
+    async def _serve(self, waiters: asyncio.Future[None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.saves += 1
+        try:
+            await loop.run_in_executor(self._executor, self._save, self._snapshot())
+        except Exception as error:
+            waiters.set_exception(error)
+            waiters.exception()  # Seen, even when every caller has gone.
+        else:
+            waiters.set_result(None)

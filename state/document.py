@@ -1,0 +1,199 @@
+"""One durable JSON document: `state.json` in a directory of its own, with a lock and the one before beside it.
+
+The order of a save, and why each state that a crash can leave loads what was there before or what was being saved:
+
+1. `state.json.new` is written and fsynced. Until step 3 nothing reads it.
+2. `state.json` gets a second name, which is renamed to `state.json.bak`. `state.json` itself stays in place.
+3. `state.json.new` is renamed to `state.json`: the old one or the new one, both fsynced, bears that name.
+4. The directory is fsynced. Only now does `save` return.
+
+The first save of all writes `state.json.first` instead, so that a first save that was cut short (nothing was ever
+acknowledged: the directory is as good as new) can be told from a `state.json` that was lost (refused).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from shlex import quote
+
+from rustguard_py.errors import StateError
+from rustguard_py.state import envelope
+from rustguard_py.state.files import (
+    Files,
+    make_directory,
+    read_private,
+    sync_directory,
+    unusable,
+    write_fresh,
+)
+
+# What filesystems without hard links answer, or a file that has too many.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class Document:
+    """The document of one directory, locked while this object is open.
+
+    Call `load` once, then `save` as often as needed, one at a time and from any thread; `close` at the end.
+    """
+
+    __slots__ = ("_durable", "_files", "_generation", "_lock", "directory", "path")
+
+    def __init__(self, directory: Path, lock: int, files: Files) -> None:
+        self.directory = directory
+        self.path = directory / "state.json"
+        self._lock: int | None = lock
+        self._files = files
+        self._generation: int | None = None
+        self._durable = False
+
+    @classmethod
+    def open(cls, directory: Path, files: Files | None = None) -> Document:
+        """Make the directory (0700) where there is none, and lock it.
+
+        Raises:
+            StateError: Another process has it, others can write in it, or the kernel refuses.
+        """
+        files = files or Files()
+        directory = directory.resolve()
+        try:
+            make_directory(files, directory)
+            lock = files.open(directory / "lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise unusable("used", directory, error) from error
+        try:
+            _take(files, directory, lock)
+        except BaseException:
+            files.close(lock)
+            raise
+        return cls(directory, lock, files)
+
+    def load(self) -> dict[str, object] | None:
+        """Give the data last saved, or None where nothing ever was.
+
+        Raises:
+            StateError: The file can't be trusted or read, or it is gone while a copy of it is there. The mend names
+                the command that goes back to a copy that verifies.
+        """
+        found: tuple[int, dict[str, object]] | None = None
+        try:
+            content = read_private(self._files, self.path)
+            if content is not None:
+                found = envelope.decode(content)
+            elif any(os.path.lexists(copy) for copy in self._copies()):
+                raise self._refusal("is missing, though a copy of it is there")
+            # A process killed between the rename and the fsync of the directory leaves this for us to do.
+            sync_directory(self._files, self.directory)
+        except envelope.DamagedError as error:
+            raise self._refusal(f"can't be trusted: {error}") from error
+        except envelope.NewerSchemaError as error:
+            raise self._newer(error.schema) from error
+        except OSError as error:
+            raise self._refusal(f"can't be read: {error.strerror}") from error
+        self._generation, data = found or (0, None)
+        self._durable = found is not None
+        return data
+
+    def save(self, data: dict[str, object]) -> None:
+        """Put data in place of what is there; durable on return.
+
+        Args:
+            data: JSON values only.
+
+        Raises:
+            StateError: It couldn't be made durable. What is on disk is whole, the old or the new, and the next save
+                may be tried at any time.
+        """
+        if self._generation is None:
+            raise RuntimeError("save before a load that succeeded")
+        self._generation += 1
+        content = envelope.encode(self._generation, data)
+        temporary = self._beside("new" if self._durable else "first")
+        try:
+            self._replace(temporary, content)
+        except OSError as error:
+            with suppress(OSError):
+                self._files.unlink(temporary)
+            raise unusable("written", self.path, error) from error
+
+    def close(self) -> None:
+        """Give the lock back. May be called twice."""
+        if self._lock is not None:
+            self._files.close(self._lock)
+            self._lock = None
+
+    def _replace(self, temporary: Path, content: bytes) -> None:
+        self._files.close(write_fresh(self._files, temporary, content))
+        if self._durable:
+            self._keep_the_one_before()
+        self._files.rename(temporary, self.path)
+        sync_directory(self._files, self.directory)
+        self._durable = True
+
+    def _keep_the_one_before(self) -> None:
+        # A rename between two names of one inode does nothing, so a failed save may have left this one.
+        second_name = self._beside("bak.new")
+        with suppress(FileNotFoundError):
+            self._files.unlink(second_name)
+        try:
+            self._files.link(self.path, second_name)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            content = read_private(self._files, self.path) or b""
+            self._files.close(write_fresh(self._files, second_name, content))
+        self._files.rename(second_name, self._beside("bak"))
+
+    def _beside(self, suffix: str) -> Path:
+        return self.directory / f"state.json.{suffix}"
+
+    def _copies(self) -> tuple[Path, ...]:
+        return self._beside("new"), self._beside("bak"), self._beside("bak.new")
+
+    def _refusal(self, what: str) -> StateError:
+        return StateError(f"{self.path} {what}.", self._way_back())
+
+    def _newer(self, schema: int) -> StateError:
+        return StateError(
+            f"{self.path} was written by a later version of RustGuard "
+            f"(schema {schema}, this one knows {envelope.SCHEMA}).",
+            f"Upgrade RustGuard. If that can't be: {self._way_back()}",
+        )
+
+    def _way_back(self) -> str:
+        copies: list[tuple[int, Path]] = []
+        for copy in self._copies():
+            with suppress(OSError, StateError, envelope.DamagedError, envelope.NewerSchemaError):
+                content = read_private(self._files, copy)
+                if content is not None:
+                    copies.append((envelope.decode(content)[0], copy))
+        if not copies:
+            return f"No copy beside it is whole. Restore it from a backup, or start anew: {self._start_anew()}"
+        generation, copy = max(copies)
+        command = f"mv {quote(str(copy))} {quote(str(self.path))}"
+        return f"Go back to the copy beside it (save number {generation}; later changes are lost): {command}"
+
+    def _start_anew(self) -> str:
+        where = str(self.directory)
+        return f"mv {quote(where)} {quote(where + '.damaged')} (every peer must then join again)"
+
+
+def _take(files: Files, directory: Path, lock: int) -> None:
+    try:
+        files.flock(lock)
+        holder_line = b"%d\n" % os.getpid()
+        # In this order: on a full disk there is room for what was there before.
+        files.write(lock, holder_line, 0)
+        files.truncate(lock, len(holder_line))
+    except BlockingIOError as error:
+        holder = files.read(lock, 32).decode(errors="replace").strip()
+        who = f"process {holder}" if holder.isdecimal() else "another process"
+        stop = f"kill {holder}" if holder.isdecimal() else "stop the other one"
+        raise StateError(
+            f"{directory} is in use by {who}.", f"Stop that one ({stop}), or choose another with --state DIR."
+        ) from error
+    except OSError as error:
+        raise unusable("locked", directory / "lock", error) from error

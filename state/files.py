@@ -1,0 +1,198 @@
+"""The system calls that durable files rest on, behind a seam where tests record them and make them fail."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from shlex import quote
+
+from rustguard_py.errors import StateError
+
+_MENDS = {
+    errno.ENOSPC: "Free some space on the filesystem of {directory}.",
+    errno.EDQUOT: "Free some space on the filesystem of {directory}, or have the quota raised.",
+    errno.EIO: "Check the disk under {directory}: `dmesg` says more.",
+    errno.EROFS: "Mount the filesystem of {directory} writable, or choose another directory with --state.",
+    errno.EACCES: "Run as the owner of {directory}, or choose another directory with --state.",
+    errno.EPERM: "Run as the owner of {directory}, or choose another directory with --state.",
+}
+
+
+class Files:
+    """One method a system call. Nothing follows a symbolic link in the last component of a path."""
+
+    __slots__ = ()
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        """Open it, close-on-exec."""
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+    def close(self, descriptor: int) -> None:
+        """Close it."""
+        os.close(descriptor)
+
+    def stat(self, descriptor: int) -> os.stat_result:
+        """Say what it is: fstat(2)."""
+        return os.fstat(descriptor)
+
+    def read(self, descriptor: int, size: int) -> bytes:
+        """Read from where the descriptor stands."""
+        return os.read(descriptor, size)
+
+    def write(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        """Write at an offset, maybe less than it was given: pwrite(2)."""
+        return os.pwrite(descriptor, data, offset)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Set its size: ftruncate(2)."""
+        os.ftruncate(descriptor, size)
+
+    def fsync(self, descriptor: int) -> None:
+        """Make it durable."""
+        os.fsync(descriptor)
+
+    def fdatasync(self, descriptor: int) -> None:
+        """Make its content and size durable."""
+        os.fdatasync(descriptor)
+
+    def flock(self, descriptor: int) -> None:
+        """Lock it, exclusively, at once or BlockingIOError."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give it another name."""
+        os.link(source, target, follow_symlinks=False)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move a name, onto another where there is one."""
+        os.rename(source, target)  # noqa: PTH104 - one method, one system call
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name."""
+        os.unlink(path)  # noqa: PTH108
+
+    def mkdir(self, path: Path, mode: int) -> None:
+        """Make a directory."""
+        os.mkdir(path, mode)  # noqa: PTH102
+
+
+def unusable(action: str, path: Path, error: OSError) -> StateError:
+    """Say that a system call failed on a file of ours.
+
+    Args:
+        action: What was tried: "written", "read", "locked".
+        path: The file or directory.
+        error: What the kernel answered.
+    """
+    mend = _MENDS.get(error.errno or 0, "Choose another directory with --state.")
+    reason = error.strerror or type(error).__name__
+    return StateError(f"{path} can't be {action}: {reason}.", mend.format(directory=path.parent))
+
+
+def make_directory(files: Files, directory: Path) -> None:
+    """Make a directory (0700) and those above it, durably; then refuse one that others can write in."""
+    missing = [directory, *directory.parents]
+    missing = [path for path in missing if not path.exists()]
+    for path in reversed(missing):
+        with suppress(FileExistsError):
+            files.mkdir(path, 0o700 if path == directory else 0o755)
+        sync_directory(files, path.parent)
+    status = directory.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+    if status.st_uid not in (0, os.geteuid()):
+        raise StateError(
+            f"{directory} belongs to another user (uid {status.st_uid}), who could put other keys in it.",
+            "Choose a directory of your own with --state.",
+        )
+    if status.st_mode & 0o022:
+        raise StateError(
+            f"Others can write in {directory} (mode {stat.S_IMODE(status.st_mode):04o}).",
+            f"If it's yours alone: chmod go-w {quote(str(directory))}; else choose another with --state.",
+        )
+
+
+def read_private(files: Files, path: Path) -> bytes | None:
+    """Read a whole file that only we may read or write; None when there is none.
+
+    Raises:
+        StateError: It isn't a plain file, belongs to somebody else, or others can get at it.
+        OSError: The kernel refused.
+    """
+    try:
+        # Not to hang on a FIFO.
+        descriptor = files.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StateError(
+                f"{path} is a symbolic link.", "Put the file itself there, or name its directory with --state."
+            ) from error
+        raise
+    try:
+        _check_private(path, files.stat(descriptor))
+        chunks = []
+        while chunk := files.read(descriptor, 1 << 20):
+            chunks.append(chunk)
+    finally:
+        files.close(descriptor)
+    return b"".join(chunks)
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    where = quote(str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise StateError(f"{path} is not a plain file.", f"Move it away: mv {where} {where}.odd")
+    if status.st_uid != os.geteuid():
+        raise StateError(
+            f"{path} belongs to uid {status.st_uid}, and this is uid {os.geteuid()}.",
+            f"Run as that user, or, if the file is yours: chown {os.geteuid()} {where}",
+        )
+    if status.st_mode & 0o077:
+        raise StateError(
+            f"Others can get at {path} (mode {stat.S_IMODE(status.st_mode):04o}), and it holds secret keys.",
+            f"If nobody else has been on this machine: chmod 600 {where}",
+        )
+
+
+def write_fresh(files: Files, path: Path, content: bytes) -> int:
+    """Write a new file (0600) and fsync it, in place of a leftover of that name.
+
+    A leftover is unlinked, never overwritten: after a crash its inode may bear another name too.
+
+    Returns:
+        The descriptor, for the caller to close.
+    """
+    with suppress(FileNotFoundError):
+        files.unlink(path)
+    descriptor = files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        write_all(files, descriptor, content, 0)
+        files.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            files.close(descriptor)
+        raise
+    return descriptor
+
+
+def write_all(files: Files, descriptor: int, content: bytes, offset: int) -> None:
+    """Write all of it at an offset, over as many calls as the kernel wants."""
+    rest = memoryview(content)
+    while rest:
+        written = files.write(descriptor, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def sync_directory(files: Files, directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = files.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files.fsync(descriptor)
+    finally:
+        files.close(descriptor)

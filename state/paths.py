@@ -1,0 +1,207 @@
+"""Where things lie: state directories, the runtime directory, control sockets and whose they are.
+
+Beside the control socket `<digest>.sock` lies `<digest>.state`, one line: the state directory that it belongs to.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from shlex import quote
+from typing import Literal
+
+from rustguard_py.errors import StateError
+
+Role = Literal["server", "client"]
+
+# sun_path holds 108 bytes, the last a zero; `control.bind` adds a dot and its process id, of up to 7 digits, to the
+# name at first.
+_SOCKET_PATH_LIMIT = 107 - 8
+_MARKER_LIMIT = 4096
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SYSTEM_RUNTIME = Path("/run/rustguard")
+_UID_MAP = Path("/proc/self/uid_map")
+_OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A daemon that runs, or ran and was killed: connecting tells.
+
+    Attributes:
+        state_directory: Resolved.
+        socket: Its control socket.
+    """
+
+    state_directory: Path
+    socket: Path
+
+
+def state_directory(role: Role, override: Path | None = None) -> Path:
+    """Choose the state directory; it isn't made here.
+
+    Args:
+        role: Whose.
+        override: What `--state` said; else `RUSTGUARD_STATE`, else /var/lib/rustguard/<role> for root, else the
+            user's own state directory.
+    """
+    named = override or _from_environment("RUSTGUARD_STATE")
+    if named is not None:
+        return named.expanduser().resolve()
+    if os.geteuid() == 0:
+        return Path("/var/lib/rustguard", role)
+    # Here and not above: most commands run as root, or are told where.
+    from platformdirs import user_state_path
+
+    return user_state_path("rustguard", appauthor=False) / role
+
+
+def runtime_directory() -> Path:
+    """Give the directory of control sockets, making it (0755 as root, 0700 for a user) where there is none.
+
+    Raises:
+        StateError: Somebody else could put a socket of theirs in it or in its place.
+    """
+    directory = _runtime_path()
+    try:
+        if not os.path.lexists(directory):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                directory.mkdir(0o700)
+                directory.chmod(0o755 if os.geteuid() == 0 else 0o700)
+        trouble = _trouble(directory, os.geteuid())
+    except OSError as error:
+        raise StateError(
+            f"The runtime directory {directory} can't be made: {error.strerror}.",
+            "Name another one: RUSTGUARD_RUNTIME=DIR",
+        ) from error
+    if trouble:
+        raise StateError(
+            f"The runtime directory {directory} {trouble}.",
+            f"Remove it (rm -r {quote(str(directory))}), or name another one: RUSTGUARD_RUNTIME=DIR",
+        )
+    return directory
+
+
+def control_socket(state_directory: Path) -> Path:
+    """Name the control socket of the daemon of a state directory; the runtime directory is made.
+
+    Raises:
+        StateError: The runtime directory can't be trusted, or its path is too long for a socket.
+    """
+    socket = runtime_directory() / f"{_digest(state_directory.resolve())}.sock"
+    if len(os.fsencode(socket)) > _SOCKET_PATH_LIMIT:
+        raise StateError(
+            f"The path of the control socket is longer than {_SOCKET_PATH_LIMIT} bytes: {socket}.",
+            "Name a shorter directory for it: RUSTGUARD_RUNTIME=DIR",
+        )
+    return socket
+
+
+def announce(state_directory: Path) -> Path:
+    """Write down whose the control socket is, and give its path; to be called by the daemon before it binds."""
+    socket = control_socket(state_directory)
+    marker = socket.with_suffix(".state")
+    temporary = socket.with_suffix(f".{os.getpid()}")
+    try:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.fsencode(state_directory.resolve()) + b"\n")
+            os.fchmod(file.fileno(), 0o644)
+        temporary.replace(marker)
+    except OSError as error:
+        raise StateError(f"{marker} can't be written: {error.strerror}.", "Free some space on /run.") from error
+    return socket
+
+
+def withdraw(state_directory: Path) -> None:
+    """Remove the control socket of a state directory and what tells whose it is, if they are there."""
+    socket = control_socket(state_directory)
+    for path in (socket, socket.with_suffix(".state")):
+        path.unlink(missing_ok=True)
+
+
+def running() -> list[Candidate]:
+    """List the daemons that may be running, by state directory: ours, and root's for those whom it lets in.
+
+    Nothing is made, and a directory, socket or marker that another user could have put there is left out.
+    """
+    owners = {_SYSTEM_RUNTIME: 0, _runtime_path(): os.geteuid()}
+    found = set()
+    for directory, owner in owners.items():
+        with suppress(OSError):
+            if _trouble(directory, owner) is None:
+                found |= {candidate for path in directory.glob("*.sock") if (candidate := _candidate(path))}
+    return sorted(found, key=lambda candidate: (candidate.state_directory, candidate.socket))
+
+
+def find_socket(state_directory: Path) -> Path | None:
+    """Find the socket of the daemon of a state directory among `running`, ours before root's."""
+    wanted = state_directory.resolve()
+    sockets = [candidate.socket for candidate in running() if candidate.state_directory == wanted]
+    return min(sockets, key=lambda socket: socket.parent != _runtime_path(), default=None)
+
+
+def _runtime_path() -> Path:
+    named = _from_environment("RUSTGUARD_RUNTIME")
+    if named is not None:
+        return named.expanduser().absolute()
+    if os.geteuid() == 0:
+        return _SYSTEM_RUNTIME
+    from platformdirs import user_runtime_path
+
+    return user_runtime_path("rustguard", appauthor=False)
+
+
+def _from_environment(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
+def _trouble(directory: Path, owner: int) -> str | None:
+    """Say why a directory can't be trusted, or None. Its parent counts too: who owns that may swap it."""
+    status, parent = directory.lstat(), directory.parent.stat()
+    if stat.S_ISLNK(status.st_mode):
+        return "is a symbolic link"
+    if not stat.S_ISDIR(status.st_mode):
+        return "is not a directory"
+    if status.st_uid != owner:
+        return f"belongs to another user (uid {status.st_uid})"
+    if status.st_mode & 0o022:
+        return f"can be written in by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    if parent.st_uid not in _owners_above(owner) or (parent.st_mode & 0o022 and not parent.st_mode & stat.S_ISVTX):
+        return f"lies in {directory.parent}, where others can swap it"
+    return None
+
+
+def _owners_above(owner: int) -> set[int]:
+    """Say who may own the directory above one: its owner, root, and in a user namespace whoever isn't mapped into it.
+
+    There the machine's root can't be told from its other users; it is the owner of /tmp and /run all the same.
+    """
+    owners = {0, owner}
+    with suppress(OSError):
+        if _UID_MAP.read_text().split() != ["0", "0", str(2**32 - 1)]:
+            owners.add(int(_OVERFLOW_UID.read_text()))
+    return owners
+
+
+def _digest(state_directory: Path) -> str:
+    return sha256(os.fsencode(state_directory)).hexdigest()[:16]
+
+
+def _candidate(socket: Path) -> Candidate | None:
+    try:
+        descriptor = os.open(socket.with_suffix(".state"), _READ)
+        with os.fdopen(descriptor, "rb") as file:
+            line = file.read(_MARKER_LIMIT + 2)
+    except OSError:
+        return None
+    directory = Path(os.fsdecode(line.removesuffix(b"\n")))
+    return Candidate(directory, socket) if _digest(directory) == socket.stem else None

@@ -1,0 +1,315 @@
+"""The native plane in real namespaces: traffic, other implementations at the far end, faults, its end.
+
+Run as a program this is `support.our_tunnel` on the native plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from rustguard_py.lab import End, Host, Lab
+from support import our_tunnel
+from support.our_tunnel import OurTunnel
+from support.wireguard_go import Peer, WireGuardGo
+
+pytest.importorskip("rustguard_py._native", reason="the native plane isn't built here (no cargo at installation)")
+
+ALICE, BOB = ["10.9.0.1/32", "fd09::1/128"], ["10.9.0.2/32", "fd09::2/128"]
+PORT = 51820
+
+
+class _Native:
+    """A host whose tunnels are on the native plane."""
+
+    def __init__(self, host: Host, queues: int) -> None:
+        self.host = host
+        self.name = host.name
+        self.queues = queues
+
+    def popen(self, argv: list[str], **options: Any) -> Any:
+        return self.host.popen([argv[0], __file__, str(self.queues)], **options)
+
+
+def _keys() -> tuple[bytes, bytes]:
+    key = X25519PrivateKey.generate()
+    return key.private_bytes_raw(), key.public_key().public_bytes_raw()
+
+
+def _tunnel(end: End, addresses: list[str], peers: list[Peer], key: bytes, folder: Path, *, native: int) -> OurTunnel:
+    """A tunnel on the native plane with so many queues, or (0) on the portable one."""
+    host: Any = _Native(end.host, native) if native else end.host
+    return OurTunnel(host, addresses, peers, folder=folder, private_key=key, port=PORT)
+
+
+def _joined(ends: tuple[End, End], folder: Path, *, native: tuple[int, int]) -> tuple[OurTunnel, OurTunnel]:
+    """Alice knows where Bob is."""
+    (key, public), (their_key, their_public) = _keys(), _keys()
+    bob = _tunnel(ends[1], BOB, [Peer(public, ALICE)], their_key, folder, native=native[1])
+    to_bob = Peer(their_public, BOB, f"{ends[1].ipv4}:{PORT}")
+    alice = _tunnel(ends[0], ALICE, [to_bob], key, folder, native=native[0])
+    return alice, bob
+
+
+def _link(lab: Lab) -> tuple[End, End]:
+    alice, bob = lab.host("alice", own_run=True), lab.host("bob", own_run=True)
+    return lab.link(alice, bob, ipv4="192.0.2.0/24", ipv6="2001:db8::/64")
+
+
+def _host_of(address: str) -> str:
+    return address.partition("/")[0]
+
+
+def _ping(host: Host, addresses: list[str], *options: str) -> None:
+    for address in addresses:
+        host.run(["ping", "-c", "3", "-i", "0.05", "-W", "2", *options, _host_of(address)])
+
+
+# iperf3 ends when the sender has written everything; what the receiver has by then is most of it.
+SENT, RECEIVED = "30M", 15 << 20
+
+
+def _transfer(client: Host, server: Host, address: str, *options: str) -> dict[str, Any]:
+    with_server = server.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server.wait_listening("tcp", 5201)
+    done = client.run(["iperf3", "-J", "-c", _host_of(address), *options], timeout=60)
+    with_server.wait(5)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+@pytest.mark.parametrize("native", [(1, 1), (1, 0), (0, 1), (2, 2)], ids=["both", "alice", "bob", "two-queues"])
+def test_traffic_passes_between_native_and_portable_planes(lab: Lab, tmp_path: Path, native: tuple[int, int]) -> None:
+    ends = _link(lab)
+    alice, bob = _joined(ends, tmp_path, native=native)
+    _ping(ends[0].host, BOB)
+    _ping(ends[1].host, ALICE, "-s", "5000")
+    for address in BOB:
+        for direction in ([], ["-R"], ["-P", "4"]):
+            report = _transfer(ends[0].host, ends[1].host, address, "-n", SENT, *direction)
+            assert report["end"]["sum_received"]["bytes"] >= RECEIVED
+        report = _transfer(ends[0].host, ends[1].host, address, "-u", "-b", "50M", "-l", "1300", "-t", "1")
+        assert report["end"]["sum"]["lost_percent"] < 50
+    for tunnel in (alice, bob):
+        assert not {"bad_tag", "inner_length", "inner_source", "replayed"} & {*tunnel.stats()["drops"]}
+
+
+@pytest.mark.needs_wireguard_go
+@pytest.mark.parametrize("we_begin", [True, False], ids=["initiator", "responder"])
+def test_traffic_passes_to_and_from_wireguard_go(lab: Lab, tmp_path: Path, we_begin: bool) -> None:
+    here, there = _link(lab)
+    (key, public), (their_key, _) = _keys(), _keys()
+    us, them = f"{here.ipv4}:{PORT}", f"{there.ipv4}:{PORT}"
+    stock = WireGuardGo(
+        there.host, BOB, [Peer(public, ALICE, None if we_begin else us)], private_key=their_key, port=PORT
+    )
+    _tunnel(here, ALICE, [Peer(stock.public_key, BOB, them if we_begin else None)], key, tmp_path, native=1)
+    _ping(*((here.host, BOB) if we_begin else (there.host, ALICE)))
+    for direction in ([], ["-R"]):
+        report = _transfer(here.host, there.host, BOB[0], "-n", SENT, *direction)
+        assert report["end"]["sum_received"]["bytes"] >= RECEIVED
+
+
+def test_a_peer_that_moves_is_found_at_its_next_packet(lab: Lab, tmp_path: Path) -> None:
+    ends = _link(lab)
+    _, bob = _joined(ends, tmp_path, native=(1, 1))
+    _ping(ends[0].host, BOB)
+    ends[0].readdress("192.0.2.77/24")
+    _ping(ends[0].host, BOB)
+    assert bob.wait_for("moved", 2, len(bob.said("moved")))["moved"] == ["192.0.2.77", PORT]
+    _ping(ends[1].host, ALICE)
+
+
+_PROGRAM = """
+import os, select, socket, subprocess, sys, time
+from pathlib import Path
+from rustguard_py.errors import RustGuardError
+from rustguard_py.planes.native import NativePlane
+from rustguard_py.planes.udp import bind
+
+def threads():
+    return sorted(Path(f"/proc/self/task/{each}/comm").read_text().strip() for each in os.listdir("/proc/self/task"))
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+def interfaces():
+    return {name for _, name in socket.if_nameindex()}
+
+def make(name="rg9", **options):
+    return NativePlane(b"k" * 32, interface=name, sockets=bind(0), **options)
+
+def wait_for(plane, kind, seconds=5):
+    deadline = time.monotonic() + seconds
+    seen = []
+    while time.monotonic() < deadline:
+        select.select([plane], [], [], 0.5)
+        seen += plane.poll_events()
+        if found := [event for event in seen if type(event).__name__ == kind]:
+            return found
+    raise SystemExit(f"no {kind}: {seen}")
+"""
+
+
+def _run(lab: Lab, program: str) -> str:
+    host = lab.host("alice", own_run=True)
+    return host.run([sys.executable, "-c", _PROGRAM + textwrap.dedent(program)]).stdout
+
+
+def test_closing_leaves_no_interface_thread_or_descriptor(lab: Lab) -> None:
+    said = _run(
+        lab,
+        """
+        # The first plane leaves what the process keeps: imported modules and the like.
+        make().close()
+        before = threads(), descriptors(), interfaces()
+        for queues in (1, 2):
+            plane = make(queues=queues)
+            assert len(threads()) == 1 + 2 * queues + 1, threads()
+            assert "rg9" in interfaces()
+            plane.close()
+            plane.close()
+            plane.send(("192.0.2.1", 1), b"into the void")
+            del plane
+        assert (threads(), descriptors(), interfaces()) == before
+        print("clean")
+        """,
+    )
+    assert said == "clean\n"
+
+
+def test_an_interface_that_is_taken_away_is_a_fault_and_ends_every_thread(lab: Lab) -> None:
+    said = _run(
+        lab,
+        """
+        plane = make()
+        subprocess.run(["ip", "link", "del", "rg9"], check=True)
+        fault = wait_for(plane, "Fault")[-1]
+        assert fault.fatal, fault
+        deadline = time.monotonic() + 5
+        while len(threads()) > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(threads()) == 1, threads()
+        plane.close()
+        print(fault.message)
+        """,
+    )
+    assert "os error" in said
+
+
+def test_a_name_that_is_taken_or_impossible_is_refused_and_the_sockets_stay_ours(lab: Lab) -> None:
+    said = _run(
+        lab,
+        """
+        first = make()
+        for name in ("rg9", "", "x" * 16, "a/b"):
+            sockets = bind(0)
+            try:
+                NativePlane(b"k" * 32, interface=name, sockets=sockets)
+            except RustGuardError as error:
+                print(type(error).__name__, bool(error.mend))
+            assert all(each.fileno() >= 0 for each in sockets)
+        """,
+    )
+    assert said == "RefusedError True\nUsageError True\nUsageError True\nRefusedError True\n"
+
+
+def test_row_30_datagrams_of_any_length_end_nothing(lab: Lab) -> None:
+    said = _run(
+        lab,
+        """
+        sockets = bind(0)
+        port = sockets[0].getsockname()[1]
+        plane = NativePlane(b"k" * 32, interface="rg9", sockets=sockets)
+        sent = 0
+        for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+            stranger = socket.socket(family, socket.SOCK_DGRAM)
+            for size in [*range(0, 200), 1500, 9000, 65507]:
+                for head in (b"", bytes([1, 0, 0, 0]), bytes([2, 0, 0, 0]), bytes([3, 0, 0, 0]), bytes([4, 0, 0, 0])):
+                    stranger.sendto((head + os.urandom(size))[:size], (host, port))
+                    sent += 1
+            stranger.sendto(b"RGE still here", (host, port))
+        found = []
+        while len(found) < 2:
+            found += wait_for(plane, "ForeignReceived")
+        assert {event.datagram for event in found} == {b"RGE still here"}
+        dropped = sum(plane.stats().drops.values())
+        assert dropped == sent, plane.stats().drops
+        print(f"row 30: {dropped} of {sent} malformed datagrams dropped, reception goes on")
+        """,
+    )
+    assert said.startswith("row 30")
+    print(said, end="")
+
+
+def test_timers_run_out_without_traffic(lab: Lab) -> None:
+    said = _run(
+        lab,
+        """
+        from ipaddress import ip_network
+        from rustguard_py.planes.contract import Reason
+        plane = make()
+        began = time.monotonic()
+        plane.set_peer(1, ("127.0.0.1", 9), [ip_network("10.0.0.0/24")], 1)
+        assert wait_for(plane, "HandshakeWanted")[0].reason is Reason.NO_SESSION
+        assert wait_for(plane, "HandshakeWanted")[0].peer == 1
+        took = time.monotonic() - began
+        assert 0.9 < took < 2.0, took
+        print("in time")
+        """,
+    )
+    assert said == "in time\n"
+
+
+def test_10000_idle_peers_cost_4_kib_each_and_no_cpu(lab: Lab) -> None:
+    said = _run(
+        lab,
+        """
+        import gc
+        from ipaddress import ip_network
+        from rustguard_py.planes.contract import Keypair
+        plane = make()
+
+        def resident():
+            gc.collect()
+            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        def add(peers):
+            for peer in peers:
+                networks = [ip_network((0x0A000000 + peer, 32)), ip_network((0xFD << 120 | peer, 128))]
+                plane.set_peer(peer, ("127.0.0.1", 9), networks, 0)
+                for initiator in (True, True, False):
+                    index = plane.reserve_index(peer)
+                    plane.install_keypair(peer, Keypair(index, 1, b"s" * 32, b"r" * 32, initiator, time.monotonic()))
+
+        add(range(100))
+        before = resident()
+        add(range(100, 10_100))
+        each = (resident() - before) / 10_000
+        began, used = time.monotonic(), time.process_time()
+        time.sleep(2)
+        idle = (time.process_time() - used) / (time.monotonic() - began)
+        print(f"memory: {each:.0f} bytes an idle peer with two networks and three sessions; idle CPU {idle:.2%}")
+        assert each < 4096
+        assert idle < 0.01
+        plane.close()
+        """,
+    )
+    print(said, end="")
+    assert said.startswith("memory: ")
+
+
+if __name__ == "__main__":
+    from rustguard_py.planes.native import NativePlane
+
+    our_tunnel.PortablePlane = partial(NativePlane, queues=int(sys.argv[1]))  # type: ignore[assignment,misc]
+    asyncio.run(our_tunnel._run())

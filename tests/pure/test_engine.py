@@ -1,0 +1,49 @@
+"""Which engine is taken, with how many queues, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from rustguard_py import engine
+from rustguard_py.errors import RefusedError, UsageError
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "has_native", lambda: True)
+
+
+@pytest.fixture
+def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "has_native", lambda: False)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(("cores", "queues"), [(1, 1), (2, 1), (4, 2), (8, 4), (64, 8)])
+def test_auto_is_native_with_two_threads_a_queue(monkeypatch: pytest.MonkeyPatch, cores: int, queues: int) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    chosen = engine.choose("auto", "auto")
+    assert (chosen.name, chosen.queues) == ("native", queues)
+    assert f"{cores} cores" in chosen.reason
+
+
+@pytest.mark.usefixtures("native")
+def test_a_number_of_queues_is_taken_as_it_is() -> None:
+    assert engine.choose("native", "3").queues == 3
+    assert engine.choose("portable", "3").queues == 1
+    assert "one queue" in engine.choose("portable", "3").reason
+
+
+@pytest.mark.usefixtures("no_native")
+def test_without_the_native_one_auto_is_portable_and_says_why() -> None:
+    chosen = engine.choose("auto", "auto")
+    assert chosen.name == "portable"
+    assert "not built" in chosen.reason
+    with pytest.raises(RefusedError, match="no native engine"):
+        engine.choose("native", "auto")
+
+
+@pytest.mark.parametrize(("name", "queues"), [("vpp", "auto"), ("auto", "0"), ("auto", "257"), ("auto", "many")])
+def test_what_cannot_be_meant_is_refused(name: str, queues: str) -> None:
+    with pytest.raises(UsageError):
+        engine.choose(name, queues)

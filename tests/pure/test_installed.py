@@ -1,0 +1,30 @@
+"""The tests look at what a user gets: the installed package, never the checkout beside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import rustguard_py
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_checkout_is_not_on_the_import_path() -> None:
+    assert ROOT not in {Path(entry).resolve() for entry in sys.path}
+
+
+@pytest.mark.skipif("RUSTGUARD_INSTALLED" not in os.environ, reason="an editable install: run by make test")
+def test_the_package_under_test_is_the_installed_one() -> None:
+    assert Path(rustguard_py.__file__).is_relative_to(sysconfig.get_path("purelib"))
+
+
+def test_a_child_process_started_in_the_checkout_finds_the_same_package() -> None:
+    script = "import rustguard_py, rustguard_py.state; print(rustguard_py.__file__)"
+    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == rustguard_py.__file__

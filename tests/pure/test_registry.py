@@ -1,0 +1,64 @@
+"""The registry: which preshared keys a peer that joins again may still come with."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+
+from rustguard_py.enroll.registry import Admitted, Registry
+from rustguard_py.state.records import ServerState
+
+CLIENT = b"c" * 32
+
+
+def key(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+def make_registry() -> Registry:
+    return Registry(ServerState(bytes(32), bytes(32), IPv4Network("10.150.0.0/24"), None, 51820, 1420))
+
+
+def join(registry: Registry, number: int) -> Admitted:
+    admitted = registry.admit(CLIENT, "laptop", key(number), "192.0.2.2:4000", 1.7e9)
+    assert isinstance(admitted, Admitted)
+    return admitted
+
+
+def keys(registry: Registry) -> list[int]:
+    record = registry.state.peers[CLIENT]
+    return [each[0] for each in (record.preshared_key, *record.previous_preshared_keys)]
+
+
+def test_who_joins_again_may_come_with_the_key_used_last_and_those_of_the_last_joins() -> None:
+    registry = make_registry()
+    for number in range(1, 4):
+        join(registry, number)
+    # Joined with --save-only and killed while joining once more: it has the second of the three.
+    assert keys(registry) == [3, 2, 1]
+    for number in range(4, 20):
+        join(registry, number)
+    assert keys(registry) == [19, 18, 1]
+
+
+def test_keys_before_the_one_that_was_used_are_dropped() -> None:
+    registry = make_registry()
+    for number in range(1, 5):
+        join(registry, number)
+    assert keys(registry) == [4, 3, 1]
+    assert registry.settled(CLIENT, 2) is None
+    assert registry.settled(CLIENT, 1) == registry.state.peers[CLIENT]
+    assert keys(registry) == [4, 3]
+    for number in range(5, 9):
+        join(registry, number)
+    assert keys(registry) == [8, 7, 3]
+    registry.settled(CLIENT, 0)
+    assert keys(registry) == [8]
+    assert registry.settled(CLIENT, 0) is None
+
+
+def test_a_join_that_could_not_be_saved_leaves_the_keys_as_they_were() -> None:
+    registry = make_registry()
+    join(registry, 1)
+    join(registry, 2)
+    join(registry, 3).undo()
+    assert keys(registry) == [2, 1]

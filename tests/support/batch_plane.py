@@ -1,0 +1,141 @@
+"""The portable plane's batches without its loop: a socket pair for the TUN device, lists for the network.
+
+It is driven like `MemoryPlane`, so the same tests run through both. What the plane writes to its device is cut
+again into packets, so that tests see what the host would.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from rustguard_py.planes.contract import Endpoint
+from rustguard_py.planes.inbound import Inbound
+from rustguard_py.planes.offload import PLAIN_VNET, VNET_SIZE, Vnet
+from rustguard_py.planes.outbound import Outbound
+from rustguard_py.planes.segment import Segmenter
+from rustguard_py.planes.tun import Tun
+from rustguard_py.planes.udp import Udp
+from support.memory_plane import MemoryPlane
+
+
+class _Device:
+    """A device's far end: what is written to `fd` can be taken here."""
+
+    def __init__(self) -> None:
+        self.host, plane = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self.host, plane):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            end.setblocking(False)
+        self.plane = plane
+        self.fd = plane.fileno()
+
+    def write(self, packet: bytes) -> None:
+        os.writev(self.fd, (PLAIN_VNET, packet))
+
+    def take(self) -> list[bytes]:
+        written = []
+        while True:
+            try:
+                written.append(self.host.recv(1 << 17))
+            except BlockingIOError:
+                return written
+
+
+class _Network:
+    """Messages that wait in a socket."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[bytes, int, Endpoint]] = []
+
+    def receive(self, into: list[memoryview]) -> tuple[int, int, Endpoint]:
+        if not self.waiting:
+            raise BlockingIOError
+        message, segment, source = self.waiting.pop(0)
+        into[0][: len(message)] = message
+        return len(message), segment, source
+
+
+class BatchPlane(MemoryPlane):
+    """`MemoryPlane` over `Outbound` and `Inbound`.
+
+    Attributes:
+        messages: What was handed to the network in one call: (datagrams, endpoint).
+        written: What was written to the device, with virtio_net_hdr.
+        said: What the plane says that it does without.
+    """
+
+    def __init__(
+        self,
+        public_key: bytes,
+        *,
+        random: Callable[[int], bytes] = os.urandom,
+        now: float = 0.0,
+        mtu: int = 1420,
+        backlog: Callable[[], int] = lambda: 0,
+    ) -> None:
+        super().__init__(public_key, random=random, now=now, mtu=mtu, backlog=backlog)
+        self.messages: list[tuple[list[bytes], Endpoint]] = []
+        self.written: list[bytes] = []
+        self.said: list[str] = []
+        self.device = _Device()
+        self._network = _Network()
+        self._outbound = Outbound(self.transport, self.device.fd, self._sent)
+        self.inbound = Inbound(self.transport, cast(Tun, self.device), merge_udp=True, note=self.said.append)
+        self._cutter = Segmenter(bytearray(1 << 18), mtu)
+
+    def _sent(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> None:
+        whole = bytes(message)
+        datagrams = [whole[at : at + segment] for at in range(0, len(whole), segment)]
+        self.messages.append((datagrams, endpoint))
+        self.outgoing += [(endpoint, datagram) for datagram in datagrams]
+
+    def from_host(self, packets: Iterable[tuple[Vnet | None, bytes]]) -> None:
+        """Packets and superpackets that wait in the device at once."""
+        for vnet, packet in packets:
+            self.device.host.send((vnet.encode() if vnet else PLAIN_VNET) + packet)
+        while self._outbound.pump(self.now):
+            pass
+        self._flush()
+
+    def packet_out(self, packet: bytes) -> None:
+        self.from_host([(None, packet)])
+
+    def datagram_in(self, datagram: bytes, source: Endpoint) -> None:
+        self.message_in([datagram], source)
+
+    def message_in(self, datagrams: list[bytes], source: Endpoint) -> None:
+        """Datagrams of one size, the last perhaps shorter, that the kernel gives as one message."""
+        self.messages_in([(datagrams, source)])
+
+    def messages_in(self, messages: list[tuple[list[bytes], Endpoint]]) -> None:
+        """Several such messages that wait at once."""
+        waiting = self._network.waiting
+        waiting += [(b"".join(datagrams), len(datagrams[0]), source) for datagrams, source in messages]
+        while self.inbound.pump(cast(Udp, self._network), self.now):
+            pass
+        self._flush()
+        for written in self.device.take():
+            self.written.append(written)
+            self.delivered += self._as_host(written)
+
+    def _as_host(self, written: bytes) -> list[bytes]:
+        """What the host's stack makes of it."""
+        vnet, packet = Vnet.decode(written), written[VNET_SIZE:]
+        if not vnet.gso_type:
+            return [packet]
+        self._cutter.buffer[: len(packet)] = packet
+        packets = []
+        for rows in self._cutter.segment(0, len(packet), vnet):
+            for row in range(rows.rows):
+                staged = self._cutter.staging[row * rows.stride : (row + 1) * rows.stride]
+                size = staged[2] << 8 | staged[3] if staged[0] >> 4 == 4 else 40 + (staged[4] << 8 | staged[5])
+                packets.append(bytes(staged[:size]))
+        return packets
+
+    def close(self) -> None:
+        super().close()
+        self.device.host.close()
+        self.device.plane.close()

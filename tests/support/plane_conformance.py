@@ -1,0 +1,419 @@
+"""What every plane must do, as tests: subclass `PlaneConformance` and say how to make one.
+
+The planes are driven by the methods of `MemoryPlane`: commands, `packet_out`, `datagram_in`, `advance`, and the
+lists of what came of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from ipaddress import ip_network
+
+import pytest
+
+from rustguard_py.planes.contract import (
+    KEEPALIVE_TIMEOUT,
+    MAX_STAGED_PACKETS,
+    REJECT_AFTER_TIME,
+    REKEY_AFTER_TIME,
+    REKEY_AFTER_TIME_RECEIVING,
+    EndpointMoved,
+    ForeignReceived,
+    HandshakeWanted,
+    Keypair,
+    KeypairConfirmed,
+    Reason,
+)
+from support.memory_plane import MemoryPlane
+from support.packets import udp_packet
+
+ALICE, BOB, ELSEWHERE = ("192.0.2.1", 51820), ("192.0.2.2", 51820), ("2001:db8::9", 4000, 0, 0)
+ALICE4, BOB4, ALICE6, BOB6 = "10.9.0.1", "10.9.0.2", "fd00::1", "fd00::2"
+PEER = 7
+KEEPALIVE_SIZE = 32
+
+
+def networks(*names: str) -> list:
+    return [ip_network(name) for name in names]
+
+
+class Pair:
+    """Alice, who starts handshakes, and Bob, who answers; each knows the other as PEER."""
+
+    def __init__(self, alice: MemoryPlane, bob: MemoryPlane) -> None:
+        self.alice, self.bob = alice, bob
+        alice.set_peer(PEER, BOB, networks(BOB4 + "/32", BOB6 + "/128"), 0)
+        bob.set_peer(PEER, ALICE, networks(ALICE4 + "/32", ALICE6 + "/128"), 0)
+
+    def handshake(self, *, initiator: str = "alice") -> None:
+        """Install fresh keys at both ends, the responder's first; nothing is carried over."""
+        one, other = os.urandom(32), os.urandom(32)
+        ours, theirs = self.alice.reserve_index(PEER), self.bob.reserve_index(PEER)
+        alice = Keypair(ours, theirs, one, other, initiator == "alice", self.alice.now)
+        bob = Keypair(theirs, ours, other, one, initiator == "bob", self.bob.now)
+        for plane, keypair in sorted(((self.alice, alice), (self.bob, bob)), key=lambda p: p[1].initiator):
+            plane.install_keypair(PEER, keypair)
+
+    def carry(self) -> None:
+        """Take what waits on the network to the other end, once."""
+        for datagram in self.alice.take_outgoing():
+            self.bob.datagram_in(datagram[1], ALICE)
+        for datagram in self.bob.take_outgoing():
+            self.alice.datagram_in(datagram[1], BOB)
+
+    def connect(self) -> None:
+        """Have sessions confirmed at both ends, and nothing left over."""
+        self.handshake()
+        self.carry()
+        for plane in (self.alice, self.bob):
+            plane.take_events()
+            plane.take_outgoing()
+
+    def advance(self, until: float) -> None:
+        self.alice.advance(until)
+        self.bob.advance(until)
+
+
+def to_bob(payload: bytes = b"x" * 100) -> bytes:
+    return udp_packet(ALICE4, BOB4, payload)
+
+
+def to_alice(payload: bytes = b"y" * 100) -> bytes:
+    return udp_packet(BOB4, ALICE4, payload)
+
+
+class PlaneConformance:
+    """The suite."""
+
+    def make_plane(self, public_key: bytes) -> MemoryPlane:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def pair(self) -> Iterator[Pair]:
+        pair = Pair(self.make_plane(b"a" * 32), self.make_plane(b"b" * 32))
+        yield pair
+        pair.alice.close()
+        pair.bob.close()
+
+    # Packets out.
+
+    def test_packets_wait_for_the_first_handshake_and_go_out_in_order(self, pair: Pair) -> None:
+        packets = [to_bob(bytes([n]) * (50 + n)) for n in range(5)]
+        for packet in packets:
+            pair.alice.packet_out(packet)
+        assert pair.alice.take_events() == [HandshakeWanted(PEER, Reason.NO_SESSION)]
+        assert pair.alice.outgoing == []
+        pair.handshake()
+        assert len(pair.alice.outgoing) == 5
+        pair.carry()
+        assert pair.bob.delivered == packets
+
+    def test_the_oldest_of_too_many_waiting_packets_is_dropped(self, pair: Pair) -> None:
+        packets = [to_bob(b"%04d" % n) for n in range(MAX_STAGED_PACKETS + 10)]
+        for packet in packets:
+            pair.alice.packet_out(packet)
+        pair.handshake()
+        pair.carry()
+        assert pair.bob.delivered == packets[10:]
+
+    def test_a_handshake_is_wanted_at_most_once_a_second(self, pair: Pair) -> None:
+        for now in (0.0, 0.3, 0.9, 1.0, 1.5, 2.1):
+            pair.alice.now = now
+            pair.alice.packet_out(to_bob())
+        assert len(pair.alice.events) == 3
+
+    def test_dropping_held_packets_leaves_nothing_to_send(self, pair: Pair) -> None:
+        pair.alice.packet_out(to_bob())
+        pair.alice.drop_held(PEER)
+        pair.handshake()
+        assert [len(datagram) for _, datagram in pair.alice.outgoing] == [KEEPALIVE_SIZE]
+
+    def test_a_new_initiator_with_nothing_to_say_confirms_by_an_empty_datagram(self, pair: Pair) -> None:
+        pair.handshake()
+        assert [(to, len(datagram)) for to, datagram in pair.alice.outgoing] == [(BOB, KEEPALIVE_SIZE)]
+
+    def test_packets_are_padded_to_16_but_not_over_the_mtu(self, pair: Pair) -> None:
+        pair.connect()
+        sizes = [28, 32, 33, 1408, 1409, 1419, 1420]
+        for size in sizes:
+            pair.alice.packet_out(to_bob(bytes(size - 28)))
+        padded = [len(datagram) - 32 for _, datagram in pair.alice.outgoing]
+        assert padded == [32, 32, 48, 1408, 1420, 1420, 1420]
+        pair.carry()
+        assert [len(packet) for packet in pair.bob.delivered] == sizes
+
+    def test_a_packet_goes_to_the_peer_with_the_longest_prefix(self, pair: Pair) -> None:
+        near, far = ("192.0.2.8", 1), ("192.0.2.9", 1)
+        pair.alice.set_peer(8, far, networks("10.0.0.0/8", "fd00::/16"), 0)
+        pair.alice.set_peer(9, near, networks("10.9.0.0/16", "fd00::/64"), 0)
+        for peer in (8, 9):
+            index = pair.alice.reserve_index(peer)
+            pair.alice.install_keypair(peer, Keypair(index, peer, b"s" * 32, b"r" * 32, True, 0.0))
+        pair.alice.take_outgoing()
+        for target in ("10.1.1.1", "10.9.3.3", "10.200.0.1"):
+            pair.alice.packet_out(udp_packet(ALICE4, target, b""))
+        for target in ("fd00::5", "fd00:1::5"):
+            pair.alice.packet_out(udp_packet(ALICE6, target, b""))
+        assert [to for to, _ in pair.alice.outgoing] == [far, near, far, near, far]
+
+    @pytest.mark.parametrize("packet", [b"", b"\x45", bytes(60), b"\x65" * 39, udp_packet(ALICE4, "8.8.8.8", b"")])
+    def test_what_is_for_no_peer_is_dropped_and_counted(self, pair: Pair, packet: bytes) -> None:
+        pair.connect()
+        pair.alice.packet_out(packet)
+        assert pair.alice.outgoing == []
+        assert packet == b"" or pair.alice.stats().drops["no_peer"] == 1
+
+    # Packets in.
+
+    def test_both_families_go_both_ways(self, pair: Pair) -> None:
+        pair.connect()
+        there, back = udp_packet(ALICE6, BOB6, b"there"), udp_packet(BOB6, ALICE6, b"back")
+        pair.alice.packet_out(there)
+        pair.alice.packet_out(to_bob())
+        pair.carry()
+        pair.bob.packet_out(back)
+        pair.bob.packet_out(to_alice())
+        pair.carry()
+        assert pair.bob.delivered == [there, to_bob()]
+        assert pair.alice.delivered == [back, to_alice()]
+
+    def test_a_datagram_is_taken_once(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        ((_, datagram),) = pair.alice.outgoing
+        pair.bob.datagram_in(datagram, ALICE)
+        for _ in range(3):
+            pair.bob.datagram_in(datagram, ELSEWHERE)
+        assert pair.bob.delivered == [to_bob()]
+        assert pair.bob.stats().drops == {"replayed": 3}
+        assert pair.bob.stats().peers[PEER].endpoint == ALICE
+
+    def test_an_endpoint_moves_after_an_authentic_datagram_only(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        ((_, datagram),) = pair.alice.outgoing
+        forged = datagram[:-1] + bytes([datagram[-1] ^ 1])
+        pair.bob.datagram_in(forged, ELSEWHERE)
+        assert pair.bob.events == []
+        pair.bob.datagram_in(datagram, ELSEWHERE)
+        assert pair.bob.events == [EndpointMoved(PEER, ELSEWHERE)]
+        pair.bob.packet_out(to_alice())
+        assert pair.bob.outgoing[0][0] == ELSEWHERE
+
+    def test_row_18_forged_data_with_a_live_index_moves_nothing(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        ((_, datagram),) = pair.alice.outgoing
+        tries = 1_000_000 if os.environ.get("RUSTGUARD_SOAK") else 5_000
+        for number in range(tries):
+            forged = datagram[:8] + number.to_bytes(8, "little") + os.urandom(32)
+            pair.bob.datagram_in(forged, ELSEWHERE)
+        assert pair.bob.events == []
+        assert pair.bob.delivered == []
+        assert pair.bob.stats().peers[PEER].endpoint == ALICE
+        pair.bob.datagram_in(datagram, ALICE)
+        assert pair.bob.delivered == [to_bob()]
+        print(f"row 18: {tries} forgeries, endpoint unmoved, the true datagram still taken")
+
+    def test_row_20_a_peer_sends_from_its_own_addresses_only(self, pair: Pair) -> None:
+        pair.connect()
+        pair.bob.set_peer(PEER, None, networks("10.9.0.0/24", ALICE6 + "/128"), 0)
+        pair.bob.set_peer(8, None, networks("10.9.0.64/26", "fd00::/64"), 0)
+        tries = 100_000 if os.environ.get("RUSTGUARD_SOAK") else 2_000
+        for number in range(tries):
+            source = (f"10.9.0.{64 + number % 64}", f"fd00::{2 + number % 1000:x}", "10.8.0.1")[number % 3]
+            target = BOB6 if ":" in source else BOB4
+            pair.alice.packet_out(udp_packet(source, target, b""))
+        pair.carry()
+        assert pair.bob.delivered == []
+        assert pair.bob.stats().drops["inner_source"] == tries
+        good = udp_packet("10.9.0.3", BOB4, b"")
+        pair.alice.packet_out(good)
+        pair.carry()
+        assert pair.bob.delivered == [good]
+        print(f"row 20: 0 of {tries} delivered with another's inner address")
+
+    def test_an_inner_packet_is_cut_to_its_own_length_and_dropped_if_that_lies(self, pair: Pair) -> None:
+        pair.connect()
+        long = bytearray(to_bob())
+        long[2:4] = (len(long) + 60).to_bytes(2, "big")
+        short = bytearray(to_bob())
+        short[2:4] = (19).to_bytes(2, "big")
+        for packet in (long, short):
+            pair.alice.packet_out(bytes(packet))
+        pair.carry()
+        assert pair.bob.delivered == []
+        assert pair.bob.stats().drops == {"inner_length": 2}
+
+    @pytest.mark.parametrize("size", [0, 1, 4, 15, 16, 31])
+    def test_a_datagram_too_short_for_its_type_is_dropped(self, pair: Pair, size: int) -> None:
+        pair.connect()
+        pair.bob.datagram_in((b"\4\0\0\0" + bytes(40))[:size], ALICE)
+        assert sum(pair.bob.stats().drops.values()) == 1
+        assert pair.bob.events == []
+
+    def test_enrollment_goes_to_python_and_other_strangers_do_not(self, pair: Pair) -> None:
+        pair.bob.datagram_in(b"RGE2 hello", ALICE)
+        pair.bob.datagram_in(b"RGX", ALICE)
+        pair.bob.datagram_in(b"\5\0\0\0" + bytes(100), ALICE)
+        assert pair.bob.events == [ForeignReceived(b"RGE2 hello", ALICE)]
+        assert pair.bob.stats().drops == {"unknown_type": 2}
+
+    # Keypairs.
+
+    def test_a_responder_uses_its_keypair_once_it_is_confirmed(self, pair: Pair) -> None:
+        pair.handshake()
+        pair.bob.packet_out(to_alice())
+        assert pair.bob.outgoing == []
+        assert pair.bob.take_events() == [HandshakeWanted(PEER, Reason.NO_SESSION)]
+        index = pair.bob.transport.peers[PEER].keypairs.next.local_index
+        pair.carry()
+        assert pair.bob.take_events() == [KeypairConfirmed(PEER, index)]
+        pair.carry()
+        assert pair.alice.delivered == [to_alice()]
+
+    def test_datagrams_under_way_on_the_keypair_before_are_still_taken(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob(b"late"))
+        late = pair.alice.take_outgoing()
+        pair.connect()
+        for _, datagram in late:
+            pair.bob.datagram_in(datagram, ALICE)
+        assert pair.bob.delivered == [to_bob(b"late")]
+        pair.connect()
+        assert pair.bob.stats().drops == {}
+
+    def test_erased_keys_neither_send_nor_receive(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        pair.bob.erase_keypairs(PEER)
+        pair.carry()
+        assert pair.bob.delivered == []
+        pair.bob.packet_out(to_alice())
+        assert pair.bob.outgoing == []
+        assert pair.bob.events == [HandshakeWanted(PEER, Reason.NO_SESSION)]
+
+    def test_a_removed_peer_is_a_stranger(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        pair.bob.remove_peer(PEER)
+        pair.carry()
+        pair.bob.packet_out(to_alice())
+        assert pair.bob.delivered == []
+        assert pair.bob.stats().peers == {}
+        assert pair.bob.stats().drops == {"unknown_index": 1, "no_peer": 1}
+
+    # Time.
+
+    def test_data_received_and_not_answered_is_acknowledged_by_a_keepalive_after_10_seconds(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        pair.carry()
+        pair.bob.advance(KEEPALIVE_TIMEOUT - 0.01)
+        assert pair.bob.outgoing == []
+        pair.bob.advance(KEEPALIVE_TIMEOUT)
+        assert [len(datagram) for _, datagram in pair.bob.outgoing] == [KEEPALIVE_SIZE]
+        pair.bob.advance(100.0)
+        assert len(pair.bob.outgoing) == 1
+
+    def test_an_answer_makes_the_keepalive_needless(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        pair.carry()
+        pair.bob.packet_out(to_alice())
+        pair.carry()
+        pair.bob.advance(60.0)
+        assert pair.bob.outgoing == []
+
+    def test_more_data_while_a_keepalive_is_pending_makes_another(self, pair: Pair) -> None:
+        pair.connect()
+        for now in (0.0, 3.0):
+            pair.advance(now)
+            pair.alice.packet_out(to_bob())
+            pair.carry()
+        pair.bob.advance(60.0)
+        assert len(pair.bob.outgoing) == 2
+
+    def test_data_sent_and_nothing_heard_for_15_seconds_wants_a_handshake(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        pair.alice.advance(14.99)
+        assert pair.alice.events == []
+        pair.alice.advance(15.34)
+        assert pair.alice.events == [HandshakeWanted(PEER, Reason.NO_ANSWER)]
+
+    def test_anything_authentic_heard_is_an_answer(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        pair.carry()
+        pair.bob.advance(10.0)
+        pair.alice.advance(10.0)
+        pair.carry()
+        pair.alice.advance(100.0)
+        assert pair.alice.events == []
+
+    def test_persistent_keepalives_go_out_while_nothing_is_sent(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.set_peer(PEER, None, networks(BOB4 + "/32"), 25)
+        assert len(pair.alice.take_outgoing()) == 1
+        pair.alice.advance(20.0)
+        pair.alice.packet_out(to_bob())
+        pair.alice.take_outgoing()
+        pair.alice.advance(44.0)
+        assert pair.alice.outgoing == []
+        pair.alice.advance(45.0)
+        assert [len(datagram) for _, datagram in pair.alice.outgoing] == [KEEPALIVE_SIZE]
+        pair.alice.set_peer(PEER, None, networks(BOB4 + "/32"), 0)
+        pair.alice.advance(100.0)
+        assert len(pair.alice.outgoing) == 1
+
+    def test_a_persistent_keepalive_without_a_session_wants_one(self, pair: Pair) -> None:
+        pair.alice.set_peer(PEER, None, networks(BOB4 + "/32"), 25)
+        pair.alice.advance(51.0)
+        assert pair.alice.events == [HandshakeWanted(PEER, Reason.NO_SESSION)] * 3
+
+    def test_the_initiator_rekeys_after_120_seconds_and_the_responder_does_not(self, pair: Pair) -> None:
+        pair.connect()
+        pair.advance(REKEY_AFTER_TIME)
+        for plane, packet in ((pair.alice, to_bob()), (pair.bob, to_alice())):
+            plane.packet_out(packet)
+        assert pair.alice.events == [HandshakeWanted(PEER, Reason.REKEY)]
+        assert pair.bob.events == []
+        assert len(pair.alice.outgoing) == 1
+
+    def test_an_initiator_that_only_receives_rekeys_in_time_once(self, pair: Pair) -> None:
+        pair.connect()
+        for now in (REKEY_AFTER_TIME_RECEIVING - 1, REKEY_AFTER_TIME_RECEIVING, REKEY_AFTER_TIME_RECEIVING + 3):
+            pair.alice.now = pair.bob.now = now
+            pair.bob.packet_out(to_alice())
+            for _, datagram in pair.bob.take_outgoing():
+                pair.alice.datagram_in(datagram, BOB)
+        assert pair.alice.events == [HandshakeWanted(PEER, Reason.REKEY)]
+
+    def test_a_session_neither_sends_nor_receives_from_180_seconds_on(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.now = pair.bob.now = REJECT_AFTER_TIME - 0.01
+        pair.alice.packet_out(to_bob())
+        late = pair.alice.take_outgoing()
+        pair.alice.take_events()
+        pair.alice.now = pair.bob.now = REJECT_AFTER_TIME + 1
+        pair.alice.packet_out(to_bob())
+        assert pair.alice.outgoing == []
+        assert pair.alice.events == [HandshakeWanted(PEER, Reason.NO_SESSION)]
+        for _, datagram in late:
+            pair.bob.datagram_in(datagram, ALICE)
+        assert pair.bob.delivered == []
+        assert pair.bob.stats().drops == {"expired_session": 1}
+
+    def test_counters_count_whole_datagrams(self, pair: Pair) -> None:
+        pair.connect()
+        before = pair.alice.stats().peers[PEER]
+        pair.advance(5.0)
+        pair.alice.packet_out(to_bob(bytes(100)))
+        pair.carry()
+        after = pair.alice.stats().peers[PEER]
+        there = pair.bob.stats().peers[PEER]
+        assert (after.tx_packets - before.tx_packets, after.tx_bytes - before.tx_bytes) == (1, 128 + 32)
+        assert (there.rx_packets, there.rx_bytes) == (2, 32 + 160)
+        assert after.last_sent == there.last_received == 5.0

@@ -1,0 +1,229 @@
+"""A UDP relay that mistreats what it carries: loses, delays, reorders, duplicates, corrupts, records. Seeded.
+
+It stands in a host between two others (`start`), or runs by itself (`relay.py --help`). Clients send to its
+listening address; each client's datagrams go on to the target from a port of the client's own, as behind a
+NAT, and the answers come back. Both directions are treated alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import random
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import IO
+
+from rustguard_py.lab import Host
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ills:
+    """What is done to datagrams. Fractions of 0 to 1; seconds.
+
+    Attributes:
+        loss: Dropped.
+        duplicate: Sent twice, the copy within `span`.
+        corrupt: One bit flipped.
+        reorder: Held back up to `span`, while others pass.
+        span: How long the two above may take.
+        delay: What every datagram waits.
+        above: Datagrams longer than this many bytes vanish; 0 for no bound.
+        seed: Of all choices: the same arrivals are treated the same.
+    """
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    corrupt: float = 0.0
+    reorder: float = 0.0
+    span: float = 0.03
+    delay: float = 0.0
+    above: int = 0
+    seed: int = 1
+
+
+class Fate:
+    """Decides what becomes of each datagram; knows no socket and no clock."""
+
+    def __init__(self, ills: Ills) -> None:
+        self.ills = ills
+        self.counts: Counter[str] = Counter()
+        self._random = random.Random(ills.seed)
+
+    def of(self, datagram: bytes) -> list[tuple[float, bytes]]:
+        """What is to be sent in a datagram's place, each after how many seconds."""
+        ills, chance = self.ills, self._random.random
+        self.counts["received"] += 1
+        if chance() < ills.loss or 0 < ills.above < len(datagram):
+            self.counts["lost"] += 1
+            return []
+        if datagram and chance() < ills.corrupt:
+            self.counts["corrupted"] += 1
+            bit = self._random.randrange(8 * len(datagram))
+            changed = bytearray(datagram)
+            changed[bit // 8] ^= 1 << bit % 8
+            datagram = bytes(changed)
+        late = 0.0
+        if chance() < ills.reorder:
+            self.counts["reordered"] += 1
+            late = chance() * ills.span
+        sent = [(ills.delay + late, datagram)]
+        if chance() < ills.duplicate:
+            self.counts["duplicated"] += 1
+            sent.append((ills.delay + chance() * ills.span, datagram))
+        return sent
+
+
+@dataclass(slots=True)
+class Relay:
+    """The sockets of the relay and what waits to be sent."""
+
+    listen: Address
+    target: Address
+    fate: Fate
+    record: IO[str] | None = None
+    _waiting: list[tuple[float, int, socket.socket, Address | None, bytes]] = field(default_factory=list)
+    _upstream: dict[Address, socket.socket] = field(default_factory=dict)
+    _order: int = 0
+
+    def run(self) -> None:
+        """Relay until SIGTERM."""
+        selector = selectors.DefaultSelector()
+        front = _socket(self.listen[0])
+        front.bind(self.listen)
+        selector.register(front, selectors.EVENT_READ, None)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while True:
+            wait = max(0.0, self._waiting[0][0] - time.monotonic()) if self._waiting else None
+            for key, _ in selector.select(wait):
+                if key.data is None:
+                    self._from_clients(front, selector)
+                else:
+                    self._from_target(key.fileobj, front, key.data)
+            self._send_due()
+
+    def _from_clients(self, front: socket.socket, selector: selectors.BaseSelector) -> None:
+        for datagram, client in _drain(front):
+            if client not in self._upstream:
+                self._upstream[client] = _socket(self.target[0])
+                self._upstream[client].connect(self.target)
+                selector.register(self._upstream[client], selectors.EVENT_READ, client)
+            self._take(datagram, "to target", client, self._upstream[client], None)
+
+    def _from_target(self, upstream: object, front: socket.socket, client: Address) -> None:
+        assert isinstance(upstream, socket.socket)
+        for datagram, _ in _drain(upstream):
+            self._take(datagram, "to client", client, front, client)
+
+    def _take(self, datagram: bytes, way: str, client: Address, out: socket.socket, to: Address | None) -> None:
+        if self.record is not None:
+            line = {"time": time.monotonic(), "way": way, "client": client, "datagram": datagram.hex()}
+            self.record.write(json.dumps(line) + "\n")
+        now = time.monotonic()
+        for after, piece in self.fate.of(datagram):
+            if after <= 0:
+                _send(out, to, piece)
+                continue
+            self._order += 1
+            heapq.heappush(self._waiting, (now + after, self._order, out, to, piece))
+
+    def _send_due(self) -> None:
+        now = time.monotonic()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, _, out, to, datagram = heapq.heappop(self._waiting)
+            _send(out, to, datagram)
+
+
+def _socket(host: str) -> socket.socket:
+    family = socket.AF_INET if ip_address(host).version == 4 else socket.AF_INET6
+    made = socket.socket(family, socket.SOCK_DGRAM)
+    made.setblocking(False)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    return made
+
+
+def _drain(source: socket.socket) -> list[tuple[bytes, Address]]:
+    """Up to 64 datagrams; an ICMP error of an earlier send is no datagram."""
+    got = []
+    for _ in range(64):
+        try:
+            datagram, address = source.recvfrom(65_535)
+        except BlockingIOError:
+            break
+        except ConnectionError:
+            continue
+        got.append((datagram, (address[0], address[1])))
+    return got
+
+
+def _send(out: socket.socket, to: Address | None, datagram: bytes) -> None:
+    try:
+        out.send(datagram) if to is None else out.sendto(datagram, to)
+    except OSError:
+        # A full buffer or an unreachable host: to those who talk through us it's one more loss.
+        return
+
+
+def start(
+    host: Host, listen: Address, target: Address, ills: Ills | None = None, record: Path | None = None
+) -> subprocess.Popen[str]:
+    """Start a relay in a host, and come back when it listens.
+
+    SIGTERM ends it (the lab does that too); the last line of its stdout is then a JSON object: how many it
+    received, lost, corrupted, reordered and duplicated.
+
+    Args:
+        host: Where it runs.
+        listen: Where clients send to.
+        target: Where they mean to send to.
+        ills: What it does to datagrams; nothing by default.
+        record: A file for every datagram as it came in, a JSON object a line: time, way (`to target`, `to client`),
+            client, datagram (hex).
+    """
+    ills = ills or Ills()
+    options = [f"--{name}={getattr(ills, name)}" for name in Ills.__dataclass_fields__]
+    recording = [f"--record={record}"] if record else []
+    ends = [*map(str, listen), *map(str, target)]
+    program = host.popen([sys.executable, __file__, *options, *recording, *ends], stdout=subprocess.PIPE)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "ready\n"
+    return program
+
+
+def main() -> None:
+    """Run by itself."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, about in Ills.__dataclass_fields__.items():
+        parser.add_argument(f"--{name}", type=type(about.default), default=about.default)
+    parser.add_argument("--record", type=Path)
+    for name in ("listen", "target"):
+        parser.add_argument(f"{name}_host")
+        parser.add_argument(f"{name}_port", type=int)
+    given = parser.parse_args()
+    fate = Fate(Ills(**{name: getattr(given, name) for name in Ills.__dataclass_fields__}))
+
+    def end(*_: object) -> None:
+        raise SystemExit
+
+    signal.signal(signal.SIGTERM, end)
+    record = given.record.open("w", buffering=1) if given.record else None
+    try:
+        Relay((given.listen_host, given.listen_port), (given.target_host, given.target_port), fate, record).run()
+    finally:
+        sys.stdout.write(json.dumps(fate.counts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
