@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 # The newest wireguard-go, to talk to and to measure against.
 WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
-SOURCES := pyproject.toml README.md $(shell find rustguard_py enroll state cli native -type f ! -name '*.pyc' ! -path '*/target/*')
+SOURCES := pyproject.toml setup.py README.md $(shell find rustguard_py enroll state cli native -type f ! -name '*.pyc' ! -path '*/target/*')
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 PYTEST = RUSTGUARD_INSTALLED=1 RUSTGUARD_SUDO="make $@" scripts/in-namespace $(BIN)/pytest
@@ -20,6 +20,7 @@ help:
 	@echo 'make check   formatting, lint and types'
 	@echo 'make soak    the tests with every repetition (long)'
 	@echo 'make bench   speed, side by side with wireguard-go; BENCH_ARGS="--help" says what can be set'
+	@echo 'make wheel   a wheel in dist/ for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make clean   removes .venv and what was built'
 
 demo: .venv/.demo
@@ -42,6 +43,10 @@ check: .venv/.check
 
 bench: .venv/.bench
 	@RUSTGUARD_SUDO="make bench" scripts/in-namespace $(BIN)/python bench/run.py $(BENCH_ARGS)
+
+wheel: .venv/.demo
+	@CARGO_TARGET_DIR=.venv/cargo DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
+	@ls dist/*.whl
 
 .venv/.demo: $(SOURCES) scripts/venv scripts/setup-debian
 	@scripts/setup-debian demo
@@ -71,4 +76,4 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test soak check bench wireguard-go clean
+.PHONY: help demo test soak check bench wheel wireguard-go clean

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,11 @@ def test_a_child_process_started_in_the_checkout_finds_the_same_package() -> Non
     script = "import rustguard_py, rustguard_py.state; print(rustguard_py.__file__)"
     said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.strip() == rustguard_py.__file__
+
+
+@pytest.mark.skipif("RUSTGUARD_INSTALLED" not in os.environ, reason="an editable install: run by make test")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="manylinux says which glibc a wheel needs")
+def test_a_wheel_fits_every_python_from_3_11_and_every_linux_with_this_glibc() -> None:
+    glibc = platform.libc_ver()[1].replace(".", "_")
+    said = distribution("rustguard-py").read_text("WHEEL") or ""
+    assert f"Tag: cp311-abi3-manylinux_{glibc}_{platform.machine()}\n" in said

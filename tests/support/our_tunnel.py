@@ -83,7 +83,10 @@ class OurTunnel:
         self.wait_for("known", 5, before + 1)
 
     def said(self, kind: str) -> list[dict[str, Any]]:
-        """What it said so far of a kind: `ready`, `session` (public key), `moved` (endpoint), `known`, `stats`, `note`."""
+        """What it said so far of a kind: `ready`, `session` (key), `moved` (endpoint), `known`, `stats` or `note`.
+
+        Lines that are being written are left for the next time.
+        """
         lines = [json.loads(line) for line in self._said.read_text().splitlines(keepends=True) if line[-1] == "\n"]
         return [line for line in lines if kind in line]
 

@@ -1,0 +1,21 @@
+"""The one thing that pyproject.toml can't say: a wheel with the native plane runs on other Linux machines too."""
+
+import os
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+
+
+class ManylinuxWheel(bdist_wheel):
+    """A wheel named after the glibc that it was linked to: it uses no symbol that is newer (PEP 600)."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Give the tags for Python, ABI and platform; `linux` becomes `manylinux` where the C library is glibc."""
+        python, abi, platform = super().get_tag()
+        library, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        if library == "glibc" and platform.startswith("linux_"):
+            platform = f"manylinux_{version.replace('.', '_')}_{platform.removeprefix('linux_')}"
+        return python, abi, platform
+
+
+setup(cmdclass={"bdist_wheel": ManylinuxWheel})
