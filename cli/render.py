@@ -210,6 +210,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         ("engine", f"{document['engine']}: {document['engine_reason']}" if verbose else None),
         ("state", document["state_directory"] if verbose else None),
         ("counters", _counters(document.get("counters")) if verbose else None),
+        *((worker["name"], _worker(worker)) for worker in document.get("workers", ()) if verbose),
     ):
         if value:
             table.add_row(name, Text(value))
@@ -234,6 +235,12 @@ def _counters(counters: Document | None) -> str:
             {f"{name} {key}": count for key, count in value.items()} if isinstance(value, Mapping) else {name: value}
         )
     return ", ".join(f"{name} {count}" for name, count in flat.items())
+
+
+def _worker(worker: Document) -> str:
+    batch = worker["packets"] / max(1, worker["batches"])
+    moved = f"{worker['packets']} datagrams, {size(worker['bytes'])}, {batch:.1f} a batch"
+    return f"{moved}, {worker['system_calls']} system calls"
 
 
 def _console(*, whole_lines: bool = False) -> Console:

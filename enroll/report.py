@@ -11,7 +11,7 @@ from typing import Any
 
 from rustguard_py.engine import Engine
 from rustguard_py.enroll.window import Closed, WindowState
-from rustguard_py.planes.contract import Endpoint, PeerStats
+from rustguard_py.planes.contract import Endpoint, PeerStats, WorkerStats
 from rustguard_py.state.identity import fingerprint
 from rustguard_py.state.paths import Role
 from rustguard_py.tunnel import Tunnel
@@ -94,6 +94,10 @@ def _peer(tunnel: Tunnel, line: PeerLine, stats: dict[int, PeerStats], now: floa
         "last_received": None if heard is None else round(now - heard, 3),
         "rx_bytes": counters.rx_bytes,
         "tx_bytes": counters.tx_bytes,
+        "rx_packets": counters.rx_packets,
+        "tx_packets": counters.tx_packets,
+        "handshakes": counters.handshakes,
+        "drops": counters.drops,
         "keepalive": line.keepalive,
     }
 
@@ -129,7 +133,22 @@ def common(program: Program, tunnel: Tunnel, now: float) -> dict[str, Any]:
         "engine_reason": program.engine.reason,
         "public_key": b64encode(own_key).decode(),
         "fingerprint": fingerprint(own_key),
-        "counters": {"drops": dict(stats.drops)},
+        "counters": {
+            "handshakes": sum(peer.handshakes for peer in stats.peers.values()),
+            "drops": dict(stats.drops),
+        },
+        "workers": [_worker(worker) for worker in stats.workers],
         "notes": list(stats.notes),
         "uptime": round(now - program.began, 3),
+    }
+
+
+def _worker(worker: WorkerStats) -> dict[str, Any]:
+    return {
+        "name": worker.name,
+        "packets": worker.packets,
+        "bytes": worker.bytes,
+        "batches": worker.batches,
+        "batch_sizes": list(worker.batch_sizes),
+        "system_calls": worker.system_calls,
     }

@@ -19,7 +19,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 
 from rustguard_py.planes.coalesce import Coalescer
-from rustguard_py.planes.contract import REJECT_AFTER_MESSAGES, Endpoint
+from rustguard_py.planes.contract import REJECT_AFTER_MESSAGES, Endpoint, WorkerStats
 from rustguard_py.planes.offload import MAX_SEGMENTS
 from rustguard_py.planes.transport import DATA_HEADER, Peer, Transport
 from rustguard_py.planes.tun import Tun
@@ -60,9 +60,13 @@ class Inbound:
         tun: The device.
         merge_udp: Whether UDP packets may be merged.
         note: Called with a sentence for what it does without.
+        worker: Counts what comes in.
     """
 
-    def __init__(self, transport: Transport, tun: Tun, *, merge_udp: bool, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, transport: Transport, tun: Tun, worker: WorkerStats, *, merge_udp: bool, note: Callable[[str], None]
+    ) -> None:
+        self._worker = worker
         self._note = note
         self._transport = transport
         self._tun = tun
@@ -123,6 +127,7 @@ class Inbound:
     def _take(self, size: int, segment: int, source: Endpoint, now: float) -> None:
         """Handle the message at the start of the buffer: datagrams of `segment` bytes, the last perhaps shorter."""
         count = -(-size // segment) if segment else 1
+        self._worker.count(count, size)
         if count > 1 and segment > _OVERHEAD and count <= MAX_SEGMENTS and self._message[:4] == DATA_HEADER:
             self._batch(size, segment, count, source, now)
         else:
@@ -213,7 +218,7 @@ class Inbound:
             return
         for run in self._coalescer.runs(count, stride, last):
             if run.parts and self._transport.allowed.find(run.source) is not peer:
-                self._transport.drop("inner_source", run.stop - run.first)
+                self._transport.drop("inner_source", run.stop - run.first, peer)
             elif not run.parts or not self._write_merged(run.parts):
                 self._deliver_singly(peer, run.first, run.stop, count, stride, last)
 
@@ -226,6 +231,7 @@ class Inbound:
 
     def _write_merged(self, parts: list[bytes | memoryview]) -> bool:
         """Write a superpacket; give False, and merge no more, if the kernel will have none."""
+        self._worker.system_calls += 1
         try:
             os.writev(self._tun.fd, parts)
         except OSError as error:
@@ -238,6 +244,7 @@ class Inbound:
         return True
 
     def _write_one(self, packet: bytes) -> None:
+        self._worker.system_calls += 1
         try:
             self._tun.write(packet)
         except OSError as error:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rustguard_py.planes.checksum import RowSums, sum_bytes
-from rustguard_py.planes.contract import Endpoint
+from rustguard_py.planes.contract import Endpoint, WorkerStats
 from rustguard_py.planes.offload import (
     MAX_MESSAGE,
     MAX_SEGMENTS,
@@ -85,9 +85,12 @@ class Outbound:
         transport: The rules, and the peers.
         tun: A non-blocking TUN descriptor with virtio_net_hdr.
         send: Sends a message as datagrams of a size to an endpoint; it raises nothing.
+        worker: Counts what goes out.
     """
 
-    def __init__(self, transport: Transport, tun: int, send: Send) -> None:
+    def __init__(self, transport: Transport, tun: int, send: Send, worker: WorkerStats) -> None:
+        self._worker = worker
+        self._packets = self._bytes = 0
         self._transport = transport
         self._tun = tun
         self._send = send
@@ -119,10 +122,17 @@ class Outbound:
         Raises:
             OSError: The device is gone.
         """
+        any_came = self._drain(now)
+        self._worker.count(self._packets, self._bytes)
+        self._packets = self._bytes = 0
+        return any_came
+
+    def _drain(self, now: float) -> bool:
         sizes: list[int] = []
         row, read, slots, tun = self._row, os.readv, self._slots, self._tun
         mtu, buffer = self._transport.mtu, self._buffer
         for slot in slots:
+            self._worker.system_calls += 1
             try:
                 size = read(tun, slot) - VNET_SIZE
             except BlockingIOError:
@@ -202,6 +212,8 @@ class Outbound:
         if datagram is None:
             self._transport.hold(peer, bytes(packet), now)
         elif peer.endpoint is not None:
+            self._packets += 1
+            self._bytes += len(datagram)
             self._send(datagram, len(datagram), peer.endpoint)
 
     def _large(self, at: int, size: int, now: float) -> None:
@@ -217,7 +229,7 @@ class Outbound:
             for cut in self._segmenter.segment(at, size, vnet):
                 self._seal(peer, self._staged(cut.stride)[: cut.rows], cut.last, now)
         except ValueError:
-            self._transport.drop("superpacket")
+            self._transport.drop("superpacket", peer=peer)
 
     def _staged(self, stride: int) -> list[memoryview]:
         sources = self._sources.get(stride)
@@ -233,7 +245,7 @@ class Outbound:
         if peer is None:
             self._transport.drop("no_peer", packets)
         elif peer.endpoint is None:
-            self._transport.drop("no_endpoint", packets)
+            self._transport.drop("no_endpoint", packets, peer)
             return None
         return peer
 
@@ -260,6 +272,8 @@ class Outbound:
             seal(layout.nonces[count - 1], sources[-1][:last], None, target)
             total += last + _OVERHEAD - size
         layout.headers[:count, 1] = int.from_bytes(header[4:8], "little")
+        self._packets += count
+        self._bytes += total
         self._send(self._message_view[:total], size, peer.endpoint)
         self._transport.sent(peer, session, count, total, now, data=True)
 

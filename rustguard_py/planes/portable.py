@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from rustguard_py.errors import RustGuardError
@@ -33,6 +34,7 @@ from rustguard_py.planes.contract import (
     Network,
     PeerId,
     PlaneStats,
+    WorkerStats,
 )
 from rustguard_py.planes.gate import HANDSHAKE_QUEUE
 from rustguard_py.planes.inbound import Inbound
@@ -167,10 +169,11 @@ class PortablePlane:
             public_key, emit=self._events.put, random=random, mtu=mtu, backlog=self._events.handshakes
         )
         self._udp = {bound.family: Udp(bound, self._note) for bound in sockets}
-        self._outbound = Outbound(self._transport, self._tun.fd, self._send_message)
+        self._worker = WorkerStats("loop-0")
+        self._outbound = Outbound(self._transport, self._tun.fd, self._send_message, self._worker)
         if merge_udp is None:
             merge_udp = _kernel_merges_udp()
-        self._inbound = Inbound(self._transport, self._tun, merge_udp=merge_udp, note=self._note)
+        self._inbound = Inbound(self._transport, self._tun, self._worker, merge_udp=merge_udp, note=self._note)
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._main, name=f"plane {self.interface}", daemon=True)
         self._thread.start()
@@ -222,6 +225,9 @@ class PortablePlane:
         """See `Plane.stats`."""
         stats = self._transport.stats()
         stats.notes += self._notes
+        calls = self._worker.system_calls + sum(udp.system_calls for udp in self._udp.values())
+        sizes = list(self._worker.batch_sizes)
+        stats.workers.append(replace(self._worker, batch_sizes=sizes, system_calls=calls))
         return stats
 
     def close(self) -> None:
@@ -266,7 +272,7 @@ class PortablePlane:
                 udp.close()
 
     def _loop(self) -> None:
-        transport, clock = self._transport, self._clock
+        transport, clock, worker = self._transport, self._clock, self._worker
         poll = select.poll()
         tun = self._tun.fd
         for fd in (tun, self._wake, *(udp.fd for udp in self._udp.values())):
@@ -276,12 +282,14 @@ class PortablePlane:
             deadline = transport.poll_timeout()
             wait = None if deadline is None else max(0.0, deadline - clock()) * 1000 + 1
             ready = poll.poll(wait)
+            worker.system_calls += 1
             now = clock()
             for fd, _ in ready:
                 if fd == tun:
                     self._outbound.pump(now)
                 elif fd == self._wake:
                     os.eventfd_read(fd)
+                    worker.system_calls += 1
                     while self._commands:
                         self._commands.popleft()()
                 else:

@@ -52,7 +52,9 @@ class Peer:
     """What a plane knows of one peer; `stats` has the counters in the contract's words."""
 
     __slots__ = (
+        "drops",
         "endpoint",
+        "handshakes",
         "held",
         "id",
         "keypairs",
@@ -73,7 +75,7 @@ class Peer:
         self.liveness = Liveness()
         self.held: deque[bytes] | None = None
         self.wanted_at = float("-inf")
-        self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = 0
+        self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0
         self.last_received: float | None = None
         self.last_sent: float | None = None
 
@@ -87,6 +89,8 @@ class Peer:
             self.tx_packets,
             self.last_received,
             self.last_sent,
+            self.handshakes,
+            self.drops,
         )
 
 
@@ -213,6 +217,7 @@ class Transport:
         self.indices.take(peer, keypair.local_index)
         self.sessions[keypair.local_index] = known, session
         self._retire(known.keypairs.install(session))
+        known.handshakes += 1
         known.wanted_at = float("-inf")
         known.liveness.received(now, data=False)
         known.liveness.sent(now, data=False)
@@ -251,7 +256,7 @@ class Transport:
         if peer is None:
             self.drop("no_peer")
         elif peer.endpoint is None:
-            self.drop("no_endpoint")
+            self.drop("no_endpoint", peer=peer)
         elif not self._transmit_sealed(peer, packet, now):
             self.hold(peer, packet, now)
 
@@ -292,9 +297,11 @@ class Transport:
 
     # Pieces, which `portable` uses for whole batches.
 
-    def drop(self, reason: str, count: int = 1) -> None:
-        """Count something dropped."""
+    def drop(self, reason: str, count: int = 1, peer: Peer | None = None) -> None:
+        """Count something dropped, that `peer` sent or should have got."""
         self.drops[reason] = self.drops.get(reason, 0) + count
+        if peer is not None:
+            peer.drops += count
 
     def hold(self, peer: Peer, packet: bytes, now: float) -> None:
         """Keep a packet until there is a session, and ask for one; the oldest gives way."""
@@ -304,12 +311,12 @@ class Transport:
         if len(held) >= MAX_STAGED_PACKETS:
             held.popleft()
             self._held -= 1
-            self.drop("held_too_many")
+            self.drop("held_too_many", peer=peer)
         if self._held < MAX_HELD_PACKETS:
             held.append(packet)
             self._held += 1
         else:
-            self.drop("held_too_many")
+            self.drop("held_too_many", peer=peer)
         self.want(peer, Reason.NO_SESSION, now)
 
     def want(self, peer: Peer, reason: Reason, now: float) -> None:
@@ -362,13 +369,13 @@ class Transport:
             length = 40 + (plaintext[4] << 8 | plaintext[5])
             shortest, source = 40, plaintext[8:24]
         else:
-            self.drop("inner_not_ip")
+            self.drop("inner_not_ip", peer=peer)
             return None
         if not shortest <= length <= size:
-            self.drop("inner_length")
+            self.drop("inner_length", peer=peer)
             return None
         if self.allowed.find(source) is not peer:
-            self.drop("inner_source")
+            self.drop("inner_source", peer=peer)
             return None
         return plaintext[:length]
 
@@ -401,16 +408,16 @@ class Transport:
             return None
         peer, session = found
         if session.expired(now):
-            self.drop("expired_session")
+            self.drop("expired_session", peer=peer)
             return None
         counter = int.from_bytes(datagram[8:16], "little")
         if not session.window.fresh(counter):
-            self.drop("replayed")
+            self.drop("replayed", peer=peer)
             return None
         try:
             plaintext = session.opener.decrypt(bytes(4) + datagram[8:16], datagram[16:], None)
         except InvalidTag:
-            self.drop("bad_tag")
+            self.drop("bad_tag", peer=peer)
             return None
         session.window.mark(counter)
         self.received(peer, session, source, 1, len(datagram), now, data=bool(plaintext))
@@ -461,7 +468,7 @@ class Transport:
         held, peer.held = peer.held, None
         if held:
             self._held -= len(held)
-            self.drop(reason, len(held))
+            self.drop(reason, len(held), peer)
 
     def _retire(self, sessions: list[Session]) -> None:
         for session in sessions:

@@ -88,9 +88,10 @@ class Udp:
     Attributes:
         family: AF_INET or AF_INET6.
         segmenting: Whether the kernel cuts messages into datagrams for us.
+        system_calls: To receive, send and wait for room, so far.
     """
 
-    __slots__ = ("_note", "_receive", "_writable", "family", "fd", "segmenting", "socket")
+    __slots__ = ("_note", "_receive", "_writable", "family", "fd", "segmenting", "socket", "system_calls")
 
     def __init__(self, bound: socket.socket, note: Callable[[str], None]) -> None:
         self.socket = bound
@@ -98,6 +99,7 @@ class Udp:
         self.fd = bound.fileno()
         self._note = note
         self.segmenting = True
+        self.system_calls = 0
         self._writable = select.poll()
         self._writable.register(self.fd, select.POLLOUT)
         self._receive = bound.recvmsg_into
@@ -128,6 +130,7 @@ class Udp:
             BlockingIOError: There is none.
             OSError: What the network said of something sent earlier.
         """
+        self.system_calls += 1
         size, control, _, source = self._receive(into, _CONTROL_SIZE)
         segment = size
         for level, kind, data in control:
@@ -164,9 +167,11 @@ class Udp:
     def _send(
         self, message: memoryview | bytes, control: Sequence[tuple[int, int, bytes]], endpoint: Endpoint
     ) -> None:
+        self.system_calls += 1
         try:
             self.socket.sendmsg((message,), control, 0, endpoint)
         except BlockingIOError:
+            self.system_calls += 2
             if not self._writable.poll(SEND_PATIENCE * 1000):
                 raise TimeoutError(errno.EAGAIN, "no room in the send buffer") from None
             try:

@@ -99,8 +99,24 @@ def test_traffic_passes_between_native_and_portable_planes(lab: Lab, tmp_path: P
             assert report["end"]["sum_received"]["bytes"] >= RECEIVED
         report = _transfer(ends[0].host, ends[1].host, address, "-u", "-b", "50M", "-l", "1300", "-t", "1")
         assert report["end"]["sum"]["lost_percent"] < 50
-    for tunnel in (alice, bob):
-        assert not {"bad_tag", "inner_length", "inner_source", "replayed"} & {*tunnel.stats()["drops"]}
+    for tunnel, queues in zip((alice, bob), native, strict=True):
+        stats = tunnel.stats()
+        assert not {"bad_tag", "inner_length", "inner_source", "replayed"} & {*stats["drops"]}
+        _check_workers(stats, queues)
+
+
+def _check_workers(stats: dict[str, Any], queues: int) -> None:
+    """What the workers of a plane of so many queues (0: portable) say fits what its one peer's counters say."""
+    names = [f"{way}-{queue}" for queue in range(queues) for way in ("out", "in")] or ["loop-0"]
+    assert list(stats["workers"]) == names
+    (peer,) = stats["peers"].values()
+    assert peer["handshakes"] == 1
+    packets, size, batches, calls = (sum(worker) for worker in zip(*stats["workers"].values(), strict=True))
+    # Keepalives and packets that waited for the session aren't from a batch, handshakes and damaged datagrams are.
+    assert abs(size - peer["rx_bytes"] - peer["tx_bytes"]) < 20_000
+    assert 0 < batches < packets
+    # A call to take and one to give a batch, at least.
+    assert calls >= 2 * batches
 
 
 @pytest.mark.needs_wireguard_go

@@ -80,6 +80,16 @@ STATUS = {
     },
     "peers": PEERS,
     "counters": {"handshakes": 3, "drops": {"replayed": 7}},
+    "workers": [
+        {
+            "name": "in-0",
+            "packets": 90,
+            "bytes": 2048,
+            "batches": 4,
+            "batch_sizes": [1, 0, 0, 0, 2, 1],
+            "system_calls": 17,
+        }
+    ],
     "notes": ["UDP GRO was refused."],
     "warnings": ["Forwarding is off."],
     "uptime": 7200.0,
@@ -357,6 +367,7 @@ def test_verbose_status_shows_whole_keys_engine_and_notes(capsys, state):
     assert "note: UDP GRO was refused." in out
     assert "fd77::2" in out
     assert "handshakes 3, drops replayed 7" in out
+    assert "in-0      90 datagrams, 2.0 KiB, 22.5 a batch, 17 system calls" in out
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from rustguard_py.planes.contract import REJECT_AFTER_MESSAGES, HandshakeWanted, Keypair, Reason
+from rustguard_py.planes.contract import REJECT_AFTER_MESSAGES, HandshakeWanted, Keypair, Reason, WorkerStats
 from rustguard_py.planes.offload import NEEDS_CHECKSUM, VNET_SIZE, Vnet
 from support.batch_plane import BatchPlane
 from support.packets import checksums_hold, pseudo_sum, superpacket, tcp_packet, udp_packet
@@ -256,3 +256,27 @@ def test_row_30_messages_of_any_size_end_nothing(pair: Pair, size: int) -> None:
     pair.alice.from_host([(None, stream(1)[0])])
     carry(pair)
     assert len(pair.bob.delivered) == 1
+
+
+def test_the_loops_counters_have_each_batch_both_ways(pair: Pair) -> None:
+    calls = pair.alice.worker.system_calls
+    before = pair.bob.worker.packets, pair.bob.worker.bytes, pair.bob.worker.batches
+    packets = [superpacket(ALICE4, BOB4, os.urandom(3 * MSS), MSS, tcp=True), (None, udp_packet(ALICE4, BOB4, b"1"))]
+    pair.alice.from_host(packets)
+    sent = [datagram for datagrams, _ in pair.alice.messages for datagram in datagrams]
+    carry(pair)
+    out, there = pair.alice.worker, pair.bob.worker
+    assert (out.packets, out.batches) == (4, 2)
+    assert out.bytes == sum(map(len, sent))
+    assert (out.batch_sizes[0], out.batch_sizes[1], sum(out.batch_sizes[2:])) == (1, 1, 0)
+    assert out.system_calls - calls >= 3
+    assert (there.packets - before[0], there.bytes - before[1], there.batches - before[2]) == (4, out.bytes, 2)
+
+
+def test_batches_are_counted_by_powers_of_two() -> None:
+    worker = WorkerStats("loop-0")
+    for packets in (0, 1, 2, 3, 4, 64, 65_535, 1 << 20):
+        worker.count(packets, packets * 10)
+    assert worker.batch_sizes == [1, 2, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert (worker.batches, worker.packets) == (7, 10 + 64 + 65_535 + (1 << 20))
+    assert worker.bytes == 10 * worker.packets

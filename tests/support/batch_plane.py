@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from rustguard_py.planes.contract import Endpoint
+from rustguard_py.planes.contract import Endpoint, WorkerStats
 from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.offload import PLAIN_VNET, VNET_SIZE, Vnet
 from rustguard_py.planes.outbound import Outbound
@@ -65,6 +65,7 @@ class BatchPlane(MemoryPlane):
         messages: What was handed to the network in one call: (datagrams, endpoint).
         written: What was written to the device, with virtio_net_hdr.
         said: What the plane says that it does without.
+        worker: What the two ways count.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class BatchPlane(MemoryPlane):
         self.said: list[str] = []
         self.device = _Device()
         self._network = _Network()
-        self._outbound = Outbound(self.transport, self.device.fd, self._sent)
-        self.inbound = Inbound(self.transport, cast(Tun, self.device), merge_udp=True, note=self.said.append)
+        self.worker = WorkerStats("loop-0")
+        self._outbound = Outbound(self.transport, self.device.fd, self._sent, self.worker)
+        device = cast(Tun, self.device)
+        self.inbound = Inbound(self.transport, device, self.worker, merge_udp=True, note=self.said.append)
         self._cutter = Segmenter(bytearray(1 << 18), mtu)
 
     def _sent(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> None:

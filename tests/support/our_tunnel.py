@@ -175,11 +175,15 @@ def _stats(tunnel: Tunnel) -> dict[str, Any]:
             "endpoint": counters.endpoint,
             "rx_bytes": counters.rx_bytes,
             "tx_bytes": counters.tx_bytes,
+            "handshakes": counters.handshakes,
         }
         for peer in tunnel.node
         if (counters := stats.peers.get(peer.id)) is not None
     }
-    return {"peers": peers, "drops": stats.drops, "notes": stats.notes}
+    workers = {
+        worker.name: [worker.packets, worker.bytes, worker.batches, worker.system_calls] for worker in stats.workers
+    }
+    return {"peers": peers, "drops": stats.drops, "notes": stats.notes, "workers": workers}
 
 
 def _session(peer: NodePeer) -> None:

@@ -417,3 +417,29 @@ class PlaneConformance:
         assert (after.tx_packets - before.tx_packets, after.tx_bytes - before.tx_bytes) == (1, 128 + 32)
         assert (there.rx_packets, there.rx_bytes) == (2, 32 + 160)
         assert after.last_sent == there.last_received == 5.0
+
+    def test_installed_keypairs_and_drops_are_counted_a_peer(self, pair: Pair) -> None:
+        pair.connect()
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        ((_, datagram),) = pair.alice.outgoing
+        for _ in range(3):
+            pair.bob.datagram_in(datagram, ALICE)
+        pair.bob.datagram_in(datagram[:-1] + bytes([datagram[-1] ^ 1]), ALICE)
+        pair.alice.packet_out(udp_packet(ALICE4, "8.8.8.8", b""))
+        pair.alice.packet_out(udp_packet("10.8.0.1", BOB4, b""))
+        pair.carry()
+        here, there = pair.alice.stats(), pair.bob.stats()
+        assert (here.peers[PEER].handshakes, there.peers[PEER].handshakes) == (2, 2)
+        assert here.drops == {"no_peer": 1}
+        assert here.peers[PEER].drops == 0
+        assert sum(there.drops.values()) == there.peers[PEER].drops == 5
+        assert there.drops["inner_source"] == 1
+
+    def test_packets_held_in_vain_are_their_peers_drops(self, pair: Pair) -> None:
+        for _ in range(MAX_STAGED_PACKETS + 2):
+            pair.alice.packet_out(to_bob())
+        pair.alice.drop_held(PEER)
+        stats = pair.alice.stats()
+        assert stats.drops == {"held_too_many": 2, "no_answer": MAX_STAGED_PACKETS}
+        assert stats.peers[PEER].drops == MAX_STAGED_PACKETS + 2

@@ -9,6 +9,8 @@ use transport::contract::{Address, Event, Keypair, Network, Reason};
 use transport::peers::Counters;
 use zeroize::Zeroizing;
 
+use crate::counters::Reading;
+
 const CONTRACT: &str = "rustguard_py.planes.contract";
 
 fn make<'py>(
@@ -121,18 +123,27 @@ pub fn stats<'py>(
     peers: Vec<(u64, Option<SocketAddr>, Counters)>,
     drops: Vec<(String, u64)>,
     notes: Vec<String>,
+    workers: Vec<(String, Reading)>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let class = py.import(CONTRACT)?.getattr("PeerStats")?;
     let by_peer = PyDict::new(py);
     for (peer, endpoint, counters) in peers {
         let endpoint = endpoint.map(|endpoint| from_endpoint(py, endpoint)).transpose()?;
-        let Counters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent } = counters;
-        let stats = (endpoint, rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent);
+        let Counters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops } =
+            counters;
+        let stats =
+            (endpoint, rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops);
         by_peer.set_item(peer, class.call1(stats)?)?;
     }
     let by_reason = PyDict::new(py);
     for (reason, count) in drops {
         by_reason.set_item(reason, count)?;
     }
-    make(py, "PlaneStats", (by_peer, by_reason, notes))
+    let workers: Vec<_> = workers
+        .into_iter()
+        .map(|(name, Reading { packets, bytes, batch_sizes, system_calls })| {
+            make(py, "WorkerStats", (name, packets, bytes, batch_sizes, system_calls))
+        })
+        .collect::<PyResult<_>>()?;
+    make(py, "PlaneStats", (by_peer, by_reason, notes, workers))
 }

@@ -4,13 +4,17 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-/// The result of a system call that gives -1 for an error.
+use crate::counters::count_call;
+
+/// The result of a system call that gives -1 for an error. The call is counted.
 pub fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    count_call();
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// The same for calls that give a size.
 pub fn check_size(result: isize) -> io::Result<usize> {
+    count_call();
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
@@ -53,6 +57,7 @@ impl EventFd {
     /// Make it readable. That it already is as readable as can be is no error.
     pub fn set(&self) {
         let one = 1_u64;
+        count_call();
         // SAFETY: the kernel reads the 8 bytes of `one`.
         unsafe { libc::write(self.fd(), (&raw const one).cast(), 8) };
     }
@@ -60,6 +65,7 @@ impl EventFd {
     /// Make it unreadable; say whether it was readable.
     pub fn clear(&self) -> bool {
         let mut count = 0_u64;
+        count_call();
         // SAFETY: the kernel writes the 8 bytes of `count`.
         unsafe { libc::read(self.fd(), (&raw mut count).cast(), 8) == 8 }
     }

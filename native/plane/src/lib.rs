@@ -5,6 +5,7 @@
 //! calls from Python's threads, events go out through a bounded queue behind a descriptor (`events`).
 
 mod convert;
+mod counters;
 mod descriptor;
 mod events;
 mod plane;

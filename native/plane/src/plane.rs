@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use transport::Transport;
 use transport::contract::{Event, Keypair, Network, Outbox, PeerId, Transmit};
 
+use crate::counters::{QueueCounters, Reading};
 use crate::descriptor::{now, random};
 use crate::events::Events;
 use crate::tun::{self, TunError};
@@ -44,6 +45,7 @@ pub struct Plane {
     transport: Arc<Transport>,
     events: Arc<Events>,
     notes: Arc<Notes>,
+    counters: Arc<[QueueCounters]>,
     /// The threads own it: when they have ended there is nothing to send over.
     io: Weak<Io>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -82,8 +84,8 @@ impl Plane {
         for lack in lacks {
             io.note(lack);
         }
-        let threads = Mutex::new(start(&io)?);
-        Ok(Self { interface: made.name, transport, events, notes, io: Arc::downgrade(&io), threads })
+        let (threads, counters) = (Mutex::new(start(&io)?), Arc::clone(&io.counters));
+        Ok(Self { interface: made.name, transport, events, notes, counters, io: Arc::downgrade(&io), threads })
     }
 
     /// Do a command, and send and tell what comes of it.
@@ -117,6 +119,14 @@ impl Plane {
     /// What it does without, one sentence each.
     pub fn notes(&self) -> Vec<String> {
         self.notes.read()
+    }
+
+    /// What each worker did, by name.
+    pub fn workers(&self) -> Vec<(String, Reading)> {
+        let read = |(queue, of): (usize, &QueueCounters)| {
+            [(format!("out-{queue}"), of.out.read()), (format!("in-{queue}"), of.inward.read())]
+        };
+        self.counters.iter().enumerate().flat_map(read).collect()
     }
 
     /// Readable while events wait.

@@ -96,7 +96,7 @@ impl PyPlane {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let transport = self.0.transport();
         let (peers, drops) = py.detach(|| (transport.stats(), transport.drops.read()));
-        convert::stats(py, peers, drops, self.0.notes())
+        convert::stats(py, peers, drops, self.0.notes(), self.0.workers())
     }
 
     fn fileno(&self) -> RawFd {
@@ -224,7 +224,7 @@ impl PyTransport {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        convert::stats(py, self.rules.stats(), self.rules.drops.read(), Vec::new())
+        convert::stats(py, self.rules.stats(), self.rules.drops.read(), Vec::new(), Vec::new())
     }
 
     fn handle_packet(&self, py: Python<'_>, packet: &[u8], now: f64) -> PyResult<()> {

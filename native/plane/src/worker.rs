@@ -24,6 +24,7 @@ use transport::inbound::Inbound;
 use transport::outbound::{Outbound, Send};
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
+use crate::counters::{QueueCounters, count_call};
 use crate::descriptor::{EventFd, TimerFd, error_word, now, wait};
 use crate::events::Events;
 use crate::tun::Tun;
@@ -45,6 +46,8 @@ pub struct Io {
     pub events: Arc<Events>,
     pub notes: Arc<Notes>,
     pub queues: Vec<Queue>,
+    /// Of each queue's workers.
+    pub counters: Arc<[QueueCounters]>,
     /// Whether UDP packets may be merged.
     pub merge_udp: bool,
     /// Whether the kernel takes superpackets.
@@ -88,11 +91,13 @@ impl Io {
         queues: Vec<Queue>,
         merge_udp: bool,
     ) -> io::Result<Self> {
+        let counters = queues.iter().map(|_| QueueCounters::default()).collect();
         Ok(Self {
             transport,
             events,
             notes,
             queues,
+            counters,
             merge_udp,
             merging: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
@@ -209,6 +214,7 @@ fn spin(mut look: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
     let start = Instant::now();
     while start.elapsed() < SPIN {
         yield_now();
+        count_call();
         if look()? {
             return Ok(true);
         }
@@ -220,27 +226,31 @@ fn is_nothing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// Sends over the sockets of a queue.
+/// Sends over the sockets of a queue, and keeps count.
 struct Sender<'a> {
     io: &'a Io,
     queue: usize,
+    packets: usize,
+    bytes: usize,
 }
 
 impl Send for Sender<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: SocketAddr) {
+        self.packets += message.len().div_ceil(segment);
+        self.bytes += message.len();
         self.io.send(message, segment, endpoint, self.queue, Patience::Some);
     }
 }
 
 /// The way out of a queue.
 fn out(io: &Io, queue: usize) -> io::Result<()> {
-    let tun = &io.queues[queue].tun;
+    let (tun, counters) = (&io.queues[queue].tun, &io.counters[queue].out);
     let mut frame = vec![0; VNET_SIZE + MAX_PACKET].into_boxed_slice();
     let mut outbound = Outbound::default();
     let mut outbox = Outbox::default();
     let mut pump = || {
         let now = now();
-        let (transport, mut sender) = (&*io.transport, Sender { io, queue });
+        let (transport, mut sender) = (&*io.transport, Sender { io, queue, packets: 0, bytes: 0 });
         let mut any = false;
         while !outbound.is_ripe(transport.mtu) {
             match tun.read(&mut frame) {
@@ -253,11 +263,13 @@ fn out(io: &Io, queue: usize) -> io::Result<()> {
         if any {
             outbound.flush(transport, now, &mut outbox, &mut sender);
             io.dispatch(&mut outbox, queue, Patience::Some);
+            counters.count(sender.packets, sender.bytes);
         }
         Ok(any)
     };
     while io.goes_on() {
         if !pump()? && !spin(&mut pump)? {
+            counters.count_calls();
             wait([(tun.fd(), libc::POLLIN), (io.stop.fd(), libc::POLLIN)], -1)?;
         }
     }
@@ -291,6 +303,7 @@ fn inward(io: &Io, queue: usize) -> io::Result<()> {
         }
         if ready == 0 {
             let polled = [(fd(0), libc::POLLIN), (fd(1), libc::POLLIN), (io.stop.fd(), libc::POLLIN)];
+            io.counters[queue].inward.count_calls();
             ready = wait(polled, -1)? & everyone;
         }
     }
@@ -320,12 +333,16 @@ impl Inward<'_> {
         }
         let now = now();
         self.inbound.clear();
+        let (mut packets, mut bytes) = (0, 0);
         for message in &self.receiver.messages {
+            packets += message.datagrams();
+            bytes += message.size;
             let buffer = &mut self.receiver.buffer;
             self.inbound.message(&self.io.transport, buffer, *message, now, &mut self.outbox);
         }
         self.deliver();
         self.io.dispatch(&mut self.outbox, self.queue, Patience::Some);
+        self.io.counters[self.queue].inward.count(packets, bytes);
         Ok(true)
     }
 

@@ -28,6 +28,13 @@ pub struct Message {
     pub source: SocketAddr,
 }
 
+impl Message {
+    /// How many datagrams it stands for.
+    pub fn datagrams(&self) -> usize {
+        self.size.div_ceil(self.segment.max(1)).max(1)
+    }
+}
+
 /// The way in of one queue.
 #[derive(Default)]
 pub struct Inbound {
@@ -104,11 +111,11 @@ impl Inbound {
             }
             let counter = u64_at(datagram, 8);
             if expired {
-                transport.drops.count(Drop::ExpiredSession, 1);
+                transport.count_drops(&owned.peer, Drop::ExpiredSession, 1);
             } else if !window.fresh(counter) {
-                transport.drops.count(Drop::Replayed, 1);
+                transport.count_drops(&owned.peer, Drop::Replayed, 1);
             } else if !opener.open(counter, &mut datagram[DATA_HEADER_SIZE..]) {
-                transport.drops.count(Drop::BadTag, 1);
+                transport.count_drops(&owned.peer, Drop::BadTag, 1);
             } else {
                 window.mark(counter);
                 tally.datagrams += 1;
@@ -141,10 +148,10 @@ impl Inbound {
                         self.packets[kept] = Inner { at, size: length };
                         kept += 1;
                     } else {
-                        transport.drops.count(Drop::InnerSource, 1);
+                        transport.count_drops(&owned.peer, Drop::InnerSource, 1);
                     }
                 }
-                Err(reason) => transport.drops.count(reason, 1),
+                Err(reason) => transport.count_drops(&owned.peer, reason, 1),
             }
         }
         self.packets.truncate(kept);

@@ -86,8 +86,8 @@ impl Outbound {
             for number in 0..cut.count() {
                 cut.write(number, self.room(transport, cut.size(number), now, out, send));
             }
-        } else {
-            transport.drops.count(Drop::Superpacket, 1);
+        } else if let Some(peer) = &self.peer {
+            transport.count_drops(peer, Drop::Superpacket, 1);
         }
     }
 
@@ -143,7 +143,7 @@ impl Outbound {
         let count = self.slots.len();
         let mut state = peer.state();
         if state.endpoint.is_none() {
-            transport.drops.count(Drop::NoEndpoint, count as u64);
+            transport.count_drops(&peer, Drop::NoEndpoint, count as u64);
         }
         if let Some(endpoint) = state.endpoint.filter(|_| count > 0) {
             let session = state.keypairs.current.clone();

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::contract::{PeerId, Seconds};
@@ -16,12 +17,24 @@ pub struct Peer {
     /// The caller's number for it.
     pub id: PeerId,
     state: Mutex<PeerState>,
+    /// Packets dropped on their way to it, and datagrams of its sessions.
+    drops: AtomicU64,
 }
 
 impl Peer {
     /// A peer without anything.
     pub fn new(id: PeerId) -> Self {
-        Self { id, state: Mutex::default() }
+        Self { id, state: Mutex::default(), drops: AtomicU64::new(0) }
+    }
+
+    /// Count drops: apart from the state, which the way in doesn't lock where it drops.
+    pub fn count_drops(&self, count: u64) {
+        self.drops.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many were counted.
+    pub fn drops(&self) -> u64 {
+        self.drops.load(Ordering::Relaxed)
     }
 
     /// What changes; locked once a batch.
@@ -91,6 +104,10 @@ pub struct Counters {
     pub last_received: Option<Seconds>,
     /// When the last datagram went out.
     pub last_sent: Option<Seconds>,
+    /// Keypairs installed.
+    pub handshakes: u64,
+    /// Packets dropped on their way to it, and datagrams of its sessions.
+    pub drops: u64,
 }
 
 /// A session with whose it is, as found by a datagram's receiver index.

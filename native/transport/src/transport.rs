@@ -165,7 +165,7 @@ impl Transport {
         state.removed = true;
         self.allowed.remove(&known);
         self.retire(state.keypairs.clear());
-        self.drop_packets(&mut state, Drop::RemovedPeer);
+        self.drop_packets(&known, &mut state, Drop::RemovedPeer);
         state.liveness.forget();
     }
 
@@ -189,6 +189,7 @@ impl Transport {
         let owned = Owned { peer: Arc::clone(&known), session: Arc::clone(&session) };
         self.sessions.insert(keypair.local_index, owned);
         self.retire(state.keypairs.install(session));
+        state.counters.handshakes += 1;
         state.wanted_at = Seconds::NEG_INFINITY;
         state.liveness.received(now, false);
         state.liveness.sent(now, false);
@@ -214,7 +215,7 @@ impl Transport {
     pub fn drop_held(&self, peer: PeerId) {
         if let Some(known) = self.peer(peer) {
             let mut state = known.state();
-            self.drop_packets(&mut state, Drop::NoAnswer);
+            self.drop_packets(&known, &mut state, Drop::NoAnswer);
             state.liveness.keepalive_at = NEVER;
         }
     }
@@ -224,7 +225,7 @@ impl Transport {
         let peers: Vec<_> = lock(&self.peers).values().cloned().collect();
         let read = |peer: &Arc<Peer>| {
             let state = peer.state();
-            (peer.id, state.endpoint, state.counters)
+            (peer.id, state.endpoint, Counters { drops: peer.drops(), ..state.counters })
         };
         peers.iter().map(read).collect()
     }
@@ -239,7 +240,7 @@ impl Transport {
         };
         let mut state = peer.state();
         if state.endpoint.is_none() {
-            self.drops.count(Drop::NoEndpoint, 1);
+            self.count_drops(&peer, Drop::NoEndpoint, 1);
         } else if !self.transmit_sealed(&peer, &mut state, packet, now, out) {
             self.hold(&peer, &mut state, packet.into(), now, out);
         }
@@ -318,15 +319,21 @@ impl Transport {
         if state.held.len() >= MAX_STAGED_PACKETS {
             state.held.pop_front();
             self.held.fetch_sub(1, Ordering::Relaxed);
-            self.drops.count(Drop::HeldTooMany, 1);
+            self.count_drops(peer, Drop::HeldTooMany, 1);
         }
         let one_more = |held: usize| (held < MAX_HELD_PACKETS).then_some(held + 1);
         if self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok() {
             state.held.push_back(packet);
         } else {
-            self.drops.count(Drop::HeldTooMany, 1);
+            self.count_drops(peer, Drop::HeldTooMany, 1);
         }
         self.want(peer, state, Reason::NoSession, now, out);
+    }
+
+    /// Count drops of what a peer sent, or should have got.
+    pub(crate) fn count_drops(&self, peer: &Peer, reason: Drop, count: u64) {
+        self.drops.count(reason, count);
+        peer.count_drops(count);
     }
 
     /// Ask Python for a handshake, once a second a peer at most.
@@ -423,7 +430,7 @@ impl Transport {
 
     fn open(&self, datagram: &mut [u8], source: SocketAddr, now: Seconds, out: &mut Outbox) -> Option<Range<usize>> {
         let size = datagram.len();
-        let opened = self.authenticate(datagram, now).map_err(|reason| self.drops.count(reason, 1)).ok()?;
+        let opened = self.authenticate(datagram, now)?;
         let plaintext = DATA_HEADER_SIZE..size - TAG_SIZE;
         let tally = Tally { datagrams: 1, bytes: size, data: !plaintext.is_empty() };
         self.received(&opened, source, tally, now, out);
@@ -433,30 +440,39 @@ impl Transport {
         let checked = inner_source(&datagram[plaintext]).and_then(|(address, length)| {
             if self.allowed.is_owned_by(address, &opened.peer) { Ok(length) } else { Err(Drop::InnerSource) }
         });
-        let length = checked.map_err(|reason| self.drops.count(reason, 1)).ok()?;
+        let length = checked.map_err(|reason| self.count_drops(&opened.peer, reason, 1)).ok()?;
         Some(DATA_HEADER_SIZE..DATA_HEADER_SIZE + length)
     }
 
-    /// Open a data message in place, and mark its counter.
-    fn authenticate(&self, datagram: &mut [u8], now: Seconds) -> Result<Owned, Drop> {
+    /// Open a data message in place, and mark its counter; None where it was dropped.
+    fn authenticate(&self, datagram: &mut [u8], now: Seconds) -> Option<Owned> {
         if datagram.len() < OVERHEAD {
-            return Err(Drop::BadLength);
+            self.drops.count(Drop::BadLength, 1);
+            return None;
         }
-        let found = self.sessions.get(&u32_at(datagram, 4)).ok_or(Drop::UnknownIndex)?;
-        if found.session.expired(now) {
+        let Some(found) = self.sessions.get(&u32_at(datagram, 4)) else {
+            self.drops.count(Drop::UnknownIndex, 1);
+            return None;
+        };
+        let opened = Self::open_on(&found.session, datagram, now);
+        opened.map_err(|reason| self.count_drops(&found.peer, reason, 1)).ok()?;
+        Some(found)
+    }
+
+    fn open_on(session: &Session, datagram: &mut [u8], now: Seconds) -> Result<(), Drop> {
+        if session.expired(now) {
             return Err(Drop::ExpiredSession);
         }
         let counter = u64_at(datagram, 8);
-        let mut window = found.session.window();
+        let mut window = session.window();
         if !window.fresh(counter) {
             return Err(Drop::Replayed);
         }
-        if !found.session.opener().open(counter, &mut datagram[DATA_HEADER_SIZE..]) {
+        if !session.opener().open(counter, &mut datagram[DATA_HEADER_SIZE..]) {
             return Err(Drop::BadTag);
         }
         window.mark(counter);
-        drop(window);
-        Ok(found)
+        Ok(())
     }
 
     fn handle_handshake(&self, datagram: &[u8], source: SocketAddr, now: Seconds, out: &mut Outbox) {
@@ -503,10 +519,10 @@ impl Transport {
         }
     }
 
-    fn drop_packets(&self, state: &mut PeerState, reason: Drop) {
+    fn drop_packets(&self, peer: &Peer, state: &mut PeerState, reason: Drop) {
         let held = std::mem::take(&mut state.held);
         self.held.fetch_sub(held.len(), Ordering::Relaxed);
-        self.drops.count(reason, held.len() as u64);
+        self.count_drops(peer, reason, held.len() as u64);
     }
 
     fn retire(&self, dead: Dead) {

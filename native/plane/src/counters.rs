@@ -1,0 +1,121 @@
+//! What the workers did. Each has counters that only it writes, on cache lines of their own, once a batch: so they
+//! cost a few plain stores, and whoever reads them takes nothing from it.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Entries of the histogram; `BATCH_CLASSES` of the contract.
+pub const CLASSES: usize = 16;
+
+thread_local! {
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Count a system call of this thread.
+pub fn count_call() {
+    CALLS.set(CALLS.get() + 1);
+}
+
+/// Counters of one worker.
+#[derive(Default)]
+#[repr(align(128))]
+pub struct Counters {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    batch_sizes: [AtomicU64; CLASSES],
+    system_calls: AtomicU64,
+}
+
+/// The same as they were at some time.
+#[derive(Debug, PartialEq)]
+pub struct Reading {
+    /// Datagrams handed to the network, or taken from it.
+    pub packets: u64,
+    /// Of these datagrams.
+    pub bytes: u64,
+    /// How many batches had 1 datagram, 2 or 3, 4 to 7 and so on.
+    pub batch_sizes: [u64; CLASSES],
+    /// That the worker made.
+    pub system_calls: u64,
+}
+
+/// The counters of one queue's workers.
+#[derive(Default)]
+pub struct QueueCounters {
+    /// From the device to the network.
+    pub out: Counters,
+    /// From the network to the device.
+    pub inward: Counters,
+}
+
+/// A load and a store, not an atomic addition: there is one writer.
+fn add(counter: &AtomicU64, count: usize) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(count as u64), Ordering::Relaxed);
+}
+
+impl Counters {
+    /// Count a batch of `packets` datagrams, `bytes` together, and this thread's system calls up to now.
+    pub fn count(&self, packets: usize, bytes: usize) {
+        if packets > 0 {
+            add(&self.packets, packets);
+            add(&self.bytes, bytes);
+            add(&self.batch_sizes[(packets.ilog2() as usize).min(CLASSES - 1)], 1);
+        }
+        self.count_calls();
+    }
+
+    /// Count this thread's system calls up to now; before it sleeps.
+    pub fn count_calls(&self) {
+        self.system_calls.store(CALLS.get(), Ordering::Relaxed);
+    }
+
+    /// Read them, in any thread.
+    pub fn read(&self) -> Reading {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Reading {
+            packets: read(&self.packets),
+            bytes: read(&self.bytes),
+            batch_sizes: self.batch_sizes.each_ref().map(read),
+            system_calls: read(&self.system_calls),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_counted_by_powers_of_two() {
+        let counters = Counters::default();
+        for packets in [0, 1, 2, 3, 4, 64, 65_535, 1 << 20] {
+            counters.count(packets, packets * 10);
+        }
+        let mut batch_sizes = [0; CLASSES];
+        for (class, count) in [(0, 1), (1, 2), (2, 1), (6, 1), (15, 2)] {
+            batch_sizes[class] = count;
+        }
+        let packets = 10 + 64 + 65_535 + (1 << 20);
+        assert_eq!(counters.read(), Reading { packets, bytes: packets * 10, batch_sizes, system_calls: 0 });
+    }
+
+    #[test]
+    fn a_thread_counts_its_own_calls() {
+        let counters = Counters::default();
+        std::thread::scope(|scope| {
+            let worker = || {
+                (0..3).for_each(|_| count_call());
+                counters.count_calls();
+            };
+            scope.spawn(worker).join().unwrap();
+        });
+        count_call();
+        assert_eq!(counters.read().system_calls, 3);
+    }
+
+    #[test]
+    fn two_workers_share_no_cache_line() {
+        assert_eq!(size_of::<QueueCounters>(), 2 * size_of::<Counters>());
+        assert!(size_of::<Counters>() % 128 == 0);
+    }
+}
