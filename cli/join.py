@@ -26,6 +26,7 @@ from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_o
 @click.option("--server", "fingerprint", metavar="FINGERPRINT", help="Refuse any other server (serve prints it).")
 @click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
 @click.option("--save-only", is_flag=True, help="Join and keep what came of it; carry no traffic.")
+@click.option("--v1", is_flag=True, help="Join a server of the first RustGuard; never tried without being asked for.")
 @click.option("--daemon", is_flag=True, help="Go to the background once connected or trying.")
 @click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
 @data_path_options
@@ -38,6 +39,7 @@ def command(
     fingerprint: str | None,
     interface: str | None,
     save_only: bool,
+    v1: bool,
     daemon: bool,
     group: str | None,
     engine: str,
@@ -66,6 +68,7 @@ def command(
         fingerprint=fingerprint,
         interface=interface,
         save_only=save_only,
+        v1=v1,
         engine=engine,
         queues=queues,
         group=group,

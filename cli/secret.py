@@ -15,6 +15,7 @@ import click
 from rustguard_py.errors import UsageError
 
 OPTION = "--token"
+OPTIONS = (OPTION, "--v1-token")
 VARIABLE = "RUSTGUARD_TOKEN"
 MAX_LENGTH = 1024
 # A window allows 20 guesses (docs/enrollment.md), so what must be kept out are a person's first 20 ideas.
@@ -96,14 +97,14 @@ def is_weak(token: str) -> bool:
 
 
 def wipe_arguments() -> None:
-    """Overwrite the value of `--token` in the process's own argv, which `ps` reads. May be called twice.
+    """Overwrite the values of `OPTIONS` in the process's own argv, which `ps` reads. May be called twice.
 
     `sys.argv` and `sys.orig_argv` lose it too: who still needs it copies them before.
     """
-    if not any(argument.startswith(OPTION) for argument in sys.argv):
+    if not any(argument.startswith(OPTIONS) for argument in sys.argv):
         return
     # sudo hands down the whole line it was given.
-    if OPTION in os.environ.get(_SUDO_VARIABLE, ""):
+    if any(option in os.environ.get(_SUDO_VARIABLE, "") for option in OPTIONS):
         os.environ[_SUDO_VARIABLE] = _MASK.decode()
         _wipe_environment(_SUDO_VARIABLE)
     for arguments in (sys.argv, sys.orig_argv):
@@ -120,12 +121,17 @@ def wipe_arguments() -> None:
 
 def _token_places(arguments: Sequence[bytes]) -> Iterator[tuple[int, int]]:
     """Give the index of each argument that holds a token, and where in it the token begins."""
-    option = OPTION.encode()
+    options = [option.encode() for option in OPTIONS]
     for index, argument in enumerate(arguments):
-        if argument.startswith(option + b"="):
-            yield index, len(option) + 1
-        elif argument == option and index + 1 < len(arguments) and arguments[index + 1] != _STANDARD_INPUT.encode():
-            yield index + 1, 0
+        name, separator, _ = argument.partition(b"=")
+        if name in options and separator:
+            yield index, len(name) + 1
+        elif argument in options and index + 1 < len(arguments):
+            value = arguments[index + 1]
+            # Without a value of its own, --v1-token leaves what follows alone.
+            optional = argument == options[1] and value.startswith(b"-")
+            if value != _STANDARD_INPUT.encode() and not optional:
+                yield index + 1, 0
 
 
 def _wipe_environment(variable: str) -> None:

@@ -33,6 +33,13 @@ OPEN_SECONDS = 600
     "--pool6", metavar="CIDR", help="The same for IPv6, a /64; `none` for none. Default: made once and kept."
 )
 @token_options
+@click.option(
+    "--v1-token",
+    is_flag=False,
+    flag_value="",
+    metavar="[SECRET]",
+    help="Let the first RustGuard's clients in too, by a token of their own; without SECRET one is made and kept.",
+)
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="UDP port; kept.  [default: 51820]")
 @click.option(
     "--open",
@@ -53,6 +60,7 @@ def command(
     pool6: str | None,
     token: str | None,
     token_file: Path | None,
+    v1_token: str | None,
     port: int | None,
     open_for: float | None,
     interface: str | None,
@@ -82,6 +90,7 @@ def command(
         pool6=network6,
         use_pool6=pool6 != "none",
         port=port,
+        v1_token=v1_token,
         open_for=open_for,
         interface=interface,
         mtu=mtu,

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 
 from rustguard_py.clock import now
+from rustguard_py.enroll import v1
 from rustguard_py.enroll.pairing_client import Joined, PairingClient
 from rustguard_py.errors import UnansweredError
 from rustguard_py.planes.contract import Endpoint
@@ -20,7 +21,9 @@ _IPV6_RECVERR = 25
 _REFUSALS = 3
 
 
-async def ask(client: PairingClient, sockets: Sequence[socket.socket], servers: Sequence[Endpoint]) -> Joined:
+async def ask(
+    client: PairingClient | v1.Client, sockets: Sequence[socket.socket], servers: Sequence[Endpoint]
+) -> Joined:
     """Run a join to its end.
 
     Args:
@@ -39,7 +42,9 @@ async def ask(client: PairingClient, sockets: Sequence[socket.socket], servers: 
 
 
 class _Asking:
-    def __init__(self, client: PairingClient, sockets: Sequence[socket.socket], servers: Sequence[Endpoint]) -> None:
+    def __init__(
+        self, client: PairingClient | v1.Client, sockets: Sequence[socket.socket], servers: Sequence[Endpoint]
+    ) -> None:
         self._client = client
         self._sockets = {each.family: each for each in sockets}
         self._servers = servers

@@ -22,7 +22,7 @@ def introduce(server: Server, program: Program, say: Callable[[str], None]) -> N
         say("No token was given: nobody new can join until a start with one.")
         return
     say("On each machine that shall join:")
-    mark = fingerprint(server.tunnel.node.static.public)
+    mark = fingerprint(server.public_key)
     say(f"  rustguard join {_likely_address(interface)}:{state.port} --server {mark} --token …")
     if not server.window.is_open(now()):
         say("The pairing window is closed. Open it here for a minute: rustguard open 60")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rustguard_py import engine, netif
 from rustguard_py.clock import now
-from rustguard_py.enroll import address, running
+from rustguard_py.enroll import address, running, v1
 from rustguard_py.enroll.asking import ask
 from rustguard_py.enroll.client import Client
 from rustguard_py.enroll.client_control import ClientControl
@@ -29,7 +29,7 @@ from rustguard_py.errors import RefusedError, UnansweredError, UsageError
 from rustguard_py.planes.contract import Endpoint
 from rustguard_py.planes.tun import Tun
 from rustguard_py.state.document import Document
-from rustguard_py.state.identity import generate_private_key, public_key
+from rustguard_py.state.identity import generate_private_key, parse_fingerprint, public_key
 from rustguard_py.state.records import ClientState, NetworkRecord
 
 # How long the start waits for the server's name, seconds; without an answer it is looked up again later.
@@ -50,6 +50,7 @@ class JoinOptions:
         fingerprint: The one that the server must have, or None.
         interface: Its name, or None for the first free one.
         save_only: Whether to pair and keep, and carry no traffic.
+        v1: Whether to pair as the first RustGuard did.
         engine: One of `engine.ENGINES`.
         queues: `auto` or a number.
         group: Who beside root may use the control socket.
@@ -62,6 +63,7 @@ class JoinOptions:
     fingerprint: str | None = None
     interface: str | None = None
     save_only: bool = False
+    v1: bool = False
     engine: str = "auto"
     queues: str = "auto"
     group: str | None = None
@@ -161,7 +163,8 @@ async def _pair(
 ) -> tuple[NetworkRecord, Endpoint]:
     servers = await address.resolve(host, port)
     voice.say(f"Asking {host}, UDP port {port}.")
-    client = PairingClient(
+    protocol = v1.Client if options.v1 else PairingClient
+    client = protocol(
         options.token or "",
         public_key(state.private_key),
         options.name,
@@ -195,7 +198,7 @@ def _record(joined: Joined, host: str, port: int) -> NetworkRecord:
 
 
 def _check_fingerprint(network: NetworkRecord, expected: str | None) -> None:
-    if expected is not None and expected.replace("-", "").replace(" ", "").upper() != network.fingerprint:
+    if expected is not None and parse_fingerprint(expected) != network.fingerprint:
         raise RefusedError(
             f"The server joined before has the fingerprint {network.fingerprint}, not the one given.",
             "Leave --server out, or join the other server with its token and --state DIR.",

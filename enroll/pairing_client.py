@@ -22,7 +22,6 @@ answer, does the join end. That costs no second guess.
 
 from __future__ import annotations
 
-import base64
 import hmac
 from collections import deque
 from collections.abc import Callable
@@ -54,7 +53,7 @@ from rustguard_py.enroll.schedule import (
 )
 from rustguard_py.errors import RefusedError, RustGuardError, UnansweredError, UsageError
 from rustguard_py.planes.contract import Endpoint
-from rustguard_py.state.identity import FINGERPRINT_LENGTH, fingerprint
+from rustguard_py.state.identity import fingerprint, parse_fingerprint
 
 RETRANSMIT_SECONDS: Final = 1.0
 RETRANSMISSIONS: Final = 10
@@ -252,7 +251,7 @@ class PairingClient:
         self._token_id = token_id
         self._random = random
         self._stretching = stretching
-        self._expected = None if expected is None else _normalize(expected)
+        self._expected = None if expected is None else parse_fingerprint(expected)
         self._known_server = known_server
         self._stretched: dict[bytes, bytes] = {}
         self._hello = Hello(random(messages.NONCE_SIZE), token_id)
@@ -469,11 +468,8 @@ class PairingClient:
         admission = Admission.from_mapping(members) if status == "ok" else None
         if admission is None:
             return Failed(Failure.INCOMPATIBLE)
-        met = fingerprint(admission.server_key)
-        wanted = self._known_server is None or hmac.compare_digest(self._known_server, admission.server_key)
-        if not wanted or (self._expected is not None and not hmac.compare_digest(self._expected, met)):
-            return Failed(Failure.WRONG_SERVER, f"Its fingerprint is {met}.")
-        return Joined(admission, confirmation.keys.psk, confirmation.attempt.server)
+        wrong = wrong_server(admission.server_key, self._expected, self._known_server)
+        return wrong or Joined(admission, confirmation.keys.psk, confirmation.attempt.server)
 
     def _end(self, outcome: Joined | Failed) -> None:
         self.outcome = outcome
@@ -485,15 +481,15 @@ class PairingClient:
         self._confirmations.clear()
 
 
-def _normalize(text: str) -> str:
-    plain = text.replace(" ", "").replace("-", "").upper()
-    try:
-        base64.b32decode(plain)
-    except ValueError as error:
-        raise UsageError(_BAD_FINGERPRINT, "Copy it from what `rustguard serve` printed.") from error
-    if len(plain) != FINGERPRINT_LENGTH:
-        raise UsageError(_BAD_FINGERPRINT, "Copy it from what `rustguard serve` printed.")
-    return plain
+def wrong_server(key: bytes, expected: str | None, known: bytes | None) -> Failed | None:
+    """Tell a server whose key isn't the one that was wanted.
 
-
-_BAD_FINGERPRINT = f"A server's fingerprint has {FINGERPRINT_LENGTH} letters and digits of base32 (A-Z, 2-7)."
+    Args:
+        key: The one it has, 32 bytes.
+        expected: The fingerprint given with `--server`, as `parse_fingerprint` gives it.
+        known: The key kept from an earlier join.
+    """
+    met = fingerprint(key)
+    if (known is None or known == key) and expected in (None, met):
+        return None
+    return Failed(Failure.WRONG_SERVER, f"Its fingerprint is {met}.")

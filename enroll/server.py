@@ -13,7 +13,7 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Any
 
 from rustguard_py.clock import now
-from rustguard_py.enroll import address, report
+from rustguard_py.enroll import address, report, v1
 from rustguard_py.enroll.messages import Admission
 from rustguard_py.enroll.pairing_server import Admit, Guessed, Output, PairingServer, Reply
 from rustguard_py.enroll.registry import Admitted, Registry
@@ -22,6 +22,7 @@ from rustguard_py.enroll.saving import Saver
 from rustguard_py.enroll.schedule import stretch
 from rustguard_py.enroll.tasks import Tasks
 from rustguard_py.enroll.timestamps import KeptTimestamps
+from rustguard_py.enroll.v1_door import V1Door
 from rustguard_py.enroll.window import Window
 from rustguard_py.errors import RefusedError, StateError
 from rustguard_py.peer import Peer, PeerConfig
@@ -69,9 +70,15 @@ class Server:
         self.pool6 = pool6
         self.window = Window(self.state.guesses)
         self._pairing: PairingServer | None = None
+        self._v1: V1Door | None = None
         self._pairing_timer: asyncio.TimerHandle | None = None
         self._guesses_saved = self.state.guesses
         self._tasks = Tasks()
+
+    @property
+    def public_key(self) -> bytes:
+        """Ours, 32 bytes."""
+        return self.tunnel.node.static.public
 
     @property
     def addresses(self) -> list[IPv4Interface | IPv6Interface]:
@@ -114,13 +121,17 @@ class Server:
     @property
     def has_token(self) -> bool:
         """Whether anybody new can join at all."""
-        return self._pairing is not None
+        return self._pairing is not None or self._v1 is not None
 
     async def take_token(self, token: str) -> None:
         """Let in who knows this token while the window is open. Takes a tenth of a second, in a thread."""
         loop = asyncio.get_running_loop()
         prs = await loop.run_in_executor(None, stretch, token, self.state.server_id)
         self._pairing = PairingServer(self.state.server_id, {0: prs}, self.window, os.urandom, now())
+
+    def take_v1_token(self, token: str) -> None:
+        """Let in by version 1 too, with a token of its own, while the window is open."""
+        self._v1 = V1Door(self, token, self.tunnel.plane.send)
 
     async def resume_window(self, seconds: float) -> None:
         """Open the window at the start, or leave it closed and say why."""
@@ -141,7 +152,7 @@ class Server:
             RefusedError: There is no token.
             StateError: It can't be saved; the window is closed then.
         """
-        if self._pairing is None:
+        if not self.has_token:
             raise RefusedError("This server was started without a token.", "Start it again with: --token SECRET")
         self.window.open(seconds, now())
         self._mind_pairing()
@@ -184,7 +195,9 @@ class Server:
     # -- joining --------------------------------------------------------------------------------------------
 
     def _on_foreign(self, datagram: bytes, source: Endpoint, at: float) -> None:
-        if self._pairing is not None:
+        if self._v1 is not None and datagram.startswith(v1.REQUEST):
+            self._tasks.spawn(self._v1.handle(datagram, source, at))
+        elif self._pairing is not None:
             self._carry_out(self._pairing, self._pairing.handle(datagram, source, at))
             self._mind_pairing()
 
@@ -240,7 +253,7 @@ class Server:
             name=record.name,
             address4=IPv4Interface((record.address4, state.pool4.prefixlen)),
             address6=address6,
-            server_key=self.tunnel.node.static.public,
+            server_key=self.public_key,
             port=state.port,
             mtu=state.mtu,
             keepalive=CLIENT_KEEPALIVE,

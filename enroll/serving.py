@@ -23,6 +23,7 @@ from rustguard_py.enroll.report import Program
 from rustguard_py.enroll.saving import Saver
 from rustguard_py.enroll.server import Server
 from rustguard_py.enroll.server_control import ServerControl
+from rustguard_py.enroll.v1_door import TOKEN_FILE, check_token, kept_token
 from rustguard_py.enroll.voice import Voice
 from rustguard_py.errors import RefusedError, UsageError
 from rustguard_py.state.document import Document
@@ -44,6 +45,8 @@ class ServeOptions:
         pool6: None for the one kept, or a ULA /64 made at the first start.
         use_pool6: False for IPv4 only.
         port: UDP, or None for the one kept.
+        v1_token: What a client must know to come in by version 1; empty for the one made and kept in the state
+            directory's `v1-token`; None to let nobody in that way.
         open_for: Seconds that the window is open for from the start.
         interface: Its name, or None for the first free one.
         mtu: Of the interface, bytes, or None for the one kept.
@@ -58,6 +61,7 @@ class ServeOptions:
     pool6: IPv6Network | None = None
     use_pool6: bool = True
     port: int | None = None
+    v1_token: str | None = field(default=None, repr=False)
     open_for: float | None = None
     interface: str | None = None
     mtu: int | None = None
@@ -76,6 +80,8 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         server, program = await _start(options, voice, stack)
         server.begin()
         introduce(server, program, voice.say)
+        if options.v1_token == "":
+            voice.say(f"Version 1's token is in {options.directory / TOKEN_FILE}.")
         await running.until_stopped(server.tunnel)
 
 
@@ -118,6 +124,8 @@ def _make_server(
 async def _prepare_pairing(options: ServeOptions, server: Server) -> None:
     if options.token is not None:
         await server.take_token(options.token)
+    if options.v1_token is not None:
+        server.take_v1_token(check_token(options.v1_token) if options.v1_token else kept_token(options.directory))
     if options.open_for is not None:
         if not server.has_token:
             raise UsageError("--open needs a token that clients can know.", "Add: --token SECRET")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from base64 import b32encode, b64decode, b64encode
+from base64 import b32decode, b32encode, b64decode, b64encode
 from collections.abc import Callable
 from hashlib import sha256
 
@@ -38,6 +38,25 @@ def public_key(private_key: bytes) -> bytes:
 def fingerprint(public_key: bytes) -> str:
     """Give what `join --server` takes: the first 16 base32 characters (80 bits) of SHA-256 of a public key."""
     return b32encode(sha256(public_key).digest()).decode()[:FINGERPRINT_LENGTH]
+
+
+def parse_fingerprint(text: str) -> str:
+    """Read a fingerprint as a person types it: case, spaces and dashes don't matter.
+
+    Raises:
+        UsageError: It can't be one.
+    """
+    plain = text.replace(" ", "").replace("-", "").upper()
+    try:
+        b32decode(plain)
+    except ValueError:
+        plain = ""
+    if len(plain) != FINGERPRINT_LENGTH:
+        raise UsageError(
+            f"A server's fingerprint has {FINGERPRINT_LENGTH} letters and digits of base32 (A-Z, 2-7).",
+            "Copy it from what `rustguard serve` printed.",
+        )
+    return plain
 
 
 def encode_key(key: bytes) -> str:

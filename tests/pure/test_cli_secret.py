@@ -48,6 +48,7 @@ LOOK_AT = (
         ["serve", f"--token={GIVEN}", "--open"],
         ["--token", GIVEN],
         ["serve", "--open", f"--token={GIVEN}"],
+        ["serve", "--v1-token", "--token", GIVEN, "--open"],
     ],
 )
 def test_a_token_in_argv_is_gone_from_the_process_list_and_warned_about(arguments):
@@ -83,6 +84,17 @@ def test_the_whole_program_wipes_its_argv_before_it_does_anything():
     assert said == f"['serve', '--token', '{GIVEN}']\n"
     assert GIVEN.encode() not in seen
     assert b"***" in seen
+
+
+@pytest.mark.parametrize("arguments", [["--v1-token", GIVEN], [f"--v1-token={GIVEN}"]])
+def test_a_token_for_version_1_is_gone_too(arguments):
+    code = "from rustguard_py.cli.secret import *; wipe_arguments(); print(flush=True); sys.stdin.read()"
+    with python(code, "serve", *arguments) as process:
+        process.stdout.readline()
+        seen = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        process.communicate(b"")
+    assert GIVEN.encode() not in seen
+    assert b"--v1-token" in seen
 
 
 def test_a_short_token_that_is_part_of_other_words_leaves_them_alone():
