@@ -19,16 +19,17 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py import netif
+from rustguard_py.engine import Engine
 from rustguard_py.lab import Host
 from rustguard_py.noise import NO_PRESHARED_KEY, StaticKey
 from rustguard_py.peer import Peer as NodePeer
 from rustguard_py.peer import PeerConfig
 from rustguard_py.planes.contract import Endpoint
-from rustguard_py.planes.portable import PortablePlane
 from rustguard_py.planes.udp import bind
 from rustguard_py.tunnel import Listeners, Tunnel
 
-START_SECONDS = 10.0
+# Deadlines for what takes a moment, on a machine that is slow and busy.
+START_SECONDS = ANSWER_SECONDS = 60.0
 
 
 class OurTunnel:
@@ -43,6 +44,8 @@ class OurTunnel:
         port: To listen on; 0 for any.
         mtu: Of the tunnel interface.
         interface: Its name.
+        engine: The plane that it runs on: `portable` or `native`.
+        queues: Of the interface, on the native plane.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class OurTunnel:
         port: int = 0,
         mtu: int = 1420,
         interface: str = "rg0",
+        engine: str = "portable",
+        queues: int = 1,
     ) -> None:
         key = X25519PrivateKey.from_private_bytes(private_key) if private_key else X25519PrivateKey.generate()
         self.public_key = key.public_key().public_bytes_raw()
@@ -73,6 +78,8 @@ class OurTunnel:
             port=port,
             mtu=mtu,
             interface=interface,
+            engine=engine,
+            queues=queues,
         )
         self.port: int = self.wait_for("ready", START_SECONDS)["ready"]
 
@@ -80,7 +87,7 @@ class OurTunnel:
         """Add a peer, or change it; back when it holds."""
         before = len(self.said("known"))
         self._tell(peer=_peer_object(peer))
-        self.wait_for("known", 5, before + 1)
+        self.wait_for("known", ANSWER_SECONDS, before + 1)
 
     def said(self, kind: str) -> list[dict[str, Any]]:
         """What it said so far of a kind: `ready`, `session` (key), `moved` (endpoint), `known`, `stats` or `note`.
@@ -99,17 +106,24 @@ class OurTunnel:
             time.sleep(0.02)
         return self.said(kind)[nth - 1]
 
+    def wait_moved(self, host: str, port: int) -> None:
+        """Wait until the endpoint that it last followed a peer to is this one."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while [each["moved"][:2] for each in self.said("moved")][-1:] != [[host, port]]:
+            assert time.monotonic() < deadline, f"no move to {host}: {self.said('moved')}"
+            time.sleep(0.02)
+
     def stats(self) -> dict[str, Any]:
         """Counters: `drops` by reason, `notes`, and `peers` by public key (hex): endpoint, rx_bytes, tx_bytes."""
         before = len(self.said("stats"))
         self._tell(ask="stats")
-        stats: dict[str, Any] = self.wait_for("stats", 5, before + 1)["stats"]
+        stats: dict[str, Any] = self.wait_for("stats", ANSWER_SECONDS, before + 1)["stats"]
         return stats
 
     def stop(self) -> None:
         """End it; its interface goes with it."""
         self.process.terminate()
-        self.process.wait(5)
+        self.process.wait(ANSWER_SECONDS)
 
     def _tell(self, **what: Any) -> None:
         assert self.process.stdin is not None
@@ -200,9 +214,8 @@ async def _run() -> None:
     private_key = bytes.fromhex(given["private_key"])
     sockets = bind(given["port"])
     port = sockets[0].getsockname()[1]
-    plane = PortablePlane(
-        StaticKey(private_key).public, interface=given["interface"], sockets=sockets, mtu=given["mtu"]
-    )
+    engine = Engine(given["engine"], "asked for", given["queues"])
+    plane = engine.make_plane(StaticKey(private_key).public, given["interface"], sockets, given["mtu"])
     tunnel = Tunnel.make(private_key, plane, _Timestamps(), Listeners(session=_session, moved=_moved))
     layout = netif.Layout(given["interface"], given["mtu"], tuple(ip_interface(each) for each in given["addresses"]))
     tunnel.start()
