@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from support import machine
 
@@ -28,9 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
     `python -c` looks for modules in the working folder first, and there ./rustguard_py hides the installed package.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
-    # Neither the folder of examples (a run as root would leave one that others can't write) nor a slow machine
-    # shall make a property fail.
-    settings.register_profile("project", database=None, deadline=None)
+    # Neither the folder of examples (a run as root would leave one that others can't write) nor a slow machine nor
+    # chance shall make a property fail: the examples are the same in each run, and others in the long one.
+    settings.register_profile(
+        "project",
+        database=None,
+        deadline=None,
+        derandomize=os.environ.get("RUSTGUARD_SOAK") != "1",
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     settings.load_profile("project")
     config.stash[_MISSED] = []
     for name, (what, _) in _NEEDS.items():

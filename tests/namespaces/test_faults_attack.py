@@ -7,17 +7,36 @@ import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from rustguard_py.enroll import messages
 from rustguard_py.lab import Lab
 from support import relay
-from support.faults import GATEWAY, Station, counted, end, guess, meddle, recorded, send_all, site, until
+from support.faults import (
+    GATEWAY,
+    Station,
+    counted,
+    end,
+    guess,
+    halt,
+    meddle,
+    recorded,
+    send_all,
+    settled,
+    site,
+    until,
+)
 
 PORT = 51820
 
 
 def _is_challenge(datagram: bytes) -> bool:
     return messages.kind_of(datagram) == messages.CHALLENGE
+
+
+def _only_peer(server: Station) -> tuple[Any, ...]:
+    [peer] = server.peers().values()
+    return counted(peer)
 
 
 def _open_window(server: Station, *, wanted: bool) -> None:
@@ -51,21 +70,21 @@ def test_nothing_recorded_is_accepted_again_from_anywhere_at_any_time(lab: Lab, 
     port = next(int(word.rpartition(":")[2]) for line in tunnel.splitlines() for word in line.split()[3:4])
 
     # To the client, while its server can't be heard.
-    server.send_signal(signal.SIGSTOP)
-    [peer] = client.status()["peers"]
+    halt(server)
+    before = settled(lambda: counted(client.status()["peers"][0]))
     assert send_all(mallory, str(beside.ipv4), port, to_client + to_server) == []
-    assert counted(client.status()["peers"][0]) == counted(peer)
+    assert counted(client.status()["peers"][0]) == before
     server.send_signal(signal.SIGCONT)
 
     # To the server, while its client can't be: window closed and open, before and after a restart.
     until("a ping", client.reaches)
-    program.send_signal(signal.SIGSTOP)
+    halt(program)
     replayed = 0
     for restarted in (False, True):
         if restarted:
             end(server, signal.SIGKILL)
             server = where.server.serve("")
-        [before] = where.server.peers().values()
+        before = settled(lambda: _only_peer(where.server))
         for window in (False, True):
             _open_window(where.server, wanted=window)
             answers = send_all(mallory, str(where.here[1].ipv4), PORT, to_server + to_client)
@@ -75,8 +94,7 @@ def test_nothing_recorded_is_accepted_again_from_anywhere_at_any_time(lab: Lab, 
             assert len(answers) <= (
                 sum(messages.kind_of(each) == messages.HELLO for each in to_server) if window else 0
             )
-            [after] = where.server.peers().values()
-            assert counted(after) == counted(before)
+            assert _only_peer(where.server) == before
     program.send_signal(signal.SIGCONT)
     print(
         f"row 17: {replayed} datagrams replayed to the server (before and after a restart, window closed and open) "
@@ -124,17 +142,16 @@ def test_forged_data_with_the_live_index_moves_nothing(lab: Lab, tmp_path: Path,
     until("a ping", client.reaches)
     data = [each for each in recorded(record, "to target") if each[:4] == b"\4\0\0\0"]
     index = data[-1][4:8]
-    [before] = where.server.peers().values()
     count = 100_000 if soak else 2000
     # Counters near and far: neither may the window move.
     forged = [b"\4\0\0\0" + index + (n << n % 60).to_bytes(16, "little")[:8] + os.urandom(32) for n in range(count)]
-    program.send_signal(signal.SIGSTOP)
+    halt(program)
+    before = settled(lambda: _only_peer(where.server))
     assert send_all(mallory, str(where.here[1].ipv4), PORT, forged, 0.0001) == []
-    [after] = where.server.peers().values()
-    assert counted(after) == counted(before)
+    assert _only_peer(where.server) == before
     program.send_signal(signal.SIGCONT)
-    # Ten seconds of silence would mend a moved window by a new session: the old one must do.
-    assert until("a ping", client.reaches, 3)
+    # Fifteen seconds of silence would mend a moved window by a new session: the old one must do.
+    assert until("a ping", client.reaches, 12)
     print(f"row 18: {count} forged datagrams with the live index from elsewhere: endpoint and counters unmoved")
     assert [end(program), end(server)] == [0, 0]
 
@@ -169,9 +186,14 @@ def test_one_peer_sends_nothing_in_the_name_of_another(lab: Lab, tmp_path: Path,
     )
     count = 100_000 if soak else 2000
     alice.host.ip([f"addr add {name}/32 dev rg0"])
-    alice.host.run([*_python(_SPRAY), name, GATEWAY, str(count)])
-    until("what was sent", lambda: _refused(where.server) >= 0.95 * count)
-    assert bob.reaches()
+
+    def spray() -> bool:
+        # What finds a queue full on the way is lost before the server sees it.
+        alice.host.run([*_python(_SPRAY), name, GATEWAY, "2000"])
+        return _refused(where.server) >= count
+
+    until("so many packets in another's name", spray, 600)
+    assert bob.reaches(wait=30)
     # Bob's ping, and nothing besides.
     assert _arrived(where.server) == 1
     print(f"row 20: {_refused(where.server)} packets came in another peer's name: 0 delivered")
@@ -196,7 +218,7 @@ def test_a_window_evaluates_few_wrong_tokens_then_closes_and_a_crash_resets_noth
     host.ip([f"addr add {each}/32 dev {where.there[0].interface}" for each in sources])
     where.server.host.ip([f"route add 203.0.113.0/24 via {where.there[0].ipv4}"])
     server = where.server.serve()
-    told = guess(host, where.address(), sources[:3], tries, 5)
+    told = guess(host, where.address(), sources[:3], tries, 4, lambda: _guesses(where.server) >= 9)
     assert set(told) == set(sources[:3])
     window = where.server.status()["window"]
     assert (window["open"], window["guesses_used"]) == (True, 9)
@@ -204,7 +226,7 @@ def test_a_window_evaluates_few_wrong_tokens_then_closes_and_a_crash_resets_noth
     server = where.server.serve()
     assert where.server.status()["window"]["guesses_used"] == 9
     assert guess(host, where.address(), sources[:3], 1, 1) == {}
-    told += guess(host, where.address(), sources, tries, 5)
+    told += guess(host, where.address(), sources, tries, 4, lambda: _guesses(where.server) >= 20)
     kept = where.server.kept()["guesses"]["by_source"]
     evaluated = {source.partition("/")[0]: count for source, count in kept.items()}
     assert (max(evaluated.values()), sum(evaluated.values())) == (3, 20)
@@ -227,6 +249,10 @@ def test_a_window_evaluates_few_wrong_tokens_then_closes_and_a_crash_resets_noth
         f"{max(evaluated.values())} a source at most; closed, said so, and two kill -9 reset nothing"
     )
     assert end(server) == 0
+
+
+def _guesses(server: Station) -> int:
+    return int(server.status()["window"]["guesses_used"])
 
 
 def _bits(kind: int, soak: bool) -> list[int]:
@@ -256,9 +282,9 @@ def test_a_flipped_bit_in_any_pairing_message_leads_to_a_correct_join_or_to_none
                 between = meddle(middle, here, (where.address(), PORT), kind, bit, times)
                 running.append((client, client.start(f"join {here[0]}:{here[1]} --save-only"), between))
             for client, program, between in running:
-                code = program.wait(60)
+                code = program.wait(300)
                 between.terminate()
-                changed, _ = between.communicate(timeout=5)
+                changed, _ = between.communicate(timeout=60)
                 assert "changed" in changed
                 outcomes[_outcome(where.server, client, code, times)] += 1
     assert outcomes["joined"] >= (1 if soak else 5)

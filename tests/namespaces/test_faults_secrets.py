@@ -84,7 +84,7 @@ def _said(stage: str, *done: subprocess.CompletedProcess[str]) -> list[tuple[str
 @pytest.mark.parametrize("manner", ["argument", "environment", "file"])
 def test_a_token_and_the_keys_are_nowhere_that_others_look(lab: Lab, tmp_path: Path, manner: str) -> None:
     where = site(lab, tmp_path)
-    server = where.server.start(f"serve --pool {POOL} --open 600{_give(where.server, manner)}")
+    server = where.server.start(f"serve --pool {POOL} --open 3600{_give(where.server, manner)}")
     where.server.wait_answering(server)
     client = where.client()
     background = client.run(f"join {where.address()} --daemon{_give(client, manner)}")
@@ -136,7 +136,7 @@ def test_an_error_of_our_own_tells_of_itself_and_of_no_secret(lab: Lab, tmp_path
     client.run(f"join {where.address()} --save-only")
     end(server)
     server = _broken(
-        where.server, f"serve --pool {POOL} --open 600", "rustguard_py.enroll.registry", "Registry.admit"
+        where.server, f"serve --pool {POOL} --open 3600", "rustguard_py.enroll.registry", "Registry.admit"
     )
     where.server.wait_answering(server)
     stuck = client.start(f"join {where.address()} --save-only")
@@ -145,7 +145,7 @@ def test_an_error_of_our_own_tells_of_itself_and_of_no_secret(lab: Lab, tmp_path
     end(server)
     server = where.server.serve()
     broken = _broken(client, f"join {where.address()}", "rustguard_py.enroll.joining", "_without_ipv6")
-    assert broken.wait(30) == 1
+    assert broken.wait(120) == 1
     assert "Traceback" in client.said()
     end(server)
     reports = [(str(station.log), station.log.read_bytes()) for station in (where.server, client)]
@@ -176,7 +176,7 @@ def test_a_crash_leaves_no_core(lab: Lab, tmp_path: Path) -> None:
         pytest.skip(f"cores don't go to the working folder here: core_pattern is {pattern}")
     where = site(lab, tmp_path)
     where.server.host.run(["true"])
-    if not _leaves_core(where.server, tmp_path / "control", ["sleep", "9"], ""):
+    if not _leaves_core(where.server, tmp_path / "control", ["sleep", "600"], ""):
         pytest.skip("no program may leave a core here: the hard limit is 0")
     assert not _leaves_core(where.server, tmp_path / "cores", where.server.argv(f"serve --pool {POOL}"), "Serving")
     server = where.server.serve()

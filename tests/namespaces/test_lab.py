@@ -32,7 +32,7 @@ def _inside(namespace: str) -> list[str]:
     return found
 
 
-def _eventually(condition: object, seconds: float = 5.0) -> bool:
+def _eventually(condition: object, seconds: float = 60.0) -> bool:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
@@ -52,7 +52,7 @@ def test_hosts_reach_each_other_over_both_families_at_once(lab: Lab) -> None:
     here, there = lab.link(alice, bob, ipv4="192.0.2.0/24", ipv6="2001:db8::/64")
     assert (str(here.ipv4), str(there.ipv6)) == ("192.0.2.1", "2001:db8::2")
     for address in (there.ipv4, there.ipv6, "127.0.0.1", "::1"):
-        alice.run(["ping", "-c1", "-W1", str(address)])
+        alice.run(["ping", "-c1", "-W20", str(address)])
 
 
 def test_a_router_forwards_and_its_nat_hides_who_is_behind_it(lab: Lab) -> None:
@@ -60,11 +60,11 @@ def test_a_router_forwards_and_its_nat_hides_who_is_behind_it(lab: Lab) -> None:
     left, _, outside, right = lab.through(
         alice, isp, bob, nets4=("10.1.0.0/24", "192.0.2.0/24"), nets6=("fd01::/64", "2001:db8::/64")
     )
-    alice.run(["ping", "-c1", "-W1", str(right.ipv4)])
-    alice.run(["ping", "-c1", "-W1", str(right.ipv6)])
+    alice.run(["ping", "-c1", "-W20", str(right.ipv4)])
+    alice.run(["ping", "-c1", "-W20", str(right.ipv6)])
     isp.masquerade(outside, forget_after=2)
     bob.ip(["route del default"])
-    alice.run(["ping", "-c1", "-W1", str(right.ipv4)])
+    alice.run(["ping", "-c1", "-W20", str(right.ipv4)])
     assert bob.run(["ping", "-c1", "-W1", str(left.ipv4)], check=False).returncode != 0
 
 
@@ -74,7 +74,8 @@ def test_loss_is_about_what_was_asked_and_ends(lab: Lab) -> None:
     lab.loss(bob, 0.3)
     assert 100 <= _received(alice, there.ipv4) <= 175
     lab.loss(bob, 0)
-    assert _received(alice, there.ipv4, 50) == 50
+    # The last answers may come after ping has stopped waiting, on a machine that is busy.
+    assert any(_received(alice, there.ipv4, 50) == 50 for _ in range(10))
 
 
 def test_an_end_takes_another_address_and_mtu(lab: Lab) -> None:
@@ -83,7 +84,7 @@ def test_an_end_takes_another_address_and_mtu(lab: Lab) -> None:
     here.readdress("192.0.2.9/24")
     here.readdress("2001:db8::9/64")
     for address in (here.ipv4, here.ipv6):
-        bob.run(["ping", "-c1", "-W1", str(address)])
+        bob.run(["ping", "-c1", "-W20", str(address)])
     there.set("mtu", "1280")
     assert "mtu 1280" in bob.run(["ip", "link", "show", there.interface]).stdout
     here.drop_address(4)
@@ -110,7 +111,7 @@ def test_waiting_for_a_listener_ends_with_it_or_says_that_there_is_none(lab: Lab
     kind, listen = ("SOCK_STREAM", "s.listen();") if protocol == "tcp" else ("SOCK_DGRAM", "")
     program = f"import socket, time; s = socket.socket(socket.AF_INET6, socket.{kind}); s.bind(('::', 7)); {listen}"
     alice.popen([sys.executable, "-c", f"{program} time.sleep(60)"])
-    alice.wait_listening(protocol, 7)
+    alice.wait_listening(protocol, 7, 60)
 
 
 @pytest.mark.needs_second_uid

@@ -51,7 +51,7 @@ class Running:
     def last_words(self) -> dict:
         while not (line := self.line()).startswith("{"):
             assert line, "the plane ended without a word"
-        assert self.program.wait(10) == 0
+        assert self.program.wait(60) == 0
         return json.loads(line)
 
 
@@ -63,7 +63,7 @@ def send(source: Host, target: Host, address: str) -> None:
     source.run([sys.executable, "-c", _SEND, address])
     expected = hashlib.sha256(random.Random(5).randbytes(BYTES)).hexdigest()
     assert taker.stdout.readline().strip() == expected
-    assert taker.wait(10) == 0
+    assert taker.wait(60) == 0
 
 
 @pytest.mark.parametrize("outside", [4, 6])
@@ -74,7 +74,7 @@ def test_tcp_of_both_families_arrives_whole_both_ways(lab: Lab, outside: int) ->
     one, two = Running(a, 1, str(ends[1])), Running(b, 2, str(ends[0]))
     send(a, b, "10.99.0.2")
     send(b, a, "fd99::1")
-    a.run(["ping", "-c", "3", "-i", "0.05", "-s", "3000", "-q", "10.99.0.2"])
+    a.run(["ping", "-c", "3", "-i", "0.05", "-W", "20", "-s", "3000", "-q", "10.99.0.2"])
     said = [one.end(), two.end()]
     for each in said:
         assert each["descriptors"][0] == each["descriptors"][1]
@@ -123,8 +123,8 @@ def test_an_unreachable_network_is_counted_and_the_plane_goes_on(lab: Lab) -> No
     near, far = lab.link(a, b, ipv4="192.0.2.0/24")
     one, two = Running(a, 1, str(far.ipv4)), Running(b, 2, str(near.ipv4))
     near.set("down")
-    a.run(["ping", "-c", "2", "-i", "0.05", "-W", "1", "10.99.0.2"], check=False)
+    a.run(["ping", "-c", "5", "-i", "0.2", "-W", "1", "10.99.0.2"], check=False)
     near.set("up")
-    a.run(["ping", "-c", "3", "-i", "0.05", "-W", "5", "10.99.0.2"])
+    a.run(["ping", "-c", "3", "-i", "0.05", "-W", "20", "10.99.0.2"])
     assert one.end()["drops"]["send_enetunreach"] >= 1
     assert two.end()["threads"] == 1

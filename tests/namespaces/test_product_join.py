@@ -9,7 +9,7 @@ import pytest
 
 from rustguard_py.engine import has_native
 from rustguard_py.lab import Lab
-from support.product import HOME4, HOME6, INNER, TOKEN, Site, eventually
+from support.product import HOME4, HOME6, INNER, OPEN, PATIENCE, TOKEN, Site, eventually
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def site(lab: Lab, tmp_path: Path) -> Site:
 def test_a_join_carries_traffic_both_ways_over_both_families(site: Site, outer: str) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
-    home.serve("--pool 10.150.0.0/24 --open")
+    home.serve(f"--pool 10.150.0.0/24 {OPEN}")
     began = time.monotonic()
     program = laptop.start(f"join {outer}", TOKEN)
     eventually(lambda: laptop.alive(program) and laptop.pings(INNER, 0.2))
@@ -30,10 +30,10 @@ def test_a_join_carries_traffic_both_ways_over_both_families(site: Site, outer: 
     assert ours[0] == "10.150.0.2/24"
     for machine, addresses in ((laptop, theirs), (home, ours)):
         assert len(addresses) == 2
-        assert all(machine.pings(address.split("/")[0]) for address in addresses)
+        assert all(machine.reaches(address.split("/")[0]) for address in addresses)
     assert outer in laptop.status()["peers"][0]["endpoint"]
     print(f"from command to first ping answered over {outer}: {seconds:.2f} s")
-    assert seconds < 10
+    assert seconds < 30
 
 
 @pytest.mark.parametrize("server", ["native", "portable"])
@@ -43,25 +43,25 @@ def test_each_engine_talks_to_each(site: Site, server: str, client: str) -> None
         pytest.skip("the native plane isn't built here (no cargo at installation)")
     home = site.home()
     laptop = site.client("laptop", home)
-    home.serve(f"--pool 10.150.0.0/24 --open --engine {server}")
+    home.serve(f"--pool 10.150.0.0/24 {OPEN} --engine {server}")
     laptop.join(HOME4, f"--engine {client}")
     assert (home.status()["engine"], laptop.status()["engine"]) == (server, client)
     for address in home.status()["addresses"]:
-        assert laptop.pings(address.split("/")[0])
+        assert laptop.reaches(address.split("/")[0])
     size = ["-s", "1392", "-M", "do"]
-    laptop.host.run(["ping", "-c", "20", "-i", "0.01", "-q", *size, INNER])
+    laptop.host.run(["ping", "-c", "20", "-i", "0.01", "-W", "20", "-q", *size, INNER])
 
 
 def test_who_joined_comes_back_without_token_or_window_to_the_same_address(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
-    home.serve("--pool 10.150.0.0/24 --open")
+    home.serve(f"--pool 10.150.0.0/24 {OPEN}")
     first = laptop.join(HOME4)
     addresses = laptop.status()["addresses"]
     home.run("close")
     for server in ("", HOME4):
         first.terminate()
-        assert first.wait(10) == 0
+        assert first.wait(PATIENCE) == 0
         began = time.monotonic()
         first = laptop.join(server, token=None)
         print(f"`join {server}` without a token reached the server after {time.monotonic() - began:.2f} s")
@@ -72,7 +72,7 @@ def test_who_joined_comes_back_without_token_or_window_to_the_same_address(site:
 def test_what_save_only_kept_connects_later(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
-    home.serve("--pool 10.150.0.0/24 --open")
+    home.serve(f"--pool 10.150.0.0/24 {OPEN}")
     before = laptop.network()
     said = laptop.run(f"join {HOME4} --save-only --name laptop", TOKEN).stderr
     assert "To connect: rustguard join" in said
@@ -80,13 +80,13 @@ def test_what_save_only_kept_connects_later(site: Site) -> None:
     assert laptop.sockets() == []
     home.run("close")
     laptop.join("", token=None)
-    assert home.peers()["laptop"]["state"] == "active"
+    eventually(lambda: home.peers()["laptop"]["state"] == "active", what="its state")
 
 
 def test_name_interface_and_mtu_are_what_was_asked_and_a_taken_name_gets_a_number(site: Site) -> None:
     home = site.home()
     one, other = site.client("one", home), site.client("other", home)
-    home.serve("--pool 10.150.0.0/24 --open --mtu 1380 --interface wgserver --port 4242")
+    home.serve(f"--pool 10.150.0.0/24 {OPEN} --mtu 1380 --interface wgserver --port 4242")
     one.join(f"{HOME4}:4242", "--name tablet --interface homenet")
     other.join("198.51.100.9:4242", "--name tablet")
     assert (one.status()["name"], other.status()["name"]) == ("tablet", "tablet-2")
@@ -100,11 +100,11 @@ def test_name_interface_and_mtu_are_what_was_asked_and_a_taken_name_gets_a_numbe
 def test_pool6_none_is_ipv4_only_and_stays_so(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
-    server = home.serve("--pool 10.150.0.0/24 --pool6 none --open")
+    server = home.serve(f"--pool 10.150.0.0/24 --pool6 none {OPEN}")
     laptop.join(HOME4)
     assert laptop.status()["addresses"] == ["10.150.0.2/24"]
     server.terminate()
-    assert server.wait(10) == 0
+    assert server.wait(PATIENCE) == 0
     home.serve("")
     assert home.status()["addresses"] == ["10.150.0.1/24"]
     assert home.status()["pool"]["network6"] is None
@@ -113,11 +113,11 @@ def test_pool6_none_is_ipv4_only_and_stays_so(site: Site) -> None:
 def test_a_restart_without_options_keeps_pool_peers_ula_port_and_mtu(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
-    server = home.serve("--pool 10.150.0.0/24 --open --port 4242 --mtu 1380")
+    server = home.serve(f"--pool 10.150.0.0/24 {OPEN} --port 4242 --mtu 1380")
     laptop.join(f"{HOME4}:4242")
     before = home.status()
     server.terminate()
-    assert server.wait(10) == 0
+    assert server.wait(PATIENCE) == 0
     home.serve("", token=None)
     after = home.status()
     for member in ("addresses", "pool", "port", "mtu", "public_key", "fingerprint"):
@@ -130,7 +130,7 @@ def test_a_restart_without_options_keeps_pool_peers_ula_port_and_mtu(site: Site)
 def test_daemon_comes_back_when_connected_leaves_the_terminal_and_ends_on_sigterm(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
-    home.serve("--pool 10.150.0.0/24 --open")
+    home.serve(f"--pool 10.150.0.0/24 {OPEN}")
     before = laptop.network()
     # It would not come back if anything of it still held the pipes that this reads to their end.
     said = laptop.run(f"join {HOME4} --daemon", TOKEN).stderr
@@ -153,12 +153,12 @@ def test_daemon_comes_back_when_connected_leaves_the_terminal_and_ends_on_sigter
 def test_two_clients_reach_each_other_when_the_server_forwards(site: Site) -> None:
     home = site.home()
     one, other = site.client("one", home), site.client("other", home)
-    home.serve("--pool 10.150.0.0/24 --open")
+    home.serve(f"--pool 10.150.0.0/24 {OPEN}")
     one.join(HOME4)
     other.join("198.51.100.9")
     theirs = [address.split("/")[0] for address in other.status()["addresses"]]
     assert not one.pings(theirs[0], 0.3)
     assert "net.ipv4.ip_forward is 0" in " ".join(home.status()["notes"])
     home.host.forward()
-    assert all(one.pings(address) for address in theirs)
+    assert all(one.reaches(address) for address in theirs)
     print("from client to client: nothing while net.ipv4.ip_forward is 0 on the server, all with it set")

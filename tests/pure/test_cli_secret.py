@@ -197,7 +197,7 @@ def test_a_terminal_is_asked_without_echo():
         shown = read_until(main, b"Token: ")
         os.write(main, f"{GIVEN}\n".encode())
         shown += read_until(main, b"got " + GIVEN.encode())
-        process.wait(5)
+        process.wait(60)
     os.close(main)
     assert shown.count(GIVEN.encode()) == 1
 
@@ -205,7 +205,7 @@ def test_a_terminal_is_asked_without_echo():
 def read_until(descriptor, mark):
     shown = b""
     while mark not in shown:
-        ready, _, _ = select.select([descriptor], [], [], 5)
+        ready, _, _ = select.select([descriptor], [], [], 60)
         assert ready, shown
         shown += os.read(descriptor, 1024)
     return shown

@@ -31,7 +31,7 @@ class Ends:
 
     def take(self) -> tuple[bytes, int, tuple]:
         """The next message at the second socket."""
-        assert select.select([self.two.fd], [], [], 5.0)[0]
+        assert select.select([self.two.fd], [], [], 60.0)[0]
         size, segment, source = self.two.receive(self.into)
         return bytes(self.into[0][:size]), segment, source
 

@@ -35,7 +35,7 @@ class Disk:
     async def change(self) -> None:
         """Wait for a call that begins from now on."""
         self.changed.clear()
-        await asyncio.wait_for(self.changed.wait(), 10)
+        await asyncio.wait_for(self.changed.wait(), 60)
 
 
 def make_state() -> ServerState:
@@ -55,7 +55,7 @@ def test_a_save_that_the_disk_refuses_is_told_once_undone_and_done_once_there_is
         while disk.refusals < 3:
             await disk.change()
         disk.full = False
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while saver.failed:
                 await asyncio.sleep(0.005)
         assert disk.ports == [51820]

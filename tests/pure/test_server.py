@@ -39,7 +39,7 @@ async def join(server: Server, plane: MemoryPlane) -> Joined:
     client = PairingClient(TOKEN, os.urandom(32), "laptop", os.urandom, now())
     tell = server.tunnel.listeners.foreign
     assert tell is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while client.outcome is None:
             client.handle_timeout(now())
             while (transmit := client.poll_transmit()) is not None:

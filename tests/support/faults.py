@@ -30,7 +30,8 @@ T = TypeVar("T")
 TOKEN = "violet-harbour-mosaic"  # noqa: S105 - no secret of anybody's
 POOL = "10.150.0.0/24"
 GATEWAY = "10.150.0.1"
-PATIENCE = 30.0
+# For what takes a moment, on a machine that is slow and busy.
+PATIENCE = 60.0
 # Long enough for any test: where a window should close, the test closes it.
 OPEN = "--open 3600"
 # System calls that change or send something, or take in what was sent.
@@ -93,7 +94,7 @@ class Station:
 
     def run(self, words: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `rustguard WORDS` to its end."""
-        return self.host.run(self.argv(words), env=self.variables(), check=check, timeout=60)
+        return self.host.run(self.argv(words), env=self.variables(), check=check, timeout=120)
 
     def start(self, words: str, *before: str) -> subprocess.Popen[str]:
         """Start `BEFORE rustguard WORDS`; what it says goes to the log."""
@@ -185,7 +186,24 @@ def end(program: subprocess.Popen[str], how: int = signal.SIGTERM) -> int:
     """End a program, and give its exit code."""
     with suppress(ProcessLookupError):
         program.send_signal(how)
-    return program.wait(15)
+    return program.wait(PATIENCE)
+
+
+def halt(program: subprocess.Popen[str]) -> None:
+    """Stop a program (SIGSTOP), and come back when each of its threads stands still."""
+    program.send_signal(signal.SIGSTOP)
+    until("its halt", lambda: set(re.findall(r"State:\t(\w)", _statuses(program.pid))) == {"T"})
+
+
+def settled(look: Callable[[], T]) -> T:
+    """Look until nothing has changed for a while: what was under way has arrived by then."""
+
+    def same() -> list[T] | None:
+        before = look()
+        time.sleep(0.5)
+        return [before] if look() == before else None
+
+    return until("rest", same)[0]
 
 
 # -- at a chosen system call --------------------------------------------------------------------------------------
@@ -229,11 +247,11 @@ def attached(pid: int, *options: str) -> Iterator[subprocess.Popen[str]]:
         strace.send_signal(signal.SIGINT)
         assert strace.stderr is not None
         strace.stderr.close()
-        strace.wait(10)
+        strace.wait(PATIENCE)
 
 
 def _wait_traced(strace: subprocess.Popen[str], pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         statuses = _statuses(pid)
         if not statuses or "State:\tZ" in statuses:
@@ -246,7 +264,7 @@ def _wait_traced(strace: subprocess.Popen[str], pid: int) -> None:
         if tracers and all(int(tracer) == strace.pid for tracer in tracers):
             return
         time.sleep(0.005)
-    raise AssertionError("strace did not attach within 10 s")
+    raise AssertionError("strace did not attach")
 
 
 def _statuses(pid: int) -> str:
@@ -313,7 +331,8 @@ def send_all(host: Host, address: str, port: int, datagrams: list[bytes], pause:
 
 def recorded(record: Path, way: str) -> list[bytes]:
     """What a relay recorded that went `to target` or `to client`."""
-    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    # The last line may be half written.
+    lines = [json.loads(line) for line in record.read_text().splitlines(keepends=True) if line[-1] == "\n"]
     return [bytes.fromhex(line["datagram"]) for line in lines if line["way"] == way]
 
 
@@ -373,15 +392,31 @@ async def guess(source, nth):
     here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); here.bind((source, 0))
     client = PairingClient(f"wrong-{source}-{nth}", os.urandom(32), "guest", os.urandom, now())
     try: await asyncio.wait_for(ask(client, [here], [(server, 51820)]), patience)
-    except RefusedError: print(source)
+    except RefusedError: print(source, flush=True)
     except (TimeoutError, RustGuardError): pass
-    else: print("JOINED")
+    else: print("JOINED", flush=True)
 async def main(): await asyncio.gather(*(guess(s, n) for n in range(tries) for s in sources))
 asyncio.run(main())
 """
 
 
-def guess(host: Host, server: str, sources: list[str], tries: int, patience: float) -> Counter[str]:
-    """Try so many wrong tokens from each address, all at once; give how often each was told that it is wrong."""
-    argv = [sys.executable, "-c", _GUESSER, server, str(tries), str(patience), *sources]
-    return Counter(host.run(argv, timeout=600).stdout.split())
+def guess(
+    host: Host, server: str, sources: list[str], tries: int, patience: float, enough: Callable[[], bool] | None = None
+) -> Counter[str]:
+    """Try so many wrong tokens from each address, all at once; give how often each was told that it is wrong.
+
+    Args:
+        host: Where they are tried.
+        server: Its address.
+        sources: Addresses of the host.
+        tries: From each of them.
+        patience: Seconds for each try; after `enough`, how long to go on for more that shouldn't come.
+        enough: When all that should come has come. Without it, patience is the end.
+    """
+    argv = [sys.executable, "-c", _GUESSER, server, str(tries), str(10 * PATIENCE if enough else patience), *sources]
+    program = host.popen(argv, stdout=subprocess.PIPE)
+    if enough:
+        until("enough guesses", enough, 5 * PATIENCE)
+        time.sleep(patience)
+        program.kill()
+    return Counter(program.communicate(timeout=10 * PATIENCE)[0].split())

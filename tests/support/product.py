@@ -25,7 +25,10 @@ TOKEN = "maple-comet-fjord"  # noqa: S105 - of a lab that lives for seconds
 POOL = "10.150.0.0/24"
 HOME4, HOME6 = "198.51.100.1", "2001:db8::1"
 INNER = "10.150.0.1"
-PATIENCE = 10.0
+# For what takes a moment, on a machine that is slow and busy.
+PATIENCE = 60.0
+# Long enough for any test: where a window should close, the test closes it.
+OPEN = "--open 3600"
 
 Result = TypeVar("Result")
 
@@ -81,7 +84,7 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Run `rustguard WORDS` to its end."""
         argv = self.command(words, state=state)
-        return self.host.run(argv, env=self.environment(token), check=check, timeout=30)
+        return self.host.run(argv, env=self.environment(token), check=check, timeout=120)
 
     def serve(self, words: str = f"--pool {POOL}", token: str | None = TOKEN) -> subprocess.Popen[str]:
         """Start a server and wait until it can be asked."""
@@ -109,6 +112,10 @@ class Machine:
     def pings(self, address: str, seconds: float = 1.0) -> bool:
         """Whether one ping is answered."""
         return self.host.run(["ping", "-n", "-c1", f"-W{seconds}", address], check=False).returncode == 0
+
+    def reaches(self, address: str) -> bool:
+        """Wait until a ping is answered."""
+        return eventually(lambda: self.pings(address), what=f"a ping to {address}")
 
     def status(self) -> dict[str, Any]:
         """The status document."""

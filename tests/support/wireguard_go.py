@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from rustguard_py.lab import Host
 from support import machine
 
-START_SECONDS = 5.0
+START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class WireGuardGo:
         )
         for peer in peers:
             self._route(peer)
+        self._wait_for_its_port()
 
     def set_peer(self, peer: Peer) -> None:
         """Add a peer, or change it."""
@@ -126,13 +127,21 @@ class WireGuardGo:
     def stop(self) -> None:
         """End it; its interface goes with it."""
         self.process.terminate()
-        self.process.wait(5)
+        self.process.wait(START_SECONDS)
 
     def _wg(self, verb: str, config: str) -> None:
         self.host.run(["wg", verb, self.interface, "/dev/stdin"], stdin=config)
 
     def _route(self, peer: Peer) -> None:
         self.host.ip([f"route replace {network} dev {self.interface}" for network in peer.allowed_ips])
+
+    def _wait_for_its_port(self) -> None:
+        """It opens its sockets on its own time, after it was told that the interface is up."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self.port:
+            assert time.monotonic() < deadline, "wireguard-go has no port"
+            time.sleep(0.01)
+        self.host.wait_listening("udp", self.port, START_SECONDS)
 
     def _wait_for_its_socket(self) -> None:
         socket = Path(f"/proc/{self.host.pid}/root/run/wireguard/{self.interface}.sock")
