@@ -20,6 +20,8 @@ help:
 	@echo 'make check   formatting, lint and types'
 	@echo 'make soak    the tests with every repetition (long)'
 	@echo 'make bench   speed, side by side with wireguard-go; BENCH_ARGS="--help" says what can be set'
+	@echo 'make bench-full   all engines; also without UDP segmentation, over IPv6 and with loss (half an hour)'
+	@echo 'make bench-scale  what many peers cost (minutes)'
 	@echo 'make wheel   a wheel in dist/ for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make clean   removes .venv and what was built'
 
@@ -42,7 +44,16 @@ check: .venv/.check
 	@$(CARGO) clippy --locked --all-targets -q -- -D warnings
 
 bench: .venv/.bench
+	@scripts/rust-peers
 	@RUSTGUARD_SUDO="make bench" scripts/in-namespace $(BIN)/python bench/run.py $(BENCH_ARGS)
+
+# Everything that docs/performance.md says.
+bench-full: .venv/.bench
+	@scripts/rust-peers
+	@RUSTGUARD_SUDO="make bench-full" scripts/in-namespace $(BIN)/python bench/run.py --suite full --rounds 5 $(BENCH_ARGS)
+
+bench-scale: .venv/.bench
+	@RUSTGUARD_SUDO="make bench-scale" scripts/in-namespace $(BIN)/python bench/scale.py $(BENCH_ARGS)
 
 wheel: .venv/.demo
 	@CARGO_TARGET_DIR=.venv/cargo DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
@@ -76,4 +87,4 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test soak check bench wheel wireguard-go clean
+.PHONY: help demo test soak check bench bench-full bench-scale wheel wireguard-go clean

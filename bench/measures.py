@@ -6,13 +6,15 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
-from engines import Pair, Running, cpu_seconds
+from engines import Running
+from links import Pair
+from process import cpu_seconds
 
 from rustguard_py.errors import RustGuardError
 
@@ -50,36 +52,64 @@ MEASURES = {
     "udp64": Measure("UDP 64", "Mbit/s", True, 1),
     "udp64_loss": Measure("UDP 64 loss", "%", False, 1),
     "ping": Measure("ping", "ms", False, 3),
-    "ping_p99": Measure("ping p99", "ms", False, 3),
-    "loaded_ping": Measure("ping, loaded", "ms", False, 3),
-    "loaded_ping_p99": Measure("ping p99, loaded", "ms", False, 3),
+    "ping_p99": Measure("ping p99", "ms", False, 2),
+    "loaded_ping": Measure("ping, loaded", "ms", False, 2),
+    "loaded_ping_p99": Measure("ping p99, loaded", "ms", False, 2),
     "cpu_out": Measure("CPU out", "s/GB", False, 2),
     "cpu_in": Measure("CPU in", "s/GB", False, 2),
 }
 Sample = dict[str, float]
 # What going wrong looks like: a program that fails or hangs, a process that is gone, a report that lacks a part.
-FAILURES = (RustGuardError, OSError, subprocess.SubprocessError, ValueError, KeyError)
+FAILURES = (RustGuardError, OSError, subprocess.SubprocessError, ValueError, KeyError, AssertionError)
 
 
-def measure(pair: Pair, running: Running, seconds: int, failed: Callable[[str], None]) -> Sample:
-    """Every figure, once, through one running tunnel; one that can't be had is told to `failed` and left out."""
-    steps: list[Callable[[], Sample]] = [
-        lambda: _ping(pair, running, "ping", 1.0),
-        lambda: _tcp_with_cpu(pair, running, seconds),
-        lambda: _tcp(pair, running, "tcp4", seconds, "-P", "4"),
-        lambda: _tcp(pair, running, "tcp1r", seconds, "-R"),
-        lambda: _tcp(pair, running, "tcp4r", seconds, "-P", "4", "-R"),
-        lambda: _udp(pair, running, "udp1372", seconds, 1372),
-        lambda: _udp(pair, running, "udp64", seconds, 64),
-        lambda: _ping_under_load(pair, running, seconds),
-    ]
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One transfer or run of pings, and what is read from it.
+
+    Attributes:
+        take: Gives the figures.
+        extra: Seconds that it takes beside those of a transfer, about.
+    """
+
+    take: Callable[[Pair, Running, int], Sample]
+    extra: float
+
+
+def _pings(pair: Pair, running: Running, _: int) -> Sample:
+    return _ping(pair, running, "ping", 1.0)
+
+
+STEPS = {
+    "ping": Step(_pings, 1.2),
+    "tcp1": Step(lambda *given: _tcp_with_cpu(*given), 1.4),
+    "tcp4": Step(lambda *given: _tcp(*given, "tcp4", "-P", "4"), 1.4),
+    "tcp1r": Step(lambda *given: _tcp(*given, "tcp1r", "-R"), 1.4),
+    "tcp4r": Step(lambda *given: _tcp(*given, "tcp4r", "-P", "4", "-R"), 1.4),
+    "udp1372": Step(lambda *given: _udp(*given, "udp1372", 1372), 0.4),
+    "udp64": Step(lambda *given: _udp(*given, "udp64", 64), 0.4),
+    "loaded-ping": Step(lambda *given: _ping_under_load(*given), 1.6),
+}
+# What it takes to make the hosts, start an engine, and end both.
+START = 2.0
+
+
+def estimate(steps: Sequence[str], seconds: int) -> float:
+    """About how many seconds an engine takes for these steps."""
+    return START + sum(STEPS[name].extra + (0 if name == "ping" else seconds) for name in steps)
+
+
+def measure(
+    pair: Pair, running: Running, steps: Sequence[str], seconds: int, failed: Callable[[str], None]
+) -> Sample:
+    """Take each step once through a running tunnel; a figure that can't be had is told to `failed` and left out."""
     sample: Sample = {}
-    for step in steps:
+    for name in steps:
         with _iperf_server(pair):
             try:
-                sample |= step()
+                sample |= STEPS[name].take(pair, running, seconds)
             except FAILURES as error:
-                failed(str(error))
+                failed(f"{name}: {error}")
     return sample
 
 
@@ -103,7 +133,7 @@ def _iperf(pair: Pair, running: Running, seconds: int, *options: str) -> dict[st
     return report
 
 
-def _tcp(pair: Pair, running: Running, name: str, seconds: int, *options: str) -> Sample:
+def _tcp(pair: Pair, running: Running, seconds: int, name: str, *options: str) -> Sample:
     report = _iperf(pair, running, seconds, *_WARM_UP, *options)
     return {name: report["end"]["sum_received"]["bits_per_second"] / 1e6}
 
@@ -122,7 +152,7 @@ def _tcp_with_cpu(pair: Pair, running: Running, seconds: int) -> Sample:
     return sample
 
 
-def _udp(pair: Pair, running: Running, name: str, seconds: int, size: int) -> Sample:
+def _udp(pair: Pair, running: Running, seconds: int, name: str, size: int) -> Sample:
     """As fast as the sender can; the rate is what the receiver got.
 
     No second is left out first: UDP has no slow start, and iperf3 would count that second's losses all the same.

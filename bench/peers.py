@@ -1,4 +1,4 @@
-"""What many enrolled peers cost a server: memory over one without any, and the time to start with them.
+"""What many enrolled peers cost a server: memory over one without any, CPU while idle, and the time to start.
 
     python bench/peers.py [--peers 10000]
 
@@ -16,6 +16,8 @@ import time
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+from process import cpu_seconds, resident_mib
+
 from rustguard_py.cli.demo import Machine
 from rustguard_py.errors import RustGuardError
 from rustguard_py.lab import Host, Lab
@@ -23,6 +25,7 @@ from rustguard_py.state.document import Document
 from rustguard_py.state.identity import generate_private_key
 from rustguard_py.state.records import PeerRecord, ServerState
 
+IDLE_SECONDS = 10
 POOL4, POOL6 = IPv4Network("10.64.0.0/16"), IPv6Network("fd12:3456:789a::/64")
 
 
@@ -37,12 +40,6 @@ def write_state(directory: Path, peers: int) -> None:
     document.load()
     document.save(state.to_json())
     document.close()
-
-
-def rss(pid: int) -> float:
-    """Resident memory in MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def measure(host: Host, directory: Path, peers: int) -> dict[str, float]:
@@ -61,7 +58,10 @@ def measure(host: Host, directory: Path, peers: int) -> dict[str, float]:
     started = time.monotonic() - began
     # What it greets, it greets within this time.
     time.sleep(2)
-    figures = {"start_s": started, "rss_mib": rss(server.pid)}
+    began, used = time.monotonic(), cpu_seconds(server.pid)
+    time.sleep(IDLE_SECONDS)
+    idle = (cpu_seconds(server.pid) - used) / (time.monotonic() - began)
+    figures = {"start_s": started, "rss_mib": resident_mib(server.pid), "idle_cpu": idle}
     server.terminate()
     server.wait(10)
     return figures
@@ -83,6 +83,7 @@ def main() -> None:
         print(json.dumps(document))
         return
     print(f"memory: {none['rss_mib']:.1f} MiB without peers, {over:.1f} MiB over that with {options.peers:,}")
+    print(f"idle:   {none['idle_cpu']:.2%} of a core without peers, {many['idle_cpu']:.2%} with {options.peers:,}")
     print(f"start:  {none['start_s']:.2f} s without peers, {many['start_s']:.2f} s with {options.peers:,}")
 
 

@@ -11,31 +11,51 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from links import Way
 from measures import MEASURES, Sample
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from support import machine
+
 REFERENCE = "wireguard-go"
+BARE = "veth"
+# RustGuard's own are C0.
+_COLOURS = {BARE: "0.85", REFERENCE: "C1", "gotatun": "0.65", "boringtun": "0.65", "portable": "C9"}
 # Others that take more of the machine's cores than this, in any turn, make a run worth little.
 BUSY = 0.1
-SCHEMA = 1
+SCHEMA = 2
+# Side by side in one table: what fits beside the engines' names, with its spread.
+_GROUPS = (
+    ("tcp1", "tcp4", "tcp1r", "tcp4r"),
+    ("udp1372", "udp1372_loss", "udp64", "udp64_loss"),
+    ("ping", "ping_p99", "loaded_ping", "loaded_ping_p99"),
+    ("cpu_out", "cpu_in"),
+)
 
 
 @dataclass(slots=True)
 class Results:
-    """A run.
+    """A table's run.
 
     Attributes:
-        options: What it was asked for.
+        way: What lay between the hosts.
+        rounds: How many.
+        seconds: Of each transfer.
         machine: What it ran on.
         samples: By engine, one a round, in order; a measurement that failed is missing in its sample.
+        skipped: Engines that can't run here, and why.
         failures: What failed, a sentence each.
         others: The share of all cores that programs of others took, by turn.
     """
 
-    options: dict[str, Any]
+    way: Way
+    rounds: int
+    seconds: int
     machine: dict[str, Any]
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    samples: dict[str, list[Sample]]
+    skipped: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
 
@@ -57,6 +77,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": len(cpus),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "wireguard-go": machine.wireguard_go_version(),
     }
 
 
@@ -71,6 +92,10 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()
 
 
+def _three(values: Sequence[float]) -> dict[str, float] | None:
+    return {"median": median(values), "least": min(values), "most": max(values)} if values else None
+
+
 def _spread(values: Sequence[float], digits: int) -> str:
     """The median, and how far the rounds lay apart."""
     if not values:
@@ -79,29 +104,29 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return middle if len(values) == 1 else f"{middle}  {low}..{high}"
 
 
-def _table(results: Results, engines: Sequence[str], *, ratios: bool) -> Table:
-    table = Table()
-    table.add_column("")
+def _table(results: Results, names: Sequence[str], engines: Sequence[str], *, ratios: bool) -> Table | None:
+    """A row an engine, a column a measure; None where nothing was measured."""
+    read = results.ratios if ratios else results.values
+    shown = [name for name in names if any(read(engine, name) for engine in engines)]
+    if not shown:
+        return None
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("÷ wireguard-go" if ratios else "", no_wrap=True)
+    for name in shown:
+        about = MEASURES[name]
+        table.add_column(about.title if ratios else f"{about.title}, {about.unit}", justify="right", no_wrap=True)
     for engine in engines:
-        table.add_column(engine, justify="right")
-    for name, about in MEASURES.items():
-        if ratios and name.endswith("_loss"):
-            continue
-        read, digits = (results.ratios, 2) if ratios else (results.values, about.digits)
-        label = about.title if ratios else f"{about.title}, {about.unit}"
-        cells = [_spread(read(engine, name), digits) for engine in engines]
-        if any(cell != "-" for cell in cells):
-            table.add_row(label, *cells)
+        cells = [_spread(read(engine, name), 2 if ratios else MEASURES[name].digits) for name in shown]
+        table.add_row(engine, *cells)
     return table
 
 
 def _headline(results: Results) -> str:
-    what, options = results.machine, results.options
-    rounds = "1 round" if options["rounds"] == 1 else f"{options['rounds']} rounds"
+    what = results.machine
+    rounds = "1 round" if results.rounds == 1 else f"{results.rounds} rounds"
     return (
         f"{what['cores']} cores of {what['cpu']}, Linux {what['kernel']}, Python {what['python']}, "
-        f"{what['wireguard-go']}\n{rounds} of {options['seconds']} s, MTU 1420"
-        + ("" if options["udp_segmentation"] else ", links without UDP segmentation")
+        f"{what['wireguard-go']}\n{rounds} of {results.seconds} s, MTU 1420; {results.way}"
         + (f"; BUSY: others took up to {max(results.others):.0%} of the cores" if max(results.others) > BUSY else "")
     )
 
@@ -110,30 +135,34 @@ def print_tables(results: Results, console: Console) -> None:
     """The figures, then the ratios: median, and least..most of the rounds."""
     engines = list(results.samples)
     console.print(_headline(results), highlight=False)
-    console.print("Medians, and least..most of the rounds:")
-    console.print(_table(results, engines, ratios=False))
+    console.print("\nMedians, and least..most of the rounds")
+    for names in _GROUPS:
+        if table := _table(results, names, engines, ratios=False):
+            console.print(table)
     others = [engine for engine in engines if engine != REFERENCE]
     if REFERENCE in engines and others:
-        console.print(f"Over {REFERENCE}'s of the same round (ping and CPU: less is better)")
-        console.print(_table(results, others, ratios=True))
+        console.print(f"Over {REFERENCE}'s of the same round: median, least..most (ping and CPU: less is better)")
+        for names in _GROUPS:
+            if table := _table(results, [each for each in names if not each.endswith("_loss")], others, ratios=True):
+                console.print(table)
+    for engine, why in results.skipped.items():
+        console.print(f"skipped: {engine}: {why}", highlight=False)
     for failure in results.failures:
-        console.print(f"failed: {failure}")
+        console.print(f"failed: {failure}", highlight=False)
 
 
 def write(results: Results, folder: Path) -> list[Path]:
     """Write what `print_tables` prints, the samples as JSON, and the plot; gives the files written."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = "bench" if results.options["udp_segmentation"] else "bench-no-udp-segmentation"
+    stem = results.way.stem
     text, data = folder / f"{stem}.txt", folder / f"{stem}.json"
     with text.open("w") as file:
         print_tables(results, Console(file=file, width=118))
     summary = {
         engine: {
             name: {
-                "median": median(values),
-                "least": min(values),
-                "most": max(values),
-                "ratio": median(ratios) if (ratios := results.ratios(engine, name)) else None,
+                **(_three(values) or {}),
+                "ratio": _three(results.ratios(engine, name)),
             }
             for name in MEASURES
             if (values := results.values(engine, name))
@@ -153,29 +182,43 @@ def _plot(results: Results, stem: Path) -> list[Path]:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    names = [name for name in MEASURES if any(results.values(engine, name) for engine in results.samples)]
+    rates = [name for name in MEASURES if not name.endswith("_loss")]
+    names = [name for name in rates if any(results.values(engine, name) for engine in results.samples)]
     engines = list(results.samples)
-    columns = 5
+    columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.2 * columns, 2.2 * rows), layout="constrained")
+    size = 4.0 * columns, (0.8 + 0.21 * len(engines)) * rows + 0.5
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     figure.suptitle(_headline(results), fontsize=9)
     for panel in axes.flat[len(names) :]:
         panel.set_axis_off()
     for panel, name in zip(axes.flat, names, strict=False):
         about = MEASURES[name]
         panel.set_title(f"{about.title}, {about.unit}", fontsize=9)
-        shown = [engine for engine in engines if results.values(engine, name)]
-        for place, engine in enumerate(shown):
-            values = results.values(engine, name)
+        here = [engine for engine in engines if results.values(engine, name)]
+        # The bare link would leave the tunnels a corner: its bar is cut, its figure stands.
+        tunnels = [max(results.values(engine, name)) for engine in here if engine != BARE]
+        limit = 1.45 * max(tunnels or results.values(BARE, name)) or 1.0
+        for place, engine in enumerate(here):
+            values, ratios = results.values(engine, name), results.ratios(engine, name)
             middle = median(values)
             reach = [[middle - min(values)], [max(values) - middle]]
-            panel.barh(place, middle, xerr=reach, color=f"C{engines.index(engine)}", ecolor="0.25", height=0.7)
-            panel.annotate(
-                f" {middle:,.{about.digits}f}", (max(values), place), va="center", fontsize=7, annotation_clip=False
+            panel.barh(place, middle, xerr=reach, color=_COLOURS.get(engine, "C0"), ecolor="0.25", height=0.7)
+            times = (
+                f"  \N{MULTIPLICATION SIGN} {median(ratios):.2f}"
+                if ratios and engine not in (BARE, REFERENCE)
+                else ""
             )
-        panel.set_yticks(range(len(shown)), shown, fontsize=7)
+            panel.annotate(
+                f" {middle:,.{about.digits}f}{times}",
+                (min(max(values), 0.7 * limit), place),
+                va="center",
+                fontsize=7,
+                annotation_clip=False,
+            )
+        panel.set_xlim(0, limit)
+        panel.set_yticks(range(len(here)), here, fontsize=7)
         panel.invert_yaxis()
-        panel.margins(x=0.25)
         panel.tick_params(axis="x", labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
     written = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]

@@ -64,6 +64,8 @@ class WireGuardGo:
         mtu: Of the tunnel interface.
         interface: Its name.
         log: A file for what it says, which is little.
+        argv: Another program that is started, set up and ended like it; the interface's name is added. It logs as
+            `WG_LOG_LEVEL` says.
     """
 
     def __init__(
@@ -77,20 +79,23 @@ class WireGuardGo:
         mtu: int = 1420,
         interface: str = "wg0",
         log: Path | None = None,
+        argv: Sequence[str] | None = None,
     ) -> None:
-        program = machine.wireguard_go()
-        assert program is not None, "the test isn't marked needs_wireguard_go"
+        if argv is None:
+            program = machine.wireguard_go()
+            assert program is not None, "the test isn't marked needs_wireguard_go"
+            argv = [program, "--foreground"]
         key = X25519PrivateKey.from_private_bytes(private_key) if private_key else X25519PrivateKey.generate()
         self.public_key = key.public_key().public_bytes_raw()
         self.host = host
         self.interface = interface
         quiet = None if log else subprocess.DEVNULL
         self.process = host.popen(
-            [program, "--foreground", interface],
+            [*argv, interface],
             log=log,
             stdout=quiet,
             stderr=quiet,
-            env={"LOG_LEVEL": "verbose" if log else "error"},
+            env={"LOG_LEVEL": "verbose" if log else "error", "WG_LOG_LEVEL": "error"},
         )
         self._wait_for_its_socket()
         section = f"[Interface]\nPrivateKey = {b64encode(key.private_bytes_raw()).decode()}\nListenPort = {port}\n"
@@ -147,6 +152,6 @@ class WireGuardGo:
         socket = Path(f"/proc/{self.host.pid}/root/run/wireguard/{self.interface}.sock")
         deadline = time.monotonic() + START_SECONDS
         while not socket.exists():
-            assert self.process.poll() is None, f"wireguard-go ended with {self.process.returncode}"
-            assert time.monotonic() < deadline, "wireguard-go made no socket"
+            assert self.process.poll() is None, f"{self.process.args} ended with {self.process.returncode}"
+            assert time.monotonic() < deadline, f"{self.process.args} made no socket"
             time.sleep(0.01)

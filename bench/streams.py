@@ -1,0 +1,67 @@
+"""Many TCP streams in one process, each between two addresses of its own: iperf3 would need a process for each.
+
+    python bench/streams.py take PORT STREAMS SECONDS
+    python bench/streams.py send PORT FROM-TO ...
+
+What takes them counts for SECONDS, from a second after the last stream came on, and tells the rate of all in Mbit/s
+and the least and the most of one. It looks at no byte of them (MSG_TRUNC), so that the tunnel is the work.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import sys
+import time
+
+CHUNK = 1 << 17
+WARM_UP = 1.0
+ACCEPT_SECONDS = 20.0
+
+
+def _take(port: int, streams: int, seconds: float) -> dict[str, float]:
+    buffer = bytearray(1 << 20)
+    selector = selectors.DefaultSelector()
+    counted: dict[socket.socket, int] = {}
+    with socket.create_server(("0.0.0.0", port), backlog=streams) as listener:  # noqa: S104 - in a namespace
+        listener.settimeout(ACCEPT_SECONDS)
+        for _ in range(streams):
+            stream, _ = listener.accept()
+            stream.setblocking(False)
+            selector.register(stream, selectors.EVENT_READ, stream)
+            counted[stream] = 0
+    began = time.monotonic() + WARM_UP
+    while (now := time.monotonic()) < began + seconds:
+        for key, _ in selector.select(0.1):
+            got = key.data.recv_into(buffer, len(buffer), socket.MSG_TRUNC)
+            if not got:
+                raise SystemExit("a stream ended early")
+            if now >= began:
+                counted[key.data] += got
+    rates = [each * 8 / seconds / 1e6 for each in counted.values()]
+    return {"mbit": sum(rates), "least": min(rates), "most": max(rates)}
+
+
+def _send(port: int, ways: list[str]) -> None:
+    """Send until the other end has enough."""
+    chunk = memoryview(bytes(CHUNK))
+    selector = selectors.DefaultSelector()
+    for way in ways:
+        source, target = way.split("-")
+        stream = socket.create_connection((target, port), timeout=ACCEPT_SECONDS, source_address=(source, 0))
+        stream.setblocking(False)
+        selector.register(stream, selectors.EVENT_WRITE, stream)
+    try:
+        while True:
+            for key, _ in selector.select():
+                key.data.send(chunk)
+    except ConnectionError:
+        return
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "take":
+        print(json.dumps(_take(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))
+    else:
+        _send(int(sys.argv[2]), sys.argv[3:])

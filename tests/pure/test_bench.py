@@ -1,0 +1,107 @@
+"""The measuring programs: what they offer, and how a run is told. Nothing is measured here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+BENCH = Path(__file__).parents[2] / "bench"
+ENGINES = (
+    *("veth", "wireguard-go", "gotatun", "boringtun", "portable", "native", "native-2q", "native-ring"),
+    *("native-ring-2q", "native-uring", "native-xdp"),
+)
+MACHINE = {"cpu": "a processor", "cores": 2, "kernel": "6.1", "python": "3.11", "wireguard-go": "wireguard-go"}
+
+
+def _run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, str(BENCH / program), *words]
+    # A program finds its parts beside itself, which the tests' own environment forbids.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=env)
+
+
+@pytest.mark.parametrize("program", ["run.py", "scale.py", "peers.py", "handshakes.py"])
+def test_each_program_says_what_it_does(program: str) -> None:
+    done = _run(program, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+
+
+def test_the_engines_are_listed_with_the_reason_why_one_cannot_run() -> None:
+    done = _run("run.py", "--list")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [*ENGINES]
+
+
+def test_an_engine_or_a_step_that_there_is_not_is_refused_with_the_choice() -> None:
+    for option in ("--engines", "--steps"):
+        done = _run("run.py", option, "tortoise")
+        assert done.returncode == 2
+        assert "tortoise: choose from" in done.stderr
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The parts of run.py, as it imports them."""
+    import importlib
+
+    monkeypatch.syspath_prepend(str(BENCH))
+    names = ("links", "engines", "measures", "report", "suites")
+    yield {name: importlib.import_module(name) for name in names}
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def _results(bench: dict[str, ModuleType], samples: dict[str, list[dict[str, float]]]) -> Any:
+    results = bench["report"].Results(bench["links"].Way(), 5, 2, MACHINE, samples)
+    results.others.append(0.0)
+    return results
+
+
+def test_eleven_engines_fit_a_page(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    largest = {"Mbit/s": 28_115.1, "%": 99.9, "ms": 999.99, "s/GB": 99.99}
+    sample = {name: largest[about.unit] for name, about in bench["measures"].MEASURES.items()}
+    sample |= {"udp64": 999.9, "ping": 9.999}
+    turns = [{**sample, "tcp1": 20_000.0 + turn} for turn in range(5)]
+    results = _results(bench, dict.fromkeys(ENGINES, turns))
+    page = tmp_path / "page.txt"
+    with page.open("w") as file:
+        bench["report"].print_tables(results, Console(file=file, width=118))
+    text = page.read_text()
+    assert max(map(len, text.splitlines())) <= 118
+    assert "…" not in text
+    assert text.count("20,002  20,000..20,004") == len(ENGINES)
+
+
+def test_ratios_are_those_of_one_round_and_a_failed_one_is_left_out(
+    bench: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    tcp = {"wireguard-go": [100.0, 200.0, 400.0, None], "native": [300.0, None, 800.0, 900.0]}
+    samples = {
+        name: [{"tcp1": value} if value is not None else {} for value in values] for name, values in tcp.items()
+    }
+    results = _results(bench, samples)
+    assert results.ratios("native", "tcp1") == [3.0, 2.0]
+    written = bench["report"].write(results, tmp_path)
+    summary = json.loads(written[1].read_text())["summary"]
+    assert summary["native"]["tcp1"]["ratio"] == {"median": 2.5, "least": 2.0, "most": 3.0}
+
+
+def test_five_rounds_of_the_full_suite_take_half_an_hour(bench: dict[str, ModuleType]) -> None:
+    tables = bench["suites"].full(list(ENGINES))
+    assert [table.way.stem for table in tables] == [
+        "bench",
+        "bench-no-udp-segmentation",
+        "bench-ipv6",
+        "bench-loss-1",
+    ]
+    assert 20 < sum(table.estimate(5, 1) for table in tables) / 60 < 33
