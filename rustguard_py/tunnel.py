@@ -33,6 +33,9 @@ class EventfulPlane(Plane, Protocol):
     def poll_events(self) -> list[Event]:
         """Take the events that wait; the descriptor is no longer readable."""
 
+    def set_fwmark(self, mark: int) -> None:
+        """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+
 
 @dataclass(slots=True)
 class Listeners:

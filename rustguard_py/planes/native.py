@@ -111,6 +111,10 @@ class NativePlane:
         """See `Plane.close`. Waits for the threads to end."""
         self._plane.close()
 
+    def set_fwmark(self, mark: int) -> None:
+        """Mark what is sent from now on (SO_MARK), for the system's routing rules; 0 for no mark."""
+        self._plane.set_fwmark(mark)
+
     def fileno(self) -> int:
         """Give the descriptor that is readable while events wait."""
         return self._plane.fileno()

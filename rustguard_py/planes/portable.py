@@ -241,6 +241,12 @@ class PortablePlane:
         os.close(self._wake)
         self._events.close()
 
+    def set_fwmark(self, mark: int) -> None:
+        """Mark what is sent from now on (SO_MARK), for the system's routing rules; 0 for no mark."""
+        # As bytes: setsockopt takes no int above 2^31 - 1.
+        for udp in self._udp.values():
+            udp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
+
     # Events.
 
     def fileno(self) -> int:

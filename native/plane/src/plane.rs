@@ -111,6 +111,12 @@ impl Plane {
         self.command(|_, out| out.transmits.push(Transmit { endpoint, datagram }));
     }
 
+    /// Mark what is sent from now on; 0 for no mark.
+    pub fn set_fwmark(&self, mark: u32) -> io::Result<()> {
+        let Some(io) = self.io.upgrade() else { return Ok(()) };
+        io.sockets().try_for_each(|socket| socket.set_mark(mark))
+    }
+
     /// The rules, for the commands that send nothing.
     pub fn transport(&self) -> &Transport {
         &self.transport

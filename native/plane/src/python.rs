@@ -65,6 +65,10 @@ impl PyPlane {
         Ok(())
     }
 
+    fn set_fwmark(&self, mark: u32) -> PyResult<()> {
+        Ok(self.0.set_fwmark(mark)?)
+    }
+
     fn remove_peer(&self, py: Python<'_>, peer: u64) {
         py.detach(|| self.0.transport().remove_peer(peer));
     }

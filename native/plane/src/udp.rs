@@ -60,6 +60,9 @@ impl Udp {
         // SAFETY: the call touches no memory of ours.
         let made = own(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
         let (twin, _) = Self::set_up_family(made, self.v6)?;
+        if self.mark()? != 0 {
+            twin.set_mark(self.mark()?)?;
+        }
         twin.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         if self.v6 {
             twin.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
@@ -68,6 +71,19 @@ impl Udp {
         // SAFETY: `address` holds `size` bytes that the kernel wrote.
         check(unsafe { libc::bind(twin.fd(), (&raw const address).cast(), size) })?;
         Ok(twin)
+    }
+
+    /// Mark what is sent from now on, for the system's routing rules; 0 for no mark.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.set(libc::SOL_SOCKET, libc::SO_MARK, libc::c_int::from_ne_bytes(mark.to_ne_bytes()))
+    }
+
+    fn mark(&self) -> io::Result<u32> {
+        let (mut mark, mut size) = (0_u32, size_of::<u32>() as libc::socklen_t);
+        let into = (&raw mut mark).cast();
+        // SAFETY: the kernel writes `size` bytes at most, and `mark` has as many.
+        check(unsafe { libc::getsockopt(self.fd(), libc::SOL_SOCKET, libc::SO_MARK, into, &raw mut size) })?;
+        Ok(mark)
     }
 
     fn set_up(fd: OwnedFd) -> io::Result<(Self, Option<&'static str>)> {

@@ -107,6 +107,11 @@ impl Io {
         })
     }
 
+    /// The sockets of all queues.
+    pub fn sockets(&self) -> impl Iterator<Item = &Udp> {
+        self.queues.iter().flat_map(|queue| &queue.sockets)
+    }
+
     /// Have all threads end.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
