@@ -47,6 +47,10 @@ VERBS: Mapping[str, Entry] = {
     "close": Entry("rustguard_py.cli.close_window:command", "Close the server's window."),
     "status": Entry("rustguard_py.cli.status:command", "Show the tunnel, its window and its peers."),
     "peers": Entry("rustguard_py.cli.peers:command", "List, rename, revoke and restore peers."),
+    "up": Entry(
+        "rustguard_py.cli.up:command", "Bring a tunnel up that a wg-quick file describes, or take its changes."
+    ),
+    "down": Entry("rustguard_py.cli.down:command", "Bring such a tunnel down."),
     "genkey": Entry("rustguard_py.cli.genkey:command", "Make a private key, as `wg genkey` does."),
     "pubkey": Entry(
         "rustguard_py.cli.pubkey:command", "Turn a private key into its public key, as `wg pubkey` does."

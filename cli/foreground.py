@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -55,15 +56,16 @@ class Background:
 
     Args:
         log: Where the child writes from then on; begun anew when it has grown over 1 MiB.
+        said: What the parent says at its end, given the child's process id.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, said: Callable[[int], str] | None = None) -> None:
         self._log = log
         readable, self._writable = os.pipe()
         child = os.fork()
         if child:
             os.close(self._writable)
-            _wait(readable, child)
+            _wait(readable, child, said or _in_the_background)
         os.close(readable)
         os.setsid()
 
@@ -83,10 +85,16 @@ class Background:
         os.close(self._writable)
 
 
-def _wait(readable: int, child: int) -> NoReturn:
+def _in_the_background(child: int) -> str:
+    return f"In the background, process {child}. To end it: kill {child}"
+
+
+def _wait(readable: int, child: int, said: Callable[[int], str]) -> NoReturn:
+    # A Ctrl-C at the terminal doesn't reach the child, which is in a session of its own.
+    signal.signal(signal.SIGINT, lambda *_: os.kill(child, signal.SIGTERM))
     ready = os.read(readable, 1)
     if ready:
-        click.echo(f"In the background, process {child}. To end it: kill {child}", err=True)
+        click.echo(said(child), err=True)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     os._exit(os.waitstatus_to_exitcode(status) % 256)

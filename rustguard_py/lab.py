@@ -60,6 +60,13 @@ while pids= && inside; [ "$pids" ] && [ $((tries += 1)) -le 100 ]; do
   sleep 0.01
 done
 """
+_OWN_RUN = "mount -t tmpfs -o mode=755 tmpfs /run || exit 1\n"
+# A copy, as an overlay needs a newer kernel; what its user may not read is left out.
+_OWN_FILES = """
+mount -t tmpfs -o mode=755 tmpfs /var/lib || exit 1
+cp -a /etc /run/etc 2> /dev/null
+mount --bind /run/etc /etc || exit 1
+"""
 
 _Stream = int | IO[str] | IO[bytes] | None
 
@@ -123,8 +130,9 @@ class Host:
         ends: Its ends of links, oldest first.
     """
 
-    def __init__(self, name: str, *, own_run: bool) -> None:
-        mounts = "mount -t tmpfs -o mode=755 tmpfs /run || exit 1" if own_run else ""
+    def __init__(self, name: str, *, own_run: bool = False, own_files: bool = False) -> None:
+        own_run = own_run or own_files
+        mounts = (_OWN_RUN if own_run else "") + (_OWN_FILES if own_files else "")
         unshare = ["unshare", "--net", *(["--mount"] if own_run else [])]
         self.name = name
         self.ends: list[End] = []
@@ -345,15 +353,17 @@ class Lab:
         while self.hosts:
             self.hosts.pop().stop()
 
-    def host(self, name: str, *, own_run: bool = False) -> Host:
+    def host(self, name: str, *, own_run: bool = False, own_files: bool = False) -> Host:
         """Make a host, with its loopback up.
 
         Args:
             name: For people, and part of interface names.
             own_run: Whether it has an empty `/run` of its own. It then also has its own mounts: what is mounted
                 later elsewhere isn't seen there. For programs with fixed names there (wireguard-go).
+            own_files: Whether, beside that, `/etc` is a copy that it may change, and `/var/lib` is empty and its own.
+                From outside they are `/proc/PID/root/etc` and so on.
         """
-        made = Host(name, own_run=own_run)
+        made = Host(name, own_run=own_run, own_files=own_files)
         self.hosts.append(made)
         return made
 

@@ -81,7 +81,7 @@ class Applied:
     def undo(self, echo: Echo) -> None:
         """Take everything back, last change first; what is gone already is no error. May be called twice."""
         with suppress(RustGuardError):
-            _with_netlink(lambda netlink: self._take_back(netlink, echo))
+            with_netlink(lambda netlink: self._take_back(netlink, echo))
 
     def _take_back(self, netlink: IPRoute, echo: Echo) -> None:
         while self._undo:
@@ -96,7 +96,7 @@ class Applied:
         try:
             change.apply(netlink)
         except NetlinkError as error:
-            raise _explain(error, change.command) from error
+            raise explain(error, change.command) from error
         if undo is not None:
             self._undo.append(undo)
 
@@ -117,11 +117,42 @@ def set_up(layout: Layout, echo: Echo) -> Applied:
     """
     applied = Applied(layout.name)
     try:
-        _with_netlink(lambda netlink: _apply(netlink, layout, applied, echo))
+        with_netlink(lambda netlink: _apply(netlink, layout, applied, echo))
     except BaseException:
         applied.undo(echo)
         raise
     return applied
+
+
+def with_netlink(work: Callable[[IPRoute], Result]) -> Result:
+    """Do something with a socket to the kernel's routing (rtnetlink(7)), and wait for it."""
+
+    # pyroute2 drives an event loop of its own, which can't run inside a running one: a thread for each task.
+    def run() -> Result:
+        with IPRoute() as netlink:
+            return work(netlink)
+
+    with ThreadPoolExecutor(1, "netlink") as executor:
+        return executor.submit(run).result()
+
+
+def explain(error: NetlinkError, command: str) -> RustGuardError:
+    """Word the kernel's refusal of an `ip` command for people, with the mend."""
+    code = int(error.code)
+    if code == errno.EPERM:
+        message = f"`{command}` was refused: changing interfaces needs root or the capability CAP_NET_ADMIN."
+        mend = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
+        return RefusedError(message, mend)
+    if code in {errno.EACCES, errno.EOPNOTSUPP} and " -6 " in command:
+        message = f"`{command}` was refused: IPv6 is switched off on this machine or interface."
+        return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
+    if code == errno.EEXIST:
+        message = f"`{command}` was refused: it's there already, likely another VPN's or a leftover."
+        return RustGuardError(message, "Look who has it: `ip address` and `ip route`; then choose another address.")
+    reason = errno.errorcode.get(code, str(code))
+    return RustGuardError(
+        f"`{command}` was refused by the kernel ({reason}).", "Try that command as root to see more."
+    )
 
 
 def interface_names() -> set[str]:
@@ -161,7 +192,7 @@ def taken_networks(exclude: str | None = None) -> list[tuple[Network, str]]:
             if exclude is None or names.get(index) != exclude:
                 taken.setdefault(network, what)
 
-    _with_netlink(read)
+    with_netlink(read)
     return list(taken.items())
 
 
@@ -198,16 +229,6 @@ def require_tun() -> None:
         # ENODEV, ENXIO: the node is there, the module isn't.
         message = f"{TUN_DEVICE} can't be opened ({error.strerror}): its kernel module is likely not loaded."
         raise RustGuardError(message, _tun_mend()) from error
-
-
-def _with_netlink(work: Callable[[IPRoute], Result]) -> Result:
-    # pyroute2 drives an event loop of its own, which can't run inside a running one: a thread for each task.
-    def run() -> Result:
-        with IPRoute() as netlink:
-            return work(netlink)
-
-    with ThreadPoolExecutor(1, "netlink") as executor:
-        return executor.submit(run).result()
 
 
 def _apply(netlink: IPRoute, layout: Layout, applied: Applied, echo: Echo) -> None:
@@ -253,7 +274,7 @@ def _limit_segments(netlink: IPRoute, index: int, segments: int, applied: Applie
         netlink.link("set", index=index, gso_max_segs=segments)
     except NetlinkError as error:
         if error.code == errno.EPERM:
-            raise _explain(error, command) from error
+            raise explain(error, command) from error
         applied.notes.append(f"The kernel refused `{command}`; superpackets may leave a short last datagram.")
     else:
         echo(f"[#] {command}")
@@ -323,24 +344,6 @@ def _name_route(message: Any, network: Network, interface: str | None) -> str:
     on = f" on {interface}" if interface else ""
     several = " over several gateways" if message.get_attr("RTA_MULTIPATH") else ""
     return f"route {network}{via}{on}{several}"
-
-
-def _explain(error: NetlinkError, command: str) -> RustGuardError:
-    code = int(error.code)
-    if code == errno.EPERM:
-        message = f"`{command}` was refused: changing interfaces needs root or the capability CAP_NET_ADMIN."
-        mend = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
-        return RefusedError(message, mend)
-    if code in {errno.EACCES, errno.EOPNOTSUPP} and " -6 " in command:
-        message = f"`{command}` was refused: IPv6 is switched off on this machine or interface."
-        return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
-    if code == errno.EEXIST:
-        message = f"`{command}` was refused: it's there already, likely another VPN's or a leftover."
-        return RustGuardError(message, "Look who has it: `ip address` and `ip route`; then choose another pool.")
-    reason = errno.errorcode.get(code, str(code))
-    return RustGuardError(
-        f"`{command}` was refused by the kernel ({reason}).", "Try that command as root to see more."
-    )
 
 
 def _tun_mend() -> str:

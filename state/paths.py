@@ -16,7 +16,7 @@ from typing import Literal
 
 from rustguard_py.errors import StateError
 
-Role = Literal["server", "client"]
+Role = Literal["server", "client", "tunnel"]
 
 # sun_path holds 108 bytes, the last a zero; `control.bind` adds a dot and its process id, of up to 7 digits, to the
 # name at first.
@@ -60,6 +60,15 @@ def state_directory(role: Role, override: Path | None = None) -> Path:
     return user_state_path("rustguard", appauthor=False) / role
 
 
+def tunnel_directory(name: str) -> Path:
+    """Give the state directory of a tunnel that a wg-quick file makes, by its interface; it isn't made here."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/rustguard/tunnels", name)
+    from platformdirs import user_state_path
+
+    return user_state_path("rustguard", appauthor=False) / "tunnels" / name
+
+
 def runtime_directory() -> Path:
     """Give the directory of control sockets, making it (0755 as root, 0700 for a user) where there is none.
 
@@ -100,6 +109,11 @@ def control_socket(state_directory: Path) -> Path:
             "Name a shorter directory for it: RUSTGUARD_RUNTIME=DIR",
         )
     return socket
+
+
+def undo_file(state_directory: Path) -> Path:
+    """Name the file that tells what the daemon of a state directory has changed; the runtime directory is made."""
+    return control_socket(state_directory).with_suffix(".undo")
 
 
 def announce(state_directory: Path) -> Path:

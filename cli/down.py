@@ -1,0 +1,67 @@
+"""`rustguard down`: the end of a tunnel that `rustguard up` made."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import click
+
+from rustguard_py.cli.verb import Verb
+from rustguard_py.control_client import call, listens
+from rustguard_py.errors import NotRunningError, RustGuardError
+from rustguard_py.state import paths
+
+# Hooks may take their time.
+SECONDS = 120.0
+
+
+@click.command(
+    "down",
+    cls=Verb,
+    examples=[
+        ("sudo rustguard down wg0", "everything that `up` did is taken back"),
+        ("sudo rustguard down wg0", "also when it was killed: what it left (rules, DNS) is taken back"),
+    ],
+)
+@click.argument("name", metavar="FILE|NAME|INTERFACE")
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
+def command(name: str, state: Path | None) -> None:
+    """Bring down a tunnel that `rustguard up` brought up: PreDown, all changes taken back, PostDown."""
+    from rustguard_py.quick.files import interface_of
+
+    interface = interface_of(name)
+    directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
+    socket = paths.find_socket(directory)
+    if socket is not None and listens(socket):
+        _end(socket)
+    elif not _repair(directory):
+        raise NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
+
+
+def _end(socket: Path) -> None:
+    answer = call(socket, "down", timeout=SECONDS)
+    for line in answer["changes"]:
+        click.echo(line, err=True)
+    deadline = time.monotonic() + SECONDS
+    # Only the socket is left, for a moment.
+    while listens(socket) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if answer["failed"]:
+        raise RustGuardError(" ".join(answer["failed"]), "All else is taken back. Correct those lines of the file.")
+
+
+def _repair(directory: Path) -> bool:
+    """Take back what a killed one left; False if there is nothing."""
+    if not paths.undo_file(directory).exists():
+        return False
+
+    from rustguard_py.quick.up import repair
+    from rustguard_py.state.document import Document
+
+    document = Document.open(directory)
+    try:
+        return asyncio.run(repair(directory, lambda line: click.echo(line, err=True)))
+    finally:
+        document.close()

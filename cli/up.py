@@ -1,0 +1,59 @@
+"""`rustguard up`: a tunnel that a wg-quick file describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rustguard_py.cli.verb import Verb, data_path_options
+from rustguard_py.control_client import call, listens
+from rustguard_py.state import paths
+
+# A changed file may have names to look up and programs to tell.
+RELOAD_SECONDS = 60.0
+
+
+@click.command(
+    "up",
+    cls=Verb,
+    examples=[
+        ("sudo rustguard up wg0", "what /etc/wireguard/wg0.conf says; in the background"),
+        ("sudo rustguard up ./office.conf", "the same for a file elsewhere; the interface is called office"),
+        ("sudo rustguard up wg0", "again, when the file has changed: what differs is changed, sessions stay"),
+        ("sudo rustguard up wg0 --foreground", "for a service: until SIGTERM or Ctrl-C"),
+    ],
+)
+@click.argument("file", metavar="FILE|NAME")
+@click.option("--foreground", is_flag=True, help="Stay; without it the command ends when the tunnel is up.")
+@click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
+@data_path_options
+def command(file: str, foreground: bool, group: str | None, state: Path | None, engine: str, queues: str) -> None:
+    """Bring up the tunnel that the wg-quick file FILE describes, or /etc/wireguard/NAME.conf, as wg-quick does.
+
+    Every key of wg(8) and wg-quick(8) counts. If it is up already, what differs in the file is changed.
+    """
+    from rustguard_py.quick import files
+
+    path = files.find(file)
+    interface = files.interface_of(file)
+    files.load(path)
+    if said := files.warning(path):
+        click.echo(f"Warning: {said}", err=True)
+    directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
+    socket = paths.find_socket(directory)
+    if socket is not None and listens(socket):
+        changes = call(socket, "reload", {"file": str(path)}, timeout=RELOAD_SECONDS)["changes"]
+        for line in changes or [f"{interface} is up, and nothing in {path} has changed."]:
+            click.echo(line, err=True)
+        return
+
+    from rustguard_py.cli.foreground import Background, run
+    from rustguard_py.quick.up import UpOptions, up
+
+    options = UpOptions(path, interface, directory, engine, queues, group)
+    background = (
+        None if foreground else Background(directory / "log", lambda _: f"To end it: rustguard down {interface}")
+    )
+    run(lambda voice: up(options, voice, background.ready if background else lambda: None))

@@ -1,0 +1,175 @@
+"""WireGuard on an interface, with nobody enrolling: a private key, and peers that somebody sets.
+
+A peer may be known by a name. It is looked up at the start, again until there is an answer, and again whenever
+handshakes go unanswered: behind a name the address may change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from rustguard_py.clock import now
+from rustguard_py.conf import HostPort
+from rustguard_py.enroll import address
+from rustguard_py.enroll.tasks import Tasks
+from rustguard_py.enroll.timestamps import KeptTimestamps
+from rustguard_py.errors import UnansweredError
+from rustguard_py.netwatch import NetWatch
+from rustguard_py.peer import Peer, PeerConfig
+from rustguard_py.planes.contract import Endpoint
+from rustguard_py.tunnel import Listeners, Tunnel
+
+log = logging.getLogger(__name__)
+
+# How often a name is looked up while it isn't found, seconds.
+LOOK_AGAIN = 2.0
+
+
+@dataclass(slots=True)
+class _Name:
+    """The name of one peer.
+
+    Attributes:
+        host: As it was given.
+        tried: Addresses that didn't answer since the last session.
+        found: What it stood for when it was last looked up.
+        busy: Whether it's being looked up.
+    """
+
+    host: HostPort
+    tried: list[Endpoint] = field(default_factory=list)
+    found: list[Endpoint] = field(default_factory=list)
+    busy: bool = False
+
+
+class Device:
+    """A WireGuard interface.
+
+    Args:
+        tunnel: Tells us from now on what it hears.
+        timestamps: Those of the tunnel.
+    """
+
+    def __init__(self, tunnel: Tunnel, timestamps: KeptTimestamps) -> None:
+        tunnel.listeners = Listeners(unanswered=self._on_unanswered, session=self._on_session)
+        self.tunnel = tunnel
+        self._timestamps = timestamps
+        self._names: dict[bytes, _Name] = {}
+        self._tasks = Tasks()
+        self._watch: NetWatch | None = None
+
+    def begin(self) -> None:
+        """Carry traffic from now on; from within the running loop."""
+        self.tunnel.start()
+        self._watch = NetWatch(self._on_network_change)
+        self._tasks.spawn(self._timestamps.keep_synced())
+        for key in self._names:
+            self._look_up_soon(key)
+
+    async def close(self) -> None:
+        """Stop what runs beside the tunnel. May be called twice."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        await self._tasks.close()
+
+    def set_peer(self, config: PeerConfig, name: HostPort | None = None, found: list[Endpoint] | None = None) -> None:
+        """Add a peer or change it; its session stays unless its preshared key is another.
+
+        Args:
+            config: The peer. Without an endpoint it stays where it is.
+            name: What to look its address up by, or None.
+            found: What the name was found to be, if that is known already.
+        """
+        if name is None:
+            self._names.pop(config.public_key, None)
+        elif config.public_key not in self._names or self._names[config.public_key].host != name:
+            self._names[config.public_key] = _Name(name, found=found or [])
+        self.tunnel.node.set_peer(config)
+        self.tunnel.wake()
+        if self._watch is not None:
+            self._look_up_soon(config.public_key)
+
+    def remove_peer(self, public_key: bytes) -> None:
+        """Forget a peer (32 bytes) and its keys."""
+        self._names.pop(public_key, None)
+        self.tunnel.node.remove_peer(public_key)
+        self.tunnel.wake()
+
+    def name_of(self, public_key: bytes, endpoint: Endpoint | None) -> HostPort | None:
+        """Give the name of a peer, if that still stands for this endpoint."""
+        name = self._names.get(public_key)
+        return name.host if name is not None and (endpoint is None or endpoint in name.found) else None
+
+    # -- what the tunnel and the kernel tell ----------------------------------------------------------------
+
+    def _on_session(self, peer: Peer) -> None:
+        if (name := self._names.get(peer.config.public_key)) is not None:
+            name.tried.clear()
+
+    def _on_unanswered(self, peer: Peer, attempts: int) -> None:
+        name = self._names.get(peer.config.public_key)
+        if name is None:
+            return
+        if peer.endpoint is not None and peer.endpoint not in name.tried:
+            name.tried.append(peer.endpoint)
+        if attempts == 1:
+            log.info("%s does not answer; trying on, with its name looked up again", name.host)
+        self._look_up_soon(peer.config.public_key, again=True)
+
+    def _on_network_change(self) -> None:
+        # Our address may be another: who is to reach us hears of it at once.
+        for peer in self.tunnel.node:
+            config = replace(peer.config, endpoint=None)
+            if config.persistent_keepalive and peer.endpoint is not None:
+                # Turning persistent keepalives on sends one.
+                for seconds in (0, config.persistent_keepalive):
+                    self.tunnel.node.set_peer(replace(config, persistent_keepalive=seconds))
+        self.tunnel.wake()
+
+    # -- names ----------------------------------------------------------------------------------------------
+
+    def _look_up_soon(self, public_key: bytes, *, again: bool = False) -> None:
+        name, peer = self._names.get(public_key), self.tunnel.node.get(public_key)
+        if name is None or peer is None or name.busy or (peer.endpoint is not None and not again):
+            return
+        name.busy = True
+        self._tasks.spawn(self._look_up(public_key, name))
+
+    async def _look_up(self, public_key: bytes, name: _Name) -> None:
+        try:
+            while self._names.get(public_key) is name:
+                await self._find(public_key, name)
+                peer = self.tunnel.node.get(public_key)
+                # Without an endpoint nothing is sent, so nothing fails and has it looked up again.
+                if peer is None or peer.endpoint is not None:
+                    return
+                await asyncio.sleep(LOOK_AGAIN)
+        finally:
+            name.busy = False
+
+    async def _find(self, public_key: bytes, name: _Name) -> None:
+        with suppress(UnansweredError):
+            name.found = await address.resolve(name.host.host, name.host.port)
+        peer = self.tunnel.node.get(public_key)
+        endpoint = _choose(name)
+        if peer is None or endpoint is None or endpoint == peer.endpoint:
+            return
+        self.tunnel.node.set_endpoint(peer, endpoint, now())
+        self.tunnel.node.begin_handshake(peer, now())
+        self.tunnel.wake()
+
+
+def _choose(name: _Name) -> Endpoint | None:
+    """Take each address in turn while none answers."""
+    reachable = [each for each in name.found if address.has_route(each)]
+    if not reachable:
+        return None
+    fresh = [each for each in reachable if each not in name.tried]
+    if not fresh:
+        name.tried.clear()
+        fresh = reachable
+    return fresh[0]

@@ -1,0 +1,406 @@
+"""A tunnel that a wg-quick file describes, from its start to its end.
+
+lock · repair what a killed one left · answer at the control socket · PreUp · open the port · look names up · make the
+interface · peers · addresses, DNS, routes, rules · PostUp; then carry traffic until told to stop, with changes to the
+file taken while it runs; then PreDown · save · take everything back · PostDown
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rustguard_py import conf, engine, netif
+from rustguard_py.clock import now
+from rustguard_py.control import Handler
+from rustguard_py.enroll import address, report, running
+from rustguard_py.enroll.voice import Voice
+from rustguard_py.errors import RefusedError, RustGuardError, UnansweredError, UsageError
+from rustguard_py.peer import PeerConfig
+from rustguard_py.planes import offload
+from rustguard_py.planes.contract import Endpoint
+from rustguard_py.quick import dns, files, hooks, routing, saving
+from rustguard_py.quick.device import Device
+from rustguard_py.quick.ledger import Ledger, Left
+from rustguard_py.quick.steps import Address, Echo, Step
+from rustguard_py.state import paths
+from rustguard_py.state.document import Document
+
+# How long the start waits for peers' names, seconds. With a default route it must have them: once that is there, the
+# way to the name server may lead through the tunnel.
+PATIENCE, PATIENCE_FOR_A_DEFAULT_ROUTE = 2.0, 15.0
+_RETRY = 0.5
+
+Found = dict[conf.HostPort, list[Endpoint]]
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What `up` was told.
+
+    Attributes:
+        file: Resolved.
+        interface: Its name.
+        directory: Where timestamps are kept; says which daemon it is.
+        engine: One of `engine.ENGINES`.
+        queues: `auto` or a number.
+        group: Who beside root may use the control socket.
+    """
+
+    file: Path
+    interface: str
+    directory: Path
+    engine: str = "auto"
+    queues: str = "auto"
+    group: str | None = None
+
+
+async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> None:
+    """Bring a tunnel up, and carry traffic until told to stop.
+
+    Args:
+        options: What to do.
+        voice: How to talk.
+        ready: Called once when it's up.
+
+    Raises:
+        RustGuardError: It can't be done, the data plane broke, or a hook failed.
+    """
+    config = files.load(options.file)
+    tunnel = _Up(options, config, voice)
+    tunnel.stop_on_signals()
+    async with AsyncExitStack() as stack:
+        chosen = engine.choose(options.engine, options.queues)
+        document = Document.open(options.directory)
+        stack.callback(document.close)
+        try:
+            await repair(options.directory, voice.change)
+            running.check_interface(options.interface)
+            if config.dns or config.search:
+                dns.manager()
+            program = report.Program("tunnel", options.directory, options.interface, chosen, now())
+            await running.answer(stack, options.directory, tunnel.handlers(), options.group)
+            stack.push_async_callback(tunnel.tell_the_end)
+            await tunnel.run(program, ready)
+        except asyncio.CancelledError:
+            raise RustGuardError(f"Ended before {options.interface} was up; everything is taken back.") from None
+
+
+async def repair(directory: Path, echo: Echo) -> bool:
+    """Take back what a tunnel that was killed left, hooks included; False if there was nothing.
+
+    To be called with the lock of its state directory held.
+    """
+    path = paths.undo_file(directory)
+    ledger = Ledger.load(path)
+    if ledger is None:
+        return False
+    left = ledger.left
+    echo(f"[!] {left.interface} was killed: what it left is taken back.")
+    await hooks.run_all(left.hooks.pre_down, left.interface, echo)
+    ledger.undo(echo)
+    paths.withdraw(directory)
+    await hooks.run_all(left.hooks.post_down, left.interface, echo)
+    return True
+
+
+class _Up:
+    """One tunnel, its file, and what it has changed."""
+
+    def __init__(self, options: UpOptions, config: conf.Config, voice: Voice) -> None:
+        self._options = options
+        self._config = config
+        self._voice = voice
+        self._interface = options.interface
+        self._device: Device | None = None
+        self._program: report.Program | None = None
+        self._scheme = routing.Scheme(0)
+        self._ledger = Ledger(paths.undo_file(options.directory), Left(options.interface, config.hooks))
+        self._port = 0
+        self._mtu = self._first_mtu = 0
+        self._changing = asyncio.Lock()
+        self._task = asyncio.current_task()
+        # What is said while it ends, for whoever asked for the end.
+        self._ending: list[str] | None = None
+        self._failed: list[str] = []
+        self._ended = asyncio.Event()
+
+    # -- from start to end ----------------------------------------------------------------------------------
+
+    async def run(self, program: report.Program, ready: Callable[[], None]) -> None:
+        """Start, carry traffic, end; whatever happens, everything is taken back."""
+        async with AsyncExitStack() as stack:
+            try:
+                await self._start(program, stack)
+                self._program = program
+                self._voice.say(f"{self._interface} is up, engine {program.engine.name}, UDP port {self._port}.")
+                ready()
+                fault = await self._until_stopped()
+            except BaseException:
+                self._device = None
+                raise
+            await self._end()
+        # Only of a tunnel that was up: its PostUp came too.
+        self._failed += await hooks.run_all(self._config.hooks.post_down, self._interface, self._echo)
+        if fault is not None:
+            raise fault
+        if self._failed:
+            raise RustGuardError(" ".join(self._failed), "All else is taken back. Correct those lines of the file.")
+
+    async def _start(self, program: report.Program, stack: AsyncExitStack) -> None:
+        config, echo = self._config, self._echo
+        self._ledger.save()
+        stack.callback(self._ledger.undo, echo)
+        await hooks.run(config.hooks.pre_up, self._interface, echo)
+        sockets = running.bind(stack, config.listen_port or 0)
+        self._port = sockets[0].getsockname()[1]
+        found = await look_up(config.peers, must=bool(routing.default_versions(config)), say=self._voice.say)
+        self._scheme = routing.choose_scheme(config)
+        first = [ends[0][0] for peer in config.peers if (ends := _endpoints(peer, found))]
+        self._mtu = self._first_mtu = routing.find_mtu(config, first)
+        # Plane and interface go first at the end, the ledger's steps before them.
+        tunnel, timestamps = running.make_tunnel(stack, program, config.private_key, sockets, self._mtu)
+        stack.callback(self._say_that_it_goes)
+        echo(f"[#] ip tuntap add mode tun name {self._interface}")
+        stack.callback(self._ledger.undo, echo)
+        tunnel.plane.set_fwmark(self._scheme.mark)
+        self._device = device = Device(tunnel, timestamps)
+        stack.push_async_callback(device.close)
+        for peer in config.peers:
+            device.set_peer(_peer_config(peer, found), *_name(peer, found))
+        self._set_mtu(self._mtu)
+        self._ledger.become(self._wanted(config, self._scheme), echo)
+        device.begin()
+        await hooks.run(config.hooks.post_up, self._interface, echo)
+
+    async def _until_stopped(self) -> RustGuardError | None:
+        assert self._device is not None  # noqa: S101 - made at the start
+        try:
+            await running.until_stopped(self._device.tunnel)
+        except RustGuardError as fault:
+            return fault
+        return None
+
+    async def _end(self) -> None:
+        self._ending = self._ending if self._ending is not None else []
+        async with self._changing:
+            self._failed += await hooks.run_all(self._config.hooks.pre_down, self._interface, self._echo)
+            if self._config.save and self._device is not None:
+                try:
+                    files.save(
+                        self._options.file, saving.current(self._config, self._device, self._interface, self._port)
+                    )
+                except RustGuardError as error:
+                    self._failed.append(error.message)
+            self._device = None
+
+    def _say_that_it_goes(self) -> None:
+        self._echo(f"[#] ip link delete dev {self._interface}")
+
+    def _echo(self, line: str) -> None:
+        if self._ending is not None:
+            self._ending.append(line)
+        self._voice.change(line)
+
+    def _set_mtu(self, mtu: int) -> None:
+        segments = offload.wanted_gso_segments(mtu)
+        netif.set_up(netif.Layout(self._interface, mtu, gso_max_segs=segments), self._echo)
+        self._mtu = mtu
+
+    def _wanted(self, config: conf.Config, scheme: routing.Scheme) -> list[Step]:
+        steps: list[Step] = [Address(self._interface, str(each)) for each in config.addresses]
+        if config.dns or config.search:
+            steps.append(dns.Dns(self._interface, tuple(map(str, config.dns)), config.search))
+        return [*steps, *routing.plan(self._interface, config, scheme)]
+
+    # -- stopping -------------------------------------------------------------------------------------------
+
+    def stop_on_signals(self) -> None:
+        """Have SIGTERM, SIGINT and SIGHUP end it in good order, while it starts too."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # Ignored from the start is what `nohup` and a shell's `&` ask for.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, self._stop)
+
+    def _stop(self) -> None:
+        if self._program is not None and self._device is not None:
+            self._device.tunnel.stopped.set()
+        elif self._program is None and self._task is not None:
+            self._task.cancel()
+
+    async def tell_the_end(self) -> None:
+        """Let those who asked for the end hear of it, before nobody answers any more."""
+        self._ended.set()
+        # They wake, and write what fits a socket at once, in the loop's next turn.
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    # -- asked for ------------------------------------------------------------------------------------------
+
+    def handlers(self) -> dict[str, Handler]:
+        """What the control socket answers to, by method."""
+        return {"status": self._status, "peers": self._peers, "reload": self._reload, "down": self._down}
+
+    async def _down(self, _params: dict[str, Any]) -> dict[str, Any]:
+        self._ending = self._ending if self._ending is not None else []
+        self._stop()
+        await self._ended.wait()
+        return {"changes": self._ending, "failed": self._failed}
+
+    async def _reload(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Take a changed file; what is the same stays, sessions too."""
+        file = params.get("file")
+        if not isinstance(file, str):
+            raise UsageError("`file` must be text.")
+        config = files.load(Path(file))
+        async with self._changing:
+            device, _ = self._up()
+            lines: list[str] = []
+            await self._change(device, config, lines)
+            self._options = replace(self._options, file=Path(file))
+        return {"changes": lines}
+
+    async def _change(self, device: Device, config: conf.Config, lines: list[str]) -> None:
+        def echo(line: str) -> None:
+            lines.append(line)
+            self._voice.change(line)
+
+        changes = conf.compare(self._config, config)
+        mtu = self._check(config, changes)
+        if config.dns or config.search:
+            dns.manager()
+        moved = [peer for peer in changes.peers if peer.public_key in changes.moved]
+        found = await look_up(moved, must=False, say=self._voice.say)
+        scheme = await asyncio.to_thread(routing.choose_scheme, config, self._scheme)
+        device.tunnel.plane.set_fwmark(scheme.mark)
+        try:
+            await asyncio.to_thread(self._ledger.become, self._wanted(config, scheme), echo)
+        except RustGuardError:
+            await asyncio.to_thread(self._ledger.become, self._wanted(self._config, self._scheme), echo)
+            device.tunnel.plane.set_fwmark(self._scheme.mark)
+            raise
+        if mtu != self._mtu:
+            self._set_mtu(mtu)
+            echo(f"[#] ip link set mtu {mtu} dev {self._interface}")
+        for key in changes.removed:
+            device.remove_peer(key)
+        for peer in changes.peers:
+            _change_peer(device, peer, found, moved=peer.public_key in changes.moved)
+        lines += [f"[#] peer {conf.short(key)} removed" for key in changes.removed]
+        lines += [f"[#] peer {conf.short(peer.public_key)} set" for peer in changes.peers]
+        self._config, self._scheme = config, scheme
+        self._ledger.left = Left(self._interface, config.hooks)
+        self._ledger.save()
+
+    def _check(self, config: conf.Config, changes: conf.Changes) -> int:
+        """Refuse what can't change while it runs; give the MTU."""
+        restart = [each for each in changes.restart if each != "ListenPort" or config.listen_port != self._port]
+        mtu = config.mtu or (self._mtu if self._config.mtu is None else self._first_mtu)
+        if mtu > self._first_mtu:
+            restart.append(f"MTU above {self._first_mtu}")
+        if restart:
+            raise RefusedError(
+                f"{' and '.join(restart)} can't change while {self._interface} is up.",
+                f"Run: rustguard down {self._interface}; rustguard up {self._options.file}",
+            )
+        return mtu
+
+    def _up(self) -> tuple[Device, report.Program]:
+        if self._device is None or self._program is None:
+            raise RefusedError(f"{self._interface} is just starting or ending.", "Try again in a moment.")
+        return self._device, self._program
+
+    def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
+        device, _ = self._up()
+        return report.peers(device.tunnel, map(_line, self._config.peers), now())
+
+    def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
+        device, program = self._up()
+        return {
+            **report.common(program, device.tunnel, now()),
+            **self._peers({}),
+            "name": None,
+            "port": self._port,
+            "addresses": [str(each) for each in self._config.addresses],
+            "mtu": self._mtu,
+            "pool": None,
+            "window": None,
+            "warnings": [],
+            "file": str(self._options.file),
+        }
+
+
+# -- peers --------------------------------------------------------------------------------------------------
+
+
+async def look_up(peers: tuple[conf.Peer, ...] | list[conf.Peer], *, must: bool, say: Echo) -> Found:
+    """Find the addresses of all peers that have names.
+
+    Args:
+        peers: Those of the file.
+        must: Whether all have to be found, and be waited for longer.
+        say: Told of it if that takes a while.
+
+    Raises:
+        UnansweredError: One wasn't found that must be.
+    """
+    names = dict.fromkeys(peer.endpoint for peer in peers if peer.endpoint is not None)
+    found: Found = {}
+    deadline = now() + (PATIENCE_FOR_A_DEFAULT_ROUTE if must else PATIENCE)
+    for name in names:
+        while name not in found:
+            try:
+                async with asyncio.timeout(max(0.1, deadline - now())):
+                    found[name] = await address.resolve(name.host, name.port)
+            except (UnansweredError, TimeoutError) as error:
+                if now() + _RETRY < deadline:
+                    await asyncio.sleep(_RETRY)
+                    continue
+                if must:
+                    raise UnansweredError(
+                        f"The name {name.host} can't be resolved, and with a default route through the tunnel it "
+                        "could not be later.",
+                        "Check the name and this machine's network, or write the peer's address in its place.",
+                    ) from error
+                say(f"The name {name.host} can't be resolved now; it's tried again.")
+                break
+    return found
+
+
+def _endpoints(peer: conf.Peer, found: Found) -> list[Endpoint]:
+    ends = [] if peer.endpoint is None else found.get(peer.endpoint, [])
+    return [each for each in ends if address.has_route(each)] or ends
+
+
+def _peer_config(peer: conf.Peer, found: Found) -> PeerConfig:
+    endpoint = next(iter(_endpoints(peer, found)), None)
+    return PeerConfig(peer.public_key, peer.allowed_ips, peer.preshared_key, endpoint, peer.keepalive)
+
+
+def _name(peer: conf.Peer, found: Found) -> tuple[conf.HostPort | None, list[Endpoint]]:
+    if peer.endpoint is None or not peer.endpoint.is_name:
+        return None, []
+    return peer.endpoint, found.get(peer.endpoint, [])
+
+
+def _change_peer(device: Device, peer: conf.Peer, found: Found, *, moved: bool) -> None:
+    config = _peer_config(peer, found)
+    device.set_peer(config if moved else replace(config, endpoint=None), *_name(peer, found))
+
+
+def _line(peer: conf.Peer) -> report.PeerLine:
+    def first(version: int) -> str | None:
+        return next((_bare(each) for each in peer.allowed_ips if each.version == version), None)
+
+    known = None if peer.endpoint is None else str(peer.endpoint)
+    name = peer.name or (peer.endpoint.host if peer.endpoint is not None else conf.short(peer.public_key))
+    return report.PeerLine(name, peer.public_key, first(4), first(6), known, peer.keepalive)
+
+
+def _bare(network: conf.Network) -> str:
+    return str(network.network_address if network.prefixlen == network.max_prefixlen else network)
