@@ -44,6 +44,7 @@ def command(
     group: str | None,
     engine: str,
     queues: str,
+    uring: bool,
     state: Path | None,
 ) -> None:
     """Join a server with its token while its window is open, and carry traffic until Ctrl-C or SIGTERM.
@@ -71,6 +72,7 @@ def command(
         v1=v1,
         engine=engine,
         queues=queues,
+        uring=uring,
         group=group,
     )
     background = Background(directory.with_suffix(".log")) if daemon and not save_only else None

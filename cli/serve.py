@@ -68,6 +68,7 @@ def command(
     group: str | None,
     engine: str,
     queues: str,
+    uring: bool,
     state: Path | None,
 ) -> None:
     """Run a server in the foreground, until Ctrl-C or SIGTERM.
@@ -96,6 +97,7 @@ def command(
         mtu=mtu,
         engine=engine,
         queues=queues,
+        uring=uring,
         group=group,
     )
     run(lambda voice: serve(options, voice))

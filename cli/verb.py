@@ -84,7 +84,15 @@ def token_options(function: Function) -> Function:
 
 
 def data_path_options(function: Function) -> Function:
-    """Add `--engine` and `--queues`; the parameters are `engine: str` and `queues: str`, a number or `auto`."""
+    """Add what chooses the data path.
+
+    The parameters are `engine: str`, `queues: str` (a number or `auto`) and `uring: bool`.
+    """
+    by_uring = click.option(
+        "--uring",
+        is_flag=True,
+        help="Let the native engine use io_uring; where the kernel refuses, system calls are used and it is said.",
+    )
     by_queues = click.option(
         "--queues",
         metavar="N|auto",
@@ -102,7 +110,7 @@ def data_path_options(function: Function) -> Function:
         show_envvar=True,
         help="What moves the packets; auto takes the fastest that runs here, and `status -v` says why.",
     )
-    return by_engine(by_queues(function))
+    return by_engine(by_queues(by_uring(function)))
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:

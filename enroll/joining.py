@@ -53,6 +53,7 @@ class JoinOptions:
         v1: Whether to pair as the first RustGuard did.
         engine: One of `engine.ENGINES`.
         queues: `auto` or a number.
+        uring: Whether to use io_uring.
         group: Who beside root may use the control socket.
     """
 
@@ -66,6 +67,7 @@ class JoinOptions:
     v1: bool = False
     engine: str = "auto"
     queues: str = "auto"
+    uring: bool = False
     group: str | None = None
 
 
@@ -81,7 +83,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         RustGuardError: It can't be done, or the data plane broke.
     """
     async with AsyncExitStack() as stack:
-        chosen = engine.choose(options.engine, options.queues)
+        chosen = engine.choose(options.engine, options.queues, uring=options.uring)
         document = Document.open(options.directory)
         stack.callback(document.close)
         state = _load(document)

@@ -52,6 +52,7 @@ class ServeOptions:
         mtu: Of the interface, bytes, or None for the one kept.
         engine: One of `engine.ENGINES`.
         queues: `auto` or a number.
+        uring: Whether to use io_uring.
         group: Who beside root may use the control socket.
     """
 
@@ -67,6 +68,7 @@ class ServeOptions:
     mtu: int | None = None
     engine: str = "auto"
     queues: str = "auto"
+    uring: bool = False
     group: str | None = None
 
 
@@ -86,7 +88,7 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
 
 
 async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> tuple[Server, Program]:
-    chosen = engine.choose(options.engine, options.queues)
+    chosen = engine.choose(options.engine, options.queues, uring=options.uring)
     document = Document.open(options.directory)
     stack.callback(document.close)
     kept = document.load()

@@ -3,7 +3,9 @@ from typing import final
 
 from rustguard_py.planes.contract import Endpoint, Event, Keypair, Network, PeerId, PlaneStats
 
-__all__ = ["Plane", "Transport"]
+__all__ = ["Plane", "Transport", "uring_refusal"]
+
+def uring_refusal() -> str | None: ...
 
 @final
 class Plane:
@@ -15,6 +17,7 @@ class Plane:
         sockets: Sequence[int],
         mtu: int,
         queues: int,
+        uring: bool,
         merge_udp: bool | None,
     ) -> Plane: ...
     @property

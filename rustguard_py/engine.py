@@ -29,11 +29,13 @@ class Engine:
         name: One of `ENGINES` but `auto`.
         reason: Why this one, for people.
         queues: Of the interface.
+        uring: Whether the plane is to use io_uring where it can.
     """
 
     name: str
     reason: str
     queues: int = 1
+    uring: bool = False
 
     def make_plane(
         self, public_key: bytes, interface: str, sockets: Sequence[socket.socket], mtu: int
@@ -50,7 +52,9 @@ class Engine:
         if self.name == "native":
             from rustguard_py.planes.native import NativePlane
 
-            return NativePlane(public_key, interface=interface, sockets=sockets, mtu=mtu, queues=self.queues)
+            return NativePlane(
+                public_key, interface=interface, sockets=sockets, mtu=mtu, queues=self.queues, uring=self.uring
+            )
         from rustguard_py.planes.portable import PortablePlane
 
         return PortablePlane(public_key, interface=interface, sockets=sockets, mtu=mtu, clock=now)
@@ -61,32 +65,50 @@ def has_native() -> bool:
     return find_spec("rustguard_py._native") is not None
 
 
-def choose(wanted: str, queues: str) -> Engine:
+def uring_refusal() -> str | None:
+    """Say why the native plane can't use io_uring here; None if it can."""
+    from rustguard_py import _native
+
+    return _native.uring_refusal()
+
+
+def choose(wanted: str, queues: str, *, uring: bool = False) -> Engine:
     """Choose an engine: with `auto` the fastest that is here.
 
     Args:
         wanted: One of `ENGINES`.
         queues: `auto` or a number, as on the command line.
+        uring: Whether the native one shall use io_uring; where the kernel refuses, it runs without.
 
     Raises:
-        UsageError: There is no such engine, or that is no number of queues.
+        UsageError: There is no such engine, that is no number of queues, or the engine has no io_uring.
         RefusedError: It isn't here.
     """
     if wanted not in ENGINES:
         raise UsageError(f"There is no engine {wanted!r}.", f"Choose one of: {', '.join(ENGINES)}.")
     if queues != "auto" and not (queues.isdecimal() and 1 <= int(queues) <= _QUEUES_LIMIT):
         raise UsageError(f"{queues!r} is no number of queues.", f"Give a number from 1 to {_QUEUES_LIMIT}, or auto.")
-    if wanted == "native" and not has_native():
+    if wanted == "portable" and uring:
+        raise UsageError("The portable engine has no io_uring.", "Leave out --uring, or use: --engine native")
+    if (wanted == "native" or uring) and not has_native():
         raise RefusedError(
             "This installation has no native engine: there was no cargo, or too old a one, when it was installed.",
-            "Install cargo (1.85 or newer) and install RustGuard again; or use: --engine portable",
+            "Install cargo (1.85 or newer) and install RustGuard again; or use: --engine portable"
+            + (", without --uring" if uring else ""),
         )
     if wanted == "portable" or not has_native():
         why = "asked for" if wanted == "portable" else "the native engine was not built at installation"
         return Engine("portable", why + _portable_queues(queues))
     why = "asked for" if wanted == "native" else "the fastest here"
     number, chosen = _queues(queues, os.cpu_count() or 1)
-    return Engine("native", f"{why}; {chosen}", number)
+    return Engine("native", f"{why}; {chosen}{_uring(uring)}", number, uring)
+
+
+def _uring(wanted: bool) -> str:
+    if not wanted:
+        return ""
+    refusal = uring_refusal()
+    return "; io_uring" if refusal is None else f"; system calls, because the kernel refuses io_uring ({refusal})"
 
 
 def _portable_queues(queues: str) -> str:

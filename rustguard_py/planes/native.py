@@ -27,6 +27,7 @@ class NativePlane:
         sockets: Bound UDP sockets, at most one a family; the plane owns them from now on.
         mtu: Of the interface.
         queues: Of the interface, each with a thread for either direction.
+        uring: Whether to use io_uring; where the kernel refuses it, the plane does without and notes it.
         merge_udp: Whether to merge UDP packets for the interface; None decides by the kernel's release.
 
     Attributes:
@@ -45,6 +46,7 @@ class NativePlane:
         sockets: Sequence[socket.socket],
         mtu: int = 1420,
         queues: int = 1,
+        uring: bool = False,
         merge_udp: bool | None = None,
     ) -> None:
         if not 0 < len(interface.encode()) < 16:
@@ -56,6 +58,7 @@ class NativePlane:
                 sockets=[bound.fileno() for bound in sockets],
                 mtu=mtu,
                 queues=queues,
+                uring=uring,
                 merge_udp=merge_udp,
             )
         except OSError as error:

@@ -30,18 +30,22 @@ def _keys() -> tuple[bytes, bytes]:
     return key.private_bytes_raw(), key.public_key().public_bytes_raw()
 
 
-def _tunnel(end: End, addresses: list[str], peers: list[Peer], key: bytes, folder: Path, *, native: int) -> OurTunnel:
+def _tunnel(
+    end: End, addresses: list[str], peers: list[Peer], key: bytes, folder: Path, *, native: int, uring: bool = False
+) -> OurTunnel:
     """A tunnel on the native plane with so many queues, or (0) on the portable one."""
-    engine = {"engine": "native", "queues": native} if native else {"engine": "portable"}
+    engine: dict[str, Any] = {"engine": "native", "queues": native, "uring": uring} if native else {}
     return OurTunnel(end.host, addresses, peers, folder=folder, private_key=key, port=PORT, **engine)
 
 
-def _joined(ends: tuple[End, End], folder: Path, *, native: tuple[int, int]) -> tuple[OurTunnel, OurTunnel]:
+def _joined(
+    ends: tuple[End, End], folder: Path, *, native: tuple[int, int], uring: bool = False
+) -> tuple[OurTunnel, OurTunnel]:
     """Alice knows where Bob is."""
     (key, public), (their_key, their_public) = _keys(), _keys()
-    bob = _tunnel(ends[1], BOB, [Peer(public, ALICE)], their_key, folder, native=native[1])
+    bob = _tunnel(ends[1], BOB, [Peer(public, ALICE)], their_key, folder, native=native[1], uring=uring)
     to_bob = Peer(their_public, BOB, f"{ends[1].ipv4}:{PORT}")
-    alice = _tunnel(ends[0], ALICE, [to_bob], key, folder, native=native[0])
+    alice = _tunnel(ends[0], ALICE, [to_bob], key, folder, native=native[0], uring=uring)
     return alice, bob
 
 
@@ -72,10 +76,16 @@ def _transfer(client: Host, server: Host, address: str, *options: str) -> dict[s
     return report
 
 
-@pytest.mark.parametrize("native", [(1, 1), (1, 0), (0, 1), (2, 2)], ids=["both", "alice", "bob", "two-queues"])
-def test_traffic_passes_between_native_and_portable_planes(lab: Lab, tmp_path: Path, native: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("native", "uring"),
+    [((1, 1), False), ((1, 0), False), ((0, 1), False), ((2, 2), False), ((1, 1), True), ((2, 2), True)],
+    ids=["both", "alice", "bob", "two-queues", "uring", "uring-two-queues"],
+)
+def test_traffic_passes_between_native_and_portable_planes(
+    lab: Lab, tmp_path: Path, native: tuple[int, int], uring: bool
+) -> None:
     ends = _link(lab)
-    alice, bob = _joined(ends, tmp_path, native=native)
+    alice, bob = _joined(ends, tmp_path, native=native, uring=uring)
     _ping(ends[0].host, BOB)
     _ping(ends[1].host, ALICE, "-s", "5000")
     for address in BOB:
@@ -133,6 +143,11 @@ def interfaces():
 def make(name="rg9", **options):
     return NativePlane(b"k" * 32, interface=name, sockets=bind(0), **options)
 
+def flood(address):
+    send = f"any(out.sendto(b'x', ('{address}', 9)) < 0 for _ in iter(int, 1))"
+    code = f"import socket; out = socket.socket(type=socket.SOCK_DGRAM); {send}"
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
 def until(what, attempt, seconds=60):
     deadline = time.monotonic() + seconds
     while not attempt():
@@ -151,9 +166,9 @@ def wait_for(plane, kind, seconds=60):
 """
 
 
-def _run(lab: Lab, program: str) -> str:
+def _run(lab: Lab, program: str, *, uring: bool = False) -> str:
     host = lab.host("alice", own_run=True)
-    return host.run([sys.executable, "-c", _PROGRAM + textwrap.dedent(program)]).stdout
+    return host.run([sys.executable, "-c", f"{_PROGRAM}\nuring = {uring}\n{textwrap.dedent(program)}"]).stdout
 
 
 def test_closing_leaves_no_interface_thread_or_descriptor(lab: Lab) -> None:
@@ -163,8 +178,8 @@ def test_closing_leaves_no_interface_thread_or_descriptor(lab: Lab) -> None:
         # The first plane leaves what the process keeps: imported modules and the like.
         make().close()
         before = threads(), descriptors(), interfaces()
-        for queues in (1, 2):
-            plane = make(queues=queues)
+        for queues, uring in ((1, False), (2, False), (1, True), (2, True)):
+            plane = make(queues=queues, uring=uring)
             until(f"its threads: {threads()}", lambda: len(threads()) == 1 + 2 * queues + 1)
             assert "rg9" in interfaces()
             plane.close()
@@ -179,18 +194,27 @@ def test_closing_leaves_no_interface_thread_or_descriptor(lab: Lab) -> None:
     assert said == "clean\n"
 
 
-def test_an_interface_that_is_taken_away_is_a_fault_and_ends_every_thread(lab: Lab) -> None:
+@pytest.mark.parametrize("uring", [False, True], ids=["calls", "uring"])
+def test_an_interface_that_is_taken_away_is_a_fault_and_ends_every_thread(lab: Lab, uring: bool) -> None:
     said = _run(
         lab,
         """
-        plane = make()
+        plane = make(uring=uring)
+        subprocess.run(["ip", "address", "add", "10.9.0.1/24", "dev", "rg9"], check=True)
+        subprocess.run(["ip", "link", "set", "rg9", "up"], check=True)
+        # Packets for nobody keep the threads busy until there is no way to the interface.
+        load = flood("10.9.0.2")
+        until("its packets", lambda: plane.stats().drops.get("no_peer", 0) >= 1000)
         subprocess.run(["ip", "link", "del", "rg9"], check=True)
         fault = wait_for(plane, "Fault")[-1]
+        load.kill()
+        load.wait()
         assert fault.fatal, fault
         until("the end of its threads", lambda: len(threads()) == 1)
         plane.close()
         print(fault.message)
         """,
+        uring=uring,
     )
     assert "os error" in said
 
@@ -212,13 +236,14 @@ def test_a_name_that_is_taken_or_impossible_is_refused_and_the_sockets_stay_ours
     assert said == "RefusedError True\nUsageError True\nUsageError True\nRefusedError True\n"
 
 
-def test_row_30_datagrams_of_any_length_end_nothing(lab: Lab) -> None:
+@pytest.mark.parametrize("uring", [False, True], ids=["calls", "uring"])
+def test_row_30_datagrams_of_any_length_end_nothing(lab: Lab, uring: bool) -> None:
     said = _run(
         lab,
         """
         sockets = bind(0)
         port = sockets[0].getsockname()[1]
-        plane = NativePlane(b"k" * 32, interface="rg9", sockets=sockets)
+        plane = NativePlane(b"k" * 32, interface="rg9", sockets=sockets, uring=uring)
         sent = 0
         for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
             stranger = socket.socket(family, socket.SOCK_DGRAM)
@@ -235,6 +260,7 @@ def test_row_30_datagrams_of_any_length_end_nothing(lab: Lab) -> None:
         assert dropped == sent, plane.stats().drops
         print(f"row 30: {dropped} of {sent} malformed datagrams dropped, reception goes on")
         """,
+        uring=uring,
     )
     assert said.startswith("row 30")
     print(said, end="")

@@ -47,3 +47,31 @@ def test_without_the_native_one_auto_is_portable_and_says_why() -> None:
 def test_what_cannot_be_meant_is_refused(name: str, queues: str) -> None:
     with pytest.raises(UsageError):
         engine.choose(name, queues)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [(None, "; io_uring"), ("Operation not permitted", "refuses io_uring (Operation not permitted)")],
+)
+def test_io_uring_is_asked_for_and_the_reason_says_whether_it_is_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, refusal: str | None, said: str
+) -> None:
+    monkeypatch.setattr(engine, "uring_refusal", lambda: refusal)
+    chosen = engine.choose("auto", "1", uring=True)
+    assert (chosen.name, chosen.uring) == ("native", True)
+    assert said in chosen.reason
+    assert not engine.choose("auto", "1").uring
+
+
+def test_the_portable_engine_has_no_io_uring() -> None:
+    with pytest.raises(UsageError, match="no io_uring") as refused:
+        engine.choose("portable", "auto", uring=True)
+    assert "--uring" in refused.value.mend
+
+
+@pytest.mark.usefixtures("no_native")
+def test_without_the_native_engine_io_uring_is_refused() -> None:
+    with pytest.raises(RefusedError, match="no native engine") as refused:
+        engine.choose("auto", "auto", uring=True)
+    assert "--uring" in refused.value.mend

@@ -46,6 +46,7 @@ class OurTunnel:
         interface: Its name.
         engine: The plane that it runs on: `portable` or `native`.
         queues: Of the interface, on the native plane.
+        uring: Whether that uses io_uring.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class OurTunnel:
         interface: str = "rg0",
         engine: str = "portable",
         queues: int = 1,
+        uring: bool = False,
     ) -> None:
         key = X25519PrivateKey.from_private_bytes(private_key) if private_key else X25519PrivateKey.generate()
         self.public_key = key.public_key().public_bytes_raw()
@@ -80,6 +82,7 @@ class OurTunnel:
             interface=interface,
             engine=engine,
             queues=queues,
+            uring=uring,
         )
         self.port: int = self.wait_for("ready", START_SECONDS)["ready"]
 
@@ -214,7 +217,7 @@ async def _run() -> None:
     private_key = bytes.fromhex(given["private_key"])
     sockets = bind(given["port"])
     port = sockets[0].getsockname()[1]
-    engine = Engine(given["engine"], "asked for", given["queues"])
+    engine = Engine(given["engine"], "asked for", given["queues"], given["uring"])
     plane = engine.make_plane(StaticKey(private_key).public, given["interface"], sockets, given["mtu"])
     tunnel = Tunnel.make(private_key, plane, _Timestamps(), Listeners(session=_session, moved=_moved))
     layout = netif.Layout(given["interface"], given["mtu"], tuple(ip_interface(each) for each in given["addresses"]))

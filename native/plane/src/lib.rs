@@ -1,6 +1,6 @@
 //! The native plane: WireGuard's data path in threads of its own, behind `rustguard_py/planes/contract.py`.
 //!
-//! Two threads a queue move packets (`worker`), one more waits for timers. The rules are the crate `transport`'s;
+//! Two threads a queue move packets (`worker`, or over io_uring `uring`), one more waits for timers. The rules are the crate `transport`'s;
 //! here are its sockets, its devices and its Python. No thread of ours ever takes Python's lock: commands come in as
 //! calls from Python's threads, events go out through a bounded queue behind a descriptor (`events`).
 
@@ -12,4 +12,5 @@ mod plane;
 mod python;
 mod tun;
 mod udp;
+mod uring;
 mod worker;

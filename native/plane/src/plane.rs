@@ -16,6 +16,7 @@ use crate::descriptor::{now, random};
 use crate::events::Events;
 use crate::tun::{self, TunError};
 use crate::udp::{Patience, Udp};
+use crate::uring;
 use crate::worker::{Io, Notes, Queue, start};
 
 /// The kernel's UDP superpackets broke VXLAN and Geneve inside them before this release.
@@ -33,6 +34,8 @@ pub struct Settings<'a> {
     pub mtu: usize,
     /// Queues of the interface, 1 at least.
     pub queues: usize,
+    /// Whether to use io_uring where the kernel lets us.
+    pub uring: bool,
     /// Whether to merge UDP packets for the interface; None decides by the kernel's release.
     pub merge_udp: Option<bool>,
 }
@@ -80,7 +83,12 @@ impl Plane {
         let (transport, notes) = (Arc::new(transport), Arc::new(Notes::default()));
         let merge_udp = settings.merge_udp.unwrap_or_else(kernel_merges_udp);
         let shared = (Arc::clone(&transport), Arc::clone(&events), Arc::clone(&notes));
-        let io = Arc::new(Io::new(shared.0, shared.1, shared.2, queues, merge_udp)?);
+        let refusal = if settings.uring { uring::refusal() } else { None };
+        let over_ring = settings.uring && refusal.is_none();
+        let io = Arc::new(Io::new(shared.0, shared.1, shared.2, queues, merge_udp, over_ring)?);
+        if let Some(refusal) = refusal {
+            io.note(&uring::note(&refusal));
+        }
         for lack in lacks {
             io.note(lack);
         }

@@ -14,6 +14,7 @@ use transport::outbound::{Outbound, Send};
 use crate::convert;
 use crate::plane::{Plane, Settings};
 use crate::tun::TunError;
+use crate::uring;
 
 /// Errors as `OSError(errno, why, what)`: the wrapper words them for users.
 fn os_error(refused: TunError) -> PyErr {
@@ -27,17 +28,19 @@ struct PyPlane(Plane);
 #[pymethods]
 impl PyPlane {
     #[new]
-    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, merge_udp))]
+    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, merge_udp))]
     fn new(
         public_key: &Bound<'_, PyAny>,
         interface: &str,
         sockets: Vec<RawFd>,
         mtu: usize,
         queues: usize,
+        uring: bool,
         merge_udp: Option<bool>,
     ) -> PyResult<Self> {
         let public_key = *convert::key(public_key)?;
-        let settings = Settings { public_key, interface, sockets: &sockets, mtu, queues: queues.max(1), merge_udp };
+        let queues = queues.max(1);
+        let settings = Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, merge_udp };
         Plane::new(&settings).map(Self).map_err(os_error)
     }
 
@@ -309,8 +312,15 @@ impl PyTransport {
     }
 }
 
+/// Why the plane can't use io_uring here; None if it can.
+#[pyfunction]
+fn uring_refusal() -> Option<String> {
+    uring::refusal()
+}
+
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyPlane>()?;
-    module.add_class::<PyTransport>()
+    module.add_class::<PyTransport>()?;
+    module.add_function(wrap_pyfunction!(uring_refusal, module)?)
 }

@@ -15,9 +15,9 @@ const BUFFER_SIZE: libc::c_int = 7 << 20;
 const SEND_PATIENCE: libc::c_int = 500;
 /// Messages taken at once, and bytes of each.
 const MESSAGES: usize = 16;
-const MESSAGE: usize = 65536;
+pub const MESSAGE: usize = 65536;
 /// For one control message of four bytes, aligned as the kernel wants it.
-type Control = [u64; 4];
+pub type Control = [u64; 4];
 
 /// Whether to wait for room in the send buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -162,6 +162,11 @@ impl Udp {
         Ok(())
     }
 
+    /// Whether the kernel has cut every message so far.
+    pub fn segments(&self) -> bool {
+        self.segmenting.load(Ordering::Relaxed)
+    }
+
     /// Send `message` as datagrams of `segment` bytes, the last perhaps shorter, 64 at most.
     ///
     /// Where the kernel refuses to cut the message it is sent datagram by datagram, none lost.
@@ -170,7 +175,7 @@ impl Udp {
             return self.send_message(message, None, endpoint, patience).map(|()| Sent::Whole);
         }
         let mut refused = None;
-        if self.segmenting.load(Ordering::Relaxed) {
+        if self.segments() {
             match self.send_message(message, Some(segment as u16), endpoint, patience) {
                 Ok(()) => return Ok(Sent::Whole),
                 Err(error) => match error.raw_os_error() {
@@ -197,31 +202,11 @@ impl Udp {
         endpoint: SocketAddr,
         patience: Patience,
     ) -> io::Result<()> {
-        let (mut name, name_size) = name_for(endpoint);
-        let mut vector = libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() };
-        let mut control: Control = [0; 4];
-        // SAFETY: a msghdr is plain bytes, and all zeros is one of its values.
-        let mut header: libc::msghdr = unsafe { zeroed() };
-        header.msg_name = (&raw mut name).cast();
-        header.msg_namelen = name_size;
-        header.msg_iov = &raw mut vector;
-        header.msg_iovlen = 1;
-        if let Some(segment) = segment {
-            header.msg_control = (&raw mut control).cast();
-            // SAFETY: the macros compute sizes; the first control message lies at the beginning of `control`, which
-            // has room for it and is aligned for it.
-            unsafe {
-                header.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as u32) as usize;
-                let first = libc::CMSG_FIRSTHDR(&raw const header);
-                (*first).cmsg_level = libc::SOL_UDP;
-                (*first).cmsg_type = libc::UDP_SEGMENT;
-                (*first).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
-                libc::CMSG_DATA(first).cast::<u16>().write_unaligned(segment);
-            }
-        }
+        let mut letter = Letter::default();
+        let header = letter.address(message, segment, endpoint);
         loop {
-            // SAFETY: name, vector, message and control outlive the call, which only reads them.
-            let error = match check_size(unsafe { libc::sendmsg(self.fd(), &raw const header, 0) }) {
+            // SAFETY: the letter and the message outlive the call, which only reads them.
+            let error = match check_size(unsafe { libc::sendmsg(self.fd(), header, 0) }) {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
@@ -235,6 +220,51 @@ impl Udp {
                 _ => return Err(error),
             }
         }
+    }
+}
+
+/// What the kernel is told with a message: its header, and all that the header points to.
+pub struct Letter {
+    name: libc::sockaddr_storage,
+    vector: libc::iovec,
+    control: Control,
+    header: libc::msghdr,
+}
+
+impl Default for Letter {
+    fn default() -> Self {
+        // SAFETY: all of them are plain bytes, and all zeros is one of their values.
+        unsafe { zeroed() }
+    }
+}
+
+impl Letter {
+    /// Write it for `message`, to be cut into datagrams of `segment` bytes. What is given points into this letter and
+    /// to the message: neither may move or go before the kernel is done with it.
+    pub fn address(&mut self, message: &[u8], segment: Option<u16>, endpoint: SocketAddr) -> *const libc::msghdr {
+        let name_size;
+        (self.name, name_size) = name_for(endpoint);
+        self.vector = libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() };
+        // SAFETY: a msghdr is plain bytes, and all zeros is one of its values.
+        self.header = unsafe { zeroed() };
+        self.header.msg_name = (&raw mut self.name).cast();
+        self.header.msg_namelen = name_size;
+        self.header.msg_iov = &raw mut self.vector;
+        self.header.msg_iovlen = 1;
+        if let Some(segment) = segment {
+            self.header.msg_control = (&raw mut self.control).cast();
+            // SAFETY: the macros compute sizes; the first control message lies at the beginning of `control`, which
+            // has room for it and is aligned for it.
+            unsafe {
+                self.header.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as u32) as usize;
+                let first = libc::CMSG_FIRSTHDR(&raw const self.header);
+                (*first).cmsg_level = libc::SOL_UDP;
+                (*first).cmsg_type = libc::UDP_SEGMENT;
+                (*first).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
+                libc::CMSG_DATA(first).cast::<u16>().write_unaligned(segment);
+            }
+        }
+        &raw const self.header
     }
 }
 
@@ -253,7 +283,7 @@ impl Default for Receiver {
 }
 
 /// The size of each datagram in a message, if the kernel merged some.
-fn segment_size(header: &libc::msghdr) -> Option<usize> {
+pub fn segment_size(header: &libc::msghdr) -> Option<usize> {
     // SAFETY: the kernel has filled the control buffer that `header` points to, and its length; the macros stay
     // within that length, and a UDP_GRO message holds an int.
     unsafe {
@@ -310,7 +340,7 @@ fn name_for(endpoint: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
     (name, size as libc::socklen_t)
 }
 
-fn address_of(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
+pub fn address_of(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
     match libc::c_int::from(name.ss_family) {
         libc::AF_INET => {
             // SAFETY: the family says that a sockaddr_in was written; a sockaddr_storage is aligned for it.

@@ -29,8 +29,9 @@ use crate::descriptor::{EventFd, TimerFd, error_word, now, wait};
 use crate::events::Events;
 use crate::tun::Tun;
 use crate::udp::{Patience, Receiver, Sent, Udp};
+use crate::uring;
 
-const SPIN: Duration = Duration::from_micros(50);
+pub const SPIN: Duration = Duration::from_micros(50);
 /// After this many batches from one socket the others are looked at, however much still comes.
 const TURNS: u32 = 64;
 
@@ -50,11 +51,13 @@ pub struct Io {
     pub counters: Arc<[QueueCounters]>,
     /// Whether UDP packets may be merged.
     pub merge_udp: bool,
+    /// Whether the queues are moved over io_uring.
+    pub uring: bool,
     /// Whether the kernel takes superpackets.
-    merging: AtomicBool,
+    pub merging: AtomicBool,
     stopping: AtomicBool,
     /// Readable once it is time to stop; never cleared.
-    stop: EventFd,
+    pub stop: EventFd,
     /// Wakes the thread that waits for timers.
     sooner: EventFd,
     /// Until when that thread means to sleep, as bits; 0 while it is awake.
@@ -90,6 +93,7 @@ impl Io {
         notes: Arc<Notes>,
         queues: Vec<Queue>,
         merge_udp: bool,
+        uring: bool,
     ) -> io::Result<Self> {
         let counters = queues.iter().map(|_| QueueCounters::default()).collect();
         Ok(Self {
@@ -99,6 +103,7 @@ impl Io {
             queues,
             counters,
             merge_udp,
+            uring,
             merging: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             stop: EventFd::new()?,
@@ -146,9 +151,8 @@ impl Io {
     }
 
     /// Send datagrams; what the network has against it is counted, nothing more.
-    fn send(&self, message: &[u8], segment: usize, endpoint: SocketAddr, queue: usize, patience: Patience) {
-        let socket = self.queues[queue].sockets.iter().find(|socket| socket.v6 == endpoint.is_ipv6());
-        let Some(socket) = socket else {
+    pub fn send(&self, message: &[u8], segment: usize, endpoint: SocketAddr, queue: usize, patience: Patience) {
+        let Some(socket) = self.socket(queue, endpoint) else {
             self.transport.drops.count(Drop::NoSocket, 1);
             return;
         };
@@ -161,7 +165,24 @@ impl Io {
         }
     }
 
-    fn goes_on(&self) -> bool {
+    /// The socket of a queue for an endpoint's family.
+    pub fn socket(&self, queue: usize, endpoint: SocketAddr) -> Option<&Udp> {
+        self.queues[queue].sockets.iter().find(|socket| socket.v6 == endpoint.is_ipv6())
+    }
+
+    /// Look at why the device didn't take `count` packets at once. Whether they are to be written one by one.
+    pub fn refused_write(&self, count: usize, error: &io::Error) -> bool {
+        if count > 1 && error.raw_os_error() == Some(libc::EINVAL) {
+            self.merging.store(false, Ordering::Relaxed);
+            self.note("The kernel refused a superpacket: packets go to the interface one by one.");
+            return true;
+        }
+        // The interface is down, or wants no such packet: nothing to stop for.
+        self.transport.drops.count_other(format!("interface_{}", error_word(error)));
+        false
+    }
+
+    pub fn goes_on(&self) -> bool {
         !self.stopping.load(Ordering::Relaxed)
     }
 }
@@ -176,13 +197,16 @@ pub fn start(io: &Arc<Io>) -> io::Result<Vec<JoinHandle<()>>> {
         Ok::<(), io::Error>(())
     };
     for queue in 0..io.queues.len() {
-        spawn(format!("rg-out-{queue}"), Box::new(move |io| out(io, queue)))?;
+        let (outward, inward): (Way, Way) = if io.uring { (uring::out, uring::inward) } else { (out, inward) };
+        spawn(format!("rg-out-{queue}"), Box::new(move |io| outward(io, queue)))?;
         spawn(format!("rg-in-{queue}"), Box::new(move |io| inward(io, queue)))?;
     }
     spawn("rg-timers".into(), Box::new(timers))?;
     Ok(threads)
 }
 
+/// One direction of a queue.
+type Way = fn(&Io, usize) -> io::Result<()>;
 type Body = Box<dyn Fn(&Io) -> io::Result<()> + std::marker::Send>;
 
 /// Run a thread's body. Whatever ends it early, a panic too, is told to Python and ends the others.
@@ -248,7 +272,7 @@ impl Send for Sender<'_> {
 }
 
 /// The way out of a queue.
-fn out(io: &Io, queue: usize) -> io::Result<()> {
+pub fn out(io: &Io, queue: usize) -> io::Result<()> {
     let (tun, counters) = (&io.queues[queue].tun, &io.counters[queue].out);
     let mut frame = vec![0; VNET_SIZE + MAX_PACKET].into_boxed_slice();
     let mut outbound = Outbound::default();
@@ -282,7 +306,7 @@ fn out(io: &Io, queue: usize) -> io::Result<()> {
 }
 
 /// The way in of a queue.
-fn inward(io: &Io, queue: usize) -> io::Result<()> {
+pub fn inward(io: &Io, queue: usize) -> io::Result<()> {
     let sockets = &io.queues[queue].sockets;
     let mut way =
         Inward { io, queue, receiver: Receiver::default(), inbound: Inbound::default(), outbox: Outbox::default() };
@@ -361,13 +385,9 @@ impl Inward<'_> {
             let (mine, others) = rest.split_at(run.count);
             let pieces = mine.iter().map(|one| &buffer[one.at + run.skip..one.at + one.size]);
             if let Err(error) = self.io.queues[self.queue].tun.write(run.head(), pieces) {
-                if run.count > 1 && error.raw_os_error() == Some(libc::EINVAL) {
-                    self.io.merging.store(false, Ordering::Relaxed);
-                    self.io.note("The kernel refused a superpacket: packets go to the interface one by one.");
+                if self.io.refused_write(run.count, &error) {
                     continue;
                 }
-                // The interface is down, or wants no such packet: nothing to stop for.
-                self.io.transport.drops.count_other(format!("interface_{}", error_word(&error)));
             }
             rest = others;
         }

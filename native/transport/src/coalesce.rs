@@ -26,7 +26,8 @@ pub struct Inner {
 }
 
 impl Inner {
-    fn of(self, buffer: &[u8]) -> &[u8] {
+    /// Its bytes.
+    pub fn of(self, buffer: &[u8]) -> &[u8] {
         &buffer[self.at..self.at + self.size]
     }
 }

@@ -1,0 +1,266 @@
+//! The way in of a queue: each socket is read by one multishot operation, and the call of the kernel that writes a
+//! batch to the device also brings the next messages.
+
+use std::mem::{size_of, zeroed};
+use std::sync::atomic::Ordering;
+use std::{io, iter, slice};
+
+use io_uring::types::{Fd, RecvMsgOut};
+use io_uring::{opcode, squeue};
+use transport::coalesce::{Inner, Run, next_run};
+use transport::contract::Outbox;
+use transport::inbound::{Inbound, Message};
+
+use super::ring::{AT_ONCE, Completion, GROUP, Lease, Ring};
+use super::{ARRIVAL, STOP, idle, is_passing, watch_stop};
+use crate::descriptor::{error_word, now};
+use crate::udp::{Control, MESSAGE, Patience, address_of, segment_size};
+use crate::worker::Io;
+
+/// Messages that the sockets may give ahead of what is opened.
+const BUFFERS: u16 = 16;
+/// Bytes for a source's address: those of a sockaddr_in6, aligned as the control message that follows needs it.
+const NAME: usize = size_of::<libc::sockaddr_in6>().next_multiple_of(8);
+/// A buffer: the kernel's io_uring_recvmsg_out, the source, a control message, the message; in whole cache lines.
+const BUFFER: usize = (16 + NAME + size_of::<Control>() + MESSAGE).next_multiple_of(64);
+
+/// Make the ring that [`run`] needs.
+pub fn ring() -> io::Result<Ring> {
+    Ring::new(BUFFERS, BUFFER)
+}
+
+/// Move packets until it is time to stop.
+pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
+    let mut way = Inward {
+        io,
+        queue,
+        ring,
+        layout: layout(),
+        receiving: vec![false; io.queues[queue].sockets.len()],
+        messages: Vec::new(),
+        writes: Writes::default(),
+    };
+    let (mut inbound, mut outbox) = (Inbound::default(), Outbox::default());
+    let counters = &io.counters[queue].inward;
+    watch_stop(&mut way.ring, io)?;
+    while io.goes_on() {
+        // One that ended for want of buffers would only end again.
+        if way.messages.len() < usize::from(BUFFERS) {
+            way.receive_on()?;
+        }
+        if way.messages.is_empty() {
+            idle(&mut way.ring, counters)?;
+        } else {
+            let (packets, bytes) = way.batch(&mut inbound, &mut outbox);
+            io.dispatch(&mut outbox, queue, Patience::Some);
+            counters.count(packets, bytes);
+        }
+        while let Some(completion) = way.ring.next() {
+            way.took(completion)?;
+        }
+    }
+    Ok(())
+}
+
+/// How a buffer is divided, as the kernel wants to be told: sizes alone count.
+fn layout() -> Box<libc::msghdr> {
+    // SAFETY: a msghdr is plain bytes, and all zeros is one of its values.
+    let mut layout: Box<libc::msghdr> = Box::new(unsafe { zeroed() });
+    layout.msg_namelen = NAME as libc::socklen_t;
+    layout.msg_controllen = size_of::<Control>();
+    layout
+}
+
+struct Inward<'a> {
+    io: &'a Io,
+    queue: usize,
+    /// Before what its operations look at: it is dropped first.
+    ring: Ring,
+    layout: Box<libc::msghdr>,
+    /// Whether each socket's operation goes on.
+    receiving: Vec<bool>,
+    /// Those of the next batch, and the buffers that they are in.
+    messages: Vec<(Lease, Message)>,
+    writes: Writes,
+}
+
+/// What is written to the device at once. Kept for its memory.
+#[derive(Default)]
+struct Writes {
+    runs: Vec<Run>,
+    vectors: Vec<libc::iovec>,
+    /// The number of each run that wasn't written, and why not.
+    refused: Vec<(usize, i32)>,
+}
+
+impl Inward<'_> {
+    /// Have each socket receive that doesn't.
+    fn receive_on(&mut self) -> io::Result<()> {
+        for (number, goes_on) in self.receiving.iter_mut().enumerate() {
+            if !*goes_on {
+                let socket = Fd(self.io.queues[self.queue].sockets[number].fd());
+                let receive = opcode::RecvMsgMulti::new(socket, &raw const *self.layout, GROUP).build();
+                // SAFETY: the operation looks at `layout`, which is dropped after the ring, and writes to the ring's
+                // buffers alone.
+                unsafe { self.ring.push(&receive.user_data(ARRIVAL + number as u64))? };
+                *goes_on = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn took(&mut self, completion: Completion) -> io::Result<()> {
+        let Completion { tag, result, lease, more } = completion;
+        if tag >= STOP {
+            return Ok(());
+        }
+        self.receiving[(tag - ARRIVAL) as usize] = more;
+        match result {
+            Ok(size) => {
+                if let Some(lease) = lease {
+                    match self.message(&lease, size) {
+                        Some(message) => self.messages.push((lease, message)),
+                        None => self.ring.give_back(lease),
+                    }
+                }
+                return Ok(());
+            }
+            Err(error @ (libc::EBADF | libc::ENOTSOCK)) => return Err(io::Error::from_raw_os_error(error)),
+            Err(error) if is_passing(error) => {}
+            Err(error) => {
+                // What the network says of something sent earlier.
+                let word = error_word(&io::Error::from_raw_os_error(error));
+                self.io.transport.drops.count_other(format!("receive_{word}"));
+            }
+        }
+        lease.into_iter().for_each(|lease| self.ring.give_back(lease));
+        Ok(())
+    }
+
+    /// Find the message in a buffer whose first `size` bytes were written.
+    fn message(&mut self, lease: &Lease, size: usize) -> Option<Message> {
+        let place = self.ring.place(lease);
+        let buffer = &self.ring.memory()[place..place + size];
+        let parsed = RecvMsgOut::parse(buffer, &self.layout).ok()?;
+        // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values; it is longer than any name.
+        let name = unsafe {
+            let mut name: libc::sockaddr_storage = zeroed();
+            let given = parsed.name_data();
+            std::ptr::copy_nonoverlapping(
+                given.as_ptr(),
+                (&raw mut name).cast(),
+                given.len().min(size_of_val(&name)),
+            );
+            name
+        };
+        // SAFETY: as above.
+        let mut header: libc::msghdr = unsafe { zeroed() };
+        header.msg_control = parsed.control_data().as_ptr().cast_mut().cast();
+        header.msg_controllen = parsed.control_data().len();
+        let payload = parsed.payload_data();
+        Some(Message {
+            at: place + (payload.as_ptr() as usize - buffer.as_ptr() as usize),
+            size: payload.len(),
+            segment: segment_size(&header).unwrap_or(payload.len()),
+            source: address_of(&name)?,
+        })
+    }
+
+    /// Take the messages to the device. Gives how many datagrams they were, and their bytes.
+    fn batch(&mut self, inbound: &mut Inbound, outbox: &mut Outbox) -> (usize, usize) {
+        let now = now();
+        let (mut packets, mut bytes) = (0, 0);
+        inbound.clear();
+        let memory = self.ring.memory();
+        for (_, message) in &self.messages {
+            packets += message.datagrams();
+            bytes += message.size;
+            inbound.message(&self.io.transport, memory, *message, now, outbox);
+        }
+        let mut rest = inbound.packets();
+        while !rest.is_empty() {
+            rest = self.write(rest);
+        }
+        for (lease, _) in self.messages.drain(..) {
+            self.ring.give_back(lease);
+        }
+        (packets, bytes)
+    }
+
+    /// Write the packets to the device, merged where they can be; give those that are left.
+    fn write<'p>(&mut self, packets: &'p [Inner]) -> &'p [Inner] {
+        let rest = self.writes.plan(self.ring.memory(), packets, self.io);
+        self.writes.point(self.ring.base(), packets);
+        let tun = Fd(self.io.queues[self.queue].tun.fd());
+        let mut refused = std::mem::take(&mut self.writes.refused);
+        // SAFETY: the vectors, the heads and the leased buffers they point to are changed by nobody during the call.
+        unsafe {
+            self.ring.complete(self.writes.operations(tun), |number, result| {
+                refused.extend(result.err().map(|error| (number, error)));
+            });
+        }
+        for (number, error) in refused.drain(..) {
+            self.was_refused(number, error, packets);
+        }
+        self.writes.refused = refused;
+        rest
+    }
+
+    /// Write again what can be written otherwise. It comes after what was merged with success: that happens once.
+    fn was_refused(&mut self, number: usize, error: i32, packets: &[Inner]) {
+        let (before, rest) = self.writes.runs.split_at(number);
+        let (first, count) = (before.iter().map(|run| run.count).sum::<usize>(), rest[0].count);
+        if !self.io.refused_write(count, &io::Error::from_raw_os_error(error)) {
+            return;
+        }
+        let memory = &*self.ring.memory();
+        for packet in &packets[first..first + count] {
+            let run = next_run(memory, slice::from_ref(packet), false);
+            let written = self.io.queues[self.queue].tun.write(run.head(), iter::once(packet.of(memory)));
+            written.unwrap_or_else(|error| {
+                self.io.refused_write(1, &error);
+            });
+        }
+    }
+}
+
+impl Writes {
+    /// Divide packets into what is written at once, [`AT_ONCE`] writes at most; give those that are left.
+    fn plan<'p>(&mut self, memory: &[u8], packets: &'p [Inner], io: &Io) -> &'p [Inner] {
+        self.runs.clear();
+        let mut rest = packets;
+        while !rest.is_empty() && self.runs.len() < AT_ONCE {
+            let merging = io.merging.load(Ordering::Relaxed);
+            let among = if merging { rest } else { &rest[..1] };
+            let run = next_run(memory, among, io.merge_udp);
+            rest = &rest[run.count..];
+            self.runs.push(run);
+        }
+        rest
+    }
+
+    /// Point to the pieces of each run: its head, then its packets' payloads, which lie from `base` on.
+    fn point(&mut self, base: *const u8, packets: &[Inner]) {
+        self.vectors.clear();
+        let mut packets = packets.iter();
+        for run in &self.runs {
+            let head = run.head();
+            self.vectors.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
+            for packet in packets.by_ref().take(run.count) {
+                let payload = base.wrapping_add(packet.at + run.skip);
+                let size = packet.size - run.skip;
+                self.vectors.push(libc::iovec { iov_base: payload.cast_mut().cast(), iov_len: size });
+            }
+        }
+    }
+
+    /// A write for each run. The device takes them in this order: it never has one wait for room.
+    fn operations(&self, tun: Fd) -> impl Iterator<Item = squeue::Entry> {
+        let mut first = 0;
+        self.runs.iter().map(move |run| {
+            let vectors = &self.vectors[first..=first + run.count];
+            first += vectors.len();
+            opcode::Writev::new(tun, vectors.as_ptr(), vectors.len() as u32).offset(u64::MAX).build()
+        })
+    }
+}

@@ -1,0 +1,154 @@
+//! The way out of a queue: what the device gives is read by one multishot operation, and the call of the kernel that
+//! sends a message also brings the next packets.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::{io, iter, mem};
+
+use io_uring::{opcode, types::Fd};
+use transport::contract::Outbox;
+use transport::outbound::{Outbound, Send};
+use transport::vnet::{MAX_PACKET, VNET_SIZE};
+
+use super::ring::{Completion, GROUP, Lease, Ring};
+use super::{ARRIVAL, idle, is_passing, watch_stop};
+use crate::descriptor::now;
+use crate::udp::{Letter, Patience, Udp};
+use crate::worker::Io;
+
+/// Packets or superpackets that the device may give ahead of what is sealed.
+const BUFFERS: u16 = 16;
+/// A virtio_net_hdr and the largest packet, in whole cache lines.
+const BUFFER: usize = (VNET_SIZE + MAX_PACKET).next_multiple_of(64);
+
+/// Make the ring that [`run`] needs.
+pub fn ring() -> io::Result<Ring> {
+    Ring::new(BUFFERS, BUFFER)
+}
+
+/// Move packets until it is time to stop.
+pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
+    let (mut outbound, mut outbox) = (Outbound::default(), Outbox::default());
+    let counters = &io.counters[queue].out;
+    let mut way = Outward { io, queue, ring, read: Read::default(), letter: Box::default(), packets: 0, bytes: 0 };
+    watch_stop(&mut way.ring, io)?;
+    while io.goes_on() {
+        way.read_on()?;
+        if way.read.frames.is_empty() {
+            idle(&mut way.ring, counters)?;
+        } else {
+            way.batch(&mut outbound, &mut outbox)?;
+            io.dispatch(&mut outbox, queue, Patience::Some);
+            counters.count(mem::take(&mut way.packets), mem::take(&mut way.bytes));
+        }
+        way.take()?;
+    }
+    Ok(())
+}
+
+struct Outward<'a> {
+    io: &'a Io,
+    queue: usize,
+    ring: Ring,
+    read: Read,
+    /// In a box: the kernel looks at it while it sends.
+    letter: Box<Letter>,
+    /// Datagrams of this batch, and their bytes.
+    packets: usize,
+    bytes: usize,
+}
+
+/// What came of reading the device.
+#[derive(Default)]
+struct Read {
+    frames: VecDeque<(Lease, usize)>,
+    /// Whether the operation goes on.
+    goes_on: bool,
+}
+
+impl Outward<'_> {
+    /// Seal and send what the device has, up to a full message.
+    fn batch(&mut self, outbound: &mut Outbound, outbox: &mut Outbox) -> io::Result<()> {
+        let (transport, now) = (&*self.io.transport, now());
+        while !outbound.is_ripe(transport.mtu) {
+            let Some((lease, size)) = self.read.frames.pop_front() else {
+                if !self.ring.has_work() {
+                    break;
+                }
+                self.ring.enter(0)?;
+                self.take()?;
+                if self.read.frames.is_empty() {
+                    break;
+                }
+                continue;
+            };
+            // SAFETY: the lease is given back after the last use of the slice, and nothing else looks at this buffer.
+            let frame = unsafe { self.ring.bytes(&lease) };
+            outbound.frame(transport, &mut frame[..size], now, outbox, self);
+            self.ring.give_back(lease);
+        }
+        outbound.flush(transport, now, outbox, self);
+        Ok(())
+    }
+
+    /// Have the device read, if it isn't.
+    fn read_on(&mut self) -> io::Result<()> {
+        if self.read.goes_on {
+            return Ok(());
+        }
+        let tun = self.io.queues[self.queue].tun.fd();
+        let read = opcode::ReadMulti::new(Fd(tun), 0, GROUP).offset(u64::MAX).build().user_data(ARRIVAL);
+        // SAFETY: the operation reads into the ring's buffers alone.
+        unsafe { self.ring.push(&read)? };
+        self.read.goes_on = true;
+        Ok(())
+    }
+
+    /// Take the completions that are there.
+    fn take(&mut self) -> io::Result<()> {
+        while let Some(completion) = self.ring.next() {
+            self.took(completion)?;
+        }
+        Ok(())
+    }
+
+    fn took(&mut self, completion: Completion) -> io::Result<()> {
+        if completion.tag != ARRIVAL {
+            return Ok(());
+        }
+        self.read.goes_on = completion.more;
+        match (completion.result, completion.lease) {
+            (Ok(size), Some(lease)) => self.read.frames.push_back((lease, size)),
+            (Err(error), _) if !is_passing(error) => return Err(io::Error::from_raw_os_error(error)),
+            (_, lease) => lease.into_iter().for_each(|lease| self.ring.give_back(lease)),
+        }
+        Ok(())
+    }
+
+    /// Send a message over the ring; false where the default path has to.
+    fn send_now(&mut self, message: &[u8], segment: Option<u16>, socket: &Udp, endpoint: SocketAddr) -> bool {
+        let header = self.letter.address(message, segment, endpoint);
+        // It doesn't wait for room, so it ends at once.
+        let send = opcode::SendMsg::new(Fd(socket.fd()), header).flags(libc::MSG_DONTWAIT as u32).build();
+        let mut sent = false;
+        // SAFETY: the letter and the message are borrowed for longer than the call.
+        unsafe { self.ring.complete(iter::once(send), |_, result| sent = result.is_ok()) };
+        sent
+    }
+}
+
+impl Send for Outward<'_> {
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: SocketAddr) {
+        self.packets += message.len().div_ceil(segment);
+        self.bytes += message.len();
+        let socket = self.io.socket(self.queue, endpoint);
+        let cut = message.len() > segment;
+        let sent = socket.is_some_and(|socket| {
+            (!cut || socket.segments()) && self.send_now(message, cut.then_some(segment as u16), socket, endpoint)
+        });
+        if !sent {
+            // The default path tries again, waits for room, does without cutting, counts what fails.
+            self.io.send(message, segment, endpoint, self.queue, Patience::Some);
+        }
+    }
+}

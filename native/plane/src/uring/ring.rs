@@ -1,0 +1,284 @@
+//! A ring, and the buffers that it reads into.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::collections::VecDeque;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::{BufRingEntry, CancelBuilder};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+
+use crate::counters::count_call;
+
+/// Operations that may be handed over at once.
+const ENTRIES: u32 = 256;
+/// Completions that may wait: more than operations, because a multishot one completes often.
+const COMPLETIONS: u32 = 1024;
+/// Operations that [`Ring::complete`] takes.
+pub const AT_ONCE: usize = 128;
+/// The tag of the first of them; all others are less.
+const AT_ONCE_TAG: u64 = 1 << 63;
+/// All buffers of a ring are of one group.
+pub const GROUP: u16 = 0;
+/// What the kernel wants the ring of buffers aligned to: a page, of whatever size.
+const PAGE: usize = 65536;
+/// What is used, by the name to tell when it is lacking, newest first.
+const OPERATIONS: [(u8, &str); 6] = [
+    (opcode::ReadMulti::CODE, "READ_MULTISHOT, which Linux 6.7 brought"),
+    (opcode::RecvMsgMulti::CODE, "RECVMSG"),
+    (opcode::SendMsg::CODE, "SENDMSG"),
+    (opcode::Writev::CODE, "WRITEV"),
+    (opcode::PollAdd::CODE, "POLL_ADD"),
+    (opcode::AsyncCancel2::CODE, "ASYNC_CANCEL"),
+];
+
+/// A ring of one thread's.
+///
+/// The kernel writes to the buffers only inside this thread's [`Ring::enter`]: DEFER_TASKRUN has every completion
+/// run there, and a multishot operation on a file that can be polled is never given to a kernel thread.
+pub struct Ring {
+    ring: IoUring,
+    /// Operations whose last completion hasn't been taken.
+    flying: usize,
+    pool: Pool,
+    /// Completions that came while others were waited for.
+    taken: VecDeque<Completion>,
+}
+
+/// What came of an operation, or the next of what comes of it.
+pub struct Completion {
+    /// The operation's `user_data`.
+    pub tag: u64,
+    /// Bytes, or why not.
+    pub result: Result<usize, i32>,
+    /// Where they are, if the operation takes its buffers from the ring.
+    pub lease: Option<Lease>,
+    /// Whether the operation goes on.
+    pub more: bool,
+}
+
+/// A buffer that is ours until it is given back.
+pub struct Lease(u16);
+
+impl Ring {
+    /// Make a ring with `count` (a power of two) buffers of `size` bytes.
+    ///
+    /// The thread that makes it is the one that may use it. Fails where the kernel has no io_uring, one without what
+    /// is needed here, or where a policy forbids it.
+    pub fn new(count: u16, size: usize) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_cqsize(COMPLETIONS).dontfork();
+        let ring = builder.build(ENTRIES)?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        if let Some((_, name)) = OPERATIONS.iter().find(|(code, _)| !probe.is_supported(*code)) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, format!("it has no {name}")));
+        }
+        let pool = Pool::new(count, size);
+        // SAFETY: the entries are `count` many, aligned to a page; they live until `drop` has unregistered them.
+        unsafe { ring.submitter().register_buf_ring_with_flags(pool.entries.as_ptr() as u64, count, GROUP, 0)? };
+        let mut made = Self { ring, flying: 0, pool, taken: VecDeque::new() };
+        for number in 0..count {
+            made.give_back(Lease(number));
+        }
+        Ok(made)
+    }
+
+    /// Queue an operation. It is handed over with the next [`Ring::enter`].
+    ///
+    /// # Safety
+    /// What the operation reads and writes, other than the ring's buffers, stays as it is and where it is until
+    /// its last completion is taken; what it points to for its parameters, until then too.
+    pub unsafe fn push(&mut self, operation: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: the caller's promise.
+        while unsafe { self.ring.submission().push(operation) }.is_err() {
+            self.enter(0)?;
+        }
+        self.flying += 1;
+        Ok(())
+    }
+
+    /// Hand over what is queued, have the kernel do what it has put off, and wait until `want` completions are there.
+    pub fn enter(&mut self, want: usize) -> io::Result<()> {
+        loop {
+            count_call();
+            match self.ring.submit_and_wait(want) {
+                Ok(_) => return Ok(()),
+                // Too many completions wait: they are taken next.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Do operations that end soon, [`AT_ONCE`] at most, in their order. It comes back when the kernel is done with
+    /// all of them. `done` is told the number of each and what came of it.
+    ///
+    /// # Safety
+    /// All that the operations point to stays as it is and where it is during the call.
+    pub unsafe fn complete(
+        &mut self,
+        operations: impl Iterator<Item = squeue::Entry>,
+        mut done: impl FnMut(usize, Result<usize, i32>),
+    ) {
+        let mut waiting = 0;
+        for (operation, number) in operations.zip(AT_ONCE_TAG..) {
+            // SAFETY: the caller's promise, and that the loop below takes the completions.
+            unsafe { self.push(&operation.user_data(number)) }.unwrap_or_else(|error| abort(&error));
+            waiting += 1;
+        }
+        let mut want = 0;
+        while waiting > 0 {
+            self.enter(want).unwrap_or_else(|error| abort(&error));
+            while let Some(completion) = self.take() {
+                if completion.tag >= AT_ONCE_TAG {
+                    done((completion.tag - AT_ONCE_TAG) as usize, completion.result);
+                    waiting -= 1;
+                } else {
+                    self.taken.push_back(completion);
+                }
+            }
+            want = 1;
+        }
+    }
+
+    /// Whether an [`Ring::enter`] or a [`Ring::next`] would find something now. No system call.
+    pub fn has_work(&mut self) -> bool {
+        let waiting = {
+            let queue = self.ring.submission();
+            queue.taskrun() || queue.cq_overflow() || !queue.is_empty()
+        };
+        waiting || !self.taken.is_empty() || !self.ring.completion().is_empty()
+    }
+
+    /// Take a completion.
+    pub fn next(&mut self) -> Option<Completion> {
+        self.taken.pop_front().or_else(|| self.take())
+    }
+
+    fn take(&mut self) -> Option<Completion> {
+        let entry = self.ring.completion().next()?;
+        let more = cqueue::more(entry.flags());
+        self.flying -= usize::from(!more);
+        let result = entry.result();
+        Some(Completion {
+            tag: entry.user_data(),
+            result: usize::try_from(result).map_err(|_| -result),
+            lease: cqueue::buffer_select(entry.flags()).map(Lease),
+            more,
+        })
+    }
+
+    /// Where a buffer that is ours begins in the memory of them all.
+    pub fn place(&self, lease: &Lease) -> usize {
+        usize::from(lease.0) * self.pool.size
+    }
+
+    /// The bytes of a buffer that is ours.
+    ///
+    /// # Safety
+    /// The slice is used no longer than the lease and the ring are there, and it is the only one of this buffer.
+    pub unsafe fn bytes<'a>(&self, lease: &Lease) -> &'a mut [u8] {
+        // SAFETY: the place is within the memory. Its lease says that the kernel doesn't use it, and the caller that
+        // nobody else does.
+        unsafe { std::slice::from_raw_parts_mut(self.pool.memory.as_ptr().add(self.place(lease)), self.pool.size) }
+    }
+
+    /// Where that memory begins; for what points to buffers that are ours.
+    pub fn base(&self) -> *const u8 {
+        self.pool.memory.as_ptr()
+    }
+
+    /// The memory of all buffers. That it is borrowed keeps the ring from being entered, and so the kernel from
+    /// writing to it.
+    pub fn memory(&mut self) -> &mut [u8] {
+        // SAFETY: the memory is that long and nobody else's; the kernel doesn't write to it outside of `enter`,
+        // which the borrow excludes.
+        unsafe { std::slice::from_raw_parts_mut(self.pool.memory.as_ptr(), self.pool.layout.size()) }
+    }
+
+    /// Let the kernel have a buffer again.
+    pub fn give_back(&mut self, Lease(number): Lease) {
+        let tail = self.pool.tail;
+        // SAFETY: the place is one of the pool's entries, which the kernel doesn't look at before the tail is past
+        // it; the tail is the field that the kernel shares, aligned for a u16, and only this thread writes it.
+        unsafe {
+            let entry = &mut *self.pool.entries.as_ptr().add(usize::from(tail & (self.pool.count - 1)));
+            entry.set_addr(self.pool.memory.as_ptr().add(usize::from(number) * self.pool.size) as u64);
+            entry.set_len(self.pool.size as u32);
+            entry.set_bid(number);
+            self.pool.tail = tail.wrapping_add(1);
+            let shared = BufRingEntry::tail(self.pool.entries.as_ptr()).cast_mut();
+            AtomicU16::from_ptr(shared).store(self.pool.tail, Ordering::Release);
+        }
+    }
+
+    /// Cancel all that was handed over and wait until none of it uses memory of ours.
+    fn settle(&mut self) -> io::Result<()> {
+        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+        while self.flying > 0 {
+            // An operation that can't be cancelled is a short one, and ends by itself.
+            // SAFETY: the operation uses no memory of ours.
+            unsafe { self.push(&cancel)? };
+            self.enter(1)?;
+            while self.next().is_some() {}
+        }
+        self.ring.submitter().unregister_buf_ring(GROUP)
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if let Err(error) = self.settle() {
+            abort(&error);
+        }
+    }
+}
+
+/// End the process: the kernel, by an error it never gives to a caller that does as it is told, keeps us from knowing
+/// whether it still uses memory of ours.
+fn abort(error: &io::Error) -> ! {
+    eprintln!("io_uring can't be waited for: {error}");
+    std::process::abort();
+}
+
+/// The buffers, and the ring by which the kernel is given them.
+struct Pool {
+    memory: NonNull<u8>,
+    layout: Layout,
+    entries: NonNull<BufRingEntry>,
+    entries_layout: Layout,
+    count: u16,
+    size: usize,
+    tail: u16,
+}
+
+impl Pool {
+    fn new(count: u16, size: usize) -> Self {
+        assert!(count.is_power_of_two() && size > 0, "such a pool can't be registered");
+        let (layout, entries_layout) = (
+            Layout::from_size_align(usize::from(count) * size, PAGE).expect("a few megabytes"),
+            Layout::from_size_align(usize::from(count) * size_of::<BufRingEntry>(), PAGE).expect("a few pages"),
+        );
+        let (memory, entries) = (allocate(layout), allocate(entries_layout).cast());
+        Self { memory, layout, entries, entries_layout, count, size, tail: 0 }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: both were allocated with these layouts; the ring that used them has let go of them.
+        unsafe {
+            dealloc(self.memory.as_ptr(), self.layout);
+            dealloc(self.entries.as_ptr().cast(), self.entries_layout);
+        }
+    }
+}
+
+fn allocate(layout: Layout) -> NonNull<u8> {
+    // SAFETY: no layout here is empty.
+    let memory = unsafe { alloc_zeroed(layout) };
+    NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout))
+}
