@@ -29,7 +29,9 @@ RELOAD_SECONDS = 60.0
 @click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 @data_path_options
-def command(file: str, foreground: bool, group: str | None, state: Path | None, engine: str, queues: str) -> None:
+def command(
+    file: str, foreground: bool, group: str | None, state: Path | None, engine: str, queues: str, uring: bool
+) -> None:
     """Bring up the tunnel that the wg-quick file FILE describes, or /etc/wireguard/NAME.conf, as wg-quick does.
 
     Every key of wg(8) and wg-quick(8) counts. If it is up already, what differs in the file is changed.
@@ -52,7 +54,7 @@ def command(file: str, foreground: bool, group: str | None, state: Path | None, 
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.up import UpOptions, up
 
-    options = UpOptions(path, interface, directory, engine, queues, group)
+    options = UpOptions(path, interface, directory, engine, queues, uring, group)
     background = (
         None if foreground else Background(directory / "log", lambda _: f"To end it: rustguard down {interface}")
     )

@@ -49,6 +49,7 @@ class UpOptions:
         directory: Where timestamps are kept; says which daemon it is.
         engine: One of `engine.ENGINES`.
         queues: `auto` or a number.
+        uring: Whether to use io_uring.
         group: Who beside root may use the control socket.
     """
 
@@ -57,6 +58,7 @@ class UpOptions:
     directory: Path
     engine: str = "auto"
     queues: str = "auto"
+    uring: bool = False
     group: str | None = None
 
 
@@ -75,7 +77,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
     tunnel = _Up(options, config, voice)
     tunnel.stop_on_signals()
     async with AsyncExitStack() as stack:
-        chosen = engine.choose(options.engine, options.queues)
+        chosen = engine.choose(options.engine, options.queues, uring=options.uring)
         document = Document.open(options.directory)
         stack.callback(document.close)
         try:
