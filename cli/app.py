@@ -56,6 +56,7 @@ VERBS: Mapping[str, Entry] = {
         "rustguard_py.cli.pubkey:command", "Turn a private key into its public key, as `wg pubkey` does."
     ),
     "demo": Entry("rustguard_py.cli.demo:command", "Watch two hosts find each other on this machine."),
+    "bench": Entry("rustguard_py.cli.bench:command", "Compare the engines that run on this machine."),
     "completion": Entry("rustguard_py.cli.completion:command", "Print the completion script of a shell."),
     "man": Entry("rustguard_py.cli.man:command", "Print the manual page.", hidden=True),
 }

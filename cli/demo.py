@@ -13,19 +13,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
+from rustguard_py.cli.machine import PATIENCE, Machine, eventually
 from rustguard_py.cli.render import Stage
 from rustguard_py.cli.verb import Verb
 from rustguard_py.errors import RustGuardError, UnansweredError
-from rustguard_py.lab import Host, Lab
+from rustguard_py.lab import Lab
 
 POOL = "10.150.0.0/24"
-PATIENCE = 30.0
 THROUGHPUT_SECONDS = 3
 PINGS = 200
 
@@ -38,40 +37,6 @@ def command() -> None:
         Demo(lab, Path(directory), stage).play()
     stage.close()
     sys.exit(1 if stage.failed else 0)
-
-
-@dataclass(slots=True)
-class Machine:
-    """A host and the programs of ours on it."""
-
-    host: Host
-    state: Path
-    runtime: Path
-    token: str = field(repr=False)
-
-    def _environment(self) -> dict[str, str]:
-        return {"RUSTGUARD_RUNTIME": str(self.runtime), "RUSTGUARD_TOKEN": self.token, "COLUMNS": "110"}
-
-    def _argv(self, words: str) -> list[str]:
-        return [sys.executable, "-P", "-m", "rustguard_py.cli", *words.split(), "--state", str(self.state)]
-
-    def start(self, words: str) -> subprocess.Popen[str]:
-        """Start `rustguard WORDS`; what it says goes to a log."""
-        return self.host.popen(self._argv(words), log=self.log, env=self._environment())
-
-    def run(self, words: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run `rustguard WORDS` to its end."""
-        return self.host.run(self._argv(words), env=self._environment(), check=check, timeout=PATIENCE)
-
-    def status(self) -> dict[str, Any]:
-        """Give the status document."""
-        document: dict[str, Any] = json.loads(self.run("status --json").stdout)
-        return document
-
-    @property
-    def log(self) -> Path:
-        """Where what its programs say goes."""
-        return self.state.with_suffix(".log")
 
 
 class Demo:
@@ -126,7 +91,7 @@ class Demo:
     def _join(self) -> str:
         began = time.monotonic()
         self._programs["laptop"] = self._laptop.start("join 198.51.100.1:51820 --name laptop")
-        self._await("the first ping", lambda: self._reaches(self._laptop, "10.150.0.1"))
+        self._await("the first ping", lambda: self._laptop.reaches("10.150.0.1"))
         return f"joined; first ping answered {time.monotonic() - began:.2f} s after the command was typed"
 
     def _status(self) -> str:
@@ -139,7 +104,7 @@ class Demo:
         server, laptop = (m.status()["addresses"] for m in (self._server, self._laptop))
         for machine, targets in ((self._laptop, server), (self._server, laptop)):
             for target in targets:
-                _expect(self._reaches(machine, target.split("/")[0]), f"no answer from {target}")
+                _expect(machine.reaches(target.split("/")[0]), f"no answer from {target}")
         return f"{', '.join(laptop)} ⇄ {', '.join(server)}"
 
     def _measure(self) -> str:
@@ -185,7 +150,7 @@ class Demo:
         self._programs["server"].wait()
         began = time.monotonic()
         self._programs["server"] = self._server.start(f"serve --pool {POOL}")
-        self._await("a ping through the new server", lambda: self._reaches(self._laptop, "10.150.0.1"))
+        self._await("a ping through the new server", lambda: self._laptop.reaches("10.150.0.1"))
         elapsed = time.monotonic() - began
         _expect([peer["name"] for peer in self._server.status()["peers"]] == ["laptop"], "a peer was lost")
         return f"traffic again after {elapsed:.2f} s; nothing was lost, no window was open"
@@ -201,24 +166,9 @@ class Demo:
             _expect(not list(machine.runtime.glob("*")), "a control socket was left")
         return "both ended with exit code 0; no interface, route or socket left"
 
-    def _reaches(self, machine: Machine, address: str) -> bool:
-        return machine.host.run(["ping", "-c", "1", "-W", "1", address], check=False).returncode == 0
-
     def _await(self, what: str, attempt: Callable[[], Any]) -> Any:
         """Try until it gives something that is true."""
-        deadline = time.monotonic() + PATIENCE
-        why = "nothing"
-        while time.monotonic() < deadline:
-            for name, program in self._programs.items():
-                if program.poll() is not None:
-                    raise RustGuardError(f"{name} ended with exit code {program.returncode}")
-            try:
-                if result := attempt():
-                    return result
-            except RustGuardError as error:
-                why = error.message
-            time.sleep(0.02)
-        raise RustGuardError(f"{what} did not come within {PATIENCE:.0f} s: {why}")
+        return eventually(what, attempt, self._programs)
 
     def _logs(self) -> str:
         logs = [f"{m.host.name} said:\n{m.log.read_text()}" for m in self._machines if m.log.exists()]

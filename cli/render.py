@@ -135,6 +135,35 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a plain table; `right` for numbers."""
+
+    title: str
+    right: bool = False
+
+
+def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], lines: Sequence[str] = ()) -> None:
+    """Print a table, and lines below it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.title, no_wrap=True, justify="right" if column.right else "left")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    _console().print(table, Text(), *(Text(printable(line)) for line in lines), sep="\n")
+
+
+@contextmanager
+def show_progress(what: str, *, quiet: bool) -> Iterator[None]:
+    """Say on a terminal what goes on, until it's done."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(printable(what)):
+        yield
+
+
 class Stage:
     """Where a demonstration plays: scene after scene, each with a spinner on a terminal, and how it ended.
 
