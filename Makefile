@@ -33,6 +33,7 @@ test: .venv/.test
 	@$(PYTEST) $(PYTEST_ARGS)
 
 soak: .venv/.test
+	@RUSTGUARD_SOAK=1 $(CARGO) test --locked --release -q -p transport --lib lanes
 	@RUSTGUARD_SOAK=1 $(PYTEST) $(PYTEST_ARGS)
 
 # mypy looks at the installed package: in the checkout, ./rustguard_py hides three of its parts.

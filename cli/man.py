@@ -22,6 +22,10 @@ ENVIRONMENT = (
     ("RUSTGUARD_STATE", "the state directory, as --state"),
     ("RUSTGUARD_RUNTIME", "the directory of the control sockets"),
     ("RUSTGUARD_TOKEN", "the token; taken out of the environment once read"),
+    (
+        "RUSTGUARD_AEAD",
+        "with ring, the native engine seals and opens packets one by one even where it could do sixteen at once",
+    ),
 )
 
 

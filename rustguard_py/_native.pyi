@@ -3,8 +3,9 @@ from typing import final
 
 from rustguard_py.planes.contract import Endpoint, Event, Keypair, Network, PeerId, PlaneStats
 
-__all__ = ["Plane", "Transport", "uring_refusal"]
+__all__ = ["Plane", "Transport", "aead", "uring_refusal"]
 
+def aead() -> str: ...
 def uring_refusal() -> str | None: ...
 
 @final

@@ -13,6 +13,8 @@ from rustguard_py.errors import RefusedError, UsageError
 from rustguard_py.tunnel import EventfulPlane
 
 ENGINES = ("auto", "native", "portable")
+# What RUSTGUARD_AEAD may be. `auto` seals and opens sixteen packets at once where the processor can.
+_AEADS = ("auto", "ring")
 # A queue has two threads that are busy when traffic is: one for either direction.
 _THREADS_A_QUEUE = 2
 # More than this many don't pay: a peer's datagrams come in on one of them anyway.
@@ -81,7 +83,8 @@ def choose(wanted: str, queues: str, *, uring: bool = False) -> Engine:
         uring: Whether the native one shall use io_uring; where the kernel refuses, it runs without.
 
     Raises:
-        UsageError: There is no such engine, that is no number of queues, or the engine has no io_uring.
+        UsageError: There is no such engine, that is no number of queues, the engine has no io_uring, or
+            RUSTGUARD_AEAD is neither auto nor ring.
         RefusedError: It isn't here.
     """
     if wanted not in ENGINES:
@@ -99,9 +102,18 @@ def choose(wanted: str, queues: str, *, uring: bool = False) -> Engine:
     if wanted == "portable" or not has_native():
         why = "asked for" if wanted == "portable" else "the native engine was not built at installation"
         return Engine("portable", why + _portable_queues(queues))
+    if (aead := os.environ.get("RUSTGUARD_AEAD", "auto")) not in _AEADS:
+        raise UsageError(f"RUSTGUARD_AEAD={aead!r} is no AEAD.", f"Choose one of: {', '.join(_AEADS)}.")
     why = "asked for" if wanted == "native" else "the fastest here"
     number, chosen = _queues(queues, os.cpu_count() or 1)
-    return Engine("native", f"{why}; {chosen}{_uring(uring)}", number, uring)
+    return Engine("native", f"{why}; {chosen}{_uring(uring)}; AEAD: {_aead()}", number, uring)
+
+
+def _aead() -> str:
+    """Say what seals and opens packets in the native plane."""
+    from rustguard_py import _native
+
+    return _native.aead()
 
 
 def _uring(wanted: bool) -> str:

@@ -43,6 +43,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: needs {what}")
 
 
+def pytest_report_header() -> str:
+    """Say what the native plane seals with: what the processor lacks isn't tested."""
+    try:
+        from rustguard_py import _native
+    except ImportError:
+        return "native plane: not built"
+    return f"native plane: AEAD: {_native.aead()}"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose need isn't met."""
     for name, (what, why_not) in _NEEDS.items():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from rustguard_py import engine
@@ -11,6 +15,7 @@ from rustguard_py.errors import RefusedError, UsageError
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "has_native", lambda: True)
+    monkeypatch.setattr(engine, "_aead", lambda: "ring")
 
 
 @pytest.fixture
@@ -75,3 +80,27 @@ def test_without_the_native_engine_io_uring_is_refused() -> None:
     with pytest.raises(RefusedError, match="no native engine") as refused:
         engine.choose("auto", "auto", uring=True)
     assert "--uring" in refused.value.mend
+
+
+@pytest.mark.usefixtures("native")
+def test_an_aead_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTGUARD_AEAD", "ring")
+    assert engine.choose("auto", "auto").reason.endswith("AEAD: ring")
+    monkeypatch.setenv("RUSTGUARD_AEAD", "rign")
+    with pytest.raises(UsageError, match="RUSTGUARD_AEAD"):
+        engine.choose("auto", "auto")
+
+
+@pytest.mark.parametrize("variable", ["auto", "ring"])
+def test_the_variable_decides_what_the_native_plane_seals_with(variable: str) -> None:
+    pytest.importorskip("rustguard_py._native", reason="the native plane isn't built here")
+    told = subprocess.run(
+        [sys.executable, "-c", "from rustguard_py import _native; print(_native.aead())"],
+        env={**os.environ, "RUSTGUARD_AEAD": variable},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert told.stdout.strip() in ("ring", "AVX-512 for 16 packets at once, ring for the rest")
+    assert variable == "auto" or told.stdout.strip() == "ring"

@@ -318,8 +318,15 @@ fn uring_refusal() -> Option<String> {
     uring::refusal()
 }
 
+/// What seals and opens packets here.
+#[pyfunction]
+fn aead() -> &'static str {
+    transport::aead::description()
+}
+
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(aead, module)?)?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyTransport>()?;
     module.add_function(wrap_pyfunction!(uring_refusal, module)?)

@@ -1,19 +1,19 @@
 //! From the network to the TUN device, a batch of messages at a time.
 //!
 //! The kernel gives datagrams of one source and size as one message. Stages: divide a message into runs of one
-//! session; for each datagram check the window, open it in place, mark the window; roam and confirm once a run; check
+//! session; leave out what the window refuses, open the rest in place, mark the window; roam and confirm once a run; check
 //! each packet's source. What comes of several messages then goes through [`crate::coalesce`] together.
 
 use std::net::SocketAddr;
 
 use crate::Transport;
-use crate::aead::Aead;
+use crate::aead::{Aead, Body};
 use crate::coalesce::Inner;
 use crate::contract::{Address, Outbox, Seconds};
 use crate::drops::Drop;
 use crate::peers::Owned;
 use crate::transport::{Tally, inner_source};
-use crate::wire::{DATA_HEADER_SIZE, DATA_MAGIC, OVERHEAD, u32_at, u64_at};
+use crate::wire::{DATA_HEADER_SIZE, DATA_MAGIC, OVERHEAD, TAG_SIZE, u32_at, u64_at};
 
 /// A message as the kernel gave it.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,10 @@ impl Message {
 #[derive(Default)]
 pub struct Inbound {
     packets: Vec<Inner>,
+    /// The datagrams of a run; kept for its memory, as is the next.
+    bodies: Vec<Body>,
+    /// Which of them have a tag that holds.
+    held: Vec<bool>,
 }
 
 impl Inbound {
@@ -95,44 +99,69 @@ impl Inbound {
         now: Seconds,
         out: &mut Outbox,
     ) -> usize {
-        let (mut at, end) = (message.at, message.at + message.size);
         let first = self.packets.len();
-        let mut head = [0; 8];
-        head.copy_from_slice(&buffer[at..at + 8]);
-        let mut tally = Tally { datagrams: 0, bytes: 0, data: false };
-        let expired = owned.session.expired(now);
-        let opener = owned.session.opener();
-        let mut window = owned.session.window();
-        while at < end {
-            let size = message.segment.min(end - at);
-            let datagram = &mut buffer[at..at + size];
-            if size < OVERHEAD || datagram[..8] != head {
-                break;
-            }
-            let counter = u64_at(datagram, 8);
-            if expired {
-                transport.count_drops(&owned.peer, Drop::ExpiredSession, 1);
-            } else if !window.fresh(counter) {
-                transport.count_drops(&owned.peer, Drop::Replayed, 1);
-            } else if !opener.open(counter, &mut datagram[DATA_HEADER_SIZE..]) {
-                transport.count_drops(&owned.peer, Drop::BadTag, 1);
-            } else {
-                window.mark(counter);
-                tally.datagrams += 1;
-                tally.bytes += size;
-                if size > OVERHEAD {
-                    tally.data = true;
-                    self.packets.push(Inner { at: at + DATA_HEADER_SIZE, size: size - OVERHEAD });
-                }
-            }
-            at += size;
+        let end = self.collect(buffer, message);
+        if owned.session.expired(now) {
+            transport.count_drops(&owned.peer, Drop::ExpiredSession, self.bodies.len() as u64);
+            return end;
         }
-        drop(window);
+        let tally = self.open(transport, buffer, owned);
         if tally.datagrams > 0 {
             transport.received(owned, message.source, tally, now, out);
         }
         self.check_sources(transport, buffer, owned, first);
+        end
+    }
+
+    /// Find the datagrams that have the first one's session; give where the next begins.
+    fn collect(&mut self, buffer: &[u8], message: Message) -> usize {
+        let (mut at, end) = (message.at, message.at + message.size);
+        let header = &buffer[at..at + 8];
+        self.bodies.clear();
+        while at < end {
+            let size = message.segment.min(end - at);
+            let datagram = &buffer[at..at + size];
+            if size < OVERHEAD || datagram[..8] != *header {
+                break;
+            }
+            let body =
+                Body { at: at + DATA_HEADER_SIZE, size: size - DATA_HEADER_SIZE, counter: u64_at(datagram, 8) };
+            self.bodies.push(body);
+            at += size;
+        }
         at
+    }
+
+    /// Open what was collected, in place, and mark the window: for each datagram as if it had come alone.
+    ///
+    /// Opening leaves out what the window already refuses. What is decided then is whether it refuses a datagram
+    /// after those before it were marked: of a counter that came twice, the first that holds is taken.
+    fn open(&mut self, transport: &Transport, buffer: &mut [u8], owned: &Owned) -> Tally {
+        let mut tally = Tally { datagrams: 0, bytes: 0, data: false };
+        let mut window = owned.session.window();
+        let collected = self.bodies.len();
+        self.bodies.retain(|body| window.fresh(body.counter));
+        if self.bodies.len() < collected {
+            transport.count_drops(&owned.peer, Drop::Replayed, (collected - self.bodies.len()) as u64);
+        }
+        self.held.clear();
+        owned.session.opener().open_batch(buffer, &self.bodies, &mut self.held);
+        for (body, held) in self.bodies.iter().zip(&self.held) {
+            if !window.fresh(body.counter) {
+                transport.count_drops(&owned.peer, Drop::Replayed, 1);
+            } else if !held {
+                transport.count_drops(&owned.peer, Drop::BadTag, 1);
+            } else {
+                window.mark(body.counter);
+                tally.datagrams += 1;
+                tally.bytes += body.size + DATA_HEADER_SIZE;
+                if body.size > TAG_SIZE {
+                    tally.data = true;
+                    self.packets.push(Inner { at: body.at, size: body.size - TAG_SIZE });
+                }
+            }
+        }
+        tally
     }
 
     /// Keep of the packets from `first` on those that their peer may send, without their padding.

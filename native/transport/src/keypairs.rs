@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use zeroize::Zeroizing;
 
-use crate::aead::{Aead, Ring};
+use crate::aead::{Aead, Cipher};
 use crate::contract::{
     Keypair, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
     REKEY_AFTER_TIME_RECEIVING, Seconds,
@@ -51,13 +51,13 @@ impl Session {
     }
 
     /// The cipher for what we send.
-    pub fn sealer(&self) -> Ring {
-        Ring::new(&self.send_key)
+    pub fn sealer(&self) -> Cipher {
+        Cipher::new(&self.send_key)
     }
 
     /// The cipher for what we receive.
-    pub fn opener(&self) -> Ring {
-        Ring::new(&self.receive_key)
+    pub fn opener(&self) -> Cipher {
+        Cipher::new(&self.receive_key)
     }
 
     /// The counters received; held while a batch is opened, so that a counter is checked and marked in one step.

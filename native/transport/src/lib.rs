@@ -7,7 +7,7 @@
 //! Everything is shared by reference: routes and sessions are read from snapshots, each peer has its own lock, taken
 //! once a batch. There is no lock that two peers' packets share.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod aead;
 pub mod allowed_ips;
@@ -20,6 +20,8 @@ pub mod gate;
 pub mod inbound;
 pub mod indices;
 pub mod keypairs;
+#[cfg(avx512)]
+pub mod lanes;
 pub mod liveness;
 pub mod outbound;
 pub mod peers;

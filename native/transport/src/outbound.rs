@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::Transport;
-use crate::aead::Aead;
+use crate::aead::{Aead, Body};
 use crate::contract::{Address, Outbox, Seconds};
 use crate::drops::Drop;
 use crate::keypairs::Session;
@@ -16,7 +16,7 @@ use crate::peers::Peer;
 use crate::segment::{Superpacket, complete_checksum};
 use crate::transport::{Tally, destination};
 use crate::vnet::{GSO_NONE, MAX_MESSAGE, MAX_PACKET, MAX_SEGMENTS, VNET_SIZE, Vnet, padded};
-use crate::wire::{DATA_HEADER_SIZE, OVERHEAD};
+use crate::wire::{DATA_HEADER_SIZE, OVERHEAD, TAG_SIZE};
 
 /// Sends a message as datagrams of a size, the last perhaps shorter.
 pub trait Send {
@@ -39,6 +39,8 @@ pub struct Outbound {
     buffer: Box<[u8]>,
     used: usize,
     slots: Vec<Slot>,
+    /// The same for the cipher; kept for its memory.
+    bodies: Vec<Body>,
     /// Whose the packets in the buffer are.
     peer: Option<Arc<Peer>>,
     /// The destination looked up last, and whose it is. Forgotten with each batch: routes change.
@@ -52,6 +54,7 @@ impl Default for Outbound {
             buffer: vec![0; MAX_PACKET + 15 + OVERHEAD].into(),
             used: 0,
             slots: Vec::with_capacity(MAX_SEGMENTS),
+            bodies: Vec::with_capacity(MAX_SEGMENTS),
             peer: None,
             route: None,
         }
@@ -166,14 +169,14 @@ impl Outbound {
     }
 
     fn seal_slots(&mut self, session: &Session, first: u64) {
-        let sealer = session.sealer();
-        for (slot, nonce) in self.slots.iter().zip(first..) {
-            let datagram = &mut self.buffer[slot.at..slot.at + slot.padded + OVERHEAD];
-            let (header, body) = datagram.split_at_mut(DATA_HEADER_SIZE);
+        self.bodies.clear();
+        for (slot, counter) in self.slots.iter().zip(first..) {
+            let header = &mut self.buffer[slot.at..slot.at + DATA_HEADER_SIZE];
             header[..8].copy_from_slice(&session.header);
-            header[8..].copy_from_slice(&nonce.to_le_bytes());
-            sealer.seal(nonce, body);
+            header[8..].copy_from_slice(&counter.to_le_bytes());
+            self.bodies.push(Body { at: slot.at + DATA_HEADER_SIZE, size: slot.padded + TAG_SIZE, counter });
         }
+        session.sealer().seal_batch(&mut self.buffer, &self.bodies);
     }
 
     /// Send neighbours of one size together; a shorter one may be the last.

@@ -129,6 +129,36 @@ fn row_17_and_18_replays_and_forgeries_move_nothing() {
     assert_eq!(bob.transport.stats()[0].1, Some(alice.here));
 }
 
+/// Sixteen and more are opened at once, and yet decided one after the other.
+#[test]
+fn row_17_and_18_of_copies_in_one_message_the_first_that_holds_is_taken() {
+    let (mut alice, mut bob) = connected();
+    (0..20).for_each(|_| alice.send(b"one of twenty", 1.0));
+    let (_, mut datagrams) = alice.take();
+    let expected = bob_receives_alone(&alice, &datagrams);
+    let mut forged = datagrams[12].clone();
+    forged[40] ^= 1;
+    datagrams.insert(7, datagrams[3].clone());
+    datagrams.insert(12, forged);
+    datagrams.push(datagrams[0].clone());
+    let (segment, buffer) = (datagrams[0].len(), datagrams.concat());
+    for drops in [[("bad_tag", 1), ("replayed", 2)], [("bad_tag", 1), ("replayed", 25)]] {
+        let (mut inbound, size) = (Inbound::default(), buffer.len());
+        let mut opened = buffer.clone();
+        let message = Message { at: 0, size, segment, source: alice.here };
+        inbound.message(&bob.transport, &mut opened, message, 1.0, &mut bob.out);
+        let given: Vec<_> = inbound.packets().iter().map(|one| opened[one.at..one.at + one.size].to_vec()).collect();
+        assert_eq!(given, if drops[1].1 == 2 { expected.clone() } else { vec![] });
+        assert_eq!(bob.transport.drops.read(), drops.map(|(reason, count)| (reason.to_string(), count)));
+    }
+}
+
+/// What another Bob gets of the same datagrams, one by one.
+fn bob_receives_alone(alice: &End, datagrams: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let (_, mut bob) = connected();
+    bob.receive(datagrams, alice.here, 1.0)
+}
+
 #[test]
 fn row_35_what_comes_after_the_last_nonce_goes_out_on_the_next_session() {
     let (mut alice, mut bob) = connected();

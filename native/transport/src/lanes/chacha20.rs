@@ -1,0 +1,104 @@
+//! ChaCha20's block function (RFC 8439 section 2.3) for sixteen blocks at once.
+//!
+//! A register has one word of the state of all sixteen, a lane is a block. So the rounds shuffle nothing; what is
+//! shuffled is the result, where the bytes of a block have to be neighbours.
+
+use std::arch::x86_64::*;
+
+use super::vector::from_words;
+
+/// Blocks at once.
+pub const LANES: usize = 16;
+/// Bytes of a block.
+pub const BLOCK_SIZE: usize = 64;
+
+const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+
+/// The key, as eight little-endian words.
+pub type Key = [u32; 8];
+
+/// Which sixteen blocks.
+#[derive(Default)]
+pub struct Blocks {
+    /// The block counter of each.
+    pub counters: [u32; LANES],
+    /// The three words of each one's nonce: the first of all, the second, the third.
+    pub nonces: [[u32; LANES]; 3],
+}
+
+impl Blocks {
+    /// Have a lane compute this block.
+    pub fn set(&mut self, lane: usize, counter: u32, nonce: [u32; 3]) {
+        self.counters[lane] = counter;
+        for (of_all, word) in self.nonces.iter_mut().zip(nonce) {
+            of_all[lane] = word;
+        }
+    }
+}
+
+macro_rules! quarter_rounds {
+    ($state:ident: $([$a:literal, $b:literal, $c:literal, $d:literal]),+) => {
+        quarter_rounds!(@half $state, 16, 12: $([$a, $b, $c, $d]),+);
+        quarter_rounds!(@half $state, 8, 7: $([$a, $b, $c, $d]),+);
+    };
+    (@half $state:ident, $left:literal, $right:literal: $([$a:literal, $b:literal, $c:literal, $d:literal]),+) => {
+        $($state[$a] = _mm512_add_epi32($state[$a], $state[$b]);)+
+        $($state[$d] = _mm512_rol_epi32::<$left>(_mm512_xor_si512($state[$d], $state[$a]));)+
+        $($state[$c] = _mm512_add_epi32($state[$c], $state[$d]);)+
+        $($state[$b] = _mm512_rol_epi32::<$right>(_mm512_xor_si512($state[$b], $state[$c]));)+
+    };
+}
+
+/// Give the key stream's words: the first of each block, the second, to the sixteenth.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn words(key: &Key, blocks: &Blocks) -> [__m512i; 16] {
+    let mut initial = [_mm512_setzero_si512(); 16];
+    for (word, constant) in initial.iter_mut().zip(CONSTANTS.iter().chain(key)) {
+        *word = _mm512_set1_epi32(*constant as i32);
+    }
+    initial[12] = from_words(&blocks.counters);
+    for (word, nonce) in initial[13..].iter_mut().zip(&blocks.nonces) {
+        *word = from_words(nonce);
+    }
+    let mut state = initial;
+    for _ in 0..10 {
+        quarter_rounds!(state: [0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]);
+        quarter_rounds!(state: [0, 5, 10, 15], [1, 6, 11, 12], [2, 7, 8, 13], [3, 4, 9, 14]);
+    }
+    for (word, initial) in state.iter_mut().zip(initial) {
+        *word = _mm512_add_epi32(*word, initial);
+    }
+    state
+}
+
+/// Give the sixteen blocks, each as its 64 bytes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn blocks(key: &Key, which: &Blocks) -> [__m512i; LANES] {
+    let words = words(key, which);
+    // First 4 × 4 words within each quarter of the registers: `quads[4 * group + n]` has, for the lanes n, n + 4,
+    // n + 8 and n + 12, the words 4 * group to 4 * group + 3.
+    let mut quads = words;
+    for group in 0..4 {
+        let [a, b, c, d] = [words[4 * group], words[4 * group + 1], words[4 * group + 2], words[4 * group + 3]];
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        quads[4 * group] = _mm512_unpacklo_epi64(ab, cd);
+        quads[4 * group + 1] = _mm512_unpackhi_epi64(ab, cd);
+        let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        quads[4 * group + 2] = _mm512_unpacklo_epi64(ab, cd);
+        quads[4 * group + 3] = _mm512_unpackhi_epi64(ab, cd);
+    }
+    // Then 4 × 4 quarters.
+    let mut lanes = quads;
+    for lane in 0..4 {
+        let [a, b, c, d] = [quads[lane], quads[4 + lane], quads[8 + lane], quads[12 + lane]];
+        let (ab, cd) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
+        lanes[lane] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+        lanes[lane + 4] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+        let (ab, cd) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
+        lanes[lane + 8] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+        lanes[lane + 12] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+    }
+    lanes
+}

