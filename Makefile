@@ -51,7 +51,7 @@ bench: .venv/.bench
 # Everything that docs/performance.md says.
 bench-full: .venv/.bench
 	@scripts/rust-peers
-	@RUSTGUARD_SUDO="make bench-full" scripts/in-namespace $(BIN)/python bench/run.py --suite full --rounds 5 $(BENCH_ARGS)
+	@RUSTGUARD_SUDO="make bench-full" scripts/in-namespace $(BIN)/python bench/run.py --suite full --rounds 5 --seconds 1 $(BENCH_ARGS)
 
 bench-scale: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-scale" scripts/in-namespace $(BIN)/python bench/scale.py $(BENCH_ARGS)
