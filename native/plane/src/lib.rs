@@ -10,6 +10,7 @@ mod descriptor;
 mod events;
 mod plane;
 mod python;
+mod spin;
 mod tun;
 mod udp;
 mod uring;

@@ -17,7 +17,8 @@ use std::time::Instant;
 use io_uring::{opcode, types::Fd};
 
 use crate::counters::{Counters, count_call};
-use crate::worker::{self, Io, SPIN};
+use crate::spin::SPIN;
+use crate::worker::{self, Io};
 use ring::Ring;
 
 /// What a thread reads from has this tag, plus its number.

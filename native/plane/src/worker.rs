@@ -4,7 +4,7 @@
 //! - In: take the messages that wait, open, merge, write to the device.
 //! - Timers: sleep until the next deadline of any peer.
 //!
-//! Before a thread sleeps it looks again for SPIN: waking it would cost more than most pauses in traffic last.
+//! Before a thread sleeps it looks again for a while, where that pays ([`crate::spin`]).
 
 use std::any::Any;
 use std::io;
@@ -13,8 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle, yield_now};
-use std::time::{Duration, Instant};
+use std::thread::{Builder, JoinHandle};
 
 use transport::Transport;
 use transport::coalesce::next_run;
@@ -24,14 +23,14 @@ use transport::inbound::Inbound;
 use transport::outbound::{Outbound, Send};
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
-use crate::counters::{QueueCounters, count_call};
+use crate::counters::QueueCounters;
 use crate::descriptor::{EventFd, TimerFd, error_word, now, wait};
 use crate::events::Events;
+use crate::spin::Spin;
 use crate::tun::Tun;
 use crate::udp::{Patience, Receiver, Sent, Udp};
 use crate::uring;
 
-pub const SPIN: Duration = Duration::from_micros(50);
 /// After this many batches from one socket the others are looked at, however much still comes.
 const TURNS: u32 = 64;
 
@@ -238,19 +237,6 @@ fn block_signals() {
     }
 }
 
-/// Look for work until there is some, SPIN long at most.
-fn spin(mut look: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
-    let start = Instant::now();
-    while start.elapsed() < SPIN {
-        yield_now();
-        count_call();
-        if look()? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 fn is_nothing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
@@ -277,6 +263,7 @@ pub fn out(io: &Io, queue: usize) -> io::Result<()> {
     let mut frame = vec![0; VNET_SIZE + MAX_PACKET].into_boxed_slice();
     let mut outbound = Outbound::default();
     let mut outbox = Outbox::default();
+    let mut spin = Spin::default();
     let mut pump = || {
         let now = now();
         let (transport, mut sender) = (&*io.transport, Sender { io, queue, packets: 0, bytes: 0 });
@@ -297,7 +284,7 @@ pub fn out(io: &Io, queue: usize) -> io::Result<()> {
         Ok(any)
     };
     while io.goes_on() {
-        if !pump()? && !spin(&mut pump)? {
+        if !pump()? && !spin.look(&mut pump)? {
             counters.count_calls();
             wait([(tun.fd(), libc::POLLIN), (io.stop.fd(), libc::POLLIN)], -1)?;
         }
@@ -315,6 +302,7 @@ pub fn inward(io: &Io, queue: usize) -> io::Result<()> {
     let mut ready = everyone;
     let mut last = 0;
     let mut turn = 0;
+    let mut spin = Spin::default();
     while io.goes_on() {
         for (n, socket) in sockets.iter().enumerate() {
             if ready >> n & 1 != 0 && way.pump(socket)? {
@@ -327,7 +315,7 @@ pub fn inward(io: &Io, queue: usize) -> io::Result<()> {
         if turn % TURNS == 0 {
             ready = everyone;
         }
-        if ready == 0 && spin(|| sockets.get(last).map_or(Ok(false), |socket| way.pump(socket)))? {
+        if ready == 0 && spin.look(|| sockets.get(last).map_or(Ok(false), |socket| way.pump(socket)))? {
             ready = 1 << last;
         }
         if ready == 0 {
