@@ -33,7 +33,7 @@ def test_each_dependency_has_its_reason() -> None:
 def test_files_that_a_document_names_are_there(document: Path) -> None:
     text = document.read_text()
     linked = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
-    named = re.findall(r"`((?:rustguard_py|enroll|state|cli|tests|bench|docs|scripts)/[\w./]*\w\.\w+)`", text)
+    named = re.findall(r"`((?:rustguard_py|enroll|state|cli|tests|bench|docs|scripts|native)/[\w./]*\w\.\w+)`", text)
     missing = [target for target in linked if not (document.parent / target).exists()]
     missing += [target for target in named if not (ROOT / target).exists()]
     assert missing == []
@@ -42,3 +42,13 @@ def test_files_that_a_document_names_are_there(document: Path) -> None:
 def test_the_makefiles_targets_are_those_that_the_readme_names() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z]+)`", DOCUMENTS[0].read_text())) <= targets
+
+
+def test_functions_that_the_data_path_names_are_in_their_files() -> None:
+    text = (ROOT / "docs/data-path.md").read_text()
+    named = re.findall(r"`(native/[\w/]+\.rs)`: ((?:`\w+`(?:, )?)+)", text)
+    named += [(path, function) for function, path in re.findall(r"(`\w+`) in `(native/[\w/]+\.rs)`", text)]
+    functions = [(path, function) for path, listed in named for function in re.findall(r"`(\w+)`", listed)]
+    assert len(functions) > 30
+    gone = [(path, name) for path, name in functions if not re.search(rf"\bfn {name}\b", (ROOT / path).read_text())]
+    assert gone == []
