@@ -19,6 +19,8 @@ help:
 	@echo 'make test    the tests; PYTEST_ARGS="-k replay" chooses some'
 	@echo 'make check   formatting, lint and types'
 	@echo 'make soak    the tests with every repetition (long)'
+	@echo 'make fuzz    the parsers of the native plane, a minute each; FUZZ_SECONDS=5 is shorter (nightly Rust, cargo-fuzz)'
+	@echo 'make miri    its rules under Miri;  make tsan   its threads under ThreadSanitizer (nightly Rust)'
 	@echo 'make bench   speed, side by side with wireguard-go; BENCH_ARGS="--help" says what can be set'
 	@echo 'make bench-full   all engines; also without UDP segmentation, over IPv6 and with loss (half an hour)'
 	@echo 'make bench-scale  what many peers cost (minutes)'
@@ -35,6 +37,13 @@ test: .venv/.test
 soak: .venv/.test
 	@RUSTGUARD_SOAK=1 $(CARGO) test --locked --release -q -p transport --lib lanes
 	@RUSTGUARD_SOAK=1 $(PYTEST) $(PYTEST_ARGS)
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	@scripts/fuzz $(FUZZ_SECONDS)
+
+miri tsan:
+	@scripts/sanitize $@
 
 # mypy looks at the installed package: in the checkout, ./rustguard_py hides three of its parts.
 check: .venv/.check
@@ -88,4 +97,4 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test soak check bench bench-full bench-scale wheel wireguard-go clean
+.PHONY: help demo test soak fuzz miri tsan check bench bench-full bench-scale wheel wireguard-go clean

@@ -121,6 +121,28 @@ mod tests {
     }
 
     #[test]
+    fn threads_lose_no_event_and_keep_each_ones_order() {
+        const EACH: u32 = 2_000;
+        let events = Events::new(Arc::default()).unwrap();
+        let mut next = [0; 3];
+        std::thread::scope(|scope| {
+            for peer in 0..next.len() as u64 {
+                let events = &events;
+                scope.spawn(move || (0..EACH).for_each(|n| events.put(Event::KeypairConfirmed(peer, n)).unwrap()));
+            }
+            while next != [EACH; 3] {
+                wait([(events.fd(), libc::POLLIN)], -1).unwrap();
+                for event in events.take() {
+                    let Event::KeypairConfirmed(peer, n) = event else { panic!("{event:?}") };
+                    assert_eq!(n, next[peer as usize]);
+                    next[peer as usize] += 1;
+                }
+            }
+        });
+        assert!(events.take().is_empty());
+    }
+
+    #[test]
     fn each_kind_is_bounded_and_a_fault_still_gets_through() {
         let handshakes = Arc::default();
         let events = Events::new(Arc::clone(&handshakes)).unwrap();

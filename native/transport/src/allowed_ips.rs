@@ -200,6 +200,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn each_of_10000_prefixes_is_found_and_how_long_that_takes_is_told() {
         let table = AllowedIps::default();
         for peer in 0..5_000_u32 {

@@ -320,6 +320,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn row_30_damaged_packets_are_survived_here_and_in_superpackets() {
         let mut dice = 1_u64;
         let mut roll = |below: usize| {

@@ -228,6 +228,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn row_16_one_flooding_source_is_challenged_and_no_other_ever_is() {
         let gate = Gate::new(&KEY);
         let mut passed = 0;
@@ -244,6 +245,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn a_budget_is_20_a_second_after_5_at_once_and_made_up_sources_are_bounded() {
         let mut budget = SourceBudget::default();
         let one = Source::V4(1);

@@ -246,6 +246,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn those_due_at_once_come_in_the_order_they_were_set() {
         let deadlines = Deadlines::default();
         let mut peers: Vec<Liveness> = (0..10_000).map(|_| Liveness::default()).collect();

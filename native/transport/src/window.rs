@@ -126,6 +126,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn row_31_the_kernels_six_sweeps() {
         type Sweep = (Vec<u64>, Vec<(u64, bool)>);
         let sweeps: [Sweep; 6] = [
@@ -146,6 +147,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn random_counters_agree_with_a_plain_set() {
         let mut dice = 5_u64;
         let mut roll = |below: u64| {

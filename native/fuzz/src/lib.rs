@@ -1,0 +1,4 @@
+//! What the targets drive.
+
+#[path = "../../transport/tests/parsers/bodies.rs"]
+pub mod bodies;

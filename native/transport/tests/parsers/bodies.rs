@@ -1,0 +1,173 @@
+//! What may be thrown at the parsers, each from any bytes: `cargo fuzz` drives these with coverage, `main.rs`
+//! with chance. They panic where something is wrong.
+
+use std::net::SocketAddr;
+
+use transport::Transport;
+use transport::aead::{Aead, Ring};
+use transport::coalesce::next_run;
+use transport::contract::{Address, Keypair, Network, Outbox};
+use transport::inbound::{Inbound, Message};
+use transport::outbound::{Outbound, Send};
+use transport::segment::{Superpacket, complete_checksum};
+use transport::vnet::{GSO_NONE, VNET_SIZE, Vnet};
+use transport::wire::{DATA_HEADER_SIZE, DATA_MAGIC, OVERHEAD};
+use zeroize::Zeroizing;
+
+const MTU: usize = 1420;
+const KEY: [u8; 32] = [1; 32];
+const INDEX: u32 = 1;
+
+/// Frames of the device: each goes out, comes in at the other end and is written to a device again. virtio_net_hdr,
+/// superpackets, inner packets, merging. The input is frames, each behind its length in two bytes.
+pub fn frames(input: &[u8]) {
+    with_end(false, |bob| {
+        let (mut outbound, mut out) = (Outbound::default(), Outbox::default());
+        let mut wire = Wire { to: bob, inbound: Inbound::default(), out: Outbox::default() };
+        with_end(true, |alice| {
+            for frame in pieces(input) {
+                outbound.frame(alice, &mut frame.to_vec(), 1.0, &mut out, &mut wire);
+            }
+            outbound.flush(alice, 1.0, &mut out, &mut wire);
+        });
+    });
+}
+
+/// Messages of strangers. The input is a segment size in two bytes and a message.
+pub fn messages(input: &[u8]) {
+    let Some((segment, message)) = input.split_first_chunk::<2>() else { return };
+    let mut buffer = message.to_vec();
+    let segment = usize::from(u16::from_le_bytes(*segment));
+    let given = Message { at: 0, size: buffer.len(), segment, source: somewhere() };
+    let mut inbound = Inbound::default();
+    with_end(false, |end| inbound.message(end, &mut buffer, given, 1.0, &mut Outbox::default()));
+    assert!(inbound.packets().is_empty(), "a stranger's packet was taken");
+}
+
+/// Datagrams of strangers, one by one: handshakes, cookies, enrollment, data. The input is datagrams, each behind its
+/// length in two bytes.
+pub fn datagrams(input: &[u8]) {
+    with_end(false, |end| {
+        for datagram in pieces(input) {
+            let taken = end.handle_datagram(&mut datagram.to_vec(), somewhere(), 1.0, &mut Outbox::default());
+            assert!(taken.is_none(), "a stranger's packet was taken");
+        }
+    });
+}
+
+/// What an enrolled peer seals: packets that no device made, then merged for ours. The input is packets, each behind
+/// its length in two bytes.
+pub fn packets(input: &[u8]) {
+    let (sealer, mut out) = (Ring::new(&KEY), Outbox::default());
+    let (mut inbound, mut buffer, mut messages) = (Inbound::default(), vec![], vec![]);
+    for (counter, packet) in (0_u64..).zip(pieces(input)) {
+        let (at, size) = (buffer.len(), packet.len() + OVERHEAD);
+        buffer.extend(DATA_MAGIC);
+        buffer.extend(INDEX.to_le_bytes());
+        buffer.extend(counter.to_le_bytes());
+        buffer.extend(packet);
+        buffer.resize(at + size, 0);
+        sealer.seal(counter, &mut buffer[at + DATA_HEADER_SIZE..]);
+        messages.push(Message { at, size, segment: size, source: somewhere() });
+    }
+    with_end(false, |end| {
+        messages.into_iter().for_each(|message| inbound.message(end, &mut buffer, message, 1.0, &mut out));
+    });
+    merge(&buffer, &inbound);
+}
+
+/// virtio_net_hdr and packet, without a route in between. The input is a frame.
+pub fn vnet(input: &[u8]) {
+    let Some((header, packet)) = input.split_first_chunk::<VNET_SIZE>() else { return };
+    let vnet = Vnet::decode(header);
+    assert_eq!(vnet.encode(), *header);
+    complete_checksum(vnet, &mut packet.to_vec());
+    if vnet.gso_type == GSO_NONE {
+        return;
+    }
+    let Some(cut) = Superpacket::examine(vnet, packet) else { return };
+    assert!((1..=packet.len()).contains(&cut.count()));
+    for number in 0..cut.count() {
+        assert!(cut.size(number) <= packet.len());
+        cut.write(number, &mut vec![0; cut.size(number)]);
+    }
+}
+
+/// Split what has lengths of two bytes; the last piece may be cut off.
+fn pieces(input: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = input;
+    std::iter::from_fn(move || {
+        let (size, others) = rest.split_first_chunk::<2>()?;
+        let (piece, others) = others.split_at(others.len().min(usize::from(u16::from_le_bytes(*size))));
+        rest = others;
+        Some(piece)
+    })
+}
+
+/// An end, connected to one of the same keys, to which all of IPv4 and IPv6 belongs; `initiator` may send at once.
+/// Making one takes long beside what an input does, so each thread has two, and each input a new session.
+fn with_end<R>(initiator: bool, act: impl FnOnce(&Transport) -> R) -> R {
+    thread_local! {
+        static ENDS: [Transport; 2] = [made(), made()];
+    }
+    ENDS.with(|ends| {
+        let end = &ends[usize::from(initiator)];
+        end.erase_keypairs(1);
+        end.drop_held(1);
+        let keypair = Keypair {
+            local_index: INDEX,
+            remote_index: INDEX,
+            send_key: Zeroizing::new(KEY),
+            receive_key: Zeroizing::new(KEY),
+            initiator,
+            birth: 0.0,
+        };
+        end.install_keypair(1, &keypair, 0.0, &mut Outbox::default());
+        act(end)
+    })
+}
+
+fn made() -> Transport {
+    let made = Transport::new(&[7; 32], MTU, Box::new(|bytes| bytes.fill(9)), Box::new(|| 0));
+    let everything = [Address::V4(0), Address::V6(0)].map(|address| Network { address, prefix: 0 });
+    made.set_peer(1, Some(somewhere()), &everything, 0, 0.0, &mut Outbox::default());
+    made
+}
+
+fn somewhere() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], 51820))
+}
+
+/// What is sent comes in at once.
+struct Wire<'a> {
+    to: &'a Transport,
+    inbound: Inbound,
+    out: Outbox,
+}
+
+impl Send for Wire<'_> {
+    fn send(&mut self, message: &[u8], segment: usize, source: SocketAddr) {
+        let mut buffer = message.to_vec();
+        self.inbound.clear();
+        let given = Message { at: 0, size: buffer.len(), segment, source };
+        self.inbound.message(self.to, &mut buffer, given, 1.0, &mut self.out);
+        merge(&buffer, &self.inbound);
+    }
+}
+
+/// Write what came in as a device gets it; a superpacket must be one that can be cut again.
+fn merge(buffer: &[u8], inbound: &Inbound) {
+    let mut rest = inbound.packets();
+    while !rest.is_empty() {
+        let run = next_run(buffer, rest, true);
+        let (mine, others) = rest.split_at(run.count);
+        let mut frame = run.head().to_vec();
+        mine.iter().for_each(|one| frame.extend_from_slice(&one.of(buffer)[run.skip..]));
+        if run.count > 1 {
+            let (vnet, packet) = frame.split_first_chunk::<VNET_SIZE>().expect("a head has one");
+            let cut = Superpacket::examine(Vnet::decode(vnet), packet).expect("what was merged can be cut");
+            assert_eq!(cut.count(), run.count);
+        }
+        rest = others;
+    }
+}
