@@ -72,12 +72,7 @@ impl Outward<'_> {
         let (transport, now) = (&*self.io.transport, now());
         while !outbound.is_ripe(transport.mtu) {
             let Some((lease, size)) = self.read.frames.pop_front() else {
-                if !self.ring.has_work() {
-                    break;
-                }
-                self.ring.enter(0)?;
-                self.take()?;
-                if self.read.frames.is_empty() {
+                if !self.read_more()? {
                     break;
                 }
                 continue;
@@ -89,6 +84,16 @@ impl Outward<'_> {
         }
         outbound.flush(transport, now, outbox, self);
         Ok(())
+    }
+
+    /// Have the device give what it has; false if that is nothing.
+    fn read_more(&mut self) -> io::Result<bool> {
+        self.read_on()?;
+        if self.ring.has_work() {
+            self.ring.enter(0)?;
+            self.take()?;
+        }
+        Ok(!self.read.frames.is_empty())
     }
 
     /// Have the device read, if it isn't.

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::{BufRingEntry, CancelBuilder};
-use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
 
 use crate::counters::count_call;
 
@@ -103,7 +103,14 @@ impl Ring {
     pub fn enter(&mut self, want: usize) -> io::Result<()> {
         loop {
             count_call();
-            match self.ring.submit_and_wait(want) {
+            let queued = self.ring.submission().len() as u32;
+            // GETEVENTS, also when nothing is waited for: what the kernel has put off is done by such a call alone.
+            // SAFETY: so many operations are queued, each as its `push` promised; no argument is given.
+            let done = unsafe {
+                let flags = EnterFlags::GETEVENTS.bits();
+                self.ring.submitter().enter::<libc::sigset_t>(queued, want as u32, flags, None)
+            };
+            match done {
                 Ok(_) => return Ok(()),
                 // Too many completions wait: they are taken next.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
@@ -281,4 +288,98 @@ fn allocate(layout: Layout) -> NonNull<u8> {
     // SAFETY: no layout here is empty.
     let memory = unsafe { alloc_zeroed(layout) };
     NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io_uring::types::Fd;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    const READ: u64 = 7;
+
+    /// A ring, unless the kernel or a policy refuses it here.
+    fn ring(count: u16) -> Option<Ring> {
+        Ring::new(count, 64).inspect_err(|error| eprintln!("nothing tested: {error}")).ok()
+    }
+
+    fn read(ring: &mut Ring, from: &UnixStream) {
+        let read = opcode::ReadMulti::new(Fd(from.as_raw_fd()), 0, GROUP).offset(u64::MAX).build().user_data(READ);
+        // SAFETY: the operation writes to the ring's buffers alone.
+        unsafe { ring.push(&read) }.unwrap();
+    }
+
+    fn next(ring: &mut Ring) -> Completion {
+        loop {
+            if let Some(completion) = ring.next() {
+                return completion;
+            }
+            ring.enter(1).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_read_lies_in_leased_buffers_until_there_are_none() {
+        let Some(mut ring) = ring(2) else { return };
+        let (here, mut there) = UnixStream::pair().unwrap();
+        read(&mut ring, &here);
+        let mut leases = Vec::new();
+        for text in [b"one", b"two"] {
+            there.write_all(text).unwrap();
+            let completion = next(&mut ring);
+            assert_eq!((completion.tag, completion.result), (READ, Ok(3)));
+            let lease = completion.lease.unwrap();
+            let place = ring.place(&lease);
+            assert_eq!(&ring.memory()[place..place + 3], text);
+            leases.push(lease);
+        }
+        there.write_all(b"six").unwrap();
+        let ended = next(&mut ring);
+        assert_eq!((ended.result, ended.more, ended.lease.is_some()), (Err(libc::ENOBUFS), false, false));
+        leases.into_iter().for_each(|lease| ring.give_back(lease));
+        read(&mut ring, &here);
+        assert!(ring.has_work());
+        assert_eq!(next(&mut ring).result, Ok(3));
+    }
+
+    #[test]
+    fn completions_that_come_meanwhile_are_kept() {
+        let Some(mut ring) = ring(4) else { return };
+        let (here, mut there) = UnixStream::pair().unwrap();
+        read(&mut ring, &here);
+        there.write_all(b"meanwhile").unwrap();
+        let (target, source) = UnixStream::pair().unwrap();
+        let texts = [b"a", b"b", b"c"];
+        let writes = texts.map(|text| opcode::Write::new(Fd(target.as_raw_fd()), text.as_ptr(), 1).build());
+        let mut done = Vec::new();
+        // SAFETY: the texts outlive the call.
+        unsafe { ring.complete(writes.into_iter(), |number, result| done.push((number, result))) };
+        assert_eq!(done, [(0, Ok(1)), (1, Ok(1)), (2, Ok(1))]);
+        assert_eq!(next(&mut ring).result, Ok(9));
+        let mut given = [0; 3];
+        std::io::Read::read_exact(&mut &source, &mut given).unwrap();
+        assert_eq!(&given, b"abc");
+    }
+
+    #[test]
+    fn a_ring_that_ends_leaves_nothing_in_flight() {
+        let Some(mut ring) = ring(4) else { return };
+        let (here, mut there) = UnixStream::pair().unwrap();
+        read(&mut ring, &here);
+        ring.enter(0).unwrap();
+        assert_eq!(ring.flying, 1);
+        ring.settle().unwrap();
+        assert_eq!(ring.flying, 0);
+        // Nobody reads any more: what comes is still there.
+        there.write_all(b"left").unwrap();
+        let mut given = [0; 4];
+        std::io::Read::read_exact(&mut &here, &mut given).unwrap();
+        assert_eq!(&given, b"left");
+        // The group is gone; `drop` is to find it so.
+        // SAFETY: the entries live until `drop` has unregistered them.
+        unsafe { ring.ring.submitter().register_buf_ring_with_flags(ring.pool.entries.as_ptr() as u64, 4, GROUP, 0) }
+            .unwrap();
+    }
 }
