@@ -51,6 +51,8 @@ VERBS: Mapping[str, Entry] = {
         "rustguard_py.cli.up:command", "Bring a tunnel up that a wg-quick file describes, or take its changes."
     ),
     "down": Entry("rustguard_py.cli.down:command", "Bring such a tunnel down."),
+    "export": Entry("rustguard_py.cli.export:command", "Write a wg-quick file: for a stock WireGuard app."),
+    "import": Entry("rustguard_py.cli.import_file:command", "Make a server of what a wg-quick file has served."),
     "genkey": Entry("rustguard_py.cli.genkey:command", "Make a private key, as `wg genkey` does."),
     "pubkey": Entry(
         "rustguard_py.cli.pubkey:command", "Turn a private key into its public key, as `wg pubkey` does."

@@ -24,11 +24,12 @@ def clamp(key: bytes) -> bytes:
 )
 def command() -> None:
     """Make a private key and print it in base64."""
-    _warn_if_world_accessible()
+    warn_if_world_accessible()
     click.echo(base64.b64encode(clamp(os.urandom(32))))
 
 
-def _warn_if_world_accessible() -> None:
+def warn_if_world_accessible() -> None:
+    """Say so on stderr if others can read what standard output is written to, as `wg genkey` does."""
     try:
         mode = os.fstat(sys.stdout.fileno()).st_mode
     except (OSError, ValueError):

@@ -23,13 +23,13 @@ def introduce(server: Server, program: Program, say: Callable[[str], None]) -> N
         return
     say("On each machine that shall join:")
     mark = fingerprint(server.public_key)
-    say(f"  rustguard join {_likely_address(interface)}:{state.port} --server {mark} --token …")
+    say(f"  rustguard join {likely_address(interface)}:{state.port} --server {mark} --token …")
     if not server.window.is_open(now()):
         say("The pairing window is closed. Open it here for a minute: rustguard open 60")
 
 
-def _likely_address(own: str) -> str:
-    """Give an address that others may reach this machine at: better than HOST in the line to type."""
+def likely_address(own: str | None) -> str:
+    """Give an address that others may reach this machine at, not of the interface `own`; HOST where there is none."""
     taken = [what for _, what in netif.taken_networks(exclude=own) if what.startswith("address ")]
     addresses = [what.split()[1].partition("/")[0] for what in taken if not what.endswith(" on lo")]
     usable = [each for each in addresses if "." in each]

@@ -55,7 +55,7 @@ class Registry:
             self._names[record.name] = record.public_key
 
     def admit(
-        self, public_key: bytes, wished: str, preshared_key: bytes, endpoint: str, at: float
+        self, public_key: bytes, wished: str, preshared_key: bytes, endpoint: str | None, at: float
     ) -> Admitted | Literal["full", "revoked"]:
         """Give a key its name and address: those that it had, or the wished name and the lowest free address.
 
@@ -63,7 +63,7 @@ class Registry:
             public_key: 32 bytes.
             wished: The name that the client asks for; empty for any.
             preshared_key: 32 bytes, of this enrollment.
-            endpoint: Where the client is.
+            endpoint: Where the client is, if that is known.
             at: Unix time in seconds.
         """
         if public_key in self.state.revoked:

@@ -8,10 +8,11 @@ from typing import Any
 
 from rustguard_py.clock import now
 from rustguard_py.control import Handler
-from rustguard_py.enroll import report
+from rustguard_py.enroll import handout, report
 from rustguard_py.enroll.server import Server
 from rustguard_py.enroll.window import Closed
 from rustguard_py.errors import StateError, UsageError
+from rustguard_py.state.identity import decode_key
 from rustguard_py.state.records import PeerRecord
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class ServerControl:
             "revoke": self._revoke,
             "restore": self._restore,
             "rename": self._rename,
+            "admit": self._admit,
         }
 
     # -- the window -----------------------------------------------------------------------------------------
@@ -87,6 +89,17 @@ class ServerControl:
         if not await self._server.saver.durable(change.undo):
             raise _not_saved()
         return self._line(change.record)
+
+    async def _admit(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Let a peer in whose keys somebody has made here: it has no RustGuard to join with."""
+        server = self._server
+        keys = decode_key(_text(params, "public_key")), decode_key(_text(params, "preshared_key"))
+        change = handout.admit(server.registry, _text(params, "name"), *keys)
+        if not await server.saver.durable(change.undo):
+            raise _not_saved()
+        server.put_in(change.record, with_endpoint=False)
+        log.info("%s is let in", change.record.name)
+        return handout.offer(server.state, change.record)
 
     def _line(self, record: PeerRecord) -> dict[str, Any]:
         return {"peer": report.peers(self._server.tunnel, [_peer_line(record)], now())["peers"][0]}

@@ -82,7 +82,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
         stack.callback(document.close)
         try:
             await repair(options.directory, voice.change)
-            running.check_interface(options.interface)
+            _check_interface(options.interface)
             if config.dns or config.search:
                 dns.manager()
             program = report.Program("tunnel", options.directory, options.interface, chosen, now())
@@ -335,6 +335,16 @@ class _Up:
             "warnings": [],
             "file": str(self._options.file),
         }
+
+
+def _check_interface(name: str) -> None:
+    """Refuse where no interface of that name can be made."""
+    netif.require_tun()
+    if netif.interface_exists(name):
+        mend = (
+            f"Is it wg-quick's (`wg-quick down {name}`)? Else give the file another name: the interface has it too."
+        )
+        raise RefusedError(f"There is an interface {name} already.", mend)
 
 
 # -- peers --------------------------------------------------------------------------------------------------

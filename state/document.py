@@ -42,10 +42,10 @@ class Document:
 
     __slots__ = ("_durable", "_files", "_generation", "_lock", "directory", "path")
 
-    def __init__(self, directory: Path, lock: int, files: Files) -> None:
+    def __init__(self, directory: Path, lock: int | None, files: Files) -> None:
         self.directory = directory
         self.path = directory / "state.json"
-        self._lock: int | None = lock
+        self._lock = lock
         self._files = files
         self._generation: int | None = None
         self._durable = False
@@ -70,6 +70,16 @@ class Document:
             files.close(lock)
             raise
         return cls(directory, lock, files)
+
+    @classmethod
+    def peek(cls, directory: Path) -> dict[str, object] | None:
+        """Give the data last saved in a directory that may be another process's, or None where nothing is.
+
+        Raises:
+            StateError: See `load`.
+        """
+        document = cls(directory.resolve(), None, Files())
+        return document.load() if os.path.lexists(document.path) else None
 
     def load(self) -> dict[str, object] | None:
         """Give the data last saved, or None where nothing ever was.

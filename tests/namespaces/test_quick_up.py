@@ -215,6 +215,16 @@ def test_what_a_killed_one_left_is_taken_back_by_the_next_down_or_up(net: Lan, t
     assert "wg0 isn't up" in done.stderr
 
 
+def test_an_interface_that_is_there_already_is_left_alone(net: Lan) -> None:
+    net.laptop.host.ip(["tuntap add mode tun name wg0"])
+    net.laptop.file("Address = 10.9.0.1/32", net.home.peer("AllowedIPs = 0.0.0.0/0"))
+    before = net.laptop.system()
+    done = net.laptop.run("up wg0", check=False)
+    assert done.returncode == 4
+    assert "There is an interface wg0 already" in done.stderr
+    assert net.laptop.system() == before
+
+
 def test_in_the_foreground_it_ends_on_sigterm(net: Lan, tmp_path: Path) -> None:
     laptop, log = net.laptop, tmp_path / "said"
     laptop.file("Address = 10.9.0.1/32", net.home.peer("AllowedIPs = 0.0.0.0/0"))

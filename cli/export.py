@@ -1,0 +1,155 @@
+"""`rustguard export`: a wg-quick file for a machine that runs a stock WireGuard."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from rustguard_py import conf
+from rustguard_py.cli.genkey import warn_if_world_accessible
+from rustguard_py.cli.verb import Verb, state_option
+from rustguard_py.control_client import call, listens
+from rustguard_py.errors import RefusedError, UsageError
+from rustguard_py.state import paths
+
+
+@click.command(
+    "export",
+    cls=Verb,
+    examples=[
+        (
+            "sudo rustguard export --new phone -o phone.conf",
+            "on a server: let a phone in that runs the WireGuard app",
+        ),
+        ("sudo rustguard export --new phone | qrencode -t ansiutf8", "the same, as a code for its camera"),
+        ("sudo rustguard export -o home.conf", "on a client: its own tunnel, to be run by WireGuard instead"),
+    ],
+)
+@click.argument("server", metavar="[HOST[:PORT]]", required=False)
+@click.option("--new", "name", metavar="NAME", help="On a server: make keys for a new peer, and let it in.")
+@click.option("--endpoint", metavar="HOST[:PORT]", help="Where the new peer reaches this server.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A new file, mode 0600, in place of standard output.",
+)
+@state_option
+def command(
+    server: str | None, name: str | None, endpoint: str | None, output: Path | None, state: Path | None
+) -> None:
+    """Write a wg-quick file that any WireGuard takes. It holds a private key.
+
+    On a client: its own tunnel, of the network joined last or of HOST. On a server, with --new: a new peer's.
+    """
+    if name is None and endpoint is not None:
+        raise UsageError("--endpoint is for a new peer.", "Add: --new NAME")
+    if name is not None and server is not None:
+        raise UsageError(f"With --new there is no {server}.", "Where the peer reaches this server: --endpoint HOST")
+    with _Output(output) as out:
+        if name is None:
+            out.write(_own(server, state))
+            click.echo("It has this machine's key: run it here or there, not in two places at once.", err=True)
+        else:
+            out.write(_new(name, endpoint, state))
+
+
+def _own(server: str | None, state: Path | None) -> conf.Config:
+    from rustguard_py.enroll import address
+    from rustguard_py.enroll.handout import of_client
+    from rustguard_py.state.document import Document
+    from rustguard_py.state.records import ClientState
+
+    directory = paths.state_directory("client", state)
+    kept = Document.peek(directory)
+    if kept is not None and kept.get("role") == "server":
+        raise _only_the_peer_has_it()
+    if kept is None and Document.peek(paths.state_directory("server", None)) is not None:
+        raise _only_the_peer_has_it()
+    if kept is None:
+        raise UsageError(f"Nothing was joined here ({directory}).", "Join with: rustguard join HOST --token SECRET")
+    client = ClientState.from_json(kept)
+    host, port = address.parse(server) if server is not None else (None, None)
+    network = client.network(host, port)
+    if network is None:
+        what = "Nothing" if server is None else server
+        raise UsageError(f"{what} was not joined before.", "Join with: rustguard join HOST --token SECRET")
+    return of_client(client, network)
+
+
+def _only_the_peer_has_it() -> UsageError:
+    return UsageError(
+        "This is a server, and only a peer itself has its private key.",
+        "For a new peer: rustguard export --new NAME. For one that joined: rustguard export, on that machine.",
+    )
+
+
+def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
+    from rustguard_py.enroll import address, handout
+    from rustguard_py.state.identity import encode_key, generate_private_key, public_key
+
+    host, port = address.parse(endpoint) if endpoint is not None else (_likely(), None)
+    private, preshared = generate_private_key(), os.urandom(32)
+    directory = paths.state_directory("server", state)
+    socket = paths.find_socket(directory)
+    if socket is not None and listens(socket):
+        keys = {"public_key": encode_key(public_key(private)), "preshared_key": encode_key(preshared)}
+        offered = call(socket, "admit", {"name": name, **keys})
+    else:
+        offered = handout.admit_at_rest(directory, name, public_key(private), preshared)
+    config = handout.of_peer(offered, private, preshared, host, port)
+    click.echo(
+        f"Let in {offered['name']}, {offered['addresses'][0]}. Its key is in this file and nowhere else.", err=True
+    )
+    if endpoint is None:
+        where = config.peers[0].endpoint
+        click.echo(f"It will look for this server at {where}. If that is wrong: --endpoint HOST[:PORT]", err=True)
+    return config
+
+
+def _likely() -> str:
+    from rustguard_py.enroll.introduction import likely_address
+
+    found = likely_address(None)
+    if found == "HOST":
+        raise UsageError("This machine has no address that others could reach.", "Say it: --endpoint HOST[:PORT]")
+    return found
+
+
+class _Output:
+    """Where the file goes; made before anything is done, and gone again if that fails."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> _Output:
+        if self._path is None:
+            warn_if_world_accessible()
+            return self
+        try:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except FileExistsError as error:
+            raise RefusedError(f"There is a file {self._path} already.", "Name another, or move it away.") from error
+        return self
+
+    def write(self, config: conf.Config) -> None:
+        """Write it."""
+        if self._descriptor is None:
+            click.echo(conf.write(config), nl=False)
+            sys.stdout.flush()
+        else:
+            os.write(self._descriptor, conf.write(config).encode())
+            click.echo(f"Written to {self._path}.", err=True)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._descriptor is not None and self._path is not None:
+            os.close(self._descriptor)
+            if kind is not None:
+                with suppress(OSError):
+                    self._path.unlink()

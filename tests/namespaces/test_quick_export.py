@@ -1,0 +1,76 @@
+"""Files for stock WireGuard, and from it: what is exported carries traffic, what is imported goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rustguard_py import conf
+from rustguard_py.lab import Lab
+from support.product import HOME4, INNER, Site, eventually
+from support.quick import PORT, Quick, lan
+from support.wireguard_go import Peer, WireGuardGo
+
+
+@pytest.mark.needs_wireguard_go
+def test_a_stock_wireguard_comes_in_with_an_exported_file(lab: Lab, tmp_path: Path) -> None:
+    site = Site(lab, tmp_path)
+    home = site.home()
+    phone = site.client("phone", home, own_run=True)
+    home.serve("--pool 10.150.0.0/24")
+    # The window is closed: a person at the server lets it in.
+    config = conf.parse(home.run(f"export --new phone --endpoint {HOME4}").stdout)
+    (server,) = config.peers
+    theirs = Peer(
+        server.public_key, list(map(str, server.allowed_ips)), str(server.endpoint), server.preshared_key, 25
+    )
+    WireGuardGo(phone.host, list(map(str, config.addresses)), [theirs], private_key=config.private_key)
+    eventually(lambda: phone.pings(INNER), what="the phone's ping")
+    peers = home.peers()
+    assert peers["phone"]["state"] == "active"
+    assert peers["phone"]["address4"] == "10.150.0.2"
+    home.run("peers revoke phone")
+    assert not phone.pings(INNER, 0.3)
+
+
+def test_a_client_runs_its_exported_file_in_place_of_join(lab: Lab, tmp_path: Path) -> None:
+    site = Site(lab, tmp_path)
+    home = site.home()
+    laptop = site.client("laptop", home)
+    home.serve("--pool 10.150.0.0/24 --open")
+    program = laptop.join(HOME4)
+    path = tmp_path / "stock.conf"
+    laptop.run(f"export -o {path}")
+    program.terminate()
+    assert program.wait(20) == 0
+    laptop.start(f"up {path} --foreground")
+    eventually(lambda: laptop.pings(INNER), what="traffic")
+    status = json.loads(laptop.run("status --json").stdout)
+    assert (status["role"], status["interface"]) == ("tunnel", "stock")
+
+
+def test_the_peers_of_an_imported_file_go_on(lab: Lab) -> None:
+    net = lan(lab)
+    laptop, home = net.laptop, net.home
+    lines = f"Address = 10.9.0.1/24, fd09::1/64\nListenPort = {PORT}"
+    theirs = "AllowedIPs = 10.9.0.2/32, fd09::2/128\nEndpoint = 192.0.2.1:4242"
+    home.file(lines, laptop.peer(theirs, bytes(range(32))))
+    end = f"AllowedIPs = 10.9.0.0/24, fd09::/64\nEndpoint = 192.0.2.2:{PORT}"
+    laptop.file("Address = 10.9.0.2/24, fd09::2/64\nListenPort = 4242", home.peer(end, bytes(range(32))))
+    for each in (home, laptop):
+        each.run("up wg0")
+    laptop.reaches("10.9.0.1")
+    home.run("import /etc/wireguard/wg0.conf")
+    home.run("down wg0")
+    home.host.popen(home.command("serve"))
+    # It knows where the laptop was, and greets it.
+    eventually(lambda: has_session(home), what="the laptop's answer")
+    for address in ("10.9.0.1", "fd09::1"):
+        laptop.reaches(address)
+
+
+def has_session(home: Quick) -> bool:
+    done = home.run("peers --json", check=False)
+    return done.returncode == 0 and json.loads(done.stdout)["peers"][0]["last_handshake"] is not None
