@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::counters::count_call;
 
 /// How long to look.
-pub const SPIN: Duration = Duration::from_micros(50);
+const SPIN: Duration = Duration::from_micros(50);
 /// So often in vain, on balance, and it no longer pays.
 const PATIENCE: u32 = 8;
 /// What once with success makes up for.

@@ -11,13 +11,11 @@ mod outward;
 mod ring;
 
 use std::io;
-use std::thread::yield_now;
-use std::time::Instant;
 
 use io_uring::{opcode, types::Fd};
 
-use crate::counters::{Counters, count_call};
-use crate::spin::SPIN;
+use crate::counters::Counters;
+use crate::spin::Spin;
 use crate::worker::{self, Io};
 use ring::Ring;
 
@@ -71,18 +69,13 @@ fn watch_stop(ring: &mut Ring, io: &Io) -> io::Result<()> {
     unsafe { ring.push(&poll) }
 }
 
-/// Wait until there is something to take: first awake for SPIN, then asleep.
-fn idle(ring: &mut Ring, counters: &Counters) -> io::Result<()> {
-    let start = Instant::now();
-    while !ring.has_work() {
-        if start.elapsed() >= SPIN {
-            counters.count_calls();
-            return ring.enter(1);
-        }
-        yield_now();
-        count_call();
+/// Wait until there is something to take: first awake where that pays, then asleep.
+fn idle(ring: &mut Ring, spin: &mut Spin, counters: &Counters) -> io::Result<()> {
+    if ring.has_work() || spin.look(|| Ok(ring.has_work()))? {
+        return ring.enter(0);
     }
-    ring.enter(0)
+    counters.count_calls();
+    ring.enter(1)
 }
 
 /// Whether a multishot operation that ended with this error only has to be begun again: all buffers were ours, or

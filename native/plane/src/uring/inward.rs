@@ -14,6 +14,7 @@ use transport::inbound::{Inbound, Message};
 use super::ring::{AT_ONCE, Completion, GROUP, Lease, Ring};
 use super::{ARRIVAL, STOP, idle, is_passing, watch_stop};
 use crate::descriptor::{error_word, now};
+use crate::spin::Spin;
 use crate::udp::{Control, MESSAGE, Patience, address_of, segment_size};
 use crate::worker::Io;
 
@@ -42,6 +43,7 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
     };
     let (mut inbound, mut outbox) = (Inbound::default(), Outbox::default());
     let counters = &io.counters[queue].inward;
+    let mut spin = Spin::default();
     watch_stop(&mut way.ring, io)?;
     while io.goes_on() {
         // One that ended for want of buffers would only end again.
@@ -49,7 +51,7 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
             way.receive_on()?;
         }
         if way.messages.is_empty() {
-            idle(&mut way.ring, counters)?;
+            idle(&mut way.ring, &mut spin, counters)?;
         } else {
             let (packets, bytes) = way.batch(&mut inbound, &mut outbox);
             io.dispatch(&mut outbox, queue, Patience::Some);

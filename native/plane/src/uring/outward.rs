@@ -13,6 +13,7 @@ use transport::vnet::{MAX_PACKET, VNET_SIZE};
 use super::ring::{Completion, GROUP, Lease, Ring};
 use super::{ARRIVAL, idle, is_passing, watch_stop};
 use crate::descriptor::now;
+use crate::spin::Spin;
 use crate::udp::{Letter, Patience, Udp};
 use crate::worker::Io;
 
@@ -30,12 +31,13 @@ pub fn ring() -> io::Result<Ring> {
 pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
     let (mut outbound, mut outbox) = (Outbound::default(), Outbox::default());
     let counters = &io.counters[queue].out;
+    let mut spin = Spin::default();
     let mut way = Outward { io, queue, ring, read: Read::default(), letter: Box::default(), packets: 0, bytes: 0 };
     watch_stop(&mut way.ring, io)?;
     while io.goes_on() {
         way.read_on()?;
         if way.read.frames.is_empty() {
-            idle(&mut way.ring, counters)?;
+            idle(&mut way.ring, &mut spin, counters)?;
         } else {
             way.batch(&mut outbound, &mut outbox)?;
             io.dispatch(&mut outbox, queue, Patience::Some);
