@@ -149,7 +149,7 @@ mod tests {
     fn batches_of_any_count_are_rings() {
         println!("AEAD tested: {}", description());
         let (cipher, ring) = (Cipher::new(&[5; 32]), Ring::new(&[5; 32]));
-        for count in (0..=64).step_by(if cfg!(miri) { 32 } else { 1 }) {
+        for count in 0..=if cfg!(miri) { 6 } else { 64 } {
             let body = |n: usize| Body { at: 90 * n, size: 90 - n % 3, counter: n as u64 };
             let bodies: Vec<Body> = (0..count).map(body).collect();
             let (mut buffer, mut expected) = (vec![3; 90 * count], vec![3; 90 * count]);
