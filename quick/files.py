@@ -38,8 +38,15 @@ def find(given: str) -> Path:
 
     Raises:
         UsageError: It isn't there, or isn't called as such a file is.
+        RefusedError: We may not look.
     """
-    name = interface_of(given)
+    try:
+        return _find(given, interface_of(given))
+    except PermissionError as error:
+        raise _not_ours(error.filename) from error
+
+
+def _find(given: str, name: str) -> Path:
     if _is_path(given):
         path = Path(given)
         if not path.is_file():
@@ -75,8 +82,12 @@ def load(path: Path) -> conf.Config:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} isn't text in UTF-8.", f"Look at it: file {quote(str(path))}") from error
     except PermissionError as error:
-        raise RefusedError(f"{path} may not be read.", "Run the same command as root: `sudo rustguard …`.") from error
+        raise _not_ours(path) from error
     return conf.parse(text, str(path), table_names())
+
+
+def _not_ours(path: object) -> RefusedError:
+    return RefusedError(f"{path} may not be read.", "Run the same command as root: `sudo rustguard …`.")
 
 
 def warning(path: Path) -> str | None:

@@ -20,7 +20,7 @@ from rustguard_py.clock import now
 from rustguard_py.control import Handler
 from rustguard_py.enroll import address, report, running
 from rustguard_py.enroll.voice import Voice
-from rustguard_py.errors import RefusedError, RustGuardError, UnansweredError, UsageError
+from rustguard_py.errors import RefusedError, RustGuardError, UnansweredError
 from rustguard_py.peer import PeerConfig
 from rustguard_py.planes import offload
 from rustguard_py.planes.contract import Endpoint
@@ -256,15 +256,17 @@ class _Up:
 
     async def _reload(self, params: dict[str, Any]) -> dict[str, Any]:
         """Take a changed file; what is the same stays, sessions too."""
-        file = params.get("file")
-        if not isinstance(file, str):
-            raise UsageError("`file` must be text.")
-        config = files.load(Path(file))
+        # No other file: its hooks are run as root, and the control socket may be open to a group.
+        if params.get("file") != str(self._options.file):
+            raise RefusedError(
+                f"{self._interface} was brought up with {self._options.file}.",
+                f"Change that file, or end it first: rustguard down {self._interface}",
+            )
+        config = files.load(self._options.file)
         async with self._changing:
             device, _ = self._up()
             lines: list[str] = []
             await self._change(device, config, lines)
-            self._options = replace(self._options, file=Path(file))
         return {"changes": lines}
 
     async def _change(self, device: Device, config: conf.Config, lines: list[str]) -> None:

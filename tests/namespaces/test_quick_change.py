@@ -236,6 +236,10 @@ def test_a_change_that_is_refused_leaves_all_as_it_was(net: Lan) -> None:
         assert done.returncode != 0
         assert said in done.stderr
         assert laptop.system() == before
+    other = laptop.root / "etc/other/wg0.conf"
+    other.parent.mkdir()
+    (laptop.root / "etc/wireguard/wg0.conf").rename(other)
+    assert "was brought up with /etc/wireguard" in laptop.run("up /etc/other/wg0.conf", check=False).stderr
     laptop.key = Key()
     tunnel(laptop, "ListenPort = 4242", home.peer("AllowedIPs = 10.7.0.0/24"))
     assert "PrivateKey can't change" in laptop.run("up wg0", check=False).stderr

@@ -81,8 +81,11 @@ def test_all_traffic_takes_the_tunnel_but_that_of_the_lan_and_the_outer_packets(
         "Address = 10.9.0.1/32, fd09::1/128",
         home.peer(f"AllowedIPs = 0.0.0.0/0, ::/0\nEndpoint = 192.0.2.2:{PORT}", PSK),
     )
-    laptop.run("up wg0")
-    for address in ("198.51.100.2", "2001:db8:2::2"):
+    # Each queue has sockets of its own, and what each of them sends must be marked.
+    laptop.run("up wg0 --queues 2")
+    more = [f"198.51.100.{number}" for number in range(3, 11)]
+    net.office.ip([f"addr add {address}/24 dev {net.ends[3].interface}" for address in more])
+    for address in ("198.51.100.2", "2001:db8:2::2", *more):
         laptop.reaches(address)
         assert "dev wg0" in laptop.says("ip", "route", "get", address)
     for address in ("192.0.2.2", "2001:db8:1::2"):
@@ -271,5 +274,8 @@ def test_a_name_is_looked_up_again_until_it_is_there_and_when_it_no_longer_answe
     net.home.run("up wg0")
     done = laptop.run("up wg0")
     assert "gate.example can't be resolved now" in done.stderr
+    hosts.write_text("192.0.2.77 gate.example\n")
+    eventually(lambda: laptop.status()["peers"][0]["endpoint"] == f"192.0.2.77:{PORT}", what="a first address")
     hosts.write_text("192.0.2.2 gate.example\n")
     laptop.reaches("10.9.0.2")
+    assert laptop.status()["peers"][0]["endpoint"] == f"192.0.2.2:{PORT}"
