@@ -7,27 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py import conf
 from rustguard_py.lab import Lab
+from support import machine
 from support.product import HOME4, INNER, Site, eventually
 from support.quick import PORT, Quick, lan
-from support.wireguard_go import Peer, WireGuardGo
 
 
 @pytest.mark.needs_wireguard_go
 def test_a_stock_wireguard_comes_in_with_an_exported_file(lab: Lab, tmp_path: Path) -> None:
     site = Site(lab, tmp_path)
     home = site.home()
-    phone = site.client("phone", home, own_run=True)
+    phone = site.machine("phone", lab.host("phone", own_files=True))
+    lab.link(home.host, phone.host, ipv4="198.51.100.0/29")
     home.serve("--pool 10.150.0.0/24")
+    path = tmp_path / "wgphone.conf"
     # The window is closed: a person at the server lets it in.
-    config = conf.parse(home.run(f"export --new phone --endpoint {HOME4}").stdout)
-    (server,) = config.peers
-    theirs = Peer(
-        server.public_key, list(map(str, server.allowed_ips)), str(server.endpoint), server.preshared_key, 25
-    )
-    WireGuardGo(phone.host, list(map(str, config.addresses)), [theirs], private_key=config.private_key)
-    eventually(lambda: phone.pings(INNER), what="the phone's ping")
+    home.run(f"export --new phone --endpoint {HOME4} -o {path}")
+    program = machine.wireguard_go()
+    assert program is not None
+    phone.host.run(["wg-quick", "up", path], env={"WG_QUICK_USERSPACE_IMPLEMENTATION": program})
+    addresses = home.status()["addresses"]
+    for address in addresses:
+        eventually(lambda a=address: phone.pings(a.split("/")[0]), what="the phone's ping")
     peers = home.peers()
     assert peers["phone"]["state"] == "active"
     assert peers["phone"]["address4"] == "10.150.0.2"
