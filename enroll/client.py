@@ -70,7 +70,7 @@ class Client:
         Raises:
             RustGuardError: The data plane broke.
         """
-        stop_on_signals(self.tunnel)
+        stop_on_signals(self.tunnel.stopped)
         self.tunnel.start()
         watch = NetWatch(self._on_network_change)
         self._tasks.spawn(self._timestamps.keep_synced())

@@ -91,6 +91,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         if not options.save_only:
             _try_interface(interface)
         sockets = running.bind(stack, 0)
+        port = sockets[0].getsockname()[1]
         network, endpoint = await _obtain(options, voice, document, state, sockets)
         if options.save_only:
             voice.say(f"Kept in {options.directory}. To connect: rustguard join")
@@ -103,6 +104,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         client.connect(endpoint or await _locate(network))
         running.lay_out(stack, voice, interface, network.mtu, network.addresses, network.routes)
         await running.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
+        await running.answer_wg(stack, tunnel, interface, state.private_key, port)
         ready()
         await client.run()
 

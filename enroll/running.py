@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +16,15 @@ from rustguard_py.control import ControlServer, Handler
 from rustguard_py.enroll.report import Program
 from rustguard_py.enroll.timestamps import KeptTimestamps
 from rustguard_py.enroll.voice import Voice
-from rustguard_py.errors import RefusedError
+from rustguard_py.errors import RefusedError, RustGuardError
 from rustguard_py.planes import offload, udp
 from rustguard_py.planes.contract import Network
 from rustguard_py.state import paths
 from rustguard_py.state.identity import public_key
 from rustguard_py.tunnel import Listeners, Tunnel
+from rustguard_py.uapi_socket import UapiSocket, show
+
+log = logging.getLogger(__name__)
 
 
 def check_interface(name: str) -> None:
@@ -69,6 +73,17 @@ def lay_out(
     stack.callback(netif.set_up(layout, voice.change).undo, voice.change)
 
 
+async def answer_wg(stack: AsyncExitStack, tunnel: Tunnel, interface: str, private_key: bytes, port: int) -> None:
+    """Let wg(8) show a tunnel that has commands of its own, unless another program has the name there."""
+    wg = UapiSocket(interface, lambda: show(tunnel, private_key, port), None)
+    try:
+        await wg.start()
+    except RustGuardError as error:
+        log.debug("wg(8) can't show %s: %s", interface, error.message)
+        return
+    stack.push_async_callback(wg.close)
+
+
 async def answer(stack: AsyncExitStack, directory: Path, handlers: Mapping[str, Handler], group: str | None) -> None:
     """Answer at the control socket of a state directory."""
     control = ControlServer(paths.announce(directory), handlers, group)
@@ -77,12 +92,12 @@ async def answer(stack: AsyncExitStack, directory: Path, handlers: Mapping[str, 
     stack.push_async_callback(control.close)
 
 
-def stop_on_signals(tunnel: Tunnel) -> None:
-    """Have SIGTERM, SIGINT and SIGHUP (the terminal was closed) end the tunnel in good order."""
+def stop_on_signals(stopped: asyncio.Event) -> None:
+    """Have SIGTERM, SIGINT and SIGHUP (the terminal was closed) set what ends the program in good order."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # Ignored from the start is what `nohup` and a shell's `&` ask for.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, tunnel.stopped.set)
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
 
 
 async def until_stopped(tunnel: Tunnel) -> None:

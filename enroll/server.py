@@ -93,7 +93,7 @@ class Server:
 
     def begin(self) -> None:
         """Put the peers in, greet them, and serve until a signal or a fault stops the tunnel."""
-        stop_on_signals(self.tunnel)
+        stop_on_signals(self.tunnel.stopped)
         for record in self.state.peers.values():
             self.put_in(record, with_endpoint=True)
         self.tunnel.start()

@@ -107,6 +107,7 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
     await _prepare_pairing(options, server)
     control = ServerControl(server, program, why_no_ipv6)
     await running.answer(stack, options.directory, control.handlers(), options.group)
+    await running.answer_wg(stack, server.tunnel, interface, state.private_key, state.port)
     stack.push_async_callback(server.finish)
     return server, program
 

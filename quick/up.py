@@ -178,6 +178,7 @@ class _Up:
         self._set_mtu(self._mtu)
         self._ledger.become(self._wanted(config, self._scheme), echo)
         device.begin()
+        await running.answer_wg(stack, tunnel, self._interface, config.private_key, self._port)
         await hooks.run(config.hooks.post_up, self._interface, echo)
 
     async def _until_stopped(self) -> RustGuardError | None:

@@ -20,6 +20,7 @@ class Plane:
         queues: int,
         uring: bool,
         merge_udp: bool | None,
+        tun: Sequence[int],
     ) -> Plane: ...
     @property
     def interface(self) -> str: ...

@@ -40,7 +40,12 @@ class Engine:
     uring: bool = False
 
     def make_plane(
-        self, public_key: bytes, interface: str, sockets: Sequence[socket.socket], mtu: int
+        self,
+        public_key: bytes,
+        interface: str,
+        sockets: Sequence[socket.socket],
+        mtu: int,
+        tun: Sequence[int] = (),
     ) -> EventfulPlane:
         """Make the plane, and with it the interface.
 
@@ -49,17 +54,24 @@ class Engine:
             interface: The name that the interface shall have.
             sockets: Bound UDP sockets, one a family; the plane owns them from here on.
             mtu: Of the interface, bytes.
+            tun: Descriptors of its queues where it is there already; they stay the caller's.
         """
         # Imported here, so that who only asks for a status doesn't pay for it.
         if self.name == "native":
             from rustguard_py.planes.native import NativePlane
 
             return NativePlane(
-                public_key, interface=interface, sockets=sockets, mtu=mtu, queues=self.queues, uring=self.uring
+                public_key,
+                interface=interface,
+                sockets=sockets,
+                mtu=mtu,
+                queues=self.queues,
+                uring=self.uring,
+                tun=tun,
             )
         from rustguard_py.planes.portable import PortablePlane
 
-        return PortablePlane(public_key, interface=interface, sockets=sockets, mtu=mtu, clock=now)
+        return PortablePlane(public_key, interface=interface, sockets=sockets, mtu=mtu, clock=now, tun=tun)
 
 
 def has_native() -> bool:

@@ -147,6 +147,8 @@ class Host:
             start_new_session=True,
         )
         self.pid = self._holder.pid
+        # A host without a /run of its own puts nothing where this machine's wg(8) looks.
+        self._environment = {"PATH": _PATH, **({} if own_run else {"RUSTGUARD_WG_SOCKETS": ""})}
         self._enter = ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
         if own_run:
             # Entering a mount namespace lands at its root: go back to where the caller is.
@@ -189,7 +191,7 @@ class Host:
             text=True,
             input=stdin if stdin is not None else "",
             timeout=timeout,
-            env={**os.environ, "PATH": _PATH, **(env or {})},
+            env={**os.environ, **self._environment, **(env or {})},
         )
         if check and done.returncode:
             said = (done.stderr or done.stdout).strip()[-2000:]
@@ -224,7 +226,7 @@ class Host:
                 stdout=sink or stdout,
                 stderr=sink or stderr,
                 text=True,
-                env={**os.environ, "PATH": _PATH, **(env or {})},
+                env={**os.environ, **self._environment, **(env or {})},
                 start_new_session=True,
             )
         finally:

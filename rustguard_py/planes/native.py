@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from rustguard_py import _native
 from rustguard_py.errors import RefusedError, UsageError
 from rustguard_py.planes.contract import Endpoint, Event, Keypair, Network, PeerId, PlaneStats
+from rustguard_py.planes.tun import not_ours
 
 
 class NativePlane:
@@ -29,6 +30,8 @@ class NativePlane:
         queues: Of the interface, each with a thread for either direction.
         uring: Whether to use io_uring; where the kernel refuses it, the plane does without and notes it.
         merge_udp: Whether to merge UDP packets for the interface; None decides by the kernel's release.
+        tun: Descriptors of the queues of an interface that is there already, in place of making one. They stay the
+            caller's, and the interface with them.
 
     Attributes:
         interface: What the kernel named it.
@@ -48,6 +51,7 @@ class NativePlane:
         queues: int = 1,
         uring: bool = False,
         merge_udp: bool | None = None,
+        tun: Sequence[int] = (),
     ) -> None:
         if not 0 < len(interface.encode()) < 16:
             raise UsageError(f"{interface!r} can't name an interface.", "Use a name of 1 to 15 bytes.")
@@ -60,6 +64,7 @@ class NativePlane:
                 queues=queues,
                 uring=uring,
                 merge_udp=merge_udp,
+                tun=tun,
             )
         except OSError as error:
             raise _refused(interface, error) from error
@@ -128,6 +133,8 @@ class NativePlane:
 
 
 def _refused(interface: str, error: OSError) -> RefusedError:
+    if str(error.filename).startswith("descriptor "):
+        return not_ours(error)
     if error.filename == "/dev/net/tun":
         return RefusedError(
             f"/dev/net/tun can't be opened: {error.strerror}.",

@@ -132,6 +132,8 @@ class PortablePlane:
         random: Gives n random bytes.
         clock: The time of everything, seconds.
         merge_udp: Whether to merge UDP packets for the interface; None decides by the kernel's release.
+        tun: The descriptor of an interface that is there already, in place of making one; further queues of it are
+            left alone. It stays the caller's, and the interface with it.
 
     Attributes:
         interface: What the kernel named it.
@@ -150,11 +152,12 @@ class PortablePlane:
         random: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.monotonic,
         merge_udp: bool | None = None,
+        tun: Sequence[int] = (),
     ) -> None:
         self._notes: list[str] = []
         self._events = EventQueue(lambda reason: self._transport.drop(reason))
         try:
-            self._tun = Tun(interface, self._note)
+            self._tun = Tun.adopt(tun[0], self._note) if tun else Tun(interface, self._note)
         except RustGuardError:
             self._events.close()
             raise

@@ -26,8 +26,10 @@ const MERGES_UDP_FROM: [u32; 3] = [6, 8, 5];
 pub struct Settings<'a> {
     /// Ours.
     pub public_key: [u8; 32],
-    /// The name of the interface to make.
+    /// The name of the interface to make, where `tun` is empty.
     pub interface: &'a str,
+    /// Queues of an interface that is there already; the plane uses copies of them.
+    pub tun: &'a [RawFd],
     /// Bound UDP sockets, at most one a family; the plane uses copies of them.
     pub sockets: &'a [RawFd],
     /// Of the interface.
@@ -57,7 +59,10 @@ pub struct Plane {
 impl Plane {
     /// Make the interface and start. The interface has no address and is down until somebody sets it up.
     pub fn new(settings: &Settings<'_>) -> Result<Self, TunError> {
-        let made = tun::make(settings.interface, settings.queues)?;
+        let made = match settings.tun {
+            [] => tun::make(settings.interface, settings.queues)?,
+            queues => tun::adopt(queues)?,
+        };
         let interface = made.name.clone();
         Self::with_interface(settings, made).map_err(|error| TunError { what: interface, error })
     }
@@ -71,7 +76,7 @@ impl Plane {
             lacks.extend(lack);
         }
         let mut sockets = vec![first];
-        for _ in 1..settings.queues {
+        for _ in 1..made.queues.len() {
             sockets.push(sockets[0].iter().map(Udp::twin).collect::<io::Result<_>>()?);
         }
         let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();

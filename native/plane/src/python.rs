@@ -28,7 +28,8 @@ struct PyPlane(Plane);
 #[pymethods]
 impl PyPlane {
     #[new]
-    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, merge_udp))]
+    #[expect(clippy::too_many_arguments, reason = "they are Python's keyword arguments")]
+    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, merge_udp, tun))]
     fn new(
         public_key: &Bound<'_, PyAny>,
         interface: &str,
@@ -37,10 +38,12 @@ impl PyPlane {
         queues: usize,
         uring: bool,
         merge_udp: Option<bool>,
+        tun: Vec<RawFd>,
     ) -> PyResult<Self> {
         let public_key = *convert::key(public_key)?;
         let queues = queues.max(1);
-        let settings = Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, merge_udp };
+        let settings =
+            Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, merge_udp, tun: &tun };
         Plane::new(&settings).map(Self).map_err(os_error)
     }
 

@@ -67,7 +67,48 @@ pub fn make(name: &str, queues: usize) -> Result<Interface, TunError> {
     Ok(made)
 }
 
+/// Take copies of somebody else's queues of one interface, one descriptor each; the interface stays when they are
+/// closed, as long as its owner has it.
+pub fn adopt(queues: &[RawFd]) -> Result<Interface, TunError> {
+    let mut made = Interface { name: String::new(), queues: Vec::with_capacity(queues.len()), lacks: Vec::new() };
+    for fd in queues {
+        let tun = Tun::copy(*fd).and_then(|tun| Ok((tun.examine()?, tun.ask_offloads()?, tun)));
+        let (name, lack, tun) = tun.map_err(|error| TunError { what: format!("descriptor {fd}"), error })?;
+        made.name = name;
+        if !lack.is_empty() && !made.lacks.contains(&lack) {
+            made.lacks.push(lack);
+        }
+        made.queues.push(tun);
+    }
+    Ok(made)
+}
+
 impl Tun {
+    fn copy(fd: RawFd) -> io::Result<Self> {
+        // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
+        own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).map(Self)
+    }
+
+    /// Give the interface's name; refuse what gives frames of another shape than ours.
+    fn examine(&self) -> io::Result<String> {
+        // SAFETY: an ifreq is plain bytes, and all zeros is one of its values.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: TUNGETIFF writes one ifreq.
+        check(unsafe { libc::ioctl(self.fd(), libc::TUNGETIFF, &raw mut request) })?;
+        // SAFETY: TUNGETIFF has written this member of the union.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        let wanted = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if flags & wanted != wanted {
+            return Err(io::Error::from_raw_os_error(libc::EMEDIUMTYPE));
+        }
+        // SAFETY: the calls take their arguments by value.
+        check(unsafe {
+            let flags = libc::fcntl(self.fd(), libc::F_GETFL);
+            libc::fcntl(self.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+        })?;
+        Ok(name_in(&request))
+    }
+
     fn open() -> io::Result<Self> {
         let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
         // SAFETY: the path ends in a zero byte.
@@ -88,8 +129,7 @@ impl Tun {
         request.ifr_ifru.ifru_flags = flags as c_short;
         // SAFETY: TUNSETIFF reads and writes one ifreq.
         check(unsafe { libc::ioctl(self.fd(), libc::TUNSETIFF, &raw mut request) })?;
-        let named = request.ifr_name.iter().take_while(|byte| **byte != 0);
-        Ok(named.map(|byte| *byte as u8 as char).collect())
+        Ok(name_in(&request))
     }
 
     /// Ask for superpackets; say what is lacking.
@@ -128,4 +168,9 @@ impl Tun {
     pub fn fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+fn name_in(request: &libc::ifreq) -> String {
+    let named = request.ifr_name.iter().take_while(|byte| **byte != 0);
+    named.map(|byte| *byte as u8 as char).collect()
 }

@@ -1,0 +1,111 @@
+"""`rustguard-wg`: what wg-quick(8) starts where the kernel has no WireGuard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from rustguard_py import __version__
+from rustguard_py.cli.app import INTERRUPTED, report
+from rustguard_py.cli.verb import Verb
+from rustguard_py.errors import RustGuardError, UsageError
+
+if TYPE_CHECKING:
+    from rustguard_py.engine import Engine
+
+_LEVELS = {"silent": logging.CRITICAL + 1, "error": logging.WARNING, "verbose": logging.INFO, "debug": logging.INFO}
+
+
+@click.command(
+    "rustguard-wg",
+    cls=Verb,
+    examples=[
+        ("sudo rustguard-wg wg0", "an interface wg0 in the background; set it up with `wg set wg0 …`"),
+        (
+            "sudo WG_QUICK_USERSPACE_IMPLEMENTATION=rustguard-wg wg-quick up wg0",
+            "wg-quick's own file, where the kernel has no WireGuard",
+        ),
+        ("sudo ip link delete wg0", "the end; or remove /var/run/wireguard/wg0.sock"),
+    ],
+)
+@click.version_option(__version__, "--version", "-v", prog_name="rustguard-wg")
+@click.option("-f", "--foreground", is_flag=True, envvar="WG_PROCESS_FOREGROUND", help="Stay in the foreground.")
+@click.argument("interface", metavar="INTERFACE")
+def command(foreground: bool, interface: str) -> None:
+    """Make a WireGuard interface in user space, for wg(8) and wg-quick(8) to set up.
+
+    Variables: LOG_LEVEL (silent, error, verbose, debug), RUSTGUARD_ENGINE (native, portable), WG_TUN_FD and
+    WG_UAPI_FD (descriptors to use in place of making interface and socket).
+    """
+    from rustguard_py.cli.foreground import Background, run
+    from rustguard_py.quick.files import interface_of
+    from rustguard_py.quick.wg_daemon import WgOptions, serve
+
+    if "/" in interface or interface.endswith(".conf") or not interface_of(interface):
+        raise UsageError(f"{interface!r} can't name an interface.", "Give a name such as wg0.")
+    level = _level()
+    directory = _directory(interface)
+    options = WgOptions(interface, directory, _engine(), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
+    background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
+    logging.getLogger("rustguard_py").setLevel(level)
+
+    def ready() -> None:
+        if background is not None:
+            background.ready()
+
+    run(lambda voice: serve(options, voice, ready))
+
+
+def _engine() -> Engine:
+    from rustguard_py import engine
+
+    # The kernel's WireGuard needs no program in its place.
+    fastest = "native" if engine.has_native() else "portable"
+    wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
+    return engine.choose(fastest if wanted == "auto" else wanted, "auto")
+
+
+def _directory(interface: str) -> Path:
+    from rustguard_py.state.paths import state_directory
+
+    return state_directory("client").parent / "wg" / interface
+
+
+def _level() -> int:
+    given = os.environ.get("LOG_LEVEL", "error").lower()
+    if given not in _LEVELS:
+        raise UsageError(f"LOG_LEVEL {given!r} is unknown.", f"Choose one of: {', '.join(_LEVELS)}.")
+    return _LEVELS[given]
+
+
+def _descriptor(variable: str) -> int | None:
+    given = os.environ.get(variable, "")
+    if not given:
+        return None
+    if not given.isdecimal():
+        raise UsageError(f"{variable} must be a descriptor's number.", f"Unset it: unset {variable}")
+    return int(given)
+
+
+def main() -> NoReturn:
+    """Be the program."""
+    try:
+        command.main(sys.argv[1:], prog_name="rustguard-wg", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except RustGuardError as error:
+        report(error)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""An interface that wg(8) sets up: keyed, re-keyed, its port moved and its peers changed while it runs.
+
+Peers and mark change in the running plane. A private key, a port or an MTU is a plane's for good, so another plane
+takes over the same queues of the interface; the peers go along, and those with a session shake hands again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rustguard_py.clock import now
+from rustguard_py.engine import Engine
+from rustguard_py.errors import RefusedError, RustGuardError
+from rustguard_py.node import Timestamps
+from rustguard_py.peer import PeerConfig
+from rustguard_py.planes import udp
+from rustguard_py.planes.contract import Network
+from rustguard_py.planes.tun import Tun
+from rustguard_py.state.identity import generate_private_key, public_key
+from rustguard_py.tunnel import Listeners, Tunnel
+from rustguard_py.uapi import KEY_SIZE, DeviceChange, DeviceState, PeerChange, UapiError
+from rustguard_py.uapi_socket import show
+
+_NO_KEY = bytes(KEY_SIZE)
+
+
+class WgDevice:
+    """One interface, from within the running loop.
+
+    Args:
+        engine: What moves the packets.
+        queues: Of the interface; they stay the caller's.
+        mtu: Of the interface, bytes.
+        timestamps: Kept for its peers.
+
+    Attributes:
+        stopped: Set when the plane broke: the interface is gone, most likely.
+        fault: Why.
+    """
+
+    def __init__(self, engine: Engine, queues: Sequence[Tun], mtu: int, timestamps: Timestamps) -> None:
+        self.stopped = asyncio.Event()
+        self.fault: RustGuardError | None = None
+        self._engine = engine
+        self._queues = queues
+        self._mtu = mtu
+        self._timestamps = timestamps
+        self._private_key: bytes | None = None
+        self._sockets = udp.bind(0)
+        self._fwmark = 0
+        self._peers: dict[bytes, PeerConfig] = {}
+        # Whose each network is: it moves to whom it was given last.
+        self._owners: dict[Network, bytes] = {}
+        self._watcher: asyncio.Task[None] | None = None
+        self._tunnel = self._make_tunnel()
+
+    @property
+    def port(self) -> int:
+        """The UDP port."""
+        return int(self._sockets[0].getsockname()[1])
+
+    def set_mtu(self, mtu: int) -> None:
+        """Follow the interface's MTU."""
+        if mtu != self._mtu:
+            self._mtu = mtu
+            self._rebuild()
+
+    def show(self) -> DeviceState:
+        """Give what wg(8) shows."""
+        return show(self._tunnel, self._private_key, self.port, self._fwmark)
+
+    def close(self) -> None:
+        """Stop. May be called twice."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
+        self._tunnel.close()
+        for each in self._sockets:
+            each.close()
+
+    # -- changes --------------------------------------------------------------------------------------------
+
+    def change(self, change: DeviceChange) -> None:
+        """Do what is asked.
+
+        Raises:
+            UapiError: EADDRINUSE: the port is taken. Nothing is changed then.
+        """
+        rebuild = self._change_port(change.listen_port) | self._change_key(change.private_key)
+        if change.fwmark is not None:
+            self._fwmark = change.fwmark
+            self._tunnel.plane.set_fwmark(change.fwmark)
+        if change.replace_peers:
+            for key in list(self._peers):
+                self._remove(key)
+        if rebuild:
+            self._rebuild()
+        for peer in change.peers:
+            self._change_peer(peer)
+        self._tunnel.wake()
+
+    def _change_port(self, port: int | None) -> bool:
+        if port is None or port == self.port:
+            return False
+        try:
+            sockets = udp.bind(port)
+        except RefusedError as error:
+            raise UapiError(errno.EADDRINUSE, error.message) from error
+        for each in self._sockets:
+            each.close()
+        self._sockets = sockets
+        return True
+
+    def _change_key(self, private_key: bytes | None) -> bool:
+        if private_key is None or private_key == (self._private_key or _NO_KEY):
+            return False
+        self._private_key = None if private_key == _NO_KEY else private_key
+        return True
+
+    def _change_peer(self, change: PeerChange) -> None:
+        known = self._peers.get(change.public_key)
+        if change.remove:
+            if known is not None:
+                self._remove(change.public_key)
+            return
+        # Nobody is their own peer, as the kernel has it.
+        if (known is None and change.update_only) or change.public_key == self._public_key:
+            return
+        config = known or PeerConfig(change.public_key, ())
+        if change.preshared_key is not None:
+            config = replace(config, preshared_key=change.preshared_key)
+        if change.persistent_keepalive is not None:
+            config = replace(config, persistent_keepalive=change.persistent_keepalive)
+        config = replace(config, allowed_ips=self._allow(config, change), endpoint=change.endpoint)
+        # Kept without an endpoint: the node knows where the peer is now.
+        self._peers[change.public_key] = replace(config, endpoint=None)
+        self._tunnel.node.set_peer(config)
+
+    def _allow(self, config: PeerConfig, change: PeerChange) -> tuple[Network, ...]:
+        mine = {} if change.replace_allowed_ips else dict.fromkeys(config.allowed_ips)
+        for network in config.allowed_ips if change.replace_allowed_ips else ():
+            self._owners.pop(network, None)
+        for network, added in change.allowed_ips:
+            if not added:
+                if network in mine:
+                    del mine[network], self._owners[network]
+                continue
+            owner = self._owners.get(network)
+            if owner is not None and owner != config.public_key:
+                self._take_network(owner, network)
+            self._owners[network] = config.public_key
+            mine[network] = None
+        return tuple(mine)
+
+    def _take_network(self, owner: bytes, network: Network) -> None:
+        config = self._peers[owner]
+        left = replace(config, allowed_ips=tuple(each for each in config.allowed_ips if each != network))
+        self._peers[owner] = left
+        self._tunnel.node.set_peer(left)
+
+    def _remove(self, key: bytes) -> None:
+        for network in self._peers.pop(key).allowed_ips:
+            self._owners.pop(network, None)
+        self._tunnel.node.remove_peer(key)
+
+    # -- the plane ------------------------------------------------------------------------------------------
+
+    @property
+    def _public_key(self) -> bytes | None:
+        return None if self._private_key is None else public_key(self._private_key)
+
+    def _make_tunnel(self) -> Tunnel:
+        # Without a key it is somebody whom nobody knows: it answers no one, and has no peers.
+        key = self._private_key or generate_private_key()
+        sockets: list[socket.socket] = [each.dup() for each in self._sockets]
+        name, queues = self._queues[0].name, [each.fd for each in self._queues]
+        plane = self._engine.make_plane(public_key(key), name, sockets, self._mtu, queues)
+        plane.set_fwmark(self._fwmark)
+        tunnel = Tunnel.make(key, plane, self._timestamps, Listeners())
+        tunnel.start()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(tunnel))
+        return tunnel
+
+    async def _watch(self, tunnel: Tunnel) -> None:
+        await tunnel.stopped.wait()
+        self.fault = tunnel.fault
+        self.stopped.set()
+
+    def _rebuild(self) -> None:
+        before = self._tunnel
+        peers = {peer.config.public_key: peer for peer in before.node}
+        if self._watcher is not None:
+            self._watcher.cancel()
+        before.close()
+        self._tunnel = tunnel = self._make_tunnel()
+        own = self._public_key
+        if own in self._peers:
+            self._peers.pop(own)
+        for key, config in self._peers.items():
+            old = peers.get(key)
+            peer = tunnel.node.set_peer(replace(config, endpoint=None if old is None else old.endpoint))
+            if old is not None and old.session_began is not None and self._private_key is not None:
+                tunnel.node.begin_handshake(peer, now())
+        tunnel.wake()
