@@ -76,7 +76,7 @@ def command(
     It owns a pool of addresses and lets in who knows the token while the window is open (`rustguard open`).
     Its key, its peers and their addresses are kept and there again at the next start.
     """
-    pool4 = _network4(pool)
+    pool4 = network4(pool)
     network6 = _network6(pool6)
     secret = _token(token, token_file)
 
@@ -113,7 +113,12 @@ def _token(option: str | None, file: Path | None) -> str | None:
     return token
 
 
-def _network4(text: str | None) -> IPv4Network | None:
+def network4(text: str | None) -> IPv4Network | None:
+    """Read `--pool`; None where it wasn't given.
+
+    Raises:
+        UsageError: It is no network, or has no room for a peer.
+    """
     if text is None:
         return None
     try:
