@@ -45,6 +45,7 @@ def command(
     engine: str,
     queues: str,
     uring: bool,
+    xdp: str | None,
     state: Path | None,
 ) -> None:
     """Join a server with its token while its window is open, and carry traffic until Ctrl-C or SIGTERM.
@@ -73,6 +74,7 @@ def command(
         engine=engine,
         queues=queues,
         uring=uring,
+        xdp=xdp,
         group=group,
     )
     background = Background(directory.with_suffix(".log")) if daemon and not save_only else None

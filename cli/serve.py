@@ -69,6 +69,7 @@ def command(
     engine: str,
     queues: str,
     uring: bool,
+    xdp: str | None,
     state: Path | None,
 ) -> None:
     """Run a server in the foreground, until Ctrl-C or SIGTERM.
@@ -98,6 +99,7 @@ def command(
         engine=engine,
         queues=queues,
         uring=uring,
+        xdp=xdp,
         group=group,
     )
     run(lambda voice: serve(options, voice))

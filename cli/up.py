@@ -30,7 +30,14 @@ RELOAD_SECONDS = 60.0
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 @data_path_options
 def command(
-    file: str, foreground: bool, group: str | None, state: Path | None, engine: str, queues: str, uring: bool
+    file: str,
+    foreground: bool,
+    group: str | None,
+    state: Path | None,
+    engine: str,
+    queues: str,
+    uring: bool,
+    xdp: str | None,
 ) -> None:
     """Bring up the tunnel that the wg-quick file FILE describes, or /etc/wireguard/NAME.conf, as wg-quick does.
 
@@ -54,7 +61,7 @@ def command(
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.up import UpOptions, up
 
-    options = UpOptions(path, interface, directory, engine, queues, uring, group)
+    options = UpOptions(path, interface, directory, engine, queues, uring, xdp, group)
     background = (
         None if foreground else Background(directory / "log", lambda _: f"To end it: rustguard down {interface}")
     )

@@ -86,8 +86,14 @@ def token_options(function: Function) -> Function:
 def data_path_options(function: Function) -> Function:
     """Add what chooses the data path.
 
-    The parameters are `engine: str`, `queues: str` (a number or `auto`) and `uring: bool`.
+    The parameters are `engine: str`, `queues: str` (a number or `auto`), `uring: bool` and `xdp: str | None`.
     """
+    by_xdp = click.option(
+        "--xdp",
+        metavar="IFACE",
+        help="Let the native engine take and send UDP by AF_XDP on this interface; where the kernel refuses, "
+        "the ordinary sockets are used and it is said.",
+    )
     by_uring = click.option(
         "--uring",
         is_flag=True,
@@ -110,7 +116,7 @@ def data_path_options(function: Function) -> Function:
         show_envvar=True,
         help="What moves the packets; auto takes the fastest that runs here, and `status -v` says why.",
     )
-    return by_engine(by_queues(by_uring(function)))
+    return by_engine(by_queues(by_uring(by_xdp(function))))
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:

@@ -54,6 +54,7 @@ class JoinOptions:
         engine: One of `engine.ENGINES`.
         queues: `auto` or a number.
         uring: Whether to use io_uring.
+        xdp: The interface to use AF_XDP on.
         group: Who beside root may use the control socket.
     """
 
@@ -68,6 +69,7 @@ class JoinOptions:
     engine: str = "auto"
     queues: str = "auto"
     uring: bool = False
+    xdp: str | None = None
     group: str | None = None
 
 
@@ -83,7 +85,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         RustGuardError: It can't be done, or the data plane broke.
     """
     async with AsyncExitStack() as stack:
-        chosen = engine.choose(options.engine, options.queues, uring=options.uring)
+        chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp)
         document = Document.open(options.directory)
         stack.callback(document.close)
         state = _load(document)

@@ -53,6 +53,7 @@ class ServeOptions:
         engine: One of `engine.ENGINES`.
         queues: `auto` or a number.
         uring: Whether to use io_uring.
+        xdp: The interface to use AF_XDP on.
         group: Who beside root may use the control socket.
     """
 
@@ -69,6 +70,7 @@ class ServeOptions:
     engine: str = "auto"
     queues: str = "auto"
     uring: bool = False
+    xdp: str | None = None
     group: str | None = None
 
 
@@ -88,7 +90,7 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
 
 
 async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> tuple[Server, Program]:
-    chosen = engine.choose(options.engine, options.queues, uring=options.uring)
+    chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp)
     document = Document.open(options.directory)
     stack.callback(document.close)
     kept = document.load()

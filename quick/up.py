@@ -50,6 +50,7 @@ class UpOptions:
         engine: One of `engine.ENGINES`.
         queues: `auto` or a number.
         uring: Whether to use io_uring.
+        xdp: The interface to use AF_XDP on.
         group: Who beside root may use the control socket.
     """
 
@@ -59,6 +60,7 @@ class UpOptions:
     engine: str = "auto"
     queues: str = "auto"
     uring: bool = False
+    xdp: str | None = None
     group: str | None = None
 
 
@@ -77,7 +79,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
     tunnel = _Up(options, config, voice)
     tunnel.stop_on_signals()
     async with AsyncExitStack() as stack:
-        chosen = engine.choose(options.engine, options.queues, uring=options.uring)
+        chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp)
         document = Document.open(options.directory)
         stack.callback(document.close)
         try:

@@ -19,6 +19,7 @@ class Plane:
         mtu: int,
         queues: int,
         uring: bool,
+        xdp: str | None,
         merge_udp: bool | None,
         tun: Sequence[int],
     ) -> Plane: ...

@@ -32,12 +32,14 @@ class Engine:
         reason: Why this one, for people.
         queues: Of the interface.
         uring: Whether the plane is to use io_uring where it can.
+        xdp: The interface to use AF_XDP on.
     """
 
     name: str
     reason: str
     queues: int = 1
     uring: bool = False
+    xdp: str | None = None
 
     def make_plane(
         self,
@@ -67,6 +69,7 @@ class Engine:
                 mtu=mtu,
                 queues=self.queues,
                 uring=self.uring,
+                xdp=self.xdp,
                 tun=tun,
             )
         from rustguard_py.planes.portable import PortablePlane
@@ -86,18 +89,19 @@ def uring_refusal() -> str | None:
     return _native.uring_refusal()
 
 
-def choose(wanted: str, queues: str, *, uring: bool = False) -> Engine:
+def choose(wanted: str, queues: str, *, uring: bool = False, xdp: str | None = None) -> Engine:
     """Choose an engine: with `auto` the fastest that is here.
 
     Args:
         wanted: One of `ENGINES`.
         queues: `auto` or a number, as on the command line.
         uring: Whether the native one shall use io_uring; where the kernel refuses, it runs without.
+        xdp: The Ethernet interface that the native one shall use AF_XDP on; the same.
 
     Raises:
-        UsageError: There is no such engine, that is no number of queues, the engine has no io_uring, or
-            RUSTGUARD_AEAD is neither auto nor ring.
-        RefusedError: It isn't here.
+        UsageError: There is no such engine, that is no number of queues, the engine has no io_uring or AF_XDP, both
+            are wanted, or RUSTGUARD_AEAD is neither auto nor ring.
+        RefusedError: It isn't here, or the interface isn't here or isn't Ethernet.
     """
     if wanted not in ENGINES:
         raise UsageError(f"There is no engine {wanted!r}.", f"Choose one of: {', '.join(ENGINES)}.")
@@ -105,12 +109,20 @@ def choose(wanted: str, queues: str, *, uring: bool = False) -> Engine:
         raise UsageError(f"{queues!r} is no number of queues.", f"Give a number from 1 to {_QUEUES_LIMIT}, or auto.")
     if wanted == "portable" and uring:
         raise UsageError("The portable engine has no io_uring.", "Leave out --uring, or use: --engine native")
-    if (wanted == "native" or uring) and not has_native():
+    if wanted == "portable" and xdp is not None:
+        raise UsageError("The portable engine has no AF_XDP.", "Leave out --xdp, or use: --engine native")
+    if uring and xdp is not None:
+        raise UsageError("io_uring and AF_XDP can't be used together.", "Leave out --uring or --xdp.")
+    if (wanted == "native" or uring or xdp is not None) and not has_native():
         raise RefusedError(
             "This installation has no native engine: there was no cargo, or too old a one, when it was installed.",
             "Install cargo (1.85 or newer) and install RustGuard again; or use: --engine portable"
-            + (", without --uring" if uring else ""),
+            + (", without --uring" if uring else ", without --xdp" if xdp is not None else ""),
         )
+    if xdp is not None:
+        from rustguard_py.netif import require_ethernet
+
+        require_ethernet(xdp)
     if wanted == "portable" or not has_native():
         why = "asked for" if wanted == "portable" else "the native engine was not built at installation"
         return Engine("portable", why + _portable_queues(queues))
@@ -118,7 +130,7 @@ def choose(wanted: str, queues: str, *, uring: bool = False) -> Engine:
         raise UsageError(f"RUSTGUARD_AEAD={aead!r} is no AEAD.", f"Choose one of: {', '.join(_AEADS)}.")
     why = "asked for" if wanted == "native" else "the fastest here"
     number, chosen = _queues(queues, os.cpu_count() or 1)
-    return Engine("native", f"{why}; {chosen}{_uring(uring)}; AEAD: {_aead()}", number, uring)
+    return Engine("native", f"{why}; {chosen}{_uring(uring)}; AEAD: {_aead()}", number, uring, xdp)
 
 
 def _aead() -> str:

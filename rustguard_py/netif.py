@@ -6,7 +6,9 @@ Each change is echoed as the `ip` command that does the same, the way wg-quick d
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +38,9 @@ _IFA_F_NODAD = 0x02
 _IN6_ADDR_GEN_MODE_NONE = 1
 # 0.0.0.0/1 and 128.0.0.0/1 together are how other VPNs write a default route.
 _DEFAULT_HALVES = 1
+# linux/sockios.h, linux/if_arp.h
+_SIOCGIFHWADDR = 0x8927
+_ARPHRD_ETHER = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +212,26 @@ def why_no_ipv6() -> str | None:
             if path.read_text().strip() == "1":
                 return f"IPv6 is switched off on this machine (net.ipv6.conf.{scope}.disable_ipv6 is 1)."
     return None
+
+
+def require_ethernet(name: str) -> None:
+    """Check that an interface is there and is an Ethernet one.
+
+    Raises:
+        RefusedError: It isn't.
+    """
+    # An ifreq of linux/if.h: 16 bytes of name, then for SIOCGIFHWADDR a sockaddr with the kind of link.
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()[:15]))
+    except OSError as error:
+        raise RefusedError(f"There is no interface {name!r}.", "Look with `ip link` what there is.") from error
+    if struct.unpack_from("H", answer, 16)[0] != _ARPHRD_ETHER:
+        raise RefusedError(
+            f"{name} is no Ethernet interface: AF_XDP can't be used on it.",
+            "Name the interface that the peers' datagrams come in on (`ip route get` a peer's address), "
+            "or leave out --xdp.",
+        )
 
 
 def require_tun() -> None:

@@ -29,6 +29,7 @@ class NativePlane:
         mtu: Of the interface.
         queues: Of the interface, each with a thread for either direction.
         uring: Whether to use io_uring; where the kernel refuses it, the plane does without and notes it.
+        xdp: The interface to use AF_XDP on; what the kernel refuses is said, and the sockets carry all.
         merge_udp: Whether to merge UDP packets for the interface; None decides by the kernel's release.
         tun: Descriptors of the queues of an interface that is there already, in place of making one. They stay the
             caller's, and the interface with them.
@@ -50,6 +51,7 @@ class NativePlane:
         mtu: int = 1420,
         queues: int = 1,
         uring: bool = False,
+        xdp: str | None = None,
         merge_udp: bool | None = None,
         tun: Sequence[int] = (),
     ) -> None:
@@ -63,6 +65,7 @@ class NativePlane:
                 mtu=mtu,
                 queues=queues,
                 uring=uring,
+                xdp=xdp,
                 merge_udp=merge_udp,
                 tun=tun,
             )

@@ -104,3 +104,22 @@ def test_the_variable_decides_what_the_native_plane_seals_with(variable: str) ->
     )
     assert told.stdout.strip() in ("ring", "AVX-512 for 16 packets at once, ring for the rest")
     assert variable == "auto" or told.stdout.strip() == "ring"
+
+
+@pytest.mark.usefixtures("native")
+def test_xdp_takes_an_ethernet_interface_that_is_there() -> None:
+    for name in ("lo", "none-such", "longer-than-any-name"):
+        with pytest.raises(RefusedError) as refused:
+            engine.choose("native", "1", xdp=name)
+        assert name in str(refused.value)
+        assert "ip " in str(refused.value.mend)
+    with pytest.raises(UsageError):
+        engine.choose("portable", "1", xdp="lo")
+    with pytest.raises(UsageError):
+        engine.choose("native", "1", uring=True, xdp="lo")
+
+
+@pytest.mark.usefixtures("no_native")
+def test_xdp_needs_the_native_one() -> None:
+    with pytest.raises(RefusedError, match="no native engine"):
+        engine.choose("auto", "1", xdp="lo")

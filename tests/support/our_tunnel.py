@@ -47,6 +47,7 @@ class OurTunnel:
         engine: The plane that it runs on: `portable` or `native`.
         queues: Of the interface, on the native plane.
         uring: Whether that uses io_uring.
+        xdp: The interface that the native plane uses AF_XDP on.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class OurTunnel:
         engine: str = "portable",
         queues: int = 1,
         uring: bool = False,
+        xdp: str | None = None,
     ) -> None:
         key = X25519PrivateKey.from_private_bytes(private_key) if private_key else X25519PrivateKey.generate()
         self.public_key = key.public_key().public_bytes_raw()
@@ -83,6 +85,7 @@ class OurTunnel:
             engine=engine,
             queues=queues,
             uring=uring,
+            xdp=xdp,
         )
         self.port: int = self.wait_for("ready", START_SECONDS)["ready"]
 
@@ -217,7 +220,7 @@ async def _run() -> None:
     private_key = bytes.fromhex(given["private_key"])
     sockets = bind(given["port"])
     port = sockets[0].getsockname()[1]
-    engine = Engine(given["engine"], "asked for", given["queues"], given["uring"])
+    engine = Engine(given["engine"], "asked for", given["queues"], given["uring"], given["xdp"])
     plane = engine.make_plane(StaticKey(private_key).public, given["interface"], sockets, given["mtu"])
     tunnel = Tunnel.make(private_key, plane, _Timestamps(), Listeners(session=_session, moved=_moved))
     layout = netif.Layout(given["interface"], given["mtu"], tuple(ip_interface(each) for each in given["addresses"]))

@@ -109,10 +109,23 @@ impl TimerFd {
 /// Wait until one of the descriptors is ready, for `timeout` milliseconds at most (-1: for good); say which are, by
 /// bits in their order.
 pub fn wait<const N: usize>(descriptors: [(RawFd, libc::c_short); N], timeout: libc::c_int) -> io::Result<u32> {
-    let mut polled = descriptors.map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
-    // SAFETY: `polled` is an array of N valid entries.
-    match check(unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, timeout) }) {
-        Ok(_) => Ok(polled.iter().enumerate().fold(0, |bits, (n, one)| bits | u32::from(one.revents != 0) << n)),
+    poll(descriptors.map(entry), timeout).map(|ready| ready as u32)
+}
+
+/// The same for any number of them, 64 at most.
+pub fn wait_for(descriptors: &[(RawFd, libc::c_short)], timeout: libc::c_int) -> io::Result<u64> {
+    poll(descriptors.iter().copied().map(entry).collect::<Vec<_>>(), timeout)
+}
+
+fn entry((fd, events): (RawFd, libc::c_short)) -> libc::pollfd {
+    libc::pollfd { fd, events, revents: 0 }
+}
+
+fn poll(mut polled: impl AsMut<[libc::pollfd]>, timeout: libc::c_int) -> io::Result<u64> {
+    let polled = polled.as_mut();
+    // SAFETY: the pointer and the length are those of `polled`.
+    match check(unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) }) {
+        Ok(_) => Ok(polled.iter().enumerate().fold(0, |bits, (n, one)| bits | u64::from(one.revents != 0) << n)),
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
         Err(error) => Err(error),
     }

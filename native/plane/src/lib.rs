@@ -15,3 +15,4 @@ mod tun;
 mod udp;
 mod uring;
 mod worker;
+mod xdp;

@@ -18,6 +18,7 @@ use crate::tun::{self, TunError};
 use crate::udp::{Patience, Udp};
 use crate::uring;
 use crate::worker::{Io, Notes, Queue, start};
+use crate::xdp::Xdp;
 
 /// The kernel's UDP superpackets broke VXLAN and Geneve inside them before this release.
 const MERGES_UDP_FROM: [u32; 3] = [6, 8, 5];
@@ -38,6 +39,8 @@ pub struct Settings<'a> {
     pub queues: usize,
     /// Whether to use io_uring where the kernel lets us.
     pub uring: bool,
+    /// The interface to use AF_XDP on, if any.
+    pub xdp: Option<&'a str>,
     /// Whether to merge UDP packets for the interface; None decides by the kernel's release.
     pub merge_udp: Option<bool>,
 }
@@ -90,7 +93,11 @@ impl Plane {
         let shared = (Arc::clone(&transport), Arc::clone(&events), Arc::clone(&notes));
         let refusal = if settings.uring { uring::refusal() } else { None };
         let over_ring = settings.uring && refusal.is_none();
-        let io = Arc::new(Io::new(shared.0, shared.1, shared.2, queues, merge_udp, over_ring)?);
+        let mut io = Io::new(shared.0, shared.1, shared.2, queues, merge_udp, over_ring)?;
+        if let Some(name) = settings.xdp {
+            use_xdp(&mut io, name);
+        }
+        let io = Arc::new(io);
         if let Some(refusal) = refusal {
             io.note(&uring::note(&refusal));
         }
@@ -127,6 +134,9 @@ impl Plane {
     /// Mark what is sent from now on; 0 for no mark.
     pub fn set_fwmark(&self, mark: u32) -> io::Result<()> {
         let Some(io) = self.io.upgrade() else { return Ok(()) };
+        if let Some(xdp) = &io.xdp {
+            xdp.set_mark(mark);
+        }
         io.sockets().try_for_each(|socket| socket.set_mark(mark))
     }
 
@@ -174,6 +184,19 @@ impl Plane {
 impl Drop for Plane {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Use AF_XDP on an interface, or say why not.
+fn use_xdp(io: &mut Io, name: &str) {
+    match Xdp::start(name, &io.queues[0].sockets, io.queues.len()) {
+        Ok(xdp) => {
+            io.note(&xdp.describe());
+            io.xdp = Some(xdp);
+        }
+        Err(refused) => {
+            io.note(&format!("No AF_XDP on {name} ({refused}): UDP goes through the ordinary sockets."));
+        }
     }
 }
 

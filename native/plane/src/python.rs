@@ -29,7 +29,7 @@ struct PyPlane(Plane);
 impl PyPlane {
     #[new]
     #[expect(clippy::too_many_arguments, reason = "they are Python's keyword arguments")]
-    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, merge_udp, tun))]
+    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, xdp, merge_udp, tun))]
     fn new(
         public_key: &Bound<'_, PyAny>,
         interface: &str,
@@ -37,13 +37,14 @@ impl PyPlane {
         mtu: usize,
         queues: usize,
         uring: bool,
+        xdp: Option<&str>,
         merge_udp: Option<bool>,
         tun: Vec<RawFd>,
     ) -> PyResult<Self> {
         let public_key = *convert::key(public_key)?;
         let queues = queues.max(1);
         let settings =
-            Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, merge_udp, tun: &tun };
+            Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, xdp, merge_udp, tun: &tun };
         Plane::new(&settings).map(Self).map_err(os_error)
     }
 

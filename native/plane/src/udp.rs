@@ -78,7 +78,8 @@ impl Udp {
         self.set(libc::SOL_SOCKET, libc::SO_MARK, libc::c_int::from_ne_bytes(mark.to_ne_bytes()))
     }
 
-    fn mark(&self) -> io::Result<u32> {
+    /// The mark of what is sent; 0 for none.
+    pub fn mark(&self) -> io::Result<u32> {
         let (mut mark, mut size) = (0_u32, size_of::<u32>() as libc::socklen_t);
         let into = (&raw mut mark).cast();
         // SAFETY: the kernel writes `size` bytes at most, and `mark` has as many.
@@ -122,6 +123,11 @@ impl Udp {
 
     pub fn fd(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+
+    /// What it is bound to.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        address_of(&name_of(&self.fd)?.0).ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
     }
 
     /// Take the messages that are there, [`Receiver::capacity`] at most.

@@ -9,6 +9,7 @@
 use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,12 +25,13 @@ use transport::outbound::{Outbound, Send};
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
 use crate::counters::QueueCounters;
-use crate::descriptor::{EventFd, TimerFd, error_word, now, wait};
+use crate::descriptor::{EventFd, TimerFd, error_word, now, wait, wait_for};
 use crate::events::Events;
 use crate::spin::Spin;
 use crate::tun::Tun;
 use crate::udp::{Patience, Receiver, Sent, Udp};
 use crate::uring;
+use crate::xdp::{Channel, Xdp};
 
 /// After this many batches from one socket the others are looked at, however much still comes.
 const TURNS: u32 = 64;
@@ -46,6 +48,8 @@ pub struct Io {
     pub events: Arc<Events>,
     pub notes: Arc<Notes>,
     pub queues: Vec<Queue>,
+    /// The network side over AF_XDP, beside the sockets.
+    pub xdp: Option<Xdp>,
     /// Of each queue's workers.
     pub counters: Arc<[QueueCounters]>,
     /// Whether UDP packets may be merged.
@@ -100,6 +104,7 @@ impl Io {
             events,
             notes,
             queues,
+            xdp: None,
             counters,
             merge_udp,
             uring,
@@ -151,6 +156,11 @@ impl Io {
 
     /// Send datagrams; what the network has against it is counted, nothing more.
     pub fn send(&self, message: &[u8], segment: usize, endpoint: SocketAddr, queue: usize, patience: Patience) {
+        let done = self.send_by_xdp(message, segment, endpoint, queue, patience);
+        if done > 0 && done == message.len() {
+            return;
+        }
+        let message = &message[done..];
         let Some(socket) = self.socket(queue, endpoint) else {
             self.transport.drops.count(Drop::NoSocket, 1);
             return;
@@ -162,6 +172,22 @@ impl Io {
             }
             Err(error) => self.transport.drops.count_other(format!("send_{}", error_word(&error))),
         }
+    }
+
+    /// Send what can go over AF_XDP; give how many bytes of the message that is.
+    fn send_by_xdp(
+        &self,
+        message: &[u8],
+        segment: usize,
+        endpoint: SocketAddr,
+        queue: usize,
+        patience: Patience,
+    ) -> usize {
+        let Some(xdp) = &self.xdp else { return 0 };
+        xdp.send(message, segment, endpoint, queue, patience).unwrap_or_else(|error| {
+            self.transport.drops.count_other(format!("xdp_{}", error_word(&error)));
+            message.len()
+        })
     }
 
     /// The socket of a queue for an endpoint's family.
@@ -201,6 +227,9 @@ pub fn start(io: &Arc<Io>) -> io::Result<Vec<JoinHandle<()>>> {
         spawn(format!("rg-in-{queue}"), Box::new(move |io| inward(io, queue)))?;
     }
     spawn("rg-timers".into(), Box::new(timers))?;
+    if io.xdp.is_some() {
+        spawn("rg-routes".into(), Box::new(routes))?;
+    }
     Ok(threads)
 }
 
@@ -292,20 +321,40 @@ pub fn out(io: &Io, queue: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Where datagrams come from.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Socket(&'a Udp),
+    Channel(&'a Xdp, &'a Channel),
+}
+
+impl Source<'_> {
+    /// What to poll; -1 for what is gone.
+    fn fd(&self) -> RawFd {
+        match self {
+            Self::Socket(socket) => socket.fd(),
+            Self::Channel(xdp, _) if xdp.is_gone() => -1,
+            Self::Channel(_, channel) => channel.fd(),
+        }
+    }
+}
+
 /// The way in of a queue.
 pub fn inward(io: &Io, queue: usize) -> io::Result<()> {
-    let sockets = &io.queues[queue].sockets;
+    let mut sources: Vec<_> = io.queues[queue].sockets.iter().map(Source::Socket).collect();
+    if let Some(xdp) = &io.xdp {
+        sources.extend(xdp.channels(queue).map(|channel| Source::Channel(xdp, channel)));
+    }
     let mut way =
         Inward { io, queue, receiver: Receiver::default(), inbound: Inbound::default(), outbox: Outbox::default() };
-    let fd = |n: usize| sockets.get(n).map_or(-1, Udp::fd);
-    let everyone = (1_u32 << sockets.len()) - 1;
+    let everyone = (1_u64 << sources.len()) - 1;
     let mut ready = everyone;
     let mut last = 0;
     let mut turn = 0;
     let mut spin = Spin::default();
     while io.goes_on() {
-        for (n, socket) in sockets.iter().enumerate() {
-            if ready >> n & 1 != 0 && way.pump(socket)? {
+        for (n, source) in sources.iter().enumerate() {
+            if ready >> n & 1 != 0 && way.pump(*source)? {
                 last = n;
             } else {
                 ready &= !(1 << n);
@@ -315,13 +364,14 @@ pub fn inward(io: &Io, queue: usize) -> io::Result<()> {
         if turn % TURNS == 0 {
             ready = everyone;
         }
-        if ready == 0 && spin.look(|| sockets.get(last).map_or(Ok(false), |socket| way.pump(socket)))? {
+        if ready == 0 && spin.look(|| sources.get(last).map_or(Ok(false), |source| way.pump(*source)))? {
             ready = 1 << last;
         }
         if ready == 0 {
-            let polled = [(fd(0), libc::POLLIN), (fd(1), libc::POLLIN), (io.stop.fd(), libc::POLLIN)];
+            let mut polled: Vec<_> = sources.iter().map(|source| (source.fd(), libc::POLLIN)).collect();
+            polled.push((io.stop.fd(), libc::POLLIN));
             io.counters[queue].inward.count_calls();
-            ready = wait(polled, -1)? & everyone;
+            ready = wait_for(&polled, -1)? & everyone;
         }
     }
     Ok(())
@@ -336,16 +386,25 @@ struct Inward<'a> {
 }
 
 impl Inward<'_> {
-    /// Take the messages that wait at a socket to the device; false if there were none.
-    fn pump(&mut self, socket: &Udp) -> io::Result<bool> {
-        match socket.receive(&mut self.receiver) {
-            Ok(()) => {}
-            Err(error) if is_nothing(&error) => return Ok(false),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) => return Err(error),
-            Err(error) => {
-                // What the network says of something sent earlier.
-                self.io.transport.drops.count_other(format!("receive_{}", error_word(&error)));
-                return Ok(true);
+    /// Take the messages that wait at a source to the device; false if there were none.
+    fn pump(&mut self, source: Source<'_>) -> io::Result<bool> {
+        match source {
+            Source::Socket(socket) => match socket.receive(&mut self.receiver) {
+                Ok(()) => {}
+                Err(error) if is_nothing(&error) => return Ok(false),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    // What the network says of something sent earlier.
+                    self.io.transport.drops.count_other(format!("receive_{}", error_word(&error)));
+                    return Ok(true);
+                }
+            },
+            Source::Channel(xdp, channel) => {
+                if !xdp.receive(channel, &mut self.receiver) {
+                    return Ok(false);
+                }
             }
         }
         let now = now();
@@ -380,6 +439,16 @@ impl Inward<'_> {
             rest = others;
         }
     }
+}
+
+/// Follow the kernel's routes and neighbours, as long as the interface of AF_XDP is there.
+fn routes(io: &Io) -> io::Result<()> {
+    let Some(xdp) = &io.xdp else { return Ok(()) };
+    if !xdp.follow(io.stop.fd())? {
+        io.note(&xdp.describe_end());
+        wait([(io.stop.fd(), libc::POLLIN)], -1)?;
+    }
+    Ok(())
 }
 
 /// Do what is due, when it is.

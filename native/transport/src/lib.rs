@@ -16,6 +16,7 @@ pub mod coalesce;
 pub mod contract;
 pub mod cookie;
 pub mod drops;
+pub mod ethernet;
 pub mod gate;
 pub mod inbound;
 pub mod indices;

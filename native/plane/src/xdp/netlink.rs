@@ -1,0 +1,318 @@
+//! Questions to the kernel about links, addresses, neighbours and routes, and its news of them (rtnetlink(7)).
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use transport::ethernet::Mac;
+
+// Groups of linux/rtnetlink.h: links, neighbours, addresses, routes and rules of both families, next hops.
+const GROUPS: [u32; 9] = [1, 3, 5, 9, 7, 11, 8, 19, 32];
+const PROTOCOL_UDP: u8 = 17;
+
+/// An interface as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub mac: Mac,
+    pub mtu: usize,
+    pub up: bool,
+}
+
+/// How the kernel would send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    pub interface: u32,
+    /// Whom to give it to on that link.
+    pub next: IpAddr,
+    pub source: IpAddr,
+    /// Of the path, if it is known to be less than the link's.
+    pub mtu: Option<usize>,
+}
+
+/// Something has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A link, or (None) its end.
+    Link(u32, Option<Link>),
+    /// Who has a neighbour's address on a link; None: nobody that is known.
+    Neighbour(u32, IpAddr, Option<Mac>),
+    /// One of ours on a link; false: no more.
+    Address(u32, IpAddr, bool),
+    /// A route, a rule, or what can't be read.
+    Routes,
+}
+
+/// A socket that hears of changes, and one for questions.
+pub struct Netlink {
+    news: Socket,
+    questions: Socket,
+}
+
+impl Netlink {
+    pub fn open() -> io::Result<Self> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            Ok::<_, io::Error>(socket)
+        };
+        let (news, questions) = (open()?, open()?);
+        news.set_non_blocking(true)?;
+        for group in GROUPS {
+            news.add_membership(group)?;
+        }
+        questions.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { news, questions })
+    }
+
+    /// Readable while there is news.
+    pub fn fd(&self) -> RawFd {
+        self.news.as_raw_fd()
+    }
+
+    /// The next news; empty if there is none. ENOBUFS: some were lost.
+    pub fn read_news(&self) -> io::Result<Vec<News>> {
+        match self.news.recv_from_full() {
+            Ok((bytes, _)) => Ok(messages(&bytes).iter().filter_map(news_in).collect()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All neighbours and all addresses of ours.
+    pub fn dump(&self) -> io::Result<Vec<News>> {
+        let neighbours = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let mut found = Vec::new();
+        for question in [neighbours, addresses] {
+            let answers = self.ask(question, NLM_F_DUMP)?;
+            found.extend(answers.iter().filter_map(news_of));
+        }
+        Ok(found)
+    }
+
+    /// An interface, if it is there.
+    pub fn link(&self, interface: u32) -> io::Result<Option<Link>> {
+        let mut question = LinkMessage::default();
+        question.header.index = interface;
+        let answers = self.ask(RouteNetlinkMessage::GetLink(question), 0)?;
+        Ok(answers.iter().find_map(|one| match news_of(one) {
+            Some(News::Link(index, link)) if index == interface => link,
+            _ => None,
+        }))
+    }
+
+    /// How the kernel would send UDP to an address; None: not at all, or not plainly to a neighbour.
+    pub fn route(
+        &self,
+        destination: IpAddr,
+        scope: u32,
+        source: Option<IpAddr>,
+        mark: u32,
+    ) -> io::Result<Option<Hop>> {
+        let mut question = RouteMessage::default();
+        let bits = if destination.is_ipv4() { 32 } else { 128 };
+        question.header.address_family =
+            if destination.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        question.header.destination_prefix_length = bits;
+        let attributes = &mut question.attributes;
+        attributes.push(RouteAttribute::Destination(destination.into()));
+        attributes.push(RouteAttribute::IpProto(PROTOCOL_UDP));
+        if mark != 0 {
+            attributes.push(RouteAttribute::Mark(mark));
+        }
+        if scope != 0 {
+            attributes.push(RouteAttribute::Oif(scope));
+        }
+        if let Some(source) = source {
+            attributes.push(RouteAttribute::Source(source.into()));
+            question.header.source_prefix_length = bits;
+        }
+        let answers = self.ask(RouteNetlinkMessage::GetRoute(question), 0)?;
+        Ok(answers.iter().find_map(|one| match one {
+            RouteNetlinkMessage::NewRoute(route) => hop(route, destination, source),
+            _ => None,
+        }))
+    }
+
+    /// Ask, and take the answers; the kernel has them ready when the question is sent. What it answers with an error
+    /// has none.
+    fn ask(&self, question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(question));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.questions.send(&bytes, 0)?;
+        let mut found = Vec::new();
+        loop {
+            let (bytes, _) = self.questions.recv_from_full()?;
+            for message in messages(&bytes) {
+                match message {
+                    NetlinkPayload::InnerMessage(one) => found.push(one),
+                    NetlinkPayload::Noop => {}
+                    // The end of a dump, or a refusal.
+                    _ => return Ok(found),
+                }
+            }
+            if flags & NLM_F_DUMP == 0 {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+type Payload = NetlinkPayload<RouteNetlinkMessage>;
+
+/// The messages of a datagram; Noop stands for one that can't be read.
+fn messages(mut bytes: &[u8]) -> Vec<Payload> {
+    let mut found = Vec::new();
+    while let Some(length) = bytes.first_chunk::<4>().map(|four| u32::from_ne_bytes(*four) as usize) {
+        if length < 16 || length > bytes.len() {
+            break;
+        }
+        let read = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes[..length]);
+        found.push(read.map_or(NetlinkPayload::Noop, |message| message.payload));
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
+}
+
+fn news_in(payload: &Payload) -> Option<News> {
+    match payload {
+        NetlinkPayload::InnerMessage(message) => news_of(message),
+        NetlinkPayload::Noop => Some(News::Routes),
+        _ => None,
+    }
+}
+
+fn news_of(message: &RouteNetlinkMessage) -> Option<News> {
+    match message {
+        // A bridge tells of its ports' links in messages of its own family.
+        RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+            link_of(link).map(|found| News::Link(link.header.index, Some(found)))
+        }
+        RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+            Some(News::Link(link.header.index, None))
+        }
+        RouteNetlinkMessage::NewNeighbour(one) => neighbour_of(one, true),
+        RouteNetlinkMessage::DelNeighbour(one) => neighbour_of(one, false),
+        RouteNetlinkMessage::NewAddress(one) => address_of(one, true),
+        RouteNetlinkMessage::DelAddress(one) => address_of(one, false),
+        RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => None,
+        _ => Some(News::Routes),
+    }
+}
+
+fn link_of(message: &LinkMessage) -> Option<Link> {
+    let (mut mac, mut mtu) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => mac = Mac::try_from(&bytes[..]).ok(),
+            LinkAttribute::Mtu(found) => mtu = Some(*found as usize),
+            _ => {}
+        }
+    }
+    Some(Link { mac: mac?, mtu: mtu?, up: message.header.flags.contains(LinkFlags::Up) })
+}
+
+fn neighbour_of(message: &NeighbourMessage, there: bool) -> Option<News> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(&bytes[..]).ok(),
+            _ => {}
+        }
+    }
+    if message.header.flags.contains(NeighbourFlags::Proxy) {
+        return None;
+    }
+    let known = match message.header.state {
+        NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None => false,
+        _ => there,
+    };
+    Some(News::Neighbour(message.header.ifindex, address?, mac.filter(|_| known)))
+}
+
+fn address_of(message: &AddressMessage, there: bool) -> Option<News> {
+    // On a link between two points, `Address` is the other one's.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let plain = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    Some(News::Address(message.header.index, local.or(plain)?, there))
+}
+
+fn hop(route: &RouteMessage, destination: IpAddr, asked: Option<IpAddr>) -> Option<Hop> {
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut interface, mut next, mut source, mut mtu) = (None, destination, asked, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) | RouteAttribute::Via(RouteVia::Inet(v4)) => {
+                next = IpAddr::V4(*v4);
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) | RouteAttribute::Via(RouteVia::Inet6(v6)) => {
+                next = IpAddr::V6(*v6);
+            }
+            RouteAttribute::PrefSource(RouteAddress::Inet(v4)) if asked.is_none() => source = Some(IpAddr::V4(*v4)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) if asked.is_none() => source = Some(IpAddr::V6(*v6)),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|one| match one {
+                    RouteMetric::Mtu(mtu) => Some(*mtu as usize),
+                    _ => None,
+                });
+            }
+            // Into another tunnel, or by several ways: the kernel's to do.
+            RouteAttribute::Encap(_) | RouteAttribute::EncapType(_) | RouteAttribute::MultiPath(_) => return None,
+            _ => {}
+        }
+    }
+    Some(Hop { interface: interface?, next, source: source?, mtu })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_answers_about_itself() {
+        let netlink = Netlink::open().unwrap();
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        assert!(netlink.dump().unwrap().contains(&News::Address(1, loopback, true)));
+        assert_eq!(netlink.link(1).unwrap().unwrap().mac, [0; 6]);
+        assert_eq!(netlink.link(i32::MAX as u32).unwrap(), None);
+        // To ourselves is no way over a link.
+        assert_eq!(netlink.route(loopback, 0, None, 0).unwrap(), None);
+        assert_eq!(netlink.read_news().unwrap(), []);
+    }
+
+    #[test]
+    fn what_can_not_be_read_counts_as_a_change() {
+        let mut broken = vec![0; 20];
+        broken[..4].copy_from_slice(&20_u32.to_ne_bytes());
+        broken[4..6].copy_from_slice(&24_u16.to_ne_bytes());
+        let found = messages(&broken);
+        assert_eq!(found.iter().filter_map(news_in).collect::<Vec<_>>(), [News::Routes]);
+        assert!(messages(&[0; 16]).is_empty());
+        assert!(messages(&[255; 3]).is_empty());
+    }
+}
