@@ -7,6 +7,7 @@ use transport::Transport;
 use transport::aead::{Aead, Ring};
 use transport::coalesce::next_run;
 use transport::contract::{Address, Keypair, Network, Outbox};
+use transport::ethernet::{Path, build, parse};
 use transport::inbound::{Inbound, Message};
 use transport::outbound::{Outbound, Send};
 use transport::segment::{Superpacket, complete_checksum};
@@ -74,6 +75,23 @@ pub fn packets(input: &[u8]) {
         messages.into_iter().for_each(|message| inbound.message(end, &mut buffer, message, 1.0, &mut out));
     });
     merge(&buffer, &inbound);
+}
+
+/// Ethernet frames with UDP; what is found in one is put into another and found again. The input is a frame.
+pub fn ethernet(input: &[u8]) {
+    let Some(found) = parse(input) else { return };
+    let payload = &input[found.payload];
+    let path = Path {
+        source_mac: [2; 6],
+        destination_mac: [4; 6],
+        source: found.source.ip(),
+        destination: found.source.ip(),
+    };
+    let mut frame = vec![0; path.headers() + payload.len()];
+    let size = build(&mut frame, &path, (found.source.port(), found.port), 1, payload);
+    assert_eq!(size, Some(frame.len()));
+    let again = parse(&frame).expect("what is built can be read");
+    assert_eq!((again.source, again.port, &frame[again.payload]), (found.source, found.port, payload));
 }
 
 /// virtio_net_hdr and packet, without a route in between. The input is a frame.

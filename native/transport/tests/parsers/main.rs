@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 mod bodies;
 
+use transport::ethernet::{Path, build};
 use transport::vnet::{GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP, NEEDS_CHECKSUM, Vnet};
 use transport::wire::{COOKIE_REPLY_SIZE, INITIATION_SIZE, RESPONSE_SIZE};
 
@@ -127,6 +128,14 @@ fn seeds() -> Vec<Vec<u8>> {
         seeds.push([&(size as u16).to_le_bytes()[..], &datagram.repeat(3)].concat());
     }
     seeds.push(with_length(b"RGE enrollment"));
+    for ends in ["192.0.2.1", "2001:db8::1"] {
+        let end = ends.parse().unwrap();
+        let path = Path { source_mac: [2; 6], destination_mac: [4; 6], source: end, destination: end };
+        let mut frame = vec![0; 200];
+        let size = build(&mut frame, &path, (1, 2), 3, &[7; 32]).unwrap();
+        frame.truncate(size);
+        seeds.push(frame);
+    }
     seeds
 }
 
@@ -174,6 +183,11 @@ fn datagrams_of_any_shape_are_survived() {
 #[test]
 fn packets_of_any_shape_are_survived() {
     drive("packets", bodies::packets);
+}
+
+#[test]
+fn ethernet_frames_of_any_shape_are_survived() {
+    drive("ethernet", bodies::ethernet);
 }
 
 #[test]

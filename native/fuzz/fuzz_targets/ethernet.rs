@@ -1,0 +1,5 @@
+//! See the function.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| transport_fuzz::bodies::ethernet(input));
