@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -175,7 +176,12 @@ def test_two_default_routes_come_and_go_in_any_order(net: Lan) -> None:
         ("Adress = 10.0.0.1", "::/0", "line 3: [Interface] has no key Adress"),
         ("PreUp = false", "::/0", "`false` ended with 1"),
         ("Address = 10.9.0.1/32\nPostUp = ip link show %i && exit 3", "::/0, 0.0.0.0/0", "ended with 3"),
-        ("Address = 10.9.0.1/32\nDNS = 10.9.0.2", "0.0.0.0/0", "neither resolvconf nor systemd-resolved"),
+        pytest.param(
+            *("Address = 10.9.0.1/32\nDNS = 10.9.0.2", "0.0.0.0/0", "neither resolvconf nor systemd-resolved"),
+            marks=pytest.mark.skipif(
+                any(map(shutil.which, ("resolvconf", "resolvectl"))), reason="this machine has one of them"
+            ),
+        ),
         ("Address = 10.9.0.1/32", "192.0.2.0/24, 0.0.0.0/0", "it's there already"),
         (f"Address = 10.9.0.1/32\nListenPort = {PORT + 1}", "::/0", "can't be bound"),
     ],
@@ -187,7 +193,7 @@ def test_a_failed_start_leaves_nothing(net: Lan, lines: str, behind: str, said: 
     laptop.host.wait_listening("udp", PORT + 1)
     laptop.file(lines, net.home.peer(f"AllowedIPs = {behind}\nEndpoint = 192.0.2.2:{PORT}"))
     before = laptop.system()
-    done = laptop.run("up wg0", check=False, path=Path("/nowhere"))
+    done = laptop.run("up wg0", check=False)
     assert done.returncode not in (0, 3)
     assert said in done.stderr
     assert laptop.system() == before
