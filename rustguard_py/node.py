@@ -45,6 +45,9 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     PeerId,
     Plane,
+    Reason,
+    is_same,
+    plain,
 )
 from rustguard_py.tai64n import Tai64nClock
 
@@ -189,16 +192,19 @@ class Node:
         match event:
             case HandshakeReceived(datagram, source):
                 self._handle_handshake(datagram, source, now)
-            case HandshakeWanted(peer_id):
+            case HandshakeWanted(peer_id, reason):
                 if (peer := self._by_id.get(peer_id)) is not None:
+                    if reason is Reason.NO_ANSWER:
+                        self._forget_local(peer)
                     self.begin_handshake(peer, now)
             case KeypairConfirmed(peer_id):
                 if (peer := self._by_id.get(peer_id)) is not None:
                     self._session_started(peer, now, initiator=False)
             case EndpointMoved(peer_id, endpoint):
                 if (peer := self._by_id.get(peer_id)) is not None:
-                    peer.endpoint = endpoint
-                    self._events.append(PeerMoved(peer, endpoint))
+                    moved, peer.endpoint = peer.endpoint != endpoint, endpoint
+                    if moved:
+                        self._events.append(PeerMoved(peer, endpoint))
             case ForeignReceived() | Fault():
                 pass
 
@@ -274,6 +280,7 @@ class Node:
             self._events.append(HandshakeGivenUp(peer))
             return
         self._events.append(HandshakeUnanswered(peer, peer.attempts))
+        self._forget_local(peer)
         self._initiate(peer, now)
 
     def _consume_response(self, datagram: bytes, source: Endpoint, now: float) -> None:
@@ -385,10 +392,18 @@ class Node:
         self._events.append(SessionStarted(peer, initiator))
 
     def _move(self, peer: Peer, source: Endpoint) -> None:
-        if peer.endpoint != source:
-            peer.endpoint = source
-            self._plane.set_endpoint(peer.id, source)
+        if is_same(peer.endpoint, source):
+            return
+        moved, peer.endpoint = peer.endpoint != source, source
+        self._plane.set_endpoint(peer.id, source)
+        if moved:
             self._events.append(PeerMoved(peer, source))
+
+    @staticmethod
+    def _forget_local(peer: Peer) -> None:
+        """Leave it to the kernel which address of ours handshakes go out from: the one known may be the trouble."""
+        if peer.endpoint is not None:
+            peer.endpoint = plain(peer.endpoint)
 
     def _static_static(self, peer: Peer) -> bytes | None:
         if peer.static_static is None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol
+from typing import Protocol, cast
 
 # Whitepaper section 6.1, in seconds and messages, with the paper's names.
 REKEY_AFTER_MESSAGES = 2**60
@@ -33,6 +33,41 @@ PeerId = int
 Network = IPv4Network | IPv6Network
 # An address as the socket module gives it: (host, port), or (host, port, flowinfo, scope_id) over IPv6.
 Endpoint = tuple[str, int] | tuple[str, int, int, int]
+
+
+class _Heard(tuple[str | int, ...]):
+    """An endpoint that also knows at which address of ours it was heard."""
+
+    local: bytes
+
+
+def heard(endpoint: Endpoint, local: bytes) -> Endpoint:
+    """Give an endpoint from which a datagram came to an address of ours: what goes to it goes out from there.
+
+    It equals the plain one.
+
+    Args:
+        endpoint: Where it came from.
+        local: Where it came to, 4 or 16 bytes.
+    """
+    made = _Heard(endpoint)
+    made.local = local
+    return cast(Endpoint, made)
+
+
+def local_of(endpoint: Endpoint | None) -> bytes | None:
+    """Give the address of ours that `endpoint` was heard at, 4 or 16 bytes; None leaves the choice to the kernel."""
+    return endpoint.local if isinstance(endpoint, _Heard) else None
+
+
+def plain(endpoint: Endpoint) -> Endpoint:
+    """Give an endpoint without the address of ours that it was heard at."""
+    return cast(Endpoint, tuple(endpoint)) if isinstance(endpoint, _Heard) else endpoint
+
+
+def is_same(one: Endpoint | None, other: Endpoint | None) -> bool:
+    """Say whether two endpoints are one, their addresses of ours included."""
+    return one is other or (one == other and local_of(one) == local_of(other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +133,7 @@ class KeypairConfirmed:
 
 @dataclass(frozen=True, slots=True)
 class EndpointMoved:
-    """An authenticated datagram came from elsewhere; replies already go there."""
+    """An authenticated datagram came from elsewhere, or to another address of ours; replies already go there."""
 
     peer: PeerId
     endpoint: Endpoint
@@ -191,7 +226,11 @@ class PlaneStats:
 
 
 class Plane(Protocol):
-    """The commands. They may be called from the control thread at any time and take effect in order."""
+    """The commands. They may be called from the control thread at any time and take effect in order.
+
+    An endpoint that an event gave knows the address of ours that the datagram came to: what is sent to it goes out
+    from there. Where the kernel refuses that, and once a peer doesn't answer, the kernel chooses again.
+    """
 
     def set_peer(
         self,

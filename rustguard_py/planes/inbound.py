@@ -19,7 +19,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 
 from rustguard_py.planes.coalesce import Coalescer
-from rustguard_py.planes.contract import REJECT_AFTER_MESSAGES, Endpoint, WorkerStats
+from rustguard_py.planes.contract import REJECT_AFTER_MESSAGES, Endpoint, WorkerStats, is_same
 from rustguard_py.planes.offload import MAX_SEGMENTS
 from rustguard_py.planes.transport import DATA_HEADER, Peer, Transport
 from rustguard_py.planes.tun import Tun
@@ -101,7 +101,7 @@ class Inbound:
             if received is None:
                 break
             more, segment, from_whom = received
-            if from_whom != source or more != segment or more > size:
+            if not is_same(from_whom, source) or more != segment or more > size:
                 self._take(total, size, source, now)
                 self._view[:more] = self._view[total : total + more]
                 self._take(more, segment, from_whom, now)

@@ -39,7 +39,7 @@ _LAYOUTS_KEPT = 48
 # Data header in front, tag behind.
 _OVERHEAD = 32
 
-Send = Callable[[memoryview | bytes, int, Endpoint], None]
+Send = Callable[[memoryview | bytes, int, Endpoint], bool]
 # Calls a function for its effect, over arguments in parallel, without a Python loop.
 _run_all = deque[object](maxlen=0).extend
 
@@ -84,7 +84,8 @@ class Outbound:
     Args:
         transport: The rules, and the peers.
         tun: A non-blocking TUN descriptor with virtio_net_hdr.
-        send: Sends a message as datagrams of a size to an endpoint; it raises nothing.
+        send: Sends a message as datagrams of a size to an endpoint; it raises nothing. False: not from the endpoint's
+            address of ours.
         worker: Counts what goes out.
     """
 
@@ -214,7 +215,8 @@ class Outbound:
         elif peer.endpoint is not None:
             self._packets += 1
             self._bytes += len(datagram)
-            self._send(datagram, len(datagram), peer.endpoint)
+            if not self._send(datagram, len(datagram), peer.endpoint):
+                peer.forget_local()
 
     def _large(self, at: int, size: int, now: float) -> None:
         """Send a superpacket, or a packet larger than the MTU."""
@@ -274,7 +276,8 @@ class Outbound:
         layout.headers[:count, 1] = int.from_bytes(header[4:8], "little")
         self._packets += count
         self._bytes += total
-        self._send(self._message_view[:total], size, peer.endpoint)
+        if not self._send(self._message_view[:total], size, peer.endpoint):
+            peer.forget_local()
         self._transport.sent(peer, session, count, total, now, data=True)
 
     def _layout(self, size: int) -> _Layout:

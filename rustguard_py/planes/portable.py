@@ -314,16 +314,21 @@ class PortablePlane:
             self._notes.append(note)
             self._events.put(Fault(note, fatal=False))
 
-    def _send_message(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> None:
-        """Send datagrams; what the network has against it is counted, nothing more."""
+    def _send_message(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> bool:
+        """Send datagrams; what the network has against it is counted, nothing more.
+
+        Returns:
+            False where it did not go out from the endpoint's address of ours, which the kernel refuses.
+        """
         udp = self._udp.get(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET)
         if udp is None:
             self._transport.drop("no_socket")
-            return
+            return True
         try:
-            udp.send(message, segment, endpoint)
+            return udp.send_from(message, segment, endpoint)
         except OSError as error:
             self._transport.drop(f"send_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
+        return True
 
 
 def _kernel_merges_udp() -> bool:

@@ -33,6 +33,8 @@ from rustguard_py.planes.contract import (
     PeerStats,
     PlaneStats,
     Reason,
+    is_same,
+    plain,
 )
 from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
@@ -78,6 +80,11 @@ class Peer:
         self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0
         self.last_received: float | None = None
         self.last_sent: float | None = None
+
+    def forget_local(self) -> None:
+        """Leave it to the kernel which of our addresses to write from: what was known may be the trouble."""
+        if self.endpoint is not None:
+            self.endpoint = plain(self.endpoint)
 
     def stats(self) -> PeerStats:
         """Give the counters."""
@@ -281,6 +288,7 @@ class Transport:
                 liveness.keepalive_at = again
             if liveness.no_answer_at <= now:
                 liveness.no_answer_at = float("inf")
+                peer.forget_local()
                 self.want(peer, Reason.NO_ANSWER, now)
             if liveness.persistent_at <= now:
                 self._persistent_keepalive(peer, now)
@@ -347,7 +355,7 @@ class Transport:
         peer.rx_bytes += size
         peer.last_received = now
         peer.liveness.received(now, data=data)
-        if source != peer.endpoint:
+        if not is_same(source, peer.endpoint):
             peer.endpoint = source
             self._emit(EndpointMoved(peer.id, source))
         if session is peer.keypairs.next:

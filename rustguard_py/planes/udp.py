@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rustguard_py.errors import RefusedError
-from rustguard_py.planes.contract import Endpoint
+from rustguard_py.planes.contract import Endpoint, heard, local_of, plain
 from rustguard_py.planes.offload import SOL_UDP, UDP_GRO, UDP_SEGMENT
 
 BUFFER_SIZE = 7 << 20
@@ -18,7 +18,15 @@ BUFFER_SIZE = 7 << 20
 _PORT_TRIES = 16
 # How long to wait for room in the send buffer before a message is given up, seconds.
 SEND_PATIENCE = 0.5
-_CONTROL_SIZE = socket.CMSG_SPACE(4)
+# Of a receiver's control messages: a datagram's size, and an in6_pktinfo or the shorter in_pktinfo.
+_CONTROL_SIZE = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(20)
+_IP_PKTINFO = 8
+_MULTICAST = 0xFF
+_IPV4_SIZE = 4
+# What may be said of a datagram for the address of ours that it was to go out from.
+_REFUSES_LOCAL = frozenset(
+    (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH),
+)
 _SO_RCVBUFFORCE = 33
 _SO_SNDBUFFORCE = 32
 _IP_MTU_DISCOVER = 10
@@ -78,6 +86,13 @@ def _bind_one(host: str, port: int) -> socket.socket | None:
     return made
 
 
+def _origin(local: bytes) -> tuple[int, int, bytes]:
+    """Give the control message that has a datagram go out from `local`; the route decides on the interface."""
+    if len(local) == _IPV4_SIZE:
+        return socket.IPPROTO_IP, _IP_PKTINFO, bytes(4) + local + bytes(4)
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local + bytes(4)
+
+
 class Udp:
     """One bound socket, adopted: it is closed with this.
 
@@ -91,7 +106,7 @@ class Udp:
         system_calls: To receive, send and wait for room, so far.
     """
 
-    __slots__ = ("_note", "_receive", "_writable", "family", "fd", "segmenting", "socket", "system_calls")
+    __slots__ = ("_heard", "_note", "_receive", "_writable", "family", "fd", "segmenting", "socket", "system_calls")
 
     def __init__(self, bound: socket.socket, note: Callable[[str], None]) -> None:
         self.socket = bound
@@ -103,15 +118,17 @@ class Udp:
         self._writable = select.poll()
         self._writable.register(self.fd, select.POLLOUT)
         self._receive = bound.recvmsg_into
+        # The source of the last message and the address of ours that it came to, and both in one.
+        self._heard: tuple[Endpoint, bytes, Endpoint] | None = None
         bound.setblocking(False)
-        for forced, plain in (
+        for forced, ordinary in (
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
             (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
         ):
             try:
                 bound.setsockopt(socket.SOL_SOCKET, forced, BUFFER_SIZE)
             except PermissionError:
-                bound.setsockopt(socket.SOL_SOCKET, plain, BUFFER_SIZE)
+                bound.setsockopt(socket.SOL_SOCKET, ordinary, BUFFER_SIZE)
         try:
             bound.setsockopt(SOL_UDP, UDP_GRO, 1)
         except OSError:
@@ -122,6 +139,12 @@ class Udp:
                 bound.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
             else:
                 bound.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+        # A kernel that can't say which address a datagram came to chooses from which to answer.
+        with contextlib.suppress(OSError):
+            if self.family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            else:
+                bound.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
     def receive(self, into: list[memoryview]) -> tuple[int, int, Endpoint]:
         """Receive one message: bytes, the size of each datagram in it but the last, and where it came from.
@@ -136,7 +159,38 @@ class Udp:
         for level, kind, data in control:
             if level == SOL_UDP and kind == UDP_GRO:
                 segment = int.from_bytes(data[:4], sys.byteorder)
+            elif level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+                # Of a broadcast this is the address to answer from.
+                source = self._at(source, data[4:8])
+            elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and data[0] != _MULTICAST:
+                source = self._at(source, data[:16])
         return size, segment, source
+
+    def _at(self, source: Endpoint, local: bytes) -> Endpoint:
+        """Give `source` as heard at an address of ours: the same object as long as both stay."""
+        last = self._heard
+        if last is None or last[0] != source or last[1] != local:
+            last = self._heard = (source, local, heard(source, local))
+        return last[2]
+
+    def send_from(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> bool:
+        """Send as `send` does, but where the kernel refuses our address in `endpoint`, from one of its own choice.
+
+        Returns:
+            Whether it went out from the endpoint's address of ours, if that has one.
+
+        Raises:
+            OSError: The network refused it either way.
+        """
+        try:
+            self.send(message, segment, endpoint)
+        except OSError as error:
+            # Cutting may be refused for the address too: what went out datagram by datagram went out from it.
+            if error.errno not in _REFUSES_LOCAL or local_of(endpoint) is None:
+                raise
+            self.send(message, segment, plain(endpoint))
+            return False
+        return True
 
     def send(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> None:
         """Send `message` as datagrams of `segment` bytes, the last perhaps shorter, `MAX_SEGMENTS` at most.
@@ -147,22 +201,28 @@ class Udp:
         Raises:
             OSError: The network refused it; TimeoutError when there was no room.
         """
+        local = local_of(endpoint)
+        origin = () if local is None else (_origin(local),)
         if len(message) <= segment:
-            self._send(message, (), endpoint)
+            self._send(message, origin, endpoint)
             return
+        refused = None
         if self.segmenting:
             try:
-                self._send(message, [(SOL_UDP, UDP_SEGMENT, segment.to_bytes(2, sys.byteorder))], endpoint)
+                cut = (SOL_UDP, UDP_SEGMENT, segment.to_bytes(2, sys.byteorder))
+                self._send(message, (cut, *origin), endpoint)
             except OSError as error:
                 # EINVAL and EMSGSIZE: not for this size on this path. EIO: the device can't at all.
                 if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
                     raise
                 self.segmenting = error.errno != errno.EIO
-                self._note(f"The kernel refuses to cut UDP messages ({error.strerror}): they go one by one.")
+                refused = error.strerror
             else:
                 return
         for start in range(0, len(message), segment):
-            self._send(message[start : start + segment], (), endpoint)
+            self._send(message[start : start + segment], origin, endpoint)
+        if refused is not None:
+            self._note(f"The kernel refuses to cut UDP messages ({refused}): they go one by one.")
 
     def _send(
         self, message: memoryview | bytes, control: Sequence[tuple[int, int, bytes]], endpoint: Endpoint

@@ -12,6 +12,7 @@ import pytest
 
 from rustguard_py.errors import RefusedError
 from rustguard_py.planes import udp
+from rustguard_py.planes.contract import heard, local_of
 from rustguard_py.planes.udp import Udp
 
 
@@ -42,6 +43,32 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
     yield both
     both.one.close()
     both.two.close()
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "at", "gone"),
+    [("0.0.0.0", "127.0.0.2", "192.0.2.9"), ("::", "::1", "2001:db8::9")],  # noqa: S104
+)
+def test_what_was_heard_at_an_address_is_answered_from_it(everywhere: str, at: str, gone: str) -> None:
+    said: list[str] = []
+    one, two = (Udp(udp.bind(0, [everywhere])[0], said.append) for _ in range(2))
+    into = [memoryview(bytearray(65536))]
+    try:
+        one.send(b"1" * 30, 10, (at, two.socket.getsockname()[1]))
+        assert select.select([two.fd], [], [], 60.0)[0]
+        _, _, source = two.receive(into)
+        packed = socket.inet_pton(two.family, at)
+        assert local_of(source) == packed
+        for local, from_there in ((packed, True), (socket.inet_pton(two.family, gone), False)):
+            for segment in (10, 30):
+                assert two.send_from(b"2" * 30, segment, heard(source, local)) is from_there
+                assert select.select([one.fd], [], [], 60.0)[0]
+                _, _, back = one.receive(into)
+                assert back[0] == at or not from_there
+        assert said == []
+    finally:
+        one.close()
+        two.close()
 
 
 def test_a_message_arrives_as_the_datagrams_it_was_cut_into(ends: Ends) -> None:

@@ -24,6 +24,8 @@ from rustguard_py.planes.contract import (
     Keypair,
     KeypairConfirmed,
     Reason,
+    heard,
+    local_of,
 )
 from support.memory_plane import MemoryPlane
 from support.packets import udp_packet
@@ -200,6 +202,35 @@ class PlaneConformance:
         assert pair.bob.events == [EndpointMoved(PEER, ELSEWHERE)]
         pair.bob.packet_out(to_alice())
         assert pair.bob.outgoing[0][0] == ELSEWHERE
+
+    def test_what_goes_to_a_peer_goes_out_from_the_address_that_it_wrote_to(self, pair: Pair) -> None:
+        pair.connect()
+        for local in (b"\xc0\x00\x02\x63", b"\xfd" + bytes(15)):
+            pair.alice.packet_out(to_bob())
+            ((_, datagram),) = pair.alice.take_outgoing()
+            forged = datagram[:-1] + bytes([datagram[-1] ^ 1])
+            pair.bob.datagram_in(forged, heard(ALICE, bytes(4)))
+            pair.bob.datagram_in(datagram, heard(ALICE, local))
+            ((_, moved),) = [(event.peer, event.endpoint) for event in pair.bob.take_events()]
+            assert (moved, local_of(moved)) == (ALICE, local)
+            pair.bob.packet_out(to_alice())
+            ((to, _),) = pair.bob.take_outgoing()
+            assert (to, local_of(to)) == (ALICE, local)
+        pair.bob.set_endpoint(PEER, ALICE)
+        pair.bob.packet_out(to_alice())
+        assert local_of(pair.bob.outgoing[0][0]) is None
+
+    def test_the_address_that_a_silent_peer_wrote_to_is_forgotten(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        ((_, datagram),) = pair.alice.take_outgoing()
+        pair.bob.datagram_in(datagram, heard(ALICE, b"\xc0\x00\x02\x63"))
+        pair.bob.packet_out(to_alice())
+        pair.bob.advance(20.0)
+        assert HandshakeWanted(PEER, Reason.NO_ANSWER) in pair.bob.events
+        pair.bob.take_outgoing()
+        pair.bob.packet_out(to_alice())
+        assert [(to, local_of(to)) for to, _ in pair.bob.outgoing] == [(ALICE, None)]
 
     def test_row_18_forged_data_with_a_live_index_moves_nothing(self, pair: Pair) -> None:
         pair.connect()

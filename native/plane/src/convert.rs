@@ -1,11 +1,11 @@
 //! Between the contract's Python objects and ours.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use transport::contract::{Address, Event, Keypair, Network, Reason};
+use transport::contract::{Address, Endpoint, Event, Keypair, Network, Reason};
 use transport::peers::Counters;
 use zeroize::Zeroizing;
 
@@ -28,9 +28,23 @@ pub fn key(object: &Bound<'_, PyAny>) -> PyResult<Zeroizing<[u8; 32]>> {
     Ok(Zeroizing::new(key))
 }
 
-/// (host, port), or (host, port, flowinfo, scope_id) over IPv6; the host is an address.
-pub fn endpoint(object: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
+/// The contract's Endpoint, with the address of ours that it was heard at.
+pub fn endpoint(object: &Bound<'_, PyAny>) -> PyResult<Endpoint> {
     let tuple = object.cast::<PyTuple>()?;
+    let local = if tuple.is_exact_instance_of::<PyTuple>() { None } else { Some(local(&object.getattr("local")?)?) };
+    Ok(Endpoint { remote: remote(tuple)?, local })
+}
+
+/// An address of 4 or 16 bytes.
+fn local(object: &Bound<'_, PyAny>) -> PyResult<IpAddr> {
+    let bytes: &[u8] = object.extract()?;
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .map_err(|_| PyValueError::new_err("an address has 4 or 16 bytes"))
+}
+
+/// (host, port), or (host, port, flowinfo, scope_id) over IPv6; the host is an address.
+fn remote(tuple: &Bound<'_, PyTuple>) -> PyResult<SocketAddr> {
     let host: String = tuple.get_item(0)?.extract()?;
     let port: u16 = tuple.get_item(1)?.extract()?;
     let (address, zone) = host.split_once('%').unwrap_or((&host, ""));
@@ -40,7 +54,7 @@ pub fn endpoint(object: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
     let (flow, scope) = if tuple.len() == 4 {
         (tuple.get_item(2)?.extract()?, tuple.get_item(3)?.extract()?)
     } else {
-        (0, zone_index(object.py(), zone)?)
+        (0, zone_index(tuple.py(), zone)?)
     };
     Ok(SocketAddrV6::new(address.parse::<Ipv6Addr>()?, port, flow, scope).into())
 }
@@ -54,12 +68,17 @@ fn zone_index(py: Python<'_>, zone: &str) -> PyResult<u32> {
     }
 }
 
-/// As the socket module gives it.
-pub fn from_endpoint<'py>(py: Python<'py>, endpoint: SocketAddr) -> PyResult<Bound<'py, PyTuple>> {
-    let host = endpoint.ip().to_string();
-    match endpoint {
-        SocketAddr::V4(_) => (host, endpoint.port()).into_pyobject(py),
-        SocketAddr::V6(v6) => (host, endpoint.port(), v6.flowinfo(), v6.scope_id()).into_pyobject(py),
+/// As the socket module gives it, and as the contract's `heard` makes it where an address of ours is known.
+pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local }: Endpoint) -> PyResult<Bound<'_, PyAny>> {
+    let host = remote.ip().to_string();
+    let plain = match remote {
+        SocketAddr::V4(_) => (host, remote.port()).into_pyobject(py),
+        SocketAddr::V6(v6) => (host, remote.port(), v6.flowinfo(), v6.scope_id()).into_pyobject(py),
+    }?;
+    match local {
+        None => Ok(plain.into_any()),
+        Some(IpAddr::V4(v4)) => make(py, "heard", (plain, PyBytes::new(py, &v4.octets()))),
+        Some(IpAddr::V6(v6)) => make(py, "heard", (plain, PyBytes::new(py, &v6.octets()))),
     }
 }
 
@@ -120,7 +139,7 @@ pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>>
 /// The contract's PlaneStats.
 pub fn stats<'py>(
     py: Python<'py>,
-    peers: Vec<(u64, Option<SocketAddr>, Counters)>,
+    peers: Vec<(u64, Option<Endpoint>, Counters)>,
     drops: Vec<(String, u64)>,
     notes: Vec<String>,
     workers: Vec<(String, Reading)>,

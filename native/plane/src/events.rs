@@ -98,10 +98,14 @@ impl Events {
 mod tests {
     use super::*;
     use crate::descriptor::wait;
-    use transport::contract::Reason;
+    use transport::contract::{Endpoint, Reason};
+
+    fn somewhere() -> Endpoint {
+        std::net::SocketAddr::from(([192, 0, 2, 1], 1)).into()
+    }
 
     fn handshake() -> Event {
-        Event::HandshakeReceived(Box::new([1]), "192.0.2.1:1".parse().unwrap())
+        Event::HandshakeReceived(Box::new([1]), somewhere())
     }
 
     #[test]
@@ -146,7 +150,7 @@ mod tests {
     fn each_kind_is_bounded_and_a_fault_still_gets_through() {
         let handshakes = Arc::default();
         let events = Events::new(Arc::clone(&handshakes)).unwrap();
-        let foreign = || Event::ForeignReceived(Box::new([1]), "192.0.2.1:1".parse().unwrap());
+        let foreign = || Event::ForeignReceived(Box::new([1]), somewhere());
         let put = |make: &dyn Fn() -> Event, count: usize| (0..count).filter(|_| events.put(make()).is_ok()).count();
         assert_eq!(put(&handshake, HANDSHAKE_QUEUE + 5), HANDSHAKE_QUEUE);
         assert_eq!(put(&foreign, FOREIGN_QUEUE + 5), FOREIGN_QUEUE);

@@ -2,14 +2,13 @@
 
 use std::ffi::c_char;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use transport::Transport;
-use transport::contract::{Event, Keypair, Network, Outbox, PeerId, Transmit};
+use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId, Transmit};
 
 use crate::counters::{QueueCounters, Reading};
 use crate::descriptor::{now, random};
@@ -117,7 +116,7 @@ impl Plane {
     }
 
     /// See [`Transport::set_peer`].
-    pub fn set_peer(&self, peer: PeerId, endpoint: Option<SocketAddr>, networks: &[Network], interval: u32) {
+    pub fn set_peer(&self, peer: PeerId, endpoint: Option<Endpoint>, networks: &[Network], interval: u32) {
         self.command(|transport, out| transport.set_peer(peer, endpoint, networks, interval, now(), out));
     }
 
@@ -127,7 +126,7 @@ impl Plane {
     }
 
     /// Send one datagram as it is.
-    pub fn send(&self, endpoint: SocketAddr, datagram: Vec<u8>) {
+    pub fn send(&self, endpoint: Endpoint, datagram: Vec<u8>) {
         self.command(|_, out| out.transmits.push(Transmit { endpoint, datagram }));
     }
 

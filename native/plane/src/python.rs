@@ -4,10 +4,10 @@ use std::os::fd::RawFd;
 
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::types::PyBytes;
 use transport::Transport;
 use transport::coalesce::next_run;
-use transport::contract::{Event, Outbox, Transmit};
+use transport::contract::{Endpoint, Event, Outbox, Transmit};
 use transport::inbound::{Inbound, Message};
 use transport::outbound::{Outbound, Send};
 
@@ -128,8 +128,9 @@ impl PyPlane {
 struct Wire(Vec<Transmit>);
 
 impl Send for Wire {
-    fn send(&mut self, message: &[u8], segment: usize, endpoint: std::net::SocketAddr) {
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
         self.0.extend(message.chunks(segment).map(|datagram| Transmit { endpoint, datagram: datagram.to_vec() }));
+        true
     }
 }
 
@@ -262,7 +263,7 @@ impl PyTransport {
         self.rules.poll_timeout()
     }
 
-    fn poll_transmit<'py>(&self, py: Python<'py>) -> PyResult<Vec<(Bound<'py, PyTuple>, Bound<'py, PyBytes>)>> {
+    fn poll_transmit<'py>(&self, py: Python<'py>) -> PyResult<Vec<(Bound<'py, PyAny>, Bound<'py, PyBytes>)>> {
         let taken = std::mem::take(&mut *self.transmits.lock().expect("used by one thread"));
         let give = |one: Transmit| Ok((convert::from_endpoint(py, one.endpoint)?, PyBytes::new(py, &one.datagram)));
         taken.into_iter().map(give).collect()

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use transport::contract::Endpoint;
 use transport::inbound::Message;
 
 use crate::descriptor::{check, check_size, own, wait};
@@ -16,8 +17,8 @@ const SEND_PATIENCE: libc::c_int = 500;
 /// Messages taken at once, and bytes of each.
 const MESSAGES: usize = 16;
 pub const MESSAGE: usize = 65536;
-/// For one control message of four bytes, aligned as the kernel wants it.
-pub type Control = [u64; 4];
+/// For control messages, aligned as the kernel wants them: one of four bytes, and an in6_pktinfo or in_pktinfo.
+pub type Control = [u64; 8];
 
 /// Whether to wait for room in the send buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,12 @@ impl Udp {
         } else {
             made.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
         };
+        // A kernel that can't say which address a datagram came to chooses from which to answer.
+        let _ = if v6 {
+            made.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
+        } else {
+            made.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
+        };
         let merged = made.set(libc::SOL_UDP, libc::UDP_GRO, 1);
         let lack = merged.err().map(|_| "The kernel gives UDP datagrams one by one (no UDP_GRO).");
         Ok((made, lack))
@@ -138,7 +145,7 @@ impl Udp {
         let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { zeroed() };
         // SAFETY: as above.
         let mut names: [libc::sockaddr_storage; MESSAGES] = unsafe { zeroed() };
-        let mut controls: [Control; MESSAGES] = [[0; 4]; MESSAGES];
+        let mut controls: [Control; MESSAGES] = [Control::default(); MESSAGES];
         let mut vectors: [libc::iovec; MESSAGES] = std::array::from_fn(|n| libc::iovec {
             iov_base: into.buffer[n * MESSAGE..].as_mut_ptr().cast(),
             iov_len: MESSAGE,
@@ -160,8 +167,9 @@ impl Udp {
         })?;
         for n in 0..count as usize {
             let size = headers[n].msg_len as usize;
-            let segment = segment_size(&headers[n].msg_hdr).unwrap_or(size);
-            if let Some(source) = address_of(&names[n]) {
+            let Details { segment, local } = Details::of(&headers[n].msg_hdr);
+            if let Some(remote) = address_of(&names[n]) {
+                let (segment, source) = (segment.unwrap_or(size), Endpoint { remote, local });
                 into.messages.push(Message { at: n * MESSAGE, size, segment, source });
             }
         }
@@ -173,10 +181,31 @@ impl Udp {
         self.segmenting.load(Ordering::Relaxed)
     }
 
+    /// The same as [`Self::send`], but where the kernel refuses the endpoint's address of ours, from one of its own
+    /// choice; says whether it was from the endpoint's.
+    pub fn send_from(
+        &self,
+        message: &[u8],
+        segment: usize,
+        endpoint: Endpoint,
+        patience: Patience,
+    ) -> (io::Result<Sent>, bool) {
+        let sent = self.send(message, segment, endpoint, patience);
+        // Cutting may be refused for the address too: what went out datagram by datagram went out from it.
+        match &sent {
+            Err(error) if endpoint.local.is_some() && refuses_local(error) => {}
+            _ => return (sent, true),
+        }
+        match self.send(message, segment, endpoint.plain(), patience) {
+            Ok(done) => (Ok(done), false),
+            Err(_) => (sent, true),
+        }
+    }
+
     /// Send `message` as datagrams of `segment` bytes, the last perhaps shorter, 64 at most.
     ///
     /// Where the kernel refuses to cut the message it is sent datagram by datagram, none lost.
-    pub fn send(&self, message: &[u8], segment: usize, endpoint: SocketAddr, patience: Patience) -> io::Result<Sent> {
+    pub fn send(&self, message: &[u8], segment: usize, endpoint: Endpoint, patience: Patience) -> io::Result<Sent> {
         if message.len() <= segment {
             return self.send_message(message, None, endpoint, patience).map(|()| Sent::Whole);
         }
@@ -205,7 +234,7 @@ impl Udp {
         &self,
         message: &[u8],
         segment: Option<u16>,
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
         patience: Patience,
     ) -> io::Result<()> {
         let mut letter = Letter::default();
@@ -247,9 +276,9 @@ impl Default for Letter {
 impl Letter {
     /// Write it for `message`, to be cut into datagrams of `segment` bytes. What is given points into this letter and
     /// to the message: neither may move or go before the kernel is done with it.
-    pub fn address(&mut self, message: &[u8], segment: Option<u16>, endpoint: SocketAddr) -> *const libc::msghdr {
+    pub fn address(&mut self, message: &[u8], segment: Option<u16>, endpoint: Endpoint) -> *const libc::msghdr {
         let name_size;
-        (self.name, name_size) = name_for(endpoint);
+        (self.name, name_size) = name_for(endpoint.remote);
         self.vector = libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() };
         // SAFETY: a msghdr is plain bytes, and all zeros is one of its values.
         self.header = unsafe { zeroed() };
@@ -257,20 +286,47 @@ impl Letter {
         self.header.msg_namelen = name_size;
         self.header.msg_iov = &raw mut self.vector;
         self.header.msg_iovlen = 1;
+        let mut used = 0;
         if let Some(segment) = segment {
-            self.header.msg_control = (&raw mut self.control).cast();
-            // SAFETY: the macros compute sizes; the first control message lies at the beginning of `control`, which
-            // has room for it and is aligned for it.
-            unsafe {
-                self.header.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as u32) as usize;
-                let first = libc::CMSG_FIRSTHDR(&raw const self.header);
-                (*first).cmsg_level = libc::SOL_UDP;
-                (*first).cmsg_type = libc::UDP_SEGMENT;
-                (*first).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
-                libc::CMSG_DATA(first).cast::<u16>().write_unaligned(segment);
+            used = self.attach(used, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
+        }
+        match endpoint.local {
+            None => {}
+            // The route decides on the interface; a link-local address has it from the endpoint's scope.
+            Some(IpAddr::V4(v4)) => {
+                let address = libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) };
+                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: address };
+                used = self.attach(used, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+            }
+            Some(IpAddr::V6(v6)) => {
+                let address = libc::in6_addr { s6_addr: v6.octets() };
+                let info = libc::in6_pktinfo { ipi6_addr: address, ipi6_ifindex: 0 };
+                used = self.attach(used, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
             }
         }
+        if used > 0 {
+            self.header.msg_control = (&raw mut self.control).cast();
+            self.header.msg_controllen = used;
+        }
         &raw const self.header
+    }
+
+    /// Put a control message behind the `used` bytes of those before it; give how many are used then.
+    fn attach<T: Copy>(&mut self, used: usize, level: libc::c_int, kind: libc::c_int, value: T) -> usize {
+        let size = size_of::<T>() as libc::c_uint;
+        // SAFETY: the macros compute sizes alone.
+        let (space, length) = unsafe { (libc::CMSG_SPACE(size) as usize, libc::CMSG_LEN(size) as usize) };
+        assert!(used + space <= size_of::<Control>());
+        // SAFETY: CMSG_SPACE bytes from `used` on lie within `control`, as was just asserted, and begin at a multiple
+        // of eight, which is a cmsghdr's alignment: CMSG_SPACE gives such. The value lies where CMSG_DATA says.
+        unsafe {
+            let header = (&raw mut self.control).cast::<u8>().add(used).cast::<libc::cmsghdr>();
+            (*header).cmsg_level = level;
+            (*header).cmsg_type = kind;
+            (*header).cmsg_len = length;
+            libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
+        }
+        used + space
     }
 }
 
@@ -288,21 +344,57 @@ impl Default for Receiver {
     }
 }
 
-/// The size of each datagram in a message, if the kernel merged some.
-pub fn segment_size(header: &libc::msghdr) -> Option<usize> {
-    // SAFETY: the kernel has filled the control buffer that `header` points to, and its length; the macros stay
-    // within that length, and a UDP_GRO message holds an int.
-    unsafe {
-        let mut message = libc::CMSG_FIRSTHDR(header);
-        while !message.is_null() {
-            if ((*message).cmsg_level, (*message).cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO) {
-                let size = libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned();
-                return usize::try_from(size).ok().filter(|size| *size > 0);
+/// What the kernel said with a message.
+#[derive(Default)]
+pub struct Details {
+    /// The size of each datagram in it, if it merged some.
+    pub segment: Option<usize>,
+    /// Which address of ours it came to.
+    pub local: Option<IpAddr>,
+}
+
+impl Details {
+    /// Read the control messages of a header that the kernel has filled.
+    pub fn of(header: &libc::msghdr) -> Self {
+        let mut found = Self::default();
+        // SAFETY: the kernel has filled the control buffer that `header` points to, and its length; the macros stay
+        // within that length. UDP_GRO holds an int, IP_PKTINFO an in_pktinfo, IPV6_PKTINFO an in6_pktinfo.
+        unsafe {
+            let mut message = libc::CMSG_FIRSTHDR(header);
+            while !message.is_null() {
+                let data = libc::CMSG_DATA(message);
+                match ((*message).cmsg_level, (*message).cmsg_type) {
+                    (libc::SOL_UDP, libc::UDP_GRO) => {
+                        let size = data.cast::<libc::c_int>().read_unaligned();
+                        found.segment = usize::try_from(size).ok().filter(|size| *size > 0);
+                    }
+                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                        // Of a broadcast this is the address to answer from.
+                        let to = data.cast::<libc::in_pktinfo>().read_unaligned().ipi_spec_dst;
+                        found.local = local(Ipv4Addr::from(to.s_addr.to_ne_bytes()).into());
+                    }
+                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                        let to = data.cast::<libc::in6_pktinfo>().read_unaligned().ipi6_addr;
+                        found.local = local(Ipv6Addr::from(to.s6_addr).into());
+                    }
+                    _ => {}
+                }
+                message = libc::CMSG_NXTHDR(header, message);
             }
-            message = libc::CMSG_NXTHDR(header, message);
         }
+        found
     }
-    None
+}
+
+/// An address that can be written from.
+fn local(address: IpAddr) -> Option<IpAddr> {
+    Some(address).filter(|one| !one.is_multicast() && !one.is_unspecified())
+}
+
+/// Whether a datagram may have been refused for the address of ours that it was to go out from.
+fn refuses_local(error: &io::Error) -> bool {
+    let word = error.raw_os_error().unwrap_or_default();
+    [libc::EINVAL, libc::EADDRNOTAVAIL, libc::ENODEV, libc::ENETUNREACH, libc::EHOSTUNREACH].contains(&word)
 }
 
 fn name_of(fd: &OwnedFd) -> io::Result<(libc::sockaddr_storage, libc::socklen_t)> {
@@ -380,14 +472,14 @@ mod tests {
         for host in ["127.0.0.1", "::1"] {
             let (one, other, here, there) = pair(host);
             let sent: Vec<u8> = (0..2500_u32).map(|n| n as u8).collect();
-            assert!(matches!(one.send(&sent, 1000, there, Patience::Some), Ok(Sent::Whole)));
+            assert!(matches!(one.send(&sent, 1000, there.into(), Patience::Some), Ok(Sent::Whole)));
             let mut receiver = Receiver::default();
             let mut datagrams = Vec::new();
             while datagrams.len() < 3 {
                 wait([(other.fd(), libc::POLLIN)], 1000).unwrap();
                 other.receive(&mut receiver).unwrap();
                 for message in &receiver.messages {
-                    assert_eq!(message.source, here);
+                    assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()) });
                     let bytes = &receiver.buffer[message.at..message.at + message.size];
                     datagrams.extend(bytes.chunks(message.segment).map(<[u8]>::to_vec));
                 }
@@ -401,7 +493,7 @@ mod tests {
     fn a_kernel_that_cuts_nothing_gets_datagrams() {
         let (one, other, _, there) = pair("127.0.0.1");
         one.segmenting.store(false, Ordering::Relaxed);
-        one.send(&[7; 250], 100, there, Patience::None).unwrap();
+        one.send(&[7; 250], 100, there.into(), Patience::None).unwrap();
         let mut receiver = Receiver::default();
         other.receive(&mut receiver).unwrap();
         let sizes: usize = receiver.messages.iter().map(|message| message.size).sum();
@@ -409,9 +501,33 @@ mod tests {
     }
 
     #[test]
+    fn what_was_heard_at_an_address_is_answered_from_it() {
+        for (any, at, gone) in [("0.0.0.0", "127.0.0.2", "192.0.2.9"), ("::", "::1", "2001:db8::9")] {
+            let (one, other, _, there) = pair(any);
+            let to = |ip: &str| SocketAddr::new(ip.parse().unwrap(), there.port()).into();
+            one.send(&[1; 30], 10, to(at), Patience::None).unwrap();
+            let mut receiver = Receiver::default();
+            other.receive(&mut receiver).unwrap();
+            let source = receiver.messages[0].source;
+            assert_eq!(source.local, Some(at.parse().unwrap()));
+            for (local, from_there) in [(at, true), (gone, false)] {
+                let answer = Endpoint { local: Some(local.parse().unwrap()), ..source };
+                for segment in [30, 10] {
+                    let (sent, known) = other.send_from(&[2; 30], segment, answer, Patience::None);
+                    assert!(matches!(sent, Ok(Sent::Whole)));
+                    assert_eq!(known, from_there);
+                    one.receive(&mut receiver).unwrap();
+                    let back = receiver.messages[0].source.remote.ip();
+                    assert!(back == at.parse::<IpAddr>().unwrap() || !from_there);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn an_empty_datagram_is_one() {
         let (one, other, _, there) = pair("127.0.0.1");
-        one.send(&[], 0, there, Patience::None).unwrap();
+        one.send(&[], 0, there.into(), Patience::None).unwrap();
         let mut receiver = Receiver::default();
         other.receive(&mut receiver).unwrap();
         assert_eq!(receiver.messages.iter().map(|message| message.size).collect::<Vec<_>>(), [0]);

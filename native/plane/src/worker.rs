@@ -8,7 +8,6 @@
 
 use std::any::Any;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use std::thread::{Builder, JoinHandle};
 
 use transport::Transport;
 use transport::coalesce::next_run;
-use transport::contract::{Event, Outbox};
+use transport::contract::{Endpoint, Event, Outbox};
 use transport::drops::Drop;
 use transport::inbound::Inbound;
 use transport::outbound::{Outbound, Send};
@@ -154,24 +153,27 @@ impl Io {
         }
     }
 
-    /// Send datagrams; what the network has against it is counted, nothing more.
-    pub fn send(&self, message: &[u8], segment: usize, endpoint: SocketAddr, queue: usize, patience: Patience) {
+    /// Send datagrams; what the network has against it is counted, nothing more. False: not from the endpoint's
+    /// address of ours, which the kernel refuses.
+    pub fn send(&self, message: &[u8], segment: usize, endpoint: Endpoint, queue: usize, patience: Patience) -> bool {
         let done = self.send_by_xdp(message, segment, endpoint, queue, patience);
         if done > 0 && done == message.len() {
-            return;
+            return true;
         }
         let message = &message[done..];
         let Some(socket) = self.socket(queue, endpoint) else {
             self.transport.drops.count(Drop::NoSocket, 1);
-            return;
+            return true;
         };
-        match socket.send(message, segment, endpoint, patience) {
+        let (sent, from_there) = socket.send_from(message, segment, endpoint, patience);
+        match sent {
             Ok(Sent::Whole) => {}
             Ok(Sent::Singly(error)) => {
                 self.note(&format!("The kernel refuses to cut UDP messages ({error}): they go one by one."));
             }
             Err(error) => self.transport.drops.count_other(format!("send_{}", error_word(&error))),
         }
+        from_there
     }
 
     /// Send what can go over AF_XDP; give how many bytes of the message that is.
@@ -179,7 +181,7 @@ impl Io {
         &self,
         message: &[u8],
         segment: usize,
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
         queue: usize,
         patience: Patience,
     ) -> usize {
@@ -191,8 +193,8 @@ impl Io {
     }
 
     /// The socket of a queue for an endpoint's family.
-    pub fn socket(&self, queue: usize, endpoint: SocketAddr) -> Option<&Udp> {
-        self.queues[queue].sockets.iter().find(|socket| socket.v6 == endpoint.is_ipv6())
+    pub fn socket(&self, queue: usize, endpoint: Endpoint) -> Option<&Udp> {
+        self.queues[queue].sockets.iter().find(|socket| socket.v6 == endpoint.remote.is_ipv6())
     }
 
     /// Look at why the device didn't take `count` packets at once. Whether they are to be written one by one.
@@ -279,10 +281,10 @@ struct Sender<'a> {
 }
 
 impl Send for Sender<'_> {
-    fn send(&mut self, message: &[u8], segment: usize, endpoint: SocketAddr) {
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
         self.packets += message.len().div_ceil(segment);
         self.bytes += message.len();
-        self.io.send(message, segment, endpoint, self.queue, Patience::Some);
+        self.io.send(message, segment, endpoint, self.queue, Patience::Some)
     }
 }
 

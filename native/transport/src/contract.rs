@@ -3,7 +3,7 @@
 //! Times are seconds of one monotonic clock.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use zeroize::Zeroizing;
 
@@ -32,6 +32,28 @@ pub const MAX_STAGED_PACKETS: usize = 128;
 
 /// The caller's number for a peer.
 pub type PeerId = u64;
+
+/// Where a peer is, and which of our addresses to write to it from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The peer's.
+    pub remote: SocketAddr,
+    /// Ours, that it wrote to; None leaves the choice to the kernel.
+    pub local: Option<IpAddr>,
+}
+
+impl Endpoint {
+    /// The same without an address of ours.
+    pub fn plain(self) -> Self {
+        self.remote.into()
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(remote: SocketAddr) -> Self {
+        Self { remote, local: None }
+    }
+}
 
 /// An IPv4 or IPv6 address, for look-ups: IPv4 in the low 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,15 +111,15 @@ pub enum Reason {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A handshake message of types 1 to 3 that passed the gate.
-    HandshakeReceived(Box<[u8]>, SocketAddr),
+    HandshakeReceived(Box<[u8]>, Endpoint),
     /// A datagram that begins with `RGE`: enrollment.
-    ForeignReceived(Box<[u8]>, SocketAddr),
+    ForeignReceived(Box<[u8]>, Endpoint),
     /// A session is missing, old or silent; at most once a second a peer.
     HandshakeWanted(PeerId, Reason),
     /// The first authenticated datagram came in on a keypair that we made as responder; its local index.
     KeypairConfirmed(PeerId, u32),
-    /// An authenticated datagram came from elsewhere.
-    EndpointMoved(PeerId, SocketAddr),
+    /// An authenticated datagram came from elsewhere, or to another address of ours.
+    EndpointMoved(PeerId, Endpoint),
     /// The plane can't go on, or (not fatal) goes on with less.
     Fault {
         /// One sentence.
@@ -111,7 +133,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transmit {
     /// Where to.
-    pub endpoint: SocketAddr,
+    pub endpoint: Endpoint,
     /// Whole.
     pub datagram: Vec<u8>,
 }

@@ -51,6 +51,8 @@ impl Path {
 pub struct Datagram {
     /// Who sent it. For a link-local address the scope is left 0.
     pub source: SocketAddr,
+    /// The address it is for.
+    pub destination: IpAddr,
     /// The port it is for.
     pub port: u16,
     /// Where its payload lies in the frame.
@@ -145,21 +147,25 @@ pub fn parse(frame: &[u8]) -> Option<Datagram> {
             return None;
         }
         let (port, to, payload) = udp(packet.get(IPV4..total)?, ETHERNET + IPV4)?;
-        Some(Datagram { source: SocketAddrV4::new(source, port).into(), port: to, payload })
+        let destination = Ipv4Addr::new(header[16], header[17], header[18], header[19]).into();
+        Some(Datagram { source: SocketAddrV4::new(source, port).into(), destination, port: to, payload })
     } else if frame[12..14] == TYPE_IPV6 {
         let header = packet.first_chunk::<IPV6>()?;
         if header[0] >> 4 != 6 || header[6] != PROTOCOL_UDP {
             return None;
         }
-        let mut octets = [0; 16];
-        octets.copy_from_slice(&header[8..24]);
-        let source = Ipv6Addr::from(octets);
+        let address = |at: usize| {
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&header[at..at + 16]);
+            Ipv6Addr::from(octets)
+        };
+        let (source, destination) = (address(8), address(24).into());
         if source.is_unspecified() || source.is_loopback() || source.is_multicast() {
             return None;
         }
         let size = usize::from(u16_at(header, 4));
         let (port, to, payload) = udp(packet.get(IPV6..IPV6 + size)?, ETHERNET + IPV6)?;
-        Some(Datagram { source: SocketAddrV6::new(source, port, 0, 0).into(), port: to, payload })
+        Some(Datagram { source: SocketAddrV6::new(source, port, 0, 0).into(), destination, port: to, payload })
     } else {
         None
     }
@@ -205,6 +211,7 @@ mod tests {
                 let frame = made(v6, &payload);
                 let found = parse(&frame).unwrap();
                 assert_eq!(found.source, SocketAddr::new(path(v6).source, 51820));
+                assert_eq!(found.destination, path(v6).destination);
                 assert_eq!(found.port, 51821);
                 assert_eq!(frame[found.payload], payload);
                 let udp = path(v6).headers() - UDP;

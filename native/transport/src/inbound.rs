@@ -4,12 +4,10 @@
 //! session; leave out what the window refuses, open the rest in place, mark the window; roam and confirm once a run; check
 //! each packet's source. What comes of several messages then goes through [`crate::coalesce`] together.
 
-use std::net::SocketAddr;
-
 use crate::Transport;
 use crate::aead::{Aead, Body};
 use crate::coalesce::Inner;
-use crate::contract::{Address, Outbox, Seconds};
+use crate::contract::{Address, Endpoint, Outbox, Seconds};
 use crate::drops::Drop;
 use crate::peers::Owned;
 use crate::transport::{Tally, inner_source};
@@ -24,8 +22,8 @@ pub struct Message {
     pub size: usize,
     /// Bytes of each datagram in it but the last, which may be shorter.
     pub segment: usize,
-    /// Where it came from.
-    pub source: SocketAddr,
+    /// Where it came from, and which address of ours it came to.
+    pub source: Endpoint,
 }
 
 impl Message {

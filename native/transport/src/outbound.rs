@@ -4,12 +4,11 @@
 //! will be; when a message is full, the peer changes or the device is empty: claim a run of nonces, seal the packets
 //! in place, and send those of one size as one message.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::Transport;
 use crate::aead::{Aead, Body};
-use crate::contract::{Address, Outbox, Seconds};
+use crate::contract::{Address, Endpoint, Outbox, Seconds};
 use crate::drops::Drop;
 use crate::keypairs::Session;
 use crate::peers::Peer;
@@ -20,8 +19,8 @@ use crate::wire::{DATA_HEADER_SIZE, OVERHEAD, TAG_SIZE};
 
 /// Sends a message as datagrams of a size, the last perhaps shorter.
 pub trait Send {
-    /// What the network has against it is the sender's to count.
-    fn send(&mut self, message: &[u8], segment: usize, endpoint: SocketAddr);
+    /// What the network has against it is the sender's to count. False: not from the endpoint's address of ours.
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool;
 }
 
 /// A packet in the buffer, with room for header and tag around it.
@@ -156,7 +155,9 @@ impl Outbound {
                 transport.sent(&peer, &mut state, &session, tally, now, out);
                 drop(state);
                 self.seal_slots(&session, nonce);
-                self.send_slots(endpoint, send);
+                if !self.send_slots(endpoint, send) {
+                    peer.state().forget_local();
+                }
             } else {
                 for Slot { at, size, .. } in &self.slots {
                     let packet = &self.buffer[at + DATA_HEADER_SIZE..][..*size];
@@ -179,9 +180,9 @@ impl Outbound {
         session.sealer().seal_batch(&mut self.buffer, &self.bodies);
     }
 
-    /// Send neighbours of one size together; a shorter one may be the last.
-    fn send_slots(&self, endpoint: SocketAddr, send: &mut impl Send) {
-        let mut rest = &self.slots[..];
+    /// Send neighbours of one size together; a shorter one may be the last. False where [`Send::send`] said so.
+    fn send_slots(&self, endpoint: Endpoint, send: &mut impl Send) -> bool {
+        let (mut rest, mut from_there) = (&self.slots[..], true);
         while let [first, others @ ..] = rest {
             let mut count = 1;
             for (slot, before) in others.iter().zip(rest) {
@@ -192,8 +193,9 @@ impl Outbound {
             }
             let last = &rest[count - 1];
             let message = &self.buffer[first.at..last.at + last.padded + OVERHEAD];
-            send.send(message, first.padded + OVERHEAD, endpoint);
+            from_there &= send.send(message, first.padded + OVERHEAD, endpoint);
             rest = &rest[count..];
         }
+        from_there
     }
 }

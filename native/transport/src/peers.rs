@@ -2,12 +2,11 @@
 
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
-use std::net::SocketAddr;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::contract::{PeerId, Seconds};
+use crate::contract::{Endpoint, PeerId, Seconds};
 use crate::keypairs::{Keypairs, Session};
 use crate::liveness::Liveness;
 use crate::lock;
@@ -60,7 +59,7 @@ impl Hash for Peer {
 /// What changes of a peer.
 pub struct PeerState {
     /// Where it was last, or shall be.
-    pub endpoint: Option<SocketAddr>,
+    pub endpoint: Option<Endpoint>,
     /// Its sessions.
     pub keypairs: Keypairs,
     /// Its timers.
@@ -73,6 +72,13 @@ pub struct PeerState {
     pub counters: Counters,
     /// Whether it was removed: a batch that began before may still hold it, but leaves nothing behind.
     pub removed: bool,
+}
+
+impl PeerState {
+    /// Leave it to the kernel which of our addresses to write from: what was known may be the trouble.
+    pub fn forget_local(&mut self) {
+        self.endpoint = self.endpoint.map(Endpoint::plain);
+    }
 }
 
 impl Default for PeerState {

@@ -10,7 +10,6 @@
 //! returns.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use crate::aead::Aead;
 use crate::allowed_ips::AllowedIps;
 use crate::contract::{
-    Address, Event, Keypair, MAX_STAGED_PACKETS, NEVER, Network, Outbox, PeerId, Reason, Seconds, Transmit,
+    Address, Endpoint, Event, Keypair, MAX_STAGED_PACKETS, NEVER, Network, Outbox, PeerId, Reason, Seconds, Transmit,
 };
 use crate::drops::{Drop, Drops};
 use crate::gate::{Gate, Verdict};
@@ -127,7 +126,7 @@ impl Transport {
     pub fn set_peer(
         &self,
         peer: PeerId,
-        endpoint: Option<SocketAddr>,
+        endpoint: Option<Endpoint>,
         networks: &[Network],
         interval: u32,
         now: Seconds,
@@ -150,7 +149,7 @@ impl Transport {
     }
 
     /// Send to `endpoint` from now on, until an authenticated datagram comes from elsewhere.
-    pub fn set_endpoint(&self, peer: PeerId, endpoint: SocketAddr) {
+    pub fn set_endpoint(&self, peer: PeerId, endpoint: Endpoint) {
         if let Some(known) = self.peer(peer) {
             known.state().endpoint = Some(endpoint);
         }
@@ -221,7 +220,7 @@ impl Transport {
     }
 
     /// Each peer's endpoint and counters.
-    pub fn stats(&self) -> Vec<(PeerId, Option<SocketAddr>, Counters)> {
+    pub fn stats(&self) -> Vec<(PeerId, Option<Endpoint>, Counters)> {
         let peers: Vec<_> = lock(&self.peers).values().cloned().collect();
         let read = |peer: &Arc<Peer>| {
             let state = peer.state();
@@ -251,7 +250,7 @@ impl Transport {
     pub fn handle_datagram(
         &self,
         datagram: &mut [u8],
-        source: SocketAddr,
+        source: Endpoint,
         now: Seconds,
         out: &mut Outbox,
     ) -> Option<Range<usize>> {
@@ -287,6 +286,7 @@ impl Transport {
             }
             if state.liveness.no_answer_at <= now {
                 state.liveness.no_answer_at = NEVER;
+                state.forget_local();
                 self.want(&peer, &mut state, Reason::NoAnswer, now, out);
             }
             if state.liveness.persistent_at <= now {
@@ -370,7 +370,7 @@ impl Transport {
     pub(crate) fn received(
         &self,
         Owned { peer, session }: &Owned,
-        source: SocketAddr,
+        source: Endpoint,
         tally: Tally,
         now: Seconds,
         out: &mut Outbox,
@@ -428,7 +428,7 @@ impl Transport {
         true
     }
 
-    fn open(&self, datagram: &mut [u8], source: SocketAddr, now: Seconds, out: &mut Outbox) -> Option<Range<usize>> {
+    fn open(&self, datagram: &mut [u8], source: Endpoint, now: Seconds, out: &mut Outbox) -> Option<Range<usize>> {
         let size = datagram.len();
         let opened = self.authenticate(datagram, now)?;
         let plaintext = DATA_HEADER_SIZE..size - TAG_SIZE;
@@ -475,9 +475,9 @@ impl Transport {
         Ok(())
     }
 
-    fn handle_handshake(&self, datagram: &[u8], source: SocketAddr, now: Seconds, out: &mut Outbox) {
+    fn handle_handshake(&self, datagram: &[u8], source: Endpoint, now: Seconds, out: &mut Outbox) {
         let verdict = match message_type(datagram) {
-            INITIATION | RESPONSE => self.gate.judge(datagram, source, (self.backlog)(), now, &self.random),
+            INITIATION | RESPONSE => self.gate.judge(datagram, source.remote, (self.backlog)(), now, &self.random),
             // It has no MAC1. Its receiver index must at least be one that we gave out.
             COOKIE_REPLY if datagram.len() == COOKIE_REPLY_SIZE && self.indices.contains(u32_at(datagram, 4)) => {
                 Verdict::Pass

@@ -8,14 +8,14 @@ use std::{io, iter, slice};
 use io_uring::types::{Fd, RecvMsgOut};
 use io_uring::{opcode, squeue};
 use transport::coalesce::{Inner, Run, next_run};
-use transport::contract::Outbox;
+use transport::contract::{Endpoint, Outbox};
 use transport::inbound::{Inbound, Message};
 
 use super::ring::{AT_ONCE, Completion, GROUP, Lease, Ring};
 use super::{ARRIVAL, STOP, idle, is_passing, watch_stop};
 use crate::descriptor::{error_word, now};
 use crate::spin::Spin;
-use crate::udp::{Control, MESSAGE, Patience, address_of, segment_size};
+use crate::udp::{Control, Details, MESSAGE, Patience, address_of};
 use crate::worker::Io;
 
 /// Messages that the sockets may give ahead of what is opened.
@@ -160,11 +160,12 @@ impl Inward<'_> {
         header.msg_control = parsed.control_data().as_ptr().cast_mut().cast();
         header.msg_controllen = parsed.control_data().len();
         let payload = parsed.payload_data();
+        let details = Details::of(&header);
         Some(Message {
             at: place + (payload.as_ptr() as usize - buffer.as_ptr() as usize),
             size: payload.len(),
-            segment: segment_size(&header).unwrap_or(payload.len()),
-            source: address_of(&name)?,
+            segment: details.segment.unwrap_or(payload.len()),
+            source: Endpoint { remote: address_of(&name)?, local: details.local },
         })
     }
 

@@ -2,11 +2,10 @@
 //! sends a message also brings the next packets.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::{io, iter, mem};
 
 use io_uring::{opcode, types::Fd};
-use transport::contract::Outbox;
+use transport::contract::{Endpoint, Outbox};
 use transport::outbound::{Outbound, Send};
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
@@ -133,7 +132,7 @@ impl Outward<'_> {
     }
 
     /// Send a message over the ring; false where the default path has to.
-    fn send_now(&mut self, message: &[u8], segment: Option<u16>, socket: &Udp, endpoint: SocketAddr) -> bool {
+    fn send_now(&mut self, message: &[u8], segment: Option<u16>, socket: &Udp, endpoint: Endpoint) -> bool {
         let header = self.letter.address(message, segment, endpoint);
         // It doesn't wait for room, so it ends at once.
         let send = opcode::SendMsg::new(Fd(socket.fd()), header).flags(libc::MSG_DONTWAIT as u32).build();
@@ -145,7 +144,7 @@ impl Outward<'_> {
 }
 
 impl Send for Outward<'_> {
-    fn send(&mut self, message: &[u8], segment: usize, endpoint: SocketAddr) {
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
         self.packets += message.len().div_ceil(segment);
         self.bytes += message.len();
         let socket = self.io.socket(self.queue, endpoint);
@@ -153,9 +152,7 @@ impl Send for Outward<'_> {
         let sent = socket.is_some_and(|socket| {
             (!cut || socket.segments()) && self.send_now(message, cut.then_some(segment as u16), socket, endpoint)
         });
-        if !sent {
-            // The default path tries again, waits for room, does without cutting, counts what fails.
-            self.io.send(message, segment, endpoint, self.queue, Patience::Some);
-        }
+        // The default path tries again, waits for room, does without cutting, counts what fails.
+        sent || self.io.send(message, segment, endpoint, self.queue, Patience::Some)
     }
 }

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
+use transport::contract::Endpoint;
 use transport::ethernet::{self, Path};
 use transport::inbound::Message;
 
@@ -135,7 +136,8 @@ impl Channel {
                 let size = payload.len();
                 into.buffer[used..used + size].copy_from_slice(payload);
                 let segment = if merged { segment_size(payload) } else { size };
-                let source = scoped(datagram.source, scope);
+                let (remote, local) = (scoped(datagram.source, scope), Some(datagram.destination));
+                let source = Endpoint { remote, local };
                 append(&mut into.messages, Message { at: used, size, segment, source });
                 used += size;
             }
@@ -350,7 +352,7 @@ mod tests {
 
     #[test]
     fn neighbours_of_one_source_and_size_are_one_message() {
-        let (one, other) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:1".parse().unwrap());
+        let [one, other] = ["192.0.2.1:1", "192.0.2.2:1"].map(|text| text.parse::<SocketAddr>().unwrap().into());
         let mut messages = Vec::new();
         let mut at = 0;
         for (source, size) in [(one, 100), (one, 100), (one, 60), (one, 60), (other, 60), (other, 100)] {

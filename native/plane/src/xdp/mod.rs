@@ -19,6 +19,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 
+use transport::contract::Endpoint;
+
 use crate::descriptor::{check, own};
 use crate::udp::{Patience, Receiver, Udp};
 pub use crate::xdp::channel::Channel;
@@ -163,17 +165,22 @@ impl Xdp {
         &self,
         message: &[u8],
         segment: usize,
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
         worker: usize,
         patience: Patience,
     ) -> io::Result<usize> {
-        let Some(way) = self.routes.find(endpoint) else { return Ok(0) };
-        let Some(bound) = self.bound.family(endpoint.is_ipv4()) else { return Ok(0) };
+        let Endpoint { remote, local } = endpoint;
+        let Some(way) = self.routes.find(remote) else { return Ok(0) };
+        let Some(bound) = self.bound.family(remote.is_ipv4()) else { return Ok(0) };
+        // The way is from the address that the kernel would choose.
+        if local.is_some_and(|local| local != way.path.source) {
+            return Ok(0);
+        }
         if way.path.headers() + segment.min(message.len()) > way.longest.min(FRAME) || message.is_empty() {
             return Ok(0);
         }
         let channel = &self.channels[worker % self.channels.len()];
-        let ports = (bound.port(), endpoint.port());
+        let ports = (bound.port(), remote.port());
         channel.send(&self.umem, &way.path, ports, message, segment, patience)
     }
 

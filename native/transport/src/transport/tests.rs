@@ -1,5 +1,6 @@
 //! Alice, who starts handshakes, and Bob, who answers, over a wire that is a list.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
@@ -24,8 +25,8 @@ fn random() -> Random {
     })
 }
 
-fn address(text: &str) -> SocketAddr {
-    text.parse().unwrap()
+fn address(text: &str) -> Endpoint {
+    text.parse::<SocketAddr>().unwrap().into()
 }
 
 fn networks(host: u128) -> [Network; 2] {
@@ -36,7 +37,7 @@ fn networks(host: u128) -> [Network; 2] {
 struct End {
     transport: Transport,
     out: Outbox,
-    here: SocketAddr,
+    here: Endpoint,
 }
 
 impl End {
@@ -57,7 +58,7 @@ impl End {
         self.transport.handle_packet(&packet, now, &mut self.out);
     }
 
-    fn receive(&mut self, datagrams: &[Vec<u8>], source: SocketAddr, now: Seconds) -> Vec<Vec<u8>> {
+    fn receive(&mut self, datagrams: &[Vec<u8>], source: Endpoint, now: Seconds) -> Vec<Vec<u8>> {
         let mut delivered = Vec::new();
         for datagram in datagrams {
             let mut datagram = datagram.clone();
@@ -212,8 +213,9 @@ fn timers_run_out_in_their_order() {
 struct Wire(Vec<(Vec<u8>, usize)>);
 
 impl Send for Wire {
-    fn send(&mut self, message: &[u8], segment: usize, _: SocketAddr) {
+    fn send(&mut self, message: &[u8], segment: usize, _: Endpoint) -> bool {
         self.0.push((message.to_vec(), segment));
+        true
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use transport::Transport;
 use transport::aead::{Aead, Ring};
 use transport::coalesce::next_run;
-use transport::contract::{Address, Keypair, Network, Outbox};
+use transport::contract::{Address, Endpoint, Keypair, Network, Outbox};
 use transport::ethernet::{Path, build, parse};
 use transport::inbound::{Inbound, Message};
 use transport::outbound::{Outbound, Send};
@@ -152,8 +152,8 @@ fn made() -> Transport {
     made
 }
 
-fn somewhere() -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], 51820))
+fn somewhere() -> Endpoint {
+    SocketAddr::from(([192, 0, 2, 1], 51820)).into()
 }
 
 /// What is sent comes in at once.
@@ -164,12 +164,13 @@ struct Wire<'a> {
 }
 
 impl Send for Wire<'_> {
-    fn send(&mut self, message: &[u8], segment: usize, source: SocketAddr) {
+    fn send(&mut self, message: &[u8], segment: usize, source: Endpoint) -> bool {
         let mut buffer = message.to_vec();
         self.inbound.clear();
         let given = Message { at: 0, size: buffer.len(), segment, source };
         self.inbound.message(self.to, &mut buffer, given, 1.0, &mut self.out);
         merge(&buffer, &self.inbound);
+        true
     }
 }
 
