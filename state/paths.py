@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -170,7 +171,9 @@ def _runtime_path() -> Path:
         return _SYSTEM_RUNTIME
     from platformdirs import user_runtime_path
 
-    return user_runtime_path("rustguard", appauthor=False)
+    # It warns of a user without $XDG_RUNTIME_DIR (sudo -u, cron): a folder is chosen all the same, and checked by us.
+    with warnings.catch_warnings(action="ignore"):
+        return user_runtime_path("rustguard", appauthor=False)
 
 
 def _from_environment(variable: str) -> Path | None:

@@ -192,6 +192,14 @@ def test_roots_daemons_are_listed_for_others_too(
     assert [candidate.socket.parent for candidate in paths.running()] == [tmp_path / "system"]
 
 
+def test_a_user_without_a_runtime_directory_of_the_systems_is_not_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUSTGUARD_RUNTIME", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+    monkeypatch.setattr(os, "getuid", lambda: NOBODY)
+    paths.running()  # a warning is an error in tests
+
+
 def test_paths_are_had_without_loading_cryptography() -> None:
     check = "import sys, rustguard_py.state.paths as p; p.running(); sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
