@@ -6,12 +6,14 @@ With the environment variable CI set, a run fails at its end if a test was skipp
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rustguard_py.lab import Lab
 from support import machine
 
 _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
@@ -19,6 +21,8 @@ _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_wireguard_go": ("wireguard-go and wg", machine.why_no_wireguard_go),
     "needs_second_uid": ("a second user id", machine.why_no_second_uid),
 }
+# Everything there needs hosts, which `lab` gives.
+_WITH_HOSTS = [Path(__file__).parent / name for name in ("namespaces", "netns")]
 _MISSED = pytest.StashKey[list[str]]()
 
 
@@ -52,6 +56,13 @@ def pytest_report_header() -> str:
     return f"native plane: AEAD: {_native.aead()}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in a folder that needs hosts."""
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in _WITH_HOSTS):
+            item.add_marker("needs_namespaces")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose need isn't met."""
     for name, (what, why_not) in _NEEDS.items():
@@ -73,6 +84,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("not run here, which fails a CI run", red=True)
         for line in missed:
             terminalreporter.line(line)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Hosts on one machine, gone after the test."""
+    with Lab() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from rustguard_py.planes.offload import (
     segments_in_message,
 )
 from rustguard_py.planes.segment import Segmenter
-from rustguard_py.planes.transport import Peer, Transport, destination, ip_length, padded
+from rustguard_py.planes.transport import Peer, Transport, destination, ip_length, is_looped, padded
 
 _INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint64)
 _DATA_HEADER = np.array((4, 0), np.uint32)
@@ -209,6 +209,8 @@ class Outbound:
             if field + 2 <= size:
                 total = sum_bytes(packet[vnet.checksum_start :])
                 packet[field : field + 2] = (65535 - total % 65535).to_bytes(2, "big")
+        if self._is_looped(peer, packet):
+            return
         datagram = self._transport.seal(peer, packet, now)
         if datagram is None:
             self._transport.hold(peer, bytes(packet), now)
@@ -233,6 +235,14 @@ class Outbound:
         except ValueError:
             self._transport.drop("superpacket", peer=peer)
 
+    def _is_looped(self, peer: Peer, packet: bytearray | memoryview, count: int = 1) -> bool:
+        """Say whether what begins with `packet` is our own, and count it: what goes with it would come back too."""
+        session = peer.keypairs.current
+        if session is None or not is_looped(packet, session.header):
+            return False
+        self._transport.drop("routing_loop", count, peer)
+        return True
+
     def _staged(self, stride: int) -> list[memoryview]:
         sources = self._sources.get(stride)
         if sources is None:
@@ -253,6 +263,8 @@ class Outbound:
 
     def _seal(self, peer: Peer, sources: list[memoryview], last: int, now: float) -> None:
         """Seal packets of one size, but the last which may be shorter, into one message and send it."""
+        if self._is_looped(peer, sources[0], len(sources)):
+            return
         count, size = len(sources), len(sources[0]) + _OVERHEAD
         session = peer.keypairs.current
         nonce = None if session is None else session.claim(count, now)

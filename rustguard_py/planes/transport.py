@@ -41,6 +41,7 @@ from rustguard_py.planes.indices import Indices
 from rustguard_py.planes.keypairs import Keypairs, Session, WarmSessions
 from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines, Liveness
 
+_UDP = 17
 DATA_HEADER = b"\4\0\0\0"
 FOREIGN_MAGIC = b"RGE"
 PADDING_MULTIPLE = 16
@@ -107,6 +108,17 @@ def padded(size: int, mtu: int) -> int:
         last = size % mtu
         return size - last + min(mtu, last + -last % PADDING_MULTIPLE)
     return min(mtu, size + -size % PADDING_MULTIPLE)
+
+
+def is_looped(packet: bytes | bytearray | memoryview, header: bytes) -> bool:
+    """Say whether a packet is itself a datagram of the session with this header.
+
+    Its peer can't be reached but through itself then, and sealing it would go on for ever.
+    """
+    if packet[0] >> 4 == 4:
+        start = (packet[0] & 15) * 4 + 8
+        return packet[9] == _UDP and packet[start : start + 8] == header
+    return packet[6] == _UDP and packet[48:56] == header
 
 
 def destination(packet: bytes | bytearray | memoryview) -> bytes:

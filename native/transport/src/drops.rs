@@ -33,6 +33,7 @@ reasons! {
     InnerNotIp "inner_not_ip" "What came is no IP packet."
     InnerSource "inner_source" "A peer sent from an address that isn't its own."
     NoAnswer "no_answer" "A packet waited for a handshake that was given up."
+    RoutingLoop "routing_loop" "A packet is a datagram to the same peer: the route to it leads into the tunnel."
     NoEndpoint "no_endpoint" "A packet is for a peer that isn't known to be anywhere."
     NoPeer "no_peer" "A packet is for nobody."
     NoSocket "no_socket" "An endpoint is of a family that we have no socket for."

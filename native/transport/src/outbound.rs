@@ -13,7 +13,7 @@ use crate::drops::Drop;
 use crate::keypairs::Session;
 use crate::peers::Peer;
 use crate::segment::{Superpacket, complete_checksum};
-use crate::transport::{Tally, destination};
+use crate::transport::{Tally, destination, is_looped};
 use crate::vnet::{GSO_NONE, MAX_MESSAGE, MAX_PACKET, MAX_SEGMENTS, VNET_SIZE, Vnet, padded};
 use crate::wire::{DATA_HEADER_SIZE, OVERHEAD, TAG_SIZE};
 
@@ -149,6 +149,13 @@ impl Outbound {
         }
         if let Some(endpoint) = state.endpoint.filter(|_| count > 0) {
             let session = state.keypairs.current.clone();
+            if session.as_ref().is_some_and(|session| self.is_looped(session)) {
+                // What goes with it would come back as well.
+                transport.count_drops(&peer, Drop::RoutingLoop, count as u64);
+                self.slots.clear();
+                self.used = 0;
+                return;
+            }
             let claimed = session.and_then(|session| Some((session.claim(count as u64, now)?, session)));
             if let Some((nonce, session)) = claimed {
                 let tally = Tally { datagrams: count, bytes: self.used, data: true };
@@ -167,6 +174,11 @@ impl Outbound {
         }
         self.slots.clear();
         self.used = 0;
+    }
+
+    fn is_looped(&self, session: &Session) -> bool {
+        let packet = |slot: &Slot| &self.buffer[slot.at + DATA_HEADER_SIZE..][..slot.size];
+        self.slots.iter().any(|slot| is_looped(packet(slot), session.header))
     }
 
     fn seal_slots(&mut self, session: &Session, first: u64) {

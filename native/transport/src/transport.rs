@@ -58,6 +58,18 @@ fn v6_at(packet: &[u8], at: usize) -> Address {
     Address::V6(u128::from(u64_at(packet, at).swap_bytes()) << 64 | u128::from(u64_at(packet, at + 8).swap_bytes()))
 }
 
+/// Whether a packet is itself a datagram of the session with this header: its peer can't be reached but through itself,
+/// and sealing it would go on for ever.
+pub(crate) fn is_looped(packet: &[u8], header: [u8; 8]) -> bool {
+    const UDP: u8 = 17;
+    let payload = match packet.first().map(|first| first >> 4) {
+        Some(4) if packet.get(9) == Some(&UDP) => usize::from(packet[0] & 15) * 4 + 8,
+        Some(6) if packet.get(6) == Some(&UDP) => 48,
+        _ => return false,
+    };
+    packet.get(payload..payload + 8) == Some(&header)
+}
+
 /// The source of what a peer sent, and its length without padding.
 pub(crate) fn inner_source(plaintext: &[u8]) -> Result<(Address, usize), Drop> {
     let size = plaintext.len();

@@ -1,0 +1,72 @@
+"""From which of its addresses a host answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from rustguard_py.lab import Lab
+from support.product import eventually
+from support.wireguards import HERE4, Implementation, Pair, at, linked, ping, reaches
+
+
+def _is_seen_at(pair: Pair, asked: str, implementation: Implementation) -> None:
+    """Check where answers come from; wireguard-go's only have to come: here they were seen to come from elsewhere."""
+    assert implementation.name == "wireguard-go" or pair.seen_by_other() == asked
+
+
+def test_answers_come_from_the_address_that_was_written_to(lab: Lab, implementation: Implementation) -> None:
+    pair = Pair(*linked(lab), implementation, knows=False)
+    here = pair.here
+    here.host.ip(
+        [
+            f"address add 192.0.2.11/24 dev {here.interface}",
+            f"address add 2001:db8::11/64 dev {here.interface} nodad",
+        ]
+    )
+    # Whoever asks for one hears nothing of the others.
+    for address in ("192.0.2.11", "2001:db8::11", "192.0.2.1", "2001:db8::1", "192.0.2.11"):
+        asked = at(address, pair.one.port)
+        pair.set_other("endpoint", asked)
+        ping(pair.there.host, HERE4)
+        _is_seen_at(pair, asked, implementation)
+
+
+@pytest.mark.parametrize("network", ["192.0.2.{}", "2001:db8::{}"], ids=["over IPv4", "over IPv6"])
+def test_answers_move_with_what_is_written_to(lab: Lab, implementation: Implementation, network: str) -> None:
+    pair = Pair(*linked(lab), implementation, knows=False)
+    here = pair.here
+    bits = "64 dev {} nodad" if ":" in network else "24 dev {}"
+    here.host.ip([f"address add {network.format(11)}/{bits.format(here.interface)}"])
+    for host in (11, 1, 11):
+        asked = at(network.format(host), pair.one.port)
+        pair.set_other("endpoint", asked)
+        ping(pair.there.host, HERE4)
+        _is_seen_at(pair, asked, implementation)
+
+
+def test_answers_come_from_an_address_of_another_interface(lab: Lab, implementation: Implementation) -> None:
+    pair = Pair(*linked(lab), implementation, knows=False)
+    pair.here.host.ip(["address add 198.51.100.1/32 dev lo"])
+    pair.there.host.ip([f"route add 198.51.100.0/24 via {pair.here.ipv4}"])
+    asked = at("198.51.100.1", pair.one.port)
+    pair.set_other("endpoint", asked)
+    ping(pair.there.host, HERE4)
+    _is_seen_at(pair, asked, implementation)
+
+
+@pytest.mark.parametrize(
+    ("network", "bits"), [("192.0.2.{}", 24), ("2001:db8::{}", 64)], ids=["over IPv4", "over IPv6"]
+)
+def test_an_address_that_has_gone_is_answered_from_no_more(
+    lab: Lab, implementation: Implementation, network: str, bits: int
+) -> None:
+    pair = Pair(*linked(lab), implementation, knows=False)
+    here = pair.here
+    nodad = " nodad" if ":" in network else ""
+    here.host.ip([f"address add {network.format(11)}/{bits} dev {here.interface}{nodad}"])
+    pair.set_other("endpoint", at(network.format(11), pair.one.port))
+    ping(pair.there.host, HERE4)
+    here.host.ip([f"address del {network.format(11)}/{bits} dev {here.interface}"])
+    eventually(lambda: reaches(here.host, "10.9.0.2"), what="an answer from the address that is left")
+    assert pair.seen_by_other() == at(network.format(1), pair.one.port)
+    ping(pair.there.host, HERE4)
