@@ -115,7 +115,7 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
 def _likely() -> str:
     from rustguard_py.enroll.introduction import likely_address
 
-    found = likely_address(None)
+    found = likely_address()
     if found == "HOST":
         raise UsageError("This machine has no address that others could reach.", "Say it: --endpoint HOST[:PORT]")
     return found

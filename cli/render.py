@@ -61,6 +61,8 @@ def status(document: Document, *, verbose: bool) -> RenderableType:
         parts += [Text(), peers(document["peers"], verbose=verbose)]
     else:
         parts += [Text(), Text("no peers", style="dim")]
+    if document.get("tunnels"):
+        parts += [Text(), tunnels(document["tunnels"])]
     parts += [Text.assemble(("warning: ", "yellow"), printable(text)) for text in document.get("warnings", ())]
     if verbose:
         parts += [Text.assemble(("note: ", "dim"), printable(text)) for text in document.get("notes", ())]
@@ -85,6 +87,25 @@ def peers(rows: Sequence[Document], *, verbose: bool) -> RenderableType:
             Text(size(peer["rx_bytes"])),
             Text(size(peer["tx_bytes"])),
             Text(key(peer["public_key"], verbose), style="dim"),
+        )
+    return table
+
+
+def tunnels(rows: Sequence[Document]) -> RenderableType:
+    """Lay out one row a tunnel, with its share of the bytes that all moved."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("TUNNEL", "PORT", "SESSIONS", "CARRIES FOR", "↓", "↑", "SHARE"):
+        table.add_column(title, justify="left" if title == "TUNNEL" else "right", no_wrap=True)
+    for row in rows:
+        broken = row["state"] != "running"
+        table.add_row(
+            Text(row["interface"] + (" (broken)" if broken else ""), style="red" if broken else ""),
+            Text(str(row["port"])),
+            Text(str(row["sessions"])),
+            Text(str(row["carries_for"])),
+            Text(size(row["rx_bytes"])),
+            Text(size(row["tx_bytes"])),
+            Text(f"{100 * row['share']:.0f} %"),
         )
     return table
 

@@ -11,6 +11,7 @@ import click
 from rustguard_py.cli.secret import find_token, is_weak, read_token
 from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
 from rustguard_py.errors import UsageError
+from rustguard_py.state.records import MOST_TUNNELS
 
 # How long `--open` alone opens the window for: time to walk to the other machine.
 OPEN_SECONDS = 600
@@ -52,6 +53,12 @@ OPEN_SECONDS = 600
 )
 @click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
 @click.option("--mtu", type=click.IntRange(1280, 65000), metavar="N", help="Of the interface; kept.  [default: 1420]")
+@click.option(
+    "--tunnels",
+    type=click.IntRange(1, MOST_TUNNELS),
+    metavar="N",
+    help="Tunnels to each client, a port, key and interface each; flows are spread over them; kept.  [default: 1]",
+)
 @click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
 @data_path_options
 @state_option
@@ -65,6 +72,7 @@ def command(
     open_for: float | None,
     interface: str | None,
     mtu: int | None,
+    tunnels: int | None,
     group: str | None,
     engine: str,
     queues: str,
@@ -96,6 +104,7 @@ def command(
         open_for=open_for,
         interface=interface,
         mtu=mtu,
+        tunnels=tunnels,
         engine=engine,
         queues=queues,
         uring=uring,

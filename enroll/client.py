@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 
 from rustguard_py.clock import now
-from rustguard_py.enroll import address, report
-from rustguard_py.enroll.running import stop_on_signals, until_stopped
+from rustguard_py.enroll import address, further, report
+from rustguard_py.enroll.bundle import TICK, Bundle
+from rustguard_py.enroll.running import stop_on_signals, until_all_stopped
 from rustguard_py.enroll.tasks import Tasks
 from rustguard_py.enroll.timestamps import KeptTimestamps
 from rustguard_py.enroll.voice import Voice
@@ -37,16 +39,33 @@ class Client:
         timestamps: Those of the tunnel.
         interface: Its name.
         voice: How to talk.
+        bundle: That tunnel and those beside it, or None where there is one.
 
     Attributes:
+        tunnels: All of them, the first first.
+        server_keys: The server's public key in each, 32 bytes.
+        stopped: Set to end it.
         unanswered: How many handshakes in a row the server left unanswered.
     """
 
     def __init__(
-        self, tunnel: Tunnel, network: NetworkRecord, timestamps: KeptTimestamps, interface: str, voice: Voice
+        self,
+        tunnel: Tunnel,
+        network: NetworkRecord,
+        timestamps: KeptTimestamps,
+        interface: str,
+        voice: Voice,
+        bundle: Bundle | None = None,
     ) -> None:
-        tunnel.listeners = Listeners(unanswered=self._on_unanswered, session=self._on_session)
+        self.bundle = bundle
+        self.tunnels = [tunnel] if bundle is None else [member.tunnel for member in bundle.members]
+        self.server_keys = [network.server_key, *(each.server_key for each in network.tunnels)][: len(self.tunnels)]
+        self._ports = [network.port, *(each.port for each in network.tunnels)]
+        for place, each in enumerate(self.tunnels):
+            each.listeners = Listeners(session=partial(self._on_session, place))
+        tunnel.listeners.unanswered = self._on_unanswered
         self.tunnel = tunnel
+        self.stopped = asyncio.Event()
         self.network = network
         self.unanswered = 0
         self._timestamps = timestamps
@@ -58,11 +77,15 @@ class Client:
         self._connected = False
 
     def connect(self, endpoint: Endpoint | None) -> None:
-        """Tell the tunnel of the server."""
+        """Tell the tunnels of the server."""
         network = self.network
         allowed = (*network.pools, *network.routes)
-        config = PeerConfig(network.server_key, allowed, network.preshared_key, endpoint, network.keepalive)
-        self.tunnel.node.set_peer(config)
+        for number, (tunnel, key) in enumerate(zip(self.tunnels, self.server_keys, strict=True)):
+            preshared_key = further.preshared_key(network.preshared_key, number)
+            place = endpoint if number == 0 or endpoint is None else self._beside(endpoint, number)
+            tunnel.node.set_peer(PeerConfig(key, allowed, preshared_key, place, network.keepalive))
+        if self.bundle is not None:
+            self.bundle.add(network.host, self.server_keys, allowed)
 
     async def run(self) -> None:
         """Carry traffic until a signal or a fault stops the tunnel; `connect` comes before.
@@ -70,22 +93,46 @@ class Client:
         Raises:
             RustGuardError: The data plane broke.
         """
-        stop_on_signals(self.tunnel.stopped)
-        self.tunnel.start()
+        stop_on_signals(self.stopped)
+        for tunnel in self.tunnels:
+            tunnel.start()
         watch = NetWatch(self._on_network_change)
         self._tasks.spawn(self._timestamps.keep_synced())
         try:
             self._reach_out()
-            await until_stopped(self.tunnel)
+            if self.bundle is not None:
+                self._tasks.spawn(self.bundle.watch())
+                self._tasks.spawn(self._follow())
+            await until_all_stopped(self.stopped, self.tunnels)
         finally:
             watch.close()
             await self._tasks.close()
 
     @property
     def _server(self) -> Peer:
-        peer = self.tunnel.node.get(self.network.server_key)
+        return self._peer(0)
+
+    def _peer(self, number: int) -> Peer:
+        """The server, as one of the tunnels knows it."""
+        peer = self.tunnels[number].node.get(self.server_keys[number])
         assert peer is not None  # noqa: S101 - `connect` put it there and nothing takes it out
         return peer
+
+    def _beside(self, endpoint: Endpoint, number: int) -> Endpoint:
+        """Where another tunnel's port is, by the first's."""
+        return (endpoint[0], self._ports[number], *endpoint[2:])
+
+    async def _follow(self) -> None:
+        """Have those that don't carry look for the server where the first one has found it."""
+        bundle = self.bundle
+        assert bundle is not None  # noqa: S101 - there are several
+        while True:
+            await asyncio.sleep(TICK)
+            found, carrying = self._server.endpoint, bundle.carrying(self.network.server_key)
+            for number, tunnel in enumerate(self.tunnels):
+                if number and number not in carrying and found is not None and tunnel.fault is None:
+                    tunnel.node.set_endpoint(self._peer(number), self._beside(found, number), now())
+                    tunnel.wake()
 
     def _reach_out(self) -> None:
         """Shake hands now, with an address that this machine has a route to."""
@@ -93,10 +140,16 @@ class Client:
         if endpoint is None or not address.has_route(endpoint):
             self._resolve()
             return
-        self.tunnel.node.begin_handshake(self._server, now())
-        self.tunnel.wake()
+        for number, tunnel in enumerate(self.tunnels):
+            if tunnel.fault is None:
+                tunnel.node.begin_handshake(self._peer(number), now())
+                tunnel.wake()
 
-    def _on_session(self, peer: Peer) -> None:
+    def _on_session(self, place: int, peer: Peer) -> None:
+        if self.bundle is not None:
+            self.bundle.session(place, peer)
+        if place:
+            return
         self._tried.clear()
         self.unanswered = 0
         if not self._connected:
@@ -119,9 +172,10 @@ class Client:
 
     def _say_we_are_here(self) -> None:
         """Send an empty datagram, whenever the last handshake was: turning persistent keepalives on sends one."""
-        config = replace(self._server.config, endpoint=None)
-        for seconds in (0, config.persistent_keepalive):
-            self.tunnel.node.set_peer(replace(config, persistent_keepalive=seconds))
+        for number, tunnel in enumerate(self.tunnels):
+            config = replace(self._peer(number).config, endpoint=None)
+            for seconds in (0, config.persistent_keepalive):
+                tunnel.node.set_peer(replace(config, persistent_keepalive=seconds))
 
     def _resolve(self) -> None:
         if self._resolving:

@@ -35,13 +35,14 @@ class ClientControl:
         gateway4, gateway6 = (None if g is None else str(g) for g in (network.gateway4, network.gateway6))
         known = f"{network.host}:{network.port}"
         line = report.PeerLine(network.host, network.server_key, gateway4, gateway6, known, network.keepalive)
-        return report.peers(self._client.tunnel, [line], now())
+        return report.peers(self._client.tunnels, [line], now(), keys=self._client.server_keys)
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         network = self._client.network
         return {
-            **report.common(self._program, self._client.tunnel, now()),
+            **report.common(self._program, self._client.tunnels, now()),
             **self._peers({}),
+            "tunnels": [] if self._client.bundle is None else self._client.bundle.report(now()),
             "name": network.name,
             "port": network.port,
             "addresses": [str(each) for each in network.addresses],
@@ -53,11 +54,13 @@ class ClientControl:
 
     def _warnings(self) -> list[str]:
         network, unanswered = self._client.network, self._client.unanswered
+        warnings = report.broken(self._client.tunnels)
         if unanswered < 2:
-            return []
+            return warnings
         return [
+            *warnings,
             f"{network.host} does not answer handshakes ({unanswered} tried): it is down or unreachable, or it has "
-            f"revoked this machine. Its fingerprint was {fingerprint(network.server_key)}."
+            f"revoked this machine. Its fingerprint was {fingerprint(network.server_key)}.",
         ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from rustguard_py import netif
 from rustguard_py.clock import now
@@ -17,19 +17,23 @@ def introduce(server: Server, program: Program, say: Callable[[str], None]) -> N
     pools = f"{state.pool4}" + (f" and {server.pool6}" if server.pool6 else "")
     say(f"Serving {pools} on {interface},")
     say(f"UDP port {state.port}, engine {engine.name} ({engine.reason}).")
+    own = [interface]
+    if server.bundle is not None:
+        own = [member.interface for member in server.bundle.members]
+        say(f"{len(own)} tunnels, UDP ports {state.port} to {state.port + len(own) - 1}: forward all.")
     say(f"Peers known: {len(state.peers)}.")
     if not server.has_token:
         say("No token was given: nobody new can join until a start with one.")
         return
     say("On each machine that shall join:")
     mark = fingerprint(server.public_key)
-    say(f"  rustguard join {likely_address(interface)}:{state.port} --server {mark} --token …")
+    say(f"  rustguard join {likely_address(own)}:{state.port} --server {mark} --token …")
     if not server.window.is_open(now()):
         say("The pairing window is closed. Open it here for a minute: rustguard open 60")
 
 
-def likely_address(own: str | None) -> str:
-    """Give an address that others may reach this machine at, not of the interface `own`; HOST where there is none."""
+def likely_address(own: Collection[str] = ()) -> str:
+    """Give an address that others may reach this machine at, none of the interfaces `own`; HOST for none."""
     taken = [what for _, what in netif.taken_networks(exclude=own) if what.startswith("address ")]
     addresses = [what.split()[1].partition("/")[0] for what in taken if not what.endswith(" on lo")]
     usable = [each for each in addresses if "." in each]

@@ -17,20 +17,23 @@ from pathlib import Path
 
 from rustguard_py import engine, netif
 from rustguard_py.clock import now
-from rustguard_py.enroll import address, running, v1
+from rustguard_py.enroll import address, further, running, v1
 from rustguard_py.enroll.asking import ask
+from rustguard_py.enroll.bundle import Bundle
 from rustguard_py.enroll.client import Client
 from rustguard_py.enroll.client_control import ClientControl
 from rustguard_py.enroll.pairing_client import Joined, PairingClient
 from rustguard_py.enroll.pool import collisions
 from rustguard_py.enroll.report import Program
+from rustguard_py.enroll.timestamps import KeptTimestamps
 from rustguard_py.enroll.voice import Voice
 from rustguard_py.errors import RefusedError, UnansweredError, UsageError
 from rustguard_py.planes.contract import Endpoint
 from rustguard_py.planes.tun import Tun
 from rustguard_py.state.document import Document
 from rustguard_py.state.identity import generate_private_key, parse_fingerprint, public_key
-from rustguard_py.state.records import ClientState, NetworkRecord
+from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
+from rustguard_py.tunnel import Tunnel
 
 # How long the start waits for the server's name, seconds; without an answer it is looked up again later.
 FIRST_LOOK = 1.0
@@ -98,17 +101,61 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         if options.save_only:
             voice.say(f"Kept in {options.directory}. To connect: rustguard join")
             return
-        program = Program("client", options.directory, interface, chosen, now())
         network = _without_ipv6(network, voice)
+        chosen, network = _with_tunnels(options, voice, interface, chosen, network)
+        program = Program("client", options.directory, interface, chosen, now())
         tunnel, timestamps = running.make_tunnel(stack, program, state.private_key, sockets, network.mtu)
-        client = Client(tunnel, network, timestamps, interface, voice)
+        bundle = _make_bundle(stack, voice, program, state.private_key, network, tunnel, timestamps)
+        client = Client(tunnel, network, timestamps, interface, voice, bundle)
         # Before there is an address to send from: the first packet then waits for the handshake, and isn't dropped.
         client.connect(endpoint or await _locate(network))
-        running.lay_out(stack, voice, interface, network.mtu, network.addresses, network.routes)
+        if bundle is None:
+            running.lay_out(stack, voice, interface, network.mtu, network.addresses, network.routes)
+        else:
+            # What lies behind the server is reached over all.
+            running.lay_out(stack, voice, interface, network.mtu, running.host_addresses(network.addresses))
+            running.lay_out_bundle(stack, voice, network.mtu, network.addresses, bundle)
         await running.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
         await running.answer_wg(stack, tunnel, interface, state.private_key, port)
         ready()
         await client.run()
+
+
+def _with_tunnels(
+    options: JoinOptions, voice: Voice, interface: str, chosen: engine.Engine, network: NetworkRecord
+) -> tuple[engine.Engine, NetworkRecord]:
+    """Choose anew where the server has several tunnels; give what then runs, over the first alone if it must."""
+    if not network.tunnels:
+        return chosen, network
+    number = 1 + len(network.tunnels)
+    if options.xdp is not None:
+        voice.say(f"The server has {number} tunnels; AF_XDP takes the first alone.")
+        return chosen, replace(network, tunnels=())
+    for place in range(1, number):
+        running.check_interface(further.interface(interface, place))
+    return chosen.for_tunnels(number, options.queues), network
+
+
+def _make_bundle(
+    stack: AsyncExitStack,
+    voice: Voice,
+    program: Program,
+    private_key: bytes,
+    network: NetworkRecord,
+    tunnel: Tunnel,
+    timestamps: KeptTimestamps,
+) -> Bundle | None:
+    """Make the tunnels beside the first; all of them with our one key, which is what the server knows us by."""
+    others = network.tunnels
+    if not others:
+        return None
+    sockets = [running.bind(stack, 0) for _ in others]
+    tunnels = [
+        tunnel,
+        *running.make_further(stack, program, [private_key] * len(others), sockets, network.mtu, timestamps),
+    ]
+    ports = [network.port, *(each.port for each in others)]
+    return running.make_bundle(voice, program, tunnels, ports, network.addresses, first_has_routes=False)
 
 
 def _load(document: Document) -> ClientState:
@@ -200,7 +247,15 @@ def _record(joined: Joined, host: str, port: int) -> NetworkRecord:
         gateway4=given.gateway4,
         gateway6=given.gateway6,
         joined=time.time(),
+        tunnels=_tunnels(joined, port),
     )
+
+
+def _tunnels(joined: Joined, port: int) -> tuple[TunnelRecord, ...]:
+    """Give those beside the first; behind forwarded ports theirs are as far from the first one's as at the server."""
+    given = joined.admission
+    moved = [(each.server_key, each.port - given.port + port) for each in given.tunnels[: MOST_TUNNELS - 1]]
+    return tuple(TunnelRecord(key, at) for key, at in moved if 1 <= at <= 65535)
 
 
 def _check_fingerprint(network: NetworkRecord, expected: str | None) -> None:

@@ -257,6 +257,19 @@ class Details:
 
 
 @dataclass(frozen=True, slots=True)
+class FurtherTunnel:
+    """One of a server's tunnels beside the first.
+
+    Attributes:
+        server_key: Its public key, 32 bytes.
+        port: Its UDP port.
+    """
+
+    server_key: bytes
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """The content of a RESULT whose status is "ok": all that the client needs for its tunnel.
 
@@ -271,6 +284,7 @@ class Admission:
         routes: Further networks behind the server.
         gateway4: The server's address in the tunnel.
         gateway6: The same over IPv6, or None.
+        tunnels: Further ones between the same two.
     """
 
     name: str
@@ -283,9 +297,11 @@ class Admission:
     routes: tuple[IPv4Network | IPv6Network, ...]
     gateway4: IPv4Address
     gateway6: IPv6Address | None
+    tunnels: tuple[FurtherTunnel, ...] = ()
 
     def to_mapping(self) -> dict[str, Any]:
         """Give what `encode_outcome` takes, status "ok" included."""
+        further = [{"key": base64.b64encode(each.server_key).decode(), "port": each.port} for each in self.tunnels]
         return {
             "status": "ok",
             "name": self.name,
@@ -298,6 +314,7 @@ class Admission:
             "routes": [str(network) for network in self.routes],
             "gateway4": str(self.gateway4),
             "gateway6": None if self.gateway6 is None else str(self.gateway6),
+            **({"tunnels": further} if further else {}),
         }
 
     @classmethod
@@ -316,6 +333,7 @@ class Admission:
                 routes=tuple(map(_network, members.get("routes", ()))),
                 gateway4=IPv4Address(_text(members["gateway4"])),
                 gateway6=None if gateway6 is None else IPv6Address(_text(gateway6)),
+                tunnels=tuple(map(_further, members.get("tunnels", ()))),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -373,6 +391,10 @@ def _key(value: object) -> bytes:
     if len(key) != KEY_SIZE:
         raise ValueError("not a key")
     return key
+
+
+def _further(value: Any) -> FurtherTunnel:
+    return FurtherTunnel(_key(value["key"]), _integer(value["port"], 1, 65535))
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:

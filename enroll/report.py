@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,32 +72,51 @@ def endpoint_text(endpoint: Endpoint | None) -> str | None:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def peers(tunnel: Tunnel, lines: Iterable[PeerLine], now: float) -> dict[str, Any]:
-    """Describe each peer; the plane's counters are read once."""
-    stats = tunnel.plane.stats().peers
-    return {"schema": SCHEMA, "peers": [_peer(tunnel, line, stats, now) for line in lines]}
+def peers(
+    tunnels: Sequence[Tunnel], lines: Iterable[PeerLine], now: float, *, keys: Sequence[bytes] | None = None
+) -> dict[str, Any]:
+    """Describe each peer, over all tunnels to it; each plane's counters are read once.
+
+    Args:
+        tunnels: The first first: it says where the peer is.
+        lines: The peers.
+        now: The time.
+        keys: The peer's public key in each tunnel where it has several; there is one line then.
+    """
+    stats = [tunnel.plane.stats().peers for tunnel in tunnels]
+    return {"schema": SCHEMA, "peers": [_peer(tunnels, line, stats, now, keys) for line in lines]}
 
 
-def _peer(tunnel: Tunnel, line: PeerLine, stats: dict[int, PeerStats], now: float) -> dict[str, Any]:
-    peer = tunnel.node.get(line.public_key)
-    counters = stats.get(peer.id, PeerStats()) if peer is not None else PeerStats()
-    began = peer.session_began if peer is not None else None
-    heard = counters.last_received
+def _peer(
+    tunnels: Sequence[Tunnel],
+    line: PeerLine,
+    stats: Sequence[dict[int, PeerStats]],
+    now: float,
+    keys: Sequence[bytes] | None,
+) -> dict[str, Any]:
+    found = [
+        (peer, read.get(peer.id, PeerStats()))
+        for tunnel, read, key in zip(tunnels, stats, keys or [line.public_key] * len(tunnels), strict=True)
+        if (peer := tunnel.node.get(key)) is not None
+    ]
+    counters = [each for _, each in found]
+    began = max((peer.session_began for peer, _ in found if peer.session_began is not None), default=None)
+    heard = max((each.last_received for each in counters if each.last_received is not None), default=None)
     return {
         "name": line.name,
         "public_key": b64encode(line.public_key).decode(),
         "address4": line.address4,
         "address6": line.address6,
-        "endpoint": endpoint_text(counters.endpoint) or line.endpoint,
+        "endpoint": (endpoint_text(counters[0].endpoint) if counters else None) or line.endpoint,
         "state": _state(heard, now, known=line.endpoint is not None or began is not None),
         "last_handshake": None if began is None else round(now - began, 3),
         "last_received": None if heard is None else round(now - heard, 3),
-        "rx_bytes": counters.rx_bytes,
-        "tx_bytes": counters.tx_bytes,
-        "rx_packets": counters.rx_packets,
-        "tx_packets": counters.tx_packets,
-        "handshakes": counters.handshakes,
-        "drops": counters.drops,
+        "rx_bytes": sum(each.rx_bytes for each in counters),
+        "tx_bytes": sum(each.tx_bytes for each in counters),
+        "rx_packets": sum(each.rx_packets for each in counters),
+        "tx_packets": sum(each.tx_packets for each in counters),
+        "handshakes": sum(each.handshakes for each in counters),
+        "drops": sum(each.drops for each in counters),
         "keepalive": line.keepalive,
     }
 
@@ -119,10 +138,14 @@ def window(state: WindowState) -> dict[str, Any]:
     }
 
 
-def common(program: Program, tunnel: Tunnel, now: float) -> dict[str, Any]:
-    """Describe what either end's status has: the program, its key, and the plane's counters but for the peers'."""
-    own_key = tunnel.node.static.public
-    stats = tunnel.plane.stats()
+def common(program: Program, tunnels: Sequence[Tunnel], now: float) -> dict[str, Any]:
+    """Describe what either end's status has: the program, its key, and the planes' counters but for the peers'."""
+    own_key = tunnels[0].node.static.public
+    stats = [tunnel.plane.stats() for tunnel in tunnels]
+    drops: dict[str, int] = {}
+    for each in stats:
+        for reason, count in each.drops.items():
+            drops[reason] = drops.get(reason, 0) + count
     return {
         "schema": SCHEMA,
         "role": program.role,
@@ -134,18 +157,31 @@ def common(program: Program, tunnel: Tunnel, now: float) -> dict[str, Any]:
         "public_key": b64encode(own_key).decode(),
         "fingerprint": fingerprint(own_key),
         "counters": {
-            "handshakes": sum(peer.handshakes for peer in stats.peers.values()),
-            "drops": dict(stats.drops),
+            "handshakes": sum(peer.handshakes for each in stats for peer in each.peers.values()),
+            "drops": drops,
         },
-        "workers": [_worker(worker) for worker in stats.workers],
-        "notes": list(stats.notes),
+        "workers": [
+            _worker(worker, f"{worker.name} of {place}" if place else worker.name)
+            for place, each in enumerate(stats)
+            for worker in each.workers
+        ],
+        "notes": list(dict.fromkeys(note for each in stats for note in each.notes)),
         "uptime": round(now - program.began, 3),
     }
 
 
-def _worker(worker: WorkerStats) -> dict[str, Any]:
+def broken(tunnels: Sequence[Tunnel]) -> list[str]:
+    """Warn of each tunnel that broke while others go on."""
+    return [
+        f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart mends it."
+        for place, tunnel in enumerate(tunnels)
+        if tunnel.fault is not None
+    ]
+
+
+def _worker(worker: WorkerStats, name: str) -> dict[str, Any]:
     return {
-        "name": worker.name,
+        "name": name,
         "packets": worker.packets,
         "bytes": worker.bytes,
         "batches": worker.batches,

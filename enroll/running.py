@@ -13,10 +13,13 @@ from pathlib import Path
 
 from rustguard_py import netif
 from rustguard_py.control import ControlServer, Handler
+from rustguard_py.enroll import further
+from rustguard_py.enroll.bundle import Bundle, Member
 from rustguard_py.enroll.report import Program
 from rustguard_py.enroll.timestamps import KeptTimestamps
 from rustguard_py.enroll.voice import Voice
 from rustguard_py.errors import RefusedError, RustGuardError
+from rustguard_py.multipath import Multipath
 from rustguard_py.planes import offload, udp
 from rustguard_py.planes.contract import Network
 from rustguard_py.state import paths
@@ -57,6 +60,75 @@ def make_tunnel(
     tunnel = Tunnel.make(private_key, plane, timestamps, Listeners())
     stack.callback(tunnel.close)
     return tunnel, timestamps
+
+
+def make_further(
+    stack: AsyncExitStack,
+    program: Program,
+    private_keys: Sequence[bytes],
+    sockets: Sequence[Sequence[socket.socket]],
+    mtu: int,
+    timestamps: KeptTimestamps,
+) -> list[Tunnel]:
+    """Make the interfaces and tunnels beside the first; nobody listens yet.
+
+    Args:
+        stack: Undoes it.
+        program: What runs; its engine is one of ours.
+        private_keys: Of these tunnels, 32 bytes each.
+        sockets: Of each one's port.
+        mtu: Of the interfaces, bytes.
+        timestamps: The first tunnel's.
+    """
+    made: list[Tunnel] = []
+    for number, (private_key, own) in enumerate(zip(private_keys, sockets, strict=True), 1):
+        interface = further.interface(program.interface, number)
+        plane = program.engine.make_plane(public_key(private_key), interface, own, mtu)
+        stack.callback(plane.close)
+        kept = further.FurtherTimestamps(timestamps, number)
+        tunnel = Tunnel.make(private_key, plane, kept, Listeners())
+        stack.callback(tunnel.close)
+        made.append(tunnel)
+    return made
+
+
+def make_bundle(
+    voice: Voice,
+    program: Program,
+    tunnels: Sequence[Tunnel],
+    ports: Sequence[int],
+    addresses: Sequence[IPv4Interface | IPv6Interface],
+    *,
+    first_has_routes: bool,
+) -> Bundle:
+    """Put tunnels together, the first first; `lay_out_bundle` comes once it is known who is reached over them."""
+    members = [
+        Member(tunnel, further.interface(program.interface, number), port)
+        for number, (tunnel, port) in enumerate(zip(tunnels, ports, strict=True))
+    ]
+    routes = Multipath([member.interface for member in members], addresses, voice.change)
+    return Bundle(members, routes, first_has_routes=first_has_routes)
+
+
+def lay_out_bundle(
+    stack: AsyncExitStack,
+    voice: Voice,
+    mtu: int,
+    addresses: Sequence[IPv4Interface | IPv6Interface],
+    bundle: Bundle,
+) -> None:
+    """Give the interfaces beside the first our addresses, bring them up, and make the routes over all."""
+    hosts = host_addresses(addresses)
+    for member in bundle.members[1:]:
+        lay_out(stack, voice, member.interface, mtu, hosts)
+    stack.callback(bundle.close)
+    for note in bundle.begin():
+        voice.say(note)
+
+
+def host_addresses(addresses: Iterable[IPv4Interface | IPv6Interface]) -> list[IPv4Interface | IPv6Interface]:
+    """Give the same addresses without their networks: the kernel then adds no route."""
+    return [type(each)((each.ip, each.max_prefixlen)) for each in addresses]
 
 
 def lay_out(
@@ -109,3 +181,28 @@ async def until_stopped(tunnel: Tunnel) -> None:
     await tunnel.stopped.wait()
     if tunnel.fault is not None:
         raise tunnel.fault
+
+
+async def until_all_stopped(stopped: asyncio.Event, tunnels: Sequence[Tunnel]) -> None:
+    """Return when `stopped` is set; a tunnel that breaks ends nothing while another runs.
+
+    Raises:
+        RustGuardError: The last data plane broke.
+    """
+    stop = asyncio.ensure_future(stopped.wait())
+    running = {asyncio.ensure_future(until_stopped(tunnel)) for tunnel in tunnels}
+    try:
+        while True:
+            done, _ = await asyncio.wait({stop, *running}, return_when=asyncio.FIRST_COMPLETED)
+            if stop in done:
+                return
+            for task in done:
+                running.discard(task)
+                if not running or task.exception() is None:
+                    task.result()
+                    return
+                log.error("a tunnel of several broke, the others go on: %s", task.exception())
+    finally:
+        for task in (stop, *running):
+            task.cancel()
+        await asyncio.gather(stop, *running, return_exceptions=True)

@@ -9,12 +9,14 @@ import asyncio
 import logging
 import os
 import time
+from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Any
 
 from rustguard_py.clock import now
-from rustguard_py.enroll import address, report, v1
-from rustguard_py.enroll.messages import Admission
+from rustguard_py.enroll import address, further, report, v1
+from rustguard_py.enroll.bundle import Bundle
+from rustguard_py.enroll.messages import Admission, FurtherTunnel
 from rustguard_py.enroll.pairing_server import Admit, Guessed, Output, PairingServer, Reply
 from rustguard_py.enroll.registry import Admitted, Registry
 from rustguard_py.enroll.running import stop_on_signals
@@ -27,7 +29,7 @@ from rustguard_py.enroll.window import Window
 from rustguard_py.errors import RefusedError, StateError
 from rustguard_py.peer import Peer, PeerConfig
 from rustguard_py.planes.contract import Endpoint, Network
-from rustguard_py.state.records import PeerRecord
+from rustguard_py.state.records import NO_PRESHARED_KEY, PeerRecord
 from rustguard_py.tunnel import Listeners, Tunnel
 
 log = logging.getLogger(__name__)
@@ -47,8 +49,11 @@ class Server:
         saver: Makes that state durable.
         timestamps: Those of the tunnel.
         pool6: The one in use: None also while this machine has no IPv6, whatever is kept for later.
+        bundle: That tunnel and those beside it, or None where there is one.
 
     Attributes:
+        tunnels: All of them, the first first.
+        stopped: Set to end it.
         state: What is kept.
         window: The pairing window.
     """
@@ -60,9 +65,16 @@ class Server:
         saver: Saver,
         timestamps: KeptTimestamps,
         pool6: IPv6Network | None,
+        bundle: Bundle | None = None,
     ) -> None:
-        tunnel.listeners = Listeners(foreign=self._on_foreign, session=self._on_session, moved=self._on_moved)
+        self.bundle = bundle
+        self.tunnels = [tunnel] if bundle is None else [member.tunnel for member in bundle.members]
+        for place, each in enumerate(self.tunnels):
+            each.listeners = Listeners(session=partial(self._on_session, place))
+        tunnel.listeners.foreign = self._on_foreign
+        tunnel.listeners.moved = self._on_moved
         self.tunnel = tunnel
+        self.stopped = asyncio.Event()
         self.registry = registry
         self.state = registry.state
         self.saver = saver
@@ -83,20 +95,19 @@ class Server:
     @property
     def addresses(self) -> list[IPv4Interface | IPv6Interface]:
         """Our own inner addresses: the first of each pool."""
-        pool4, pool6 = self.state.pool4, self.pool6
-        own: list[IPv4Interface | IPv6Interface] = [IPv4Interface((pool4[1], pool4.prefixlen))]
-        if pool6 is not None:
-            own.append(IPv6Interface((pool6[1], pool6.prefixlen)))
-        return own
+        return own_addresses(self.state.pool4, self.pool6)
 
     # -- life -----------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Put the peers in, greet them, and serve until a signal or a fault stops the tunnel."""
-        stop_on_signals(self.tunnel.stopped)
+        """Put the peers in, greet them, and serve until a signal or a fault stops it."""
+        stop_on_signals(self.stopped)
         for record in self.state.peers.values():
             self.put_in(record, with_endpoint=True)
-        self.tunnel.start()
+        for tunnel in self.tunnels:
+            tunnel.start()
+        if self.bundle is not None:
+            self._tasks.spawn(self.bundle.watch())
         self._tasks.spawn(self._greet())
         self._tasks.spawn(self.timestamps.keep_synced())
 
@@ -236,6 +247,9 @@ class Server:
         if not await self.saver.durable(admitted.undo):
             return None
         self.put_in(admitted.record, with_endpoint=False)
+        if self.bundle is not None:
+            # It may have fewer tunnels than it had.
+            self.bundle.forget_ways(join.public_key)
         peer = self.tunnel.node.get(join.public_key)
         if peer is not None:
             # The cookie has proven the address, and `join` pairs from the port that its tunnel then uses.
@@ -260,6 +274,11 @@ class Server:
             routes=(),
             gateway4=state.pool4[1],
             gateway6=gateway6,
+            tunnels=tuple(
+                FurtherTunnel(tunnel.node.static.public, state.port + number)
+                for number, tunnel in enumerate(self.tunnels)
+                if number
+            ),
         )
 
     async def _count(self, guess: Guessed) -> None:
@@ -281,24 +300,41 @@ class Server:
     # -- peers in the tunnel --------------------------------------------------------------------------------
 
     def put_in(self, record: PeerRecord, *, with_endpoint: bool) -> None:
-        """Tell the tunnel of a peer, or of a change to one."""
+        """Tell the tunnels of a peer, or of a change to one."""
         allowed: list[Network] = []
         if record.address4 is not None:
             allowed.append(IPv4Network(record.address4))
         if record.address6 is not None:
             allowed.append(IPv6Network(record.address6))
         endpoint = address.parse_endpoint(record.endpoint) if with_endpoint and record.endpoint else None
-        self.tunnel.node.set_peer(
-            PeerConfig(
-                record.public_key,
-                tuple(allowed),
-                record.preshared_key,
-                endpoint,
-                previous_preshared_keys=record.previous_preshared_keys,
+        for number, tunnel in enumerate(self.tunnels):
+            if number and record.preshared_key == NO_PRESHARED_KEY:
+                break  # it came by version 1, which knows of no further tunnels
+            tunnel.node.set_peer(
+                PeerConfig(
+                    record.public_key,
+                    tuple(allowed),
+                    further.preshared_key(record.preshared_key, number),
+                    # In the others it is found by its own handshake: that it takes them is not known before.
+                    endpoint if number == 0 else None,
+                    previous_preshared_keys=tuple(
+                        further.preshared_key(each, number) for each in record.previous_preshared_keys
+                    ),
+                )
             )
-        )
+        if self.bundle is not None:
+            self.bundle.add(record.name, [record.public_key] * len(self.tunnels), allowed)
 
-    def _on_session(self, peer: Peer) -> None:
+    def take_out(self, public_key: bytes) -> None:
+        """Tell the tunnels to forget a peer, at once."""
+        for tunnel in self.tunnels:
+            tunnel.node.remove_peer(public_key)
+        if self.bundle is not None:
+            self.bundle.remove(public_key)
+
+    def _on_session(self, place: int, peer: Peer) -> None:
+        if self.bundle is not None:
+            self.bundle.session(place, peer)
         record = self.registry.settled(peer.config.public_key, peer.key_in_use)
         if record is not None:
             self.put_in(record, with_endpoint=False)
@@ -307,3 +343,11 @@ class Server:
     def _on_moved(self, peer: Peer, endpoint: Endpoint) -> None:
         self.registry.moved(peer.config.public_key, report.endpoint_text(endpoint) or "")
         self.saver.save_soon()
+
+
+def own_addresses(pool4: IPv4Network, pool6: IPv6Network | None) -> list[IPv4Interface | IPv6Interface]:
+    """Give a server's inner addresses: the first of each pool."""
+    own: list[IPv4Interface | IPv6Interface] = [IPv4Interface((pool4[1], pool4.prefixlen))]
+    if pool6 is not None:
+        own.append(IPv6Interface((pool6[1], pool6.prefixlen)))
+    return own

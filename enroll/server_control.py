@@ -70,7 +70,7 @@ class ServerControl:
         change = server.registry.revoke(_text(params, "who"))
         # Its greatest timestamp stays: should it be let in again, what it sent before must not count.
         # Shut out first: if the disk refuses, the person is told and the peer is let in again.
-        server.tunnel.node.remove_peer(change.record.public_key)
+        server.take_out(change.record.public_key)
         if not await server.saver.durable(change.undo):
             server.put_in(change.record, with_endpoint=True)
             raise _not_saved()
@@ -102,18 +102,19 @@ class ServerControl:
         return handout.offer(server.state, change.record)
 
     def _line(self, record: PeerRecord) -> dict[str, Any]:
-        return {"peer": report.peers(self._server.tunnel, [_peer_line(record)], now())["peers"][0]}
+        return {"peer": report.peers(self._server.tunnels, [_peer_line(record)], now())["peers"][0]}
 
     def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
-        return report.peers(self._server.tunnel, map(_peer_line, self._server.state.peers.values()), now())
+        return report.peers(self._server.tunnels, map(_peer_line, self._server.state.peers.values()), now())
 
     # -- status ---------------------------------------------------------------------------------------------
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         server, state, pool = self._server, self._server.state, self._server.registry.pool
         status = {
-            **report.common(self._program, server.tunnel, now()),
+            **report.common(self._program, server.tunnels, now()),
             **self._peers({}),
+            "tunnels": [] if server.bundle is None else server.bundle.report(now()),
             "name": None,
             "port": state.port,
             "addresses": [str(each) for each in server.addresses],
@@ -136,7 +137,7 @@ class ServerControl:
 
     def _warnings(self) -> list[str]:
         server = self._server
-        warnings = []
+        warnings = report.broken(server.tunnels)
         if self._why_no_ipv6 is not None:
             warnings.append(f"{self._why_no_ipv6} The tunnel carries IPv4 only.")
         if server.saver.failed:

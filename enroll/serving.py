@@ -7,6 +7,7 @@ the interface · save · answer at the control socket; then serve until told to 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
@@ -14,14 +15,14 @@ from pathlib import Path
 
 from rustguard_py import engine, netif
 from rustguard_py.clock import now
-from rustguard_py.enroll import running
+from rustguard_py.enroll import further, running
 from rustguard_py.enroll.address import DEFAULT_PORT
 from rustguard_py.enroll.introduction import introduce
 from rustguard_py.enroll.pool import collisions, make_ula, propose
 from rustguard_py.enroll.registry import Registry
 from rustguard_py.enroll.report import Program
 from rustguard_py.enroll.saving import Saver
-from rustguard_py.enroll.server import Server
+from rustguard_py.enroll.server import Server, own_addresses
 from rustguard_py.enroll.server_control import ServerControl
 from rustguard_py.enroll.v1_door import TOKEN_FILE, check_token, kept_token
 from rustguard_py.enroll.voice import Voice
@@ -32,6 +33,7 @@ from rustguard_py.state.records import ServerState
 
 # What fits a link of 1,500 bytes with WireGuard over IPv6 on it, as wg-quick assumes.
 DEFAULT_MTU = 1420
+_LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class ServeOptions:
         mtu: Of the interface, bytes, or None for the one kept.
         engine: One of `engine.ENGINES`.
         queues: `auto` or a number.
+        tunnels: How many there are to each client, or None for the number kept.
         uring: Whether to use io_uring.
         xdp: The interface to use AF_XDP on.
         group: Who beside root may use the control socket.
@@ -69,6 +72,7 @@ class ServeOptions:
     mtu: int | None = None
     engine: str = "auto"
     queues: str = "auto"
+    tunnels: int | None = None
     uring: bool = False
     xdp: str | None = None
     group: str | None = None
@@ -86,22 +90,26 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         introduce(server, program, voice.say)
         if options.v1_token == "":
             voice.say(f"Version 1's token is in {options.directory / TOKEN_FILE}.")
-        await running.until_stopped(server.tunnel)
+        await running.until_all_stopped(server.stopped, server.tunnels)
 
 
 async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> tuple[Server, Program]:
-    chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp)
     document = Document.open(options.directory)
     stack.callback(document.close)
     kept = document.load()
     state = _prepare(options, kept)
+    chosen = _choose(options, state.tunnels)
     registry = Registry(state)
     interface = options.interface or netif.free_interface_name()
-    _check_pools(state, interface, first=not state.peers)
-    running.check_interface(interface)
+    interfaces = [further.interface(interface, number) for number in range(state.tunnels)]
+    _check_pools(state, interfaces, first=not state.peers)
+    for each in interfaces:
+        running.check_interface(each)
     program = Program("server", options.directory, interface, chosen, now())
-    server, why_no_ipv6 = _make_server(program, registry, document, stack)
+    server, why_no_ipv6 = _make_server(program, registry, document, stack, voice)
     running.lay_out(stack, voice, interface, state.mtu, server.addresses)
+    if server.bundle is not None:
+        running.lay_out_bundle(stack, voice, state.mtu, server.addresses, server.bundle)
     # Not before: a start that fails over a taken port or pool must not be what the next one is told by the state.
     # Nor without need: a server that crashed comes back while the disk is full.
     if (document_now := state.to_json()) != kept:
@@ -109,13 +117,22 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
     await _prepare_pairing(options, server)
     control = ServerControl(server, program, why_no_ipv6)
     await running.answer(stack, options.directory, control.handlers(), options.group)
-    await running.answer_wg(stack, server.tunnel, interface, state.private_key, state.port)
+    for number, tunnel in enumerate(server.tunnels):
+        key = further.private_key(state.private_key, number)
+        await running.answer_wg(stack, tunnel, interfaces[number], key, state.port + number)
     stack.push_async_callback(server.finish)
     return server, program
 
 
+def _choose(options: ServeOptions, tunnels: int) -> engine.Engine:
+    if tunnels > 1 and options.xdp is not None:
+        raise UsageError("AF_XDP serves one tunnel, not several.", "Leave out --xdp, or add: --tunnels 1")
+    chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp)
+    return chosen if tunnels == 1 else chosen.for_tunnels(tunnels, options.queues)
+
+
 def _make_server(
-    program: Program, registry: Registry, document: Document, stack: AsyncExitStack
+    program: Program, registry: Registry, document: Document, stack: AsyncExitStack, voice: Voice
 ) -> tuple[Server, str | None]:
     """Put a server together on an interface that is made; and say why it is without IPv6, if it is."""
     state = registry.state
@@ -123,7 +140,17 @@ def _make_server(
     tunnel, timestamps = running.make_tunnel(stack, program, state.private_key, sockets, state.mtu)
     why_no_ipv6 = netif.why_no_ipv6() if state.pool6 is not None else None
     pool6 = state.pool6 if why_no_ipv6 is None else None
-    return Server(tunnel, registry, Saver(state, document.save), timestamps, pool6), why_no_ipv6
+    bundle = None
+    if state.tunnels > 1:
+        numbers = range(1, state.tunnels)
+        others = [running.bind(stack, state.port + number) for number in numbers]
+        keys = [further.private_key(state.private_key, number) for number in numbers]
+        tunnels = [tunnel, *running.make_further(stack, program, keys, others, state.mtu, timestamps)]
+        ports = [state.port + number for number in range(state.tunnels)]
+        # The route to the pool is the first one's.
+        own = own_addresses(state.pool4, pool6)
+        bundle = running.make_bundle(voice, program, tunnels, ports, own, first_has_routes=True)
+    return Server(tunnel, registry, Saver(state, document.save), timestamps, pool6, bundle), why_no_ipv6
 
 
 async def _prepare_pairing(options: ServeOptions, server: Server) -> None:
@@ -151,6 +178,7 @@ def _prepare(options: ServeOptions, kept: dict[str, object] | None) -> ServerSta
             pool6=(options.pool6 or make_ula(os.urandom)) if options.use_pool6 else None,
             port=options.port or DEFAULT_PORT,
             mtu=options.mtu or DEFAULT_MTU,
+            tunnels=options.tunnels or 1,
         )
     else:
         state = ServerState.from_json(kept)
@@ -159,7 +187,13 @@ def _prepare(options: ServeOptions, kept: dict[str, object] | None) -> ServerSta
         state.pool6 = (options.pool6 or state.pool6) if options.use_pool6 else None
         state.port = options.port or state.port
         state.mtu = options.mtu or state.mtu
+        state.tunnels = options.tunnels or state.tunnels
         _check_peers(state)
+    if state.port + state.tunnels - 1 > _LAST_PORT:
+        raise UsageError(
+            f"{state.tunnels} tunnels need as many UDP ports from {state.port} on, and there are not so many.",
+            "Choose a lower --port.",
+        )
     return state
 
 
@@ -174,9 +208,9 @@ def _check_peers(state: ServerState) -> None:
             )
 
 
-def _check_pools(state: ServerState, interface: str, *, first: bool) -> None:
+def _check_pools(state: ServerState, interfaces: Sequence[str], *, first: bool) -> None:
     """Refuse a pool that this machine already knows as something else, before anything is touched."""
-    taken = netif.taken_networks(exclude=interface)
+    taken = netif.taken_networks(exclude=interfaces)
     for pool in (state.pool4, state.pool6):
         found = collisions(pool, taken) if pool is not None else []
         if not found:

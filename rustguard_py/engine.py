@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from rustguard_py.clock import now
@@ -40,6 +40,12 @@ class Engine:
     queues: int = 1
     uring: bool = False
     xdp: str | None = None
+
+    def for_tunnels(self, tunnels: int, queues: str) -> Engine:
+        """Give the same for several tunnels: a queue each, unless a number of `queues` was asked for."""
+        if queues != "auto":
+            return self
+        return replace(self, queues=1, reason=f"{self.reason}; {tunnels} tunnels of one queue each")
 
     def make_plane(
         self,

@@ -9,7 +9,7 @@ import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -176,14 +176,14 @@ def free_interface_name(prefix: str = "rg") -> str:
     return next(name for name in (f"{prefix}{number}" for number in count()) if name not in taken)
 
 
-def taken_networks(exclude: str | None = None) -> list[tuple[Network, str]]:
+def taken_networks(exclude: Collection[str] = ()) -> list[tuple[Network, str]]:
     """List the networks that this machine has or knows a way to.
 
     Addresses of all interfaces and unicast routes of the main table, without default routes (two halves of
     one included), IPv6 link-local addresses, which every interface has, and what belongs to `exclude`.
 
     Args:
-        exclude: An interface to leave out.
+        exclude: Interfaces to leave out.
 
     Returns:
         Each network once, with what it is: `address 192.168.1.5/24 on eth0` or
@@ -194,7 +194,7 @@ def taken_networks(exclude: str | None = None) -> list[tuple[Network, str]]:
     def read(netlink: IPRoute) -> None:
         names = dict(socket.if_nameindex())
         for network, what, index in (*_addresses(netlink, names), *_routes(netlink, names)):
-            if exclude is None or names.get(index) != exclude:
+            if names.get(index) not in exclude:
                 taken.setdefault(network, what)
 
     with_netlink(read)

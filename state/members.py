@@ -35,6 +35,10 @@ class Members:
         """Make the error for a member that can't be meant; `why` must hold no secret."""
         return _bad(self.name(member), why)
 
+    def has(self, member: str) -> bool:
+        """Say whether a member is there that may be left out."""
+        return member in self._left
+
     def take(self, member: str) -> object:
         """Take a member, whatever it is."""
         if member not in self._left:

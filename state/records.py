@@ -27,6 +27,8 @@ NO_PRESHARED_KEY = bytes(KEY_SIZE)
 
 _COUNT_LIMIT = 2**53
 _MTU_LEAST = 576
+# So many further ones fit a RESULT beside the rest, with a name of any length.
+MOST_TUNNELS = 8
 
 
 def check_name(name: str) -> str:
@@ -144,6 +146,7 @@ class ServerState:
         peers: By public key.
         revoked: Public keys that may not join again.
         guesses: What the enrollment window has spent.
+        tunnels: How many there are to each client that takes them, the first included.
     """
 
     private_key: bytes = field(repr=False)
@@ -155,6 +158,7 @@ class ServerState:
     peers: dict[bytes, PeerRecord] = field(default_factory=dict, repr=False)
     revoked: set[bytes] = field(default_factory=set, repr=False)
     guesses: GuessRecord = field(default_factory=GuessRecord)
+    tunnels: int = 1
 
     def snapshot(self) -> ServerState:
         """Copy what changes (the records themselves don't), quickly: `to_json` may then run in another thread."""
@@ -173,6 +177,8 @@ class ServerState:
             "peers": [peer.to_json() for peer in self.peers.values()],
             "revoked": sorted(encode_key(key) for key in self.revoked),
             "guesses": self.guesses.to_json(),
+            # Left out as long as it can be: an earlier version refuses what it doesn't know.
+            **({"tunnels": self.tunnels} if self.tunnels > 1 else {}),
         }
 
     @classmethod
@@ -190,9 +196,35 @@ class ServerState:
             peers=_peers(members),
             revoked=set(members.keys("revoked")),
             guesses=GuessRecord.from_json(members.take("guesses")),
+            tunnels=members.integer("tunnels", 1, MOST_TUNNELS) if members.has("tunnels") else 1,
         )
         members.end()
         return state
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRecord:
+    """A tunnel to a server beside the first.
+
+    Attributes:
+        server_key: Its public key, 32 bytes.
+        port: Its UDP port.
+    """
+
+    server_key: bytes
+    port: int
+
+    def to_json(self) -> dict[str, object]:
+        """Give its members as JSON values."""
+        return {"server_key": encode_key(self.server_key), "port": self.port}
+
+    @classmethod
+    def from_json(cls, value: object, where: str = "tunnel") -> TunnelRecord:
+        """Read what `to_json` gave."""
+        members = Members(value, where)
+        record = cls(members.key("server_key"), members.integer("port", 1, 65535))
+        members.end()
+        return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +245,7 @@ class NetworkRecord:
         gateway4: The server's inner address.
         gateway6: The same for IPv6.
         joined: When, in seconds of Unix time.
+        tunnels: Those beside the first.
     """
 
     host: str
@@ -228,6 +261,7 @@ class NetworkRecord:
     gateway4: IPv4Address | None
     gateway6: IPv6Address | None
     joined: float
+    tunnels: tuple[TunnelRecord, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -260,12 +294,14 @@ class NetworkRecord:
             "gateway4": _text(self.gateway4),
             "gateway6": _text(self.gateway6),
             "joined": self.joined,
+            **({"tunnels": [each.to_json() for each in self.tunnels]} if self.tunnels else {}),
         }
 
     @classmethod
     def from_json(cls, value: object, where: str = "network") -> NetworkRecord:
         """Read what `to_json` gave."""
         members = Members(value, where)
+        tunnels = enumerate(members.array("tunnels") if members.has("tunnels") else [])
         record = cls(
             host=members.text("host"),
             port=members.integer("port", 1, 65535),
@@ -280,6 +316,7 @@ class NetworkRecord:
             gateway4=members.optional("gateway4", IPv4Address),
             gateway6=members.optional("gateway6", IPv6Address),
             joined=members.seconds("joined"),
+            tunnels=tuple(TunnelRecord.from_json(each, f"{where}.tunnels[{index}]") for index, each in tunnels),
         )
         members.end()
         return record

@@ -324,12 +324,12 @@ class _Up:
 
     def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
         device, _ = self._up()
-        return report.peers(device.tunnel, map(_line, self._config.peers), now())
+        return report.peers([device.tunnel], map(_line, self._config.peers), now())
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         device, program = self._up()
         return {
-            **report.common(program, device.tunnel, now()),
+            **report.common(program, [device.tunnel], now()),
             **self._peers({}),
             "name": None,
             "port": self._port,

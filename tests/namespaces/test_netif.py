@@ -177,7 +177,7 @@ def test_taken_networks_names_addresses_and_routes_once_and_leaves_out_default_r
         ip("route", "add", "0.0.0.0/1", "via", "192.168.7.1")
         ip("route", "add", "128.0.0.0/1", "via", "192.168.7.1")
         ip("route", "add", "10.55.0.0/16", "dev", "eth7", "table", "77")
-        taken = netif.taken_networks(exclude="rg0")
+        taken = netif.taken_networks(exclude=["rg0"])
         assert dict(taken) == {
             ip_network("192.168.7.0/24"): "address 192.168.7.5/24 on eth7",
             ip_network("10.0.0.0/8"): "route 10.0.0.0/8 via 192.168.7.1 on eth7",

@@ -29,7 +29,7 @@ def _run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=env)
 
 
-@pytest.mark.parametrize("program", ["run.py", "scale.py", "peers.py", "handshakes.py"])
+@pytest.mark.parametrize("program", ["run.py", "scale.py", "peers.py", "handshakes.py", "spread.py"])
 def test_each_program_says_what_it_does(program: str) -> None:
     done = _run(program, "--help")
     assert done.returncode == 0, done.stderr

@@ -31,6 +31,7 @@ from rustguard_py.state.records import (
     NetworkRecord,
     PeerRecord,
     ServerState,
+    TunnelRecord,
 )
 
 PRIVATE, PSK = sha256(b"private").digest(), sha256(b"psk").digest()
@@ -89,6 +90,9 @@ def through_json(value: object) -> object:
 
 def test_a_server_comes_back_as_it_was() -> None:
     assert ServerState.from_json(through_json(server(5).to_json())) == server(5)
+    several = replace(server(1), tunnels=4)
+    assert ServerState.from_json(through_json(several.to_json())) == several
+    assert "tunnels" not in server(1).to_json()
     bare = replace(server(0), pool6=None, revoked=set(), guesses=GuessRecord())
     assert ServerState.from_json(through_json(bare.to_json())) == bare
 
@@ -96,6 +100,9 @@ def test_a_server_comes_back_as_it_was() -> None:
 def test_a_client_comes_back_as_it_was() -> None:
     for state in (ClientState(PRIVATE), ClientState(PRIVATE, (network("a"), network("b")))):
         assert ClientState.from_json(through_json(state.to_json())) == state
+    several = replace(network(), tunnels=(TunnelRecord(PSK, 51821), TunnelRecord(PSK[::-1], 51822)))
+    assert NetworkRecord.from_json(through_json(several.to_json())) == several
+    assert "tunnels" not in network().to_json()
     bare = replace(network(), address6=None, gateway6=None, routes=())
     assert NetworkRecord.from_json(through_json(bare.to_json())) == bare
 
@@ -164,6 +171,8 @@ def test_a_snapshot_does_not_change_with_the_live_state() -> None:
         ("guesses.by_source", []),
         ("guesses.by_source.192.0.2.0/32", "3"),
         ("peers[1].colour", "blue"),
+        ("tunnels", 0),
+        ("tunnels", 9),
         ("colour", "blue"),
     ],
 )
