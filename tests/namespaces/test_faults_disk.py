@@ -38,6 +38,8 @@ def _join_against(where: Site, spoil_over: float) -> tuple[Station, subprocess.P
     before = (where.server.seen / "state.json").read_bytes()
     joining = client.start(f"join {where.address(nth)} --save-only")
     until("a warning in status", lambda: _warned(where.server))
+    # It may be another save that was refused: this client has a key, and so has begun, when there is a file of it.
+    until("the client's key", (client.seen / "state.json").exists)
     time.sleep(spoil_over)
     assert joining.poll() is None
     assert client.kept()["networks"] == []

@@ -11,15 +11,19 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from rustguard_py import cookie
 from rustguard_py.planes.contract import (
     KEEPALIVE_TIMEOUT,
     MAX_STAGED_PACKETS,
+    REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_AFTER_TIME_RECEIVING,
     EndpointMoved,
     ForeignReceived,
+    HandshakeReceived,
     HandshakeWanted,
     Keypair,
     KeypairConfirmed,
@@ -290,6 +294,56 @@ class PlaneConformance:
         pair.bob.datagram_in(b"\5\0\0\0" + bytes(100), ALICE)
         assert pair.bob.events == [ForeignReceived(b"RGE2 hello", ALICE)]
         assert pair.bob.stats().drops == {"unknown_type": 2}
+
+    def test_row_17_nothing_recorded_is_taken_again_nor_moves_an_endpoint(self, pair: Pair) -> None:
+        pair.connect()
+        for number in range(3000):
+            pair.alice.packet_out(to_bob(number.to_bytes(4, "big")))
+        recorded = [datagram for _, datagram in pair.alice.outgoing]
+        pair.carry()
+        assert len(pair.bob.take_delivered()) == 3000
+        for datagram in recorded:
+            pair.bob.datagram_in(datagram, ELSEWHERE)
+        assert pair.bob.delivered == []
+        assert pair.bob.stats().drops == {"replayed": 3000}
+        assert pair.bob.stats().peers[PEER].endpoint == ALICE
+        print("row 17: 3000 datagrams replayed from elsewhere: none taken, endpoint unmoved")
+
+    def test_row_19_a_cookie_reply_from_elsewhere_moves_no_endpoint(self, pair: Pair) -> None:
+        pair.connect()
+        index = pair.bob.reserve_index(PEER)
+        captured = cookie.cookie_reply(index, b"c" * 16, b"m" * 16, b"k" * 32, os.urandom)
+        for _ in range(1000):
+            pair.bob.datagram_in(captured, ELSEWHERE)
+        told = pair.bob.take_events()
+        assert set(told) <= {HandshakeReceived(captured, ELSEWHERE)}
+        assert pair.bob.stats().peers[PEER].endpoint == ALICE
+        pair.bob.packet_out(to_alice())
+        assert [to for to, _ in pair.bob.outgoing] == [ALICE]
+        print("row 19: 1000 cookie replies from elsewhere: endpoint unmoved")
+
+    def test_row_31_the_kernels_selftest_vector_without_additional_data_opens(self, pair: Pair) -> None:
+        """Number 002 of its ChaCha20-Poly1305 tests, whose 8-byte nonce is our counter; an empty body."""
+        key = bytes.fromhex("4cf5968338e6ae7f2d292576d5752786919a277afb46c5ef9481795714594068")
+        nonce, tag = bytes.fromhex("cabf33713245778e"), bytes.fromhex("eae01e9e2c91aae1db5d993f8af76992")
+        index = pair.bob.reserve_index(PEER)
+        pair.bob.install_keypair(PEER, Keypair(index, 1, b"s" * 32, key, False, pair.bob.now))
+        for last in (tag[15] ^ 1, tag[15]):
+            head = b"\4\0\0\0" + index.to_bytes(4, "little") + nonce
+            pair.bob.datagram_in(head + tag[:15] + bytes([last]), ALICE)
+        assert pair.bob.take_events() == [KeypairConfirmed(PEER, index)]
+        assert pair.bob.stats().drops == {"bad_tag": 1}
+        print("row 31: the kernel's ChaCha20-Poly1305 vector 002 opens, and not with a bit flipped")
+
+    def test_row_35_what_is_numbered_from_reject_after_messages_on_is_refused(self, pair: Pair) -> None:
+        key, index = os.urandom(32), pair.bob.reserve_index(PEER)
+        pair.bob.install_keypair(PEER, Keypair(index, 1, b"s" * 32, key, False, pair.bob.now))
+        for counter in (REJECT_AFTER_MESSAGES - 1, REJECT_AFTER_MESSAGES, 2**64 - 1):
+            number = counter.to_bytes(8, "little")
+            sealed = ChaCha20Poly1305(key).encrypt(bytes(4) + number, to_bob(), None)
+            pair.bob.datagram_in(b"\4\0\0\0" + index.to_bytes(4, "little") + number + sealed, ALICE)
+        assert pair.bob.delivered == [to_bob()]
+        print("row 35: a datagram numbered REJECT-AFTER-MESSAGES - 1 is taken, those beyond are not")
 
     # Keypairs.
 
