@@ -24,12 +24,11 @@ from rustguard_py.planes.offload import PLAIN_VNET, VNET_SIZE, Vnet
 from rustguard_py.planes.segment import Segmenter
 from support.batch_plane import BatchPlane
 from support.memory_plane import MemoryPlane
+from support.native_memory_plane import NativeMemoryPlane
 from support.packets import checksums_hold, superpacket, tcp_packet, udp_packet
 from support.plane_conformance import PEER, Pair, PlaneConformance, to_alice
 
-_native: Any = pytest.importorskip(
-    "rustguard_py._native", reason="the native plane isn't built here (no cargo at installation)"
-)
+pytest.importorskip("rustguard_py._native", reason="the native plane isn't built here (no cargo at installation)")
 
 EXAMPLES = 5_000 if os.environ.get("RUSTGUARD_SOAK") else 300
 ALICE: Endpoint = ("192.0.2.1", 51820)
@@ -38,23 +37,6 @@ PLACES: list[Endpoint] = [ALICE, BOB, ("192.0.2.77", 1), ("2001:db8::9", 4000, 0
 ADDRESSES = {"alice": ["10.9.0.1", "fd00::1"], "bob": ["10.9.0.2", "fd00::2"]}
 STRANGER = ["10.9.0.3", "fd00::3"]
 STEPS = [0.01, 0.3, 1.0, 4.9, 5.0, 10.0, 10.1, 15.0, 15.4, 30.0, 119.0, 120.0, 165.0, 180.0]
-
-
-class NativeMemoryPlane(MemoryPlane):
-    """`MemoryPlane` over the native rules."""
-
-    def __init__(
-        self,
-        public_key: bytes,
-        *,
-        random: Callable[[int], bytes] = os.urandom,
-        now: float = 0.0,
-        mtu: int = 1420,
-        backlog: Callable[[], int] = lambda: 0,
-    ) -> None:
-        super().__init__(public_key, mtu=mtu, now=now)
-        rules = _native.Transport(public_key, emit=self.events.append, random=random, mtu=mtu, backlog=backlog)
-        self.transport = rules
 
 
 class NativeBatchPlane(NativeMemoryPlane):
