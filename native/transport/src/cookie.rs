@@ -123,11 +123,39 @@ impl CookieSecrets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blake2::digest::consts::U32;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn row_31_blake2s_reproduces_the_vectors_of_rfc_7693_and_the_keyed_one_of_its_authors() {
+        let abc = "508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982";
+        assert_eq!(hex(&Blake2s256::digest(b"abc")), abc);
+        let key: Vec<u8> = (0..32).collect();
+        let empty = <Blake2sMac<U32> as blake2::digest::KeyInit>::new_from_slice(&key).unwrap().finalize();
+        let keyed = "48a8997da407876b3d79c0d92325ad3b89cbb754d86ab71aee047ad345fd2c49";
+        assert_eq!(hex(&empty.into_bytes()), keyed);
+    }
+
+    /// Appendix A.3.1.
+    #[test]
+    fn row_31_xchacha20_poly1305_reproduces_the_vector_of_draft_irtf_cfrg_xchacha() {
+        let text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, \
+            sunscreen would be it.";
+        let key: [u8; 32] = std::array::from_fn(|n| 0x80 + n as u8);
+        let nonce: [u8; 24] = std::array::from_fn(|n| 0x40 + n as u8);
+        let aad = [0x50, 0x51, 0x52, 0x53, 0xc0, 0xc1, 0xc2, 0xc3, 0xc4, 0xc5, 0xc6, 0xc7];
+        let cipher = XChaCha20Poly1305::new((&key).into());
+        let sealed = cipher.encrypt(&nonce.into(), Payload { msg: text, aad: &aad }).unwrap();
+        assert_eq!(hex(&sealed[..16]), "bd6d179d3e83d43b9576579493c0e939");
+        assert_eq!(hex(&sealed[text.len()..]), "c0875924c1c7987947deafd8780acf49");
+    }
 
     /// Made with Python's hashlib.
     #[test]
     fn row_31_macs_are_keyed_blake2s_of_16_bytes() {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         assert_eq!(hex(&mac(&[b'k'; 32], b"data")), KEYED);
         assert_eq!(hex(&mac1_key(&[b'p'; 32])), MAC1_KEY);
     }
