@@ -4,6 +4,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# How long the tests in the virtual machine may take; without a processor's help each step takes ten times as long.
+KERNEL_SECONDS ?= 900
 # The newest wireguard-go, to talk to and to measure against.
 WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
 SOURCES := pyproject.toml setup.py README.md $(shell find rustguard_py enroll state cli native -type f ! -name '*.pyc' ! -path '*/target/*')
@@ -17,6 +19,7 @@ CARGO = scripts/native
 help:
 	@echo 'make demo    two hosts on this machine find each other with a token and carry traffic (a minute)'
 	@echo 'make test    the tests; PYTEST_ARGS="-k replay" chooses some'
+	@echo 'make test-kernel   the tests that need WireGuard in the kernel, in a virtual machine that has it (minutes)'
 	@echo 'make check   formatting, lint and types'
 	@echo 'make soak    the tests with every repetition (long)'
 	@echo 'make fuzz    the parsers of the native plane, a minute each; FUZZ_SECONDS=5 is shorter (nightly Rust, cargo-fuzz)'
@@ -33,6 +36,11 @@ demo: .venv/.demo
 test: .venv/.test
 	@$(CARGO) test --locked -q -p transport
 	@$(PYTEST) $(PYTEST_ARGS)
+
+# On any kernel: in a virtual machine with Debian's. What it writes stays in there.
+test-kernel: .venv/.test-kernel
+	@scripts/kernel-vm -t $(KERNEL_SECONDS) -- env RUSTGUARD_INSTALLED=1 RUSTGUARD_SOAK=$$RUSTGUARD_SOAK CI=$$CI OPENBLAS_NUM_THREADS=1 \
+	  $(BIN)/pytest -p no:cacheprovider tests/kernel $(PYTEST_ARGS)
 
 soak: .venv/.test
 	@RUSTGUARD_SOAK=1 $(CARGO) test --locked --release -q -p transport --lib lanes
@@ -84,6 +92,11 @@ wheel: .venv/.demo
 	@$(MAKE) wireguard-go
 	@touch $@
 
+.venv/.test-kernel: $(SOURCES) scripts/venv scripts/setup-debian
+	@scripts/setup-debian test-kernel
+	@scripts/venv test
+	@touch $@
+
 # Without Go the system's wireguard-go must do.
 wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 	@:
@@ -97,4 +110,4 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test soak fuzz miri tsan check bench bench-full bench-scale wheel wireguard-go clean
+.PHONY: help demo test test-kernel soak fuzz miri tsan check bench bench-full bench-scale wheel wireguard-go clean

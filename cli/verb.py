@@ -105,11 +105,11 @@ def data_path_options(function: Function) -> Function:
         callback=_check_queues,
         default="auto",
         show_default=True,
-        help="Queues of the interface; auto: by the number of cores.",
+        help="Queues of the interface, not with the kernel's engine; auto: by the number of cores.",
     )
     by_engine = click.option(
         "--engine",
-        type=click.Choice(["auto", "native", "portable"]),
+        type=click.Choice(["auto", "kernel", "native", "portable"]),
         default="auto",
         show_default=True,
         envvar="RUSTGUARD_ENGINE",

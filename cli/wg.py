@@ -67,7 +67,7 @@ def _engine() -> Engine:
     # The kernel's WireGuard needs no program in its place.
     fastest = "native" if engine.has_native() else "portable"
     wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
-    return engine.choose(fastest if wanted == "auto" else wanted, "auto")
+    return engine.choose(fastest if wanted in ("auto", "kernel") else wanted, "auto")
 
 
 def _directory(interface: str) -> Path:

@@ -12,6 +12,7 @@ from rustguard_py.planes.contract import Endpoint
 
 # WireGuard's customary one, which a server has unless it is told another.
 DEFAULT_PORT = 51820
+LAST_PORT = 65535
 
 _WITH_BRACKETS = re.compile(r"\[(?P<host>[0-9A-Fa-f:.%\w-]+)\](?::(?P<port>\d+))?")
 _WITHOUT = re.compile(r"(?P<host>[^\s:\[\]]+)(?::(?P<port>\d+))?")
@@ -29,9 +30,23 @@ def parse(text: str) -> tuple[str, int | None]:
     if match is None:
         raise UsageError(f"{text!r} is no address.", "Write it like home.example:51820 or [2001:db8::1]:51820.")
     port = match["port"]
-    if port is not None and not 1 <= int(port) <= 65535:
+    if port is not None and not 1 <= int(port) <= LAST_PORT:
         raise UsageError(f"{port} is no UDP port.", "Ports go from 1 to 65535; RustGuard's is 51820.")
     return match["host"], None if port is None else int(port)
+
+
+def pairing_port(port: int) -> int:
+    """Give the port beside a tunnel's that pairing is answered on where the kernel has the tunnel's to itself.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if port >= LAST_PORT:
+        raise UsageError(
+            f"UDP port {port} has no next one, and with the kernel's engine pairing needs it.",
+            "Choose another --port, or --engine native.",
+        )
+    return port + 1
 
 
 async def resolve(host: str, port: int) -> list[Endpoint]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections.abc import Sequence
 
 from rustguard_py.clock import now
@@ -16,13 +17,20 @@ from rustguard_py.planes.contract import Endpoint
 # ip(7), ipv6(7): with these the kernel reports an ICMP "port unreachable" as an error of the socket.
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
+_REFUSED = errno.ECONNREFUSED.to_bytes(4, sys.byteorder)
+# How long the first datagram waits at the tunnel's port before it goes to the other port too, seconds: another
+# server may have that one.
+_OTHERS_AFTER = 0.3
 # So often must every address of the server have refused before we believe that nothing listens there, and so often
 # must nothing have gone out before we believe that there is no way.
 _REFUSALS = 3
 
 
 async def ask(
-    client: PairingClient | v1.Client, sockets: Sequence[socket.socket], servers: Sequence[Endpoint]
+    client: PairingClient | v1.Client,
+    sockets: Sequence[socket.socket],
+    servers: Sequence[Endpoint],
+    others: Sequence[Endpoint] = (),
 ) -> Joined:
     """Run a join to its end.
 
@@ -30,11 +38,12 @@ async def ask(
         client: A fresh one.
         sockets: Bound, one a family; they stay open and go on to be the tunnel's.
         servers: The addresses that the server may have.
+        others: Where it may answer besides: at its other port.
 
     Raises:
         RustGuardError: It failed; the error says why.
     """
-    asking = _Asking(client, sockets, servers)
+    asking = _Asking(client, sockets, servers, others)
     try:
         return await asking.run()
     finally:
@@ -43,13 +52,19 @@ async def ask(
 
 class _Asking:
     def __init__(
-        self, client: PairingClient | v1.Client, sockets: Sequence[socket.socket], servers: Sequence[Endpoint]
+        self,
+        client: PairingClient | v1.Client,
+        sockets: Sequence[socket.socket],
+        servers: Sequence[Endpoint],
+        others: Sequence[Endpoint],
     ) -> None:
         self._client = client
         self._sockets = {each.family: each for each in sockets}
         self._servers = servers
+        self._others = others
+        self._others_timer: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._refused = 0
+        self._refused: dict[tuple[str, int], int] = {}
         self._unreachable: str | None = None
         self._unsent = 0
 
@@ -69,6 +84,8 @@ class _Asking:
 
     def close(self) -> None:
         loop = asyncio.get_running_loop()
+        if self._others_timer is not None:
+            self._others_timer.cancel()
         for each in self._sockets.values():
             loop.remove_reader(each.fileno())
             _report_refusals(each, on=False)
@@ -91,11 +108,14 @@ class _Asking:
         raise outcome.error()
 
     def _all_refused(self) -> bool:
-        return self._refused >= _REFUSALS * len(self._servers)
+        """Whether nothing listens at the tunnel's port, wherever the server may be; of the other it tells nothing."""
+        return all(self._refused.get((place[0], place[1]), 0) >= _REFUSALS for place in self._servers)
 
     def _transmit(self) -> None:
         while (transmit := self._client.poll_transmit()) is not None:
             places = self._servers if transmit.destination is None else [transmit.destination]
+            if transmit.destination is None:
+                self._transmit_to_others(transmit.datagram)
             failures = [self._send(transmit.datagram, place) for place in places]
             self._unreachable = failures[0] if all(failures) else None
             self._unsent = self._unsent + 1 if all(failures) else 0
@@ -103,6 +123,15 @@ class _Asking:
                 self._done.set_result(None)
         if self._client.outcome is not None and not self._done.done():
             self._done.set_result(None)
+
+    def _transmit_to_others(self, datagram: bytes) -> None:
+        """The first time after a moment, unless somebody has answered by then."""
+        if self._others_timer is None:
+            loop = asyncio.get_running_loop()
+            self._others_timer = loop.call_later(_OTHERS_AFTER, self._transmit_to_others, datagram)
+            return
+        for place in self._others:
+            self._send(datagram, place)
 
     def _send(self, datagram: bytes, place: Endpoint) -> str | None:
         """Send; give why it didn't work, or None."""
@@ -115,7 +144,7 @@ class _Asking:
                 each.sendto(datagram, place)
             except OSError as error:
                 if error.errno == errno.ECONNREFUSED:
-                    self._note_refusal()
+                    self._note_refusals(each)
                     continue
                 return error.strerror or "unknown error"
             return None
@@ -127,26 +156,32 @@ class _Asking:
                 datagram, source = each.recvfrom(65536)
             except BlockingIOError:
                 break
-            except OSError as error:
-                _drain_errors(each)
-                if error.errno == errno.ECONNREFUSED:
-                    self._note_refusal()
+            except OSError:
+                self._note_refusals(each)
                 continue
+            if self._others_timer is not None:
+                self._others_timer.cancel()
             self._client.handle(datagram, source, now())
         self._transmit()
 
-    def _note_refusal(self) -> None:
-        self._refused += 1
+    def _note_refusals(self, each: socket.socket) -> None:
+        for place in _take_errors(each):
+            self._refused[place] = self._refused.get(place, 0) + 1
         if self._all_refused() and not self._done.done():
             self._done.set_result(None)
 
 
-def _drain_errors(each: socket.socket) -> None:
+def _take_errors(each: socket.socket) -> list[tuple[str, int]]:
+    """Give where the datagrams went that were refused; the errors are forgotten."""
+    refused = []
     try:
         while True:
-            each.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+            _, control, _, place = each.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+            # struct sock_extended_err begins with the errno, 32 bits.
+            if any(data[:4] == _REFUSED for _, _, data in control):
+                refused.append((place[0], place[1]))
     except OSError:
-        return
+        return refused
 
 
 def _report_refusals(each: socket.socket, *, on: bool) -> None:
@@ -155,4 +190,4 @@ def _report_refusals(each: socket.socket, *, on: bool) -> None:
     else:
         each.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, int(on))
     if not on:
-        _drain_errors(each)
+        _take_errors(each)

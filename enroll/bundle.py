@@ -22,7 +22,7 @@ from rustguard_py.enroll.way import Way
 from rustguard_py.multipath import Multipath
 from rustguard_py.peer import Peer
 from rustguard_py.planes.contract import REJECT_AFTER_TIME, Network, PeerStats, PlaneStats
-from rustguard_py.tunnel import Tunnel
+from rustguard_py.tunnel import AnyTunnel
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Member:
         port: UDP, the server's.
     """
 
-    tunnel: Tunnel
+    tunnel: AnyTunnel
     interface: str
     port: int
 

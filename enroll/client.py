@@ -22,7 +22,7 @@ from rustguard_py.netwatch import NetWatch
 from rustguard_py.peer import Peer, PeerConfig
 from rustguard_py.planes.contract import Endpoint
 from rustguard_py.state.records import NetworkRecord
-from rustguard_py.tunnel import Listeners, Tunnel
+from rustguard_py.tunnel import AnyTunnel, Listeners
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Client:
 
     def __init__(
         self,
-        tunnel: Tunnel,
+        tunnel: AnyTunnel,
         network: NetworkRecord,
         timestamps: KeptTimestamps,
         interface: str,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 
 from rustguard_py import netif
 from rustguard_py.clock import now
+from rustguard_py.enroll.address import pairing_port
 from rustguard_py.enroll.report import Program
 from rustguard_py.enroll.server import Server
 from rustguard_py.state.identity import fingerprint
@@ -17,6 +18,8 @@ def introduce(server: Server, program: Program, say: Callable[[str], None]) -> N
     pools = f"{state.pool4}" + (f" and {server.pool6}" if server.pool6 else "")
     say(f"Serving {pools} on {interface},")
     say(f"UDP port {state.port}, engine {engine.name} ({engine.reason}).")
+    if engine.in_kernel:
+        say(f"Pairing is answered on UDP port {pairing_port(state.port)}: forward both.")
     own = [interface]
     if server.bundle is not None:
         own = [member.interface for member in server.bundle.members]

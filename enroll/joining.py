@@ -33,7 +33,7 @@ from rustguard_py.planes.tun import Tun
 from rustguard_py.state.document import Document
 from rustguard_py.state.identity import generate_private_key, parse_fingerprint, public_key
 from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
-from rustguard_py.tunnel import Tunnel
+from rustguard_py.tunnel import AnyTunnel
 
 # How long the start waits for the server's name, seconds; without an answer it is looked up again later.
 FIRST_LOOK = 1.0
@@ -92,9 +92,11 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         document = Document.open(options.directory)
         stack.callback(document.close)
         state = _load(document)
+        if running.remove_leftovers(state.private_key, options.directory):
+            voice.say("Removed the interface that was left when RustGuard was killed.")
         interface = options.interface or netif.free_interface_name()
         if not options.save_only:
-            _try_interface(interface)
+            _try_interface(interface, chosen)
         sockets = running.bind(stack, 0)
         port = sockets[0].getsockname()[1]
         network, endpoint = await _obtain(options, voice, document, state, sockets)
@@ -110,13 +112,22 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         # Before there is an address to send from: the first packet then waits for the handshake, and isn't dropped.
         client.connect(endpoint or await _locate(network))
         if bundle is None:
-            running.lay_out(stack, voice, interface, network.mtu, network.addresses, network.routes)
+            running.lay_out(
+                stack,
+                voice,
+                interface,
+                network.mtu,
+                network.addresses,
+                network.routes,
+                in_kernel=chosen.in_kernel,
+            )
         else:
             # What lies behind the server is reached over all.
             running.lay_out(stack, voice, interface, network.mtu, running.host_addresses(network.addresses))
             running.lay_out_bundle(stack, voice, network.mtu, network.addresses, bundle)
         await running.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
         await running.answer_wg(stack, tunnel, interface, state.private_key, port)
+        voice.say(f"Engine {chosen.name} ({chosen.reason}).")
         ready()
         await client.run()
 
@@ -128,11 +139,15 @@ def _with_tunnels(
     if not network.tunnels:
         return chosen, network
     number = 1 + len(network.tunnels)
-    if options.xdp is not None:
-        voice.say(f"The server has {number} tunnels; AF_XDP takes the first alone.")
+    if options.xdp is not None or options.engine == "kernel":
+        what = "AF_XDP" if options.xdp is not None else "the kernel's engine"
+        voice.say(f"The server has {number} tunnels; {what} takes the first alone.")
         return chosen, replace(network, tunnels=())
+    if chosen.in_kernel:
+        chosen = engine.choose("auto", options.queues, ours="a server with --tunnels")
+        _try_interface(interface, chosen)
     for place in range(1, number):
-        running.check_interface(further.interface(interface, place))
+        running.check_interface(further.interface(interface, place), chosen)
     return chosen.for_tunnels(number, options.queues), network
 
 
@@ -142,7 +157,7 @@ def _make_bundle(
     program: Program,
     private_key: bytes,
     network: NetworkRecord,
-    tunnel: Tunnel,
+    tunnel: AnyTunnel,
     timestamps: KeptTimestamps,
 ) -> Bundle | None:
     """Make the tunnels beside the first; all of them with our one key, which is what the server knows us by."""
@@ -168,10 +183,15 @@ def _load(document: Document) -> ClientState:
     return state
 
 
-def _try_interface(interface: str) -> None:
+def _try_interface(interface: str, chosen: engine.Engine) -> None:
     """Refuse what could not be made, before the server gives an address for it."""
-    running.check_interface(interface)
-    Tun(interface, lambda _: None).close()
+    running.check_interface(interface, chosen)
+    if not chosen.in_kernel:
+        Tun(interface, lambda _: None).close()
+        return
+    from rustguard_py.kernel import Device
+
+    Device.make(interface, "rustguard").remove()
 
 
 async def _obtain(
@@ -215,6 +235,8 @@ async def _pair(
     sockets: Sequence[socket.socket],
 ) -> tuple[NetworkRecord, Endpoint]:
     servers = await address.resolve(host, port)
+    # Where the server's kernel has the tunnel's port to itself, pairing is on the next; version 1 knows but one.
+    others = [] if options.v1 or port >= address.LAST_PORT else [_beside(each, port + 1) for each in servers]
     voice.say(f"Asking {host}, UDP port {port}.")
     protocol = v1.Client if options.v1 else PairingClient
     client = protocol(
@@ -226,8 +248,13 @@ async def _pair(
         expected=options.fingerprint,
         known_server=None if kept is None else kept.server_key,
     )
-    joined = await ask(client, sockets, servers)
-    return _record(joined, host, port), joined.server
+    joined = await ask(client, sockets, servers, others)
+    return _record(joined, host, port), _beside(joined.server, port)
+
+
+def _beside(place: Endpoint, port: int) -> Endpoint:
+    """Another port of the same address."""
+    return (place[0], port, *place[2:])
 
 
 def _record(joined: Joined, host: str, port: int) -> NetworkRecord:

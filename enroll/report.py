@@ -14,7 +14,7 @@ from rustguard_py.enroll.window import Closed, WindowState
 from rustguard_py.planes.contract import Endpoint, PeerStats, WorkerStats
 from rustguard_py.state.identity import fingerprint
 from rustguard_py.state.paths import Role
-from rustguard_py.tunnel import Tunnel
+from rustguard_py.tunnel import AnyTunnel
 
 SCHEMA = 1
 # A session is renewed every 120 s while anything is sent; a peer heard from since then is there.
@@ -73,7 +73,7 @@ def endpoint_text(endpoint: Endpoint | None) -> str | None:
 
 
 def peers(
-    tunnels: Sequence[Tunnel], lines: Iterable[PeerLine], now: float, *, keys: Sequence[bytes] | None = None
+    tunnels: Sequence[AnyTunnel], lines: Iterable[PeerLine], now: float, *, keys: Sequence[bytes] | None = None
 ) -> dict[str, Any]:
     """Describe each peer, over all tunnels to it; each plane's counters are read once.
 
@@ -88,7 +88,7 @@ def peers(
 
 
 def _peer(
-    tunnels: Sequence[Tunnel],
+    tunnels: Sequence[AnyTunnel],
     line: PeerLine,
     stats: Sequence[dict[int, PeerStats]],
     now: float,
@@ -138,7 +138,7 @@ def window(state: WindowState) -> dict[str, Any]:
     }
 
 
-def common(program: Program, tunnels: Sequence[Tunnel], now: float) -> dict[str, Any]:
+def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[str, Any]:
     """Describe what either end's status has: the program, its key, and the planes' counters but for the peers'."""
     own_key = tunnels[0].node.static.public
     stats = [tunnel.plane.stats() for tunnel in tunnels]
@@ -170,7 +170,7 @@ def common(program: Program, tunnels: Sequence[Tunnel], now: float) -> dict[str,
     }
 
 
-def broken(tunnels: Sequence[Tunnel]) -> list[str]:
+def broken(tunnels: Sequence[AnyTunnel]) -> list[str]:
     """Warn of each tunnel that broke while others go on."""
     return [
         f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart mends it."

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rustguard_py import netif
 from rustguard_py.control import ControlServer, Handler
+from rustguard_py.engine import Engine
 from rustguard_py.enroll import further
 from rustguard_py.enroll.bundle import Bundle, Member
 from rustguard_py.enroll.report import Program
@@ -24,15 +25,16 @@ from rustguard_py.planes import offload, udp
 from rustguard_py.planes.contract import Network
 from rustguard_py.state import paths
 from rustguard_py.state.identity import public_key
-from rustguard_py.tunnel import Listeners, Tunnel
+from rustguard_py.tunnel import AnyTunnel, Listeners, Tunnel
 from rustguard_py.uapi_socket import UapiSocket, show
 
 log = logging.getLogger(__name__)
 
 
-def check_interface(name: str) -> None:
+def check_interface(name: str, engine: Engine) -> None:
     """Refuse where no interface of that name can be made."""
-    netif.require_tun()
+    if not engine.in_kernel:
+        netif.require_tun()
     if netif.interface_exists(name):
         raise RefusedError(f"There is an interface {name} already.", "Choose another: --interface NAME")
 
@@ -51,10 +53,22 @@ def make_tunnel(
     private_key: bytes,
     sockets: Sequence[socket.socket],
     mtu: int,
-) -> tuple[Tunnel, KeptTimestamps]:
-    """Make an interface and a tunnel on it, with the timestamps kept in a state directory; nobody listens yet."""
+    pairing: Sequence[socket.socket] = (),
+) -> tuple[AnyTunnel, KeptTimestamps]:
+    """Make an interface and a tunnel on it, with the timestamps kept in a state directory; nobody listens yet.
+
+    Args:
+        stack: Undoes it.
+        program: What runs.
+        private_key: 32 bytes.
+        sockets: Of the tunnel's port.
+        mtu: Of the interface, bytes.
+        pairing: Where enrollment is answered if the kernel has the tunnel's port.
+    """
     timestamps = KeptTimestamps(program.directory)
     stack.callback(timestamps.close)
+    if program.engine.in_kernel:
+        return _make_kernel_tunnel(stack, program, private_key, sockets, pairing), timestamps
     plane = program.engine.make_plane(public_key(private_key), program.interface, sockets, mtu)
     stack.callback(plane.close)
     tunnel = Tunnel.make(private_key, plane, timestamps, Listeners())
@@ -69,7 +83,7 @@ def make_further(
     sockets: Sequence[Sequence[socket.socket]],
     mtu: int,
     timestamps: KeptTimestamps,
-) -> list[Tunnel]:
+) -> list[AnyTunnel]:
     """Make the interfaces and tunnels beside the first; nobody listens yet.
 
     Args:
@@ -80,7 +94,7 @@ def make_further(
         mtu: Of the interfaces, bytes.
         timestamps: The first tunnel's.
     """
-    made: list[Tunnel] = []
+    made: list[AnyTunnel] = []
     for number, (private_key, own) in enumerate(zip(private_keys, sockets, strict=True), 1):
         interface = further.interface(program.interface, number)
         plane = program.engine.make_plane(public_key(private_key), interface, own, mtu)
@@ -95,7 +109,7 @@ def make_further(
 def make_bundle(
     voice: Voice,
     program: Program,
-    tunnels: Sequence[Tunnel],
+    tunnels: Sequence[AnyTunnel],
     ports: Sequence[int],
     addresses: Sequence[IPv4Interface | IPv6Interface],
     *,
@@ -131,6 +145,44 @@ def host_addresses(addresses: Iterable[IPv4Interface | IPv6Interface]) -> list[I
     return [type(each)((each.ip, each.max_prefixlen)) for each in addresses]
 
 
+def _make_kernel_tunnel(
+    stack: AsyncExitStack,
+    program: Program,
+    private_key: bytes,
+    sockets: Sequence[socket.socket],
+    pairing: Sequence[socket.socket],
+) -> AnyTunnel:
+    from rustguard_py.kernel import Device
+    from rustguard_py.kernel_tunnel import KernelTunnel
+
+    device = Device.make(program.interface, kernel_alias(program.directory))
+    stack.callback(device.remove)
+    tunnel = KernelTunnel(private_key, device, sockets, pairing)
+    stack.callback(tunnel.close)
+    return tunnel
+
+
+def kernel_alias(directory: Path) -> str:
+    """What the kernel's interface of a state directory is recognised by, beside its key."""
+    return f"rustguard {directory.absolute()}".encode("ascii", "replace").decode()
+
+
+def remove_leftovers(private_key: bytes | None, directory: Path) -> bool:
+    """Remove the interfaces that a killed program of this state directory left: the kernel keeps its own.
+
+    Args:
+        private_key: Only those of this key (32 bytes); None for any.
+        directory: Whose lock the caller holds.
+
+    Returns:
+        Whether there was one.
+    """
+    from rustguard_py import kernel
+
+    key = None if private_key is None else public_key(private_key)
+    return bool(kernel.remove_leftovers(key, kernel_alias(directory)))
+
+
 def lay_out(
     stack: AsyncExitStack,
     voice: Voice,
@@ -138,15 +190,19 @@ def lay_out(
     mtu: int,
     addresses: Iterable[IPv4Interface | IPv6Interface],
     routes: Sequence[Network] = (),
+    *,
+    in_kernel: bool = False,
 ) -> None:
     """Give the interface its addresses and routes, and bring it up."""
-    segments = offload.wanted_gso_segments(mtu)
+    segments = None if in_kernel else offload.wanted_gso_segments(mtu)
     layout = netif.Layout(interface, mtu, tuple(addresses), tuple(routes), gso_max_segs=segments)
     stack.callback(netif.set_up(layout, voice.change).undo, voice.change)
 
 
-async def answer_wg(stack: AsyncExitStack, tunnel: Tunnel, interface: str, private_key: bytes, port: int) -> None:
+async def answer_wg(stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, private_key: bytes, port: int) -> None:
     """Let wg(8) show a tunnel that has commands of its own, unless another program has the name there."""
+    if not isinstance(tunnel, Tunnel):
+        return  # wg(8) asks the kernel itself
     wg = UapiSocket(interface, lambda: show(tunnel, private_key, port), None)
     try:
         await wg.start()
@@ -172,7 +228,7 @@ def stop_on_signals(stopped: asyncio.Event) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
 
 
-async def until_stopped(tunnel: Tunnel) -> None:
+async def until_stopped(tunnel: AnyTunnel) -> None:
     """Return when a signal came.
 
     Raises:
@@ -183,7 +239,7 @@ async def until_stopped(tunnel: Tunnel) -> None:
         raise tunnel.fault
 
 
-async def until_all_stopped(stopped: asyncio.Event, tunnels: Sequence[Tunnel]) -> None:
+async def until_all_stopped(stopped: asyncio.Event, tunnels: Sequence[AnyTunnel]) -> None:
     """Return when `stopped` is set; a tunnel that breaks ends nothing while another runs.
 
     Raises:

@@ -30,7 +30,7 @@ from rustguard_py.errors import RefusedError, StateError
 from rustguard_py.peer import Peer, PeerConfig
 from rustguard_py.planes.contract import Endpoint, Network
 from rustguard_py.state.records import NO_PRESHARED_KEY, PeerRecord
-from rustguard_py.tunnel import Listeners, Tunnel
+from rustguard_py.tunnel import AnyTunnel, Listeners
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Server:
 
     def __init__(
         self,
-        tunnel: Tunnel,
+        tunnel: AnyTunnel,
         registry: Registry,
         saver: Saver,
         timestamps: KeptTimestamps,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rustguard_py import engine, netif
 from rustguard_py.clock import now
-from rustguard_py.enroll import further, running
+from rustguard_py.enroll import address, further, running
 from rustguard_py.enroll.address import DEFAULT_PORT
 from rustguard_py.enroll.introduction import introduce
 from rustguard_py.enroll.pool import collisions, make_ula, propose
@@ -100,14 +100,16 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
     state = _prepare(options, kept)
     chosen = _choose(options, state.tunnels)
     registry = Registry(state)
+    if running.remove_leftovers(state.private_key, options.directory):
+        voice.say("Removed the interface that was left when RustGuard was killed.")
     interface = options.interface or netif.free_interface_name()
     interfaces = [further.interface(interface, number) for number in range(state.tunnels)]
     _check_pools(state, interfaces, first=not state.peers)
     for each in interfaces:
-        running.check_interface(each)
+        running.check_interface(each, chosen)
     program = Program("server", options.directory, interface, chosen, now())
     server, why_no_ipv6 = _make_server(program, registry, document, stack, voice)
-    running.lay_out(stack, voice, interface, state.mtu, server.addresses)
+    running.lay_out(stack, voice, interface, state.mtu, server.addresses, in_kernel=chosen.in_kernel)
     if server.bundle is not None:
         running.lay_out_bundle(stack, voice, state.mtu, server.addresses, server.bundle)
     # Not before: a start that fails over a taken port or pool must not be what the next one is told by the state.
@@ -127,7 +129,10 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
 def _choose(options: ServeOptions, tunnels: int) -> engine.Engine:
     if tunnels > 1 and options.xdp is not None:
         raise UsageError("AF_XDP serves one tunnel, not several.", "Leave out --xdp, or add: --tunnels 1")
-    chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp)
+    # Version 1's clients know one port, and with the kernel's engine there are two. Which of several tunnels is dead
+    # has to be seen sooner than the kernel tells it.
+    ours = "--v1-token" if options.v1_token is not None else "--tunnels" if tunnels > 1 else None
+    chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp, ours=ours)
     return chosen if tunnels == 1 else chosen.for_tunnels(tunnels, options.queues)
 
 
@@ -137,7 +142,9 @@ def _make_server(
     """Put a server together on an interface that is made; and say why it is without IPv6, if it is."""
     state = registry.state
     sockets = running.bind(stack, state.port)
-    tunnel, timestamps = running.make_tunnel(stack, program, state.private_key, sockets, state.mtu)
+    # The kernel keeps the tunnel's port to itself.
+    pairing = running.bind(stack, address.pairing_port(state.port)) if program.engine.in_kernel else []
+    tunnel, timestamps = running.make_tunnel(stack, program, state.private_key, sockets, state.mtu, pairing)
     why_no_ipv6 = netif.why_no_ipv6() if state.pool6 is not None else None
     pool6 = state.pool6 if why_no_ipv6 is None else None
     bundle = None

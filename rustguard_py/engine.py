@@ -12,7 +12,7 @@ from rustguard_py.clock import now
 from rustguard_py.errors import RefusedError, UsageError
 from rustguard_py.tunnel import EventfulPlane
 
-ENGINES = ("auto", "native", "portable")
+ENGINES = ("auto", "kernel", "native", "portable")
 # What RUSTGUARD_AEAD may be. `auto` seals and opens sixteen packets at once where the processor can.
 _AEADS = ("auto", "ring")
 # A queue has two threads that are busy when traffic is: one for either direction.
@@ -41,6 +41,11 @@ class Engine:
     uring: bool = False
     xdp: str | None = None
 
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the kernel shakes hands and moves the packets: no plane of ours is made."""
+        return self.name == "kernel"
+
     def for_tunnels(self, tunnels: int, queues: str) -> Engine:
         """Give the same for several tunnels: a queue each, unless a number of `queues` was asked for."""
         if queues != "auto":
@@ -65,6 +70,7 @@ class Engine:
             tun: Descriptors of its queues where it is there already; they stay the caller's.
         """
         # Imported here, so that who only asks for a status doesn't pay for it.
+        assert not self.in_kernel, "the kernel has no plane of ours"  # noqa: S101
         if self.name == "native":
             from rustguard_py.planes.native import NativePlane
 
@@ -95,7 +101,9 @@ def uring_refusal() -> str | None:
     return _native.uring_refusal()
 
 
-def choose(wanted: str, queues: str, *, uring: bool = False, xdp: str | None = None) -> Engine:
+def choose(
+    wanted: str, queues: str, *, uring: bool = False, xdp: str | None = None, ours: str | None = None
+) -> Engine:
     """Choose an engine: with `auto` the fastest that is here.
 
     Args:
@@ -103,10 +111,11 @@ def choose(wanted: str, queues: str, *, uring: bool = False, xdp: str | None = N
         queues: `auto` or a number, as on the command line.
         uring: Whether the native one shall use io_uring; where the kernel refuses, it runs without.
         xdp: The Ethernet interface that the native one shall use AF_XDP on; the same.
+        ours: Another option that was given and that only our own engines have, such as `--v1-token`; None for none.
 
     Raises:
-        UsageError: There is no such engine, that is no number of queues, the engine has no io_uring or AF_XDP, both
-            are wanted, or RUSTGUARD_AEAD is neither auto nor ring.
+        UsageError: There is no such engine, that is no number of queues, the engine hasn't what was asked for, both
+            io_uring and AF_XDP are wanted, or RUSTGUARD_AEAD is neither auto nor ring.
         RefusedError: It isn't here, or the interface isn't here or isn't Ethernet.
     """
     if wanted not in ENGINES:
@@ -119,6 +128,11 @@ def choose(wanted: str, queues: str, *, uring: bool = False, xdp: str | None = N
         raise UsageError("The portable engine has no AF_XDP.", "Leave out --xdp, or use: --engine native")
     if uring and xdp is not None:
         raise UsageError("io_uring and AF_XDP can't be used together.", "Leave out --uring or --xdp.")
+    ours = ours or _of_ours(queues, uring=uring, xdp=xdp)
+    if wanted == "kernel":
+        return _kernel(ours)
+    if wanted == "auto" and ours is None and why_no_kernel() is None:
+        return Engine("kernel", "the fastest: this kernel has WireGuard")
     if (wanted == "native" or uring or xdp is not None) and not has_native():
         raise RefusedError(
             "This installation has no native engine: there was no cargo, or too old a one, when it was installed.",
@@ -134,7 +148,7 @@ def choose(wanted: str, queues: str, *, uring: bool = False, xdp: str | None = N
         return Engine("portable", why + _portable_queues(queues))
     if (aead := os.environ.get("RUSTGUARD_AEAD", "auto")) not in _AEADS:
         raise UsageError(f"RUSTGUARD_AEAD={aead!r} is no AEAD.", f"Choose one of: {', '.join(_AEADS)}.")
-    why = "asked for" if wanted == "native" else "the fastest here"
+    why = "asked for" if wanted == "native" else f"{ours} needs it" if ours else "the fastest here"
     number, chosen = _queues(queues, os.cpu_count() or 1)
     return Engine("native", f"{why}; {chosen}{_uring(uring)}; AEAD: {_aead()}", number, uring, xdp)
 
@@ -151,6 +165,30 @@ def _uring(wanted: bool) -> str:
         return ""
     refusal = uring_refusal()
     return "; io_uring" if refusal is None else f"; system calls, because the kernel refuses io_uring ({refusal})"
+
+
+def why_no_kernel() -> str | None:
+    """Say in one sentence why the kernel's WireGuard can't be used, or None where it can."""
+    from rustguard_py import kernel
+
+    return kernel.why_absent()
+
+
+def _of_ours(queues: str, *, uring: bool, xdp: str | None) -> str | None:
+    """Name an option that only our own engines have, if one was given."""
+    if uring:
+        return "--uring"
+    if xdp is not None:
+        return "--xdp"
+    return None if queues == "auto" else "--queues"
+
+
+def _kernel(ours: str | None) -> Engine:
+    if ours is not None:
+        raise UsageError(f"{ours} is for RustGuard's own engines, not for the kernel's.", "Leave one of the two out.")
+    if (absent := why_no_kernel()) is not None:
+        raise RefusedError(absent, "Load it: sudo modprobe wireguard (Linux 5.6 or newer); or use: --engine auto")
+    return Engine("kernel", "asked for")
 
 
 def _portable_queues(queues: str) -> str:

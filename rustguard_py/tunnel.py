@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,8 +18,16 @@ from rustguard_py.clock import now
 from rustguard_py.errors import RustGuardError
 from rustguard_py.node import HandshakeGivenUp, HandshakeUnanswered, Node, PeerMoved, SessionStarted, Timestamps
 from rustguard_py.noise import StaticKey
-from rustguard_py.peer import Peer
-from rustguard_py.planes.contract import Endpoint, Event, Fault, ForeignReceived, Plane
+from rustguard_py.peer import Peer, PeerConfig
+from rustguard_py.planes.contract import (
+    REKEY_ATTEMPT_TIME,
+    Endpoint,
+    Event,
+    Fault,
+    ForeignReceived,
+    Plane,
+    PlaneStats,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +43,76 @@ class EventfulPlane(Plane, Protocol):
 
     def set_fwmark(self, mark: int) -> None:
         """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+
+
+class Peers(Protocol):
+    """The peers of a tunnel, whoever shakes hands with them: `rustguard_py.node.Node` says what each does."""
+
+    @property
+    def static(self) -> StaticKey:
+        """Our key."""
+
+    def __iter__(self) -> Iterator[Peer]:
+        """Go through all."""
+
+    def get(self, public_key: bytes) -> Peer | None:
+        """See `Node.get`."""
+
+    def set_peer(self, config: PeerConfig) -> Peer:
+        """See `Node.set_peer`."""
+
+    def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+        """See `Node.set_endpoint`."""
+
+    def remove_peer(self, public_key: bytes) -> bool:
+        """See `Node.remove_peer`."""
+
+    def begin_handshake(self, peer: Peer, now: float, patience: float = REKEY_ATTEMPT_TIME) -> None:
+        """See `Node.begin_handshake`."""
+
+
+class Mover(Protocol):
+    """What moves a tunnel's packets, as far as who runs a tunnel sees it."""
+
+    def send(self, endpoint: Endpoint, datagram: bytes) -> None:
+        """Send one datagram of enrollment as it is. An unreachable network is not an error."""
+
+    def stats(self) -> PlaneStats:
+        """Read the counters."""
+
+    def set_fwmark(self, mark: int) -> None:
+        """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+
+
+class AnyTunnel(Protocol):
+    """A running tunnel: `Tunnel`, whose handshakes are ours, or `rustguard_py.kernel_tunnel.KernelTunnel`.
+
+    Attributes:
+        listeners: Who is told what happens.
+        fault: What ended it, set once; `stopped` is then set as well.
+        stopped: Set to end it.
+    """
+
+    listeners: Listeners
+    fault: RustGuardError | None
+    stopped: asyncio.Event
+
+    @property
+    def node(self) -> Peers:
+        """Its peers; call `wake` after changing them."""
+
+    @property
+    def plane(self) -> Mover:
+        """Where packets move."""
+
+    def start(self) -> None:
+        """Begin to handle events; from within the running loop."""
+
+    def close(self) -> None:
+        """Stop; the interface goes with it. May be called twice."""
+
+    def wake(self) -> None:
+        """Do what is due, after a change."""
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from support import machine
 _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_namespaces": ("network namespaces and TUN devices", machine.why_no_namespaces),
     "needs_wireguard_go": ("wireguard-go and wg", machine.why_no_wireguard_go),
+    "needs_kernel_wireguard": ("a kernel with WireGuard", machine.why_no_kernel_wireguard),
     "needs_second_uid": ("a second user id", machine.why_no_second_uid),
 }
 # Everything there needs hosts, which `lab` gives.

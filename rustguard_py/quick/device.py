@@ -20,7 +20,7 @@ from rustguard_py.errors import UnansweredError
 from rustguard_py.netwatch import NetWatch
 from rustguard_py.peer import Peer, PeerConfig
 from rustguard_py.planes.contract import Endpoint
-from rustguard_py.tunnel import Listeners, Tunnel
+from rustguard_py.tunnel import AnyTunnel, Listeners
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Device:
         timestamps: Those of the tunnel.
     """
 
-    def __init__(self, tunnel: Tunnel, timestamps: KeptTimestamps) -> None:
+    def __init__(self, tunnel: AnyTunnel, timestamps: KeptTimestamps) -> None:
         tunnel.listeners = Listeners(unanswered=self._on_unanswered, session=self._on_session)
         self.tunnel = tunnel
         self._timestamps = timestamps

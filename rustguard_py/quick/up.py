@@ -84,7 +84,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
         stack.callback(document.close)
         try:
             await repair(options.directory, voice.change)
-            _check_interface(options.interface)
+            _check_interface(options.interface, chosen)
             if config.dns or config.search:
                 dns.manager()
             program = report.Program("tunnel", options.directory, options.interface, chosen, now())
@@ -108,6 +108,7 @@ async def repair(directory: Path, echo: Echo) -> bool:
     echo(f"[!] {left.interface} was killed: what it left is taken back.")
     await hooks.run_all(left.hooks.pre_down, left.interface, echo)
     ledger.undo(echo)
+    running.remove_leftovers(None, directory)
     paths.withdraw(directory)
     await hooks.run_all(left.hooks.post_down, left.interface, echo)
     return True
@@ -127,6 +128,7 @@ class _Up:
         self._ledger = Ledger(paths.undo_file(options.directory), Left(options.interface, config.hooks))
         self._port = 0
         self._mtu = self._first_mtu = 0
+        self._in_kernel = False
         self._changing = asyncio.Lock()
         self._task = asyncio.current_task()
         # What is said while it ends, for whoever asked for the end.
@@ -170,13 +172,15 @@ class _Up:
         # Plane and interface go first at the end, the ledger's steps before them.
         tunnel, timestamps = running.make_tunnel(stack, program, config.private_key, sockets, self._mtu)
         stack.callback(self._say_that_it_goes)
-        echo(f"[#] ip tuntap add mode tun name {self._interface}")
+        kind = "link add {} type wireguard" if program.engine.in_kernel else "tuntap add mode tun name {}"
+        echo(f"[#] ip {kind.format(self._interface)}")
         stack.callback(self._ledger.undo, echo)
         tunnel.plane.set_fwmark(self._scheme.mark)
         self._device = device = Device(tunnel, timestamps)
         stack.push_async_callback(device.close)
         for peer in config.peers:
             device.set_peer(_peer_config(peer, found), *_name(peer, found))
+        self._in_kernel = program.engine.in_kernel
         self._set_mtu(self._mtu)
         self._ledger.become(self._wanted(config, self._scheme), echo)
         device.begin()
@@ -213,7 +217,7 @@ class _Up:
         self._voice.change(line)
 
     def _set_mtu(self, mtu: int) -> None:
-        segments = offload.wanted_gso_segments(mtu)
+        segments = None if self._in_kernel else offload.wanted_gso_segments(mtu)
         netif.set_up(netif.Layout(self._interface, mtu, gso_max_segs=segments), self._echo)
         self._mtu = mtu
 
@@ -342,9 +346,10 @@ class _Up:
         }
 
 
-def _check_interface(name: str) -> None:
+def _check_interface(name: str, chosen: engine.Engine) -> None:
     """Refuse where no interface of that name can be made."""
-    netif.require_tun()
+    if not chosen.in_kernel:
+        netif.require_tun()
     if netif.interface_exists(name):
         mend = (
             f"Is it wg-quick's (`wg-quick down {name}`)? Else give the file another name: the interface has it too."

@@ -105,7 +105,7 @@ def _open(options: WgOptions, stack: AsyncExitStack, voice: Voice) -> list[Tun]:
         queues = [Tun.adopt(options.tun, voice.say)]
         stack.callback(queues[0].close)
         return queues
-    running.check_interface(options.interface)
+    running.check_interface(options.interface, options.engine)
     queues = []
     several = options.engine.queues > 1
     for _ in range(options.engine.queues):

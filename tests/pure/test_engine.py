@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from rustguard_py import engine
 from rustguard_py.errors import RefusedError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's kernel has."""
+    monkeypatch.setattr(engine, "why_no_kernel", lambda: "This kernel has none.")
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch, no_kernel: None) -> None:  # noqa: ARG001 - it comes after that
+    monkeypatch.setattr(engine, "why_no_kernel", lambda: None)
 
 
 @pytest.fixture
@@ -123,3 +135,36 @@ def test_xdp_takes_an_ethernet_interface_that_is_there() -> None:
 def test_xdp_needs_the_native_one() -> None:
     with pytest.raises(RefusedError, match="no native engine"):
         engine.choose("auto", "1", xdp="lo")
+
+
+@pytest.mark.usefixtures("kernel")
+def test_auto_takes_the_kernels_where_it_is_and_says_so() -> None:
+    chosen = engine.choose("auto", "auto")
+    assert (chosen.name, chosen.in_kernel) == ("kernel", True)
+    assert "this kernel has WireGuard" in chosen.reason
+    assert engine.choose("kernel", "auto").reason == "asked for"
+    assert not engine.choose("portable", "auto").in_kernel
+
+
+@pytest.mark.usefixtures("kernel", "native")
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [({"queues": "2"}, "--queues"), ({"uring": True}, "--uring"), ({"ours": "--v1-token"}, "--v1-token")],
+)
+def test_what_only_our_engines_have_makes_auto_take_one_and_is_refused_with_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], option: str
+) -> None:
+    monkeypatch.setattr(engine, "uring_refusal", lambda: None)
+    options = {"queues": "auto", **given}
+    chosen = engine.choose("auto", **options)
+    assert chosen.name == "native"
+    assert f"{option} needs it" in chosen.reason
+    with pytest.raises(UsageError, match=option):
+        engine.choose("kernel", **options)
+
+
+def test_the_kernels_is_refused_where_there_is_none_with_the_mend() -> None:
+    with pytest.raises(RefusedError, match="has none") as refused:
+        engine.choose("kernel", "auto")
+    assert "modprobe wireguard" in refused.value.mend
+    assert "--engine auto" in refused.value.mend

@@ -9,6 +9,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from rustguard_py import kernel
+
 
 @cache
 def why_no_namespaces() -> str:
@@ -41,6 +43,13 @@ def why_no_wireguard_go() -> str:
     if wireguard_go() is None:
         return "no wireguard-go (make wireguard-go)"
     return "" if shutil.which("wg") else "no wg (apt-get install wireguard-tools)"
+
+
+@cache
+def why_no_kernel_wireguard() -> str:
+    """The kernel's WireGuard can be asked."""
+    reason = kernel.why_absent()
+    return f"{reason} (make test-kernel)" if reason else ""
 
 
 @cache

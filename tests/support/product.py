@@ -9,6 +9,7 @@ The server is `home`; each client has a link of its own to it, so that any of th
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rustguard_py.engine import has_native
 from rustguard_py.errors import RustGuardError
 from rustguard_py.lab import End, Host, Lab
 
@@ -71,7 +73,9 @@ class Machine:
     def environment(self, token: str | None) -> dict[str, str]:
         """What is added to our environment."""
         given = {} if token is None else {"RUSTGUARD_TOKEN": token}
-        return {"RUSTGUARD_RUNTIME": str(self.runtime), **given}
+        # `auto` would take the kernel's where that is there, and `tests/kernel` is about it.
+        ours = os.environ.get("RUSTGUARD_ENGINE", "native" if has_native() else "portable")
+        return {"RUSTGUARD_RUNTIME": str(self.runtime), "RUSTGUARD_ENGINE": ours, **given}
 
     def start(self, words: str, token: str | None = None) -> subprocess.Popen[str]:
         """Start `rustguard WORDS`; what it says goes to the log."""

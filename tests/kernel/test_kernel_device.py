@@ -1,0 +1,103 @@
+"""What is set in the kernel is there when it is read, in whatever number; and what one may without being root."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+import pytest
+
+from rustguard_py import kernel
+from rustguard_py.errors import RustGuardError
+from rustguard_py.kernel import Device, PeerChange
+from rustguard_py.lab import Lab
+from rustguard_py.planes.contract import Network
+from rustguard_py.state.identity import generate_private_key, public_key
+
+ALIAS = "rustguard a test"
+
+
+def networks(number: int) -> list[Network]:
+    """Several networks that nobody else has."""
+    high, low = divmod(number, 256)
+    return [
+        *(IPv4Network((f"10.{high}.{low}.{16 * part}", 28)) for part in range(2)),
+        IPv6Network(f"fd00:{number:x}::/64"),
+    ]
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    made = Device.make("rgtest", ALIAS)
+    yield made
+    made.remove()
+
+
+def test_a_thousand_peers_are_read_as_they_were_set(device: Device) -> None:
+    private_key = generate_private_key()
+    device.configure(private_key=private_key, port=5555, fwmark=0xABCD)
+    wanted = [
+        PeerChange(
+            os.urandom(32),
+            os.urandom(32),
+            ("192.0.2.1", 1 + number) if number % 2 else ("fe80::1", 1 + number, 0, 2),
+            number % 100,
+            networks(number),
+        )
+        for number in range(1000)
+    ]
+    # One has more than fit a message, either way.
+    many = [ip_network(f"172.{16 + n // 65536}.{n // 256 % 256}.{n % 256}") for n in range(1500)]
+    wanted[500] = PeerChange(wanted[500].public_key, os.urandom(32), None, 5, many)
+    device.set_peers(wanted)
+
+    state = device.read(allowed_ips=True)
+    assert (state.port, state.fwmark, state.public_key) == (5555, 0xABCD, public_key(private_key))
+    assert len(state.peers) == 1000
+    for each in wanted:
+        got = state.peers[each.public_key]
+        assert (got.preshared_key, got.endpoint, got.keepalive) == (each.preshared_key, each.endpoint, each.keepalive)
+        assert set(got.allowed_ips) == set(each.allowed_ips or ())
+        assert got.last_handshake is None
+
+    # Networks move from peer to peer, what isn't named stays, and what is only to be changed isn't made.
+    a, b, c, *rest = (each.public_key for each in wanted)
+    device.set_peers(
+        [
+            *(PeerChange(key, remove=True) for key in rest),
+            PeerChange(b, allowed_ips=networks(0)),
+            PeerChange(c, keepalive=7, update_only=True),
+            PeerChange(bytes(range(32)), keepalive=7, update_only=True),
+        ]
+    )
+    state = device.read(allowed_ips=True)
+    assert set(state.peers) == {a, b, c}
+    assert state.peers[a].allowed_ips == []
+    assert set(state.peers[b].allowed_ips) == set(networks(0))
+    assert state.peers[b].preshared_key == wanted[1].preshared_key
+    assert (state.peers[c].keepalive, set(state.peers[c].allowed_ips)) == (7, set(networks(2)))
+
+    # Found again by its key and alias, and by nothing less.
+    assert kernel.find(public_key(private_key), ALIAS) == [device.index]
+    assert kernel.find(public_key(private_key), "rustguard another") == []
+    assert kernel.find(bytes(32), ALIAS) == []
+    assert kernel.remove_leftovers(public_key(private_key), ALIAS) == 1
+    assert not device.exists()
+    with pytest.raises(RustGuardError, match="is gone"):
+        device.read()
+
+
+def test_the_capability_to_administer_the_network_is_enough(lab: Lab) -> None:
+    host = lab.host("box")
+    program = (
+        "from rustguard_py.kernel import Device, PeerChange; d = Device.make('rg0', 'rustguard x');"
+        "d.configure(private_key=bytes(range(32)), port=5555);"
+        "d.set_peers([PeerChange(bytes([9]) * 32, keepalive=5)]); print(len(d.read().peers)); d.remove()"
+    )
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    able = [*user, "--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin", "--bounding-set=-all,+net_admin"]
+    assert host.run([*able, sys.executable, "-c", program], timeout=120).stdout == "1\n"
+    refused = host.run([*user, sys.executable, "-c", program], timeout=120, check=False)
+    assert "needs root or the capability CAP_NET_ADMIN" in refused.stderr
