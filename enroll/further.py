@@ -16,7 +16,7 @@ from rustguard_py.state.records import NO_PRESHARED_KEY
 _SALT = b"rge2 tunnels"
 _LABEL = b"tunnel"
 # IFNAMSIZ without the zero at the end.
-_NAME_LIMIT = 15
+NAME_LIMIT = 15
 
 
 def private_key(identity: bytes, number: int) -> bytes:
@@ -49,11 +49,13 @@ def interface(first: str, number: int) -> str:
     Raises:
         UsageError: There is no room for it in a name.
     """
-    name = first if number == 0 else f"{first}-{number}"
-    if len(name.encode()) > _NAME_LIMIT:
+    if number == 0:
+        return first
+    name = f"{first}-{number}"
+    if len(name.encode()) > NAME_LIMIT:
         raise UsageError(
             f"{name} is too long to name an interface, and each tunnel needs one.",
-            f"Give an --interface of {_NAME_LIMIT - 2} bytes at most.",
+            f"Give an --interface of {NAME_LIMIT - 2} bytes at most.",
         )
     return name
 

@@ -19,7 +19,7 @@ from rustguard_py.enroll.bundle import Bundle, Member
 from rustguard_py.enroll.report import Program
 from rustguard_py.enroll.timestamps import KeptTimestamps
 from rustguard_py.enroll.voice import Voice
-from rustguard_py.errors import RefusedError, RustGuardError
+from rustguard_py.errors import RefusedError, RustGuardError, UsageError
 from rustguard_py.multipath import Multipath
 from rustguard_py.planes import offload, udp
 from rustguard_py.planes.contract import Network
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 def check_interface(name: str, engine: Engine) -> None:
     """Refuse where no interface of that name can be made."""
+    if not 0 < len(name.encode()) <= further.NAME_LIMIT:
+        raise UsageError(f"{name!r} can't name an interface.", f"Use a name of 1 to {further.NAME_LIMIT} bytes.")
     if not engine.in_kernel:
         netif.require_tun()
     if netif.interface_exists(name):
