@@ -128,7 +128,7 @@ class WgDevice:
                 self._remove(change.public_key)
             return
         # Nobody is their own peer, as the kernel has it.
-        if (known is None and change.update_only) or change.public_key == self._public_key:
+        if (known is None and change.update_only) or change.public_key == self._tunnel.node.static.public:
             return
         config = known or PeerConfig(change.public_key, ())
         if change.preshared_key is not None:
@@ -169,10 +169,6 @@ class WgDevice:
 
     # -- the plane ------------------------------------------------------------------------------------------
 
-    @property
-    def _public_key(self) -> bytes | None:
-        return None if self._private_key is None else public_key(self._private_key)
-
     def _make_tunnel(self) -> Tunnel:
         # Without a key it is somebody whom nobody knows: it answers no one, and has no peers.
         key = self._private_key or generate_private_key()
@@ -197,9 +193,8 @@ class WgDevice:
             self._watcher.cancel()
         before.close()
         self._tunnel = tunnel = self._make_tunnel()
-        own = self._public_key
-        if own in self._peers:
-            self._peers.pop(own)
+        if tunnel.node.static.public in self._peers:
+            self._remove(tunnel.node.static.public)
         for key, config in self._peers.items():
             old = peers.get(key)
             peer = tunnel.node.set_peer(replace(config, endpoint=None if old is None else old.endpoint))

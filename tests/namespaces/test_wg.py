@@ -140,6 +140,18 @@ def test_an_allowed_ip_belongs_to_whom_it_was_given_last(lab: Lab, tmp_path: Pat
     assert one not in _wg(here.host, "show", "wg0", "peers")
 
 
+def test_a_peer_that_becomes_ourselves_leaves_its_networks_to_others(lab: Lab, tmp_path: Path) -> None:
+    here, _ = _link(lab)
+    _start(here.host, tmp_path, addresses=[])
+    private, other = (b64encode(_key()).decode() for _ in range(2))
+    own = _wg(here.host, "pubkey", stdin=private).strip()
+    _wg(here.host, "set", "wg0", "peer", own, "allowed-ips", "10.0.0.1/32")
+    _wg(here.host, "set", "wg0", "private-key", "/dev/stdin", stdin=private)
+    _wg(here.host, "set", "wg0", "peer", own, "allowed-ips", "10.0.0.1/32")
+    _wg(here.host, "set", "wg0", "peer", other, "allowed-ips", "10.0.0.1/32")
+    assert _wg(here.host, "show", "wg0", "allowed-ips").strip() == f"{other}\t10.0.0.1/32"
+
+
 def test_it_goes_to_the_background_and_ends_with_its_interface(lab: Lab, tmp_path: Path) -> None:
     here, _ = _link(lab)
     here.host.run([*rustguard_wg.argv(tmp_path, foreground=False), "wg0"])
