@@ -76,6 +76,21 @@ def has_route(endpoint: Endpoint) -> bool:
     return True
 
 
+def next_to_try(found: list[Endpoint], tried: list[Endpoint]) -> Endpoint | None:
+    """Take each address that we have a route to in turn while none answers; None where there is none.
+
+    Args:
+        found: What a name stands for.
+        tried: Those that didn't answer; emptied when that is all of them.
+    """
+    reachable = [each for each in found if has_route(each)]
+    fresh = [each for each in reachable if each not in tried]
+    if reachable and not fresh:
+        tried.clear()
+        fresh = reachable
+    return next(iter(fresh), None)
+
+
 def parse_endpoint(text: str) -> Endpoint | None:
     """Read a kept endpoint, `192.0.2.1:51820` or `[2001:db8::1]:51820`; None for what is none."""
     host, port = parse(text)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
 from functools import partial
 
 from rustguard_py.clock import now
@@ -22,7 +21,7 @@ from rustguard_py.netwatch import NetWatch
 from rustguard_py.peer import Peer, PeerConfig
 from rustguard_py.planes.contract import Endpoint
 from rustguard_py.state.records import NetworkRecord
-from rustguard_py.tunnel import AnyTunnel, Listeners
+from rustguard_py.tunnel import AnyTunnel, Listeners, send_keepalive
 
 log = logging.getLogger(__name__)
 
@@ -171,11 +170,9 @@ class Client:
         self._say_we_are_here()
 
     def _say_we_are_here(self) -> None:
-        """Send an empty datagram, whenever the last handshake was: turning persistent keepalives on sends one."""
+        """Send an empty datagram, whenever the last handshake was."""
         for number, tunnel in enumerate(self.tunnels):
-            config = replace(self._peer(number).config, endpoint=None)
-            for seconds in (0, config.persistent_keepalive):
-                tunnel.node.set_peer(replace(config, persistent_keepalive=seconds))
+            send_keepalive(tunnel, self._peer(number))
 
     def _resolve(self) -> None:
         if self._resolving:
@@ -196,21 +193,12 @@ class Client:
             found = await address.resolve(self.network.host, self.network.port)
         except UnansweredError:
             return False  # no network or no name server
-        endpoint = self._choose([each for each in found if address.has_route(each)])
+        endpoint = address.next_to_try(found, self._tried)
+        if endpoint is not None:
+            self._tried.append(endpoint)
         if endpoint is not None and endpoint != self._server.endpoint:
             self.tunnel.node.set_endpoint(self._server, endpoint, now())
             self.tunnel.node.begin_handshake(self._server, now())
             self._say_we_are_here()
             self.tunnel.wake()
         return endpoint is not None
-
-    def _choose(self, reachable: list[Endpoint]) -> Endpoint | None:
-        """Take each address in turn while none answers."""
-        if not reachable:
-            return None
-        fresh = [each for each in reachable if each not in self._tried]
-        if not fresh:
-            self._tried.clear()
-            fresh = reachable
-        self._tried.append(fresh[0])
-        return fresh[0]

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rustguard_py.clock import now
@@ -229,3 +229,11 @@ class Tunnel:
                         listeners.moved(peer, endpoint)
                 case HandshakeGivenUp(peer):
                     log.info("a peer at %s did not answer for 90 s; its held packets are dropped", peer.endpoint)
+
+
+def send_keepalive(tunnel: AnyTunnel, peer: Peer) -> None:
+    """Send a peer an empty datagram now, where it has persistent keepalives: turning them on sends one."""
+    config = replace(peer.config, endpoint=None)
+    if config.persistent_keepalive:
+        for seconds in (0, config.persistent_keepalive):
+            tunnel.node.set_peer(replace(config, persistent_keepalive=seconds))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from rustguard_py.clock import now
 from rustguard_py.conf import HostPort
@@ -20,7 +20,7 @@ from rustguard_py.errors import UnansweredError
 from rustguard_py.netwatch import NetWatch
 from rustguard_py.peer import Peer, PeerConfig
 from rustguard_py.planes.contract import Endpoint
-from rustguard_py.tunnel import AnyTunnel, Listeners
+from rustguard_py.tunnel import AnyTunnel, Listeners, send_keepalive
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +123,8 @@ class Device:
     def _on_network_change(self) -> None:
         # Our address may be another: who is to reach us hears of it at once.
         for peer in self.tunnel.node:
-            config = replace(peer.config, endpoint=None)
-            if config.persistent_keepalive and peer.endpoint is not None:
-                # Turning persistent keepalives on sends one.
-                for seconds in (0, config.persistent_keepalive):
-                    self.tunnel.node.set_peer(replace(config, persistent_keepalive=seconds))
+            if peer.endpoint is not None:
+                send_keepalive(self.tunnel, peer)
         self.tunnel.wake()
 
     # -- names ----------------------------------------------------------------------------------------------
@@ -155,21 +152,9 @@ class Device:
         with suppress(UnansweredError):
             name.found = await address.resolve(name.host.host, name.host.port)
         peer = self.tunnel.node.get(public_key)
-        endpoint = _choose(name)
+        endpoint = address.next_to_try(name.found, name.tried)
         if peer is None or endpoint is None or endpoint == peer.endpoint:
             return
         self.tunnel.node.set_endpoint(peer, endpoint, now())
         self.tunnel.node.begin_handshake(peer, now())
         self.tunnel.wake()
-
-
-def _choose(name: _Name) -> Endpoint | None:
-    """Take each address in turn while none answers."""
-    reachable = [each for each in name.found if address.has_route(each)]
-    if not reachable:
-        return None
-    fresh = [each for each in reachable if each not in name.tried]
-    if not fresh:
-        name.tried.clear()
-        fresh = reachable
-    return fresh[0]
