@@ -99,6 +99,7 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
     kept = document.load()
     state = _prepare(options, kept)
     chosen = _choose(options, state.tunnels)
+    v1_token = _v1_token(options)
     registry = Registry(state)
     if running.remove_leftovers(state.private_key, options.directory):
         voice.say("Removed the interface that was left when RustGuard was killed.")
@@ -116,7 +117,7 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
     # Nor without need: a server that crashed comes back while the disk is full.
     if (document_now := state.to_json()) != kept:
         document.save(document_now)
-    await _prepare_pairing(options, server)
+    await _prepare_pairing(options, server, v1_token)
     control = ServerControl(server, program, why_no_ipv6)
     await running.answer(stack, options.directory, control.handlers(), options.group)
     for number, tunnel in enumerate(server.tunnels):
@@ -160,11 +161,18 @@ def _make_server(
     return Server(tunnel, registry, Saver(state, document.save), timestamps, pool6, bundle), why_no_ipv6
 
 
-async def _prepare_pairing(options: ServeOptions, server: Server) -> None:
+def _v1_token(options: ServeOptions) -> str | None:
+    """Give version 1's token, or None; before anything is made or saved, as it may be refused."""
+    if options.v1_token is None:
+        return None
+    return check_token(options.v1_token) if options.v1_token else kept_token(options.directory)
+
+
+async def _prepare_pairing(options: ServeOptions, server: Server, v1_token: str | None) -> None:
     if options.token is not None:
         await server.take_token(options.token)
-    if options.v1_token is not None:
-        server.take_v1_token(check_token(options.v1_token) if options.v1_token else kept_token(options.directory))
+    if v1_token is not None:
+        server.take_v1_token(v1_token)
     if options.open_for is not None:
         if not server.has_token:
             raise UsageError("--open needs a token that clients can know.", "Add: --token SECRET")

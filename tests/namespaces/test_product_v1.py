@@ -162,3 +162,14 @@ def test_version_1_is_never_tried_unasked(site: Site) -> None:
     done = laptop.run(f"join {HOME4}", TOKEN, check=False)
     assert done.returncode == 5
     assert home.peers() == {}
+
+
+def test_a_token_that_is_refused_changes_nothing_and_keeps_nothing(site: Site) -> None:
+    home = site.home()
+    before = home.network()
+    done = home.run("serve --pool 10.150.0.0/24 --v1-token short", check=False)
+    assert done.returncode == 2
+    assert "too easily found" in done.stderr
+    assert "[#]" not in done.stderr
+    assert home.network() == before
+    assert not (home.state / "state.json").exists()
