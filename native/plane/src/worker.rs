@@ -1,6 +1,6 @@
 //! The threads: two a queue, each running to completion on a batch, and one that waits for timers.
 //!
-//! - Out: drain the device into one message, seal, send.
+//! - Out: drain the device into a message a peer, seal, send.
 //! - In: take the messages that wait, open, merge, write to the device.
 //! - Timers: sleep until the next deadline of any peer.
 //!
@@ -299,7 +299,7 @@ pub fn out(io: &Io, queue: usize) -> io::Result<()> {
         let now = now();
         let (transport, mut sender) = (&*io.transport, Sender { io, queue, packets: 0, bytes: 0 });
         let mut any = false;
-        while !outbound.is_ripe(transport.mtu) {
+        while !outbound.is_due() {
             match tun.read(&mut frame) {
                 Ok(size) => outbound.frame(transport, &mut frame[..size], now, &mut outbox, &mut sender),
                 Err(error) if is_nothing(&error) => break,

@@ -15,6 +15,7 @@ pub mod checksum;
 pub mod coalesce;
 pub mod contract;
 pub mod cookie;
+mod draft;
 pub mod drops;
 pub mod ethernet;
 pub mod gate;

@@ -68,10 +68,10 @@ struct Read {
 }
 
 impl Outward<'_> {
-    /// Seal and send what the device has, up to a full message.
+    /// Seal and send what the device has, up to a full message or a share for each peer.
     fn batch(&mut self, outbound: &mut Outbound, outbox: &mut Outbox) -> io::Result<()> {
         let (transport, now) = (&*self.io.transport, now());
-        while !outbound.is_ripe(transport.mtu) {
+        while !outbound.is_due() {
             let Some((lease, size)) = self.read.frames.pop_front() else {
                 if !self.read_more()? {
                     break;
