@@ -1,6 +1,7 @@
 """Several tunnels between the same two ends, each with a plane of its own: who is reached over which of them.
 
-Every half second: what went and came over each tunnel → `way` → which tunnels carry → `multipath` routes.
+Every half second a look: what went and came over each tunnel → `way` → which tunnels carry → `multipath` routes.
+While data moves, something is sent over each of them from look to look, so that the other end can tell which live.
 
 The first tunnel is the one that everybody has. Another carries for a peer once a session stands there, so that who
 knows nothing of further tunnels is left alone; it carries no longer when it is found dead while another isn't, and
@@ -22,11 +23,15 @@ from rustguard_py.enroll.way import Way
 from rustguard_py.multipath import Multipath
 from rustguard_py.peer import Peer
 from rustguard_py.planes.contract import REJECT_AFTER_TIME, Network, PeerStats, PlaneStats
-from rustguard_py.tunnel import AnyTunnel
+from rustguard_py.tunnel import AnyTunnel, send_keepalive
 
 log = logging.getLogger(__name__)
 
 TICK = 0.5
+# A look so long after the one before shows nothing: who looks late may also have what came still to be handled.
+_LATE = 2 * TICK
+# Data that moved within so many seconds may have more to come.
+_ACTIVE = 10.0
 # A peer that wasn't heard for longer, over any tunnel, is away: it isn't asked about those that are dead.
 _NEAR = 15.0
 _NOTHING = PeerStats()
@@ -57,6 +62,8 @@ class _Partner:
         networks: Those that lie behind it.
         ways: One each tunnel.
         several: Whether a session ever stood in a tunnel but the first: there is more than one to look at.
+        moved_at: When data last went or came, over any tunnel.
+        heard_at: When anything last came, over any tunnel.
     """
 
     name: str
@@ -64,9 +71,17 @@ class _Partner:
     networks: tuple[Network, ...]
     ways: list[Way] = field(default_factory=list)
     several: bool = False
+    moved_at: float = float("-inf")
+    heard_at: float = float("-inf")
 
     def carrying(self) -> tuple[int, ...]:
-        return tuple(place for place, way in enumerate(self.ways) if way.proven) or (0,)
+        return tuple(self.proven()) or (0,)
+
+    def proven(self) -> list[int]:
+        return [place for place, way in enumerate(self.ways) if way.proven]
+
+    def is_active(self, at: float) -> bool:
+        return at - self.moved_at < _ACTIVE
 
 
 class Bundle:
@@ -85,6 +100,7 @@ class Bundle:
         self._changed = asyncio.Event()
         self._partners: dict[bytes, _Partner] = {}
         self._by_key: dict[tuple[int, bytes], _Partner] = {}
+        self._looked = float("-inf")
 
     # -- who there is ---------------------------------------------------------------------------------------
 
@@ -162,46 +178,71 @@ class Bundle:
         return routes
 
     def observe(self, at: float) -> None:
-        """Look at each tunnel once: leave those that are dead, ask those that are silent or were dead."""
+        """Look at each tunnel once: keep alive what carries, leave what is dead, ask what is silent or was dead."""
+        late, self._looked = at - self._looked > _LATE, at
         several = [each for each in self._partners.values() if each.several]
         if not several:
             return
         stats = [None if _broken(member) else member.tunnel.plane.stats() for member in self.members]
         for partner in several:
-            self._observe_one(partner, stats, at)
+            self._look_at(partner, stats, at)
+            if not late:
+                self._leave_dead(partner, at)
+            self._reach(partner, at)
         for member in self.members:
             if not _broken(member):
                 member.tunnel.wake()
 
-    def _observe_one(self, partner: _Partner, stats: Sequence[PlaneStats | None], at: float) -> None:
-        peers = [self._peer(partner, place) for place in range(len(self.members))]
-        near = False
-        for way, peer, read in zip(partner.ways, peers, stats, strict=True):
+    def _look_at(self, partner: _Partner, stats: Sequence[PlaneStats | None], at: float) -> None:
+        for place, (way, read) in enumerate(zip(partner.ways, stats, strict=True)):
+            peer = self._peer(partner, place)
             if peer is None or read is None:
-                way.proven = False
+                way.proven = way.heard = False
                 continue
-            counters = read.peers.get(peer.id, _NOTHING)
-            way.observe(counters, at)
-            near = near or (counters.last_received is not None and at - counters.last_received < _NEAR)
-        suspects = {
-            place
-            for place, (way, peer) in enumerate(zip(partner.ways, peers, strict=True))
-            if way.proven and peer is not None and (self._asks(way, at) or way.is_dead(peer, at))
-        }
-        sound = [place for place, way in enumerate(partner.ways) if way.proven and place not in suspects]
-        for place, (way, peer) in enumerate(zip(partner.ways, peers, strict=True)):
-            if peer is None or stats[place] is None:
-                continue
-            if place in suspects and sound and way.is_dead(peer, at):
-                way.proven = False
-                log.info("%s is reached over %s no longer", partner.name, self.members[place].interface)
-            if place in suspects or (near and not way.proven and peer.endpoint is not None):
-                self.members[place].tunnel.node.begin_handshake(peer, at)
+            way.observe(read.peers.get(peer.id, _NOTHING), at)
+            if way.moved:
+                partner.moved_at = at
+            if way.heard:
+                partner.heard_at = at
 
-    def _asks(self, way: Way, at: float) -> bool:
-        # Who only answers sends nothing while nothing comes, so the server asks about quiet too; the server alone, as
-        # two handshakes that cross end each other.
-        return way.is_silent(at) or (self._first_has_routes and way.went_quiet(at))
+    def _leave_dead(self, partner: _Partner, at: float) -> None:
+        peers = self._peers(partner)
+        heard = any(partner.ways[place].heard for place in partner.proven())
+        dead: dict[int, str] = {}
+        for place in partner.proven():
+            way, peer = partner.ways[place], peers[place]
+            assert peer is not None  # noqa: S101 - else it isn't proven
+            session = _has_session(peer, at)
+            if not partner.is_active(at):
+                way.missed = 0
+            elif heard and not way.heard and session:
+                way.missed += 1
+            if why := way.why_dead(peer, at, session=session):
+                dead[place] = why
+        sound = [place for place in partner.proven() if place not in dead and not partner.ways[place].is_silent(at)]
+        for place, why in dead.items() if sound else ():
+            partner.ways[place].proven = False
+            log.info("%s is reached over %s no longer: %s", partner.name, self.members[place].interface, why)
+
+    def _reach(self, partner: _Partner, at: float) -> None:
+        """Send what the other end needs to hear, and ask for what we do."""
+        for place, (way, peer) in enumerate(zip(partner.ways, self._peers(partner), strict=True)):
+            if peer is None or peer.endpoint is None:
+                continue
+            tunnel, session = self.members[place].tunnel, _has_session(peer, at)
+            if not way.proven:
+                asks = at - partner.heard_at < _NEAR
+            else:
+                # A session that ended with nothing to say is made anew by one end: two handshakes that cross end
+                # each other.
+                asks = way.is_silent(at) or (not session and partner.is_active(at) and not self._first_has_routes)
+                if session and partner.is_active(at) and not way.sent:
+                    send_keepalive(tunnel, peer)
+            if asks:
+                tunnel.node.begin_handshake(peer, at)
+
+    def _peers(self, partner: _Partner) -> list[Peer | None]:
+        return [self._peer(partner, place) for place in range(len(self.members))]
 
     def _peer(self, partner: _Partner, place: int) -> Peer | None:
         member = self.members[place]

@@ -172,7 +172,8 @@ class Client:
     def _say_we_are_here(self) -> None:
         """Send an empty datagram, whenever the last handshake was."""
         for number, tunnel in enumerate(self.tunnels):
-            send_keepalive(tunnel, self._peer(number))
+            if (peer := self._peer(number)).config.persistent_keepalive:
+                send_keepalive(tunnel, peer)
 
     def _resolve(self) -> None:
         if self._resolving:

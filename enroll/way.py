@@ -1,9 +1,13 @@
 """Whether one tunnel of several still carries what goes to a peer: the rules, without clock or socket.
 
 WireGuard notices after 20 s that nobody answers. A way that is one of several is left sooner, because its flows have
-another: data was sent and nothing heard for SILENCE, then a handshake asks, and when it has had no answer for
-PATIENCE the way is dead. What comes back says nothing of what arrives, so the one who answers a handshake looks too:
-an answer that no datagram confirms for PATIENCE was lost.
+another. While data moves between the two ends, over whichever way, each sends something over every way between two
+looks, be it an empty datagram. So a way by which nothing comes, look after look, while something comes by another is
+dead, however late both ends look or a handshake is answered. Who leaves it sends nothing over it any more, which is
+how the other end hears that it is dead one way.
+
+An end that no data reached doesn't know that there is any. Who sent data and hears nothing for SILENCE therefore asks
+by a handshake, and without an answer for PATIENCE, or with nothing heard since, the way is dead.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ from dataclasses import dataclass
 from rustguard_py.peer import Peer
 from rustguard_py.planes.contract import PeerStats
 
+# Looks in a row, half a second apart, at which another way was heard and this one wasn't.
+MISSES = 5
 # Seconds.
 SILENCE = 2.0
 PATIENCE = 2.0
-# Later than the other end would ask, if it has sent what nobody answers: two handshakes that cross end each other.
-QUIET = 3.0
+# A handshake that begins a session is sent a second time after 5 s: one may be lost.
+SECOND_PATIENCE = 1.0
 # An empty datagram of WireGuard's: nobody owes an answer to it.
 _KEEPALIVE_SIZE = 32
 
@@ -28,13 +34,19 @@ class Way:
 
     Attributes:
         proven: Whether a handshake went both ways since it was last found dead.
+        heard: Whether anything came between the last two looks.
+        sent: Whether data was sent between them.
+        moved: Whether data went or came between them.
+        missed: Looks in a row at which others were heard and this one wasn't.
         waiting_since: When data was sent that nothing was heard after; None if none was.
-        data_heard: When data was last heard since the last session began.
     """
 
     proven: bool = False
+    heard: bool = False
+    sent: bool = False
+    moved: bool = False
+    missed: int = 0
     waiting_since: float | None = None
-    data_heard: float | None = None
     _rx_bytes: int = 0
     _rx_packets: int = 0
     _tx_packets: int = 0
@@ -43,33 +55,43 @@ class Way:
     def prove(self) -> None:
         """A session began: a handshake went there and back."""
         self.proven = True
-        self.waiting_since = self.data_heard = None
+        self.missed = 0
+        self.waiting_since = None
 
     def observe(self, counters: PeerStats, now: float) -> None:
-        """Take the counters of the peer on that tunnel, twice a second or so."""
-        sent, size = counters.tx_packets - self._tx_packets, counters.tx_bytes - self._tx_bytes
+        """Take the counters of the peer on that tunnel: a look."""
+        sent, sent_size = counters.tx_packets - self._tx_packets, counters.tx_bytes - self._tx_bytes
         heard, heard_size = counters.rx_packets - self._rx_packets, counters.rx_bytes - self._rx_bytes
         self._tx_packets, self._tx_bytes = counters.tx_packets, counters.tx_bytes
         self._rx_packets, self._rx_bytes = counters.rx_packets, counters.rx_bytes
-        if heard_size > _KEEPALIVE_SIZE * heard:
-            self.data_heard = now
-        if heard:
+        data_sent = sent_size > _KEEPALIVE_SIZE * sent
+        self.heard, self.sent = heard_size > 0, data_sent
+        self.moved = data_sent or heard_size > _KEEPALIVE_SIZE * heard
+        if self.heard:
+            self.missed = 0
             self.waiting_since = None
-        elif size > _KEEPALIVE_SIZE * sent and self.waiting_since is None:
+        elif data_sent and self.waiting_since is None:
             self.waiting_since = now
 
     def is_silent(self, now: float) -> bool:
         """Whether it is time to ask by a handshake."""
         return self.waiting_since is not None and now - self.waiting_since >= SILENCE
 
-    def went_quiet(self, now: float) -> bool:
-        """Whether data came and comes no more: all is said, or it is lost on the way."""
-        return self.data_heard is not None and now - self.data_heard >= QUIET
+    def why_dead(self, peer: Peer, now: float, *, session: bool) -> str | None:
+        """Say what shows that nothing goes this way any more, for the log; None if nothing does.
 
-    def is_dead(self, peer: Peer, now: float) -> bool:
-        """Whether a handshake, ours or theirs, has gone unanswered for long enough."""
-        asked = peer.attempt_began is not None and peer.initiation_sent is not None
-        if asked and (peer.attempts > 1 or now - (peer.initiation_sent or now) >= PATIENCE):
-            return True
-        answered = peer.initiation_consumed
-        return peer.unconfirmed and answered is not None and now - answered >= PATIENCE
+        Args:
+            peer: As that tunnel knows it.
+            now: When.
+            session: Whether it has one that may still be used.
+        """
+        if self.missed >= MISSES:
+            return f"nothing came {self.missed} times while others were heard"
+        if peer.attempt_began is None or peer.initiation_sent is None:
+            return None
+        asked = now - peer.initiation_sent
+        if session:
+            lost = self.is_silent(now) and (peer.attempts > 1 or asked >= PATIENCE)
+        else:
+            lost = peer.attempts > 1 and asked >= SECOND_PATIENCE
+        return f"no answer to {peer.attempts} handshakes, the last {asked:.1f} s ago" if lost else None

@@ -232,8 +232,8 @@ class Tunnel:
 
 
 def send_keepalive(tunnel: AnyTunnel, peer: Peer) -> None:
-    """Send a peer an empty datagram now, where it has persistent keepalives: turning them on sends one."""
+    """Send a peer an empty datagram now: turning persistent keepalives on sends one."""
     config = replace(peer.config, endpoint=None)
-    if config.persistent_keepalive:
-        for seconds in (0, config.persistent_keepalive):
-            tunnel.node.set_peer(replace(config, persistent_keepalive=seconds))
+    wanted = config.persistent_keepalive
+    for seconds in (0, wanted) if wanted else (1, 0):
+        tunnel.node.set_peer(replace(config, persistent_keepalive=seconds))

@@ -123,7 +123,7 @@ class Device:
     def _on_network_change(self) -> None:
         # Our address may be another: who is to reach us hears of it at once.
         for peer in self.tunnel.node:
-            if peer.endpoint is not None:
+            if peer.endpoint is not None and peer.config.persistent_keepalive:
                 send_keepalive(self.tunnel, peer)
         self.tunnel.wake()
 

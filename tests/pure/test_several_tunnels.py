@@ -12,7 +12,7 @@ import pytest
 from rustguard_py.enroll import further
 from rustguard_py.enroll.messages import MAX_RESULT_JSON, Admission, FurtherTunnel, encode_outcome, parse_outcome
 from rustguard_py.enroll.timestamps import KeptTimestamps
-from rustguard_py.enroll.way import PATIENCE, QUIET, SILENCE, Way
+from rustguard_py.enroll.way import MISSES, PATIENCE, SECOND_PATIENCE, SILENCE, Way
 from rustguard_py.errors import UsageError
 from rustguard_py.peer import Peer, PeerConfig
 from rustguard_py.planes.contract import PeerStats
@@ -96,34 +96,46 @@ def test_data_without_an_answer_makes_a_way_ask_and_any_answer_ends_that() -> No
     assert not way.is_silent(100.0)
 
 
-def test_keepalives_owe_nobody_an_answer() -> None:
+def test_keepalives_owe_nobody_an_answer_and_are_no_data() -> None:
     way = Way()
     way.observe(counters(0, 5, size=32), 0.0)
     assert not way.is_silent(100.0)
     way.observe(counters(9, 5, size=32), 1.0)
-    assert not way.went_quiet(100.0)
+    assert way.heard
+    assert not way.moved
+    assert not way.sent
 
 
-def test_a_way_that_data_came_by_is_asked_once_after_it_went_quiet() -> None:
-    way = Way()
-    way.observe(counters(1, 0), 0.0)
-    assert not way.went_quiet(SILENCE)
-    assert way.went_quiet(QUIET)
-    way.prove()
-    assert not way.went_quiet(100.0)
-
-
-def test_a_handshake_unanswered_or_unconfirmed_for_long_enough_says_that_a_way_is_dead() -> None:
+def test_a_way_missed_at_look_after_look_is_dead_and_one_that_is_heard_is_not() -> None:
     way, peer = Way(), Peer(1, PeerConfig(os.urandom(32), ()))
-    assert not way.is_dead(peer, 100.0)
+    way.missed = MISSES - 1
+    assert way.why_dead(peer, 0.0, session=True) is None
+    way.missed = MISSES
+    assert way.why_dead(peer, 0.0, session=True) is not None
+    way.observe(counters(1, 0), 0.5)
+    assert way.why_dead(peer, 0.5, session=True) is None
+
+
+def test_a_handshake_unanswered_for_long_enough_says_that_a_silent_way_is_dead() -> None:
+    way, peer = Way(), Peer(1, PeerConfig(os.urandom(32), ()))
+    way.observe(counters(0, 1), 100.0 - SILENCE)
+    assert way.why_dead(peer, 100.0, session=True) is None
     peer.attempt_began = peer.initiation_sent = 100.0
     peer.attempts = 1
-    assert not way.is_dead(peer, 100.0 + PATIENCE / 2)
-    assert way.is_dead(peer, 100.0 + PATIENCE)
+    assert way.why_dead(peer, 100.0 + PATIENCE / 2, session=True) is None
+    assert way.why_dead(peer, 100.0 + PATIENCE, session=True) is not None
+    # Something came, whatever becomes of that handshake.
+    way.observe(counters(1, 1), 100.0 + PATIENCE)
+    assert way.why_dead(peer, 100.0 + PATIENCE, session=True) is None
+
+
+def test_the_handshake_of_a_new_session_may_be_lost_once() -> None:
+    way, peer = Way(), Peer(1, PeerConfig(os.urandom(32), ()))
+    peer.attempt_began = peer.initiation_sent = 100.0
+    peer.attempts = 1
+    assert way.why_dead(peer, 104.9, session=False) is None
     peer.attempts, peer.initiation_sent = 2, 105.0
-    assert way.is_dead(peer, 105.0)
+    assert way.why_dead(peer, 105.0, session=False) is None
+    assert way.why_dead(peer, 105.0 + SECOND_PATIENCE, session=False) is not None
     peer.end_attempt()
-    assert not way.is_dead(peer, 200.0)
-    peer.unconfirmed, peer.initiation_consumed = True, 200.0
-    assert not way.is_dead(peer, 200.0 + PATIENCE / 2)
-    assert way.is_dead(peer, 200.0 + PATIENCE)
+    assert way.why_dead(peer, 200.0, session=False) is None
