@@ -27,6 +27,7 @@ help:
 	@echo 'make bench   speed, side by side with wireguard-go; BENCH_ARGS="--help" says what can be set'
 	@echo 'make bench-full   all engines; also without UDP segmentation, over IPv6 and with loss (half an hour)'
 	@echo 'make bench-scale  what many peers cost (minutes)'
+	@echo 'make bench-tunnels  one tunnel against two and four (minutes)'
 	@echo 'make wheel   a wheel in dist/ for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make clean   removes .venv and what was built'
 
@@ -73,6 +74,9 @@ bench-full: .venv/.bench
 bench-scale: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-scale" scripts/in-namespace $(BIN)/python bench/scale.py $(BENCH_ARGS)
 
+bench-tunnels: .venv/.bench
+	@RUSTGUARD_SUDO="make bench-tunnels" scripts/in-namespace $(BIN)/python bench/tunnels.py $(BENCH_ARGS)
+
 wheel: .venv/.demo
 	@CARGO_TARGET_DIR=.venv/cargo DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
 	@ls dist/*.whl
@@ -110,4 +114,4 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test test-kernel soak fuzz miri tsan check bench bench-full bench-scale wheel wireguard-go clean
+.PHONY: help demo test test-kernel soak fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel wireguard-go clean

@@ -85,11 +85,12 @@ def _with_wg(pair: Pair, folder: Path, argv: Sequence[str] | None = None) -> Run
     return Running(inside, client.process.pid, server.process.pid)
 
 
-def _rustguard(
+def rustguard(
     pair: Pair,
     folder: Path,
     options: Sequence[str] = (),
     *,
+    serving: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     by_interface: str = "",
 ) -> Running:
@@ -99,6 +100,7 @@ def _rustguard(
         pair: The hosts.
         folder: For states, runtime directories and logs.
         options: More of `serve` and `join` alike, such as `--engine portable`.
+        serving: More of `serve` alone.
         env: Variables for both.
         by_interface: An option of both that takes the interface towards the other.
     """
@@ -115,7 +117,7 @@ def _rustguard(
         )
 
     pools = ["--pool", "10.90.0.0/24", "--pool6", "fd90::/64"]
-    serve = start(pair.server, pair.there.interface, "serve", *pools, "--open", "60")
+    serve = start(pair.server, pair.there.interface, "serve", *pools, "--open", "60", *serving)
     _or_its_log(folder, pair.server, lambda: pair.server.wait_listening("udp", 51820, START_SECONDS))
     join = start(pair.client, pair.here.interface, "join", pair.endpoint, "--name", "client")
     _or_its_log(folder, pair.client, lambda: wait_for_ping(pair.client, target))
@@ -171,7 +173,7 @@ def _rust_engine(name: str, about: str) -> Engine:
 
 def _native_engine(about: str, *options: str, needs: str = "", ring: bool = False, by_interface: str = "") -> Engine:
     start = partial(
-        _rustguard,
+        rustguard,
         options=["--engine", "native", *options],
         env={"RUSTGUARD_AEAD": "ring"} if ring else None,
         by_interface=by_interface,
@@ -186,7 +188,7 @@ ENGINES: dict[str, Engine] = {
     "wireguard-go": Engine("the newest Go module", _with_wg, machine.why_no_wireguard_go),
     "gotatun": _rust_engine("gotatun", "the crate gotatun-cli"),
     "boringtun": _rust_engine("boringtun-cli", "the crate boringtun-cli"),
-    "portable": Engine("RustGuard in Python", partial(_rustguard, options=["--engine", "portable"])),
+    "portable": Engine("RustGuard in Python", partial(rustguard, options=["--engine", "portable"])),
     "native": _native_engine("RustGuard in Rust, as `--engine native` alone starts it"),
     "native-2q": _native_engine("the same with two queues", "--queues", "2"),
     "native-ring": _native_engine("with ring's AEAD (RUSTGUARD_AEAD=ring)", ring=True),

@@ -29,7 +29,7 @@ def _run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=env)
 
 
-@pytest.mark.parametrize("program", ["run.py", "scale.py", "peers.py", "handshakes.py", "spread.py"])
+@pytest.mark.parametrize("program", ["run.py", "scale.py", "peers.py", "handshakes.py", "spread.py", "tunnels.py"])
 def test_each_program_says_what_it_does(program: str) -> None:
     done = _run(program, "--help")
     assert done.returncode == 0, done.stderr
@@ -55,7 +55,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     import importlib
 
     monkeypatch.syspath_prepend(str(BENCH))
-    names = ("links", "engines", "measures", "report", "suites")
+    names = ("links", "engines", "measures", "report", "suites", "tunnels")
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
@@ -105,3 +105,60 @@ def test_five_rounds_of_the_full_suite_take_half_an_hour(bench: dict[str, Module
         "bench-loss-1",
     ]
     assert 20 < sum(table.estimate(5, 1) for table in tables) / 60 < 33
+
+
+def test_one_tunnel_and_several_come_out_as_a_table_and_in_the_docs(
+    bench: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    def sample(mbit: float, shares: list[float]) -> dict[str, Any]:
+        rates = {"mbit": mbit, "least": mbit / 100, "most": mbit / 10, "shares": shares, "cores": [0.9, 0.8]}
+        return {**rates, "cpu_out": 1.0, "cpu_in": 2.0, "cpu_all": 5.0}
+
+    even, uneven = [0.5, 0.5], [0.4, 0.6]
+    taken = {
+        ("native", 1, 64): [sample(1000.0, [1.0]), sample(2000.0, [1.0]), None],
+        ("native", 2, 64): [sample(3000.0, even), sample(2000.0, uneven), sample(9000.0, uneven)],
+        ("native", 1, 8): [sample(4000.0, [1.0])],
+    }
+    tunnels = bench["tunnels"]
+    document = {
+        "machine": MACHINE,
+        "rounds": 3,
+        "seconds": 2,
+        "failures": ["native, 1 tunnels, round 3: no answer"],
+        "others": [0.0],
+        "skipped": {"kernel": "it has no WireGuard"},
+        "rows": [tunnels._row(taken, *place) for place in taken],
+        "spread": [tunnels_row(2)],
+    }
+    text = tmp_path / "page.txt"
+    with text.open("w") as file:
+        tunnels.print_tables(document, Console(file=file, width=140))
+    said = text.read_text()
+    assert "skipped: kernel: it has no WireGuard" in said
+    assert "no answer" in said
+    assert "…" not in said
+    (tmp_path / "performance.md").write_text("before\n<!-- tunnels -->\nold\n<!-- /tunnels -->\nafter\n")
+    tunnels.publish(document, tmp_path)
+    page = (tmp_path / "performance.md").read_text()
+    assert page.startswith("before\n<!-- tunnels -->\n64 TCP flows")
+    assert page.endswith("<!-- /tunnels -->\nafter\n")
+    assert "old" not in page
+    # Of the rounds in which both were measured: 3 and 1.
+    row = "| native | 2 | 3,000 | 2.00 (1.00\N{EN DASH}3.00) | 1.00, 2.00, 5.00 | 90% | 80% | 20% |"
+    assert row in page
+    assert page.count("| native |") == 2
+
+
+def tunnels_row(tunnels: int) -> dict[str, Any]:
+    """What spread.py says of some tunnels."""
+    means = [64 / tunnels] * tunnels
+    return {
+        "way": "chance",
+        "tunnels": tunnels,
+        "flows": 64,
+        "sets": 9,
+        "farthest_off": 0.1,
+        "within": 0.9,
+        "mean": means,
+    }
