@@ -126,7 +126,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             running.lay_out(stack, voice, interface, network.mtu, running.host_addresses(network.addresses))
             running.lay_out_bundle(stack, voice, network.mtu, network.addresses, bundle)
         await running.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
-        await running.answer_wg(stack, tunnel, interface, state.private_key, port)
+        await running.answer_wg(stack, tunnel, interface, lambda: (state.private_key, port))
         voice.say(f"Engine {chosen.name} ({chosen.reason}).")
         ready()
         await client.run()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
@@ -201,11 +201,20 @@ def lay_out(
     stack.callback(netif.set_up(layout, voice.change).undo, voice.change)
 
 
-async def answer_wg(stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, private_key: bytes, port: int) -> None:
-    """Let wg(8) show a tunnel that has commands of its own, unless another program has the name there."""
+async def answer_wg(
+    stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, identity: Callable[[], tuple[bytes, int]]
+) -> None:
+    """Let wg(8) show a tunnel that has commands of its own, unless another program has the name there.
+
+    Args:
+        stack: Undoes it.
+        tunnel: It.
+        interface: Its name.
+        identity: Gives the private key, 32 bytes, and the UDP port.
+    """
     if not isinstance(tunnel, Tunnel):
         return  # wg(8) asks the kernel itself
-    wg = UapiSocket(interface, lambda: show(tunnel, private_key, port), None)
+    wg = UapiSocket(interface, lambda: show(tunnel, *identity()), None)
     try:
         await wg.start()
     except RustGuardError as error:

@@ -7,7 +7,7 @@ the interface · save · answer at the control socket; then serve until told to 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
@@ -122,9 +122,13 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
     await running.answer(stack, options.directory, control.handlers(), options.group)
     for number, tunnel in enumerate(server.tunnels):
         key = further.private_key(state.private_key, number)
-        await running.answer_wg(stack, tunnel, interfaces[number], key, state.port + number)
+        await running.answer_wg(stack, tunnel, interfaces[number], _always(key, state.port + number))
     stack.push_async_callback(server.finish)
     return server, program
+
+
+def _always(private_key: bytes, port: int) -> Callable[[], tuple[bytes, int]]:
+    return lambda: (private_key, port)
 
 
 def _choose(options: ServeOptions, tunnels: int) -> engine.Engine:

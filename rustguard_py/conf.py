@@ -480,17 +480,15 @@ class Changes:
         peers: New ones, and those that something changed of.
         moved: Public keys of those of them whose endpoint the file has anew: another stays where it is.
         removed: Public keys.
-        restart: Keys of [Interface] that can't change while it runs.
     """
 
     peers: tuple[Peer, ...]
     moved: frozenset[bytes]
     removed: tuple[bytes, ...]
-    restart: tuple[str, ...]
 
 
 def compare(old: Config, new: Config) -> Changes:
-    """Find what differs. Addresses, routes, DNS and MTU are not here: the system is told how it shall be."""
+    """Find which peers differ. All else is not here: key, port and system are told how they shall be."""
     before = {peer.public_key: peer for peer in old.peers}
     after = {peer.public_key: peer for peer in new.peers}
     changed = tuple(peer for key, peer in after.items() if before.get(key) != peer)
@@ -499,20 +497,11 @@ def compare(old: Config, new: Config) -> Changes:
         peers=changed,
         moved=frozenset(peer.public_key for peer in moved),
         removed=tuple(key for key in before if key not in after),
-        restart=tuple(_fixed(old, new)),
     )
 
 
 def _endpoint_of(peer: Peer | None) -> HostPort | None:
     return None if peer is None else peer.endpoint
-
-
-def _fixed(old: Config, new: Config) -> Iterator[str]:
-    if new.private_key != old.private_key:
-        yield "PrivateKey"
-    # No port means any: the one that it has is as good.
-    if new.listen_port is not None and new.listen_port != old.listen_port:
-        yield "ListenPort"
 
 
 def short(key: bytes) -> str:

@@ -44,6 +44,9 @@ class Setter(Protocol):
     def set_peers(self, changes: Iterable[PeerChange]) -> None:
         """Change peers, in order."""
 
+    def configure(self, *, private_key: bytes) -> None:
+        """Set the private key (32 bytes)."""
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -111,6 +114,12 @@ class KernelPeers:
         )
         self._device.set_peers([change])
         return peer
+
+    def set_static(self, static: StaticKey, now: float) -> None:  # noqa: ARG002 - as `Node` has it
+        """See `Node.set_static`."""
+        self.static = static
+        self._device.configure(private_key=static.private.private_bytes_raw())
+        self.remove_peer(static.public)
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:  # noqa: ARG002 - as `Node` has it
         """See `Node.set_endpoint`."""

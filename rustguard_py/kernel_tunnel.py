@@ -18,6 +18,7 @@ from rustguard_py.errors import RustGuardError
 from rustguard_py.kernel import Device, DeviceState
 from rustguard_py.kernel_peers import KernelPeers
 from rustguard_py.noise import StaticKey
+from rustguard_py.planes import udp
 from rustguard_py.planes.contract import Endpoint, PlaneStats
 from rustguard_py.tunnel import Listeners
 
@@ -114,6 +115,16 @@ class KernelTunnel:
             self._timer.cancel()
         self._timer = self._loop.call_later(max(0.0, min(self._due() - now(), _LOOK)), self._on_timer)
 
+    def set_port(self, port: int) -> int:
+        """See `AnyTunnel.set_port`."""
+        # Whether it's free the kernel only says by a number; the one that it has is kept if it isn't.
+        sockets = udp.bind(port)
+        port = int(sockets[0].getsockname()[1])
+        for each in sockets:
+            each.close()
+        self._device.configure(port=port)
+        return port
+
     # -- as a plane has them --------------------------------------------------------------------------------
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
@@ -131,6 +142,9 @@ class KernelTunnel:
     def set_fwmark(self, mark: int) -> None:
         """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
         self._device.configure(fwmark=mark)
+
+    def set_mtu(self, mtu: int) -> None:
+        """Nothing to do: the kernel looks at its interface."""
 
     # -- watching -------------------------------------------------------------------------------------------
 

@@ -129,6 +129,7 @@ class Node:
         self.static = static
         self._plane = plane
         self._timestamps = timestamps
+        self._wall = wall
         self._clock = Tai64nClock(wall, timestamps.greatest(static.public))
         self._random = random
         self._by_key: dict[bytes, Peer] = {}
@@ -174,6 +175,25 @@ class Node:
         if peer.attempt_began is not None:
             peer.retry_at = now
             self._schedule(peer)
+
+    def set_static(self, static: StaticKey, now: float) -> None:
+        """Be another from now on; the peers stay, but for one that has this key itself.
+
+        As in the kernel: what they send on their sessions is still taken, while what is to be sent to them needs a
+        new handshake. One that is under way begins anew.
+        """
+        self.static = static
+        self._clock = Tai64nClock(self._wall, self._timestamps.greatest(static.public))
+        self.remove_peer(static.public)
+        self._plane.set_public_key(static.public)
+        for peer in self:
+            waiting = peer.attempt_began is not None
+            self._forget_indices(peer)
+            peer.end_attempt()
+            peer.initiation_sent = peer.static_static = None
+            peer.unconfirmed = False
+            if waiting:
+                self.begin_handshake(peer, now)
 
     def remove_peer(self, public_key: bytes) -> bool:
         """Forget a peer, at once; False if there was none."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from rustguard_py.errors import RustGuardError
 from rustguard_py.node import HandshakeGivenUp, HandshakeUnanswered, Node, PeerMoved, SessionStarted, Timestamps
 from rustguard_py.noise import StaticKey
 from rustguard_py.peer import Peer, PeerConfig
+from rustguard_py.planes import udp
 from rustguard_py.planes.contract import (
     REKEY_ATTEMPT_TIME,
     Endpoint,
@@ -43,6 +45,16 @@ class EventfulPlane(Plane, Protocol):
 
     def set_fwmark(self, mark: int) -> None:
         """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """Follow the interface's MTU, bytes."""
+
+    def rebind(self, sockets: Sequence[socket.socket]) -> None:
+        """Move to other bound UDP sockets, at most one a family, which are the plane's from here on.
+
+        The mark goes along, and so does all else: peers, sessions, what the interface holds. The sockets before are
+        closed with what waits in them. Back when that is done.
+        """
 
 
 class Peers(Protocol):
@@ -70,6 +82,9 @@ class Peers(Protocol):
     def begin_handshake(self, peer: Peer, now: float, patience: float = REKEY_ATTEMPT_TIME) -> None:
         """See `Node.begin_handshake`."""
 
+    def set_static(self, static: StaticKey, now: float) -> None:
+        """See `Node.set_static`."""
+
 
 class Mover(Protocol):
     """What moves a tunnel's packets, as far as who runs a tunnel sees it."""
@@ -82,6 +97,9 @@ class Mover(Protocol):
 
     def set_fwmark(self, mark: int) -> None:
         """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """Follow the interface's MTU, bytes."""
 
 
 class AnyTunnel(Protocol):
@@ -113,6 +131,13 @@ class AnyTunnel(Protocol):
 
     def wake(self) -> None:
         """Do what is due, after a change."""
+
+    def set_port(self, port: int) -> int:
+        """Move to another UDP port, 0 for any that is free; give which. Sessions stay.
+
+        Raises:
+            RefusedError: It's taken; the one before stays.
+        """
 
 
 @dataclass(slots=True)
@@ -188,6 +213,13 @@ class Tunnel:
         self._timer_at = due
         if due is not None:
             self._timer = self._loop.call_later(max(0.0, due - now()), self._on_timer)
+
+    def set_port(self, port: int) -> int:
+        """See `AnyTunnel.set_port`."""
+        sockets = udp.bind(port)
+        port = int(sockets[0].getsockname()[1])
+        self.plane.rebind(sockets)
+        return port
 
     def _on_timer(self) -> None:
         self._timer = None

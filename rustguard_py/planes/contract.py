@@ -248,6 +248,12 @@ class Plane(Protocol):
             persistent_keepalive: Seconds between keepalives while nothing is sent, 0 for none.
         """
 
+    def set_public_key(self, public_key: bytes) -> None:
+        """Be somebody else (32 bytes) from now on: handshakes have to be for this key.
+
+        No session sends any more, so what is to be sent waits for a handshake; what comes on them is still taken.
+        """
+
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """Send to `endpoint` from now on, until an authenticated datagram comes from elsewhere. No event follows."""
 

@@ -98,13 +98,17 @@ class Gate:
     __slots__ = ("_cookie_key", "_loaded_until", "_mac1_key", "_proven", "_random", "_secrets", "_unproven")
 
     def __init__(self, public_key: bytes, random: Callable[[int], bytes]) -> None:
-        self._mac1_key = cookie.mac1_key(public_key)
-        self._cookie_key = cookie.cookie_key(public_key)
+        self.set_public_key(public_key)
         self._secrets = cookie.CookieSecrets(random)
         self._random = random
         self._unproven = SourceBudget()
         self._proven = SourceBudget()
         self._loaded_until = float("-inf")
+
+    def set_public_key(self, public_key: bytes) -> None:
+        """Guard the owner of another key (32 bytes) from now on."""
+        self._mac1_key = cookie.mac1_key(public_key)
+        self._cookie_key = cookie.cookie_key(public_key)
 
     def judge(self, datagram: bytes, source: Endpoint, backlog: int, now: float) -> Verdict:
         """Judge a datagram of type 1 or 2.

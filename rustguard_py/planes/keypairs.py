@@ -108,6 +108,10 @@ class Session:
         self.counter = first + count
         return first
 
+    def end_sending(self) -> None:
+        """Have it send no more; what comes in on it is still taken."""
+        self.counter = REJECT_AFTER_MESSAGES
+
     def room(self, now: float) -> int:
         """Give how many datagrams may still be sent."""
         return 0 if self.expired(now) else REJECT_AFTER_MESSAGES - self.counter
@@ -165,6 +169,12 @@ class Keypairs:
         self.current = session
         self.next = None
         return dead
+
+    def end_sending(self) -> None:
+        """Have those that send, or would, send no more."""
+        for session in (self.current, self.next):
+            if session is not None:
+                session.end_sending()
 
     def clear(self) -> list[Session]:
         """Drop all; give them."""

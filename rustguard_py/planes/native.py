@@ -86,6 +86,10 @@ class NativePlane:
         """See `Plane.set_peer`."""
         self._plane.set_peer(peer, endpoint, allowed_ips, persistent_keepalive)
 
+    def set_public_key(self, public_key: bytes) -> None:
+        """See `Plane.set_public_key`."""
+        self._plane.set_public_key(public_key)
+
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """See `Plane.set_endpoint`."""
         self._plane.set_endpoint(peer, endpoint)
@@ -125,6 +129,16 @@ class NativePlane:
     def set_fwmark(self, mark: int) -> None:
         """Mark what is sent from now on (SO_MARK), for the system's routing rules; 0 for no mark."""
         self._plane.set_fwmark(mark)
+
+    def set_mtu(self, mtu: int) -> None:
+        """See `EventfulPlane.set_mtu`."""
+        self._plane.set_mtu(mtu)
+
+    def rebind(self, sockets: Sequence[socket.socket]) -> None:
+        """See `EventfulPlane.rebind`. Waits for the threads, which end and are started anew."""
+        self._plane.rebind([bound.fileno() for bound in sockets])
+        for bound in sockets:
+            bound.close()
 
     def fileno(self) -> int:
         """Give the descriptor that is readable while events wait."""

@@ -50,6 +50,8 @@ EVENT_QUEUE = 65536
 EVENTS_AT_ONCE = 32
 # How long `close` waits for the loop to end, seconds.
 CLOSE_PATIENCE = 5.0
+# How often to look whether the loop still runs while something is asked of it, seconds.
+_LOOK = 0.5
 # How long another thread may keep the interpreter's lock while the loop waits for it, seconds. The loop gives the
 # lock up at each system call: beside a busy control thread Python's own 5 ms left 16 Mbit/s where this left 870,
 # for 13 % of the control thread's speed.
@@ -172,8 +174,9 @@ class PortablePlane:
             public_key, emit=self._events.put, random=random, mtu=mtu, backlog=self._events.handshakes
         )
         self._udp = {bound.family: Udp(bound, self._note) for bound in sockets}
+        self._poll = select.poll()
         self._worker = WorkerStats("loop-0")
-        self._outbound = Outbound(self._transport, self._tun.fd, self._send_message, self._worker)
+        self._outbound = self._make_outbound()
         if merge_udp is None:
             merge_udp = _kernel_merges_udp()
         self._inbound = Inbound(self._transport, self._tun, self._worker, merge_udp=merge_udp, note=self._note)
@@ -195,6 +198,10 @@ class PortablePlane:
         self._queue(
             lambda: self._transport.set_peer(peer, endpoint, allowed_ips, persistent_keepalive, self._clock())
         )
+
+    def set_public_key(self, public_key: bytes) -> None:
+        """See `Plane.set_public_key`."""
+        self._queue(partial(self._transport.set_public_key, public_key))
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """See `Plane.set_endpoint`."""
@@ -250,6 +257,20 @@ class PortablePlane:
         for udp in self._udp.values():
             udp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
 
+    def set_mtu(self, mtu: int) -> None:
+        """See `EventfulPlane.set_mtu`."""
+        self._queue(partial(self._set_mtu, mtu))
+
+    def rebind(self, sockets: Sequence[socket.socket]) -> None:
+        """See `EventfulPlane.rebind`."""
+        done = threading.Event()
+        self._queue(partial(self._rebind, sockets, done))
+        while not done.wait(_LOOK):
+            if self._ended or self._closed:
+                for bound in sockets:
+                    bound.close()
+                return
+
     # Events.
 
     def fileno(self) -> int:
@@ -282,8 +303,7 @@ class PortablePlane:
 
     def _loop(self) -> None:
         transport, clock, worker = self._transport, self._clock, self._worker
-        poll = select.poll()
-        tun = self._tun.fd
+        poll, tun = self._poll, self._tun.fd
         for fd in (tun, self._wake, *(udp.fd for udp in self._udp.values())):
             poll.register(fd, select.POLLIN)
         sockets = {udp.fd: udp for udp in self._udp.values()}
@@ -301,12 +321,37 @@ class PortablePlane:
                     worker.system_calls += 1
                     while self._commands:
                         self._commands.popleft()()
-                else:
+                    sockets = {udp.fd: udp for udp in self._udp.values()}
+                elif fd in sockets:
                     self._inbound.pump(sockets[fd], now)
             if deadline is not None and deadline <= now:
                 transport.handle_timeout(now)
             for endpoint, datagram in transport.poll_transmit():
                 self._send_message(datagram, len(datagram), endpoint)
+
+    def _make_outbound(self) -> Outbound:
+        return Outbound(self._transport, self._tun.fd, self._send_message, self._worker)
+
+    def _set_mtu(self, mtu: int) -> None:
+        if mtu != self._transport.mtu:
+            self._transport.set_mtu(mtu)
+            # Its buffers are laid out for one.
+            self._outbound = self._make_outbound()
+
+    def _rebind(self, sockets: Sequence[socket.socket], done: threading.Event) -> None:
+        before = list(self._udp.values())
+        made = {bound.family: Udp(bound, self._note) for bound in sockets}
+        mark = next(iter(before)).socket.getsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4)
+        for udp in made.values():
+            if any(mark):
+                udp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            self._poll.register(udp.fd, select.POLLIN)
+        self._udp = made
+        for udp in before:
+            self._poll.unregister(udp.fd)
+            self._worker.system_calls += udp.system_calls
+            udp.close()
+        done.set()
 
     def _note(self, note: str) -> None:
         """Say once what the plane does without."""

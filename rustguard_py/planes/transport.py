@@ -179,7 +179,18 @@ class Transport:
         self._transmit: list[tuple[Endpoint, bytes]] = []
         self._held = 0
 
+    def set_mtu(self, mtu: int) -> None:
+        """Follow the inner interface."""
+        self.mtu = mtu
+
     # Commands of the contract; those that send or time something take `now`.
+
+    def set_public_key(self, public_key: bytes) -> None:
+        """See `Plane.set_public_key`."""
+        self._gate.set_public_key(public_key)
+        for peer in self.peers.values():
+            peer.keypairs.end_sending()
+            peer.wanted_at = float("-inf")
 
     def set_peer(
         self,

@@ -18,6 +18,7 @@ from rustguard_py.enroll.tasks import Tasks
 from rustguard_py.enroll.timestamps import KeptTimestamps
 from rustguard_py.errors import UnansweredError
 from rustguard_py.netwatch import NetWatch
+from rustguard_py.noise import StaticKey
 from rustguard_py.peer import Peer, PeerConfig
 from rustguard_py.planes.contract import Endpoint
 from rustguard_py.tunnel import AnyTunnel, Listeners, send_keepalive
@@ -64,7 +65,7 @@ class Device:
     def begin(self) -> None:
         """Carry traffic from now on; from within the running loop."""
         self.tunnel.start()
-        self._watch = NetWatch(self._on_network_change)
+        self._watch = NetWatch(self._say_where_we_are)
         self._tasks.spawn(self._timestamps.keep_synced())
         for key in self._names:
             self._look_up_soon(key)
@@ -93,6 +94,21 @@ class Device:
         if self._watch is not None:
             self._look_up_soon(config.public_key)
 
+    def set_port(self, port: int) -> int:
+        """Move to another UDP port, 0 for any; give which. Who is to reach us hears of it at once.
+
+        Raises:
+            RefusedError: It's taken; the one before stays.
+        """
+        port = self.tunnel.set_port(port)
+        self._say_where_we_are()
+        return port
+
+    def set_private_key(self, private_key: bytes) -> None:
+        """Be another (32 bytes) from now on; the peers stay."""
+        self.tunnel.node.set_static(StaticKey(private_key), now())
+        self.tunnel.wake()
+
     def remove_peer(self, public_key: bytes) -> None:
         """Forget a peer (32 bytes) and its keys."""
         self._names.pop(public_key, None)
@@ -120,8 +136,8 @@ class Device:
             log.info("%s does not answer; trying on, with its name looked up again", name.host)
         self._look_up_soon(peer.config.public_key, again=True)
 
-    def _on_network_change(self) -> None:
-        # Our address may be another: who is to reach us hears of it at once.
+    def _say_where_we_are(self) -> None:
+        """Our address may be another: who is to reach us hears of it at once."""
         for peer in self.tunnel.node:
             if peer.endpoint is not None and peer.config.persistent_keepalive:
                 send_keepalive(self.tunnel, peer)

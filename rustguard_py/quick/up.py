@@ -181,10 +181,10 @@ class _Up:
         for peer in config.peers:
             device.set_peer(_peer_config(peer, found), *_name(peer, found))
         self._in_kernel = program.engine.in_kernel
-        self._set_mtu(self._mtu)
+        self._set_mtu(device, self._mtu)
         self._ledger.become(self._wanted(config, self._scheme), echo)
         device.begin()
-        await running.answer_wg(stack, tunnel, self._interface, config.private_key, self._port)
+        await running.answer_wg(stack, tunnel, self._interface, lambda: (self._config.private_key, self._port))
         await hooks.run(config.hooks.post_up, self._interface, echo)
 
     async def _until_stopped(self) -> RustGuardError | None:
@@ -216,9 +216,10 @@ class _Up:
             self._ending.append(line)
         self._voice.change(line)
 
-    def _set_mtu(self, mtu: int) -> None:
+    def _set_mtu(self, device: Device, mtu: int) -> None:
         segments = None if self._in_kernel else offload.wanted_gso_segments(mtu)
         netif.set_up(netif.Layout(self._interface, mtu, gso_max_segs=segments), self._echo)
+        device.tunnel.plane.set_mtu(mtu)
         self._mtu = mtu
 
     def _wanted(self, config: conf.Config, scheme: routing.Scheme) -> list[Step]:
@@ -282,7 +283,7 @@ class _Up:
             self._voice.change(line)
 
         changes = conf.compare(self._config, config)
-        mtu = self._check(config, changes)
+        mtu = config.mtu or (self._mtu if self._config.mtu is None else self._first_mtu)
         if config.dns or config.search:
             dns.manager()
         moved = [peer for peer in changes.peers if peer.public_key in changes.moved]
@@ -291,13 +292,17 @@ class _Up:
         device.tunnel.plane.set_fwmark(scheme.mark)
         try:
             await asyncio.to_thread(self._ledger.become, self._wanted(config, scheme), echo)
+            self._set_port(device, config.listen_port, echo)
         except RustGuardError:
             await asyncio.to_thread(self._ledger.become, self._wanted(self._config, self._scheme), echo)
             device.tunnel.plane.set_fwmark(self._scheme.mark)
             raise
         if mtu != self._mtu:
-            self._set_mtu(mtu)
+            self._set_mtu(device, mtu)
             echo(f"[#] ip link set mtu {mtu} dev {self._interface}")
+        if config.private_key != self._config.private_key:
+            device.set_private_key(config.private_key)
+            echo(f"[#] wg set {self._interface} private-key (hidden)")
         for key in changes.removed:
             device.remove_peer(key)
         for peer in changes.peers:
@@ -308,18 +313,11 @@ class _Up:
         self._ledger.left = Left(self._interface, config.hooks)
         self._ledger.save()
 
-    def _check(self, config: conf.Config, changes: conf.Changes) -> int:
-        """Refuse what can't change while it runs; give the MTU."""
-        restart = [each for each in changes.restart if each != "ListenPort" or config.listen_port != self._port]
-        mtu = config.mtu or (self._mtu if self._config.mtu is None else self._first_mtu)
-        if mtu > self._first_mtu:
-            restart.append(f"MTU above {self._first_mtu}")
-        if restart:
-            raise RefusedError(
-                f"{' and '.join(restart)} can't change while {self._interface} is up.",
-                f"Run: rustguard down {self._interface}; rustguard up {self._options.file}",
-            )
-        return mtu
+    def _set_port(self, device: Device, port: int | None, echo: Echo) -> None:
+        # No port means any: the one that it has is as good.
+        if port is not None and port != self._port:
+            self._port = device.set_port(port)
+            echo(f"[#] wg set {self._interface} listen-port {port}")
 
     def _up(self) -> tuple[Device, report.Program]:
         if self._device is None or self._program is None:

@@ -1,14 +1,9 @@
-"""An interface that wg(8) sets up: keyed, re-keyed, its port moved and its peers changed while it runs.
-
-Peers and mark change in the running plane. A private key, a port or an MTU is a plane's for good, so another plane
-takes over the same queues of the interface; the peers go along, and those with a session shake hands again.
-"""
+"""An interface that wg(8) sets up: keyed, re-keyed, its port moved and its peers changed while it runs."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +11,7 @@ from rustguard_py.clock import now
 from rustguard_py.engine import Engine
 from rustguard_py.errors import RefusedError, RustGuardError
 from rustguard_py.node import Timestamps
+from rustguard_py.noise import StaticKey
 from rustguard_py.peer import PeerConfig
 from rustguard_py.planes import udp
 from rustguard_py.planes.contract import Network
@@ -45,42 +41,32 @@ class WgDevice:
     def __init__(self, engine: Engine, queues: Sequence[Tun], mtu: int, timestamps: Timestamps) -> None:
         self.stopped = asyncio.Event()
         self.fault: RustGuardError | None = None
-        self._engine = engine
-        self._queues = queues
-        self._mtu = mtu
-        self._timestamps = timestamps
         self._private_key: bytes | None = None
-        self._sockets = udp.bind(0)
         self._fwmark = 0
         self._peers: dict[bytes, PeerConfig] = {}
         # Whose each network is: it moves to whom it was given last.
         self._owners: dict[Network, bytes] = {}
-        self._watcher: asyncio.Task[None] | None = None
-        self._tunnel = self._make_tunnel()
-
-    @property
-    def port(self) -> int:
-        """The UDP port."""
-        return int(self._sockets[0].getsockname()[1])
+        sockets = udp.bind(0)
+        self._port = int(sockets[0].getsockname()[1])
+        # Without a key it is somebody whom nobody knows: it answers no one, and has no peers.
+        key = generate_private_key()
+        plane = engine.make_plane(public_key(key), queues[0].name, sockets, mtu, [each.fd for each in queues])
+        self._tunnel = Tunnel.make(key, plane, timestamps, Listeners())
+        self._tunnel.start()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     def set_mtu(self, mtu: int) -> None:
         """Follow the interface's MTU."""
-        if mtu != self._mtu:
-            self._mtu = mtu
-            self._rebuild()
+        self._tunnel.plane.set_mtu(mtu)
 
     def show(self) -> DeviceState:
         """Give what wg(8) shows."""
-        return show(self._tunnel, self._private_key, self.port, self._fwmark)
+        return show(self._tunnel, self._private_key, self._port, self._fwmark)
 
     def close(self) -> None:
         """Stop. May be called twice."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            self._watcher = None
+        self._watcher.cancel()
         self._tunnel.close()
-        for each in self._sockets:
-            each.close()
 
     # -- changes --------------------------------------------------------------------------------------------
 
@@ -90,36 +76,34 @@ class WgDevice:
         Raises:
             UapiError: EADDRINUSE: the port is taken. Nothing is changed then.
         """
-        rebuild = self._change_port(change.listen_port) | self._change_key(change.private_key)
+        self._change_port(change.listen_port)
+        self._change_key(change.private_key)
         if change.fwmark is not None:
             self._fwmark = change.fwmark
             self._tunnel.plane.set_fwmark(change.fwmark)
         if change.replace_peers:
             for key in list(self._peers):
                 self._remove(key)
-        if rebuild:
-            self._rebuild()
         for peer in change.peers:
             self._change_peer(peer)
         self._tunnel.wake()
 
-    def _change_port(self, port: int | None) -> bool:
-        if port is None or port == self.port:
-            return False
+    def _change_port(self, port: int | None) -> None:
+        if port is None or port == self._port:
+            return
         try:
-            sockets = udp.bind(port)
+            self._port = self._tunnel.set_port(port)
         except RefusedError as error:
             raise UapiError(errno.EADDRINUSE, error.message) from error
-        for each in self._sockets:
-            each.close()
-        self._sockets = sockets
-        return True
 
-    def _change_key(self, private_key: bytes | None) -> bool:
+    def _change_key(self, private_key: bytes | None) -> None:
         if private_key is None or private_key == (self._private_key or _NO_KEY):
-            return False
+            return
         self._private_key = None if private_key == _NO_KEY else private_key
-        return True
+        static = StaticKey(self._private_key or generate_private_key())
+        if static.public in self._peers:
+            self._remove(static.public)
+        self._tunnel.node.set_static(static, now())
 
     def _change_peer(self, change: PeerChange) -> None:
         known = self._peers.get(change.public_key)
@@ -167,37 +151,7 @@ class WgDevice:
             self._owners.pop(network, None)
         self._tunnel.node.remove_peer(key)
 
-    # -- the plane ------------------------------------------------------------------------------------------
-
-    def _make_tunnel(self) -> Tunnel:
-        # Without a key it is somebody whom nobody knows: it answers no one, and has no peers.
-        key = self._private_key or generate_private_key()
-        sockets: list[socket.socket] = [each.dup() for each in self._sockets]
-        name, queues = self._queues[0].name, [each.fd for each in self._queues]
-        plane = self._engine.make_plane(public_key(key), name, sockets, self._mtu, queues)
-        plane.set_fwmark(self._fwmark)
-        tunnel = Tunnel.make(key, plane, self._timestamps, Listeners())
-        tunnel.start()
-        self._watcher = asyncio.get_running_loop().create_task(self._watch(tunnel))
-        return tunnel
-
-    async def _watch(self, tunnel: Tunnel) -> None:
-        await tunnel.stopped.wait()
-        self.fault = tunnel.fault
+    async def _watch(self) -> None:
+        await self._tunnel.stopped.wait()
+        self.fault = self._tunnel.fault
         self.stopped.set()
-
-    def _rebuild(self) -> None:
-        before = self._tunnel
-        peers = {peer.config.public_key: peer for peer in before.node}
-        if self._watcher is not None:
-            self._watcher.cancel()
-        before.close()
-        self._tunnel = tunnel = self._make_tunnel()
-        if tunnel.node.static.public in self._peers:
-            self._remove(tunnel.node.static.public)
-        for key, config in self._peers.items():
-            old = peers.get(key)
-            peer = tunnel.node.set_peer(replace(config, endpoint=None if old is None else old.endpoint))
-            if old is not None and old.session_began is not None and self._private_key is not None:
-                tunnel.node.begin_handshake(peer, now())
-        tunnel.wake()

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from base64 import b64encode
 from pathlib import Path
 
@@ -66,19 +67,30 @@ def test_wg_sets_up_a_tunnel_that_talks_to_wireguard_go(lab: Lab, tmp_path: Path
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_changed_port_key_and_mtu_keep_the_peers(lab: Lab, tmp_path: Path, engine: str) -> None:
+def test_a_changed_port_mark_and_mtu_keep_the_session_and_a_changed_key_the_peers(
+    lab: Lab, tmp_path: Path, engine: str
+) -> None:
     here, there = _link(lab)
     ours = _start(here.host, tmp_path / "one", engine, addresses=["10.9.0.1/24"])
     other = _start(there.host, tmp_path / "other", engine, addresses=["10.9.0.2/24"])
     ours.set_peer(Peer(other.public_key, ["10.9.0.2/32"], f"{there.ipv4}:{other.port}"))
     other.set_peer(Peer(ours.public_key, ["10.9.0.1/32"]))
     here.host.run(["ping", "-c2", "-i0.05", "-W5", "10.9.0.2"])
-    _wg(here.host, "set", "wg0", "listen-port", "7777")
-    assert ours.port == 7777
-    eventually(lambda: other.peer(ours.public_key).endpoint == f"{here.ipv4}:7777", what="the new port, heard of")
-    here.host.run(["ping", "-c2", "-i0.05", "-W5", "10.9.0.2"])
-    here.host.ip(["link set dev wg0 mtu 1300"])
-    here.host.run(["ping", "-c2", "-i0.05", "-W5", "-M", "do", "-s", "1272", "10.9.0.2"])
+    began = ours.peer(other.public_key).last_handshake
+    # It is told in whole seconds: another one would be later.
+    eventually(lambda: time.time() > began + 1.1, what="the next second")
+    for port in ("7777", "7778"):
+        _wg(here.host, "set", "wg0", "listen-port", port, "fwmark", "0x99")
+        assert ours.port == int(port)
+        here.host.run(["ping", "-c2", "-i0.05", "-W5", "10.9.0.2"])
+        assert other.peer(ours.public_key).endpoint == f"{here.ipv4}:{port}"
+        there.host.run(["ping", "-c2", "-i0.05", "-W5", "10.9.0.1"])
+    for mtu in (1300, 1480):
+        here.host.ip([f"link set dev wg0 mtu {mtu}"])
+        here.host.run(["ping", "-c2", "-i0.05", "-W5", "-M", "do", "-s", str(mtu - 28), "10.9.0.2"])
+    assert ours.peer(other.public_key).last_handshake == began
+    assert ":7777 " not in here.host.run(["ss", "-Huln"]).stdout
+    assert "fwmark: 0x99" in _wg(here.host, "show", "wg0")
     fresh = b64encode(_key()).decode()
     _wg(here.host, "set", "wg0", "private-key", "/dev/stdin", stdin=fresh)
     public = _wg(here.host, "pubkey", stdin=fresh).strip()
@@ -98,6 +110,7 @@ def test_a_taken_port_is_refused_and_changes_nothing(lab: Lab, tmp_path: Path) -
     with pytest.raises(RustGuardError, match="Address already in use"):
         _wg(here.host, "set", "wg0", "listen-port", "7777")
     assert ours.port == before
+    assert f":{before} " in here.host.run(["ss", "-Huln"]).stdout
 
 
 def test_a_thousand_peers_are_set_read_back_and_synced(lab: Lab, tmp_path: Path) -> None:

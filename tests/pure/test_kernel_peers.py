@@ -43,6 +43,9 @@ class Kernel:
     def set_peers(self, changes: Iterable[PeerChange]) -> None:
         self.told += changes
 
+    def configure(self, *, private_key: bytes) -> None:
+        self.private_key = private_key
+
     def read(self, at: float, *, received: int = 0, sent: int = 0, handshake: float | None = None) -> None:
         state = self.state
         state.rx_bytes += received
@@ -80,6 +83,16 @@ def test_a_handshake_and_a_move_are_told_once(kernel: Kernel) -> None:
     stats = kernel.peers.stats({KEY: kernel.state})[peer.id]
     assert (stats.rx_bytes, stats.tx_bytes, stats.handshakes) == (284, 180, 1)
     assert stats.last_received == 5.0
+
+
+def test_with_another_key_of_ours_the_peers_stay_but_for_ourselves(kernel: Kernel) -> None:
+    fresh = StaticKey(bytes([8]) * 32)
+    kernel.peers.set_peer(replace(CONFIG, public_key=fresh.public))
+    kernel.take()
+    kernel.peers.set_static(fresh, 1.0)
+    assert kernel.private_key == bytes([8]) * 32
+    assert [peer.config.public_key for peer in kernel.peers] == [KEY]
+    assert kernel.take() == [PeerChange(fresh.public, remove=True)]
 
 
 def test_handshakes_that_go_unanswered_are_counted(kernel: Kernel) -> None:

@@ -88,6 +88,40 @@ def test_row_33_a_preshared_key_out_of_step_heals_within_a_retry_for_each_that_i
     assert peer.key_in_use == place
 
 
+def test_another_key_of_ours_keeps_the_peers_and_the_way_in(network: Network) -> None:
+    alice, bob = pair(network)
+    talk(network, alice, bob, 2)
+    initiations = len(of_type(network, wire.INITIATION))
+    alice.become(b"n" * 32)
+    bob.send(FROM_BOB)
+    network.run(1)
+    assert alice.plane.take_delivered() == [FROM_BOB]
+    assert len(of_type(network, wire.INITIATION)) == initiations
+    # Nobody knows the one that it is now.
+    alice.send(FROM_ALICE)
+    network.run(1)
+    assert bob.plane.take_delivered() == []
+    bob.add(alice, "10.0.0.1/32")
+    network.run(8)
+    assert bob.plane.take_delivered() == [FROM_ALICE]
+
+
+def test_another_key_begins_a_handshake_under_way_anew_and_no_one_is_their_own_peer(network: Network) -> None:
+    alice, bob = pair(network)
+    carol = network.host("carol", "192.0.2.3")
+    alice.add(carol, "10.0.0.3/32")
+    bob.node.remove_peer(alice.public_key)
+    alice.send(FROM_ALICE)
+    network.run(1)
+    alice.become(b"n" * 32)
+    bob.add(alice, "10.0.0.1/32")
+    network.run(6)
+    assert bob.plane.take_delivered() == [FROM_ALICE]
+    alice.become(carol.private_key)
+    assert alice.node.get(carol.public_key) is None
+    assert alice.node.get(bob.public_key) is not None
+
+
 def talk(network: Network, alice: Host, bob: Host, seconds: int) -> int:
     """One packet each way a second; gives how many got lost."""
     for _ in range(seconds):

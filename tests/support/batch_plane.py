@@ -84,10 +84,17 @@ class BatchPlane(MemoryPlane):
         self.device = _Device()
         self._network = _Network()
         self.worker = WorkerStats("loop-0")
-        self._outbound = Outbound(self.transport, self.device.fd, self._sent, self.worker)
+        self._outbound = self._make_outbound()
         device = cast(Tun, self.device)
         self.inbound = Inbound(self.transport, device, self.worker, merge_udp=True, note=self.said.append)
         self._cutter = Segmenter(bytearray(1 << 18), mtu)
+
+    def _make_outbound(self) -> Outbound:
+        return Outbound(self.transport, self.device.fd, self._sent, self.worker)
+
+    def set_mtu(self, mtu: int) -> None:
+        super().set_mtu(mtu)
+        self._outbound = self._make_outbound()
 
     def _sent(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> None:
         whole = bytes(message)

@@ -93,6 +93,11 @@ class Host:
             )
         )
 
+    def become(self, private_key: bytes) -> None:
+        """Have another key from now on."""
+        self.node.set_static(StaticKey(private_key), self.network.now)
+        self.network.settle()
+
     def send(self, packet: bytes) -> None:
         self.plane.packet_out(packet)
         self.network.settle()

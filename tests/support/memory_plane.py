@@ -88,6 +88,12 @@ class MemoryPlane:
         self.transport.set_peer(peer, endpoint, allowed_ips, persistent_keepalive, self.now)
         self._flush()
 
+    def set_mtu(self, mtu: int) -> None:
+        self.transport.set_mtu(mtu)
+
+    def set_public_key(self, public_key: bytes) -> None:
+        self.transport.set_public_key(public_key)
+
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         self.transport.set_endpoint(peer, endpoint)
 

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from rustguard_py import cookie
+from rustguard_py import cookie, wire
 from rustguard_py.planes.contract import (
     KEEPALIVE_TIMEOUT,
     MAX_STAGED_PACKETS,
@@ -148,6 +148,16 @@ class PlaneConformance:
         assert padded == [32, 32, 48, 1408, 1420, 1420, 1420]
         pair.carry()
         assert [len(packet) for packet in pair.bob.delivered] == sizes
+
+    def test_padding_follows_the_mtu(self, pair: Pair) -> None:
+        pair.connect()
+        for mtu, size in ((1300, 1300), (1420, 1312)):
+            pair.alice.set_mtu(mtu)
+            pair.alice.packet_out(to_bob(bytes(1300 - 28)))
+            ((_, datagram),) = pair.alice.take_outgoing()
+            assert len(datagram) == size + 32
+            pair.bob.datagram_in(datagram, ALICE)
+        assert pair.bob.delivered == [to_bob(bytes(1300 - 28))] * 2
 
     def test_a_packet_goes_to_the_peer_with_the_longest_prefix(self, pair: Pair) -> None:
         near, far = ("192.0.2.8", 1), ("192.0.2.9", 1)
@@ -378,6 +388,39 @@ class PlaneConformance:
         pair.bob.packet_out(to_alice())
         assert pair.bob.outgoing == []
         assert pair.bob.events == [HandshakeWanted(PEER, Reason.NO_SESSION)]
+
+    def test_as_another_we_send_nothing_on_the_sessions_before_but_take_what_comes(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.set_public_key(b"n" * 32)
+        pair.alice.packet_out(to_bob())
+        assert pair.alice.take_events() == [HandshakeWanted(PEER, Reason.NO_SESSION)]
+        assert pair.alice.outgoing == []
+        pair.bob.packet_out(to_alice())
+        pair.carry()
+        assert pair.alice.take_delivered() == [to_alice()]
+        pair.handshake()
+        pair.carry()
+        assert pair.bob.delivered == [to_bob()]
+
+    def test_as_another_we_send_nothing_on_a_session_that_is_confirmed_late(self, pair: Pair) -> None:
+        pair.handshake()
+        pair.bob.set_public_key(b"n" * 32)
+        pair.carry()
+        pair.bob.take_events()
+        pair.bob.packet_out(to_alice())
+        assert pair.bob.outgoing == []
+        assert pair.bob.take_events() == [HandshakeWanted(PEER, Reason.NO_SESSION)]
+
+    def test_handshakes_have_to_be_for_the_key_that_we_have_now(self, pair: Pair) -> None:
+        message = bytes([wire.INITIATION, 0, 0, 0]) + bytes(wire.INITIATION_SIZE - 36)
+        before, after = (cookie.add_macs(message, cookie.mac1_key(each * 32), None) for each in (b"b", b"n"))
+        for datagram in (before, after):
+            pair.bob.datagram_in(datagram, ALICE)
+        pair.bob.set_public_key(b"n" * 32)
+        for datagram in (before, after):
+            pair.bob.datagram_in(datagram, ALICE)
+        assert pair.bob.events == [HandshakeReceived(before, ALICE), HandshakeReceived(after, ALICE)]
+        assert pair.bob.stats().drops == {"bad_mac1": 2}
 
     def test_a_removed_peer_is_a_stranger(self, pair: Pair) -> None:
         pair.connect()

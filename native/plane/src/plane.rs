@@ -4,8 +4,9 @@ use std::ffi::c_char;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use transport::Transport;
 use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId, Transmit};
@@ -17,10 +18,14 @@ use crate::tun::{self, TunError};
 use crate::udp::{Patience, Udp};
 use crate::uring;
 use crate::worker::{Io, Notes, Queue, start};
-use crate::xdp::Xdp;
+use crate::xdp::{Refused, Xdp};
 
 /// The kernel's UDP superpackets broke VXLAN and Geneve inside them before this release.
 const MERGES_UDP_FROM: [u32; 3] = [6, 8, 5];
+
+/// How long to wait for an AF_XDP socket of before, and how often to try.
+const XDP_PATIENCE: Duration = Duration::from_secs(1);
+const XDP_LOOK: Duration = Duration::from_millis(10);
 
 /// How a plane is to be.
 pub struct Settings<'a> {
@@ -49,13 +54,54 @@ pub struct Settings<'a> {
 pub struct Plane {
     /// What the kernel named it.
     pub interface: String,
+    lasting: Lasting,
+    /// The threads own it: when they have ended there is nothing to send over. Written to by who changes the sockets.
+    io: RwLock<Weak<Io>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What stays when sockets and threads are others.
+struct Lasting {
     transport: Arc<Transport>,
     events: Arc<Events>,
     notes: Arc<Notes>,
     counters: Arc<[QueueCounters]>,
-    /// The threads own it: when they have ended there is nothing to send over.
-    io: Weak<Io>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    merge_udp: bool,
+    uring: bool,
+    xdp: Option<String>,
+}
+
+impl Lasting {
+    /// Start the threads. Says what the sockets do without.
+    fn start(&self, queues: Vec<Queue>, lacks: &[String]) -> io::Result<(Weak<Io>, Vec<JoinHandle<()>>)> {
+        let Self { transport, events, notes, counters, .. } = self;
+        let shared = (Arc::clone(transport), Arc::clone(events), Arc::clone(notes), Arc::clone(counters));
+        let mut io = Io::new(shared.0, shared.1, shared.2, shared.3, queues, self.merge_udp, self.uring)?;
+        if let Some(name) = &self.xdp {
+            use_xdp(&mut io, name);
+        }
+        lacks.iter().for_each(|lack| io.note(lack));
+        let io = Arc::new(io);
+        Ok((Arc::downgrade(&io), start(&io)?))
+    }
+}
+
+/// For each queue its sockets: copies of those given, and twins of them.
+fn adopt(sockets: &[RawFd], queues: usize, mark: u32, lacks: &mut Vec<String>) -> io::Result<Vec<Vec<Udp>>> {
+    let mut first = Vec::new();
+    for socket in sockets {
+        let (socket, lack) = Udp::adopt(*socket)?;
+        if mark != 0 {
+            socket.set_mark(mark)?;
+        }
+        first.push(socket);
+        lacks.extend(lack.map(str::to_owned));
+    }
+    let mut adopted = vec![first];
+    for _ in 1..queues {
+        adopted.push(adopted[0].iter().map(Udp::twin).collect::<io::Result<_>>()?);
+    }
+    Ok(adopted)
 }
 
 impl Plane {
@@ -70,49 +116,72 @@ impl Plane {
     }
 
     fn with_interface(settings: &Settings<'_>, made: tun::Interface) -> io::Result<Self> {
-        let mut lacks = made.lacks;
-        let mut first = Vec::new();
-        for socket in settings.sockets {
-            let (socket, lack) = Udp::adopt(*socket)?;
-            first.push(socket);
-            lacks.extend(lack);
-        }
-        let mut sockets = vec![first];
-        for _ in 1..made.queues.len() {
-            sockets.push(sockets[0].iter().map(Udp::twin).collect::<io::Result<_>>()?);
-        }
+        let mut lacks = made.lacks.iter().map(|lack| (*lack).to_owned()).collect();
+        let sockets = adopt(settings.sockets, made.queues.len(), 0, &mut lacks)?;
+        let counters = made.queues.iter().map(|_| QueueCounters::default()).collect();
         let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
 
         let handshakes = Arc::new(AtomicUsize::new(0));
         let events = Arc::new(Events::new(Arc::clone(&handshakes))?);
         let backlog = Box::new(move || handshakes.load(Ordering::Relaxed));
         let transport = Transport::new(&settings.public_key, settings.mtu, Box::new(random), backlog);
-        let (transport, notes) = (Arc::new(transport), Arc::new(Notes::default()));
-        let merge_udp = settings.merge_udp.unwrap_or_else(kernel_merges_udp);
-        let shared = (Arc::clone(&transport), Arc::clone(&events), Arc::clone(&notes));
         let refusal = if settings.uring { uring::refusal() } else { None };
-        let over_ring = settings.uring && refusal.is_none();
-        let mut io = Io::new(shared.0, shared.1, shared.2, queues, merge_udp, over_ring)?;
-        if let Some(name) = settings.xdp {
-            use_xdp(&mut io, name);
+        let lasting = Lasting {
+            transport: Arc::new(transport),
+            events,
+            notes: Arc::default(),
+            counters,
+            merge_udp: settings.merge_udp.unwrap_or_else(kernel_merges_udp),
+            uring: settings.uring && refusal.is_none(),
+            xdp: settings.xdp.map(str::to_owned),
+        };
+        lacks.extend(refusal.map(|refusal| uring::note(&refusal)));
+        let (io, threads) = lasting.start(queues, &lacks)?;
+        Ok(Self { interface: made.name, lasting, io: RwLock::new(io), threads: Mutex::new(threads) })
+    }
+
+    /// Do something with what the threads own, if they run.
+    fn with_io<R>(&self, act: impl FnOnce(&Io) -> R) -> Option<R> {
+        let io = self.io.read().unwrap_or_else(PoisonError::into_inner);
+        let io = io.upgrade()?;
+        Some(act(&io))
+    }
+
+    /// Move to other sockets, of which the plane uses copies; all else stays, sessions and what the interface holds
+    /// too. Back when those before are closed, for which the threads end and others are started.
+    pub fn rebind(&self, sockets: &[RawFd]) -> io::Result<()> {
+        let mut known = self.io.write().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(before) = known.upgrade().filter(|io| io.goes_on()) else { return Ok(()) };
+        let mark = before.sockets().next().map_or(Ok(0), Udp::mark)?;
+        let mut lacks = Vec::new();
+        let adopted = adopt(sockets, before.queues.len(), mark, &mut lacks)?;
+        let twins = before.queues.iter().zip(adopted);
+        let queues = twins.map(|(queue, sockets)| Ok(Queue { tun: queue.tun.twin()?, sockets }));
+        let queues = queues.collect::<io::Result<_>>()?;
+        before.stop();
+        for thread in threads.drain(..) {
+            // It has told how it ended.
+            let _ = thread.join();
         }
-        let io = Arc::new(io);
-        if let Some(refusal) = refusal {
-            io.note(&uring::note(&refusal));
+        // Its sockets, and its AF_XDP: an interface has one program.
+        drop(before);
+        match self.lasting.start(queues, &lacks) {
+            Ok((io, started)) => (*known, *threads) = (io, started),
+            Err(error) => {
+                let _ = self.lasting.events.put(Event::Fault { message: error.to_string(), fatal: true });
+            }
         }
-        for lack in lacks {
-            io.note(lack);
-        }
-        let (threads, counters) = (Mutex::new(start(&io)?), Arc::clone(&io.counters));
-        Ok(Self { interface: made.name, transport, events, notes, counters, io: Arc::downgrade(&io), threads })
+        Ok(())
     }
 
     /// Do a command, and send and tell what comes of it.
     fn command(&self, act: impl FnOnce(&Transport, &mut Outbox)) {
-        let Some(io) = self.io.upgrade() else { return };
-        let mut out = Outbox::default();
-        act(&self.transport, &mut out);
-        io.dispatch(&mut out, 0, Patience::None);
+        self.with_io(|io| {
+            let mut out = Outbox::default();
+            act(self.transport(), &mut out);
+            io.dispatch(&mut out, 0, Patience::None);
+        });
     }
 
     /// See [`Transport::set_peer`].
@@ -132,21 +201,23 @@ impl Plane {
 
     /// Mark what is sent from now on; 0 for no mark.
     pub fn set_fwmark(&self, mark: u32) -> io::Result<()> {
-        let Some(io) = self.io.upgrade() else { return Ok(()) };
-        if let Some(xdp) = &io.xdp {
-            xdp.set_mark(mark);
-        }
-        io.sockets().try_for_each(|socket| socket.set_mark(mark))
+        let set = self.with_io(|io| {
+            if let Some(xdp) = &io.xdp {
+                xdp.set_mark(mark);
+            }
+            io.sockets().try_for_each(|socket| socket.set_mark(mark))
+        });
+        set.unwrap_or(Ok(()))
     }
 
     /// The rules, for the commands that send nothing.
     pub fn transport(&self) -> &Transport {
-        &self.transport
+        &self.lasting.transport
     }
 
     /// What it does without, one sentence each.
     pub fn notes(&self) -> Vec<String> {
-        self.notes.read()
+        self.lasting.notes.read()
     }
 
     /// What each worker did, by name.
@@ -154,24 +225,22 @@ impl Plane {
         let read = |(queue, of): (usize, &QueueCounters)| {
             [(format!("out-{queue}"), of.out.read()), (format!("in-{queue}"), of.inward.read())]
         };
-        self.counters.iter().enumerate().flat_map(read).collect()
+        self.lasting.counters.iter().enumerate().flat_map(read).collect()
     }
 
     /// Readable while events wait.
     pub fn fileno(&self) -> RawFd {
-        self.events.fd()
+        self.lasting.events.fd()
     }
 
     /// Take the next events.
     pub fn poll_events(&self) -> Vec<Event> {
-        self.events.take()
+        self.lasting.events.take()
     }
 
     /// Stop, close every descriptor, drop the interface; back when that is done. May be called twice.
     pub fn close(&self) {
-        if let Some(io) = self.io.upgrade() {
-            io.stop();
-        }
+        self.with_io(Io::stop);
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
             // It has told how it ended.
@@ -188,7 +257,14 @@ impl Drop for Plane {
 
 /// Use AF_XDP on an interface, or say why not.
 fn use_xdp(io: &mut Io, name: &str) {
-    match Xdp::start(name, &io.queues[0].sockets, io.queues.len()) {
+    let deadline = Instant::now() + XDP_PATIENCE;
+    let start = || Xdp::start(name, &io.queues[0].sockets, io.queues.len());
+    let mut started = start();
+    while started.as_ref().is_err_and(Refused::may_pass) && Instant::now() < deadline {
+        thread::sleep(XDP_LOOK);
+        started = start();
+    }
+    match started {
         Ok(xdp) => {
             io.note(&xdp.describe());
             io.xdp = Some(xdp);

@@ -76,6 +76,20 @@ impl PyPlane {
         Ok(self.0.set_fwmark(mark)?)
     }
 
+    fn set_mtu(&self, mtu: usize) {
+        self.0.transport().set_mtu(mtu);
+    }
+
+    fn set_public_key(&self, public_key: &Bound<'_, PyAny>) -> PyResult<()> {
+        let key = convert::key(public_key)?;
+        public_key.py().detach(|| self.0.transport().set_public_key(&key));
+        Ok(())
+    }
+
+    fn rebind(&self, py: Python<'_>, sockets: Vec<RawFd>) -> PyResult<()> {
+        Ok(py.detach(|| self.0.rebind(&sockets))?)
+    }
+
     fn remove_peer(&self, py: Python<'_>, peer: u64) {
         py.detach(|| self.0.transport().remove_peer(peer));
     }
@@ -206,6 +220,15 @@ impl PyTransport {
 
     fn set_endpoint(&self, peer: u64, endpoint: &Bound<'_, PyAny>) -> PyResult<()> {
         self.rules.set_endpoint(peer, convert::endpoint(endpoint)?);
+        Ok(())
+    }
+
+    fn set_mtu(&self, mtu: usize) {
+        self.rules.set_mtu(mtu);
+    }
+
+    fn set_public_key(&self, public_key: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.rules.set_public_key(&*convert::key(public_key)?);
         Ok(())
     }
 

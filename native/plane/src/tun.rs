@@ -84,6 +84,11 @@ pub fn adopt(queues: &[RawFd]) -> Result<Interface, TunError> {
 }
 
 impl Tun {
+    /// Another descriptor of the same queue.
+    pub fn twin(&self) -> io::Result<Self> {
+        Self::copy(self.fd())
+    }
+
     fn copy(fd: RawFd) -> io::Result<Self> {
         // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
         own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).map(Self)

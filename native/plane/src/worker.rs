@@ -93,11 +93,11 @@ impl Io {
         transport: Arc<Transport>,
         events: Arc<Events>,
         notes: Arc<Notes>,
+        counters: Arc<[QueueCounters]>,
         queues: Vec<Queue>,
         merge_udp: bool,
         uring: bool,
     ) -> io::Result<Self> {
-        let counters = queues.iter().map(|_| QueueCounters::default()).collect();
         Ok(Self {
             transport,
             events,

@@ -69,7 +69,7 @@ impl Draft {
         out: &mut Outbox,
         send: &mut impl Send,
     ) -> &mut [u8] {
-        let padded = padded(size, transport.mtu);
+        let padded = padded(size, transport.mtu());
         if self.slots.len() == MAX_SEGMENTS || self.used > 0 && self.used + padded + OVERHEAD > MAX_MESSAGE {
             self.seal(transport, now, out, send);
         }

@@ -105,9 +105,21 @@ impl SourceBudget {
 /// Two budgets are kept for each source: one for datagrams that prove their address by MAC2, one for those that do
 /// not. So who floods in another's name takes nothing from the other but the comfort of not being challenged.
 pub struct Gate {
-    mac1_key: [u8; 32],
-    cookie_key: [u8; 32],
+    keys: Mutex<Keys>,
     state: Mutex<State>,
+}
+
+/// What follows from our public key.
+#[derive(Clone, Copy)]
+struct Keys {
+    mac1: [u8; 32],
+    cookie: [u8; 32],
+}
+
+impl Keys {
+    fn of(public_key: &[u8; 32]) -> Self {
+        Self { mac1: mac1_key(public_key), cookie: cookie_key(public_key) }
+    }
 }
 
 struct State {
@@ -126,7 +138,12 @@ impl Gate {
             proven: SourceBudget::default(),
             loaded_until: Seconds::NEG_INFINITY,
         };
-        Self { mac1_key: mac1_key(public_key), cookie_key: cookie_key(public_key), state: Mutex::new(state) }
+        Self { keys: Mutex::new(Keys::of(public_key)), state: Mutex::new(state) }
+    }
+
+    /// Guard the owner of another key from now on.
+    pub fn set_public_key(&self, public_key: &[u8; 32]) {
+        *lock(&self.keys) = Keys::of(public_key);
     }
 
     /// Judge a datagram of type 1 or 2, whole, from `source`, while `backlog` handshake datagrams wait for Python.
@@ -142,7 +159,8 @@ impl Gate {
         if datagram.len() != size {
             return Verdict::Drop(Drop::BadLength);
         }
-        if !mac1_holds(datagram, &self.mac1_key) {
+        let keys = *lock(&self.keys);
+        if !mac1_holds(datagram, &keys.mac1) {
             return Verdict::Drop(Drop::BadMac1);
         }
         let mut state = lock(&self.state);
@@ -157,7 +175,7 @@ impl Gate {
             let cookie = state.secrets.cookie_for(source, now, random);
             let sender = [datagram[4], datagram[5], datagram[6], datagram[7]];
             let mac1 = &datagram[size - 2 * MAC_SIZE..size - MAC_SIZE];
-            return Verdict::Challenge(cookie_reply(sender, &cookie, mac1, &self.cookie_key, random));
+            return Verdict::Challenge(cookie_reply(sender, &cookie, mac1, &keys.cookie, random));
         }
         if state.proven.spend(network, now) { Verdict::Pass } else { Verdict::Drop(Drop::HandshakeRate) }
     }

@@ -79,6 +79,11 @@ impl Session {
         self.counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).ok()
     }
 
+    /// Have it send no more; what comes in on it is still taken.
+    pub fn end_sending(&self) {
+        self.counter.store(REJECT_AFTER_MESSAGES, Ordering::Relaxed);
+    }
+
     /// Whether, after sending, a new handshake is due: REKEY-AFTER-TIME counts for the initiator only.
     pub fn worn_by_sending(&self, now: Seconds) -> bool {
         self.counter.load(Ordering::Relaxed) > REKEY_AFTER_MESSAGES
@@ -139,6 +144,11 @@ impl Keypairs {
         self.previous = self.current.take();
         self.current = self.next.take();
         [dead, None, None]
+    }
+
+    /// Have those that send, or would, send no more.
+    pub fn end_sending(&self) {
+        self.current.iter().chain(&self.next).for_each(|session| session.end_sending());
     }
 
     /// Drop all; give them.

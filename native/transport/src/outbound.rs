@@ -71,7 +71,7 @@ impl Outbound {
         } else if let Some(peer) = &draft.peer {
             transport.count_drops(peer, Drop::Superpacket, 1);
         }
-        if draft.is_ripe(transport.mtu) {
+        if draft.is_ripe(transport.mtu()) {
             draft.seal(transport, now, out, send);
         }
         self.taken += frame.len().max(LEAST);

@@ -96,7 +96,7 @@ pub(crate) struct Tally {
 /// All peers of one interface.
 pub struct Transport {
     /// Of the inner interface; padding does not go over it.
-    pub mtu: usize,
+    mtu: AtomicUsize,
     /// What was dropped.
     pub drops: Drops,
     pub(crate) allowed: AllowedIps<Arc<Peer>>,
@@ -115,7 +115,7 @@ impl Transport {
     /// An interface without peers, for the owner of `public_key`.
     pub fn new(public_key: &[u8; 32], mtu: usize, random: Random, backlog: Backlog) -> Self {
         Self {
-            mtu,
+            mtu: AtomicUsize::new(mtu),
             drops: Drops::default(),
             allowed: AllowedIps::default(),
             sessions: SnapshotMap::default(),
@@ -129,7 +129,28 @@ impl Transport {
         }
     }
 
+    /// Of the inner interface.
+    pub fn mtu(&self) -> usize {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Follow the inner interface.
+    pub fn set_mtu(&self, mtu: usize) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
     // Commands of the contract.
+
+    /// Belong to the owner of another public key from now on. No session sends any more; what comes is still taken.
+    pub fn set_public_key(&self, public_key: &[u8; 32]) {
+        self.gate.set_public_key(public_key);
+        let peers: Vec<_> = lock(&self.peers).values().cloned().collect();
+        for peer in peers {
+            let mut state = peer.state();
+            state.keypairs.end_sending();
+            state.wanted_at = Seconds::NEG_INFINITY;
+        }
+    }
 
     /// Add a peer or change it; its sessions stay. Turning the persistent keepalive on sends one at once.
     ///
@@ -429,7 +450,7 @@ impl Transport {
     ) -> bool {
         let (Some(endpoint), Some(session)) = (state.endpoint, state.keypairs.current.clone()) else { return false };
         let Some(nonce) = session.claim(1, now) else { return false };
-        let mut datagram = vec![0; padded(packet.len(), self.mtu) + OVERHEAD];
+        let mut datagram = vec![0; padded(packet.len(), self.mtu()) + OVERHEAD];
         datagram[..8].copy_from_slice(&session.header);
         datagram[8..DATA_HEADER_SIZE].copy_from_slice(&nonce.to_le_bytes());
         datagram[DATA_HEADER_SIZE..DATA_HEADER_SIZE + packet.len()].copy_from_slice(packet);

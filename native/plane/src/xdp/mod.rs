@@ -31,6 +31,7 @@ use crate::xdp::routes::{Follower, Routes};
 
 /// Queues served; what comes on others goes the kernel's way.
 const MOST_QUEUES: u32 = 32;
+const SOCKET: &str = "an AF_XDP socket";
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 
@@ -73,6 +74,13 @@ impl Bound {
 pub struct Refused {
     step: &'static str,
     error: io::Error,
+}
+
+impl Refused {
+    /// Whether it may only be that the kernel hasn't done with a socket that was closed: it does that on its own time.
+    pub fn may_pass(&self) -> bool {
+        self.step == SOCKET && self.error.raw_os_error() == Some(libc::EBUSY)
+    }
 }
 
 impl fmt::Display for Refused {
@@ -125,7 +133,7 @@ impl Xdp {
         let follower = Follower::start(interface, bound, &program).map_err(at("netlink"))?;
         let attached = program.attach(interface).map_err(at("attaching the program"))?;
         let shape = Shape { interface, native: attached.native };
-        let (umem, channels) = open_channels(&shape, queues).map_err(at("an AF_XDP socket"))?;
+        let (umem, channels) = open_channels(&shape, queues).map_err(at(SOCKET))?;
         for (queue, channel) in (0..).zip(&channels) {
             program.set_socket(queue, channel.fd()).map_err(at("the map of sockets"))?;
         }
