@@ -11,6 +11,8 @@ WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
 SOURCES := pyproject.toml setup.py README.md $(shell find rustguard_py enroll state cli native -type f ! -name '*.pyc' ! -path '*/target/*')
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
+# Several workers: most tests wait more than they compute. PYTEST_ARGS=-n0 has one, and shows what is printed with -s.
+WORKERS = -n auto --dist loadgroup --no-loadscope-reorder
 PYTEST = RUSTGUARD_INSTALLED=1 RUSTGUARD_SUDO="make $@" scripts/in-namespace $(BIN)/pytest
 
 # Rust's part of a target, where the native plane was built.
@@ -36,7 +38,7 @@ demo: .venv/.demo
 
 test: .venv/.test
 	@$(CARGO) test --locked -q -p transport
-	@$(PYTEST) $(PYTEST_ARGS)
+	@$(PYTEST) $(WORKERS) $(PYTEST_ARGS)
 
 # On any kernel: in a virtual machine with Debian's. What it writes stays in there.
 test-kernel: .venv/.test-kernel

@@ -1,12 +1,17 @@
 """What a test may need of the machine: skipped with the reason where it isn't there, an error under CI.
 
 With the environment variable CI set, a run fails at its end if a test was skipped for such a reason.
+
+`make test` has several workers (pytest-xdist), as most tests wait more than they compute: all that a test makes has a
+name or a namespace of its own. What floods is marked `alone`: it comes last, when no other test runs.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -22,9 +27,32 @@ _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_kernel_wireguard": ("a kernel with WireGuard", machine.why_no_kernel_wireguard),
     "needs_second_uid": ("a second user id", machine.why_no_second_uid),
 }
+_MOST_WORKERS = 8
 # Everything there needs hosts, which `lab` gives.
 _WITH_HOSTS = [Path(__file__).parent / name for name in ("namespaces", "netns")]
-_MISSED = pytest.StashKey[list[str]]()
+# Of a test's report, as `user_properties` come to us from a worker too.
+_MISSED = "missed"
+
+
+class _Missed:
+    """Which tests couldn't be run here: said at the end, and under CI a failure."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "setup":
+            self._lines += [f"{report.nodeid}: {why}" for what, why in report.user_properties if what == _MISSED]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._lines and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._lines:
+            terminalreporter.section("not run here, which fails a CI run", red=True)
+            for line in self._lines:
+                terminalreporter.line(line)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,9 +71,12 @@ def pytest_configure(config: pytest.Config) -> None:
         suppress_health_check=[HealthCheck.too_slow],
     )
     settings.load_profile("project")
-    config.stash[_MISSED] = []
     for name, (what, _) in _NEEDS.items():
         config.addinivalue_line("markers", f"{name}: needs {what}")
+    config.addinivalue_line("markers", "alone: floods, and so runs while no other test does")
+    # A worker's reports go to who started it, who then decides.
+    if os.environ.get("CI") and not _is_worker(config):
+        config.pluginmanager.register(_Missed())
 
 
 def pytest_report_header() -> str:
@@ -57,34 +88,53 @@ def pytest_report_header() -> str:
     return f"native plane: AEAD: {_native.aead()}"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Give a core two workers, as tests of hosts mostly wait."""
+    return min(2 * len(os.sched_getaffinity(0)), _MOST_WORKERS)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
+
+
+# Before pytest-xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in a folder that needs hosts."""
+    """Mark what lies in a folder that needs hosts, and put last what runs alone."""
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in _WITH_HOSTS):
             item.add_marker("needs_namespaces")
+        if _is_alone(item):
+            item.add_marker(pytest.mark.xdist_group("alone"))
+    items.sort(key=_is_alone)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """In a worker, have what is to run alone wait for the others, and the others for it."""
+    if not _is_worker(item.config):
+        return (yield)
+    # This file is what all workers have, and locks go with who holds them.
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if _is_alone(item) else fcntl.LOCK_SH)
+        try:
+            return (yield)
+        finally:
+            # What a test has left running may still have it open.
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose need isn't met."""
     for name, (what, why_not) in _NEEDS.items():
         if item.get_closest_marker(name) and (reason := cache(why_not)()):
-            item.config.stash[_MISSED].append(f"{item.nodeid}: needs {what}: {reason}")
+            item.user_properties.append((_MISSED, f"needs {what}: {reason}"))
             pytest.skip(f"needs {what}: {reason}")
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Under CI, what couldn't be run counts as failed."""
-    if os.environ.get("CI") and session.config.stash[_MISSED] and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which tests made a CI run fail by being skipped."""
-    missed = terminalreporter.config.stash[_MISSED]
-    if os.environ.get("CI") and missed:
-        terminalreporter.section("not run here, which fails a CI run", red=True)
-        for line in missed:
-            terminalreporter.line(line)
 
 
 @pytest.fixture
@@ -92,6 +142,12 @@ def lab() -> Iterator[Lab]:
     """Hosts on one machine, gone after the test."""
     with Lab() as made:
         yield made
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short name: sockets lie in it, whose paths may have 107 bytes, and a worker's are longer."""
+    return tmp_path_factory.mktemp(re.sub(r"\W", "_", request.node.name)[:12])
 
 
 @pytest.fixture(scope="session")

@@ -37,12 +37,9 @@ def _addresses(client: Station) -> tuple[str, str | None]:
     return network["address4"].partition("/")[0], network["address6"].partition("/")[0]
 
 
-def _key_of(where: Site, client: Station) -> str | None:
+def _key_of(client: Station) -> str | None:
     """The client's public key in base64, if it has made one yet."""
-    if not (client.seen / "state.json").exists():
-        return None
-    private = client.kept()["private_key"]
-    return client.host.run(where.server.argv("pubkey")[:-2], stdin=f"{private}\n").stdout.strip()
+    return client.public_key() if (client.seen / "state.json").exists() else None
 
 
 def _server_is_whole(where: Site, told: dict[str, tuple[str, str | None]]) -> None:
@@ -88,14 +85,14 @@ def test_a_server_killed_at_any_call_of_a_join_has_lost_nobody_it_acknowledged(
         died += server.poll() is not None
         end(server, signal.SIGKILL)
         if program.poll() == 0:
-            told[_key_of(where, client) or ""] = _addresses(client)
+            told[_key_of(client) or ""] = _addresses(client)
         began = time.monotonic()
         server = where.server.serve()
         backs.append(time.monotonic() - began - _waited(server.pid))
         _server_is_whole(where, told)
         end(program, signal.SIGKILL)
         client.run(f"join {where.address()} --save-only")
-        told[_key_of(where, client) or ""] = _addresses(client)
+        told[_key_of(client) or ""] = _addresses(client)
         _server_is_whole(where, told)
     assert len(where.server.peers()) == len(points) + 1
     assert max(backs) <= BACK_SECONDS
@@ -142,13 +139,13 @@ def test_a_client_killed_at_any_deed_of_a_join_has_the_same_address_at_the_next_
         client = _quiet(where.client())
         before = where.server.peers()
         died += _kill_at(client, words, point)
-        key = _key_of(where, client)
+        key = _key_of(client)
         given = where.server.peers().get(key or "")
         known += given is not None
         client.run(words)
         assert given is None or _addresses(client)[0] == given["address4"]
         after = where.server.peers()
-        assert set(after) == {*before, _key_of(where, client)}
+        assert set(after) == {*before, _key_of(client)}
     assert died >= (0.6 * len(points) if soak else 1)
     print(
         f"row 7: client killed at {died} of {len(points)} chosen from its {len(calls)} deeds; {known} were already "

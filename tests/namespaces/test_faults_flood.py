@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.engine import has_native
@@ -31,6 +32,8 @@ from support.flood import Flood, Flooded, initiation
 from support.our_tunnel import OurTunnel
 from support.relay import Ills
 from support.wireguard_go import Peer
+
+pytestmark = pytest.mark.alone
 
 PORT, NOBODYS_PORT = 51820, 9
 ENGINE = "native" if has_native() else "portable"

@@ -13,6 +13,9 @@ import pytest
 from rustguard_py.lab import Lab
 from support.product import HOME4, INNER, OPEN, PATIENCE, POOL, TOKEN, Site, eventually
 
+# One worker plays it all.
+pytestmark = pytest.mark.xdist_group("patience")
+
 Scene = Callable[[Site], str]
 _SCENES: list[Scene] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -85,7 +86,8 @@ def test_status_tells_everything_as_json_and_what_matters_as_text(site: Site) ->
     laptop = site.client("laptop", home)
     home.serve(f"--pool {POOL} --open 300")
     laptop.join(HOME4)
-    server, client = home.status(), laptop.status()
+    server, client = (json.loads(machine.run("status --json").stdout) for machine in (home, laptop))
+    assert json.loads(home.run("peers --json").stdout)["peers"][0].keys() == _PEER
     for document in (server, client):
         assert set(document) == _STATUS
         assert document["schema"] == 1

@@ -16,6 +16,9 @@ import pytest
 from rustguard_py.lab import Lab
 from support.product import HOME4, OPEN, PATIENCE, TOKEN, Machine, Site, eventually
 
+# They share a server.
+pytestmark = pytest.mark.xdist_group("refusals")
+
 OTHER_POOL = "--pool 10.151.0.0/24"
 
 

@@ -30,7 +30,7 @@ from support.plane_conformance import PEER, Pair, PlaneConformance, to_alice
 
 pytest.importorskip("rustguard_py._native", reason="the native plane isn't built here (no cargo at installation)")
 
-EXAMPLES = 5_000 if os.environ.get("RUSTGUARD_SOAK") else 300
+EXAMPLES = 5_000 if os.environ.get("RUSTGUARD_SOAK") else 100
 ALICE: Endpoint = ("192.0.2.1", 51820)
 BOB: Endpoint = ("192.0.2.2", 51820)
 PLACES: list[Endpoint] = [ALICE, BOB, ("192.0.2.77", 1), ("2001:db8::9", 4000, 0, 0), ("2001:db8::9", 4001, 0, 0)]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from rustguard_py.control_client import call
 from rustguard_py.errors import RustGuardError
 from rustguard_py.lab import End, Host, Lab
 from rustguard_py.state import envelope
+from rustguard_py.state.identity import public_key
 
 T = TypeVar("T")
 
@@ -133,6 +135,10 @@ class Station:
     def kept(self) -> dict[str, Any]:
         """What its state file holds; it must verify."""
         return envelope.decode((self.seen / "state.json").read_bytes())[1]
+
+    def public_key(self) -> str:
+        """That of the private key it keeps, in base64."""
+        return b64encode(public_key(b64decode(self.kept()["private_key"]))).decode()
 
     def reaches(self, address: str = GATEWAY, wait: float = 1.0) -> bool:
         """Whether one ping is answered."""
