@@ -304,7 +304,8 @@ class PortablePlane:
     def _loop(self) -> None:
         transport, clock, worker = self._transport, self._clock, self._worker
         poll, tun = self._poll, self._tun.fd
-        for fd in (tun, self._wake, *(udp.fd for udp in self._udp.values())):
+        # The first is told of first: a packet that came after a command is to find that done.
+        for fd in (self._wake, tun, *(udp.fd for udp in self._udp.values())):
             poll.register(fd, select.POLLIN)
         sockets = {udp.fd: udp for udp in self._udp.values()}
         while not self._closing:
