@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.lab import Lab
-from support import without_uring
+from support import refusing
 from support.product import HOME4, INNER, TOKEN, Machine, Site, eventually
 
 _native = pytest.importorskip(
@@ -57,7 +57,7 @@ def test_where_a_policy_forbids_io_uring_system_calls_carry_the_traffic_and_it_i
     home = site.home()
     laptop = site.client("laptop", home)
     home.serve("--pool 10.150.0.0/24 --open")
-    argv = [sys.executable, without_uring.__file__, *laptop.command(f"join {HOME4} --name laptop --uring")]
+    argv = [sys.executable, refusing.__file__, "io_uring", *laptop.command(f"join {HOME4} --name laptop --uring")]
     program = laptop.host.popen(argv, log=laptop.log, env=laptop.environment(TOKEN))
     laptop.programs.append(program)
     eventually(lambda: laptop.alive(program) and laptop.pings(INNER), what="join")

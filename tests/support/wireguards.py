@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
 from rustguard_py.lab import End, Host, Lab
-from support import rustguard_wg
+from support import machine, refusing, rustguard_wg
 from support.wireguard_go import Peer, WireGuardGo
 
 # The ends of the tunnel.
@@ -21,19 +22,23 @@ class Implementation:
     Attributes:
         name: `portable`, `native` or `wireguard-go`.
         folder: For the state of ours.
+        refused: What wireguard-go is refused (`support.refusing`); nothing if empty.
     """
 
     name: str
     folder: Path
+    refused: str = ""
     started: int = 0
 
     def start(self, host: Host, *addresses: str, port: int = 0) -> WireGuardGo:
         """Start one without peers."""
         self.started += 1
-        ours = None
+        argv = None
         if self.name != "wireguard-go":
-            ours = rustguard_wg.argv(self.folder / str(self.started), engine=self.name)
-        return WireGuardGo(host, addresses, argv=ours, port=port)
+            argv = rustguard_wg.argv(self.folder / str(self.started), engine=self.name)
+        elif self.refused:
+            argv = [sys.executable, refusing.__file__, self.refused, str(machine.wireguard_go()), "--foreground"]
+        return WireGuardGo(host, addresses, argv=argv, port=port)
 
 
 class Pair:
