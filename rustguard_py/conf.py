@@ -334,6 +334,9 @@ class _Reader:
         to["preshared_key"] = self._key("PresharedKey", value)
 
     def _allowed_ips(self, to: dict[str, Any], value: str) -> None:
+        if signed := [each for each in _words(value) if each[0] in "+-"]:
+            mend = "Write all networks of this peer, without signs: only `wg set` adds to those that it has."
+            self._refuse(f"AllowedIPs = {signed[0]} begins with a sign", mend)
         networks = (
             self._parsed(lambda text: ip_network(text, strict=False), "AllowedIPs", each, "10.0.0.0/24 or ::/0")
             for each in _words(value)

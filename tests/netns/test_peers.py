@@ -9,7 +9,22 @@ import pytest
 from rustguard_py.lab import Host, Lab
 from support.product import eventually
 from support.wireguard_go import Peer
-from support.wireguards import HERE4, HERE6, THERE4, Implementation, Pair, at, carry, linked, ping, reaches, text, wg
+from support.wireguards import (
+    HERE4,
+    HERE6,
+    THERE4,
+    THERE6,
+    Implementation,
+    Pair,
+    at,
+    carry,
+    linked,
+    ping,
+    reaches,
+    text,
+    uapi,
+    wg,
+)
 
 # The points of order 1, 2, 4 and 8, and what is the same beyond the field's prime (RFC 7748 section 7).
 LOW_ORDER = [
@@ -43,6 +58,34 @@ def test_a_peer_is_followed_to_another_address_on_either_side(
     assert pair.seen_by_one() == at(network.format(12), pair.other.port)
     ping(here.host, THERE4)
     ping(there.host, HERE6)
+
+
+def test_allowed_ips_come_and_go_one_by_one_and_an_update_makes_no_peer(
+    lab: Lab, implementation: Implementation
+) -> None:
+    pair = Pair(*linked(lab), implementation)
+    one = pair.here.host
+    key, stranger = (f"public_key={each.hex()}" for each in (pair.other.public_key, os.urandom(31) + b"\x40"))
+    ping(one, THERE4)
+
+    def networks() -> list[str]:
+        return wg(one, "show", "wg0", "allowed-ips").split()[1:]
+
+    # What another has, or nobody, isn't taken from this one.
+    gone = ["allowed_ip=-fd09::2/128", "allowed_ip=-10.77.0.0/16"]
+    assert uapi(one, "set=1", key, "update_only=true", *gone, "allowed_ip=10.7.0.0/16") == ["errno=0"]
+    assert sorted(networks()) == ["10.7.0.0/16", f"{THERE4}/32"]
+    ping(one, THERE4)
+    assert not reaches(one, THERE6)
+    assert uapi(one, "set=1", stranger, "update_only=true", f"allowed_ip={THERE4}/32") == ["errno=0"]
+    assert len(wg(one, "show", "wg0", "peers").split()) == 1
+    assert f"{THERE4}/32" in networks()
+    assert uapi(one, "set=1", stranger, "allowed_ip=10.7.0.0/16") == ["errno=0"]
+    assert uapi(one, "set=1", key, "allowed_ip=-10.7.0.0/16", "allowed_ip=fd09::2/128") == ["errno=0"]
+    owners = dict(line.split("\t") for line in wg(one, "show", "wg0", "allowed-ips").splitlines())
+    assert sorted(owners[text(pair.other.public_key)].split()) == [f"{THERE4}/32", "fd09::2/128"]
+    assert "10.7.0.0/16" in owners.values()
+    ping(one, THERE6)
 
 
 def test_allowed_ips_move_with_what_they_let_in_and_out(lab: Lab, implementation: Implementation) -> None:

@@ -120,6 +120,10 @@ WRONG = {
     f"{INTERFACE}{PEER}Endpoint = a:http": ("line 5: Endpoint = a:http: http is no port", "vpn.example:51820"),
     f"{INTERFACE}{PEER}Endpoint = 10.0.300.1:5": ("line 5: Endpoint = 10.0.300.1:5: 10.0.300.1 is neither", "like"),
     f"{INTERFACE}{PEER}AllowedIPs = 10.0.0.0/33": ("line 5: AllowedIPs = 10.0.0.0/33 is no address", "10.0.0.0/24"),
+    f"{INTERFACE}{PEER}AllowedIPs = ::/0, -10.0.0.0/8": (
+        "line 5: AllowedIPs = -10.0.0.0/8 begins with a sign",
+        "only `wg set`",
+    ),
     f"{INTERFACE}{PEER}PersistentKeepalive = 70000": ("line 5: PersistentKeepalive = 70000", "Correct it"),
     f"{INTERFACE}{PEER}\n{PEER}": ("line 7: the peer AgICAgIC… is there already, at line 4", "into one section"),
     f"{INTERFACE}[Peer]\nAllowedIPs = ::/0": ("line 3: this [Peer] has no PublicKey", "public-key"),
