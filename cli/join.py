@@ -46,6 +46,7 @@ def command(
     queues: str,
     uring: bool,
     xdp: str | None,
+    threaded_napi: bool,
     state: Path | None,
 ) -> None:
     """Join a server with its token while its window is open, and carry traffic until Ctrl-C or SIGTERM.
@@ -75,6 +76,7 @@ def command(
         queues=queues,
         uring=uring,
         xdp=xdp,
+        threaded_napi=threaded_napi,
         group=group,
     )
     background = Background(directory.with_suffix(".log")) if daemon and not save_only else None

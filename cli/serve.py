@@ -78,6 +78,7 @@ def command(
     queues: str,
     uring: bool,
     xdp: str | None,
+    threaded_napi: bool,
     state: Path | None,
 ) -> None:
     """Run a server in the foreground, until Ctrl-C or SIGTERM.
@@ -109,6 +110,7 @@ def command(
         queues=queues,
         uring=uring,
         xdp=xdp,
+        threaded_napi=threaded_napi,
         group=group,
     )
     run(lambda voice: serve(options, voice))

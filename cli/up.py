@@ -38,6 +38,7 @@ def command(
     queues: str,
     uring: bool,
     xdp: str | None,
+    threaded_napi: bool,
 ) -> None:
     """Bring up the tunnel that the wg-quick file FILE describes, or /etc/wireguard/NAME.conf, as wg-quick does.
 
@@ -61,7 +62,7 @@ def command(
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.up import UpOptions, up
 
-    options = UpOptions(path, interface, directory, engine, queues, uring, xdp, group)
+    options = UpOptions(path, interface, directory, engine, queues, uring, xdp, threaded_napi, group)
     background = (
         None if foreground else Background(directory / "log", lambda _: f"To end it: rustguard down {interface}")
     )

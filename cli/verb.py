@@ -86,8 +86,14 @@ def token_options(function: Function) -> Function:
 def data_path_options(function: Function) -> Function:
     """Add what chooses the data path.
 
-    The parameters are `engine: str`, `queues: str` (a number or `auto`), `uring: bool` and `xdp: str | None`.
+    The parameters are `engine: str`, `queues: str` (a number or `auto`), `uring: bool`, `xdp: str | None` and
+    `threaded_napi: bool`.
     """
+    by_napi = click.option(
+        "--threaded-napi",
+        is_flag=True,
+        help="Let the kernel's engine receive in a thread each peer (Linux 6.16 or newer; else refused).",
+    )
     by_xdp = click.option(
         "--xdp",
         metavar="IFACE",
@@ -116,7 +122,7 @@ def data_path_options(function: Function) -> Function:
         show_envvar=True,
         help="What moves the packets; auto takes the fastest that runs here, and `status -v` says why.",
     )
-    return by_engine(by_queues(by_uring(by_xdp(function))))
+    return by_engine(by_queues(by_uring(by_xdp(by_napi(function)))))
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:

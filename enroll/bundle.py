@@ -100,6 +100,7 @@ class Bundle:
         self._changed = asyncio.Event()
         self._partners: dict[bytes, _Partner] = {}
         self._by_key: dict[tuple[int, bytes], _Partner] = {}
+        self._asks_freely = all(member.tunnel.node.asks_freely for member in self.members)
         self._looked = float("-inf")
 
     # -- who there is ---------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ class Bundle:
                 way.missed = 0
             elif heard and not way.heard and session:
                 way.missed += 1
-            if why := way.why_dead(peer, at, session=session):
+            if why := way.why_dead(peer, at, session=session, asks_freely=self._asks_freely):
                 dead[place] = why
         sound = [place for place in partner.proven() if place not in dead and not partner.ways[place].is_silent(at)]
         for place, why in dead.items() if sound else ():
@@ -235,11 +236,12 @@ class Bundle:
             else:
                 # A session that ended with nothing to say is made anew by one end: two handshakes that cross end
                 # each other.
-                asks = way.is_silent(at) or (not session and partner.is_active(at) and not self._first_has_routes)
+                renews = not session and partner.is_active(at) and not self._first_has_routes
+                asks = renews or (way.is_silent(at) and self._asks_freely)
                 if session and partner.is_active(at) and not way.sent:
                     send_keepalive(tunnel, peer)
             if asks:
-                tunnel.node.begin_handshake(peer, at)
+                tunnel.node.ask(peer, at)
 
     def _peers(self, partner: _Partner) -> list[Peer | None]:
         return [self._peer(partner, place) for place in range(len(self.members))]

@@ -31,6 +31,19 @@ def private_key(identity: bytes, number: int) -> bytes:
     return generate_private_key(lambda _: _expand(hmac.digest(_SALT, identity, "sha256"), number))
 
 
+def port(first: int, number: int) -> int:
+    """Give a tunnel's UDP port at the server.
+
+    The one after the first's is left out whatever the engine: pairing is answered there where the kernel has the
+    first's, and `auto` may choose the kernel's at one start and not at the next, while clients know the ports.
+
+    Args:
+        first: The first tunnel's.
+        number: Of the tunnel, from 0.
+    """
+    return first + number + (number > 0)
+
+
 def preshared_key(joined: bytes, number: int) -> bytes:
     """Give the preshared key (32 bytes) of a tunnel; none is used by two.
 

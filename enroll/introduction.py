@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 
 from rustguard_py import netif
 from rustguard_py.clock import now
+from rustguard_py.enroll import further
 from rustguard_py.enroll.address import pairing_port
 from rustguard_py.enroll.report import Program
 from rustguard_py.enroll.server import Server
@@ -23,7 +24,9 @@ def introduce(server: Server, program: Program, say: Callable[[str], None]) -> N
     own = [interface]
     if server.bundle is not None:
         own = [member.interface for member in server.bundle.members]
-        say(f"{len(own)} tunnels, UDP ports {state.port} to {state.port + len(own) - 1}: forward all.")
+        second, last = (further.port(state.port, number) for number in (1, len(own) - 1))
+        others = f"{second}" if second == last else f"{second} to {last}"
+        say(f"{len(own)} tunnels, UDP ports {state.port} and {others}: forward all.")
     say(f"Peers known: {len(state.peers)}.")
     if not server.has_token:
         say("No token was given: nobody new can join until a start with one.")

@@ -58,6 +58,7 @@ class JoinOptions:
         queues: `auto` or a number.
         uring: Whether to use io_uring.
         xdp: The interface to use AF_XDP on.
+        threaded_napi: Whether the kernel shall receive in threads.
         group: Who beside root may use the control socket.
     """
 
@@ -73,6 +74,7 @@ class JoinOptions:
     queues: str = "auto"
     uring: bool = False
     xdp: str | None = None
+    threaded_napi: bool = False
     group: str | None = None
 
 
@@ -88,11 +90,17 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         RustGuardError: It can't be done, or the data plane broke.
     """
     async with AsyncExitStack() as stack:
-        chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp)
+        chosen = engine.choose(
+            options.engine,
+            options.queues,
+            uring=options.uring,
+            xdp=options.xdp,
+            threaded_napi=options.threaded_napi,
+        )
         document = Document.open(options.directory)
         stack.callback(document.close)
         state = _load(document)
-        if running.remove_leftovers(state.private_key, options.directory):
+        if running.remove_leftovers([state.private_key], options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
         interface = options.interface or netif.free_interface_name()
         if not options.save_only:
@@ -106,7 +114,9 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         network = _without_ipv6(network, voice)
         chosen, network = _with_tunnels(options, voice, interface, chosen, network)
         program = Program("client", options.directory, interface, chosen, now())
-        tunnel, timestamps = running.make_tunnel(stack, program, state.private_key, sockets, network.mtu)
+        tunnel, timestamps = running.make_tunnel(
+            stack, program, state.private_key, sockets, network.mtu, several=bool(network.tunnels)
+        )
         bundle = _make_bundle(stack, voice, program, state.private_key, network, tunnel, timestamps)
         client = Client(tunnel, network, timestamps, interface, voice, bundle)
         # Before there is an address to send from: the first packet then waits for the handshake, and isn't dropped.
@@ -124,7 +134,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         else:
             # What lies behind the server is reached over all.
             running.lay_out(stack, voice, interface, network.mtu, running.host_addresses(network.addresses))
-            running.lay_out_bundle(stack, voice, network.mtu, network.addresses, bundle)
+            running.lay_out_bundle(stack, voice, network.mtu, network.addresses, bundle, in_kernel=chosen.in_kernel)
         await running.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
         await running.answer_wg(stack, tunnel, interface, lambda: (state.private_key, port))
         voice.say(f"Engine {chosen.name} ({chosen.reason}).")
@@ -135,17 +145,13 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
 def _with_tunnels(
     options: JoinOptions, voice: Voice, interface: str, chosen: engine.Engine, network: NetworkRecord
 ) -> tuple[engine.Engine, NetworkRecord]:
-    """Choose anew where the server has several tunnels; give what then runs, over the first alone if it must."""
+    """Give what runs where the server has several tunnels: over the first alone if it must."""
     if not network.tunnels:
         return chosen, network
     number = 1 + len(network.tunnels)
-    if options.xdp is not None or options.engine == "kernel":
-        what = "AF_XDP" if options.xdp is not None else "the kernel's engine"
-        voice.say(f"The server has {number} tunnels; {what} takes the first alone.")
+    if options.xdp is not None:
+        voice.say(f"The server has {number} tunnels; AF_XDP takes the first alone.")
         return chosen, replace(network, tunnels=())
-    if chosen.in_kernel:
-        chosen = engine.choose("auto", options.queues, ours="a server with --tunnels")
-        _try_interface(interface, chosen)
     for place in range(1, number):
         running.check_interface(further.interface(interface, place), chosen)
     return chosen.for_tunnels(number, options.queues), network

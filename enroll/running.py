@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
@@ -56,6 +56,8 @@ def make_tunnel(
     sockets: Sequence[socket.socket],
     mtu: int,
     pairing: Sequence[socket.socket] = (),
+    *,
+    several: bool = False,
 ) -> tuple[AnyTunnel, KeptTimestamps]:
     """Make an interface and a tunnel on it, with the timestamps kept in a state directory; nobody listens yet.
 
@@ -66,16 +68,20 @@ def make_tunnel(
         sockets: Of the tunnel's port.
         mtu: Of the interface, bytes.
         pairing: Where enrollment is answered if the kernel has the tunnel's port.
+        several: Whether others come beside it.
     """
     timestamps = KeptTimestamps(program.directory)
     stack.callback(timestamps.close)
     if program.engine.in_kernel:
-        return _make_kernel_tunnel(stack, program, private_key, sockets, pairing), timestamps
+        tunnel = _make_kernel_tunnel(
+            stack, program, program.interface, private_key, sockets, pairing, several=several
+        )
+        return tunnel, timestamps
     plane = program.engine.make_plane(public_key(private_key), program.interface, sockets, mtu)
     stack.callback(plane.close)
-    tunnel = Tunnel.make(private_key, plane, timestamps, Listeners())
-    stack.callback(tunnel.close)
-    return tunnel, timestamps
+    own = Tunnel.make(private_key, plane, timestamps, Listeners())
+    stack.callback(own.close)
+    return own, timestamps
 
 
 def make_further(
@@ -90,7 +96,7 @@ def make_further(
 
     Args:
         stack: Undoes it.
-        program: What runs; its engine is one of ours.
+        program: What runs.
         private_keys: Of these tunnels, 32 bytes each.
         sockets: Of each one's port.
         mtu: Of the interfaces, bytes.
@@ -99,6 +105,9 @@ def make_further(
     made: list[AnyTunnel] = []
     for number, (private_key, own) in enumerate(zip(private_keys, sockets, strict=True), 1):
         interface = further.interface(program.interface, number)
+        if program.engine.in_kernel:
+            made.append(_make_kernel_tunnel(stack, program, interface, private_key, own, several=True))
+            continue
         plane = program.engine.make_plane(public_key(private_key), interface, own, mtu)
         stack.callback(plane.close)
         kept = further.FurtherTimestamps(timestamps, number)
@@ -132,11 +141,13 @@ def lay_out_bundle(
     mtu: int,
     addresses: Sequence[IPv4Interface | IPv6Interface],
     bundle: Bundle,
+    *,
+    in_kernel: bool = False,
 ) -> None:
     """Give the interfaces beside the first our addresses, bring them up, and make the routes over all."""
     hosts = host_addresses(addresses)
     for member in bundle.members[1:]:
-        lay_out(stack, voice, member.interface, mtu, hosts)
+        lay_out(stack, voice, member.interface, mtu, hosts, in_kernel=in_kernel)
     stack.callback(bundle.close)
     for note in bundle.begin():
         voice.say(note)
@@ -150,16 +161,21 @@ def host_addresses(addresses: Iterable[IPv4Interface | IPv6Interface]) -> list[I
 def _make_kernel_tunnel(
     stack: AsyncExitStack,
     program: Program,
+    interface: str,
     private_key: bytes,
     sockets: Sequence[socket.socket],
-    pairing: Sequence[socket.socket],
+    pairing: Sequence[socket.socket] = (),
+    *,
+    several: bool,
 ) -> AnyTunnel:
+    from rustguard_py import napi
     from rustguard_py.kernel import Device
     from rustguard_py.kernel_tunnel import KernelTunnel
 
-    device = Device.make(program.interface, kernel_alias(program.directory))
+    device = Device.make(interface, kernel_alias(program.directory))
     stack.callback(device.remove)
-    tunnel = KernelTunnel(private_key, device, sockets, pairing)
+    notes = napi.settle(interface, device, wanted=program.engine.threaded_napi)
+    tunnel = KernelTunnel(private_key, device, sockets, pairing, several=several, notes=notes)
     stack.callback(tunnel.close)
     return tunnel
 
@@ -169,11 +185,11 @@ def kernel_alias(directory: Path) -> str:
     return f"rustguard {directory.absolute()}".encode("ascii", "replace").decode()
 
 
-def remove_leftovers(private_key: bytes | None, directory: Path) -> bool:
+def remove_leftovers(private_keys: Collection[bytes] | None, directory: Path) -> bool:
     """Remove the interfaces that a killed program of this state directory left: the kernel keeps its own.
 
     Args:
-        private_key: Only those of this key (32 bytes); None for any.
+        private_keys: Only those of one of these keys (32 bytes each); None for any.
         directory: Whose lock the caller holds.
 
     Returns:
@@ -181,8 +197,8 @@ def remove_leftovers(private_key: bytes | None, directory: Path) -> bool:
     """
     from rustguard_py import kernel
 
-    key = None if private_key is None else public_key(private_key)
-    return bool(kernel.remove_leftovers(key, kernel_alias(directory)))
+    keys = None if private_keys is None else [public_key(each) for each in private_keys]
+    return bool(kernel.remove_leftovers(keys, kernel_alias(directory)))
 
 
 def lay_out(

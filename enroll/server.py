@@ -275,7 +275,7 @@ class Server:
             gateway4=state.pool4[1],
             gateway6=gateway6,
             tunnels=tuple(
-                FurtherTunnel(tunnel.node.static.public, state.port + number)
+                FurtherTunnel(tunnel.node.static.public, further.port(state.port, number))
                 for number, tunnel in enumerate(self.tunnels)
                 if number
             ),

@@ -29,11 +29,10 @@ from rustguard_py.enroll.voice import Voice
 from rustguard_py.errors import RefusedError, UsageError
 from rustguard_py.state.document import Document
 from rustguard_py.state.identity import generate_private_key
-from rustguard_py.state.records import ServerState
+from rustguard_py.state.records import MOST_TUNNELS, ServerState
 
 # What fits a link of 1,500 bytes with WireGuard over IPv6 on it, as wg-quick assumes.
 DEFAULT_MTU = 1420
-_LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,7 @@ class ServeOptions:
         tunnels: How many there are to each client, or None for the number kept.
         uring: Whether to use io_uring.
         xdp: The interface to use AF_XDP on.
+        threaded_napi: Whether the kernel shall receive in threads.
         group: Who beside root may use the control socket.
     """
 
@@ -75,6 +75,7 @@ class ServeOptions:
     tunnels: int | None = None
     uring: bool = False
     xdp: str | None = None
+    threaded_napi: bool = False
     group: str | None = None
 
 
@@ -101,7 +102,8 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
     chosen = _choose(options, state.tunnels)
     v1_token = _v1_token(options)
     registry = Registry(state)
-    if running.remove_leftovers(state.private_key, options.directory):
+    own_keys = [further.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
+    if running.remove_leftovers(own_keys, options.directory):
         voice.say("Removed the interface that was left when RustGuard was killed.")
     interface = options.interface or netif.free_interface_name()
     interfaces = [further.interface(interface, number) for number in range(state.tunnels)]
@@ -112,7 +114,7 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
     server, why_no_ipv6 = _make_server(program, registry, document, stack, voice)
     running.lay_out(stack, voice, interface, state.mtu, server.addresses, in_kernel=chosen.in_kernel)
     if server.bundle is not None:
-        running.lay_out_bundle(stack, voice, state.mtu, server.addresses, server.bundle)
+        running.lay_out_bundle(stack, voice, state.mtu, server.addresses, server.bundle, in_kernel=chosen.in_kernel)
     # Not before: a start that fails over a taken port or pool must not be what the next one is told by the state.
     # Nor without need: a server that crashed comes back while the disk is full.
     if (document_now := state.to_json()) != kept:
@@ -122,7 +124,8 @@ async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> 
     await running.answer(stack, options.directory, control.handlers(), options.group)
     for number, tunnel in enumerate(server.tunnels):
         key = further.private_key(state.private_key, number)
-        await running.answer_wg(stack, tunnel, interfaces[number], _always(key, state.port + number))
+        port = further.port(state.port, number)
+        await running.answer_wg(stack, tunnel, interfaces[number], _always(key, port))
     stack.push_async_callback(server.finish)
     return server, program
 
@@ -134,10 +137,15 @@ def _always(private_key: bytes, port: int) -> Callable[[], tuple[bytes, int]]:
 def _choose(options: ServeOptions, tunnels: int) -> engine.Engine:
     if tunnels > 1 and options.xdp is not None:
         raise UsageError("AF_XDP serves one tunnel, not several.", "Leave out --xdp, or add: --tunnels 1")
-    # Version 1's clients know one port, and with the kernel's engine there are two. Which of several tunnels is dead
-    # has to be seen sooner than the kernel tells it.
-    ours = "--v1-token" if options.v1_token is not None else "--tunnels" if tunnels > 1 else None
-    chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp, ours=ours)
+    # Version 1's clients know one port, and with the kernel's engine there are two.
+    chosen = engine.choose(
+        options.engine,
+        options.queues,
+        uring=options.uring,
+        xdp=options.xdp,
+        ours="--v1-token" if options.v1_token is not None else None,
+        threaded_napi=options.threaded_napi,
+    )
     return chosen if tunnels == 1 else chosen.for_tunnels(tunnels, options.queues)
 
 
@@ -149,16 +157,18 @@ def _make_server(
     sockets = running.bind(stack, state.port)
     # The kernel keeps the tunnel's port to itself.
     pairing = running.bind(stack, address.pairing_port(state.port)) if program.engine.in_kernel else []
-    tunnel, timestamps = running.make_tunnel(stack, program, state.private_key, sockets, state.mtu, pairing)
+    tunnel, timestamps = running.make_tunnel(
+        stack, program, state.private_key, sockets, state.mtu, pairing, several=state.tunnels > 1
+    )
     why_no_ipv6 = netif.why_no_ipv6() if state.pool6 is not None else None
     pool6 = state.pool6 if why_no_ipv6 is None else None
     bundle = None
     if state.tunnels > 1:
         numbers = range(1, state.tunnels)
-        others = [running.bind(stack, state.port + number) for number in numbers]
+        others = [running.bind(stack, further.port(state.port, number)) for number in numbers]
         keys = [further.private_key(state.private_key, number) for number in numbers]
         tunnels = [tunnel, *running.make_further(stack, program, keys, others, state.mtu, timestamps)]
-        ports = [state.port + number for number in range(state.tunnels)]
+        ports = [further.port(state.port, number) for number in range(state.tunnels)]
         # The route to the pool is the first one's.
         own = own_addresses(state.pool4, pool6)
         bundle = running.make_bundle(voice, program, tunnels, ports, own, first_has_routes=True)
@@ -208,9 +218,9 @@ def _prepare(options: ServeOptions, kept: dict[str, object] | None) -> ServerSta
         state.mtu = options.mtu or state.mtu
         state.tunnels = options.tunnels or state.tunnels
         _check_peers(state)
-    if state.port + state.tunnels - 1 > _LAST_PORT:
+    if (last := further.port(state.port, state.tunnels - 1)) > address.LAST_PORT:
         raise UsageError(
-            f"{state.tunnels} tunnels need as many UDP ports from {state.port} on, and there are not so many.",
+            f"{state.tunnels} tunnels need UDP ports from {state.port} to {last}, and there are not so many.",
             "Choose a lower --port.",
         )
     return state

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rustguard_py import wire
 from rustguard_py.peer import Peer
 from rustguard_py.planes.contract import PeerStats
 
@@ -26,6 +27,14 @@ PATIENCE = 2.0
 SECOND_PATIENCE = 1.0
 # An empty datagram of WireGuard's: nobody owes an answer to it.
 _KEEPALIVE_SIZE = 32
+# Where bytes are counted and datagrams aren't, and handshakes among them, these are what moves without data from look
+# to look. Data of just such a size is taken for none, until the next look.
+_HANDSHAKES = frozenset(
+    wire.INITIATION_SIZE * initiations + wire.RESPONSE_SIZE * responses
+    for initiations in range(3)
+    for responses in range(3)
+)
+_NO_DATA = frozenset(size + _KEEPALIVE_SIZE * keepalives for size in _HANDSHAKES for keepalives in range(3))
 
 
 @dataclass(slots=True)
@@ -64,9 +73,9 @@ class Way:
         heard, heard_size = counters.rx_packets - self._rx_packets, counters.rx_bytes - self._rx_bytes
         self._tx_packets, self._tx_bytes = counters.tx_packets, counters.tx_bytes
         self._rx_packets, self._rx_bytes = counters.rx_packets, counters.rx_bytes
-        data_sent = sent_size > _KEEPALIVE_SIZE * sent
-        self.heard, self.sent = heard_size > 0, data_sent
-        self.moved = data_sent or heard_size > _KEEPALIVE_SIZE * heard
+        data_sent = _is_data(sent, sent_size)
+        self.heard, self.sent = heard > 0 or heard_size not in _HANDSHAKES, data_sent
+        self.moved = data_sent or _is_data(heard, heard_size)
         if self.heard:
             self.missed = 0
             self.waiting_since = None
@@ -77,16 +86,19 @@ class Way:
         """Whether it is time to ask by a handshake."""
         return self.waiting_since is not None and now - self.waiting_since >= SILENCE
 
-    def why_dead(self, peer: Peer, now: float, *, session: bool) -> str | None:
+    def why_dead(self, peer: Peer, now: float, *, session: bool, asks_freely: bool = True) -> str | None:
         """Say what shows that nothing goes this way any more, for the log; None if nothing does.
 
         Args:
             peer: As that tunnel knows it.
             now: When.
             session: Whether it has one that may still be used.
+            asks_freely: Whether it stays when a handshake asks; else the way is left before that.
         """
         if self.missed >= MISSES:
             return f"nothing came {self.missed} times while others were heard"
+        if session and not asks_freely and self.is_silent(now):
+            return f"nothing came for {SILENCE:g} s after data"
         if peer.attempt_began is None or peer.initiation_sent is None:
             return None
         asked = now - peer.initiation_sent
@@ -95,3 +107,8 @@ class Way:
         else:
             lost = peer.attempts > 1 and asked >= SECOND_PATIENCE
         return f"no answer to {peer.attempts} handshakes, the last {asked:.1f} s ago" if lost else None
+
+
+def _is_data(datagrams: int, size: int) -> bool:
+    """Whether some of these datagrams, or of so many bytes, are more than keepalives."""
+    return size > _KEEPALIVE_SIZE * datagrams if datagrams else size not in _NO_DATA

@@ -33,6 +33,7 @@ class Engine:
         queues: Of the interface.
         uring: Whether the plane is to use io_uring where it can.
         xdp: The interface to use AF_XDP on.
+        threaded_napi: Whether the kernel is to receive in threads.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Engine:
     queues: int = 1
     uring: bool = False
     xdp: str | None = None
+    threaded_napi: bool = False
 
     @property
     def in_kernel(self) -> bool:
@@ -48,6 +50,8 @@ class Engine:
 
     def for_tunnels(self, tunnels: int, queues: str) -> Engine:
         """Give the same for several tunnels: a queue each, unless a number of `queues` was asked for."""
+        if self.in_kernel:
+            return replace(self, reason=f"{self.reason}; {tunnels} tunnels")
         if queues != "auto":
             return self
         return replace(self, queues=1, reason=f"{self.reason}; {tunnels} tunnels of one queue each")
@@ -102,7 +106,13 @@ def uring_refusal() -> str | None:
 
 
 def choose(
-    wanted: str, queues: str, *, uring: bool = False, xdp: str | None = None, ours: str | None = None
+    wanted: str,
+    queues: str,
+    *,
+    uring: bool = False,
+    xdp: str | None = None,
+    ours: str | None = None,
+    threaded_napi: bool = False,
 ) -> Engine:
     """Choose an engine: with `auto` the fastest that is here.
 
@@ -112,11 +122,12 @@ def choose(
         uring: Whether the native one shall use io_uring; where the kernel refuses, it runs without.
         xdp: The Ethernet interface that the native one shall use AF_XDP on; the same.
         ours: Another option that was given and that only our own engines have, such as `--v1-token`; None for none.
+        threaded_napi: Whether the kernel's shall receive in threads.
 
     Raises:
         UsageError: There is no such engine, that is no number of queues, the engine hasn't what was asked for, both
             io_uring and AF_XDP are wanted, or RUSTGUARD_AEAD is neither auto nor ring.
-        RefusedError: It isn't here, or the interface isn't here or isn't Ethernet.
+        RefusedError: It isn't here, the interface isn't here or isn't Ethernet, or threaded NAPI isn't safe here.
     """
     if wanted not in ENGINES:
         raise UsageError(f"There is no engine {wanted!r}.", f"Choose one of: {', '.join(ENGINES)}.")
@@ -129,8 +140,14 @@ def choose(
     if uring and xdp is not None:
         raise UsageError("io_uring and AF_XDP can't be used together.", "Leave out --uring or --xdp.")
     ours = ours or _of_ours(queues, uring=uring, xdp=xdp)
-    if wanted == "kernel":
-        return _kernel(ours)
+    if threaded_napi and wanted not in ("auto", "kernel"):
+        raise UsageError(
+            f"--threaded-napi is of the kernel's engine, not of the {wanted} one.",
+            "Leave it out, or use: --engine kernel",
+        )
+    if wanted == "kernel" or threaded_napi:
+        why = "asked for" if wanted == "kernel" else "--threaded-napi needs it"
+        return _kernel(ours, why, threaded_napi=threaded_napi)
     if wanted == "auto" and ours is None and why_no_kernel() is None:
         return Engine("kernel", "the fastest: this kernel has WireGuard")
     if (wanted == "native" or uring or xdp is not None) and not has_native():
@@ -183,12 +200,18 @@ def _of_ours(queues: str, *, uring: bool, xdp: str | None) -> str | None:
     return None if queues == "auto" else "--queues"
 
 
-def _kernel(ours: str | None) -> Engine:
+def _kernel(ours: str | None, why: str, *, threaded_napi: bool) -> Engine:
     if ours is not None:
         raise UsageError(f"{ours} is for RustGuard's own engines, not for the kernel's.", "Leave one of the two out.")
     if (absent := why_no_kernel()) is not None:
-        raise RefusedError(absent, "Load it: sudo modprobe wireguard (Linux 5.6 or newer); or use: --engine auto")
-    return Engine("kernel", "asked for")
+        mend = "Load it: sudo modprobe wireguard (Linux 5.6 or newer); or use: --engine auto"
+        raise RefusedError(absent, mend + (", without --threaded-napi" if threaded_napi else ""))
+    if threaded_napi:
+        from rustguard_py import napi
+
+        napi.require()
+        why += "; threaded NAPI"
+    return Engine("kernel", why, threaded_napi=threaded_napi)
 
 
 def _portable_queues(queues: str) -> str:

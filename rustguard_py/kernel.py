@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -26,6 +26,7 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 
 from rustguard_py import netif
 from rustguard_py.errors import RefusedError, RustGuardError
+from rustguard_py.kernel_counters import Counters, decode
 from rustguard_py.planes.contract import Endpoint, Network
 
 KIND = "wireguard"
@@ -214,6 +215,21 @@ class Device:
         Raises:
             RustGuardError: It is gone.
         """
+        messages = []
+        for data in self._dump():
+            messages.append(wgmsg(data))
+            messages[-1].decode()
+        return parse(messages, allowed_ips=allowed_ips)
+
+    def read_counters(self) -> dict[bytes, Counters]:
+        """Read the peers' counters alone, by public key (32 bytes), in a fraction of the time.
+
+        Raises:
+            RustGuardError: It is gone.
+        """
+        return decode(self._dump())
+
+    def _dump(self) -> list[bytes]:
         request = _request(uapi.WG_CMD_GET_DEVICE, self.index, [])
         try:
             for _ in range(_DUMP_TRIES):
@@ -222,7 +238,7 @@ class Device:
                     break
         except OSError as error:
             raise _lost(error) from error
-        return parse(messages, allowed_ips=allowed_ips)
+        return messages
 
     def _set(self, attributes: list[list[Any]]) -> None:
         try:
@@ -231,8 +247,8 @@ class Device:
             raise _lost(error) from error
 
 
-def find(public_key: bytes | None, alias: str) -> list[int]:
-    """Give the numbers of the WireGuard interfaces of this alias and, if not None, key: what a kill left behind."""
+def find(public_keys: Collection[bytes] | None, alias: str) -> list[int]:
+    """Give the numbers of the WireGuard interfaces of this alias and, if not None, one of these keys (32 bytes)."""
 
     def search(netlink: IPRoute) -> list[int]:
         return [
@@ -243,14 +259,14 @@ def find(public_key: bytes | None, alias: str) -> list[int]:
 
     try:
         found = netif.with_netlink(search)
-        return [index for index in found if public_key is None or _key_of(index) == public_key]
+        return [index for index in found if public_keys is None or _key_of(index) in public_keys]
     except (NetlinkError, OSError):
         return []
 
 
-def remove_leftovers(public_key: bytes | None, alias: str) -> int:
-    """Remove what `find` finds; give how many there were."""
-    found = find(public_key, alias)
+def remove_leftovers(public_keys: Collection[bytes] | None, alias: str) -> int:
+    """Remove what `find` finds, which a kill left behind; give how many there were."""
+    found = find(public_keys, alias)
     for index in found:
         _remove(index)
     return len(found)
@@ -413,7 +429,7 @@ class _Channel:
         for _ in self._exchange(message, self._family, _NLM_F_ACK):
             pass
 
-    def dump(self, message: Any) -> tuple[list[Any], bool]:
+    def dump(self, message: Any) -> tuple[list[bytes], bool]:
         """Ask for all; give the messages, and whether nothing changed meanwhile.
 
         Raises:
@@ -423,9 +439,7 @@ class _Channel:
         messages = []
         for flags, data in self._exchange(message, self._family, _NLM_F_DUMP):
             whole = whole and not flags & _NLM_F_DUMP_INTR
-            decoded = wgmsg(data)
-            decoded.decode()
-            messages.append(decoded)
+            messages.append(data)
         return messages, whole
 
     def _find_family(self) -> int:
@@ -505,5 +519,5 @@ def _refused(name: str, code: int) -> RefusedError:
 
 def _lost(error: OSError) -> RustGuardError:
     if error.errno == errno.ENODEV:
-        return RustGuardError("The WireGuard interface is gone: something else removed it.", "Start again.")
+        return RustGuardError("The interface is gone: something else removed it.", "Start again.")
     return RustGuardError(f"The kernel's WireGuard refused: {error.strerror}.", "Choose: --engine native")

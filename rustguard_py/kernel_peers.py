@@ -8,15 +8,17 @@ opens no socket and reads no clock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rustguard_py import wire
-from rustguard_py.kernel import PeerChange, PeerState
+from rustguard_py.kernel import PeerChange
+from rustguard_py.kernel_counters import Counters
 from rustguard_py.noise import StaticKey
 from rustguard_py.peer import Peer, PeerConfig
 from rustguard_py.planes.contract import (
     KEEPALIVE_TIMEOUT,
+    REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
@@ -59,6 +61,8 @@ class _Seen:
         waiting: Since when something sent has had no answer, or None.
         told: When it was last told that a handshake goes unanswered.
         told_bytes: What had been sent by then.
+        rx_before: What was received before the kernel forgot the peer and its counters the last time; in `rx_bytes`.
+        tx_before: The same of what was sent.
     """
 
     handshake: float | None = None
@@ -69,6 +73,8 @@ class _Seen:
     waiting: float | None = None
     told: float = 0.0
     told_bytes: int = 0
+    rx_before: int = 0
+    tx_before: int = 0
 
 
 class KernelPeers:
@@ -78,6 +84,8 @@ class KernelPeers:
         static: Our key.
         device: Takes the changes.
     """
+
+    asks_freely = False
 
     def __init__(self, static: StaticKey, device: Setter) -> None:
         self.static = static
@@ -100,7 +108,7 @@ class KernelPeers:
         """See `Node.set_peer`."""
         peer = self._by_key.get(config.public_key)
         if peer is None or peer.config.preshared_key != config.preshared_key:
-            return self._put(peer, config)
+            return self._put(peer, config, 0)
         before = peer.config
         peer.key_in_use = min(peer.key_in_use, len(config.previous_preshared_keys))
         peer.config = config
@@ -149,20 +157,30 @@ class KernelPeers:
             PeerChange(key, keepalive=each, update_only=True) for each in (0, seconds or 1, seconds)
         )
 
-    def _put(self, peer: Peer | None, config: PeerConfig) -> Peer:
-        """Put a peer in, anew if there was one with another preshared key: its sessions end."""
+    def ask(self, peer: Peer, now: float) -> None:
+        """See `Peers.ask`: with a session the kernel would not shake hands, so it has to forget the peer's."""
+        if peer.initiation_sent is not None and now - peer.initiation_sent < REKEY_TIMEOUT:
+            return
+        if peer.session_began is not None and now - peer.session_began < REJECT_AFTER_TIME:
+            # It is told where the peer is now, not where it was at first.
+            self._put(peer, replace(peer.config, endpoint=peer.endpoint), peer.key_in_use)
+        peer.initiation_sent = now
+        self.begin_handshake(peer, now)
+
+    def _put(self, peer: Peer | None, config: PeerConfig, key: int) -> Peer:
+        """Put a peer in with one of its preshared keys, anew if it was there: its sessions end."""
         changes = [] if peer is None else [PeerChange(config.public_key, remove=True)]
         if peer is None:
             peer = Peer(self._next_id, config)
             self._next_id += 1
         peer.config = config
         peer.endpoint = config.endpoint or peer.endpoint
-        peer.key_in_use = 0
+        peer.key_in_use = key
         peer.session_began = None
         changes.append(
             PeerChange(
                 config.public_key,
-                preshared_key=config.preshared_key,
+                preshared_key=config.preshared_keys[key],
                 endpoint=peer.endpoint,
                 keepalive=config.persistent_keepalive,
                 allowed_ips=config.allowed_ips,
@@ -170,7 +188,8 @@ class KernelPeers:
         )
         self._device.set_peers(changes)
         self._by_key[config.public_key] = peer
-        self._seen[peer.id] = _Seen()
+        seen = self._seen.setdefault(peer.id, _Seen())
+        seen.rx_before, seen.tx_before, seen.waiting = seen.rx_bytes, seen.tx_bytes, None
         return peer
 
     # -- what the kernel does -------------------------------------------------------------------------------
@@ -186,7 +205,7 @@ class KernelPeers:
             seen.waiting is not None for seen in self._seen.values()
         )
 
-    def observe(self, read: Mapping[bytes, PeerState], now: float, wall: float, listeners: Listeners) -> None:
+    def observe(self, read: Mapping[bytes, Counters], now: float, wall: float, listeners: Listeners) -> None:
         """Compare a reading to the one before, and tell what happened.
 
         Args:
@@ -200,27 +219,27 @@ class KernelPeers:
             if state is not None and (seen := self._seen.get(peer.id)) is not None:
                 self._observe_one(peer, state, seen, now, wall, listeners)
 
-    def stats(self, read: Mapping[bytes, PeerState]) -> dict[PeerId, PeerStats]:
-        """Give the counters of what was just observed."""
-        stats = {}
-        for peer in self:
-            seen = self._seen[peer.id]
-            if (state := read.get(peer.config.public_key)) is not None:
-                stats[peer.id] = PeerStats(
-                    endpoint=state.endpoint,
-                    rx_bytes=state.rx_bytes,
-                    tx_bytes=state.tx_bytes,
-                    last_received=seen.heard,
-                    handshakes=seen.handshakes,
-                )
-        return stats
+    def stats(self) -> dict[PeerId, PeerStats]:
+        """Give the counters of what was observed last; datagrams are not among them."""
+        return {
+            peer.id: PeerStats(
+                endpoint=peer.endpoint,
+                rx_bytes=seen.rx_bytes,
+                tx_bytes=seen.tx_bytes,
+                last_received=seen.heard,
+                handshakes=seen.handshakes,
+            )
+            for peer in self
+            if (seen := self._seen.get(peer.id)) is not None
+        }
 
     def _observe_one(
-        self, peer: Peer, state: PeerState, seen: _Seen, now: float, wall: float, listeners: Listeners
+        self, peer: Peer, state: Counters, seen: _Seen, now: float, wall: float, listeners: Listeners
     ) -> None:
-        received = state.rx_bytes - seen.rx_bytes
-        sent = state.tx_bytes - seen.tx_bytes
-        seen.rx_bytes, seen.tx_bytes = state.rx_bytes, state.tx_bytes
+        received = seen.rx_before + state.rx_bytes - seen.rx_bytes
+        sent = seen.tx_before + state.tx_bytes - seen.tx_bytes
+        seen.rx_bytes += received
+        seen.tx_bytes += sent
         if state.endpoint is not None and state.endpoint != peer.endpoint:
             peer.endpoint = state.endpoint
             if listeners.moved is not None:

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from rustguard_py.clock import now
 from rustguard_py.errors import RustGuardError
-from rustguard_py.kernel import Device, DeviceState
+from rustguard_py.kernel import Device, PeerChange
 from rustguard_py.kernel_peers import KernelPeers
 from rustguard_py.noise import StaticKey
 from rustguard_py.planes import udp
@@ -25,12 +25,13 @@ from rustguard_py.tunnel import Listeners
 log = logging.getLogger(__name__)
 
 # Seconds between two readings: while a handshake is waited for; while a peer doesn't answer or has one of several
-# preshared keys; while somebody wants to know if a peer doesn't answer; otherwise, for where peers are.
+# preshared keys, or sessions begin on one tunnel of several; while somebody wants to know if a peer doesn't answer;
+# otherwise, for where peers are.
 PACE_EXPECTING = 0.25
 PACE_UNSETTLED = 1.0
 PACE_MINDING = 5.0
 PACE_AT_REST = 30.0
-# No oftener than takes a twentieth of a processor: a reading of 1,000 peers takes a good tenth of a second.
+# No oftener than takes a twentieth of a processor, unless somebody asks.
 _SHARE = 20
 # How soon it is noticed that the interface is gone.
 _LOOK = 5.0
@@ -48,6 +49,8 @@ class KernelTunnel:
         device: The interface, owned from here on: it is removed by `close`.
         sockets: Bound to the port that the tunnel shall have, at most one a family; closed for the kernel to take it.
         pairing: Bound sockets that enrollment is answered on, at most one a family; owned from here on.
+        several: Whether it is one of several, and a session that begins is to be known soon.
+        notes: For people, in the statistics.
 
     Attributes:
         fault: What ended it, set once; `stopped` is then set as well.
@@ -59,12 +62,17 @@ class KernelTunnel:
         device: Device,
         sockets: Sequence[socket.socket],
         pairing: Sequence[socket.socket] = (),
+        *,
+        several: bool = False,
+        notes: Sequence[str] = (),
     ) -> None:
         self.listeners = Listeners()
         self.fault: RustGuardError | None = None
         self.stopped = asyncio.Event()
-        self.node = KernelPeers(StaticKey(private_key), device)
+        self.node = KernelPeers(StaticKey(private_key), self)
         self._device = device
+        self._several = several
+        self._notes = [_NOTE, *notes]
         self._pairing = {each.family: each for each in pairing}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -134,10 +142,23 @@ class KernelTunnel:
             with suppress(OSError):
                 bound.sendto(datagram, endpoint)
 
+    def set_peers(self, changes: Iterable[PeerChange]) -> None:
+        """Change peers in the kernel; that the interface is gone ends the tunnel, and is no error of the caller's."""
+        try:
+            self._device.set_peers(changes)
+        except RustGuardError as error:
+            if self._device.exists():
+                raise
+            self._stop(error)
+
+    def configure(self, *, private_key: bytes) -> None:
+        """Set the private key (32 bytes) in the kernel."""
+        self._device.configure(private_key=private_key)
+
     def stats(self) -> PlaneStats:
         """Read the counters."""
-        read = self._read()
-        return PlaneStats(notes=[_NOTE]) if read is None else PlaneStats(self.node.stats(read.peers), notes=[_NOTE])
+        self._read()
+        return PlaneStats(self.node.stats(), notes=self._notes)
 
     def set_fwmark(self, mark: int) -> None:
         """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
@@ -151,7 +172,7 @@ class KernelTunnel:
     def _due(self) -> float:
         if self.node.expects(now()):
             pace = PACE_EXPECTING
-        elif self.node.unsettled():
+        elif self._several or self.node.unsettled():
             pace = PACE_UNSETTLED
         else:
             pace = PACE_AT_REST if self.listeners.unanswered is None else PACE_MINDING
@@ -165,17 +186,16 @@ class KernelTunnel:
             self._read()
         self.wake()
 
-    def _read(self) -> DeviceState | None:
+    def _read(self) -> None:
         began = now()
         try:
-            read = self._device.read()
+            read = self._device.read_counters()
         except RustGuardError as error:
             self._stop(error)
-            return None
+            return
         self._read_at = now()
         self._cost = self._read_at - began
-        self.node.observe(read.peers, self._read_at, time.time(), self.listeners)
-        return read
+        self.node.observe(read, self._read_at, time.time(), self.listeners)
 
     def _stop(self, fault: RustGuardError) -> None:
         if self.fault is None:

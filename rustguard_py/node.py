@@ -117,6 +117,8 @@ class Node:
         random: Gives n random bytes.
     """
 
+    asks_freely = True
+
     def __init__(
         self,
         static: StaticKey,
@@ -238,6 +240,10 @@ class Node:
             return
         peer.attempt_began = now - (REKEY_ATTEMPT_TIME - patience)
         self._initiate(peer, now)
+
+    def ask(self, peer: Peer, now: float) -> None:
+        """Shake hands to learn whether a peer answers; its session stays."""
+        self.begin_handshake(peer, now)
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due; call it when `poll_timeout` says so."""

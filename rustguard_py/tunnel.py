@@ -58,7 +58,13 @@ class EventfulPlane(Plane, Protocol):
 
 
 class Peers(Protocol):
-    """The peers of a tunnel, whoever shakes hands with them: `rustguard_py.node.Node` says what each does."""
+    """The peers of a tunnel, whoever shakes hands with them: `rustguard_py.node.Node` says what each does.
+
+    Attributes:
+        asks_freely: Whether asking somebody leaves the session as it is.
+    """
+
+    asks_freely: bool
 
     @property
     def static(self) -> StaticKey:
@@ -84,6 +90,9 @@ class Peers(Protocol):
 
     def set_static(self, static: StaticKey, now: float) -> None:
         """See `Node.set_static`."""
+
+    def ask(self, peer: Peer, now: float) -> None:
+        """Shake hands whether or not there is a session, to learn if the peer answers; once each REKEY-TIMEOUT."""
 
 
 class Mover(Protocol):

@@ -51,6 +51,7 @@ class UpOptions:
         queues: `auto` or a number.
         uring: Whether to use io_uring.
         xdp: The interface to use AF_XDP on.
+        threaded_napi: Whether the kernel shall receive in threads.
         group: Who beside root may use the control socket.
     """
 
@@ -61,6 +62,7 @@ class UpOptions:
     queues: str = "auto"
     uring: bool = False
     xdp: str | None = None
+    threaded_napi: bool = False
     group: str | None = None
 
 
@@ -79,7 +81,13 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
     tunnel = _Up(options, config, voice)
     tunnel.stop_on_signals()
     async with AsyncExitStack() as stack:
-        chosen = engine.choose(options.engine, options.queues, uring=options.uring, xdp=options.xdp)
+        chosen = engine.choose(
+            options.engine,
+            options.queues,
+            uring=options.uring,
+            xdp=options.xdp,
+            threaded_napi=options.threaded_napi,
+        )
         document = Document.open(options.directory)
         stack.callback(document.close)
         try:

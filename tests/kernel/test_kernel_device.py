@@ -80,10 +80,10 @@ def test_a_thousand_peers_are_read_as_they_were_set(device: Device) -> None:
     assert (state.peers[c].keepalive, set(state.peers[c].allowed_ips)) == (7, set(networks(2)))
 
     # Found again by its key and alias, and by nothing less.
-    assert kernel.find(public_key(private_key), ALIAS) == [device.index]
-    assert kernel.find(public_key(private_key), "rustguard another") == []
-    assert kernel.find(bytes(32), ALIAS) == []
-    assert kernel.remove_leftovers(public_key(private_key), ALIAS) == 1
+    assert kernel.find([bytes(32), public_key(private_key)], ALIAS) == [device.index]
+    assert kernel.find([public_key(private_key)], "rustguard another") == []
+    assert kernel.find([bytes(32)], ALIAS) == []
+    assert kernel.remove_leftovers([public_key(private_key)], ALIAS) == 1
     assert not device.exists()
     with pytest.raises(RustGuardError, match="is gone"):
         device.read()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rustguard_py import engine
+from rustguard_py import engine, napi
 from rustguard_py.errors import RefusedError, UsageError
 
 
@@ -161,6 +161,31 @@ def test_what_only_our_engines_have_makes_auto_take_one_and_is_refused_with_the_
     assert f"{option} needs it" in chosen.reason
     with pytest.raises(UsageError, match=option):
         engine.choose("kernel", **options)
+
+
+@pytest.mark.usefixtures("kernel", "native")
+def test_threaded_napi_makes_auto_take_the_kernels_where_it_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(napi, "this_linux", lambda: (6, 16, 3))
+    for wanted in ("auto", "kernel"):
+        chosen = engine.choose(wanted, "auto", threaded_napi=True)
+        assert (chosen.name, chosen.threaded_napi) == ("kernel", True)
+        assert "threaded NAPI" in chosen.reason
+    for wanted in ("native", "portable"):
+        with pytest.raises(UsageError, match=f"not of the {wanted} one") as refused:
+            engine.choose(wanted, "auto", threaded_napi=True)
+        assert "--engine kernel" in refused.value.mend
+    with pytest.raises(UsageError, match="--queues"):
+        engine.choose("auto", "2", threaded_napi=True)
+    monkeypatch.setattr(napi, "this_linux", lambda: (6, 12, 57))
+    with pytest.raises(RefusedError, match="CVE-2026-52945") as unsafe:
+        engine.choose("auto", "auto", threaded_napi=True)
+    assert "Leave out --threaded-napi" in unsafe.value.mend
+
+
+def test_threaded_napi_is_refused_where_there_is_no_kernels() -> None:
+    with pytest.raises(RefusedError, match="has none") as refused:
+        engine.choose("auto", "auto", threaded_napi=True)
+    assert "without --threaded-napi" in refused.value.mend
 
 
 def test_the_kernels_is_refused_where_there_is_none_with_the_mend() -> None:

@@ -14,6 +14,7 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 
 from rustguard_py import kernel
 from rustguard_py.kernel import MESSAGE_ROOM, PeerChange, PeerState, batches, parse
+from rustguard_py.kernel_counters import Counters, decode
 
 KEY, PSK = bytes(range(32)), bytes(range(32, 64))
 # include/uapi/linux/wireguard.h
@@ -138,3 +139,28 @@ def test_a_peer_that_goes_on_in_the_next_message_is_one() -> None:
     wanted = PeerState(KEY, bytes(32), ("fe80::1", 9, 0, 2), 3.5, 0, 5, 6, [])
     wanted.allowed_ips = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
     assert list(state.peers.values()) == [wanted]
+
+
+def test_counters_alone_are_those_that_are_understood_of_the_whole() -> None:
+    def one(number: int, endpoint: dict[str, Any], handshake: int) -> dict[str, Any]:
+        networks = [ip_network((0x0A000000 | number << 12 | each, 32)) for each in range(9)]
+        [[encoded]] = batches([PeerChange(bytes([number]) * 32, PSK, keepalive=25, allowed_ips=networks)])
+        counted = [
+            ["WGPEER_A_RX_BYTES", number * 2**33 + 1],
+            ["WGPEER_A_TX_BYTES", number],
+            ["WGPEER_A_LAST_HANDSHAKE_TIME", {"tv_sec": handshake, "tv_nsec": 250_000_000}],
+            ["WGPEER_A_ENDPOINT", endpoint],
+        ]
+        return {"attrs": [each for each in encoded["attrs"] if each[0] != "WGPEER_A_FLAGS"] + counted}
+
+    places = [{"addr": "192.0.2.7", "port": 51820}, {"addr": "fe80::1", "port": 9, "scope_id": 0x02000000}]
+    peers = [one(number, places[number % 2], 1_700_000_000 * (number % 3)) for number in range(1, 40)]
+    more = {"attrs": [["WGPEER_A_PUBLIC_KEY", kernel.b64encode(bytes([39]) * 32)]]}
+    messages = [answer(peers[:20], ["WGDEVICE_A_LISTEN_PORT", 51820]), answer(peers[20:]), answer([more])]
+    whole = parse(messages, allowed_ips=False)
+    read = decode(bytes(message.data) for message in messages)
+    assert read == {
+        key: Counters(peer.endpoint, peer.last_handshake, peer.rx_bytes, peer.tx_bytes)
+        for key, peer in whole.peers.items()
+    }
+    assert len(read) == 39

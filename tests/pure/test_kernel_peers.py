@@ -11,7 +11,8 @@ from ipaddress import ip_network
 
 import pytest
 
-from rustguard_py.kernel import PeerChange, PeerState
+from rustguard_py.kernel import PeerChange
+from rustguard_py.kernel_counters import Counters
 from rustguard_py.kernel_peers import KernelPeers
 from rustguard_py.noise import StaticKey
 from rustguard_py.peer import PeerConfig
@@ -33,7 +34,7 @@ class Kernel:
         self.told: list[PeerChange] = []
         self.peers = KernelPeers(StaticKey(bytes([7]) * 32), self)
         self.happened: list[tuple[str, object]] = []
-        self.state = PeerState(KEY, NEWEST, HERE, None, 25, 0, 0)
+        self.state = Counters(HERE)
         self.listeners = Listeners(
             unanswered=lambda _, attempts: self.happened.append(("unanswered", attempts)),
             session=lambda peer: self.happened.append(("session", peer.key_in_use)),
@@ -80,7 +81,7 @@ def test_a_handshake_and_a_move_are_told_once(kernel: Kernel) -> None:
     kernel.read(5.0, received=64)
     assert kernel.happened[1:] == [("moved", ("192.0.2.9", 4))]
     assert peer.endpoint == ("192.0.2.9", 4)
-    stats = kernel.peers.stats({KEY: kernel.state})[peer.id]
+    stats = kernel.peers.stats()[peer.id]
     assert (stats.rx_bytes, stats.tx_bytes, stats.handshakes) == (284, 180, 1)
     assert stats.last_received == 5.0
 
@@ -194,3 +195,30 @@ def test_a_handshake_is_asked_for_by_a_keepalive_and_expected_for_a_while(kernel
     assert kernel.take() == [PeerChange(KEY, remove=True)]
     assert not kernel.peers.remove_peer(KEY)
     assert kernel.peers.get(KEY) is None
+
+
+def test_asking_makes_the_kernel_forget_the_session_and_no_counter_goes_back(kernel: Kernel) -> None:
+    kernel.read(1.0, received=92, sent=180, handshake=0.9)
+    kernel.read(2.0, received=1000, sent=2000)
+    peer = kernel.peers.get(KEY)
+    assert peer is not None
+    kernel.state.endpoint = there = ("192.0.2.99", 7)
+    kernel.read(2.5)
+    kernel.happened.clear()
+    kernel.peers.ask(peer, 3.0)
+    told = kernel.take()
+    assert told[0] == PeerChange(KEY, remove=True)
+    assert (told[1].preshared_key, told[1].endpoint, told[1].keepalive) == (NEWEST, there, 25)
+    assert told[1].allowed_ips == CONFIG.allowed_ips
+    assert peer.session_began is None
+    # The kernel tries on by itself.
+    kernel.peers.ask(peer, 4.0)
+    assert kernel.take() == []
+    kernel.peers.ask(peer, 9.0)
+    assert [each.remove for each in kernel.take()] == [False] * 3
+
+    kernel.state = Counters(there)
+    kernel.read(9.1, received=92, sent=328, handshake=9.05)
+    assert kernel.happened == [("session", 0)]
+    stats = kernel.peers.stats()[peer.id]
+    assert (stats.rx_bytes, stats.tx_bytes, stats.handshakes) == (1092 + 92, 2180 + 328, 2)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.enroll import further
+from rustguard_py.enroll.address import pairing_port
 from rustguard_py.enroll.messages import MAX_RESULT_JSON, Admission, FurtherTunnel, encode_outcome, parse_outcome
 from rustguard_py.enroll.timestamps import KeptTimestamps
 from rustguard_py.enroll.way import MISSES, PATIENCE, SECOND_PATIENCE, SILENCE, Way
@@ -62,6 +63,11 @@ def test_no_key_is_used_by_two_tunnels_and_the_first_has_those_of_old() -> None:
     assert further.preshared_key(NO_PRESHARED_KEY, 3) == NO_PRESHARED_KEY
 
 
+def test_no_tunnel_has_the_port_that_pairing_has_with_the_kernels_engine() -> None:
+    assert [further.port(51820, number) for number in range(4)] == [51820, 51822, 51823, 51824]
+    assert pairing_port(51820) == 51821
+
+
 def test_an_interface_is_named_after_the_first_and_fits() -> None:
     assert [further.interface("rg0", number) for number in range(3)] == ["rg0", "rg0-1", "rg0-2"]
     with pytest.raises(UsageError, match="too long"):
@@ -104,6 +110,25 @@ def test_keepalives_owe_nobody_an_answer_and_are_no_data() -> None:
     assert way.heard
     assert not way.moved
     assert not way.sent
+
+
+def of_the_kernel(rx_bytes: int, tx_bytes: int) -> PeerStats:
+    return PeerStats(rx_bytes=rx_bytes, tx_bytes=tx_bytes)
+
+
+def test_bytes_alone_tell_data_from_keepalives_and_those_from_handshakes() -> None:
+    way, received, sent = Way(), 0, 0
+    for receives, sends, heard, data_sent, moved in (
+        (0, 148, False, False, False),
+        (148 + 92, 92, False, False, False),
+        (32, 32, True, False, False),
+        (92 + 32, 148 + 32, True, False, False),
+        (0, 128, False, True, True),
+        (1452, 32, True, False, True),
+    ):
+        received, sent = received + receives, sent + sends
+        way.observe(of_the_kernel(received, sent), 0.0)
+        assert (way.heard, way.sent, way.moved) == (heard, data_sent, moved)
 
 
 def test_a_way_missed_at_look_after_look_is_dead_and_one_that_is_heard_is_not() -> None:
