@@ -72,13 +72,15 @@ def _own(server: str | None, state: Path | None) -> conf.Config:
     if kept is None and Document.peek(paths.state_directory("server", None)) is not None:
         raise _only_the_peer_has_it()
     if kept is None:
-        raise UsageError(f"Nothing was joined here ({directory}).", "Join with: rustguard join HOST --token SECRET")
+        raise UsageError(
+            f"Nothing was joined here ({directory}).", "Join with: sudo rustguard join HOST --token SECRET"
+        )
     client = ClientState.from_json(kept)
     host, port = address.parse(server) if server is not None else (None, None)
     network = client.network(host, port)
     if network is None:
         what = "Nothing" if server is None else server
-        raise UsageError(f"{what} was not joined before.", "Join with: rustguard join HOST --token SECRET")
+        raise UsageError(f"{what} was not joined before.", "Join with: sudo rustguard join HOST --token SECRET")
     return of_client(client, network)
 
 

@@ -25,14 +25,25 @@ def parse(text: str) -> tuple[str, int | None]:
         UsageError: It's neither.
     """
     if text.count(":") > 1 and not text.startswith("["):
-        return text, None
-    match = _WITH_BRACKETS.fullmatch(text) or _WITHOUT.fullmatch(text)
+        if _is_ipv6(text):
+            return text, None
+        match = None
+    else:
+        match = _WITH_BRACKETS.fullmatch(text) or _WITHOUT.fullmatch(text)
     if match is None:
         raise UsageError(f"{text!r} is no address.", "Write it like home.example:51820 or [2001:db8::1]:51820.")
     port = match["port"]
     if port is not None and not 1 <= int(port) <= LAST_PORT:
         raise UsageError(f"{port} is no UDP port.", "Ports go from 1 to 65535; RustGuard's is 51820.")
     return match["host"], None if port is None else int(port)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def pairing_port(port: int) -> int:

@@ -33,7 +33,7 @@ def introduce(server: Server, program: Program, say: Callable[[str], None]) -> N
         return
     say("On each machine that shall join:")
     mark = fingerprint(server.public_key)
-    say(f"  rustguard join {likely_address(own)}:{state.port} --server {mark} --token …")
+    say(f"  sudo rustguard join {likely_address(own)}:{state.port} --server {mark} --token -")
     if not server.window.is_open(now()):
         say("The pairing window is closed. Open it here for a minute: rustguard open 60")
 

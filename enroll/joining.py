@@ -109,7 +109,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         port = sockets[0].getsockname()[1]
         network, endpoint = await _obtain(options, voice, document, state, sockets)
         if options.save_only:
-            voice.say(f"Kept in {options.directory}. To connect: rustguard join")
+            voice.say(f"Kept in {options.directory}. To connect: sudo rustguard join")
             return
         network = _without_ipv6(network, voice)
         chosen, network = _with_tunnels(options, voice, interface, chosen, network)
@@ -209,7 +209,7 @@ async def _obtain(
     if options.token is None or host is None:
         if kept is None:
             what = f"{host} was not joined before." if host else "Nothing was joined before."
-            raise UsageError(what, f"Join with: rustguard join {host or 'HOST'} --token SECRET")
+            raise UsageError(what, f"Join with: sudo rustguard join {host or 'HOST'} --token SECRET")
         _check_fingerprint(kept, options.fingerprint)
         _check_networks(kept)
         return kept, None

@@ -95,6 +95,8 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
 
 
 async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> tuple[Server, Program]:
+    if options.open_for is not None and options.token is None and options.v1_token is None:
+        raise UsageError("--open needs a token that clients can know.", "Add: --token SECRET")
     document = Document.open(options.directory)
     stack.callback(document.close)
     kept = document.load()
@@ -188,8 +190,6 @@ async def _prepare_pairing(options: ServeOptions, server: Server, v1_token: str 
     if v1_token is not None:
         server.take_v1_token(v1_token)
     if options.open_for is not None:
-        if not server.has_token:
-            raise UsageError("--open needs a token that clients can know.", "Add: --token SECRET")
         await server.resume_window(options.open_for)
 
 

@@ -75,7 +75,7 @@ def test_what_save_only_kept_connects_later(site: Site) -> None:
     home.serve(f"--pool 10.150.0.0/24 {OPEN}")
     before = laptop.network()
     said = laptop.run(f"join {HOME4} --save-only --name laptop", TOKEN).stderr
-    assert "To connect: rustguard join" in said
+    assert "To connect: sudo rustguard join" in said
     assert laptop.network() == before
     assert laptop.sockets() == []
     home.run("close")

@@ -70,6 +70,7 @@ def _refused(machine: Machine, words: str, code: int, says: str, token: str | No
         ("join 203.0.113.9", TOKEN, 5, "can't be reached from here: Network is unreachable"),
         ("join ho[me", TOKEN, 2, "is no address.*Write it like"),
         (f"join {HOME4}:99999", TOKEN, 2, "no UDP port"),
+        ("join a:b:c:99999", TOKEN, 2, "is no address.*Write it like"),
         ("join", None, 2, "Nothing was joined before.*rustguard join HOST --token"),
         ("serve", TOKEN, 2, "which addresses to give out.*--pool"),
         ("serve --pool 10.151.0.0/31", TOKEN, 2, "no room for a peer"),

@@ -299,6 +299,14 @@ def test_a_daemon_that_was_killed_isnt_counted(capsys, tmp_path):
         assert rustguard(capsys, "close")[0] == 0
 
 
+def test_an_open_window_without_a_token_is_refused_before_anything_is_made(capsys, tmp_path):
+    directory = tmp_path / "server"
+    code, _, err = rustguard(capsys, "serve", "--pool", "10.1.0.0/24", "--open", "--state", str(directory))
+    assert code == 2
+    assert "--open needs a token" in err
+    assert not directory.exists()
+
+
 def test_open_and_close_speak_on_stderr_only(capsys, state):
     with running(state) as daemon:
         code, out, err = rustguard(capsys, "open", "90")
