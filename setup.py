@@ -1,6 +1,7 @@
-"""The one thing that pyproject.toml can't say: a wheel with the native plane runs on other Linux machines too."""
+"""The one thing that pyproject.toml can't say: where a wheel runs, with the native plane and without."""
 
 import os
+from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -10,7 +11,14 @@ class ManylinuxWheel(bdist_wheel):
     """A wheel named after the glibc that it was linked to: it uses no symbol that is newer (PEP 600)."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        """Give the tags for Python, ABI and platform; `linux` becomes `manylinux` where the C library is glibc."""
+        """Give the tags for Python, ABI and platform; `linux` becomes `manylinux` where the C library is glibc.
+
+        Without the native plane, which is left out where there is no cargo, all of it is Python.
+        """
+        packed = Path(self.bdist_dir)
+        if packed.is_dir() and not any(packed.glob("rustguard_py/_native*.so")):
+            self.root_is_pure = True
+            return "py3", "none", "any"
         python, abi, platform = super().get_tag()
         library, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         if library == "glibc" and platform.startswith("linux_"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import rustguard_py
+from rustguard_py.engine import has_native
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +34,15 @@ def test_a_child_process_started_in_the_checkout_finds_the_same_package() -> Non
 
 
 @pytest.mark.skipif("RUSTGUARD_INSTALLED" not in os.environ, reason="an editable install: run by make test")
+@pytest.mark.skipif(has_native(), reason="the native plane is built here")
+def test_a_wheel_without_the_native_plane_fits_every_machine() -> None:
+    said = distribution("rustguard-py").read_text("WHEEL") or ""
+    assert "Tag: py3-none-any\n" in said
+    assert "Root-Is-Purelib: true\n" in said
+
+
+@pytest.mark.skipif("RUSTGUARD_INSTALLED" not in os.environ, reason="an editable install: run by make test")
+@pytest.mark.skipif(not has_native(), reason="without the native plane a wheel fits every machine")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="manylinux says which glibc a wheel needs")
 def test_a_wheel_fits_every_python_from_3_11_and_every_linux_with_this_glibc() -> None:
     glibc = platform.libc_ver()[1].replace(".", "_")
