@@ -18,9 +18,7 @@ import time
 
 from process import core_seconds, cpu_seconds
 
-CHUNK = 1 << 17
-WARM_UP = 1.0
-ACCEPT_SECONDS = 20.0
+from rustguard_py.stream import CHUNK, PATIENCE, WARM_UP
 
 
 def _spent(pids: list[int]) -> tuple[list[float], list[float]]:
@@ -36,7 +34,7 @@ def _take(port: int, streams: int, seconds: float, pids: list[int]) -> dict[str,
     selector = selectors.DefaultSelector()
     counted: dict[socket.socket, int] = {}
     with socket.create_server(("0.0.0.0", port), backlog=streams) as listener:  # noqa: S104 - in a namespace
-        listener.settimeout(ACCEPT_SECONDS)
+        listener.settimeout(PATIENCE)
         for _ in range(streams):
             stream, _ = listener.accept()
             stream.setblocking(False)
@@ -71,7 +69,7 @@ def _send(port: int, ways: list[str]) -> None:
     selector = selectors.DefaultSelector()
     for way in ways:
         source, target = way.split("-")
-        stream = socket.create_connection((target, port), timeout=ACCEPT_SECONDS, source_address=(source, 0))
+        stream = socket.create_connection((target, port), timeout=PATIENCE, source_address=(source, 0))
         stream.setblocking(False)
         selector.register(stream, selectors.EVENT_WRITE, stream)
     try:

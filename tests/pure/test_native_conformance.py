@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from rustguard_py import cookie, wire
 from rustguard_py.planes.contract import Endpoint, HandshakeWanted, Keypair, KeypairConfirmed, Reason
 from rustguard_py.planes.gate import LOADED_QUEUE
-from rustguard_py.planes.offload import PLAIN_VNET, VNET_SIZE, Vnet
-from rustguard_py.planes.segment import Segmenter
-from support.batch_plane import BatchPlane
+from rustguard_py.planes.offload import PLAIN_VNET, Vnet
+from support.batch_plane import BatchPlane, Host
 from support.memory_plane import MemoryPlane
 from support.native_memory_plane import NativeMemoryPlane
 from support.packets import checksums_hold, superpacket, tcp_packet, udp_packet
@@ -49,7 +48,7 @@ class NativeBatchPlane(NativeMemoryPlane):
     def __init__(self, public_key: bytes, **options: Any) -> None:
         super().__init__(public_key, **options)
         self.written: list[bytes] = []
-        self._cutter = Segmenter(bytearray(1 << 18), 1420)
+        self._host = Host()
 
     def from_host(self, packets: list[tuple[Vnet | None, bytes]]) -> None:
         frames = [(vnet.encode() if vnet else PLAIN_VNET) + packet for vnet, packet in packets]
@@ -65,23 +64,10 @@ class NativeBatchPlane(NativeMemoryPlane):
         self._flush()
         self.written += frames
         for frame in frames:
-            self.delivered += self._as_host(frame)
+            self.delivered += self._host.take(frame)
 
     def datagram_in(self, datagram: bytes, source: Endpoint) -> None:
         self.message_in([datagram], source)
-
-    def _as_host(self, written: bytes) -> list[bytes]:
-        vnet, packet = Vnet.decode(written), written[VNET_SIZE:]
-        if not vnet.gso_type:
-            return [packet]
-        self._cutter.buffer[: len(packet)] = packet
-        packets = []
-        for rows in self._cutter.segment(0, len(packet), vnet):
-            for row in range(rows.rows):
-                staged = self._cutter.staging[row * rows.stride : (row + 1) * rows.stride]
-                size = staged[2] << 8 | staged[3] if staged[0] >> 4 == 4 else 40 + (staged[4] << 8 | staged[5])
-                packets.append(bytes(staged[:size]))
-        return packets
 
 
 class _NativeConformance(PlaneConformance):

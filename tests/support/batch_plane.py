@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable
-from typing import cast
+from collections.abc import Iterable
+from typing import Any, cast
 
 from rustguard_py.planes.contract import Endpoint, WorkerStats
 from rustguard_py.planes.inbound import Inbound
@@ -44,6 +44,27 @@ class _Device:
                 return written
 
 
+class Host:
+    """What a host's stack makes of what is written to its device."""
+
+    def __init__(self, mtu: int = 1420) -> None:
+        self._cutter = Segmenter(bytearray(1 << 18), mtu)
+
+    def take(self, written: bytes) -> list[bytes]:
+        """Give the packets in a virtio_net_hdr and a packet or superpacket."""
+        vnet, packet = Vnet.decode(written), written[VNET_SIZE:]
+        if not vnet.gso_type:
+            return [packet]
+        self._cutter.buffer[: len(packet)] = packet
+        packets = []
+        for rows in self._cutter.segment(0, len(packet), vnet):
+            for row in range(rows.rows):
+                staged = self._cutter.staging[row * rows.stride : (row + 1) * rows.stride]
+                size = staged[2] << 8 | staged[3] if staged[0] >> 4 == 4 else 40 + (staged[4] << 8 | staged[5])
+                packets.append(bytes(staged[:size]))
+        return packets
+
+
 class _Network:
     """Messages that wait in a socket."""
 
@@ -68,16 +89,8 @@ class BatchPlane(MemoryPlane):
         worker: What the two ways count.
     """
 
-    def __init__(
-        self,
-        public_key: bytes,
-        *,
-        random: Callable[[int], bytes] = os.urandom,
-        now: float = 0.0,
-        mtu: int = 1420,
-        backlog: Callable[[], int] = lambda: 0,
-    ) -> None:
-        super().__init__(public_key, random=random, now=now, mtu=mtu, backlog=backlog)
+    def __init__(self, public_key: bytes, **options: Any) -> None:
+        super().__init__(public_key, **options)
         self.messages: list[tuple[list[bytes], Endpoint]] = []
         self.written: list[bytes] = []
         self.said: list[str] = []
@@ -87,7 +100,7 @@ class BatchPlane(MemoryPlane):
         self._outbound = self._make_outbound()
         device = cast(Tun, self.device)
         self.inbound = Inbound(self.transport, device, self.worker, merge_udp=True, note=self.said.append)
-        self._cutter = Segmenter(bytearray(1 << 18), mtu)
+        self._host = Host(self.transport.mtu)
 
     def _make_outbound(self) -> Outbound:
         return Outbound(self.transport, self.device.fd, self._sent, self.worker)
@@ -129,21 +142,7 @@ class BatchPlane(MemoryPlane):
         self._flush()
         for written in self.device.take():
             self.written.append(written)
-            self.delivered += self._as_host(written)
-
-    def _as_host(self, written: bytes) -> list[bytes]:
-        """What the host's stack makes of it."""
-        vnet, packet = Vnet.decode(written), written[VNET_SIZE:]
-        if not vnet.gso_type:
-            return [packet]
-        self._cutter.buffer[: len(packet)] = packet
-        packets = []
-        for rows in self._cutter.segment(0, len(packet), vnet):
-            for row in range(rows.rows):
-                staged = self._cutter.staging[row * rows.stride : (row + 1) * rows.stride]
-                size = staged[2] << 8 | staged[3] if staged[0] >> 4 == 4 else 40 + (staged[4] << 8 | staged[5])
-                packets.append(bytes(staged[:size]))
-        return packets
+            self.delivered += self._host.take(written)
 
     def close(self) -> None:
         super().close()

@@ -38,7 +38,13 @@ class MemoryPlane:
         self.delivered: list[bytes] = []
         self.events: list[Event] = []
         self.closed = False
-        self.transport = Transport(public_key, emit=self.events.append, random=random, mtu=mtu, backlog=backlog)
+        rules = self.rules()
+        self.transport = rules(public_key, emit=self.events.append, random=random, mtu=mtu, backlog=backlog)
+
+    @staticmethod
+    def rules() -> Callable[..., Transport]:
+        """What makes the rules."""
+        return Transport
 
     def packet_out(self, packet: bytes) -> None:
         """An inner packet leaves the host."""

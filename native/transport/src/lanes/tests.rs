@@ -5,6 +5,10 @@
 
 use super::*;
 use crate::aead::{Aead, Ring};
+use dice::Dice;
+
+#[path = "../../tests/support/dice.rs"]
+mod dice;
 
 fn bytes(hex: &str) -> Vec<u8> {
     let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
@@ -208,25 +212,9 @@ fn wycheproofs_vectors_hold() {
     assert!(count > 250, "{count}");
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        ((u128::from(self.next()) * end as u128) >> 64) as usize
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
-        }
+fn fill(dice: &mut Dice, bytes: &mut [u8]) {
+    for chunk in bytes.chunks_mut(8) {
+        chunk.copy_from_slice(&dice.next().to_le_bytes()[..chunk.len()]);
     }
 }
 
@@ -247,7 +235,7 @@ fn random_batch(dice: &mut Dice) -> (Vec<u8>, Vec<Body>) {
         counter = if dice.below(20) == 0 { dice.next() } else { counter.wrapping_add(1) };
     }
     let mut buffer = vec![0; at + 3];
-    dice.fill(&mut buffer);
+    fill(dice, &mut buffer);
     (buffer, bodies)
 }
 
@@ -263,7 +251,7 @@ fn tamper(dice: &mut Dice, buffer: &mut [u8], body: &mut Body) {
 
 fn compare(dice: &mut Dice) {
     let mut key = [0; 32];
-    dice.fill(&mut key);
+    fill(dice, &mut key);
     let (lanes, ring) = (Lanes::new(&key).unwrap(), Ring::new(&key));
     let (mut buffer, mut bodies) = random_batch(dice);
     let mut expected = buffer.clone();

@@ -6,7 +6,10 @@
 use std::time::{Duration, Instant};
 
 mod bodies;
+#[path = "../support/dice.rs"]
+mod dice;
 
+use dice::Dice;
 use transport::ethernet::{Path, build};
 use transport::vnet::{GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP, NEEDS_CHECKSUM, Vnet};
 use transport::wire::{COOKIE_REPLY_SIZE, INITIATION_SIZE, RESPONSE_SIZE};
@@ -22,30 +25,14 @@ fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-
-    /// A place in `bytes`, often near the beginning, where the headers are.
-    fn place(&mut self, bytes: &[u8]) -> usize {
-        let end = if self.below(3) > 0 { bytes.len().min(80) } else { bytes.len() };
-        self.below(end)
-    }
+/// A place in `bytes`, often near the beginning, where the headers are.
+fn place(dice: &mut Dice, bytes: &[u8]) -> usize {
+    let end = if dice.below(3) > 0 { bytes.len().min(80) } else { bytes.len() };
+    dice.below(end)
 }
 
 fn change(dice: &mut Dice, input: &mut Vec<u8>, other: &[u8]) {
-    let at = dice.place(input);
+    let at = place(dice, input);
     match dice.below(8) {
         0 | 1 if !input.is_empty() => input[at] ^= 1 << dice.below(8),
         2 if !input.is_empty() => input[at] = EDGES[dice.below(EDGES.len())],
@@ -56,7 +43,7 @@ fn change(dice: &mut Dice, input: &mut Vec<u8>, other: &[u8]) {
             input.extend_from_slice(&piece[..dice.below(piece.len() + 1)]);
         }
         6 => {
-            let piece = other[..dice.place(other)].to_vec();
+            let piece = other[..place(dice, other)].to_vec();
             input.splice(at..at, piece);
         }
         _ => {
