@@ -72,7 +72,7 @@ def test_a_server_killed_at_any_call_of_a_join_has_lost_nobody_it_acknowledged(
     server = where.server.serve()
     calls = _measure_server(where, server)
     assert len(calls) > 30
-    points = spread(calls, 6, all_of_them=soak)
+    points = spread(calls, 4, all_of_them=soak)
     told: dict[str, tuple[str, str | None]] = {}
     backs, died = [], 0
     for name, nth in points:
@@ -133,7 +133,7 @@ def test_a_client_killed_at_any_deed_of_a_join_has_the_same_address_at_the_next_
     words = f"join {where.address()} --save-only"
     calls = _client_calls(_quiet(where.client()), words)
     assert len(calls) > 20
-    points = spread(calls, 4, all_of_them=soak)
+    points = spread(calls, 3, all_of_them=soak)
     died = known = 0
     for point in points:
         client = _quiet(where.client())

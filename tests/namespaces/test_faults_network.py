@@ -62,9 +62,9 @@ def test_everybody_joins_over_paths_that_lose_reorder_duplicate_and_corrupt(
     _, listening = lab.link(outside, middle, ipv4="192.0.2.0/29")
     where.hosts[0] = outside
     paths = [
-        _Path(1, "30 % lost each way", Ills(loss=0.3), 200 if soak else 10, 40_001),
-        _Path(2, "25 % reordered, 10 % duplicated", Ills(reorder=0.25, duplicate=0.1), 200 if soak else 5, 40_002),
-        _Path(3, "a bit flipped in 5 %", Ills(corrupt=0.05), 200 if soak else 5, 40_003),
+        _Path(1, "30 % lost each way", Ills(loss=0.3), 200 if soak else 6, 40_001),
+        _Path(2, "25 % reordered, 10 % duplicated", Ills(reorder=0.25, duplicate=0.1), 200 if soak else 4, 40_002),
+        _Path(3, "a bit flipped in 5 %", Ills(corrupt=0.05), 200 if soak else 4, 40_003),
     ]
     for path in paths:
         relay.start(middle, (str(listening.ipv4), path.port), (where.address(), 51820), path.ills)

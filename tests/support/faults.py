@@ -26,6 +26,7 @@ from rustguard_py.errors import RustGuardError
 from rustguard_py.lab import End, Host, Lab
 from rustguard_py.state import envelope
 from rustguard_py.state.identity import public_key
+from support.waiting import rest
 
 T = TypeVar("T")
 
@@ -47,13 +48,13 @@ def until(what: str, attempt: Callable[[], T | None], seconds: float = PATIENCE)
     """Try until it gives something that is true; a daemon that can't be asked yet counts as not yet."""
     deadline = time.monotonic() + seconds
     why = "nothing"
-    while time.monotonic() < deadline:
+    while (began := time.monotonic()) < deadline:
         try:
             if result := attempt():
                 return result
         except (RustGuardError, OSError) as error:
             why = str(error)
-        time.sleep(0.01)
+        time.sleep(rest(began))
     raise AssertionError(f"{what} did not come within {seconds:.0f} s: {why}")
 
 

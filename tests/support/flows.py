@@ -86,9 +86,10 @@ def start(machine: Machine, program: str, *words: str, log: Path | None = None) 
 def carries_all(machine: Machine, tunnels: int) -> bool:
     """Whether each tunnel carries for the one partner there is, and a route in each family says so."""
     rows = machine.status()["tunnels"]
+    if len(rows) != tunnels or any(row["carries_for"] != 1 for row in rows):
+        return False
     routes = "".join(machine.host.run(["ip", family, "route"]).stdout for family in ("-4", "-6"))
-    all_carry = len(rows) == tunnels and all(row["carries_for"] == 1 for row in rows)
-    return all_carry and routes.count("nexthop") == 2 * tunnels
+    return routes.count("nexthop") == 2 * tunnels
 
 
 def out_packets(machine: Machine, tunnels: int) -> list[int]:

@@ -24,6 +24,7 @@ from rustguard_py.control_client import call
 from rustguard_py.engine import has_native
 from rustguard_py.errors import RustGuardError
 from rustguard_py.lab import End, Host, Lab
+from support.waiting import rest
 
 TOKEN = "maple-comet-fjord"  # noqa: S105 - of a lab that lives for seconds
 POOL = "10.150.0.0/24"
@@ -41,13 +42,13 @@ def eventually(attempt: Callable[[], Result], seconds: float = PATIENCE, what: s
     """Try until something true comes of it; what the lab or a daemon refuses meanwhile is no failure yet."""
     deadline = time.monotonic() + seconds
     why: object = "nothing true came"
-    while time.monotonic() < deadline:
+    while (began := time.monotonic()) < deadline:
         try:
             if result := attempt():
                 return result
         except RustGuardError as error:
             why = error
-        time.sleep(0.02)
+        time.sleep(rest(began))
     raise AssertionError(f"{what} did not happen within {seconds:g} s: {why}")
 
 
