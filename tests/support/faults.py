@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import pytest
@@ -408,7 +410,12 @@ asyncio.run(main())
 
 
 def guess(
-    host: Host, server: str, sources: list[str], tries: int, patience: float, enough: Callable[[], bool] | None = None
+    host: Host,
+    server: str,
+    sources: list[str],
+    tries: int,
+    patience: float,
+    enough: Callable[[Counter[str]], bool] | None = None,
 ) -> Counter[str]:
     """Try so many wrong tokens from each address, all at once; give how often each was told that it is wrong.
 
@@ -418,12 +425,19 @@ def guess(
         sources: Addresses of the host.
         tries: From each of them.
         patience: Seconds for each try; after `enough`, how long to go on for more that shouldn't come.
-        enough: When all that should come has come. Without it, patience is the end.
+        enough: Whether all that should come has come, by what was told so far. Without it, patience is the end.
     """
     argv = [sys.executable, "-c", _GUESSER, server, str(tries), str(10 * PATIENCE if enough else patience), *sources]
-    program = host.popen(argv, stdout=subprocess.PIPE)
-    if enough:
-        until("enough guesses", enough, 5 * PATIENCE)
-        time.sleep(patience)
-        program.kill()
-    return Counter(program.communicate(timeout=10 * PATIENCE)[0].split())
+    with TemporaryFile() as said:
+
+        def told() -> Counter[str]:
+            # Where the program writes next is not for us to change.
+            return Counter(os.pread(said.fileno(), 1 << 20, 0).decode().split())
+
+        program = host.popen(argv, stdout=said)
+        if enough:
+            until("enough guesses", lambda: enough(told()), 5 * PATIENCE)
+            time.sleep(patience)
+            program.kill()
+        program.wait(10 * PATIENCE)
+        return told()
