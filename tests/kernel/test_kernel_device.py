@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +17,10 @@ from rustguard_py.kernel import Device, PeerChange
 from rustguard_py.lab import Lab
 from rustguard_py.planes.contract import Network
 from rustguard_py.state.identity import generate_private_key, public_key
+from support.product import eventually
 
 ALIAS = "rustguard a test"
+OTHER_USER = 65534
 
 
 def networks(number: int) -> list[Network]:
@@ -89,15 +93,25 @@ def test_a_thousand_peers_are_read_as_they_were_set(device: Device) -> None:
         device.read()
 
 
-def test_the_capability_to_administer_the_network_is_enough(lab: Lab) -> None:
+def test_the_capability_to_administer_the_network_is_enough_to_serve(lab: Lab) -> None:
     host = lab.host("box")
-    program = (
-        "from rustguard_py.kernel import Device, PeerChange; d = Device.make('rg0', 'rustguard x');"
-        "d.configure(private_key=bytes(range(32)), port=5555);"
-        "d.set_peers([PeerChange(bytes([9]) * 32, keepalive=5)]); print(len(d.read().peers)); d.remove()"
-    )
-    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    able = [*user, "--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin", "--bounding-set=-all,+net_admin"]
-    assert host.run([*able, sys.executable, "-c", program], timeout=120).stdout == "1\n"
-    refused = host.run([*user, sys.executable, "-c", program], timeout=120, check=False)
-    assert "needs root or the capability CAP_NET_ADMIN" in refused.stderr
+    # Where another user can get to, unlike pytest's folders.
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        home, said = Path(folder, "home"), Path(folder, "said")
+        home.mkdir(mode=0o700)
+        for path in (Path(folder), home):
+            os.chown(path, OTHER_USER, OTHER_USER)
+        environment = {"HOME": str(home), "RUSTGUARD_RUNTIME": str(home / "run"), "RUSTGUARD_TOKEN": "maple-comet"}
+        serve = f"-m rustguard_py.cli serve --pool 10.150.0.0/24 --tunnels 2 --engine kernel --state {home}/state"
+        user = ["setpriv", f"--reuid={OTHER_USER}", f"--regid={OTHER_USER}", "--clear-groups"]
+        able = [f"--{which}=-all,+net_admin" for which in ("inh-caps", "ambient-caps", "bounding-set")]
+        before = host.run(["ip", "-br", "link"]).stdout
+        serving = host.popen([*user, *able, sys.executable, *serve.split()], log=said, env=environment)
+        eventually(lambda: "Peers known" in said.read_text() or serving.poll() is not None, 120, "the server")
+        assert serving.poll() is None, said.read_text()
+        assert "10.150.0.1/32" in host.run(["ip", "-br", "addr", "show", "rg0-1"]).stdout
+        serving.terminate()
+        assert serving.wait(60) == 0
+        refused = host.run([*user, sys.executable, *serve.split()], env=environment, timeout=120, check=False)
+        assert "needs root or the capability CAP_NET_ADMIN" in refused.stderr
+        assert host.run(["ip", "-br", "link"]).stdout == before
