@@ -15,7 +15,8 @@ from rustguard_py.planes.contract import Endpoint
 
 # Handshake datagrams that may wait for Python; the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
 HANDSHAKE_QUEUE = 4096
-# From this many on we are under load, and for a second after it was last so.
+# From this many on we are under load, and for a second after it was last so; also while as many more in a second
+# would have to be taken as soon as it ended.
 LOADED_QUEUE = HANDSHAKE_QUEUE // 8
 LOAD_LASTS = 1.0
 # A source's budget, over /32 or /64 (the kernel's ratelimiter).
@@ -95,7 +96,16 @@ class Gate:
         random: Gives n random bytes.
     """
 
-    __slots__ = ("_cookie_key", "_loaded_until", "_mac1_key", "_proven", "_random", "_secrets", "_unproven")
+    __slots__ = (
+        "_cookie_key",
+        "_loaded_until",
+        "_mac1_key",
+        "_pressing",
+        "_proven",
+        "_random",
+        "_secrets",
+        "_unproven",
+    )
 
     def __init__(self, public_key: bytes, random: Callable[[int], bytes]) -> None:
         self.set_public_key(public_key)
@@ -104,6 +114,8 @@ class Gate:
         self._unproven = SourceBudget()
         self._proven = SourceBudget()
         self._loaded_until = float("-inf")
+        # Datagrams under load that would have passed without.
+        self._pressing = 0
 
     def set_public_key(self, public_key: bytes) -> None:
         """Guard the owner of another key (32 bytes) from now on."""
@@ -127,11 +139,24 @@ class Gate:
         if backlog >= LOADED_QUEUE:
             self._loaded_until = now + LOAD_LASTS
         network = source_network(source)
-        if now >= self._loaded_until and self._unproven.spend(network, now):
+        if self._passes(network, now):
             return Verdict.PASS
         if not self._secrets.mac2_holds(datagram, source, now):
             return Verdict.CHALLENGE
         return Verdict.PASS if self._proven.spend(network, now) else Verdict.TOO_OFTEN
+
+    def _passes(self, network: bytes | str, now: float) -> bool:
+        """Say whether a datagram passes that proves nothing."""
+        in_budget = self._unproven.spend(network, now)
+        if now >= self._loaded_until:
+            self._pressing = 0
+            return in_budget
+        self._pressing += in_budget
+        if self._pressing >= LOADED_QUEUE:
+            # The node would only be handed as many in vain each second.
+            self._pressing = 0
+            self._loaded_until = now + LOAD_LASTS
+        return False
 
     def challenge(self, datagram: bytes, source: Endpoint, now: float) -> bytes:
         """Make the cookie reply (64 bytes) to a datagram of type 1 or 2 that was challenged."""

@@ -18,7 +18,14 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from rustguard_py import cookie, wire
-from rustguard_py.planes.contract import Endpoint, HandshakeWanted, Keypair, KeypairConfirmed, Reason
+from rustguard_py.planes.contract import (
+    Endpoint,
+    HandshakeReceived,
+    HandshakeWanted,
+    Keypair,
+    KeypairConfirmed,
+    Reason,
+)
 from rustguard_py.planes.gate import LOADED_QUEUE
 from rustguard_py.planes.offload import PLAIN_VNET, Vnet
 from support.batch_plane import BatchPlane, Host
@@ -291,6 +298,25 @@ def test_one_script_gives_the_same_decisions_packet_for_packet(seed: int, script
         do(ours, step)
         do(theirs, step)
         assert theirs.seen() == ours.seen(), step
+
+
+def test_both_are_under_load_as_long() -> None:
+    ours, theirs = World.make(MemoryPlane, 5), World.make(NativeMemoryPlane, 5)
+    body = bytes([wire.INITIATION, 0, 0, 0]) + bytes(wire.INITIATION_SIZE - 36)
+    knock = cookie.add_macs(body, cookie.mac1_key(b"alice".ljust(32)), None)
+    for world in (ours, theirs):
+        world.backlog[0] = LOADED_QUEUE
+        for seconds, times in ((0.0, 1), (0.8, LOADED_QUEUE - 1), (0.8, 1), (0.8, 1)):
+            do(world, ("advance", seconds))
+            for number in range(times):
+                source = (f"198.51.{number // 256}.{number % 256}", 1000)
+                world.ends["alice"].datagram_in(knock, source)
+            world.backlog[0] = 0
+    seen = ours.seen()
+    assert theirs.seen() == seen
+    challenges, passed, *_ = seen["alice"]
+    assert len(challenges) == LOADED_QUEUE + 1
+    assert passed == [HandshakeReceived(knock, ("198.51.0.0", 1000))]
 
 
 # -- batches --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -64,6 +65,21 @@ def test_load_lasts_a_second_beyond_the_queue() -> None:
     gate.judge(initiation(), HERE, LOADED_QUEUE, 0.0)
     assert gate.judge(initiation(), HERE, 0, 0.99) is Verdict.CHALLENGE
     assert gate.judge(initiation(), HERE, 0, 1.0) is Verdict.PASS
+
+
+def test_load_goes_on_as_long_as_it_would_come_again() -> None:
+    gate = Gate(KEY, os.urandom)
+    sources = ((f"198.51.{number // 256}.{number % 256}", 1000) for number in itertools.count())
+
+    def judge(backlog: int, now: float) -> Verdict:
+        return gate.judge(initiation(), next(sources), backlog, now)
+
+    # One too few more for another second of it, then just enough.
+    for began, more, after in ((0.0, LOADED_QUEUE - 2, Verdict.PASS), (2.0, LOADED_QUEUE - 1, Verdict.CHALLENGE)):
+        judge(LOADED_QUEUE, began)
+        assert {judge(0, began + 0.9) for _ in range(more)} == {Verdict.CHALLENGE}
+        assert judge(0, began + 1.5) is after
+    assert judge(0, 3.91) is Verdict.PASS
 
 
 def test_a_cookie_is_good_for_its_epoch_and_the_next() -> None:

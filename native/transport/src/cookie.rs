@@ -70,14 +70,21 @@ pub fn cookie_reply(
     reply
 }
 
-/// Address and port as bytes: 4 + 2 over IPv4, 16 + 2 over IPv6.
-fn source_bytes(source: SocketAddr) -> Vec<u8> {
-    let mut bytes = match source.ip() {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
+/// The cookie of an address and port: the MAC over 4 + 2 bytes of IPv4, or 16 + 2 of IPv6.
+fn cookie_of(secret: &[u8; 32], source: SocketAddr) -> [u8; MAC_SIZE] {
+    let mut bytes = [0; 18];
+    let size = match source.ip() {
+        IpAddr::V4(address) => {
+            bytes[..4].copy_from_slice(&address.octets());
+            4
+        }
+        IpAddr::V6(address) => {
+            bytes[..16].copy_from_slice(&address.octets());
+            16
+        }
     };
-    bytes.extend_from_slice(&source.port().to_be_bytes());
-    bytes
+    bytes[size..size + 2].copy_from_slice(&source.port().to_be_bytes());
+    mac(secret, &bytes[..size + 2])
 }
 
 /// Our own changing secret, and the cookies made of it.
@@ -101,22 +108,25 @@ impl CookieSecrets {
         self.born = now;
     }
 
-    /// The cookie of an address and port.
-    pub fn cookie_for(&mut self, source: SocketAddr, now: Seconds, random: &Random) -> [u8; MAC_SIZE] {
+    /// See whether message 1 or 2, whole, ends in a MAC2 made with a cookie that we gave `source`. If not, give the
+    /// cookie to answer with. What is compared takes the same time wherever it differs.
+    pub fn check(
+        &mut self,
+        datagram: &[u8],
+        source: SocketAddr,
+        now: Seconds,
+        random: &Random,
+    ) -> Result<(), [u8; MAC_SIZE]> {
         self.rotate(now, random);
-        let secret = self.secret.as_ref().expect("made by rotate");
-        mac(&**secret, &source_bytes(source))
-    }
-
-    /// Whether message 1 or 2, whole, ends in a MAC2 made with a cookie that we gave `source`.
-    pub fn mac2_holds(&mut self, datagram: &[u8], source: SocketAddr, now: Seconds, random: &Random) -> bool {
-        self.rotate(now, random);
-        let address = source_bytes(source);
+        let cookie = cookie_of(self.secret.as_ref().expect("made by rotate"), source);
         let (covered, mac2) = datagram.split_at(datagram.len() - MAC_SIZE);
-        [&self.secret, &self.previous].into_iter().flatten().any(|secret| {
-            let cookie = mac(&**secret, &address);
-            keyed(&cookie, covered).verify_slice(mac2).is_ok()
-        })
+        // Who has no cookie leaves MAC2 zero (section 5.4.4), as most of a flood does.
+        if mac2 == [0; MAC_SIZE] {
+            return Err(cookie);
+        }
+        let holds = |cookie: &[u8; MAC_SIZE]| keyed(cookie, covered).verify_slice(mac2).is_ok();
+        let previous = || self.previous.as_ref().is_some_and(|secret| holds(&cookie_of(secret, source)));
+        if holds(&cookie) || previous() { Ok(()) } else { Err(cookie) }
     }
 }
 

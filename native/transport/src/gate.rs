@@ -16,7 +16,8 @@ use crate::wire::{INITIATION, INITIATION_SIZE, MAC_SIZE, RESPONSE_SIZE};
 
 /// Handshake datagrams that may wait for Python; the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
 pub const HANDSHAKE_QUEUE: usize = 4096;
-/// From this many on we are under load, and for a second after it was last so.
+/// From this many on we are under load, and for a second after it was last so; also while as many more in a second
+/// would have to be taken as soon as it ended.
 pub const LOADED_QUEUE: usize = HANDSHAKE_QUEUE / 8;
 const LOAD_LASTS: Seconds = 1.0;
 /// A source's budget a second, over /32 or /64 (the kernel's ratelimiter).
@@ -127,6 +128,26 @@ struct State {
     unproven: SourceBudget,
     proven: SourceBudget,
     loaded_until: Seconds,
+    /// Datagrams under load that would have passed without.
+    pressing: usize,
+}
+
+impl State {
+    /// Whether a datagram passes that proves nothing.
+    fn passes(&mut self, network: Source, now: Seconds) -> bool {
+        let in_budget = self.unproven.spend(network, now);
+        if now >= self.loaded_until {
+            self.pressing = 0;
+            return in_budget;
+        }
+        self.pressing += usize::from(in_budget);
+        if self.pressing >= LOADED_QUEUE {
+            // Python would only be handed as many in vain each second.
+            self.pressing = 0;
+            self.loaded_until = now + LOAD_LASTS;
+        }
+        false
+    }
 }
 
 impl Gate {
@@ -137,6 +158,7 @@ impl Gate {
             unproven: SourceBudget::default(),
             proven: SourceBudget::default(),
             loaded_until: Seconds::NEG_INFINITY,
+            pressing: 0,
         };
         Self { keys: Mutex::new(Keys::of(public_key)), state: Mutex::new(state) }
     }
@@ -168,11 +190,11 @@ impl Gate {
             state.loaded_until = now + LOAD_LASTS;
         }
         let network = Source::of(source);
-        if now >= state.loaded_until && state.unproven.spend(network, now) {
+        if state.passes(network, now) {
             return Verdict::Pass;
         }
-        if !state.secrets.mac2_holds(datagram, source, now, random) {
-            let cookie = state.secrets.cookie_for(source, now, random);
+        if let Err(cookie) = state.secrets.check(datagram, source, now, random) {
+            drop(state);
             let sender = [datagram[4], datagram[5], datagram[6], datagram[7]];
             let mac1 = &datagram[size - 2 * MAC_SIZE..size - MAC_SIZE];
             return Verdict::Challenge(cookie_reply(sender, &cookie, mac1, &keys.cookie, random));
@@ -243,6 +265,23 @@ mod tests {
             assert!(matches!(verdict, Verdict::Challenge(_)), "{other}");
         }
         assert_eq!(gate.judge(&initiation(None), here(), 0, 1.2, &random()), Verdict::Pass);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
+    fn load_goes_on_as_long_as_it_would_come_again() {
+        let gate = Gate::new(&KEY);
+        let mut from = (0_u32..).map(|number| SocketAddr::from((number.to_be_bytes(), 1000)));
+        let mut judge = |backlog, now| gate.judge(&initiation(None), from.next().unwrap(), backlog, now, &random());
+        // One too few more for another second of it, then just enough.
+        for (began, more, goes_on) in [(0.0, LOADED_QUEUE - 2, false), (2.0, LOADED_QUEUE - 1, true)] {
+            judge(LOADED_QUEUE, began);
+            for _ in 0..more {
+                assert!(matches!(judge(0, began + 0.9), Verdict::Challenge(_)));
+            }
+            assert_eq!(judge(0, began + 1.5) == Verdict::Pass, !goes_on);
+        }
+        assert_eq!(judge(0, 3.91), Verdict::Pass);
     }
 
     #[test]
