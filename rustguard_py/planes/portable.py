@@ -45,6 +45,10 @@ from rustguard_py.planes.udp import Udp
 
 # Enrollment datagrams, and events of all kinds, that may wait for Python.
 FOREIGN_QUEUE = 1024
+# Enrollment datagrams a second that are the control thread's to look at, after so many at once: a twentieth of a
+# processor. More come in a flood alone, and the control thread shall leave the loop its share of the interpreter.
+FOREIGN_RATE = 1000.0
+FOREIGN_BURST = 256
 EVENT_QUEUE = 65536
 # Events given at once: Python handles them before it asks for more, and the gate sees what still waits.
 EVENTS_AT_ONCE = 32
@@ -63,13 +67,16 @@ _MERGES_UDP_FROM = (6, 8, 5)
 class EventQueue:
     """Events from the loop's thread to the control thread; a counter for each end, so that neither needs a lock."""
 
-    def __init__(self, drop: Callable[[str], None]) -> None:
+    def __init__(self, drop: Callable[[str], None], clock: Callable[[], float]) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._drop = drop
+        self._clock = clock
         self._events: deque[Event] = deque()
         self._signalled = False
         self._handshakes = [0, 0]
         self._foreign = [0, 0]
+        # When the enrollment datagrams so far would be through at FOREIGN_RATE.
+        self._foreign_until = float("-inf")
 
     def handshakes(self) -> int:
         """Say how many handshake datagrams wait."""
@@ -86,6 +93,12 @@ class EventQueue:
             if self._foreign[0] - self._foreign[1] >= FOREIGN_QUEUE:
                 self._drop("foreign_queue")
                 return
+            now = self._clock()
+            until = max(self._foreign_until, now) + 1 / FOREIGN_RATE
+            if until - now > FOREIGN_BURST / FOREIGN_RATE:
+                self._drop("foreign_rate")
+                return
+            self._foreign_until = until
             self._foreign[0] += 1
         elif len(self._events) >= EVENT_QUEUE and not isinstance(event, Fault):
             self._drop("event_queue")
@@ -157,7 +170,7 @@ class PortablePlane:
         tun: Sequence[int] = (),
     ) -> None:
         self._notes: list[str] = []
-        self._events = EventQueue(lambda reason: self._transport.drop(reason))
+        self._events = EventQueue(lambda reason: self._transport.drop(reason), clock)
         try:
             self._tun = Tun.adopt(tun[0], self._note) if tun else Tun(interface, self._note)
         except RustGuardError:

@@ -26,6 +26,7 @@ reasons! {
     EventQueue "event_queue" "Python takes no events."
     ExpiredSession "expired_session" "A datagram came after REJECT-AFTER-TIME."
     ForeignQueue "foreign_queue" "Too many enrollment datagrams wait for Python."
+    ForeignRate "foreign_rate" "Enrollment datagrams come too fast for Python."
     HandshakeQueue "handshake_queue" "Too many handshake datagrams wait for Python."
     HandshakeRate "handshake_rate" "A source that proved its address asks too often."
     HeldTooMany "held_too_many" "Too many packets wait for a handshake."
