@@ -110,7 +110,8 @@ def test_traffic_passes_between_native_and_portable_planes(
 
 def _check_workers(stats: dict[str, Any], queues: int) -> None:
     """What the workers of a plane of so many queues (0: portable) say fits what its one peer's counters say."""
-    names = [f"{way}-{queue}" for queue in range(queues) for way in ("out", "in")] or ["loop-0"]
+    names = [f"{way}-{queue}" for queue in range(queues) for way in ("out", "in")]
+    names = [*names, "gate"] if names else ["loop-0"]
     assert list(stats["workers"]) == names
     (peer,) = stats["peers"].values()
     assert peer["handshakes"] >= 1
@@ -188,7 +189,7 @@ def test_closing_leaves_no_interface_thread_or_descriptor(lab: Lab) -> None:
         before = threads(), descriptors(), interfaces()
         for queues, uring in ((1, False), (2, False), (1, True), (2, True)):
             plane = make(queues=queues, uring=uring)
-            until(f"its threads: {threads()}", lambda: len(threads()) == 1 + 2 * queues + 1)
+            until(f"its threads: {threads()}", lambda: len(threads()) == 1 + 2 * queues + 2)
             assert "rg9" in interfaces()
             plane.close()
             plane.close()

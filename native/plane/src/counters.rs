@@ -48,6 +48,21 @@ pub struct QueueCounters {
     pub inward: Counters,
 }
 
+/// The counters of all workers.
+pub struct WorkerCounters {
+    /// By number.
+    pub queues: Box<[QueueCounters]>,
+    /// What came at the gate.
+    pub gate: Counters,
+}
+
+impl WorkerCounters {
+    /// For so many queues.
+    pub fn new(queues: usize) -> Self {
+        Self { queues: (0..queues).map(|_| QueueCounters::default()).collect(), gate: Counters::default() }
+    }
+}
+
 /// A load and a store, not an atomic addition: there is one writer.
 fn add(counter: &AtomicU64, count: usize) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(count as u64), Ordering::Relaxed);

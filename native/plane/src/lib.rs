@@ -11,6 +11,7 @@ mod events;
 mod plane;
 mod python;
 mod spin;
+mod steering;
 mod tun;
 mod udp;
 mod uring;

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use transport::Transport;
 use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId, Transmit};
 
-use crate::counters::{QueueCounters, Reading};
+use crate::counters::{QueueCounters, Reading, WorkerCounters};
 use crate::descriptor::{now, random};
 use crate::events::Events;
+use crate::steering::{LANES, steer};
 use crate::tun::{self, TunError};
 use crate::udp::{Patience, Udp};
 use crate::uring;
@@ -22,6 +23,10 @@ use crate::xdp::{Refused, Xdp};
 
 /// The kernel's UDP superpackets broke VXLAN and Geneve inside them before this release.
 const MERGES_UDP_FROM: [u32; 3] = [6, 8, 5];
+
+/// Bytes that may wait in a lane of the gate, each datagram with what the kernel keeps of it (some 800 bytes): what
+/// comes of a flood while others have the processor for some tens of milliseconds.
+const LANE_BUFFER: libc::c_int = 2 << 20;
 
 /// How long to wait for an AF_XDP socket of before, and how often to try.
 const XDP_PATIENCE: Duration = Duration::from_secs(1);
@@ -65,7 +70,7 @@ struct Lasting {
     transport: Arc<Transport>,
     events: Arc<Events>,
     notes: Arc<Notes>,
-    counters: Arc<[QueueCounters]>,
+    counters: Arc<WorkerCounters>,
     merge_udp: bool,
     uring: bool,
     xdp: Option<String>,
@@ -81,6 +86,12 @@ impl Lasting {
             use_xdp(&mut io, name);
         }
         lacks.iter().for_each(|lack| io.note(lack));
+        match open_gate(&io.queues) {
+            Ok(gate) => io.gate = gate,
+            Err(error) => {
+                io.note(&format!("Handshakes and data wait in one buffer: the kernel can't part them ({error})."))
+            }
+        }
         let io = Arc::new(io);
         Ok((Arc::downgrade(&io), start(&io)?))
     }
@@ -118,7 +129,7 @@ impl Plane {
     fn with_interface(settings: &Settings<'_>, made: tun::Interface) -> io::Result<Self> {
         let mut lacks = made.lacks.iter().map(|lack| (*lack).to_owned()).collect();
         let sockets = adopt(settings.sockets, made.queues.len(), 0, &mut lacks)?;
-        let counters = made.queues.iter().map(|_| QueueCounters::default()).collect();
+        let counters = Arc::new(WorkerCounters::new(made.queues.len()));
         let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
 
         let handshakes = Arc::new(AtomicUsize::new(0));
@@ -225,7 +236,9 @@ impl Plane {
         let read = |(queue, of): (usize, &QueueCounters)| {
             [(format!("out-{queue}"), of.out.read()), (format!("in-{queue}"), of.inward.read())]
         };
-        self.lasting.counters.iter().enumerate().flat_map(read).collect()
+        let counters = &self.lasting.counters;
+        let gate = [("gate".to_owned(), counters.gate.read())];
+        counters.queues.iter().enumerate().flat_map(read).chain(gate).collect()
     }
 
     /// Readable while events wait.
@@ -253,6 +266,20 @@ impl Drop for Plane {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Open the gate's sockets beside those of the queues, and have the kernel tell datagrams apart.
+fn open_gate(queues: &[Queue]) -> io::Result<Vec<Udp>> {
+    let mut gate = Vec::new();
+    for first in &queues[0].sockets {
+        for _ in 0..LANES {
+            let lane = first.twin()?;
+            lane.set_receive_buffer(LANE_BUFFER)?;
+            gate.push(lane);
+        }
+        steer(first, queues.len())?;
+    }
+    Ok(gate)
 }
 
 /// Use AF_XDP on an interface, or say why not.

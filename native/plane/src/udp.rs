@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use transport::contract::Endpoint;
+use transport::contract::{Endpoint, Transmit};
 use transport::inbound::Message;
 
 use crate::descriptor::{check, check_size, own, wait};
@@ -100,10 +100,9 @@ impl Udp {
             let flags = libc::fcntl(made.fd(), libc::F_GETFL);
             libc::fcntl(made.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
         })?;
-        for (forced, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
-            made.set(libc::SOL_SOCKET, forced, BUFFER_SIZE)
-                .or_else(|_| made.set(libc::SOL_SOCKET, plain, BUFFER_SIZE))?;
-        }
+        made.set_receive_buffer(BUFFER_SIZE)?;
+        made.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BUFFER_SIZE)
+            .or_else(|_| made.set(libc::SOL_SOCKET, libc::SO_SNDBUF, BUFFER_SIZE))?;
         // As in the kernel's WireGuard: routers on the way may fragment what is too large for them. A kernel that
         // has no such option does so anyway.
         let _ = if v6 {
@@ -120,6 +119,12 @@ impl Udp {
         let merged = made.set(libc::SOL_UDP, libc::UDP_GRO, 1);
         let lack = merged.err().map(|_| "The kernel gives UDP datagrams one by one (no UDP_GRO).");
         Ok((made, lack))
+    }
+
+    /// Have so many bytes of datagrams wait at most; less where the system's limit holds for us.
+    pub fn set_receive_buffer(&self, bytes: libc::c_int) -> io::Result<()> {
+        self.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
+            .or_else(|_| self.set(libc::SOL_SOCKET, libc::SO_RCVBUF, bytes))
     }
 
     fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
@@ -228,6 +233,25 @@ impl Udp {
             self.send_message(datagram, None, endpoint, patience)?;
         }
         Ok(refused.map_or(Sent::Whole, Sent::Singly))
+    }
+
+    /// Send the first of these datagrams in one system call, as many as can go so; give how many that were. None
+    /// may be: then [`Self::send_from`] says what is against the first.
+    pub fn send_together(&self, transmits: &[Transmit]) -> usize {
+        let mine = transmits.iter().take_while(|one| one.endpoint.remote.is_ipv6() == self.v6).take(MESSAGES);
+        // SAFETY: headers are plain bytes, and all zeros is one of their values.
+        let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { zeroed() };
+        let mut letters: [Letter; MESSAGES] = std::array::from_fn(|_| Letter::default());
+        let mut count = 0;
+        for (one, (header, letter)) in mine.zip(headers.iter_mut().zip(&mut letters)) {
+            letter.address(&one.datagram, None, one.endpoint);
+            header.msg_hdr = letter.header;
+            count += 1;
+        }
+        // SAFETY: each header points into its own letter and to its own datagram; all of them outlive the call and
+        // stay where they are.
+        let sent = check(unsafe { libc::sendmmsg(self.fd(), headers.as_mut_ptr(), count, 0) });
+        sent.map_or(0, |sent| sent as usize)
     }
 
     fn send_message(

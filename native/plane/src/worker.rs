@@ -1,7 +1,8 @@
-//! The threads: two a queue, each running to completion on a batch, and one that waits for timers.
+//! The threads: two a queue, each running to completion on a batch, one at the gate, and one that waits for timers.
 //!
 //! - Out: drain the device into a message a peer, seal, send.
 //! - In: take the messages that wait, open, merge, write to the device.
+//! - Gate: the same for what is no data message, on sockets of its own (`crate::steering`) and after all who move data.
 //! - Timers: sleep until the next deadline of any peer.
 //!
 //! Before a thread sleeps it looks again for a while, where that pays ([`crate::spin`]).
@@ -17,13 +18,13 @@ use std::thread::{Builder, JoinHandle};
 
 use transport::Transport;
 use transport::coalesce::next_run;
-use transport::contract::{Endpoint, Event, Outbox};
+use transport::contract::{Endpoint, Event, Outbox, Transmit};
 use transport::drops::Drop;
 use transport::inbound::Inbound;
 use transport::outbound::{Outbound, Send};
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
-use crate::counters::QueueCounters;
+use crate::counters::{Counters, WorkerCounters};
 use crate::descriptor::{EventFd, TimerFd, error_word, now, wait, wait_for};
 use crate::events::Events;
 use crate::spin::Spin;
@@ -34,6 +35,8 @@ use crate::xdp::{Channel, Xdp};
 
 /// After this many batches from one socket the others are looked at, however much still comes.
 const TURNS: u32 = 64;
+/// How much later than others the thread at the gate is served, where not all can be (nice(2)).
+const GATE_NICE: libc::c_int = 5;
 
 /// A queue of the device, and the sockets that belong to it: at most one a family.
 pub struct Queue {
@@ -47,10 +50,12 @@ pub struct Io {
     pub events: Arc<Events>,
     pub notes: Arc<Notes>,
     pub queues: Vec<Queue>,
+    /// Sockets on the same ports for what is no data message; none where the kernel can't tell it apart.
+    pub gate: Vec<Udp>,
     /// The network side over AF_XDP, beside the sockets.
     pub xdp: Option<Xdp>,
-    /// Of each queue's workers.
-    pub counters: Arc<[QueueCounters]>,
+    /// Of the workers.
+    pub counters: Arc<WorkerCounters>,
     /// Whether UDP packets may be merged.
     pub merge_udp: bool,
     /// Whether the queues are moved over io_uring.
@@ -93,7 +98,7 @@ impl Io {
         transport: Arc<Transport>,
         events: Arc<Events>,
         notes: Arc<Notes>,
-        counters: Arc<[QueueCounters]>,
+        counters: Arc<WorkerCounters>,
         queues: Vec<Queue>,
         merge_udp: bool,
         uring: bool,
@@ -103,6 +108,7 @@ impl Io {
             events,
             notes,
             queues,
+            gate: Vec::new(),
             xdp: None,
             counters,
             merge_udp,
@@ -115,9 +121,9 @@ impl Io {
         })
     }
 
-    /// The sockets of all queues.
+    /// All sockets.
     pub fn sockets(&self) -> impl Iterator<Item = &Udp> {
-        self.queues.iter().flat_map(|queue| &queue.sockets)
+        self.queues.iter().flat_map(|queue| &queue.sockets).chain(&self.gate)
     }
 
     /// Have all threads end.
@@ -133,17 +139,31 @@ impl Io {
         }
     }
 
-    /// Take out what came of a call, over the sockets of queue `queue`.
+    /// Take out what came of a call, over the sockets of queue `queue`, or of the gate ([`Self::at_gate`]).
     pub fn dispatch(&self, out: &mut Outbox, queue: usize, patience: Patience) {
         for event in out.events.drain(..) {
             self.put(event);
         }
-        for transmit in out.transmits.drain(..) {
-            self.send(&transmit.datagram, transmit.datagram.len(), transmit.endpoint, queue, patience);
-        }
+        self.send_all(&out.transmits, queue, patience);
+        out.transmits.clear();
         let next = self.transport.poll_timeout().map_or(u64::MAX, f64::to_bits);
         if next < self.asleep_until.load(Ordering::SeqCst) {
             self.sooner.set();
+        }
+    }
+
+    /// Send datagrams, in one system call where nothing is against that.
+    fn send_all(&self, mut transmits: &[Transmit], queue: usize, patience: Patience) {
+        while let Some(Transmit { endpoint, datagram }) = transmits.first() {
+            let together = if transmits.len() > 1 && self.xdp.is_none() {
+                self.socket(queue, *endpoint).map_or(0, |socket| socket.send_together(transmits))
+            } else {
+                0
+            };
+            if together == 0 {
+                self.send(datagram, datagram.len(), *endpoint, queue, patience);
+            }
+            transmits = &transmits[together.max(1)..];
         }
     }
 
@@ -192,9 +212,15 @@ impl Io {
         })
     }
 
-    /// The socket of a queue for an endpoint's family.
+    /// What stands for the gate where the number of a queue does for its sockets.
+    pub fn at_gate(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The socket of a queue, or of the gate, for an endpoint's family.
     pub fn socket(&self, queue: usize, endpoint: Endpoint) -> Option<&Udp> {
-        self.queues[queue].sockets.iter().find(|socket| socket.v6 == endpoint.remote.is_ipv6())
+        let sockets = self.queues.get(queue).map_or(&self.gate, |queue| &queue.sockets);
+        sockets.iter().find(|socket| socket.v6 == endpoint.remote.is_ipv6())
     }
 
     /// Look at why the device didn't take `count` packets at once. Whether they are to be written one by one.
@@ -227,6 +253,9 @@ pub fn start(io: &Arc<Io>) -> io::Result<Vec<JoinHandle<()>>> {
         let (outward, inward): (Way, Way) = if io.uring { (uring::out, uring::inward) } else { (out, inward) };
         spawn(format!("rg-out-{queue}"), Box::new(move |io| outward(io, queue)))?;
         spawn(format!("rg-in-{queue}"), Box::new(move |io| inward(io, queue)))?;
+    }
+    if !io.gate.is_empty() {
+        spawn("rg-gate".into(), Box::new(gate))?;
     }
     spawn("rg-timers".into(), Box::new(timers))?;
     if io.xdp.is_some() {
@@ -268,6 +297,17 @@ fn block_signals() {
     }
 }
 
+/// Be served after the others, and interrupt none of them to begin. Who may not change that stays as it is.
+fn step_back() {
+    // SAFETY: a sched_param is plain bytes, and all zeros is one of its values; the kernel reads it during the call.
+    // Zero means the thread that calls.
+    unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters);
+        libc::setpriority(libc::PRIO_PROCESS, 0, GATE_NICE);
+    }
+}
+
 fn is_nothing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
@@ -290,7 +330,7 @@ impl Send for Sender<'_> {
 
 /// The way out of a queue.
 pub fn out(io: &Io, queue: usize) -> io::Result<()> {
-    let (tun, counters) = (&io.queues[queue].tun, &io.counters[queue].out);
+    let (tun, counters) = (&io.queues[queue].tun, &io.counters.queues[queue].out);
     let mut frame = vec![0; VNET_SIZE + MAX_PACKET].into_boxed_slice();
     let mut outbound = Outbound::default();
     let mut outbox = Outbox::default();
@@ -347,13 +387,24 @@ pub fn inward(io: &Io, queue: usize) -> io::Result<()> {
     if let Some(xdp) = &io.xdp {
         sources.extend(xdp.channels(queue).map(|channel| Source::Channel(xdp, channel)));
     }
-    let mut way =
-        Inward { io, queue, receiver: Receiver::default(), inbound: Inbound::default(), outbox: Outbox::default() };
+    let way = Inward::new(io, queue, &io.queues[queue].tun, &io.counters.queues[queue].inward);
+    take(way, &sources, Some(Spin::default()))
+}
+
+/// The way in at the gate. Kernels merge datagrams of one source, so data may come here too, if little.
+fn gate(io: &Io) -> io::Result<()> {
+    step_back();
+    let sources: Vec<_> = io.gate.iter().map(Source::Socket).collect();
+    take(Inward::new(io, io.at_gate(), &io.queues[0].tun, &io.counters.gate), &sources, None)
+}
+
+/// Take in what comes from these sources, until it is time to stop.
+fn take(mut way: Inward<'_>, sources: &[Source<'_>], mut spin: Option<Spin>) -> io::Result<()> {
+    let io = way.io;
     let everyone = (1_u64 << sources.len()) - 1;
     let mut ready = everyone;
     let mut last = 0;
     let mut turn = 0;
-    let mut spin = Spin::default();
     while io.goes_on() {
         for (n, source) in sources.iter().enumerate() {
             if ready >> n & 1 != 0 && way.pump(*source)? {
@@ -366,13 +417,14 @@ pub fn inward(io: &Io, queue: usize) -> io::Result<()> {
         if turn % TURNS == 0 {
             ready = everyone;
         }
-        if ready == 0 && spin.look(|| sources.get(last).map_or(Ok(false), |source| way.pump(*source)))? {
+        let mut look = || sources.get(last).map_or(Ok(false), |source| way.pump(*source));
+        if ready == 0 && spin.as_mut().map_or(Ok(false), |spin| spin.look(&mut look))? {
             ready = 1 << last;
         }
         if ready == 0 {
             let mut polled: Vec<_> = sources.iter().map(|source| (source.fd(), libc::POLLIN)).collect();
             polled.push((io.stop.fd(), libc::POLLIN));
-            io.counters[queue].inward.count_calls();
+            way.counters.count_calls();
             ready = wait_for(&polled, -1)? & everyone;
         }
     }
@@ -381,13 +433,21 @@ pub fn inward(io: &Io, queue: usize) -> io::Result<()> {
 
 struct Inward<'a> {
     io: &'a Io,
+    /// Or the gate's place.
     queue: usize,
+    tun: &'a Tun,
+    counters: &'a Counters,
     receiver: Receiver,
     inbound: Inbound,
     outbox: Outbox,
 }
 
-impl Inward<'_> {
+impl<'a> Inward<'a> {
+    fn new(io: &'a Io, queue: usize, tun: &'a Tun, counters: &'a Counters) -> Self {
+        let (receiver, inbound, outbox) = (Receiver::default(), Inbound::default(), Outbox::default());
+        Self { io, queue, tun, counters, receiver, inbound, outbox }
+    }
+
     /// Take the messages that wait at a source to the device; false if there were none.
     fn pump(&mut self, source: Source<'_>) -> io::Result<bool> {
         match source {
@@ -419,8 +479,10 @@ impl Inward<'_> {
             self.inbound.message(&self.io.transport, buffer, *message, now, &mut self.outbox);
         }
         self.deliver();
-        self.io.dispatch(&mut self.outbox, self.queue, Patience::Some);
-        self.io.counters[self.queue].inward.count(packets, bytes);
+        // Who is challenged asks again: nobody waits for room for that.
+        let patience = if self.queue == self.io.at_gate() { Patience::None } else { Patience::Some };
+        self.io.dispatch(&mut self.outbox, self.queue, patience);
+        self.counters.count(packets, bytes);
         Ok(true)
     }
 
@@ -433,7 +495,7 @@ impl Inward<'_> {
             let run = next_run(buffer, among, self.io.merge_udp);
             let (mine, others) = rest.split_at(run.count);
             let pieces = mine.iter().map(|one| &buffer[one.at + run.skip..one.at + one.size]);
-            if let Err(error) = self.io.queues[self.queue].tun.write(run.head(), pieces) {
+            if let Err(error) = self.tun.write(run.head(), pieces) {
                 if self.io.refused_write(run.count, &error) {
                     continue;
                 }

@@ -42,7 +42,7 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
         writes: Writes::default(),
     };
     let (mut inbound, mut outbox) = (Inbound::default(), Outbox::default());
-    let counters = &io.counters[queue].inward;
+    let counters = &io.counters.queues[queue].inward;
     let mut spin = Spin::default();
     watch_stop(&mut way.ring, io)?;
     while io.goes_on() {

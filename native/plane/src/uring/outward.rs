@@ -29,7 +29,7 @@ pub fn ring() -> io::Result<Ring> {
 /// Move packets until it is time to stop.
 pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
     let (mut outbound, mut outbox) = (Outbound::default(), Outbox::default());
-    let counters = &io.counters[queue].out;
+    let counters = &io.counters.queues[queue].out;
     let mut spin = Spin::default();
     let mut way = Outward { io, queue, ring, read: Read::default(), letter: Box::default(), packets: 0, bytes: 0 };
     watch_stop(&mut way.ring, io)?;

@@ -1,0 +1,194 @@
+//! Which of the sockets of one port a datagram goes to: data messages to those of the queues, all else to those of the
+//! gate, which come after them. The kernel decides, so a flood of handshakes fills no buffer that data waits in, and
+//! wakes no thread that moves data; nor does a flood of one kind fill the buffer of another.
+//!
+//! The program is in BPF's first instruction set (Linux, Documentation/networking/filter.rst), which needs no rights.
+
+use std::io;
+use std::mem::size_of;
+
+use libc::{
+    BPF_A, BPF_ABS, BPF_ADD, BPF_ALU, BPF_AND, BPF_H, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_LEN, BPF_MISC,
+    BPF_MOD, BPF_MUL, BPF_RET, BPF_RSH, BPF_TAX, BPF_W, BPF_X, sock_filter, sock_fprog,
+};
+
+use transport::wire::{DATA_MAGIC, FOREIGN_MAGIC, INITIATION, INITIATION_SIZE, MAC_SIZE};
+
+use crate::descriptor::check;
+use crate::udp::Udp;
+
+/// linux/asm-generic/socket.h
+const SO_ATTACH_REUSEPORT_CBPF: libc::c_int = 51;
+/// Spreads numbers that differ in few bits (Knuth's multiplicative hash); the high half of the product counts.
+const SPREAD: u32 = 0x9e37_79b1;
+
+/// The sockets of the gate, by what they are for: first messages whose sender proves nothing, enrollment, and the
+/// rest: who answers us, who has a cookie, and strangers.
+pub const LANES: usize = 3;
+const UNPROVEN: u32 = 0;
+const FOREIGN: u32 = 1;
+const REST: u32 = 2;
+
+/// Steer what comes to the port of `socket`, which is the first of `queues` sockets there and then LANES for the gate,
+/// in the order of their binding.
+pub fn steer(socket: &Udp, queues: usize) -> io::Result<()> {
+    let mut code = program(socket.v6, queues as u32);
+    let program = sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    let size = size_of::<sock_fprog>() as libc::socklen_t;
+    let option = SO_ATTACH_REUSEPORT_CBPF;
+    // SAFETY: the kernel reads `size` bytes of `program`, and its `len` instructions, during the call alone.
+    check(unsafe { libc::setsockopt(socket.fd(), libc::SOL_SOCKET, option, (&raw const program).cast(), size) })
+        .map(drop)
+}
+
+/// Its result is a socket's place. What has less than four bytes ends it at the first load, which counts as 0.
+fn program(v6: bool, queues: u32) -> Vec<sock_filter> {
+    // The datagram's first four bytes decide.
+    let mut code = vec![instruction(BPF_LD | BPF_W | BPF_ABS, 0)];
+    code.extend(unless(BPF_JEQ, u32::from_be_bytes(DATA_MAGIC), &to_a_queue(v6, queues)));
+    code.extend(unless(BPF_JEQ, u32::from_be_bytes([INITIATION, 0, 0, 0]), &by_proof(queues)));
+    code.push(instruction(BPF_ALU | BPF_AND | BPF_K, 0xffff_ff00));
+    let [r, g, e] = *FOREIGN_MAGIC;
+    code.extend(unless(BPF_JEQ, u32::from_be_bytes([r, g, e, 0]), &[result(queues + FOREIGN)]));
+    code.push(result(queues + REST));
+    code
+}
+
+/// Where a first message goes: a sender without a cookie leaves MAC2 zero (whitepaper section 5.4.4).
+fn by_proof(queues: u32) -> Vec<sock_filter> {
+    let mut code = vec![instruction(BPF_LD | BPF_W | BPF_LEN, 0)];
+    // Too short: nothing to see there.
+    code.push(jump(BPF_JGE, INITIATION_SIZE as u32, 1, 0));
+    code.push(result(queues + REST));
+    for word in (INITIATION_SIZE - MAC_SIZE..INITIATION_SIZE).step_by(4) {
+        code.push(instruction(BPF_LD | BPF_W | BPF_ABS, word as u32));
+        code.push(jump(BPF_JEQ, 0, 1, 0));
+        code.push(result(queues + REST));
+    }
+    code.push(result(queues + UNPROVEN));
+    code
+}
+
+/// Where data goes.
+fn to_a_queue(v6: bool, queues: u32) -> Vec<sock_filter> {
+    if queues == 1 {
+        return vec![result(0)];
+    }
+    let mut code = Vec::new();
+    // All that one source sends goes to one queue. Options move the port, to where a flow has no less constant bytes.
+    let (address, port) = if v6 { (8..24, 40) } else { (12..16, 20) };
+    code.push(instruction(BPF_LD | BPF_H | BPF_ABS, in_header(port)));
+    for word in address.step_by(4) {
+        code.push(instruction(BPF_MISC | BPF_TAX, 0));
+        code.push(instruction(BPF_LD | BPF_W | BPF_ABS, in_header(word)));
+        code.push(instruction(BPF_ALU | BPF_ADD | BPF_X, 0));
+    }
+    code.extend([
+        instruction(BPF_ALU | BPF_MUL | BPF_K, SPREAD),
+        instruction(BPF_ALU | BPF_RSH | BPF_K, 16),
+        instruction(BPF_ALU | BPF_MOD | BPF_K, queues),
+        instruction(BPF_RET | BPF_A, 0),
+    ]);
+    code
+}
+
+/// Do `then`, which ends the program, where the accumulator compares so with a number; else go on.
+fn unless(condition: u32, number: u32, then: &[sock_filter]) -> Vec<sock_filter> {
+    [&[jump(condition, number, 0, then.len() as u8)], then].concat()
+}
+
+/// Leave out so many instructions where the accumulator compares so with a number, so many where it doesn't.
+fn jump(condition: u32, number: u32, when: u8, otherwise: u8) -> sock_filter {
+    sock_filter { code: (BPF_JMP | condition | BPF_K) as u16, jt: when, jf: otherwise, k: number }
+}
+
+/// Have this be the result.
+fn result(place: u32) -> sock_filter {
+    instruction(BPF_RET | BPF_K, place)
+}
+
+fn instruction(code: u32, k: u32) -> sock_filter {
+    sock_filter { code: code as u16, jt: 0, jf: 0, k }
+}
+
+/// Where the IP header has its byte `at`.
+fn in_header(at: i32) -> u32 {
+    (libc::SKF_NET_OFF + at) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::wait;
+    use crate::udp::{Patience, Receiver};
+    use std::net::UdpSocket;
+    use std::os::fd::AsRawFd as _;
+
+    /// Sockets of one port on `host`: of `queues`, then of the gate.
+    fn sockets(host: &str, queues: usize) -> (Vec<Udp>, std::net::SocketAddr) {
+        let bound = UdpSocket::bind((host, 0)).unwrap();
+        let mut made = vec![Udp::adopt(bound.as_raw_fd()).unwrap().0];
+        for _ in 1..queues + LANES {
+            made.push(made[0].twin().unwrap());
+        }
+        steer(&made[0], queues).unwrap();
+        (made, bound.local_addr().unwrap())
+    }
+
+    /// Send a datagram from a fresh socket; give the place of the one that got it.
+    fn taken_by(sockets: &[Udp], from: &UdpSocket, to: std::net::SocketAddr, datagram: &[u8]) -> usize {
+        from.send_to(datagram, to).unwrap();
+        let mut receiver = Receiver::default();
+        for _ in 0..1000 {
+            for (place, socket) in sockets.iter().enumerate() {
+                wait([(socket.fd(), libc::POLLIN)], 1).unwrap();
+                if socket.receive(&mut receiver).is_ok() {
+                    return place;
+                }
+            }
+        }
+        panic!("nobody got it");
+    }
+
+    #[test]
+    fn data_goes_to_the_queues_and_all_else_to_a_lane_of_its_own() {
+        for host in ["127.0.0.1", "::1"] {
+            for queues in [1, 2, 3] {
+                let (sockets, to) = sockets(host, queues);
+                let mut used = vec![0; queues];
+                for _ in 0..48 {
+                    let from = UdpSocket::bind((host, 0)).unwrap();
+                    let place = taken_by(&sockets, &from, to, &[&DATA_MAGIC[..], &[7; 28]].concat());
+                    assert_eq!(taken_by(&sockets, &from, to, &[&DATA_MAGIC[..], &[9; 100]].concat()), place);
+                    used[place] += 1;
+                }
+                assert!(used.iter().all(|count| *count > 0), "{used:?}");
+                let from = UdpSocket::bind((host, 0)).unwrap();
+                let lane = |datagram: &[u8]| taken_by(&sockets, &from, to, datagram) - queues;
+                let mut first = [0; INITIATION_SIZE];
+                first[0] = INITIATION;
+                assert_eq!(lane(&first), UNPROVEN as usize);
+                for proof in [132, 147] {
+                    let mut proven = first;
+                    proven[proof] = 1;
+                    assert_eq!(lane(&proven), REST as usize);
+                }
+                assert_eq!(lane(b"RGE2 and more"), FOREIGN as usize);
+                for other in [&first[..147], &[2; 92], &[4, 0, 0, 1, 5], b"RGF2"] {
+                    assert_eq!(lane(other), REST as usize);
+                }
+                assert!(taken_by(&sockets, &from, to, &[1]) < queues);
+            }
+        }
+    }
+
+    #[test]
+    fn the_way_out_is_open_from_each_of_them() {
+        let (sockets, _) = sockets("127.0.0.1", 1);
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for socket in &sockets {
+            socket.send(&[1; 30], 10, other.local_addr().unwrap().into(), Patience::None).unwrap();
+            assert_eq!(other.recv_from(&mut [0; 64]).unwrap().1, socket.local_address().unwrap());
+        }
+    }
+}
