@@ -154,6 +154,7 @@ def _left_out(config: conf.Config) -> list[str]:
         "PostUp": hooks.post_up,
         "PreDown": hooks.pre_down,
         "PostDown": hooks.post_down,
+        "SaveConfig": config.save,
         "PersistentKeepalive": any(peer.keepalive for peer in config.peers),
     }
     return [key for key, value in has.items() if value]

@@ -210,3 +210,12 @@ def test_two_peers_of_one_name_get_two() -> None:
     config = conf.parse(FILE)
     twins = replace(config, peers=tuple(replace(peer, name="anna") for peer in config.peers))
     assert [each.name for each in takeover.take_over(twins, "x").state.peers.values()] == ["anna", "peer-2"]
+
+
+def test_each_key_that_a_server_has_no_use_for_is_named() -> None:
+    lines = ["DNS = lan", "FwMark = 0x7", "Table = off", "PreUp = a", "PostUp = a", "PreDown = a", "PostDown = a"]
+    keys = [line.partition(" ")[0] for line in lines] + ["SaveConfig"]
+    told = FILE.replace("[Interface]\n", "\n".join(["[Interface]", *lines, "SaveConfig = true", ""]), 1)
+    before, after = (takeover.take_over(conf.parse(each), "wg0.conf").left_out for each in (FILE, told))
+    assert set(after) == {*before, *keys}
+    assert "SaveConfig" not in before
