@@ -177,6 +177,16 @@ def test_traffic_passes_to_and_from_wireguard_go(lab: Lab, tmp_path: Path) -> No
         _transfer(here.host, there.host, BOB[0], *direction)
 
 
+def _capture(end: End, folder: Path, options: list[str]) -> subprocess.Popen[str]:
+    """Have tcpdump write what comes to an end into `seen`; it ends by itself, with 0, once it has seen enough."""
+    log = folder / "log"
+    with (folder / "seen").open("w") as out, log.open("w") as errors:
+        capture = end.host.popen(["tcpdump", "-n", "-l", "-i", end.interface, *options], stdout=out, stderr=errors)
+    _wait(lambda: "listening" in log.read_text() or capture.poll() is not None, "tcpdump's start")
+    assert capture.poll() is None, log.read_text()
+    return capture
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_frames_have_right_checksums(lab: Lab, tmp_path: Path, version: int) -> None:
     here, there = _link(lab)
@@ -185,15 +195,11 @@ def test_frames_have_right_checksums(lab: Lab, tmp_path: Path, version: int) -> 
     _joined((here, there), tmp_path, over_xdp=(True, False), version=version)
     _wait_for_xdp(here.host, BOB[0])
     filtered = f"udp and src host {here.ipv4 if version == 4 else here.ipv6} and dst port {PORT}"
-    words = ["tcpdump", "-vv", "-n", "-l", "-p", "-c", "40", "-i", there.interface, filtered]
-    seen, log = tmp_path / "seen", tmp_path / "log"
-    with seen.open("w") as out, log.open("w") as errors:
-        capture = there.host.popen(words, stdout=out, stderr=errors)
-    _wait(lambda: "listening" in log.read_text(), "tcpdump's start")
+    capture = _capture(there, tmp_path, ["-vv", "-p", "-c", "40", filtered])
     for size in ("0", "1", "333", "1300"):
         _ping(here.host, BOB, "-s", size, count=6)
-    capture.wait(20)
-    said = seen.read_text()
+    assert capture.wait(20) == 0
+    said = (tmp_path / "seen").read_text()
     assert said.count("udp sum ok") == 40, said
     assert "bad" not in said
 
@@ -253,11 +259,9 @@ def test_a_route_that_changes_is_followed(lab: Lab, tmp_path: Path) -> None:
     other = "02:00:00:00:00:99"
     here.host.ip([f"neigh add 192.0.2.99 lladdr {other} dev {here.interface} nud permanent"])
     here.host.ip(["route replace 198.51.100.1 via 192.0.2.99"])
-    words = ["tcpdump", "-n", "-e", "-l", "-c", "5", "-i", there.interface, f"ether dst {other} and udp port {PORT}"]
-    seen = tmp_path / "seen"
-    with seen.open("w") as out:
-        capture = there.host.popen(words, stdout=out, stderr=subprocess.DEVNULL)
+    capture = _capture(there, tmp_path, ["-c", "5", f"ether dst {other} and udp port {PORT}"])
     _wait(lambda: _sent_once(here.host) and capture.poll() is not None, "frames to the other gateway")
+    assert capture.returncode == 0
     # Another link: the sockets serve it.
     here.host.ip([f"route replace 198.51.100.1 via {second[1].ipv4}"])
     before = _by_sockets(here.host)[1]
