@@ -97,7 +97,7 @@ class WireGuardGo:
             stderr=quiet,
             env={"LOG_LEVEL": "verbose" if log else "error", "WG_LOG_LEVEL": "error"},
         )
-        self._wait_for_its_socket()
+        self._wait_until_there()
         section = f"[Interface]\nPrivateKey = {b64encode(key.private_bytes_raw()).decode()}\nListenPort = {port}\n"
         self._wg("setconf", section + "".join(peer.section() for peer in peers))
         host.ip(
@@ -148,10 +148,13 @@ class WireGuardGo:
             time.sleep(0.01)
         self.host.wait_listening("udp", self.port, START_SECONDS)
 
-    def _wait_for_its_socket(self) -> None:
-        socket = Path(f"/proc/{self.host.pid}/root/run/wireguard/{self.interface}.sock")
+    def _is_there(self) -> bool:
+        """Whether it can be set up: it makes its socket last."""
+        return Path(f"/proc/{self.host.pid}/root/run/wireguard/{self.interface}.sock").exists()
+
+    def _wait_until_there(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not socket.exists():
+        while not self._is_there():
             assert self.process.poll() is None, f"{self.process.args} ended with {self.process.returncode}"
-            assert time.monotonic() < deadline, f"{self.process.args} made no socket"
+            assert time.monotonic() < deadline, f"{self.process.args} is not there to be set up"
             time.sleep(0.01)

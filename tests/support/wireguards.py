@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rustguard_py.lab import End, Host, Lab
-from support import machine, refusing, rustguard_wg
+from support import kernel_wireguard, machine, refusing, rustguard_wg
+from support.kernel_wireguard import KernelWireGuard
 from support.wireguard_go import Peer, WireGuardGo
 
 # The ends of the tunnel.
@@ -20,7 +21,7 @@ class Implementation:
     """One of them.
 
     Attributes:
-        name: `portable`, `native` or `wireguard-go`.
+        name: `portable`, `native`, `wireguard-go` or `kernel`.
         folder: For the state of ours.
         refused: What wireguard-go is refused (`support.refusing`); nothing if empty.
     """
@@ -33,6 +34,8 @@ class Implementation:
     def start(self, host: Host, *addresses: str, port: int = 0) -> WireGuardGo:
         """Start one without peers."""
         self.started += 1
+        if self.name == "kernel":
+            return KernelWireGuard(host, addresses, argv=kernel_wireguard.ARGV, port=port)
         argv = None
         if self.name != "wireguard-go":
             argv = rustguard_wg.argv(self.folder / str(self.started), engine=self.name)
