@@ -148,6 +148,16 @@ def test_one_tunnel_and_several_come_out_as_a_table_and_in_the_docs(
     row = "| native | 2 | 3,000 | 2.00 (1.00\N{EN DASH}3.00) | 1.00, 2.00, 5.00 | 90% | 80% | 20% |"
     assert row in page
     assert page.count("| native |") == 2
+    printed = tmp_path / "kernel.json"
+    printed.write_text("round 1 of 3: kernel, 1 tunnels\n" + json.dumps(document) + "\nwritten: a file\n")
+    document = tunnels._kept(printed)
+    # A run with the kernel's engine is a virtual machine's, and stands apart.
+    document["rows"][0]["engine"] = "kernel"
+    (tmp_path / "performance.md").write_text(page + "<!-- tunnels-kernel -->\nold\n<!-- /tunnels-kernel -->\n")
+    tunnels.publish(document, tmp_path)
+    both = (tmp_path / "performance.md").read_text()
+    assert both.startswith(page)
+    assert both.count("| kernel |") == 1
 
 
 def tunnels_row(tunnels: int) -> dict[str, Any]:
