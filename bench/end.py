@@ -22,6 +22,7 @@ from pathlib import Path
 
 from rustguard_py import netif
 from rustguard_py.clock import now
+from rustguard_py.data_path import DataPath
 from rustguard_py.engine import choose
 from rustguard_py.planes.contract import Endpoint, Keypair
 from rustguard_py.planes.offload import wanted_gso_segments
@@ -42,7 +43,7 @@ def address(side: str, peer: int) -> IPv4Address:
 
 def make(engine: str) -> EventfulPlane:
     """A plane on a socket of its own."""
-    return choose(engine, "auto").make_plane(b"k" * 32, INTERFACE, bind(PORT), MTU)
+    return choose(DataPath(engine)).make_plane(b"k" * 32, INTERFACE, bind(PORT), MTU)
 
 
 def _key(sender: str, peer: int) -> bytes:

@@ -24,6 +24,7 @@ import click
 from rustguard_py.cli.machine import PATIENCE, Machine, eventually
 from rustguard_py.cli.render import Column, show_progress, show_table
 from rustguard_py.cli.verb import Verb, json_option
+from rustguard_py.data_path import DataPath
 from rustguard_py.errors import RustGuardError
 from rustguard_py.lab import End, Host, Lab
 
@@ -103,7 +104,7 @@ def contenders() -> tuple[list[Contender], dict[str, str]]:
         if name == "auto":
             continue
         try:
-            engine.choose(name, "auto")
+            engine.choose(DataPath(name))
         except RustGuardError as error:
             missing[name] = error.message
             continue
@@ -116,7 +117,7 @@ def contenders() -> tuple[list[Contender], dict[str, str]]:
 def _auto() -> tuple[str, str]:
     from rustguard_py import engine
 
-    chosen = engine.choose("auto", "auto")
+    chosen = engine.choose(DataPath())
     return chosen.name, chosen.reason
 
 

@@ -9,6 +9,7 @@ import click
 
 from rustguard_py.cli.secret import find_token, read_token
 from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
+from rustguard_py.data_path import DataPath
 
 
 @click.command(
@@ -42,11 +43,7 @@ def command(
     v1: bool,
     daemon: bool,
     group: str | None,
-    engine: str,
-    queues: str,
-    uring: bool,
-    xdp: str | None,
-    threaded_napi: bool,
+    data_path: DataPath,
     state: Path | None,
 ) -> None:
     """Join a server with its token while its window is open, and carry traffic until Ctrl-C or SIGTERM.
@@ -72,11 +69,7 @@ def command(
         interface=interface,
         save_only=save_only,
         v1=v1,
-        engine=engine,
-        queues=queues,
-        uring=uring,
-        xdp=xdp,
-        threaded_napi=threaded_napi,
+        data_path=data_path,
         group=group,
     )
     background = Background(directory.with_suffix(".log")) if daemon and not save_only else None

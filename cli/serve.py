@@ -10,6 +10,7 @@ import click
 
 from rustguard_py.cli.secret import find_token, is_weak, read_token
 from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
+from rustguard_py.data_path import DataPath
 from rustguard_py.errors import UsageError
 from rustguard_py.state.records import MOST_TUNNELS
 
@@ -74,11 +75,7 @@ def command(
     mtu: int | None,
     tunnels: int | None,
     group: str | None,
-    engine: str,
-    queues: str,
-    uring: bool,
-    xdp: str | None,
-    threaded_napi: bool,
+    data_path: DataPath,
     state: Path | None,
 ) -> None:
     """Run a server in the foreground, until Ctrl-C or SIGTERM.
@@ -106,11 +103,7 @@ def command(
         interface=interface,
         mtu=mtu,
         tunnels=tunnels,
-        engine=engine,
-        queues=queues,
-        uring=uring,
-        xdp=xdp,
-        threaded_napi=threaded_napi,
+        data_path=data_path,
         group=group,
     )
     run(lambda voice: serve(options, voice))

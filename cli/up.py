@@ -8,6 +8,7 @@ import click
 
 from rustguard_py.cli.verb import Verb, data_path_options
 from rustguard_py.control_client import call, listens
+from rustguard_py.data_path import DataPath
 from rustguard_py.state import paths
 
 # A changed file may have names to look up and programs to tell.
@@ -34,11 +35,7 @@ def command(
     foreground: bool,
     group: str | None,
     state: Path | None,
-    engine: str,
-    queues: str,
-    uring: bool,
-    xdp: str | None,
-    threaded_napi: bool,
+    data_path: DataPath,
 ) -> None:
     """Bring up the tunnel that the wg-quick file FILE describes, or /etc/wireguard/NAME.conf, as wg-quick does.
 
@@ -62,7 +59,7 @@ def command(
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.up import UpOptions, up
 
-    options = UpOptions(path, interface, directory, engine, queues, uring, xdp, threaded_napi, group)
+    options = UpOptions(path, interface, directory, data_path, group)
     background = (
         None if foreground else Background(directory / "log", lambda _: f"To end it: rustguard down {interface}")
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from rustguard_py.data_path import DataPath
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Examples = Sequence[tuple[str, str]]
@@ -83,12 +86,15 @@ def token_options(function: Function) -> Function:
     return by_value(by_file(function))
 
 
-def data_path_options(function: Function) -> Function:
-    """Add what chooses the data path.
+def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what chooses the data path; the parameter is `data_path: DataPath`."""
 
-    The parameters are `engine: str`, `queues: str` (a number or `auto`), `uring: bool`, `xdp: str | None` and
-    `threaded_napi: bool`.
-    """
+    @wraps(function)
+    def with_data_path(
+        *others: Any, engine: str, queues: str, uring: bool, xdp: str | None, threaded_napi: bool, **named: Any
+    ) -> Any:
+        return function(*others, data_path=DataPath(engine, queues, uring, xdp, threaded_napi), **named)
+
     by_napi = click.option(
         "--threaded-napi",
         is_flag=True,
@@ -122,7 +128,7 @@ def data_path_options(function: Function) -> Function:
         show_envvar=True,
         help="What moves the packets; auto takes the fastest that runs here, and `status -v` says why.",
     )
-    return by_engine(by_queues(by_uring(by_xdp(by_napi(function)))))
+    return by_engine(by_queues(by_uring(by_xdp(by_napi(with_data_path)))))
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:

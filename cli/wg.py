@@ -13,6 +13,7 @@ import click
 from rustguard_py import __version__
 from rustguard_py.cli.app import INTERRUPTED, report
 from rustguard_py.cli.verb import Verb
+from rustguard_py.data_path import DataPath
 from rustguard_py.errors import RustGuardError, UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _engine() -> Engine:
     # The kernel's WireGuard needs no program in its place.
     fastest = "native" if engine.has_native() else "portable"
     wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
-    return engine.choose(fastest if wanted in ("auto", "kernel") else wanted, "auto")
+    return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted))
 
 
 def _directory(interface: str) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rustguard_py import engine, netif
 from rustguard_py.clock import now
+from rustguard_py.data_path import DataPath
 from rustguard_py.enroll import address, further, running, v1
 from rustguard_py.enroll.asking import ask
 from rustguard_py.enroll.bundle import Bundle
@@ -50,15 +51,11 @@ class JoinOptions:
         server: `HOST[:PORT]` as typed, or None for the network joined last.
         token: None to use what an earlier join kept.
         name: What to be called there.
+        data_path: What shall move the packets.
         fingerprint: The one that the server must have, or None.
         interface: Its name, or None for the first free one.
         save_only: Whether to pair and keep, and carry no traffic.
         v1: Whether to pair as the first RustGuard did.
-        engine: One of `engine.ENGINES`.
-        queues: `auto` or a number.
-        uring: Whether to use io_uring.
-        xdp: The interface to use AF_XDP on.
-        threaded_napi: Whether the kernel shall receive in threads.
         group: Who beside root may use the control socket.
     """
 
@@ -66,15 +63,11 @@ class JoinOptions:
     server: str | None
     token: str | None = field(repr=False)
     name: str
+    data_path: DataPath
     fingerprint: str | None = None
     interface: str | None = None
     save_only: bool = False
     v1: bool = False
-    engine: str = "auto"
-    queues: str = "auto"
-    uring: bool = False
-    xdp: str | None = None
-    threaded_napi: bool = False
     group: str | None = None
 
 
@@ -90,13 +83,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         RustGuardError: It can't be done, or the data plane broke.
     """
     async with AsyncExitStack() as stack:
-        chosen = engine.choose(
-            options.engine,
-            options.queues,
-            uring=options.uring,
-            xdp=options.xdp,
-            threaded_napi=options.threaded_napi,
-        )
+        chosen = engine.choose(options.data_path)
         document = Document.open(options.directory)
         stack.callback(document.close)
         state = _load(document)
@@ -149,12 +136,12 @@ def _with_tunnels(
     if not network.tunnels:
         return chosen, network
     number = 1 + len(network.tunnels)
-    if options.xdp is not None:
+    if options.data_path.xdp is not None:
         voice.say(f"The server has {number} tunnels; AF_XDP takes the first alone.")
         return chosen, replace(network, tunnels=())
     for place in range(1, number):
         running.check_interface(further.interface(interface, place), chosen)
-    return chosen.for_tunnels(number, options.queues), network
+    return chosen.for_tunnels(number, options.data_path.queues), network
 
 
 def _make_bundle(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rustguard_py import engine, netif
 from rustguard_py.clock import now
+from rustguard_py.data_path import DataPath
 from rustguard_py.enroll import address, further, running
 from rustguard_py.enroll.address import DEFAULT_PORT
 from rustguard_py.enroll.introduction import introduce
@@ -42,6 +43,7 @@ class ServeOptions:
     Attributes:
         directory: Where the state lies.
         token: What a client must know; None when nobody can join until the next start.
+        data_path: What shall move the packets.
         pool4: None for the one kept.
         pool6: None for the one kept, or a ULA /64 made at the first start.
         use_pool6: False for IPv4 only.
@@ -51,17 +53,13 @@ class ServeOptions:
         open_for: Seconds that the window is open for from the start.
         interface: Its name, or None for the first free one.
         mtu: Of the interface, bytes, or None for the one kept.
-        engine: One of `engine.ENGINES`.
-        queues: `auto` or a number.
         tunnels: How many there are to each client, or None for the number kept.
-        uring: Whether to use io_uring.
-        xdp: The interface to use AF_XDP on.
-        threaded_napi: Whether the kernel shall receive in threads.
         group: Who beside root may use the control socket.
     """
 
     directory: Path
     token: str | None = field(repr=False)
+    data_path: DataPath
     pool4: IPv4Network | None = None
     pool6: IPv6Network | None = None
     use_pool6: bool = True
@@ -70,12 +68,7 @@ class ServeOptions:
     open_for: float | None = None
     interface: str | None = None
     mtu: int | None = None
-    engine: str = "auto"
-    queues: str = "auto"
     tunnels: int | None = None
-    uring: bool = False
-    xdp: str | None = None
-    threaded_napi: bool = False
     group: str | None = None
 
 
@@ -137,18 +130,11 @@ def _always(private_key: bytes, port: int) -> Callable[[], tuple[bytes, int]]:
 
 
 def _choose(options: ServeOptions, tunnels: int) -> engine.Engine:
-    if tunnels > 1 and options.xdp is not None:
+    if tunnels > 1 and options.data_path.xdp is not None:
         raise UsageError("AF_XDP serves one tunnel, not several.", "Leave out --xdp, or add: --tunnels 1")
     # Version 1's clients know one port, and with the kernel's engine there are two.
-    chosen = engine.choose(
-        options.engine,
-        options.queues,
-        uring=options.uring,
-        xdp=options.xdp,
-        ours="--v1-token" if options.v1_token is not None else None,
-        threaded_napi=options.threaded_napi,
-    )
-    return chosen if tunnels == 1 else chosen.for_tunnels(tunnels, options.queues)
+    chosen = engine.choose(options.data_path, ours="--v1-token" if options.v1_token is not None else None)
+    return chosen if tunnels == 1 else chosen.for_tunnels(tunnels, options.data_path.queues)
 
 
 def _make_server(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from rustguard_py.clock import now
+from rustguard_py.data_path import DataPath
 from rustguard_py.errors import RefusedError, UsageError
 from rustguard_py.tunnel import EventfulPlane
 
@@ -105,30 +106,19 @@ def uring_refusal() -> str | None:
     return _native.uring_refusal()
 
 
-def choose(
-    wanted: str,
-    queues: str,
-    *,
-    uring: bool = False,
-    xdp: str | None = None,
-    ours: str | None = None,
-    threaded_napi: bool = False,
-) -> Engine:
+def choose(asked: DataPath, *, ours: str | None = None) -> Engine:
     """Choose an engine: with `auto` the fastest that is here.
 
     Args:
-        wanted: One of `ENGINES`.
-        queues: `auto` or a number, as on the command line.
-        uring: Whether the native one shall use io_uring; where the kernel refuses, it runs without.
-        xdp: The Ethernet interface that the native one shall use AF_XDP on; the same.
+        asked: What was asked for.
         ours: Another option that was given and that only our own engines have, such as `--v1-token`; None for none.
-        threaded_napi: Whether the kernel's shall receive in threads.
 
     Raises:
         UsageError: There is no such engine, that is no number of queues, the engine hasn't what was asked for, both
             io_uring and AF_XDP are wanted, or RUSTGUARD_AEAD is neither auto nor ring.
         RefusedError: It isn't here, the interface isn't here or isn't Ethernet, or threaded NAPI isn't safe here.
     """
+    wanted, queues, uring, xdp = asked.engine, asked.queues, asked.uring, asked.xdp
     if wanted not in ENGINES:
         raise UsageError(f"There is no engine {wanted!r}.", f"Choose one of: {', '.join(ENGINES)}.")
     if queues != "auto" and not (queues.isdecimal() and 1 <= int(queues) <= _QUEUES_LIMIT):
@@ -139,15 +129,15 @@ def choose(
         raise UsageError("The portable engine has no AF_XDP.", "Leave out --xdp, or use: --engine native")
     if uring and xdp is not None:
         raise UsageError("io_uring and AF_XDP can't be used together.", "Leave out --uring or --xdp.")
-    ours = ours or _of_ours(queues, uring=uring, xdp=xdp)
-    if threaded_napi and wanted not in ("auto", "kernel"):
+    ours = ours or _of_ours(asked)
+    if asked.threaded_napi and wanted not in ("auto", "kernel"):
         raise UsageError(
             f"--threaded-napi is of the kernel's engine, not of the {wanted} one.",
             "Leave it out, or use: --engine kernel",
         )
-    if wanted == "kernel" or threaded_napi:
+    if wanted == "kernel" or asked.threaded_napi:
         why = "asked for" if wanted == "kernel" else "--threaded-napi needs it"
-        return _kernel(ours, why, threaded_napi=threaded_napi)
+        return _kernel(ours, why, threaded_napi=asked.threaded_napi)
     if wanted == "auto" and ours is None and why_no_kernel() is None:
         return Engine("kernel", "the fastest: this kernel has WireGuard")
     if (wanted == "native" or uring or xdp is not None) and not has_native():
@@ -191,13 +181,13 @@ def why_no_kernel() -> str | None:
     return kernel.why_absent()
 
 
-def _of_ours(queues: str, *, uring: bool, xdp: str | None) -> str | None:
+def _of_ours(asked: DataPath) -> str | None:
     """Name an option that only our own engines have, if one was given."""
-    if uring:
+    if asked.uring:
         return "--uring"
-    if xdp is not None:
+    if asked.xdp is not None:
         return "--xdp"
-    return None if queues == "auto" else "--queues"
+    return None if asked.queues == "auto" else "--queues"
 
 
 def _kernel(ours: str | None, why: str, *, threaded_napi: bool) -> Engine:

@@ -18,6 +18,7 @@ from typing import Any
 from rustguard_py import conf, engine, netif
 from rustguard_py.clock import now
 from rustguard_py.control import Handler
+from rustguard_py.data_path import DataPath
 from rustguard_py.enroll import address, report, running
 from rustguard_py.enroll.voice import Voice
 from rustguard_py.errors import RefusedError, RustGuardError, UnansweredError
@@ -47,22 +48,14 @@ class UpOptions:
         file: Resolved.
         interface: Its name.
         directory: Where timestamps are kept; says which daemon it is.
-        engine: One of `engine.ENGINES`.
-        queues: `auto` or a number.
-        uring: Whether to use io_uring.
-        xdp: The interface to use AF_XDP on.
-        threaded_napi: Whether the kernel shall receive in threads.
+        data_path: What shall move the packets.
         group: Who beside root may use the control socket.
     """
 
     file: Path
     interface: str
     directory: Path
-    engine: str = "auto"
-    queues: str = "auto"
-    uring: bool = False
-    xdp: str | None = None
-    threaded_napi: bool = False
+    data_path: DataPath
     group: str | None = None
 
 
@@ -81,13 +74,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
     tunnel = _Up(options, config, voice)
     tunnel.stop_on_signals()
     async with AsyncExitStack() as stack:
-        chosen = engine.choose(
-            options.engine,
-            options.queues,
-            uring=options.uring,
-            xdp=options.xdp,
-            threaded_napi=options.threaded_napi,
-        )
+        chosen = engine.choose(options.data_path)
         document = Document.open(options.directory)
         stack.callback(document.close)
         try:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from rustguard_py import engine
+from rustguard_py.data_path import DataPath
 
 
 def test_each_engine_here_is_measured_and_what_auto_takes_is_said() -> None:
@@ -22,5 +23,5 @@ def test_each_engine_here_is_measured_and_what_auto_takes_is_said() -> None:
         assert figures["down"] > 0, name
         assert figures["ping"] > 0, name
         assert (figures["cpu"] is None) is (name in {"no tunnel", "kernel"})
-    assert document["auto"]["name"] == engine.choose("auto", "auto").name
+    assert document["auto"]["name"] == engine.choose(DataPath()).name
     assert set(measured) | set(document["missing"]) >= set(engine.ENGINES) - {"auto"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rustguard_py import engine, napi
+from rustguard_py.data_path import DataPath
 from rustguard_py.errors import RefusedError, UsageError
 
 
@@ -39,31 +41,31 @@ def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("cores", "queues"), [(1, 1), (2, 1), (4, 2), (8, 4), (64, 8)])
 def test_auto_is_native_with_two_threads_a_queue(monkeypatch: pytest.MonkeyPatch, cores: int, queues: int) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    chosen = engine.choose("auto", "auto")
+    chosen = engine.choose(DataPath())
     assert (chosen.name, chosen.queues) == ("native", queues)
     assert f"{cores} cores" in chosen.reason
 
 
 @pytest.mark.usefixtures("native")
 def test_a_number_of_queues_is_taken_as_it_is() -> None:
-    assert engine.choose("native", "3").queues == 3
-    assert engine.choose("portable", "3").queues == 1
-    assert "one queue" in engine.choose("portable", "3").reason
+    assert engine.choose(DataPath("native", "3")).queues == 3
+    assert engine.choose(DataPath("portable", "3")).queues == 1
+    assert "one queue" in engine.choose(DataPath("portable", "3")).reason
 
 
 @pytest.mark.usefixtures("no_native")
 def test_without_the_native_one_auto_is_portable_and_says_why() -> None:
-    chosen = engine.choose("auto", "auto")
+    chosen = engine.choose(DataPath())
     assert chosen.name == "portable"
     assert "not built" in chosen.reason
     with pytest.raises(RefusedError, match="no native engine"):
-        engine.choose("native", "auto")
+        engine.choose(DataPath("native"))
 
 
 @pytest.mark.parametrize(("name", "queues"), [("vpp", "auto"), ("auto", "0"), ("auto", "257"), ("auto", "many")])
 def test_what_cannot_be_meant_is_refused(name: str, queues: str) -> None:
     with pytest.raises(UsageError):
-        engine.choose(name, queues)
+        engine.choose(DataPath(name, queues))
 
 
 @pytest.mark.usefixtures("native")
@@ -75,32 +77,32 @@ def test_io_uring_is_asked_for_and_the_reason_says_whether_it_is_to_be_had(
     monkeypatch: pytest.MonkeyPatch, refusal: str | None, said: str
 ) -> None:
     monkeypatch.setattr(engine, "uring_refusal", lambda: refusal)
-    chosen = engine.choose("auto", "1", uring=True)
+    chosen = engine.choose(DataPath("auto", "1", uring=True))
     assert (chosen.name, chosen.uring) == ("native", True)
     assert said in chosen.reason
-    assert not engine.choose("auto", "1").uring
+    assert not engine.choose(DataPath("auto", "1")).uring
 
 
 def test_the_portable_engine_has_no_io_uring() -> None:
     with pytest.raises(UsageError, match="no io_uring") as refused:
-        engine.choose("portable", "auto", uring=True)
+        engine.choose(DataPath("portable", uring=True))
     assert "--uring" in refused.value.mend
 
 
 @pytest.mark.usefixtures("no_native")
 def test_without_the_native_engine_io_uring_is_refused() -> None:
     with pytest.raises(RefusedError, match="no native engine") as refused:
-        engine.choose("auto", "auto", uring=True)
+        engine.choose(DataPath(uring=True))
     assert "--uring" in refused.value.mend
 
 
 @pytest.mark.usefixtures("native")
 def test_an_aead_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSTGUARD_AEAD", "ring")
-    assert engine.choose("auto", "auto").reason.endswith("AEAD: ring")
+    assert engine.choose(DataPath()).reason.endswith("AEAD: ring")
     monkeypatch.setenv("RUSTGUARD_AEAD", "rign")
     with pytest.raises(UsageError, match="RUSTGUARD_AEAD"):
-        engine.choose("auto", "auto")
+        engine.choose(DataPath())
 
 
 @pytest.mark.parametrize("variable", ["auto", "ring"])
@@ -122,28 +124,28 @@ def test_the_variable_decides_what_the_native_plane_seals_with(variable: str) ->
 def test_xdp_takes_an_ethernet_interface_that_is_there() -> None:
     for name in ("lo", "none-such", "longer-than-any-name"):
         with pytest.raises(RefusedError) as refused:
-            engine.choose("native", "1", xdp=name)
+            engine.choose(DataPath("native", "1", xdp=name))
         assert name in str(refused.value)
         assert "ip " in str(refused.value.mend)
     with pytest.raises(UsageError):
-        engine.choose("portable", "1", xdp="lo")
+        engine.choose(DataPath("portable", "1", xdp="lo"))
     with pytest.raises(UsageError):
-        engine.choose("native", "1", uring=True, xdp="lo")
+        engine.choose(DataPath("native", "1", uring=True, xdp="lo"))
 
 
 @pytest.mark.usefixtures("no_native")
 def test_xdp_needs_the_native_one() -> None:
     with pytest.raises(RefusedError, match="no native engine"):
-        engine.choose("auto", "1", xdp="lo")
+        engine.choose(DataPath("auto", "1", xdp="lo"))
 
 
 @pytest.mark.usefixtures("kernel")
 def test_auto_takes_the_kernels_where_it_is_and_says_so() -> None:
-    chosen = engine.choose("auto", "auto")
+    chosen = engine.choose(DataPath())
     assert (chosen.name, chosen.in_kernel) == ("kernel", True)
     assert "this kernel has WireGuard" in chosen.reason
-    assert engine.choose("kernel", "auto").reason == "asked for"
-    assert not engine.choose("portable", "auto").in_kernel
+    assert engine.choose(DataPath("kernel")).reason == "asked for"
+    assert not engine.choose(DataPath("portable")).in_kernel
 
 
 @pytest.mark.usefixtures("kernel", "native")
@@ -155,41 +157,42 @@ def test_what_only_our_engines_have_makes_auto_take_one_and_is_refused_with_the_
     monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], option: str
 ) -> None:
     monkeypatch.setattr(engine, "uring_refusal", lambda: None)
-    options = {"queues": "auto", **given}
-    chosen = engine.choose("auto", **options)
+    ours = given.get("ours")
+    asked = DataPath(**{name: value for name, value in given.items() if name != "ours"})
+    chosen = engine.choose(asked, ours=ours)
     assert chosen.name == "native"
     assert f"{option} needs it" in chosen.reason
     with pytest.raises(UsageError, match=option):
-        engine.choose("kernel", **options)
+        engine.choose(replace(asked, engine="kernel"), ours=ours)
 
 
 @pytest.mark.usefixtures("kernel", "native")
 def test_threaded_napi_makes_auto_take_the_kernels_where_it_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(napi, "this_linux", lambda: (6, 16, 3))
     for wanted in ("auto", "kernel"):
-        chosen = engine.choose(wanted, "auto", threaded_napi=True)
+        chosen = engine.choose(DataPath(wanted, threaded_napi=True))
         assert (chosen.name, chosen.threaded_napi) == ("kernel", True)
         assert "threaded NAPI" in chosen.reason
     for wanted in ("native", "portable"):
         with pytest.raises(UsageError, match=f"not of the {wanted} one") as refused:
-            engine.choose(wanted, "auto", threaded_napi=True)
+            engine.choose(DataPath(wanted, threaded_napi=True))
         assert "--engine kernel" in refused.value.mend
     with pytest.raises(UsageError, match="--queues"):
-        engine.choose("auto", "2", threaded_napi=True)
+        engine.choose(DataPath("auto", "2", threaded_napi=True))
     monkeypatch.setattr(napi, "this_linux", lambda: (6, 12, 57))
     with pytest.raises(RefusedError, match="CVE-2026-52945") as unsafe:
-        engine.choose("auto", "auto", threaded_napi=True)
+        engine.choose(DataPath(threaded_napi=True))
     assert "Leave out --threaded-napi" in unsafe.value.mend
 
 
 def test_threaded_napi_is_refused_where_there_is_no_kernels() -> None:
     with pytest.raises(RefusedError, match="has none") as refused:
-        engine.choose("auto", "auto", threaded_napi=True)
+        engine.choose(DataPath(threaded_napi=True))
     assert "without --threaded-napi" in refused.value.mend
 
 
 def test_the_kernels_is_refused_where_there_is_none_with_the_mend() -> None:
     with pytest.raises(RefusedError, match="has none") as refused:
-        engine.choose("kernel", "auto")
+        engine.choose(DataPath("kernel"))
     assert "modprobe wireguard" in refused.value.mend
     assert "--engine auto" in refused.value.mend
