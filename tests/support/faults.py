@@ -315,26 +315,28 @@ def spread(points: list[T], count: int, *, all_of_them: bool) -> list[T]:
 
 # -- datagrams ------------------------------------------------------------------------------------------------------
 
-# Sends what it reads (hex, one a line) to an address, from one fresh socket, and prints what comes back until
-# nothing has for half a second.
+# Sends what it reads (hex, one a line) to an address, from one fresh socket, with a pause after each few, and prints
+# what comes back until nothing has for half a second.
 _SENDER = """
 import select, socket, sys, time
 here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 here.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-there = (sys.argv[1], int(sys.argv[2]))
-for line in sys.stdin:
+there, pause, at_once = (sys.argv[1], int(sys.argv[2])), float(sys.argv[3]), int(sys.argv[4])
+for number, line in enumerate(sys.stdin):
     here.sendto(bytes.fromhex(line), there)
-    time.sleep(float(sys.argv[3]))
+    if number % at_once == 0: time.sleep(pause)
 while select.select([here], [], [], 0.5)[0]:
     try: print(here.recv(65535).hex())
     except ConnectionError: pass
 """
 
 
-def send_all(host: Host, address: str, port: int, datagrams: list[bytes], pause: float = 0.002) -> list[bytes]:
-    """Send datagrams from a host, and give every answer that came."""
+def send_all(
+    host: Host, address: str, port: int, datagrams: list[bytes], pause: float = 0.002, at_once: int = 1
+) -> list[bytes]:
+    """Send datagrams from a host, so many between two pauses, and give every answer that came."""
     text = "".join(f"{each.hex()}\n" for each in datagrams)
-    argv = [sys.executable, "-c", _SENDER, address, str(port), str(pause)]
+    argv = [sys.executable, "-c", _SENDER, address, str(port), str(pause), str(at_once)]
     return [bytes.fromhex(line) for line in host.run(argv, stdin=text, timeout=300).stdout.split()]
 
 
