@@ -287,6 +287,10 @@ def test_a_flipped_bit_in_any_pairing_message_leads_to_a_correct_join_or_to_none
     middle = where.hosts[0]
     outside = lab.host("outside")
     _, listening = lab.link(outside, middle, ipv4="192.0.2.0/29")
+    # A source each: what one of them makes of a message may count as wrong tokens of its source.
+    sources = {kind: f"203.0.113.{kind}" for kind in range(1, 7)}
+    middle.ip([f"addr add {source}/32 dev lo" for source in sources.values()])
+    where.server.host.ip([f"route add 203.0.113.0/24 via {where.there[0].ipv4}"])
     server = where.server.serve()
     outcomes: Counter[str] = Counter()
     # Each message once, whose sender tries again; in the long run also each time that it is sent.
@@ -298,7 +302,7 @@ def test_a_flipped_bit_in_any_pairing_message_leads_to_a_correct_join_or_to_none
                 client = where.client()
                 client.host = outside
                 here = (str(listening.ipv4), 40_000 + kind)
-                between = meddle(middle, here, (where.address(), PORT), kind, bit, times)
+                between = meddle(middle, here, (where.address(), PORT), kind, bit, times, sources[kind])
                 running.append((client, client.start(f"join {here[0]}:{here[1]} --save-only"), between))
             for client, program, between in running:
                 code = program.wait(300)

@@ -120,7 +120,8 @@ def test_a_call_that_the_disk_fails_acknowledges_no_join_and_the_next_one_goes_o
     calls = ["openat", "pwrite64", "fsync", "linkat", "rename"]
     waits = []
     for call in calls if soak else ["fsync", "rename"]:
-        failing = ("-P", str(where.server.state)) if call == "openat" else ()
+        # The temporary file's: of the directory's, which comes last, the new file is in place by then.
+        failing = ("-P", str(where.server.state / "state.json.new")) if call == "openat" else ()
         with attached(server.pid, *failing, "-e", f"trace={call}", "-e", f"inject={call}:error=EIO"):
             _, joining = _join_against(where, 0.5)
         began = time.monotonic()

@@ -357,7 +357,8 @@ _MEDDLER = """
 import select, socket, sys
 kind, bit, times = map(int, sys.argv[5:8])
 front = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); front.bind((sys.argv[1], int(sys.argv[2])))
-back = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); back.connect((sys.argv[3], int(sys.argv[4])))
+back = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); back.bind((sys.argv[8], 0))
+back.connect((sys.argv[3], int(sys.argv[4])))
 print("ready", flush=True)
 client = None
 while True:
@@ -378,10 +379,13 @@ while True:
 
 
 def meddle(
-    host: Host, listen: tuple[str, int], target: tuple[str, int], kind: int, bit: int, times: int
+    host: Host, listen: tuple[str, int], target: tuple[str, int], kind: int, bit: int, times: int, source: str
 ) -> subprocess.Popen[str]:
-    """Start one who flips this bit in the first `times` pairing messages of a kind, -1 for all; for one client."""
-    ends = [*map(str, listen), *map(str, target), str(kind), str(bit), str(times)]
+    """Start one who flips this bit in the first `times` pairing messages of a kind, -1 for all; for one client.
+
+    `source` is what the target sees it come from.
+    """
+    ends = [*map(str, listen), *map(str, target), str(kind), str(bit), str(times), source]
     program = host.popen([sys.executable, "-c", _MEDDLER, *ends], stdout=subprocess.PIPE)
     assert program.stdout is not None
     assert program.stdout.readline() == "ready\n"
