@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from rustguard_py.lab import Lab
@@ -15,6 +16,7 @@ from support.relay import Ills
 # The row says 30; the start of the command is in it here, six of them share the machine.
 JOIN_SECONDS = 90.0
 AT_ONCE = 6
+SOURCES = ["203.0.113.0/24", "198.18.1.0/24", "198.18.2.0/24"]
 YEARS = 10 * 365.25 * 86400
 
 
@@ -66,8 +68,11 @@ def test_everybody_joins_over_paths_that_lose_reorder_duplicate_and_corrupt(
         _Path(2, "25 % reordered, 10 % duplicated", Ills(reorder=0.25, duplicate=0.1), 200 if soak else 4, 40_002),
         _Path(3, "a bit flipped in 5 %", Ills(corrupt=0.05), 200 if soak else 4, 40_003),
     ]
-    for path in paths:
-        relay.start(middle, (str(listening.ipv4), path.port), (where.address(), 51820), path.ills)
+    for path, sources in zip(paths, SOURCES, strict=True):
+        # A changed bit may come out as a wrong token, and a source has few of them: each client is one of its own.
+        ends = (str(listening.ipv4), path.port), (where.address(), 51820)
+        relay.start(middle, *ends, path.ills, sources=IPv4Network(sources))
+        where.server.host.ip([f"route add {sources} via {where.there[0].ipv4}"])
     server = where.server.serve(f"{OPEN} --pool 10.150.0.0/22")
     addresses = _join_all(where, str(listening.ipv4), paths)
     given = [peer["address4"] for peer in where.server.peers().values()]

@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import IO
 
@@ -93,6 +94,8 @@ class Relay:
     target: Address
     fate: Fate
     record: IO[str] | None = None
+    # What clients come from for the target, each from the next; empty for one address of the host's.
+    sources: Sequence[str] = ()
     _waiting: list[tuple[float, int, socket.socket, Address | None, bytes]] = field(default_factory=list)
     _upstream: dict[Address, socket.socket] = field(default_factory=dict)
     _order: int = 0
@@ -118,6 +121,8 @@ class Relay:
         for datagram, client in _drain(front):
             if client not in self._upstream:
                 self._upstream[client] = _socket(self.target[0])
+                if self.sources:
+                    self._upstream[client].bind((self.sources[len(self._upstream) % len(self.sources)], 0))
                 self._upstream[client].connect(self.target)
                 selector.register(self._upstream[client], selectors.EVENT_READ, client)
             self._take(datagram, "to target", client, self._upstream[client], None)
@@ -177,7 +182,12 @@ def _send(out: socket.socket, to: Address | None, datagram: bytes) -> None:
 
 
 def start(
-    host: Host, listen: Address, target: Address, ills: Ills | None = None, record: Path | None = None
+    host: Host,
+    listen: Address,
+    target: Address,
+    ills: Ills | None = None,
+    record: Path | None = None,
+    sources: IPv4Network | None = None,
 ) -> subprocess.Popen[str]:
     """Start a relay in a host, and come back when it listens.
 
@@ -191,12 +201,17 @@ def start(
         ills: What it does to datagrams; nothing by default.
         record: A file for every datagram as it came in, a JSON object a line: time, way (`to target`, `to client`),
             client, datagram (hex).
+        sources: Addresses that clients come from for the target, each from another; its route to them is the
+            caller's to make. By default all come from the host's.
     """
+    if sources is not None:
+        host.ip([f"route add local {sources} dev lo"])
     ills = ills or Ills()
     options = [f"--{name}={getattr(ills, name)}" for name in Ills.__dataclass_fields__]
-    recording = [f"--record={record}"] if record else []
+    recorded = [f"--record={record}"] if record else []
+    recorded += [f"--sources={sources}"] if sources is not None else []
     ends = [*map(str, listen), *map(str, target)]
-    program = host.popen([sys.executable, __file__, *options, *recording, *ends], stdout=subprocess.PIPE)
+    program = host.popen([sys.executable, __file__, *options, *recorded, *ends], stdout=subprocess.PIPE)
     assert program.stdout is not None
     assert program.stdout.readline() == "ready\n"
     return program
@@ -208,6 +223,7 @@ def main() -> None:
     for name, about in Ills.__dataclass_fields__.items():
         parser.add_argument(f"--{name}", type=type(about.default), default=about.default)
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--sources", type=IPv4Network)
     for name in ("listen", "target"):
         parser.add_argument(f"{name}_host")
         parser.add_argument(f"{name}_port", type=int)
@@ -220,7 +236,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     record = given.record.open("w", buffering=1) if given.record else None
     try:
-        Relay((given.listen_host, given.listen_port), (given.target_host, given.target_port), fate, record).run()
+        sources = [str(each) for each in given.sources.hosts()] if given.sources else []
+        listen, target = (given.listen_host, given.listen_port), (given.target_host, given.target_port)
+        Relay(listen, target, fate, record, sources).run()
     finally:
         sys.stdout.write(json.dumps(fate.counts) + "\n")
 
