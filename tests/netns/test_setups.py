@@ -101,7 +101,7 @@ def test_a_route_to_the_peer_through_its_own_tunnel_does_not_run_away(
     one.run(["ping", "-c10", "-i0.02", "-W0.5", THERE4], check=False)
     sent = pair.one.peer(pair.other.public_key).sent - before
     print(f"{sent} bytes")
-    # The kernel sends 121 kB.
-    assert sent < 200_000
+    # The kernel was seen to send 121 kB, ours 1,280 bytes.
+    assert sent < (200_000 if implementation.name == "kernel" else 100_000)
     one.ip([f"route del {outside}/32 dev wg0"])
     ping(one, THERE4)
