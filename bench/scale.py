@@ -1,9 +1,10 @@
 """What many peers cost a plane: throughput, CPU time, memory and a look-up, as the number of peers grows.
 
-    scripts/in-namespace .venv/bin/python bench/scale.py [--rounds 3] [--seconds 2]
+    scripts/in-namespace .venv/bin/python bench/scale.py [--rounds 9] [--seconds 2]
 
 Two hosts, a plane in each, both with so many peers; one of the peers sends, or 64 do. `end.py` says how. Each
-round takes every number of peers in turn, and ratios are those of one round.
+round has fresh tunnels, takes every number of peers under every load in an order of its own, and ratios are those of
+one round.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import Any
 
@@ -40,6 +42,8 @@ ROOT = HERE.parent
 STREAMS_PORT = 5202
 MANY = 64
 IDLE_PEERS = 10_000
+# A round has to end before its sessions are due for new keys, which nobody makes here.
+MAX_SECONDS = 5
 COUNTS = {"native": (1, 10, 100, 1_000, 10_000), "portable": (1, 100, 10_000)}
 
 
@@ -65,10 +69,6 @@ ONE, MANY_OF_ONE, MANY_OF_MANY = Load(1, 1), Load(1, MANY), Load(MANY, MANY)
 BASE = {ONE: ONE, MANY_OF_ONE: MANY_OF_ONE, MANY_OF_MANY: MANY_OF_ONE}
 
 
-def _loads(peers: int) -> list[Load]:
-    return [ONE, MANY_OF_ONE, MANY_OF_MANY] if peers >= MANY else [ONE, MANY_OF_ONE]
-
-
 def _reply(end: subprocess.Popen[str]) -> dict[str, Any]:
     line = end.stdout.readline() if end.stdout else ""
     if not line:
@@ -77,40 +77,53 @@ def _reply(end: subprocess.Popen[str]) -> dict[str, Any]:
     return said
 
 
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """Two hosts with a plane in each.
+
+    Attributes:
+        hosts: `client` and `server`.
+        ends: The process at either side.
+    """
+
+    hosts: dict[str, Host]
+    ends: dict[str, subprocess.Popen[str]]
+
+
 @contextmanager
-def _tunnel(lab: Lab, engine: str, peers: int) -> Iterator[dict[str, subprocess.Popen[str]]]:
+def _tunnel(engine: str, peers: int) -> Iterator[Tunnel]:
     """Start a plane at either end, with sessions."""
-    hosts = {side: lab.host(side) for side in OTHER}
-    here, there = lab.link(hosts["client"], hosts["server"], ipv4="192.0.2.0/24")
-    active = min(peers, MANY)
-    ends = {
-        side: hosts[side].popen(
-            [sys.executable, HERE / "end.py", engine, side, str(peers), str(active), str(other.ipv4)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for side, other in (("client", there), ("server", here))
-    }
-    indices = {side: _reply(end)["indices"] for side, end in ends.items()}
-    # The server first: the client's keepalives then find their sessions.
-    for side in ("server", "client"):
-        _tell(ends[side], json.dumps(indices[OTHER[side]]))
-        _reply(ends[side])
-    yield ends
-    for end in ends.values():
-        _tell(end, "")
-        _reply(end)
-        end.wait(10)
+    with Lab() as lab:
+        hosts = {side: lab.host(side) for side in OTHER}
+        here, there = lab.link(hosts["client"], hosts["server"], ipv4="192.0.2.0/24")
+        active = min(peers, MANY)
+        ends = {
+            side: hosts[side].popen(
+                [sys.executable, HERE / "end.py", engine, side, str(peers), str(active), str(other.ipv4)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for side, other in (("client", there), ("server", here))
+        }
+        indices = {side: _reply(end)["indices"] for side, end in ends.items()}
+        # The server first: the client's keepalives then find their sessions.
+        for side in ("server", "client"):
+            _tell(ends[side], json.dumps(indices[OTHER[side]]))
+            _reply(ends[side])
+        yield Tunnel(hosts, ends)
+        for end in ends.values():
+            _tell(end, "")
+            _reply(end)
+            end.wait(10)
 
 
 def _tell(end: subprocess.Popen[str], line: str) -> None:
     print(line, file=end.stdin, flush=True)
 
 
-def _transfer(
-    hosts: dict[str, Host], ends: dict[str, subprocess.Popen[str]], load: Load, seconds: int
-) -> dict[str, float]:
+def _transfer(tunnel: Tunnel, load: Load, seconds: int) -> dict[str, float]:
     """Send from client to server; gives Mbit/s, and the CPU seconds of both planes a gigabyte."""
+    hosts, ends = tunnel.hosts, tunnel.ends
     streams, port = HERE / "streams.py", str(STREAMS_PORT)
     taker = hosts["server"].popen(
         [sys.executable, streams, "take", port, str(load.streams), str(seconds)], stdout=subprocess.PIPE
@@ -133,19 +146,20 @@ def _transfer(
 
 
 def throughput(engine: str, rounds: int, seconds: int, said: Console) -> list[dict[str, Any]]:
-    """Every number of peers under every load, in rounds; gives a row each."""
-    samples: dict[tuple[int, Load], list[dict[str, float]]] = {}
-    counts = COUNTS[engine]
+    """Every number of peers under every load, in rounds; gives a row each.
+
+    In a round all tunnels are there at once, so that what is compared is measured within seconds.
+    """
+    points = [(peers, load) for load in BASE for peers in COUNTS[engine] if peers >= load.senders]
+    samples: dict[tuple[int, Load], list[dict[str, float]]] = {point: [] for point in points}
     for turn in range(rounds):
-        first = turn % len(counts)
-        for peers in counts[first:] + counts[:first]:
-            said.print(f"round {turn + 1} of {rounds}: {engine}, {peers:,} peers", highlight=False)
-            with Lab() as lab, _tunnel(lab, engine, peers) as ends:
-                hosts = {host.name: host for host in lab.hosts}
-                for load in _loads(peers):
-                    samples.setdefault((peers, load), []).append(_transfer(hosts, ends, load, seconds))
+        with ExitStack() as stack:
+            tunnels = {peers: stack.enter_context(_tunnel(engine, peers)) for peers in COUNTS[engine]}
+            for peers, load in Random(turn).sample(points, len(points)):
+                said.print(f"round {turn + 1} of {rounds}: {engine}, {peers:,} peers, {load}", highlight=False)
+                samples[peers, load].append(_transfer(tunnels[peers], load, seconds))
     rows = []
-    for load, peers in ((load, peers) for load in BASE for peers in counts if (peers, load) in samples):
+    for peers, load in points:
         taken = samples[peers, load]
         base = samples[1, BASE[load]]
         row: dict[str, Any] = {"engine": engine, "peers": peers, "load": str(load), "samples": taken}
@@ -214,8 +228,10 @@ def main() -> None:
     """Measure, print, write."""
     engines = [engine for engine in COUNTS if engine != "native" or has_native()]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each point is measured (3)")
-    parser.add_argument("--seconds", type=int, default=2, metavar="N", help="of each transfer (2)")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="how often each point is measured (9)")
+    parser.add_argument(
+        "--seconds", type=int, default=2, metavar="N", help=f"of each transfer, 1 to {MAX_SECONDS} (2)"
+    )
     parser.add_argument("--idle-seconds", type=int, default=10, metavar="N", help="to watch an idle plane (10)")
     parser.add_argument("--engines", default=",".join(engines), metavar="A,B", help=f"of {','.join(engines)} (all)")
     parser.add_argument("--output", type=Path, default=HERE / "results", metavar="FOLDER", help="(bench/results)")
@@ -223,6 +239,8 @@ def main() -> None:
     chosen = given.engines.split(",")
     if unknown := set(chosen) - set(engines):
         parser.error(f"not here: {', '.join(sorted(unknown))}")
+    if not 1 <= given.seconds <= MAX_SECONDS:
+        parser.error(f"--seconds is 1 to {MAX_SECONDS}, not {given.seconds}")
     said = Console(stderr=True)
     document = {
         "machine": describe_machine(),

@@ -49,6 +49,13 @@ def test_an_engine_or_a_step_that_there_is_not_is_refused_with_the_choice() -> N
         assert "tortoise: choose from" in done.stderr
 
 
+def test_a_round_of_many_peers_may_not_outlast_its_sessions() -> None:
+    for seconds in ("0", "6"):
+        done = _run("scale.py", "--seconds", seconds)
+        assert done.returncode == 2
+        assert f"--seconds is 1 to 5, not {seconds}" in done.stderr
+
+
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The parts of run.py, as it imports them."""
