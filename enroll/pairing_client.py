@@ -4,7 +4,8 @@
 
     HELLO ──► CHALLENGE ──► SHARE_C ──► SHARE_S ──► CONFIRM ──► RESULT ──► Joined | Failed
 
-Each step is sent again, the same bytes, about once a second and ten times at most.
+Each step is sent again, the same bytes, about once a second and ten times at most; once somebody has answered, after
+up to two seconds and sixteen times, so that a crowd is through before any of it gives up.
 
 What others can do to it. Off the path nobody knows nonce_c, so nothing they send is looked at twice. On the path
 anybody may write CHALLENGEs, SHARE_Ss and RESULTs, faster than the server does. Therefore nothing that isn't
@@ -60,12 +61,15 @@ RETRANSMISSIONS: Final = 10
 MAX_CHALLENGES: Final = 8
 MAX_SERVER_IDS: Final = 3
 MAX_CONFIRMS: Final = 3
-# Once somebody answers, each wait is longer by this: a crowd drains at the server's 500 shares a second.
+# Once somebody answers, each wait is longer by this, up to so long, and there are so many: a crowd drains at the
+# server's 500 shares a second, and who asks too seldom lets it wait in vain.
 _BACKOFF = 1.2
+_LONGEST_SECONDS = 2.0
+_PATIENT_RETRANSMISSIONS = 16
 _JITTER = 0.25
 # After a first wrong Tb: how soon to ask again, and how often before believing it without the full proof.
 _RECHECK_SECONDS = 0.5
-_RECHECKS = 4
+_RECHECKS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +295,7 @@ class PairingClient:
         denials = any(confirmation.denials for confirmation in self._confirmations)
         if self._confirmations and all(map(self._is_settled, self._confirmations)):
             self._end(Failed(Failure.WRONG_TOKEN))
-        elif self._tries >= (_RECHECKS if denials else RETRANSMISSIONS):
+        elif self._tries >= (_RECHECKS if denials else self._retransmissions()):
             self._end(Failed(Failure.WRONG_TOKEN if denials else self._silence()))
         else:
             self._tries += 1
@@ -312,10 +316,13 @@ class PairingClient:
             return Failure.UNCONFIRMED
         return Failure.IGNORED if self._attempts else Failure.SILENT
 
+    def _retransmissions(self) -> int:
+        return _PATIENT_RETRANSMISSIONS if self._attempts else RETRANSMISSIONS
+
     def _interval(self) -> float:
         fraction = int.from_bytes(self._random(2), "little") / 65536
-        backoff = _BACKOFF**self._tries if self._attempts else 1.0
-        return RETRANSMIT_SECONDS * backoff * (1 + _JITTER * fraction)
+        wait = RETRANSMIT_SECONDS * (_BACKOFF**self._tries if self._attempts else 1.0)
+        return min(wait, _LONGEST_SECONDS) * (1 + _JITTER * fraction)
 
     def _progress(self, now: float) -> None:
         """A new step begins: its own ten tries."""
@@ -337,15 +344,19 @@ class PairingClient:
         if not self._confirmations or denials or self._tries >= 2:
             for attempt in self._attempts:
                 self._transmits.append(Transmit(attempt.share_c, attempt.server))
-        if not self._attempts or denials or (self._tries >= 2 and not self._confirmations):
+        # Seldom once somebody has answered: in a crowd others still wait for their first answer.
+        if not self._attempts or denials or (self._tries % 5 == 4 and not self._confirmations):
             self._transmits.append(Transmit(self._hello.encode(), None))
 
     def _take_up_spare(self) -> None:
-        """Try another CHALLENGE: any while no SHARE_S has come, one of another server once we were denied."""
-        tried = {attempt.challenge.server_id for attempt in self._attempts}
-        denied = bool(self._confirmations) and all(c.denials for c in self._confirmations)
+        """Try another CHALLENGE: any while no SHARE_S has come, one of another server once we were denied.
+
+        Another than those that denied: one whose SHARE_S has not come either may have been garbled elsewhere.
+        """
+        denying = {confirmation.attempt.challenge.server_id for confirmation in self._confirmations}
+        denied = all(confirmation.denials for confirmation in self._confirmations)
         for spare in self._spare_challenges:
-            if not self._confirmations or (denied and spare[0].server_id not in tried):
+            if denied and spare[0].server_id not in denying:
                 self._spare_challenges.remove(spare)
                 self._take_up(*spare)
                 return

@@ -40,12 +40,14 @@ class Registry:
         StateError: A kept peer's address is not one of the pool's.
     """
 
-    __slots__ = ("_names", "pool", "state")
+    __slots__ = ("_names", "_numbers", "pool", "state")
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self.pool = Pool(state.pool4, state.pool6)
         self._names: dict[str, bytes] = {}
+        # For each name that several wished for, the first number that may be free: a crowd of one name comes at once.
+        self._numbers: dict[str, int] = {}
         for record in state.peers.values():
             if record.address4 is None or not self.pool.take(record.public_key, record.address4):
                 raise StateError(
@@ -179,10 +181,15 @@ class Registry:
     def _free_name(self, wished: str) -> str:
         if wished not in self._names:
             return wished
-        number = 2
+        number = self._numbers.get(wished, 2)
         while (name := _numbered(wished, number)) in self._names:
             number += 1
+        self._numbers[wished] = number
         return name
+
+    def _free(self, name: str) -> None:
+        del self._names[name]
+        self._numbers.clear()
 
     def _insert(self, record: PeerRecord) -> None:
         self.state.peers[record.public_key] = record
@@ -190,7 +197,7 @@ class Registry:
 
     def _take_out(self, record: PeerRecord) -> None:
         if self.state.peers.pop(record.public_key, None) is not None:
-            del self._names[record.name]
+            self._free(record.name)
             self.pool.release(record.public_key)
 
     def _put_back(self, before: PeerRecord, record: PeerRecord) -> None:
@@ -201,7 +208,7 @@ class Registry:
         if self.state.peers.get(old.public_key) is not old:
             return
         self.state.peers[old.public_key] = new
-        del self._names[old.name]
+        self._free(old.name)
         self._names[new.name] = new.public_key
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from rustguard_py.enroll.tasks import Tasks
@@ -25,7 +25,7 @@ class Saver:
 
     Args:
         state: Live; a snapshot of it is what is saved.
-        write: Makes JSON values durable, as `Document.save`; called in a thread, one call at a time.
+        write: Makes a document durable, as `Document.save`; called in a thread, one call at a time.
         lazy: Seconds that `save_soon` may take.
         retry: Seconds until a save that failed is tried again.
 
@@ -36,13 +36,13 @@ class Saver:
     def __init__(
         self,
         state: ServerState,
-        write: Callable[[dict[str, object]], None],
+        write: Callable[[Mapping[str, object]], None],
         *,
         lazy: float = LAZY_SECONDS,
         retry: float = RETRY_SECONDS,
     ) -> None:
         self.failed = False
-        self._commit = GroupCommit(state.snapshot, lambda snapshot: write(snapshot.to_json()))
+        self._commit = GroupCommit(state.snapshot, lambda snapshot: write(snapshot.to_save()))
         self._lazy = lazy
         self._retry = retry
         self._timer: asyncio.TimerHandle | None = None

@@ -84,6 +84,7 @@ class Server:
         self._pairing: PairingServer | None = None
         self._v1: V1Door | None = None
         self._pairing_timer: asyncio.TimerHandle | None = None
+        self._pairing_due: float | None = None
         self._guesses_saved = self.state.guesses
         self._tasks = Tasks()
 
@@ -196,12 +197,21 @@ class Server:
         if self._pairing is None:
             return
         self._pairing.handle_timeout(now())
+        self._set_pairing_timer(self._pairing.poll_timeout())
+
+    def _set_pairing_timer(self, due: float | None) -> None:
+        if due == self._pairing_due and self._pairing_timer is not None:
+            return
         if self._pairing_timer is not None:
             self._pairing_timer.cancel()
-        due = self._pairing.poll_timeout()
+        self._pairing_due = due
         delay = None if due is None else max(0.0, due - now())
         loop = asyncio.get_running_loop()
-        self._pairing_timer = None if delay is None else loop.call_later(delay, self._mind_pairing)
+        self._pairing_timer = None if delay is None else loop.call_later(delay, self._on_pairing_timer)
+
+    def _on_pairing_timer(self) -> None:
+        self._pairing_timer = None
+        self._mind_pairing()
 
     # -- joining --------------------------------------------------------------------------------------------
 
@@ -210,7 +220,7 @@ class Server:
             self._tasks.spawn(self._v1.handle(datagram, source, at))
         elif self._pairing is not None:
             self._carry_out(self._pairing, self._pairing.handle(datagram, source, at))
-            self._mind_pairing()
+            self._set_pairing_timer(self._pairing.poll_timeout())
 
     def _carry_out(self, pairing: PairingServer, outputs: list[Output]) -> None:
         for output in outputs:

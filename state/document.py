@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -107,11 +108,11 @@ class Document:
         self._durable = found is not None
         return data
 
-    def save(self, data: dict[str, object]) -> None:
+    def save(self, data: Mapping[str, object]) -> None:
         """Put data in place of what is there; durable on return.
 
         Args:
-            data: JSON values only.
+            data: JSON values, or a member's `envelope.Canonical` in place of one.
 
         Raises:
             StateError: It couldn't be made durable. What is on disk is whole, the old or the new, and the next save

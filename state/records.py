@@ -18,6 +18,7 @@ from ipaddress import (
     ip_network,
 )
 
+from rustguard_py.state.envelope import Canonical
 from rustguard_py.state.identity import KEY_SIZE, encode_key, fingerprint
 from rustguard_py.state.members import Members
 
@@ -62,6 +63,7 @@ class PeerRecord:
     joined: float
     endpoint: str | None
     previous_preshared_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    _saved: Canonical | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Here too, so that what from_json would refuse at the next start can't be saved today.
@@ -82,6 +84,14 @@ class PeerRecord:
             "endpoint": self.endpoint,
             "previous_preshared_keys": [encode_key(key) for key in self.previous_preshared_keys],
         }
+
+    def to_save(self) -> Canonical:
+        """Give the same as it is saved: made once, for with each peer that changes all are saved."""
+        saved = self._saved
+        if saved is None:
+            saved = Canonical.of(self.to_json())
+            object.__setattr__(self, "_saved", saved)
+        return saved
 
     @classmethod
     def from_json(cls, value: object, where: str = "peer") -> PeerRecord:
@@ -161,7 +171,7 @@ class ServerState:
     tunnels: int = 1
 
     def snapshot(self) -> ServerState:
-        """Copy what changes (the records themselves don't), quickly: `to_json` may then run in another thread."""
+        """Copy what changes (the records themselves don't), quickly: `to_save` may then run in another thread."""
         return replace(self, peers=dict(self.peers), revoked=set(self.revoked))
 
     def to_json(self) -> dict[str, object]:
@@ -180,6 +190,11 @@ class ServerState:
             # Left out as long as it can be: an earlier version refuses what it doesn't know.
             **({"tunnels": self.tunnels} if self.tunnels > 1 else {}),
         }
+
+    def to_save(self) -> dict[str, object]:
+        """Give the same for `Document.save`, quickly where few peers have changed since the last time."""
+        others = replace(self, peers={}).to_json()
+        return {**others, "peers": Canonical.array(peer.to_save() for peer in self.peers.values())}
 
     @classmethod
     def from_json(cls, value: object) -> ServerState:

@@ -36,6 +36,7 @@ from rustguard_py.planes.contract import (
     PlaneStats,
     WorkerStats,
 )
+from rustguard_py.planes.foreign import ForeignPace
 from rustguard_py.planes.gate import HANDSHAKE_QUEUE
 from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.outbound import Outbound
@@ -45,10 +46,6 @@ from rustguard_py.planes.udp import Udp
 
 # Enrollment datagrams, and events of all kinds, that may wait for Python.
 FOREIGN_QUEUE = 1024
-# Enrollment datagrams a second that are the control thread's to look at, after so many at once: a twentieth of a
-# processor. More come in a flood alone, and the control thread shall leave the loop its share of the interpreter.
-FOREIGN_RATE = 1000.0
-FOREIGN_BURST = 256
 EVENT_QUEUE = 65536
 # Events given at once: Python handles them before it asks for more, and the gate sees what still waits.
 EVENTS_AT_ONCE = 32
@@ -75,8 +72,7 @@ class EventQueue:
         self._signalled = False
         self._handshakes = [0, 0]
         self._foreign = [0, 0]
-        # When the enrollment datagrams so far would be through at FOREIGN_RATE.
-        self._foreign_until = float("-inf")
+        self._foreign_pace = ForeignPace()
 
     def handshakes(self) -> int:
         """Say how many handshake datagrams wait."""
@@ -93,12 +89,9 @@ class EventQueue:
             if self._foreign[0] - self._foreign[1] >= FOREIGN_QUEUE:
                 self._drop("foreign_queue")
                 return
-            now = self._clock()
-            until = max(self._foreign_until, now) + 1 / FOREIGN_RATE
-            if until - now > FOREIGN_BURST / FOREIGN_RATE:
+            if not self._foreign_pace.admit(event.datagram, self._clock()):
                 self._drop("foreign_rate")
                 return
-            self._foreign_until = until
             self._foreign[0] += 1
         elif len(self._events) >= EVENT_QUEUE and not isinstance(event, Fault):
             self._drop("event_queue")

@@ -1,9 +1,12 @@
-"""The registry: which preshared keys a peer that joins again may still come with."""
+"""The registry: names, and which preshared keys a peer that joins again may still come with."""
 
 from __future__ import annotations
 
 from ipaddress import IPv4Network
 
+import pytest
+
+from rustguard_py.enroll import registry as registry_module
 from rustguard_py.enroll.registry import Admitted, Registry
 from rustguard_py.state.records import ServerState
 
@@ -62,3 +65,33 @@ def test_a_join_that_could_not_be_saved_leaves_the_keys_as_they_were() -> None:
     join(registry, 2)
     join(registry, 3).undo()
     assert keys(registry) == [2, 1]
+
+
+def named(registry: Registry, number: int, wished: str) -> str:
+    admitted = registry.admit(key(number), wished, bytes(32), None, 1.7e9)
+    assert isinstance(admitted, Admitted)
+    return admitted.record.name
+
+
+def test_a_crowd_of_one_name_gets_the_lowest_free_numbers() -> None:
+    registry = make_registry()
+    assert [named(registry, number, "pi") for number in range(1, 5)] == ["pi", "pi-2", "pi-3", "pi-4"]
+    assert named(registry, 5, "pi-5") == "pi-5"
+    assert named(registry, 6, "pi") == "pi-6"
+    registry.revoke("pi-2")
+    registry.rename("pi-4", "attic")
+    assert [named(registry, number, "pi") for number in range(7, 10)] == ["pi-2", "pi-4", "pi-7"]
+    registry.revoke("pi")
+    assert named(registry, 10, "pi") == "pi"
+
+
+def test_no_name_of_a_crowd_is_looked_for_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    numbered = registry_module._numbered
+    monkeypatch.setattr(
+        registry_module, "_numbered", lambda name, number: tried.append(number) or numbered(name, number)
+    )
+    registry = make_registry()
+    for number in range(200):
+        named(registry, number, "pi")
+    assert len(tried) < 2 * 200

@@ -11,13 +11,10 @@ use transport::drops::Drop;
 use transport::gate::HANDSHAKE_QUEUE;
 
 use crate::descriptor::{EventFd, now};
+use crate::foreign::ForeignPace;
 
 /// Enrollment datagrams that may wait for Python.
 const FOREIGN_QUEUE: usize = 1024;
-/// Enrollment datagrams a second that are Python's to look at, after so many at once: a twentieth of a processor. More
-/// come in a flood alone, and Python shall leave the packets that move their share of the machine.
-const FOREIGN_RATE: f64 = 1000.0;
-const FOREIGN_BURST: f64 = 256.0;
 /// Events of all kinds that may wait for Python.
 const EVENT_QUEUE: usize = 65536;
 /// Events given at once: Python handles them before it asks for more, and the gate sees what still waits.
@@ -35,21 +32,18 @@ pub struct Events {
 struct Waiting {
     events: VecDeque<Event>,
     foreign: usize,
-    /// When the enrollment datagrams so far would be through at FOREIGN_RATE.
-    foreign_until: Seconds,
+    pace: ForeignPace,
 }
 
 impl Waiting {
     /// Whether there is room for an enrollment datagram.
-    fn admit_foreign(&mut self, now: Seconds) -> Result<(), Drop> {
+    fn admit_foreign(&mut self, datagram: &[u8], now: Seconds) -> Result<(), Drop> {
         if self.foreign >= FOREIGN_QUEUE {
             return Err(Drop::ForeignQueue);
         }
-        let until = self.foreign_until.max(now) + 1.0 / FOREIGN_RATE;
-        if until - now > FOREIGN_BURST / FOREIGN_RATE {
+        if !self.pace.admit(datagram, now) {
             return Err(Drop::ForeignRate);
         }
-        self.foreign_until = until;
         self.foreign += 1;
         Ok(())
     }
@@ -80,7 +74,7 @@ impl Events {
                 }
                 self.handshakes.fetch_add(1, Ordering::Relaxed);
             }
-            Event::ForeignReceived(..) => waiting.admit_foreign(now())?,
+            Event::ForeignReceived(ref datagram, _) => waiting.admit_foreign(datagram, now())?,
             Event::Fault { .. } => {}
             _ if waiting.events.len() >= EVENT_QUEUE => return Err(Drop::EventQueue),
             _ => {}
@@ -164,29 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn enrollment_is_bounded_in_rate_and_in_number() {
-        let mut waiting = Waiting::default();
-        let mut admitted = |from: u32, to: u32| {
-            (from..to).filter(|step| waiting.admit_foreign(f64::from(*step) / 100_000.0).is_ok()).count()
-        };
-        // At 100,000 a second for half of one, then for another half.
-        let first = admitted(0, 50_000);
-        assert!((755..=757).contains(&first), "{first}");
-        let room = FOREIGN_QUEUE - first;
-        assert_eq!(admitted(50_000, 100_000), room);
-        assert_eq!(waiting.admit_foreign(10.0), Err(Drop::ForeignQueue));
-    }
-
-    #[test]
     fn each_kind_is_bounded_and_a_fault_still_gets_through() {
         let handshakes = Arc::default();
         let events = Events::new(Arc::clone(&handshakes)).unwrap();
         let foreign = || Event::ForeignReceived(Box::new([1]), somewhere());
         let put = |make: &dyn Fn() -> Event, count: usize| (0..count).filter(|_| events.put(make()).is_ok()).count();
         assert_eq!(put(&handshake, HANDSHAKE_QUEUE + 5), HANDSHAKE_QUEUE);
-        let foreign = put(&foreign, 2 * FOREIGN_QUEUE);
-        assert!((FOREIGN_BURST as usize..=FOREIGN_QUEUE).contains(&foreign));
-        let room = EVENT_QUEUE - HANDSHAKE_QUEUE - foreign;
+        assert_eq!(put(&foreign, 2 * FOREIGN_QUEUE), FOREIGN_QUEUE);
+        let room = EVENT_QUEUE - HANDSHAKE_QUEUE - FOREIGN_QUEUE;
         assert_eq!(put(&|| Event::KeypairConfirmed(1, 1), EVENT_QUEUE), room);
         assert!(events.put(Event::Fault { message: String::new(), fatal: true }).is_ok());
         assert_eq!(events.take().len(), EVENTS_AT_ONCE);

@@ -8,6 +8,7 @@ mod convert;
 mod counters;
 mod descriptor;
 mod events;
+mod foreign;
 mod plane;
 mod python;
 mod spin;

@@ -1,0 +1,83 @@
+//! How many enrollment datagrams are Python's to look at: so many a second for each of a join's three steps.
+//!
+//! More come in a flood, and Python shall leave the packets that move their share of the machine. But a crowd that
+//! joins at once comes as fast for a moment, asks again each second, and must be through before it gives up. So there
+//! is room for many at once; and who has been answered isn't kept waiting by those who have only begun, nor by a flood
+//! of first messages, which anybody can send in anybody's name.
+
+use transport::contract::Seconds;
+
+/// A second, of one step: a twentieth of a processor.
+const RATE: f64 = 1000.0;
+/// At once, of one step.
+const BURST: f64 = 2048.0;
+/// In a flood they come in runs, this many seconds' worth each: Python is woken for a run, not for each of them, and
+/// waking costs more than most datagrams do.
+const RUN: Seconds = 0.02;
+
+/// The pace of each step.
+#[derive(Default)]
+pub struct ForeignPace {
+    /// When the datagrams so far would be through at RATE.
+    until: [Seconds; 3],
+}
+
+/// Which step a datagram is of: enrollment's messages 1, 3 and 5 (docs/enrollment.md). Any other counts as a first.
+fn step(datagram: &[u8]) -> usize {
+    match datagram.get(3..5) {
+        Some(b"2\x03") => 1,
+        Some(b"2\x05") => 2,
+        _ => 0,
+    }
+}
+
+impl ForeignPace {
+    /// Whether one more is Python's to look at.
+    pub fn admit(&mut self, datagram: &[u8], now: Seconds) -> bool {
+        let now = (now / RUN).floor() * RUN;
+        let until = &mut self.until[step(datagram)];
+        let next = until.max(now) + 1.0 / RATE;
+        let admitted = next - now <= BURST / RATE;
+        if admitted {
+            *until = next;
+        }
+        admitted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_comes_in_at_once_and_a_flood_only_at_the_rate() {
+        let mut pace = ForeignPace::default();
+        let mut admitted = |from: u32, to: u32| {
+            (from..to).filter(|n| pace.admit(b"RGE2\x01", 100.0 + f64::from(*n) / 100_000.0)).count()
+        };
+        // At 100,000 a second, for two seconds.
+        let (first, second) = (admitted(0, 100_000), admitted(100_000, 200_000));
+        assert!((3026..=3030).contains(&first), "{first}");
+        assert!((998..=1002).contains(&second), "{second}");
+    }
+
+    #[test]
+    fn a_flood_comes_in_runs() {
+        let mut pace = ForeignPace::default();
+        let mut admitted = |at: Seconds| (0..10_000).filter(|_| pace.admit(b"RGE2\x01", at)).count();
+        admitted(5.001);
+        assert_eq!([5.005, 5.015, 5.021, 5.025, 5.05].map(&mut admitted), [0, 0, 20, 0, 20]);
+    }
+
+    #[test]
+    fn no_step_takes_anothers_place() {
+        let mut pace = ForeignPace::default();
+        let mut admitted = |datagram: &[u8]| (0..10_000).filter(|_| pace.admit(datagram, 7.0)).count();
+        for message in [&b"RGE2\x01"[..], b"RGE2\x03", b"RGE2\x05"] {
+            assert_eq!(admitted(message), BURST as usize);
+        }
+        for strange in [&b"RGE2"[..], b"RGE2\x02", b"RGE\x01\x03", b"RGE3\x05"] {
+            assert_eq!(admitted(strange), 0);
+        }
+    }
+}
