@@ -8,12 +8,11 @@ flood of first messages, which anybody can send in anybody's name.
 
 from __future__ import annotations
 
-# A second, of one step: a twentieth of a processor.
+# A second, of one step.
 RATE = 1000.0
 # At once, of one step.
 BURST = 2048
-# In a flood they come in runs, this many seconds' worth each: the control side is woken for a run, not for each of
-# them, and waking costs more than most datagrams do.
+# In a flood they come in runs, this many seconds' worth each: the control side is woken for a run, not for each.
 RUN = 0.02
 # Enrollment's messages 3 and 5 (docs/enrollment.md), after the first three bytes. Any other counts as a first.
 _STEPS = {b"2\x03": 1, b"2\x05": 2}

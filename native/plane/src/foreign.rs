@@ -7,12 +7,11 @@
 
 use transport::contract::Seconds;
 
-/// A second, of one step: a twentieth of a processor.
+/// A second, of one step.
 const RATE: f64 = 1000.0;
 /// At once, of one step.
 const BURST: f64 = 2048.0;
-/// In a flood they come in runs, this many seconds' worth each: Python is woken for a run, not for each of them, and
-/// waking costs more than most datagrams do.
+/// In a flood they come in runs, this many seconds' worth each: Python is woken for a run, not for each of them.
 const RUN: Seconds = 0.02;
 
 /// The pace of each step.
