@@ -325,7 +325,7 @@ class PairingClient:
         return min(wait, _LONGEST_SECONDS) * (1 + _JITTER * fraction)
 
     def _progress(self, now: float) -> None:
-        """A new step begins: its own ten tries."""
+        """A new step begins, with tries of its own."""
         self._tries = 0
         self._deadline = now + self._interval()
 

@@ -187,7 +187,7 @@ class Registry:
         self._numbers[wished] = number
         return name
 
-    def _free(self, name: str) -> None:
+    def _give_up(self, name: str) -> None:
         del self._names[name]
         self._numbers.clear()
 
@@ -197,7 +197,7 @@ class Registry:
 
     def _take_out(self, record: PeerRecord) -> None:
         if self.state.peers.pop(record.public_key, None) is not None:
-            self._free(record.name)
+            self._give_up(record.name)
             self.pool.release(record.public_key)
 
     def _put_back(self, before: PeerRecord, record: PeerRecord) -> None:
@@ -208,7 +208,7 @@ class Registry:
         if self.state.peers.get(old.public_key) is not old:
             return
         self.state.peers[old.public_key] = new
-        self._free(old.name)
+        self._give_up(old.name)
         self._names[new.name] = new.public_key
 
 

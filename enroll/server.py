@@ -197,9 +197,10 @@ class Server:
         if self._pairing is None:
             return
         self._pairing.handle_timeout(now())
-        self._set_pairing_timer(self._pairing.poll_timeout())
+        self._set_pairing_timer(self._pairing)
 
-    def _set_pairing_timer(self, due: float | None) -> None:
+    def _set_pairing_timer(self, pairing: PairingServer) -> None:
+        due = pairing.poll_timeout()
         if due == self._pairing_due and self._pairing_timer is not None:
             return
         if self._pairing_timer is not None:
@@ -220,7 +221,7 @@ class Server:
             self._tasks.spawn(self._v1.handle(datagram, source, at))
         elif self._pairing is not None:
             self._carry_out(self._pairing, self._pairing.handle(datagram, source, at))
-            self._set_pairing_timer(self._pairing.poll_timeout())
+            self._set_pairing_timer(self._pairing)
 
     def _carry_out(self, pairing: PairingServer, outputs: list[Output]) -> None:
         for output in outputs:

@@ -158,6 +158,20 @@ mod tests {
     }
 
     #[test]
+    fn enrollment_is_bounded_in_rate_and_in_number() {
+        let mut waiting = Waiting::default();
+        let mut admit = |now: Seconds| waiting.admit_foreign(b"RGE2\x01", now);
+        assert_eq!((0..FOREIGN_QUEUE).filter(|_| admit(100.0).is_ok()).count(), FOREIGN_QUEUE);
+        assert_eq!(admit(200.0), Err(Drop::ForeignQueue));
+        // Python takes each at once: the pace alone is left.
+        let refused = (0..100_000).find_map(|_| {
+            waiting.foreign = 0;
+            waiting.admit_foreign(b"RGE2\x01", 200.0).err()
+        });
+        assert_eq!(refused, Some(Drop::ForeignRate));
+    }
+
+    #[test]
     fn each_kind_is_bounded_and_a_fault_still_gets_through() {
         let handshakes = Arc::default();
         let events = Events::new(Arc::clone(&handshakes)).unwrap();
@@ -165,6 +179,7 @@ mod tests {
         let put = |make: &dyn Fn() -> Event, count: usize| (0..count).filter(|_| events.put(make()).is_ok()).count();
         assert_eq!(put(&handshake, HANDSHAKE_QUEUE + 5), HANDSHAKE_QUEUE);
         assert_eq!(put(&foreign, 2 * FOREIGN_QUEUE), FOREIGN_QUEUE);
+        assert_eq!(events.put(foreign()), Err(Drop::ForeignQueue));
         let room = EVENT_QUEUE - HANDSHAKE_QUEUE - FOREIGN_QUEUE;
         assert_eq!(put(&|| Event::KeypairConfirmed(1, 1), EVENT_QUEUE), room);
         assert!(events.put(Event::Fault { message: String::new(), fatal: true }).is_ok());
