@@ -256,7 +256,12 @@ def attached(pid: int, *options: str) -> Iterator[subprocess.Popen[str]]:
         strace.send_signal(signal.SIGINT)
         assert strace.stderr is not None
         strace.stderr.close()
-        strace.wait(PATIENCE)
+        try:
+            strace.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            # It was seen to wait for ever for threads that it had killed; until it is gone nobody can reap them.
+            strace.kill()
+            strace.wait(PATIENCE)
 
 
 def _wait_traced(strace: subprocess.Popen[str], pid: int) -> None:
