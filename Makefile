@@ -8,7 +8,7 @@ BENCH_ARGS ?=
 KERNEL_SECONDS ?= 900
 # The newest wireguard-go, to talk to and to measure against.
 WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
-SOURCES := pyproject.toml setup.py README.md $(shell find rustguard_py enroll state cli native -type f ! -name '*.pyc' ! -path '*/target/*')
+SOURCES := pyproject.toml setup.py README.md $(shell find rustguard_py cli quick enroll daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 # Several workers: most tests wait more than they compute. PYTEST_ARGS=-n0 has one, and shows what is printed with -s.
@@ -56,11 +56,10 @@ fuzz:
 miri tsan:
 	@scripts/sanitize $@
 
-# mypy looks at the installed package: in the checkout, ./rustguard_py hides three of its parts.
 check: .venv/.check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@cd .venv && bin/mypy --config-file ../pyproject.toml -p rustguard_py
+	@$(BIN)/mypy -p rustguard_py
 	@$(CARGO) fmt --check
 	@$(CARGO) clippy --locked --all-targets -q -- -D warnings
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from links import Pair
 
-from rustguard_py.errors import RustGuardError
-from rustguard_py.lab import Host
+from rustguard_py.lab.hosts import Host
+from rustguard_py.model.errors import RustGuardError
 from support import machine
 from support.wireguard_go import Peer, WireGuardGo
 

@@ -16,15 +16,16 @@ import time
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from rustguard_py.cookie import add_macs, mac1_key
+from rustguard_py.model.endpoint import Endpoint, Network
+from rustguard_py.model.peer import PeerConfig
 from rustguard_py.node import Node
-from rustguard_py.noise import Initiator, StaticKey
-from rustguard_py.peer import PeerConfig
-from rustguard_py.planes.contract import Endpoint, Event, Keypair, Network
+from rustguard_py.planes.contract import Event, Keypair
 from rustguard_py.planes.transport import Transport
+from rustguard_py.protocol.cookie import add_macs, mac1_key
+from rustguard_py.protocol.noise import Initiator, StaticKey
+from rustguard_py.protocol.tai64n import Tai64nClock
+from rustguard_py.protocol.wire import RESPONSE
 from rustguard_py.state.journal import TimestampJournal
-from rustguard_py.tai64n import Tai64nClock
-from rustguard_py.wire import RESPONSE
 
 PEERS = 1000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rustguard_py.lab import End, Host, Lab
+from rustguard_py.lab.hosts import End, Host, Lab
 
 
 @dataclass(frozen=True, slots=True)

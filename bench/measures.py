@@ -16,7 +16,7 @@ from engines import Running
 from links import Pair
 from process import cpu_seconds
 
-from rustguard_py.errors import RustGuardError
+from rustguard_py.model.errors import RustGuardError
 
 # What iperf3 may take beyond the seconds it measures.
 PATIENCE = 15.0

@@ -21,10 +21,10 @@ from pathlib import Path
 from process import cpu_seconds, resident_mib
 
 from rustguard_py.cli.demo import Machine
-from rustguard_py.errors import RustGuardError
-from rustguard_py.lab import Host, Lab
+from rustguard_py.lab.hosts import Host, Lab
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.keys import generate_private_key
 from rustguard_py.state.document import Document
-from rustguard_py.state.identity import generate_private_key
 from rustguard_py.state.records import PeerRecord, ServerState
 
 IDLE_SECONDS = 10

@@ -24,7 +24,7 @@ from report import Results, describe_machine, others_seconds, print_tables, writ
 from rich.console import Console
 from suites import Table, able, full
 
-from rustguard_py.lab import Lab
+from rustguard_py.lab.hosts import Lab
 
 
 def _arguments() -> argparse.Namespace:

@@ -35,7 +35,7 @@ from rich.table import Table
 from streams import WARM_UP
 
 from rustguard_py.engine import has_native
-from rustguard_py.lab import Host, Lab
+from rustguard_py.lab.hosts import Host, Lab
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

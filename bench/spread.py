@@ -14,7 +14,7 @@ import random
 import statistics
 from ipaddress import ip_interface, ip_network
 
-from rustguard_py.lab import Host, Lab
+from rustguard_py.lab.hosts import Host, Lab
 
 TUNNELS = (1, 2, 4)
 # A tunnel counts as even that has no more than so much more or less than its share.

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from engines import ENGINES
 from links import Way, make_pair
 
-from rustguard_py.lab import Lab
+from rustguard_py.lab.hosts import Lab
 
 # Samples a second a thread. Not a round number: nothing shall keep step with it.
 FREQUENCY = 2999

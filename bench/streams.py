@@ -18,7 +18,7 @@ import time
 
 from process import core_seconds, cpu_seconds
 
-from rustguard_py.stream import CHUNK, PATIENCE, WARM_UP
+from rustguard_py.lab.stream import CHUNK, PATIENCE, WARM_UP
 
 
 def _spent(pids: list[int]) -> tuple[list[float], list[float]]:

@@ -41,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rustguard_py.engine import has_native, why_no_kernel
-from rustguard_py.lab import Host, Lab
+from rustguard_py.lab.hosts import Host, Lab
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

@@ -13,7 +13,7 @@ import click
 from rustguard_py import __version__
 from rustguard_py.cli.secret import wipe_arguments
 from rustguard_py.cli.verb import CONTEXT_SETTINGS, write_examples
-from rustguard_py.errors import RustGuardError
+from rustguard_py.model.errors import RustGuardError
 
 INTERRUPTED = 130
 

@@ -25,8 +25,8 @@ from rustguard_py.cli.machine import PATIENCE, Machine, eventually
 from rustguard_py.cli.render import Column, show_progress, show_table
 from rustguard_py.cli.verb import Verb, json_option
 from rustguard_py.data_path import DataPath
-from rustguard_py.errors import RustGuardError
-from rustguard_py.lab import End, Host, Lab
+from rustguard_py.lab.hosts import End, Host, Lab
+from rustguard_py.model.errors import RustGuardError
 
 SCHEMA = 1
 INNER = "10.150.0.1"
@@ -178,7 +178,7 @@ def _stream(sender: Host, taker: Host, address: str, seconds: float, *, back: bo
     """Give the rate of one stream, Mbit/s."""
     # Whoever takes listens; the way back, that is the client, at its own address.
     where = _own_address(taker, address) if back else address
-    program = [sys.executable, "-P", "-m", "rustguard_py.stream"]
+    program = [sys.executable, "-P", "-m", "rustguard_py.lab.stream"]
     taking = taker.popen([*program, "take", where, str(PORT), str(seconds)], stdout=subprocess.PIPE)
     out = taking.stdout
     if out is None or out.readline() != "ready\n":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from rustguard_py.cli.verb import Verb
-from rustguard_py.errors import UsageError
+from rustguard_py.model.errors import UsageError
 
 
 @click.command(

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from rustguard_py.control_client import call, listens
-from rustguard_py.errors import NotRunningError, UsageError
+from rustguard_py.daemon.control.client import call, listens
+from rustguard_py.model.errors import NotRunningError, UsageError
 from rustguard_py.state import paths
 
 START = "Start one: `sudo rustguard serve …` or `sudo rustguard join …`."

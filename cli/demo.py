@@ -1,6 +1,6 @@
 """`rustguard demo`: two hosts on this machine find each other with a token, carry traffic, and part cleanly.
 
-The hosts are network namespaces (rustguard_py.lab); what runs in them is the command `rustguard` itself.
+The hosts are network namespaces (rustguard_py.lab.hosts); what runs in them is the command `rustguard` itself.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import click
 from rustguard_py.cli.machine import PATIENCE, Machine, eventually
 from rustguard_py.cli.render import Stage
 from rustguard_py.cli.verb import Verb
-from rustguard_py.errors import RustGuardError, UnansweredError
-from rustguard_py.lab import Lab
+from rustguard_py.lab.hosts import Lab
+from rustguard_py.model.errors import RustGuardError, UnansweredError
 
 POOL = "10.150.0.0/24"
 THROUGHPUT_SECONDS = 3

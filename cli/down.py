@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from rustguard_py.cli.verb import Verb
-from rustguard_py.control_client import call, listens
-from rustguard_py.errors import NotRunningError, RustGuardError
+from rustguard_py.daemon.control.client import call, listens
+from rustguard_py.model.errors import NotRunningError, RustGuardError
 from rustguard_py.state import paths
 
 # Hooks may take their time.
@@ -29,7 +29,7 @@ SECONDS = 120.0
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 def command(name: str, state: Path | None) -> None:
     """Bring down a tunnel that `rustguard up` brought up: PreDown, all changes taken back, PostDown."""
-    from rustguard_py.quick.files import interface_of
+    from rustguard_py.quick.conf_files import interface_of
 
     interface = interface_of(name)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()

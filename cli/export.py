@@ -12,8 +12,8 @@ import click
 from rustguard_py import conf
 from rustguard_py.cli.genkey import warn_if_world_accessible
 from rustguard_py.cli.verb import Verb, state_option
-from rustguard_py.control_client import call, listens
-from rustguard_py.errors import RefusedError, UsageError
+from rustguard_py.daemon.control.client import call, listens
+from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.state import paths
 
 
@@ -60,8 +60,8 @@ def command(
 
 
 def _own(server: str | None, state: Path | None) -> conf.Config:
-    from rustguard_py.enroll import address
-    from rustguard_py.enroll.handout import of_client
+    from rustguard_py.enroll.export import of_client
+    from rustguard_py.model.address import parse
     from rustguard_py.state.document import Document
     from rustguard_py.state.records import ClientState
 
@@ -76,7 +76,7 @@ def _own(server: str | None, state: Path | None) -> conf.Config:
             f"Nothing was joined here ({directory}).", "Join with: sudo rustguard join HOST --token SECRET"
         )
     client = ClientState.from_json(kept)
-    host, port = address.parse(server) if server is not None else (None, None)
+    host, port = parse(server) if server is not None else (None, None)
     network = client.network(host, port)
     if network is None:
         what = "Nothing" if server is None else server
@@ -92,10 +92,12 @@ def _only_the_peer_has_it() -> UsageError:
 
 
 def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
-    from rustguard_py.enroll import address, handout
-    from rustguard_py.state.identity import encode_key, generate_private_key, public_key
+    from rustguard_py.enroll import export
+    from rustguard_py.enroll.server import admissions
+    from rustguard_py.model.address import parse
+    from rustguard_py.model.keys import encode_key, generate_private_key, public_key
 
-    host, port = address.parse(endpoint) if endpoint is not None else (_likely(), None)
+    host, port = parse(endpoint) if endpoint is not None else (_likely(), None)
     private, preshared = generate_private_key(), os.urandom(32)
     directory = paths.state_directory("server", state)
     socket = paths.find_socket(directory)
@@ -103,8 +105,8 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
         keys = {"public_key": encode_key(public_key(private)), "preshared_key": encode_key(preshared)}
         offered = call(socket, "admit", {"name": name, **keys})
     else:
-        offered = handout.admit_at_rest(directory, name, public_key(private), preshared)
-    config = handout.of_peer(offered, private, preshared, host, port)
+        offered = admissions.admit_at_rest(directory, name, public_key(private), preshared)
+    config = export.of_peer(offered, private, preshared, host, port)
     click.echo(
         f"Let in {offered['name']}, {offered['addresses'][0]}. Its key is in this file and nowhere else.", err=True
     )
@@ -115,7 +117,7 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
 
 
 def _likely() -> str:
-    from rustguard_py.enroll.introduction import likely_address
+    from rustguard_py.enroll.server.banner import likely_address
 
     found = likely_address()
     if found == "HOST":

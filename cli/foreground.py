@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from rustguard_py.enroll.voice import Voice
+from rustguard_py.daemon.console import Voice
 
 _PR_SET_DUMPABLE = 4
 _LOG_LIMIT = 1 << 20

@@ -27,7 +27,6 @@ from rustguard_py.data_path import DataPath
 @click.option("--server", "fingerprint", metavar="FINGERPRINT", help="Refuse any other server (serve prints it).")
 @click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
 @click.option("--save-only", is_flag=True, help="Join and keep what came of it; carry no traffic.")
-@click.option("--v1", is_flag=True, help="Join a server of the first RustGuard; never tried without being asked for.")
 @click.option("--daemon", is_flag=True, help="Go to the background once connected or trying.")
 @click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
 @data_path_options
@@ -40,7 +39,6 @@ def command(
     fingerprint: str | None,
     interface: str | None,
     save_only: bool,
-    v1: bool,
     daemon: bool,
     group: str | None,
     data_path: DataPath,
@@ -53,7 +51,7 @@ def command(
     secret = find_token(token, token_file)
 
     from rustguard_py.cli.foreground import Background, run
-    from rustguard_py.enroll.joining import JoinOptions, join
+    from rustguard_py.enroll.client.start import JoinOptions, join
     from rustguard_py.state.paths import state_directory
 
     directory = state_directory("client", state)
@@ -68,7 +66,6 @@ def command(
         fingerprint=fingerprint,
         interface=interface,
         save_only=save_only,
-        v1=v1,
         data_path=data_path,
         group=group,
     )

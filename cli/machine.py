@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rustguard_py.errors import RustGuardError
-from rustguard_py.lab import Host
+from rustguard_py.lab.hosts import Host
+from rustguard_py.model.errors import RustGuardError
 
 # What anything may take before it counts as failed, seconds.
 PATIENCE = 30.0

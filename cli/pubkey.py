@@ -9,7 +9,7 @@ import sys
 import click
 
 from rustguard_py.cli.verb import Verb
-from rustguard_py.errors import RustGuardError
+from rustguard_py.model.errors import RustGuardError
 
 # 32 bytes in base64.
 KEY_LENGTH = 44

@@ -12,10 +12,9 @@ from shlex import quote
 
 import click
 
-from rustguard_py.errors import UsageError
+from rustguard_py.model.errors import UsageError
 
 OPTION = "--token"
-OPTIONS = (OPTION, "--v1-token")
 VARIABLE = "RUSTGUARD_TOKEN"
 MAX_LENGTH = 1024
 # A window allows 20 guesses (docs/enrollment.md), so what must be kept out are a person's first 20 ideas.
@@ -97,14 +96,14 @@ def is_weak(token: str) -> bool:
 
 
 def wipe_arguments() -> None:
-    """Overwrite the values of `OPTIONS` in the process's own argv, which `ps` reads. May be called twice.
+    """Overwrite the value of `--token` in the process's own argv, which `ps` reads. May be called twice.
 
     `sys.argv` and `sys.orig_argv` lose it too: who still needs it copies them before.
     """
-    if not any(argument.startswith(OPTIONS) for argument in sys.argv):
+    if not any(argument.startswith(OPTION) for argument in sys.argv):
         return
     # sudo hands down the whole line it was given.
-    if any(option in os.environ.get(_SUDO_VARIABLE, "") for option in OPTIONS):
+    if OPTION in os.environ.get(_SUDO_VARIABLE, ""):
         os.environ[_SUDO_VARIABLE] = _MASK.decode()
         _wipe_environment(_SUDO_VARIABLE)
     for arguments in (sys.argv, sys.orig_argv):
@@ -121,16 +120,14 @@ def wipe_arguments() -> None:
 
 def _token_places(arguments: Sequence[bytes]) -> Iterator[tuple[int, int]]:
     """Give the index of each argument that holds a token, and where in it the token begins."""
-    options = [option.encode() for option in OPTIONS]
+    option = OPTION.encode()
     for index, argument in enumerate(arguments):
         name, separator, _ = argument.partition(b"=")
-        if name in options and separator:
+        if name == option and separator:
             yield index, len(name) + 1
-        elif argument in options and index + 1 < len(arguments):
+        elif argument == option and index + 1 < len(arguments):
             value = arguments[index + 1]
-            # Without a value of its own, --v1-token leaves what follows alone.
-            optional = argument == options[1] and value.startswith(b"-")
-            if value != _STANDARD_INPUT.encode() and not optional:
+            if value != _STANDARD_INPUT.encode():
                 yield index + 1, 0
 
 

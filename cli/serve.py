@@ -11,7 +11,7 @@ import click
 from rustguard_py.cli.secret import find_token, is_weak, read_token
 from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
 from rustguard_py.data_path import DataPath
-from rustguard_py.errors import UsageError
+from rustguard_py.model.errors import UsageError
 from rustguard_py.state.records import MOST_TUNNELS
 
 # How long `--open` alone opens the window for: time to walk to the other machine.
@@ -35,13 +35,6 @@ OPEN_SECONDS = 600
     "--pool6", metavar="CIDR", help="The same for IPv6, a /64; `none` for none. Default: made once and kept."
 )
 @token_options
-@click.option(
-    "--v1-token",
-    is_flag=False,
-    flag_value="",
-    metavar="[SECRET]",
-    help="Let the first RustGuard's clients in too, by a token of their own; without SECRET one is made and kept.",
-)
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="UDP port; kept.  [default: 51820]")
 @click.option(
     "--open",
@@ -68,7 +61,6 @@ def command(
     pool6: str | None,
     token: str | None,
     token_file: Path | None,
-    v1_token: str | None,
     port: int | None,
     open_for: float | None,
     interface: str | None,
@@ -88,7 +80,7 @@ def command(
     secret = _token(token, token_file)
 
     from rustguard_py.cli.foreground import run
-    from rustguard_py.enroll.serving import ServeOptions, serve
+    from rustguard_py.enroll.server.start import ServeOptions, serve
     from rustguard_py.state.paths import state_directory
 
     options = ServeOptions(
@@ -98,7 +90,6 @@ def command(
         pool6=network6,
         use_pool6=pool6 != "none",
         port=port,
-        v1_token=v1_token,
         open_for=open_for,
         interface=interface,
         mtu=mtu,

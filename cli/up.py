@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from rustguard_py.cli.verb import Verb, data_path_options
-from rustguard_py.control_client import call, listens
+from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.data_path import DataPath
 from rustguard_py.state import paths
 
@@ -41,12 +41,12 @@ def command(
 
     Every key of wg(8) and wg-quick(8) counts. If it is up already, what differs in the file is changed.
     """
-    from rustguard_py.quick import files
+    from rustguard_py.quick import conf_files
 
-    path = files.find(file)
-    interface = files.interface_of(file)
-    files.load(path)
-    if said := files.warning(path):
+    path = conf_files.find(file)
+    interface = conf_files.interface_of(file)
+    conf_files.load(path)
+    if said := conf_files.warning(path):
         click.echo(f"Warning: {said}", err=True)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
     socket = paths.find_socket(directory)

@@ -14,7 +14,7 @@ from rustguard_py import __version__
 from rustguard_py.cli.app import INTERRUPTED, report
 from rustguard_py.cli.verb import Verb
 from rustguard_py.data_path import DataPath
-from rustguard_py.errors import RustGuardError, UsageError
+from rustguard_py.model.errors import RustGuardError, UsageError
 
 if TYPE_CHECKING:
     from rustguard_py.engine import Engine
@@ -44,7 +44,7 @@ def command(foreground: bool, interface: str) -> None:
     WG_UAPI_FD (descriptors to use in place of making interface and socket).
     """
     from rustguard_py.cli.foreground import Background, run
-    from rustguard_py.quick.files import interface_of
+    from rustguard_py.quick.conf_files import interface_of
     from rustguard_py.quick.wg_daemon import WgOptions, serve
 
     if "/" in interface or interface.endswith(".conf") or not interface_of(interface):

@@ -1,7 +1,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
-from rustguard_py.planes.contract import Endpoint, Event, Keypair, Network, PeerId, PlaneStats
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.statistics import PlaneStats
+from rustguard_py.planes.contract import Event, Keypair
 
 __all__ = ["Plane", "Transport", "aead", "uring_refusal"]
 

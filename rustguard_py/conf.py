@@ -15,22 +15,20 @@ from difflib import get_close_matches
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
-    IPv4Network,
     IPv6Address,
     IPv6Interface,
-    IPv6Network,
     ip_address,
     ip_interface,
     ip_network,
 )
 from typing import Any, NoReturn
 
-from rustguard_py.errors import UsageError
-from rustguard_py.noise import NO_PRESHARED_KEY
+from rustguard_py.model.endpoint import Network
+from rustguard_py.model.errors import UsageError
+from rustguard_py.model.keys import NO_PRESHARED_KEY
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
-Network = IPv4Network | IPv6Network
 
 AUTO, OFF = "auto", "off"
 # What iproute2 knows by name without /etc/iproute2/rt_tables.

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from rustguard_py.clock import now
 from rustguard_py.data_path import DataPath
-from rustguard_py.errors import RefusedError, UsageError
-from rustguard_py.tunnel import EventfulPlane
+from rustguard_py.model.clock import now
+from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.planes.contract import EventfulPlane
 
 ENGINES = ("auto", "kernel", "native", "portable")
 # What RUSTGUARD_AEAD may be. `auto` seals and opens sixteen packets at once where the processor can.
@@ -106,12 +106,11 @@ def uring_refusal() -> str | None:
     return _native.uring_refusal()
 
 
-def choose(asked: DataPath, *, ours: str | None = None) -> Engine:
+def choose(asked: DataPath) -> Engine:
     """Choose an engine: with `auto` the fastest that is here.
 
     Args:
         asked: What was asked for.
-        ours: Another option that was given and that only our own engines have, such as `--v1-token`; None for none.
 
     Raises:
         UsageError: There is no such engine, that is no number of queues, the engine hasn't what was asked for, both
@@ -129,7 +128,7 @@ def choose(asked: DataPath, *, ours: str | None = None) -> Engine:
         raise UsageError("The portable engine has no AF_XDP.", "Leave out --xdp, or use: --engine native")
     if uring and xdp is not None:
         raise UsageError("io_uring and AF_XDP can't be used together.", "Leave out --uring or --xdp.")
-    ours = ours or _of_ours(asked)
+    ours = _of_ours(asked)
     if asked.threaded_napi and wanted not in ("auto", "kernel"):
         raise UsageError(
             f"--threaded-napi is of the kernel's engine, not of the {wanted} one.",
@@ -147,7 +146,7 @@ def choose(asked: DataPath, *, ours: str | None = None) -> Engine:
             + (", without --uring" if uring else ", without --xdp" if xdp is not None else ""),
         )
     if xdp is not None:
-        from rustguard_py.netif import require_ethernet
+        from rustguard_py.system.interface import require_ethernet
 
         require_ethernet(xdp)
     if wanted == "portable" or not has_native():
@@ -176,9 +175,9 @@ def _uring(wanted: bool) -> str:
 
 def why_no_kernel() -> str | None:
     """Say in one sentence why the kernel's WireGuard can't be used, or None where it can."""
-    from rustguard_py import kernel
+    from rustguard_py.kernel import netlink
 
-    return kernel.why_absent()
+    return netlink.why_absent()
 
 
 def _of_ours(asked: DataPath) -> str | None:
@@ -197,7 +196,7 @@ def _kernel(ours: str | None, why: str, *, threaded_napi: bool) -> Engine:
         mend = "Load it: sudo modprobe wireguard (Linux 5.6 or newer); or use: --engine auto"
         raise RefusedError(absent, mend + (", without --threaded-napi" if threaded_napi else ""))
     if threaded_napi:
-        from rustguard_py import napi
+        from rustguard_py.kernel import napi
 
         napi.require()
         why += "; threaded NAPI"

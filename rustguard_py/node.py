@@ -26,15 +26,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from rustguard_py import wire
-from rustguard_py.cookie import add_macs, open_cookie
-from rustguard_py.noise import Initiator, InvalidHandshakeError, Received, StaticKey, TransportKeys
-from rustguard_py.peer import Peer, PeerConfig
+from rustguard_py.model.endpoint import Endpoint, PeerId, is_same, plain
+from rustguard_py.model.peer import Peer, PeerConfig
+from rustguard_py.model.timers import REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT
+from rustguard_py.peer import HandshakingPeer
 from rustguard_py.planes.contract import (
-    REJECT_AFTER_TIME,
-    REKEY_ATTEMPT_TIME,
-    REKEY_TIMEOUT,
-    Endpoint,
     EndpointMoved,
     Event,
     Fault,
@@ -43,13 +39,13 @@ from rustguard_py.planes.contract import (
     HandshakeWanted,
     Keypair,
     KeypairConfirmed,
-    PeerId,
     Plane,
     Reason,
-    is_same,
-    plain,
 )
-from rustguard_py.tai64n import Tai64nClock
+from rustguard_py.protocol import wire
+from rustguard_py.protocol.cookie import add_macs, open_cookie
+from rustguard_py.protocol.noise import Initiator, InvalidHandshakeError, Received, StaticKey, TransportKeys
+from rustguard_py.protocol.tai64n import Tai64nClock
 
 # Section 6.4: retries are spread by up to a third of a second.
 REKEY_TIMEOUT_JITTER = 1 / 3
@@ -63,7 +59,7 @@ MIN_INITIATION_INTERVAL = 1 / 50
 class SessionStarted:
     """A handshake is complete on both sides as far as we can know."""
 
-    peer: Peer
+    peer: HandshakingPeer
     initiator: bool
 
 
@@ -71,7 +67,7 @@ class SessionStarted:
 class HandshakeUnanswered:
     """An initiation had no answer for REKEY-TIMEOUT; another goes out. `attempts` counts those sent so far."""
 
-    peer: Peer
+    peer: HandshakingPeer
     attempts: int
 
 
@@ -79,14 +75,14 @@ class HandshakeUnanswered:
 class HandshakeGivenUp:
     """No answer for REKEY-ATTEMPT-TIME; the next packet begins anew."""
 
-    peer: Peer
+    peer: HandshakingPeer
 
 
 @dataclass(frozen=True, slots=True)
 class PeerMoved:
     """A peer is elsewhere now: an authenticated message came from there."""
 
-    peer: Peer
+    peer: HandshakingPeer
     endpoint: Endpoint
 
 
@@ -134,9 +130,9 @@ class Node:
         self._wall = wall
         self._clock = Tai64nClock(wall, timestamps.greatest(static.public))
         self._random = random
-        self._by_key: dict[bytes, Peer] = {}
-        self._by_id: dict[PeerId, Peer] = {}
-        self._by_index: dict[int, Peer] = {}
+        self._by_key: dict[bytes, HandshakingPeer] = {}
+        self._by_id: dict[PeerId, HandshakingPeer] = {}
+        self._by_index: dict[int, HandshakingPeer] = {}
         self._next_id = 1
         # (deadline, peer id); an entry is stale when the peer's deadline is another by now.
         self._deadlines: list[tuple[float, PeerId]] = []
@@ -144,18 +140,18 @@ class Node:
 
     # -- peers ----------------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Peer]:
+    def __iter__(self) -> Iterator[HandshakingPeer]:
         return iter(self._by_key.values())
 
-    def get(self, public_key: bytes) -> Peer | None:
+    def get(self, public_key: bytes) -> HandshakingPeer | None:
         """Find a peer by its key (32 bytes)."""
         return self._by_key.get(public_key)
 
-    def set_peer(self, config: PeerConfig) -> Peer:
+    def set_peer(self, config: PeerConfig) -> HandshakingPeer:
         """Add a peer, or change one; its session stays unless the preshared key is another."""
         peer = self._by_key.get(config.public_key)
         if peer is None:
-            peer = Peer(self._next_id, config)
+            peer = HandshakingPeer(self._next_id, config)
             self._next_id += 1
             self._by_key[config.public_key] = self._by_id[peer.id] = peer
         elif peer.config.preshared_key != config.preshared_key:
@@ -174,17 +170,23 @@ class Node:
             return
         peer.endpoint = endpoint
         self._plane.set_endpoint(peer.id, endpoint)
-        if peer.attempt_began is not None:
-            peer.retry_at = now
-            self._schedule(peer)
+        own = self._by_id[peer.id]
+        if own.attempt_began is not None:
+            own.retry_at = now
+            self._schedule(own)
 
-    def set_static(self, static: StaticKey, now: float) -> None:
-        """Be another from now on; the peers stay, but for one that has this key itself.
+    @property
+    def public_key(self) -> bytes:
+        """Our public key, 32 bytes."""
+        return self.static.public
+
+    def set_private_key(self, private_key: bytes, now: float) -> None:
+        """Use another private key (32 bytes) from now on; the peers stay, but for one that has this key itself.
 
         As in the kernel: what they send on their sessions is still taken, while what is to be sent to them needs a
         new handshake. One that is under way begins anew.
         """
-        self.static = static
+        self.static = static = StaticKey(private_key)
         self._clock = Tai64nClock(self._wall, self._timestamps.greatest(static.public))
         self.remove_peer(static.public)
         self._plane.set_public_key(static.public)
@@ -232,14 +234,15 @@ class Node:
 
     def begin_handshake(self, peer: Peer, now: float, patience: float = REKEY_ATTEMPT_TIME) -> None:
         """Send an initiation, at most one each REKEY-TIMEOUT, again until it is answered or `patience` is over."""
-        if peer.attempt_began is not None:
-            # Somebody still wants to send: the 90 s count from here, as the kernel counts its retries anew.
-            peer.attempt_began = now
+        own = self._by_id[peer.id]
+        if own.attempt_began is not None:
+            # Somebody still wants to send: the 90 s count from here, as the kernel restarts its count of retries.
+            own.attempt_began = now
             return
-        if peer.initiation_sent is not None and now - peer.initiation_sent < REKEY_TIMEOUT:
+        if own.initiation_sent is not None and now - own.initiation_sent < REKEY_TIMEOUT:
             return
-        peer.attempt_began = now - (REKEY_ATTEMPT_TIME - patience)
-        self._initiate(peer, now)
+        own.attempt_began = now - (REKEY_ATTEMPT_TIME - patience)
+        self._initiate(own, now)
 
     def ask(self, peer: Peer, now: float) -> None:
         """Shake hands to learn whether a peer answers; its session stays."""
@@ -276,7 +279,7 @@ class Node:
 
     # -- initiator ------------------------------------------------------------------------------------------
 
-    def _initiate(self, peer: Peer, now: float) -> None:
+    def _initiate(self, peer: HandshakingPeer, now: float) -> None:
         endpoint = peer.endpoint
         static_static = self._static_static(peer)
         if endpoint is None or static_static is None:
@@ -299,7 +302,7 @@ class Node:
         self._schedule(peer)
         self._send_handshake(peer, initiator.message, endpoint, now)
 
-    def _retry(self, peer: Peer, now: float) -> None:
+    def _retry(self, peer: HandshakingPeer, now: float) -> None:
         if peer.attempt_began is None or now - peer.attempt_began >= REKEY_ATTEMPT_TIME:
             peer.end_attempt()
             self._plane.drop_held(peer.id)
@@ -323,7 +326,9 @@ class Node:
         self._install(peer, response.receiver, response.sender, keys, now, initiator=True)
         self._session_started(peer, now, initiator=True)
 
-    def _open_response(self, peer: Peer, initiator: Initiator, response: wire.Response) -> TransportKeys | None:
+    def _open_response(
+        self, peer: HandshakingPeer, initiator: Initiator, response: wire.Response
+    ) -> TransportKeys | None:
         for place, preshared_key in enumerate(peer.config.preshared_keys):
             try:
                 keys = initiator.consume_response(self.static, response, preshared_key)
@@ -363,14 +368,14 @@ class Node:
         self._install(peer, index, initiation.sender, keys, now, initiator=False)
         self._send_handshake(peer, message, source, now)
 
-    def _preshared_key(self, peer: Peer) -> bytes:
+    def _preshared_key(self, peer: HandshakingPeer) -> bytes:
         """Choose for a response; only the initiator notices a wrong one, so an unconfirmed one makes us change."""
         keys = peer.config.preshared_keys
         if peer.unconfirmed:
             peer.key_in_use = (peer.key_in_use + 1) % len(keys)
         return keys[peer.key_in_use]
 
-    def _is_new(self, peer: Peer, timestamp: bytes, now: float) -> bool:
+    def _is_new(self, peer: HandshakingPeer, timestamp: bytes, now: float) -> bool:
         greatest = self._timestamps.greatest(peer.config.public_key)
         if greatest is not None and timestamp <= greatest:
             return False
@@ -398,26 +403,26 @@ class Node:
         if cookie is not None:
             peer.take_cookie(cookie, now)
 
-    def _send_handshake(self, peer: Peer, message: bytes, endpoint: Endpoint, now: float) -> None:
+    def _send_handshake(self, peer: HandshakingPeer, message: bytes, endpoint: Endpoint, now: float) -> None:
         datagram = add_macs(message, peer.mac1_key, peer.cookie(now))
         peer.last_mac1 = datagram[-2 * wire.MAC_SIZE : -wire.MAC_SIZE]
         self._plane.send(endpoint, datagram)
 
     def _install(
-        self, peer: Peer, local: int, remote: int, keys: TransportKeys, now: float, *, initiator: bool
+        self, peer: HandshakingPeer, local: int, remote: int, keys: TransportKeys, now: float, *, initiator: bool
     ) -> None:
         self._plane.install_keypair(peer.id, Keypair(local, remote, keys.send, keys.receive, initiator, birth=now))
         peer.erase_at = now + ERASE_AFTER_TIME
         self._schedule(peer)
 
-    def _session_started(self, peer: Peer, now: float, *, initiator: bool) -> None:
+    def _session_started(self, peer: HandshakingPeer, now: float, *, initiator: bool) -> None:
         peer.end_attempt()
         peer.unconfirmed = False
         peer.session_began = now
         self._schedule(peer)
         self._events.append(SessionStarted(peer, initiator))
 
-    def _move(self, peer: Peer, source: Endpoint) -> None:
+    def _move(self, peer: HandshakingPeer, source: Endpoint) -> None:
         if is_same(peer.endpoint, source):
             return
         moved, peer.endpoint = peer.endpoint != source, source
@@ -426,12 +431,12 @@ class Node:
             self._events.append(PeerMoved(peer, source))
 
     @staticmethod
-    def _forget_local(peer: Peer) -> None:
+    def _forget_local(peer: HandshakingPeer) -> None:
         """Leave it to the kernel which address of ours handshakes go out from: the one known may be the trouble."""
         if peer.endpoint is not None:
             peer.endpoint = plain(peer.endpoint)
 
-    def _static_static(self, peer: Peer) -> bytes | None:
+    def _static_static(self, peer: HandshakingPeer) -> bytes | None:
         if peer.static_static is None:
             try:
                 peer.static_static = self.static.shared_with(peer.config.public_key)
@@ -439,24 +444,24 @@ class Node:
                 return None
         return peer.static_static
 
-    def _new_index(self, peer: Peer) -> int:
+    def _new_index(self, peer: HandshakingPeer) -> int:
         self._forget_indices(peer)
         index = self._plane.reserve_index(peer.id)
         peer.last_index = index
         self._by_index[index] = peer
         return index
 
-    def _forget_indices(self, peer: Peer) -> None:
+    def _forget_indices(self, peer: HandshakingPeer) -> None:
         if peer.last_index is not None:
             self._by_index.pop(peer.last_index, None)
             peer.last_index = None
 
-    def _erase(self, peer: Peer) -> None:
+    def _erase(self, peer: HandshakingPeer) -> None:
         peer.erase_at = None
         peer.initiator = None
         peer.pending_index = None
         self._plane.erase_keypairs(peer.id)
 
-    def _schedule(self, peer: Peer) -> None:
+    def _schedule(self, peer: HandshakingPeer) -> None:
         if (deadline := peer.deadline) is not None:
             heapq.heappush(self._deadlines, (deadline, peer.id))

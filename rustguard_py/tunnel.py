@@ -9,161 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from rustguard_py.clock import now
-from rustguard_py.errors import RustGuardError
+from rustguard_py.model.clock import now
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.peer import Peer
+from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.node import HandshakeGivenUp, HandshakeUnanswered, Node, PeerMoved, SessionStarted, Timestamps
-from rustguard_py.noise import StaticKey
-from rustguard_py.peer import Peer, PeerConfig
-from rustguard_py.planes import udp
-from rustguard_py.planes.contract import (
-    REKEY_ATTEMPT_TIME,
-    Endpoint,
-    Event,
-    Fault,
-    ForeignReceived,
-    Plane,
-    PlaneStats,
-)
+from rustguard_py.planes.contract import EventfulPlane, Fault, ForeignReceived
+from rustguard_py.protocol.noise import StaticKey
+from rustguard_py.system.sockets import bind
 
 log = logging.getLogger(__name__)
-
-
-class EventfulPlane(Plane, Protocol):
-    """A plane with its bounded queue of events behind a descriptor."""
-
-    def fileno(self) -> int:
-        """Give the descriptor that is readable while events wait."""
-
-    def poll_events(self) -> list[Event]:
-        """Take the events that wait; the descriptor is no longer readable."""
-
-    def set_fwmark(self, mark: int) -> None:
-        """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
-
-    def set_mtu(self, mtu: int) -> None:
-        """Follow the interface's MTU, bytes."""
-
-    def rebind(self, sockets: Sequence[socket.socket]) -> None:
-        """Move to other bound UDP sockets, at most one a family, which are the plane's from here on.
-
-        The mark goes along, and so does all else: peers, sessions, what the interface holds. The sockets before are
-        closed with what waits in them. Back when that is done.
-        """
-
-
-class Peers(Protocol):
-    """The peers of a tunnel, whoever shakes hands with them: `rustguard_py.node.Node` says what each does.
-
-    Attributes:
-        asks_freely: Whether asking somebody leaves the session as it is.
-    """
-
-    asks_freely: bool
-
-    @property
-    def static(self) -> StaticKey:
-        """Our key."""
-
-    def __iter__(self) -> Iterator[Peer]:
-        """Go through all."""
-
-    def get(self, public_key: bytes) -> Peer | None:
-        """See `Node.get`."""
-
-    def set_peer(self, config: PeerConfig) -> Peer:
-        """See `Node.set_peer`."""
-
-    def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
-        """See `Node.set_endpoint`."""
-
-    def remove_peer(self, public_key: bytes) -> bool:
-        """See `Node.remove_peer`."""
-
-    def begin_handshake(self, peer: Peer, now: float, patience: float = REKEY_ATTEMPT_TIME) -> None:
-        """See `Node.begin_handshake`."""
-
-    def set_static(self, static: StaticKey, now: float) -> None:
-        """See `Node.set_static`."""
-
-    def ask(self, peer: Peer, now: float) -> None:
-        """Shake hands whether or not there is a session, to learn if the peer answers; once each REKEY-TIMEOUT."""
-
-
-class Mover(Protocol):
-    """What moves a tunnel's packets, as far as who runs a tunnel sees it."""
-
-    def send(self, endpoint: Endpoint, datagram: bytes) -> None:
-        """Send one datagram of enrollment as it is. An unreachable network is not an error."""
-
-    def stats(self) -> PlaneStats:
-        """Read the counters."""
-
-    def set_fwmark(self, mark: int) -> None:
-        """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
-
-    def set_mtu(self, mtu: int) -> None:
-        """Follow the interface's MTU, bytes."""
-
-
-class AnyTunnel(Protocol):
-    """A running tunnel: `Tunnel`, whose handshakes are ours, or `rustguard_py.kernel_tunnel.KernelTunnel`.
-
-    Attributes:
-        listeners: Who is told what happens.
-        fault: What ended it, set once; `stopped` is then set as well.
-        stopped: Set to end it.
-    """
-
-    listeners: Listeners
-    fault: RustGuardError | None
-    stopped: asyncio.Event
-
-    @property
-    def node(self) -> Peers:
-        """Its peers; call `wake` after changing them."""
-
-    @property
-    def plane(self) -> Mover:
-        """Where packets move."""
-
-    def start(self) -> None:
-        """Begin to handle events; from within the running loop."""
-
-    def close(self) -> None:
-        """Stop; the interface goes with it. May be called twice."""
-
-    def wake(self) -> None:
-        """Do what is due, after a change."""
-
-    def set_port(self, port: int) -> int:
-        """Move to another UDP port, 0 for any that is free; give which. Sessions stay.
-
-        Raises:
-            RefusedError: It's taken; the one before stays.
-        """
-
-
-@dataclass(slots=True)
-class Listeners:
-    """Who wants to know what of a tunnel; each is called in the loop's thread.
-
-    Attributes:
-        foreign: An enrollment datagram, its source, and the time.
-        unanswered: A peer's handshake goes unanswered; how many initiations went out so far.
-        session: A peer's session began.
-        moved: A peer is elsewhere.
-    """
-
-    foreign: Callable[[bytes, Endpoint, float], None] | None = None
-    unanswered: Callable[[Peer, int], None] | None = None
-    session: Callable[[Peer], None] | None = None
-    moved: Callable[[Peer, Endpoint], None] | None = None
 
 
 @dataclass(slots=True)
@@ -225,7 +83,7 @@ class Tunnel:
 
     def set_port(self, port: int) -> int:
         """See `AnyTunnel.set_port`."""
-        sockets = udp.bind(port)
+        sockets = bind(port)
         port = int(sockets[0].getsockname()[1])
         self.plane.rebind(sockets)
         return port

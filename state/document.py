@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
-from rustguard_py.errors import StateError
+from rustguard_py.model.errors import StateError
 from rustguard_py.state import envelope
 from rustguard_py.state.files import (
     Files,

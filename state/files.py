@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
-from rustguard_py.errors import StateError
+from rustguard_py.model.errors import StateError
 
 _MENDS = {
     errno.ENOSPC: "Free some space on the filesystem of {directory}.",

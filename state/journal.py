@@ -17,7 +17,7 @@ from pathlib import Path
 from struct import Struct
 from zlib import crc32
 
-from rustguard_py.errors import StateError
+from rustguard_py.model.errors import StateError
 from rustguard_py.state.files import Files, read_private, sync_directory, unusable, write_all, write_fresh
 
 KEY_SIZE = 32

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from rustguard_py.errors import StateError, UsageError
-from rustguard_py.state.identity import decode_key
+from rustguard_py.model.errors import StateError, UsageError
+from rustguard_py.model.keys import decode_key
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Literal
 
-from rustguard_py.errors import StateError
+from rustguard_py.model.errors import StateError
 
 Role = Literal["server", "client", "tunnel"]
 

@@ -18,14 +18,11 @@ from ipaddress import (
     ip_network,
 )
 
+from rustguard_py.model.keys import KEY_SIZE, encode_key, fingerprint
 from rustguard_py.state.envelope import Canonical
-from rustguard_py.state.identity import KEY_SIZE, encode_key, fingerprint
 from rustguard_py.state.members import Members
 
 NAME_LIMIT = 45
-# WireGuard's own convention for "none": enrollment version 1 gives no preshared key.
-NO_PRESHARED_KEY = bytes(KEY_SIZE)
-
 _COUNT_LIMIT = 2**53
 _MTU_LEAST = 576
 # So many further ones fit a RESULT beside the rest, with a name of any length.

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from rustguard_py.lab import Lab
+from rustguard_py.lab.hosts import Lab
 from support import machine
 
 _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
@@ -29,7 +29,7 @@ _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
 }
 _MOST_WORKERS = 8
 # Everything there needs hosts, which `lab` gives.
-_WITH_HOSTS = [Path(__file__).parent / name for name in ("namespaces", "netns")]
+_WITH_HOSTS = [Path(__file__).parent / name for name in ("hosts", "conformance")]
 # Of a test's report, as `user_properties` come to us from a worker too.
 _MISSED = "missed"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from rustguard_py.planes.contract import Network
+from rustguard_py.model.endpoint import Network
 
 T = TypeVar("T")
 

@@ -10,64 +10,17 @@ Times are seconds of one monotonic clock. Keys are raw bytes.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol, cast
+from typing import Protocol
 
-# Whitepaper section 6.1, in seconds and messages, with the paper's names.
-REKEY_AFTER_MESSAGES = 2**60
-REJECT_AFTER_MESSAGES = 2**64 - 2**13 - 1
-REKEY_AFTER_TIME = 120.0
-REJECT_AFTER_TIME = 180.0
-REKEY_ATTEMPT_TIME = 90.0
-REKEY_TIMEOUT = 5.0
-KEEPALIVE_TIMEOUT = 10.0
-# A datagram received by the initiator this close to REJECT_AFTER_TIME starts a new handshake (section 6.2).
-REKEY_AFTER_TIME_RECEIVING = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.statistics import PlaneStats
+
 # Packets held a peer until its first handshake is done; the kernel's MAX_STAGED_PACKETS.
 MAX_STAGED_PACKETS = 128
-
-PeerId = int
-Network = IPv4Network | IPv6Network
-# An address as the socket module gives it: (host, port), or (host, port, flowinfo, scope_id) over IPv6.
-Endpoint = tuple[str, int] | tuple[str, int, int, int]
-
-
-class _Heard(tuple[str | int, ...]):
-    """An endpoint that also knows at which address of ours it was heard."""
-
-    local: bytes
-
-
-def heard(endpoint: Endpoint, local: bytes) -> Endpoint:
-    """Give an endpoint from which a datagram came to an address of ours: what goes to it goes out from there.
-
-    It equals the plain one.
-
-    Args:
-        endpoint: Where it came from.
-        local: Where it came to, 4 or 16 bytes.
-    """
-    made = _Heard(endpoint)
-    made.local = local
-    return cast(Endpoint, made)
-
-
-def local_of(endpoint: Endpoint | None) -> bytes | None:
-    """Give the address of ours that `endpoint` was heard at, 4 or 16 bytes; None leaves the choice to the kernel."""
-    return endpoint.local if isinstance(endpoint, _Heard) else None
-
-
-def plain(endpoint: Endpoint) -> Endpoint:
-    """Give an endpoint without the address of ours that it was heard at."""
-    return cast(Endpoint, tuple(endpoint)) if isinstance(endpoint, _Heard) else endpoint
-
-
-def is_same(one: Endpoint | None, other: Endpoint | None) -> bool:
-    """Say whether two endpoints are one, their addresses of ours included."""
-    return one is other or (one == other and local_of(one) == local_of(other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,81 +103,6 @@ class Fault:
 Event = HandshakeReceived | ForeignReceived | HandshakeWanted | KeypairConfirmed | EndpointMoved | Fault
 
 
-@dataclass(slots=True)
-class PeerStats:
-    """Counters of one peer. Bytes are those of whole WireGuard datagrams, as the kernel's counters are.
-
-    Attributes:
-        last_received: When the last authenticated datagram came, or None.
-        last_sent: When the last datagram went out, or None.
-        handshakes: Keypairs installed.
-        drops: Packets dropped on their way to it, and datagrams of its sessions, forged ones too.
-    """
-
-    endpoint: Endpoint | None = None
-    rx_bytes: int = 0
-    tx_bytes: int = 0
-    rx_packets: int = 0
-    tx_packets: int = 0
-    last_received: float | None = None
-    last_sent: float | None = None
-    handshakes: int = 0
-    drops: int = 0
-
-
-# Entries of a histogram of batch sizes.
-BATCH_CLASSES = 16
-
-
-@dataclass(slots=True)
-class WorkerStats:
-    """Counters of one worker: a thread that moves packets in batches, each as many as waited.
-
-    Attributes:
-        name: `out-0` for the way out of the first queue, `in-0` for its way in, `loop-0` for both in one.
-        packets: Datagrams handed to the network, and taken from it.
-        bytes: Of these datagrams.
-        batch_sizes: BATCH_CLASSES numbers: how many batches had 1 datagram, 2 or 3, 4 to 7 and so on. The last also
-            counts the larger ones.
-        system_calls: That it made, those to look in vain and to sleep included.
-    """
-
-    name: str
-    packets: int = 0
-    bytes: int = 0
-    batch_sizes: list[int] = field(default_factory=lambda: [0] * BATCH_CLASSES)
-    system_calls: int = 0
-
-    @property
-    def batches(self) -> int:
-        """How many batches there were."""
-        return sum(self.batch_sizes)
-
-    def count(self, packets: int, size: int) -> None:
-        """Count a batch of `packets` datagrams, `size` bytes together."""
-        if packets:
-            self.packets += packets
-            self.bytes += size
-            self.batch_sizes[min(packets.bit_length(), BATCH_CLASSES) - 1] += 1
-
-
-@dataclass(slots=True)
-class PlaneStats:
-    """Counters of a plane.
-
-    Attributes:
-        peers: By peer.
-        drops: Datagrams and packets dropped, by reason (a short snake_case word each).
-        notes: What the plane does without, and why (a refused offload), one sentence each.
-        workers: One each; none where packets aren't moved by workers.
-    """
-
-    peers: dict[PeerId, PeerStats] = field(default_factory=dict)
-    drops: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    workers: list[WorkerStats] = field(default_factory=list)
-
-
 class Plane(Protocol):
     """The commands. They may be called from the control thread at any time and take effect in order.
 
@@ -284,3 +162,26 @@ class Plane(Protocol):
 
     def close(self) -> None:
         """Stop, close every descriptor, drop the interface. May be called twice."""
+
+
+class EventfulPlane(Plane, Protocol):
+    """A plane with its bounded queue of events behind a descriptor."""
+
+    def fileno(self) -> int:
+        """Give the descriptor that is readable while events wait."""
+
+    def poll_events(self) -> list[Event]:
+        """Take the events that wait; the descriptor is no longer readable."""
+
+    def set_fwmark(self, mark: int) -> None:
+        """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """Follow the interface's MTU, bytes."""
+
+    def rebind(self, sockets: Sequence[socket.socket]) -> None:
+        """Move to other bound UDP sockets, at most one a family, which are the plane's from here on.
+
+        The mark goes along, and so does all else: peers, sessions, what the interface holds. The sockets before are
+        closed with what waits in them. Back when that is done.
+        """

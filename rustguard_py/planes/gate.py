@@ -10,8 +10,8 @@ from collections.abc import Callable
 from enum import Enum
 from ipaddress import IPv6Address
 
-from rustguard_py import cookie, wire
-from rustguard_py.planes.contract import Endpoint
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.protocol import cookie, wire
 
 # Handshake datagrams that may wait for Python; the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
 HANDSHAKE_QUEUE = 4096

@@ -18,8 +18,10 @@ from itertools import repeat
 import numpy as np
 from cryptography.exceptions import InvalidTag
 
+from rustguard_py.model.endpoint import Endpoint, is_same
+from rustguard_py.model.statistics import WorkerStats
+from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
 from rustguard_py.planes.coalesce import Coalescer
-from rustguard_py.planes.contract import REJECT_AFTER_MESSAGES, Endpoint, WorkerStats, is_same
 from rustguard_py.planes.offload import MAX_SEGMENTS
 from rustguard_py.planes.transport import DATA_HEADER, Peer, Transport
 from rustguard_py.planes.tun import Tun

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from rustguard_py.planes.contract import PeerId
+from rustguard_py.model.endpoint import PeerId
 
 
 class Indices:

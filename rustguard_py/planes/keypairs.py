@@ -6,15 +6,15 @@ from collections import deque
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from rustguard_py.planes.contract import (
+from rustguard_py.model.timers import (
     REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME,
     REKEY_AFTER_MESSAGES,
     REKEY_AFTER_TIME,
     REKEY_AFTER_TIME_RECEIVING,
-    Keypair,
 )
-from rustguard_py.planes.window import ReplayWindow
+from rustguard_py.planes.contract import Keypair
+from rustguard_py.planes.replay_window import ReplayWindow
 
 # How many sessions keep their two ciphers ready.
 WARM_SESSIONS = 512

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from typing import Generic, TypeVar
 
-from rustguard_py.planes.contract import KEEPALIVE_TIMEOUT, REKEY_TIMEOUT
+from rustguard_py.model.timers import KEEPALIVE_TIMEOUT, REKEY_TIMEOUT
 
 # Data was sent, and nothing heard, for this long: the session is taken for lost.
 NO_ANSWER_TIMEOUT = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT

@@ -11,8 +11,10 @@ import socket
 from collections.abc import Sequence
 
 from rustguard_py import _native
-from rustguard_py.errors import RefusedError, UsageError
-from rustguard_py.planes.contract import Endpoint, Event, Keypair, Network, PeerId, PlaneStats
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.statistics import PlaneStats
+from rustguard_py.planes.contract import Event, Keypair
 from rustguard_py.planes.tun import not_ours
 
 
@@ -20,7 +22,7 @@ class NativePlane:
     """`Plane` in Rust, for Linux from 4.18 on; what the kernel lacks is done without, and said.
 
     It starts at once. The interface has no address and is down until the caller sets it up. Its clock is
-    CLOCK_BOOTTIME (`rustguard_py.clock`).
+    CLOCK_BOOTTIME (`rustguard_py.model.clock`).
 
     Args:
         public_key: Ours, 32 bytes.

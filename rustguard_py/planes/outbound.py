@@ -15,8 +15,9 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.planes.checksum import RowSums, sum_bytes
-from rustguard_py.planes.contract import Endpoint, WorkerStats
 from rustguard_py.planes.offload import (
     MAX_MESSAGE,
     MAX_SEGMENTS,

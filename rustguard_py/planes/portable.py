@@ -23,19 +23,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from rustguard_py.errors import RustGuardError
-from rustguard_py.planes.contract import (
-    Endpoint,
-    Event,
-    Fault,
-    ForeignReceived,
-    HandshakeReceived,
-    Keypair,
-    Network,
-    PeerId,
-    PlaneStats,
-    WorkerStats,
-)
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.statistics import PlaneStats, WorkerStats
+from rustguard_py.planes.contract import Event, Fault, ForeignReceived, HandshakeReceived, Keypair
 from rustguard_py.planes.foreign import ForeignPace
 from rustguard_py.planes.gate import HANDSHAKE_QUEUE
 from rustguard_py.planes.inbound import Inbound

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
 
-from rustguard_py import wire
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same, plain
+from rustguard_py.model.statistics import PeerStats, PlaneStats
 from rustguard_py.planes.allowed_ips import AllowedIps
 from rustguard_py.planes.contract import (
     MAX_STAGED_PACKETS,
-    Endpoint,
     EndpointMoved,
     Event,
     ForeignReceived,
@@ -28,18 +28,13 @@ from rustguard_py.planes.contract import (
     HandshakeWanted,
     Keypair,
     KeypairConfirmed,
-    Network,
-    PeerId,
-    PeerStats,
-    PlaneStats,
     Reason,
-    is_same,
-    plain,
 )
 from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
 from rustguard_py.planes.keypairs import Keypairs, Session, WarmSessions
 from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines, Liveness
+from rustguard_py.protocol import wire
 
 _UDP = 17
 DATA_HEADER = b"\4\0\0\0"

@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from rustguard_py.errors import RefusedError, UsageError
+from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.planes.offload import PLAIN_VNET
 
 _TUNSETIFF = 0x400454CA

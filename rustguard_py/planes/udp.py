@@ -9,13 +9,16 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
-from rustguard_py.errors import RefusedError
-from rustguard_py.planes.contract import Endpoint, heard, local_of, plain
+from rustguard_py.model.endpoint import Endpoint, heard, local_of, plain
 from rustguard_py.planes.offload import SOL_UDP, UDP_GRO, UDP_SEGMENT
+from rustguard_py.system.sockets import (
+    _IP_MTU_DISCOVER,
+    _PMTUDISC_DONT,
+    _SO_RCVBUFFORCE,
+    _SO_SNDBUFFORCE,
+    BUFFER_SIZE,
+)
 
-BUFFER_SIZE = 7 << 20
-# Tries to find a port free over both families, when any will do.
-_PORT_TRIES = 16
 # How long to wait for room in the send buffer before a message is given up, seconds.
 SEND_PATIENCE = 0.5
 # Of a receiver's control messages: a datagram's size, and an in6_pktinfo or the shorter in_pktinfo.
@@ -27,63 +30,7 @@ _IPV4_SIZE = 4
 _REFUSES_LOCAL = frozenset(
     (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH),
 )
-_SO_RCVBUFFORCE = 33
-_SO_SNDBUFFORCE = 32
-_IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
-_PMTUDISC_DONT = 0
-
-
-def bind(port: int, hosts: Sequence[str] = ("0.0.0.0", "::")) -> list[socket.socket]:  # noqa: S104
-    """Bind a socket for each address of `hosts`, all on one port.
-
-    Args:
-        port: 0 for any.
-        hosts: IPv4 and IPv6 addresses. A family that this machine lacks is left out.
-
-    Raises:
-        RefusedError: The port is taken, or no family is there.
-    """
-    for attempt in range(_PORT_TRIES):
-        sockets: list[socket.socket] = []
-        try:
-            for host in hosts:
-                made = _bind_one(host, sockets[0].getsockname()[1] if sockets else port)
-                if made is not None:
-                    sockets.append(made)
-        except OSError as error:
-            for made in sockets:
-                made.close()
-            if port == 0 and error.errno == errno.EADDRINUSE and attempt + 1 < _PORT_TRIES:
-                continue
-            raise RefusedError(
-                f"UDP port {port} can't be bound: {error.strerror}.",
-                "Look with `ss -ulnp` who has it, or choose another --port.",
-            ) from error
-        if sockets:
-            return sockets
-        break
-    raise RefusedError("This machine has neither IPv4 nor IPv6.", "Bring an interface up.")
-
-
-def _bind_one(host: str, port: int) -> socket.socket | None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.EAFNOSUPPORT:
-            return None
-        raise
-    try:
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind((host, port))
-    except OSError as error:
-        made.close()
-        if error.errno == errno.EADDRNOTAVAIL and host == "::":
-            return None
-        raise
-    return made
 
 
 def _origin(local: bytes) -> tuple[int, int, bytes]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py.lab import Lab
+from rustguard_py.lab.hosts import Lab
 from support.forked import ForkedSite, preload
 
 _HERE = Path(__file__).parent
@@ -46,9 +46,9 @@ def site(lab: Lab, tmp_path: Path) -> ForkedSite:
             "rustguard_py.cli.foreground",
             "rustguard_py.cli.peers",
             "rustguard_py.cli.status",
-            "rustguard_py.enroll.joining",
-            "rustguard_py.enroll.serving",
-            "rustguard_py.kernel_tunnel",
+            "rustguard_py.enroll.client.start",
+            "rustguard_py.enroll.server.start",
+            "rustguard_py.kernel.tunnel",
             "rustguard_py.planes.portable",
         ]
     )

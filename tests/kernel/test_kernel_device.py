@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py import kernel
-from rustguard_py.errors import RustGuardError
-from rustguard_py.kernel import Device, PeerChange
-from rustguard_py.lab import Lab
-from rustguard_py.planes.contract import Network
-from rustguard_py.state.identity import generate_private_key, public_key
+from rustguard_py.kernel import netlink
+from rustguard_py.kernel.netlink import Device, PeerChange
+from rustguard_py.lab.hosts import Lab
+from rustguard_py.model.endpoint import Network
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.keys import generate_private_key, public_key
 from support.product import eventually
 
 ALIAS = "rustguard a test"
@@ -84,10 +84,10 @@ def test_a_thousand_peers_are_read_as_they_were_set(device: Device) -> None:
     assert (state.peers[c].keepalive, set(state.peers[c].allowed_ips)) == (7, set(networks(2)))
 
     # Found again by its key and alias, and by nothing less.
-    assert kernel.find([bytes(32), public_key(private_key)], ALIAS) == [device.index]
-    assert kernel.find([public_key(private_key)], "rustguard another") == []
-    assert kernel.find([bytes(32)], ALIAS) == []
-    assert kernel.remove_leftovers([public_key(private_key)], ALIAS) == 1
+    assert netlink.find([bytes(32), public_key(private_key)], ALIAS) == [device.index]
+    assert netlink.find([public_key(private_key)], "rustguard another") == []
+    assert netlink.find([bytes(32)], ALIAS) == []
+    assert netlink.remove_leftovers([public_key(private_key)], ALIAS) == 1
     assert not device.exists()
     with pytest.raises(RustGuardError, match="is gone"):
         device.read()

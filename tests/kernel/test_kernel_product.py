@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py.state.identity import generate_private_key, public_key
+from rustguard_py.model.keys import generate_private_key, public_key
 from support.forked import ForkedSite
 from support.product import HOME4, INNER, Machine, eventually
 

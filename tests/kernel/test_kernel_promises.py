@@ -1,4 +1,4 @@
-"""What tests/netns holds every WireGuard to, the kernel's own is held to: what that fails is a wrong test.
+"""What tests/conformance holds every WireGuard to, the kernel's own is held to: what that fails is a wrong test.
 
 Here are those of its tests that another WireGuard than ours passes only in part, or that look into its rules; a
 virtual machine has no time for all.

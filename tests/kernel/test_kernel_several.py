@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py import napi
-from rustguard_py.kernel import Device, PeerChange
+from rustguard_py.kernel import napi
+from rustguard_py.kernel.netlink import Device, PeerChange
 from support.flows import FLOWS, Stream, carries_all, spread, sysctls
 from support.forked import ForkedSite
 from support.product import HOME4, Machine, eventually

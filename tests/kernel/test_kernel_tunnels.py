@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py.lab import Host, Lab
-from rustguard_py.planes.contract import Endpoint
+from rustguard_py.lab.hosts import Host, Lab
+from rustguard_py.model.endpoint import Endpoint
 from support.forked_tunnel import ForkedTunnel
 from support.product import eventually
 

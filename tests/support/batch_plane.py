@@ -11,7 +11,8 @@ import socket
 from collections.abc import Iterable
 from typing import Any, cast
 
-from rustguard_py.planes.contract import Endpoint, WorkerStats
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.offload import PLAIN_VNET, VNET_SIZE, Vnet
 from rustguard_py.planes.outbound import Outbound

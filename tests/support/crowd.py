@@ -19,9 +19,9 @@ from functools import cache
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from rustguard_py.enroll.pairing_client import Failed, Joined, PairingClient
-from rustguard_py.enroll.schedule import stretch
-from rustguard_py.lab import Host
+from rustguard_py.enroll.pairing.client import Failed, Joined, PairingClient
+from rustguard_py.enroll.pairing.key_schedule import stretch
+from rustguard_py.lab.hosts import Host
 
 # Of each client, and of the server.
 PORT = 40_000

@@ -23,11 +23,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rustguard_py.control_client import call
-from rustguard_py.errors import RustGuardError
-from rustguard_py.lab import End, Host, Lab
+from rustguard_py.daemon.control.client import call
+from rustguard_py.lab.hosts import End, Host, Lab
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.keys import public_key
 from rustguard_py.state import envelope
-from rustguard_py.state.identity import public_key
 from support.waiting import rest
 
 T = TypeVar("T")
@@ -401,11 +401,11 @@ def meddle(
 # Its tokens are wrong whatever it makes of them: stretching a thousand would only take time.
 _GUESSER = """
 import asyncio, hashlib, os, socket, sys
-from rustguard_py.clock import now
+from rustguard_py.model.clock import now
 from rustguard_py.enroll import pairing_client
-from rustguard_py.enroll.asking import ask
-from rustguard_py.enroll.pairing_client import PairingClient
-from rustguard_py.errors import RefusedError, RustGuardError
+from rustguard_py.enroll.client.pair import ask
+from rustguard_py.enroll.pairing.client import PairingClient
+from rustguard_py.model.errors import RefusedError, RustGuardError
 pairing_client.stretch = lambda token, server_id: hashlib.sha256(token.encode() + server_id).digest()
 server, tries, patience, sources = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]
 async def guess(source, nth):

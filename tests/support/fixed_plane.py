@@ -18,10 +18,10 @@ import threading
 import time
 from ipaddress import ip_network
 
-from rustguard_py.planes import udp
 from rustguard_py.planes.contract import Fault, Keypair
 from rustguard_py.planes.offload import wanted_gso_segments
 from rustguard_py.planes.portable import PortablePlane
+from rustguard_py.system.sockets import bind
 
 KEYS = {1: b"1" * 32, 2: b"2" * 32}
 
@@ -30,7 +30,7 @@ def main() -> None:
     interface, number, peer = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     other = 3 - number
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    plane = PortablePlane(bytes(32), interface=interface, sockets=udp.bind(51820))
+    plane = PortablePlane(bytes(32), interface=interface, sockets=bind(51820))
     endpoint = (peer, 51820, 0, 0) if ":" in peer else (peer, 51820)
     inner = [ip_network(f"10.99.0.{other}/32"), ip_network(f"fd99::{other}/128")]
     plane.set_peer(7, endpoint, inner, 0)

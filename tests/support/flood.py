@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from rustguard_py import cookie, wire
-from rustguard_py.enroll import messages
-from rustguard_py.lab import End
+from rustguard_py.enroll.pairing import messages
+from rustguard_py.lab.hosts import End
+from rustguard_py.protocol import cookie, wire
 from support.packets import naive_sum
 
 # Enough that no source comes often, few enough to be made in a second.

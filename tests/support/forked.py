@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from rustguard_py.lab import Host
+from rustguard_py.lab.hosts import Host
 from support.product import Machine, Site
 
 

@@ -13,17 +13,17 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from rustguard_py import netif
-from rustguard_py.clock import now
+from rustguard_py.daemon import runtime
+from rustguard_py.daemon.program import Program
 from rustguard_py.engine import Engine
-from rustguard_py.enroll import running
-from rustguard_py.enroll.report import Program, endpoint_text
-from rustguard_py.lab import Host
-from rustguard_py.noise import NO_PRESHARED_KEY
-from rustguard_py.peer import PeerConfig
-from rustguard_py.planes.contract import Endpoint
-from rustguard_py.planes.udp import bind
-from rustguard_py.tunnel import AnyTunnel, Listeners
+from rustguard_py.lab.hosts import Host
+from rustguard_py.model.clock import now
+from rustguard_py.model.endpoint import Endpoint, endpoint_text
+from rustguard_py.model.keys import NO_PRESHARED_KEY
+from rustguard_py.model.peer import PeerConfig
+from rustguard_py.model.tunnel import AnyTunnel, Listeners
+from rustguard_py.system.interface import Layout, set_up
+from rustguard_py.system.sockets import bind
 from support.forked import Forked
 
 PATIENCE = 60.0
@@ -117,13 +117,13 @@ async def _run(
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
         program = Program("client", state, "rg0", engine, now())
-        tunnel, _ = running.make_tunnel(stack, program, private_key, bind(port), 1420)
+        tunnel, _ = runtime.make_tunnel(stack, program, private_key, bind(port), 1420)
         tunnel.listeners = Listeners(
             session=lambda peer: sessions.append(peer.config.public_key),
             moved=lambda peer, _: moves.append(peer.config.public_key),
         )
-        layout = netif.Layout("rg0", 1420, tuple(ip_interface(each) for each in addresses))
-        stack.callback(netif.set_up(layout, lambda _: None).undo, lambda _: None)
+        layout = Layout("rg0", 1420, tuple(ip_interface(each) for each in addresses))
+        stack.callback(set_up(layout, lambda _: None).undo, lambda _: None)
         tunnel.start()
 
         def on_order() -> None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from random import Random
 
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.node import Node, NodeEvent
-from rustguard_py.noise import StaticKey
-from rustguard_py.peer import Peer, PeerConfig
-from rustguard_py.planes.contract import Endpoint, HandshakeReceived
+from rustguard_py.planes.contract import HandshakeReceived
+from rustguard_py.protocol.noise import StaticKey
 from support.memory_plane import MemoryPlane
 
 # 2026-01-01T00:00:00Z
@@ -95,7 +96,7 @@ class Host:
 
     def become(self, private_key: bytes) -> None:
         """Have another key from now on."""
-        self.node.set_static(StaticKey(private_key), self.network.now)
+        self.node.set_private_key(private_key, self.network.now)
         self.network.settle()
 
     def send(self, packet: bytes) -> None:

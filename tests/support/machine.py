@@ -9,7 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from rustguard_py import kernel
+from rustguard_py.kernel import netlink
 
 
 @cache
@@ -48,7 +48,7 @@ def why_no_wireguard_go() -> str:
 @cache
 def why_no_kernel_wireguard() -> str:
     """The kernel's WireGuard can be asked."""
-    reason = kernel.why_absent()
+    reason = netlink.why_absent()
     return f"{reason} (make test-kernel)" if reason else ""
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from rustguard_py.planes.contract import Endpoint, Event, Keypair, Network, PeerId, PlaneStats
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.statistics import PlaneStats
+from rustguard_py.planes.contract import Event, Keypair
 from rustguard_py.planes.transport import Transport
 
 

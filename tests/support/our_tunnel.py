@@ -18,15 +18,17 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from rustguard_py import netif
 from rustguard_py.engine import Engine
-from rustguard_py.lab import Host
-from rustguard_py.noise import NO_PRESHARED_KEY, StaticKey
+from rustguard_py.lab.hosts import Host
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.keys import NO_PRESHARED_KEY
+from rustguard_py.model.peer import PeerConfig
+from rustguard_py.model.tunnel import Listeners
 from rustguard_py.peer import Peer as NodePeer
-from rustguard_py.peer import PeerConfig
-from rustguard_py.planes.contract import Endpoint
-from rustguard_py.planes.udp import bind
-from rustguard_py.tunnel import Listeners, Tunnel
+from rustguard_py.protocol.noise import StaticKey
+from rustguard_py.system.interface import Layout, set_up
+from rustguard_py.system.sockets import bind
+from rustguard_py.tunnel import Tunnel
 
 # Deadlines for what takes a moment, on a machine that is slow and busy.
 START_SECONDS = ANSWER_SECONDS = 60.0
@@ -223,9 +225,9 @@ async def _run() -> None:
     engine = Engine(given["engine"], "asked for", given["queues"], given["uring"], given["xdp"])
     plane = engine.make_plane(StaticKey(private_key).public, given["interface"], sockets, given["mtu"])
     tunnel = Tunnel.make(private_key, plane, _Timestamps(), Listeners(session=_session, moved=_moved))
-    layout = netif.Layout(given["interface"], given["mtu"], tuple(ip_interface(each) for each in given["addresses"]))
+    layout = Layout(given["interface"], given["mtu"], tuple(ip_interface(each) for each in given["addresses"]))
     tunnel.start()
-    netif.set_up(layout, lambda _: None)
+    set_up(layout, lambda _: None)
 
     def add(peer: dict[str, Any]) -> None:
         config = _config(peer)

@@ -13,14 +13,16 @@ from ipaddress import ip_network
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from rustguard_py import cookie, wire
-from rustguard_py.planes.contract import (
+from rustguard_py.model.endpoint import heard, local_of
+from rustguard_py.model.timers import (
     KEEPALIVE_TIMEOUT,
-    MAX_STAGED_PACKETS,
     REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_AFTER_TIME_RECEIVING,
+)
+from rustguard_py.planes.contract import (
+    MAX_STAGED_PACKETS,
     EndpointMoved,
     ForeignReceived,
     HandshakeReceived,
@@ -28,9 +30,8 @@ from rustguard_py.planes.contract import (
     Keypair,
     KeypairConfirmed,
     Reason,
-    heard,
-    local_of,
 )
+from rustguard_py.protocol import cookie, wire
 from support.memory_plane import MemoryPlane
 from support.packets import udp_packet
 

@@ -20,10 +20,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rustguard_py.control_client import call
+from rustguard_py.daemon.control.client import call
 from rustguard_py.engine import has_native
-from rustguard_py.errors import RustGuardError
-from rustguard_py.lab import End, Host, Lab
+from rustguard_py.lab.hosts import End, Host, Lab
+from rustguard_py.model.errors import RustGuardError
 from support.waiting import rest
 
 TOKEN = "maple-comet-fjord"  # noqa: S105 - of a lab that lives for seconds

@@ -14,8 +14,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from rustguard_py.control_client import call, listens
-from rustguard_py.lab import End, Host, Lab
+from rustguard_py.daemon.control.client import call, listens
+from rustguard_py.lab.hosts import End, Host, Lab
 from support.product import eventually
 
 PORT = 51820

@@ -24,7 +24,7 @@ from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import IO
 
-from rustguard_py.lab import Host
+from rustguard_py.lab.hosts import Host
 
 Address = tuple[str, int]
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
 
-from rustguard_py.enroll.bundle import TICK, Bundle, Member
-from rustguard_py.errors import RustGuardError
+from rustguard_py.enroll.tunnels.bundle import TICK, Bundle, Member
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.tunnel import Listeners
 from rustguard_py.node import Node, SessionStarted
-from rustguard_py.planes.contract import Endpoint, Event
-from rustguard_py.tunnel import Listeners
+from rustguard_py.planes.contract import Event
 from support.link import Host, Network, Weather, packet
 from support.memory_plane import MemoryPlane
 

@@ -14,12 +14,12 @@ from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from random import Random
 
-from rustguard_py.enroll.messages import Admission
-from rustguard_py.enroll.pairing_client import Failed, Joined, PairingClient
-from rustguard_py.enroll.pairing_server import Admit, Guessed, Output, PairingServer, Reply
-from rustguard_py.enroll.pool import Pool
-from rustguard_py.enroll.window import Window
-from rustguard_py.planes.contract import Endpoint
+from rustguard_py.enroll.pairing.client import Failed, Joined, PairingClient
+from rustguard_py.enroll.pairing.messages import Admission
+from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingServer, Reply
+from rustguard_py.enroll.pairing.window import Window
+from rustguard_py.enroll.server.pool import Pool
+from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.state.records import GuessRecord
 
 SERVER: Endpoint = ("192.0.2.1", 51820)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from rustguard_py.lab import Host
+from rustguard_py.lab.hosts import Host
 from support import machine
 
 START_SECONDS = 60.0

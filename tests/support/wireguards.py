@@ -7,7 +7,7 @@ from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from rustguard_py.lab import End, Host, Lab
+from rustguard_py.lab.hosts import End, Host, Lab
 from support import kernel_wireguard, machine, refusing, rustguard_wg
 from support.kernel_wireguard import KernelWireGuard
 from support.wireguard_go import Peer, WireGuardGo

@@ -12,13 +12,16 @@ use zeroize::Zeroizing;
 use crate::counters::Reading;
 
 const CONTRACT: &str = "rustguard_py.planes.contract";
+const ENDPOINT: &str = "rustguard_py.model.endpoint";
+const STATISTICS: &str = "rustguard_py.model.statistics";
 
 fn make<'py>(
     py: Python<'py>,
+    module: &str,
     name: &str,
     arguments: impl pyo3::call::PyCallArgs<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    py.import(CONTRACT)?.getattr(name)?.call1(arguments)
+    py.import(module)?.getattr(name)?.call1(arguments)
 }
 
 /// 32 bytes.
@@ -77,8 +80,8 @@ pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local }: Endpoint) -> Py
     }?;
     match local {
         None => Ok(plain.into_any()),
-        Some(IpAddr::V4(v4)) => make(py, "heard", (plain, PyBytes::new(py, &v4.octets()))),
-        Some(IpAddr::V6(v6)) => make(py, "heard", (plain, PyBytes::new(py, &v6.octets()))),
+        Some(IpAddr::V4(v4)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v4.octets()))),
+        Some(IpAddr::V6(v6)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v6.octets()))),
     }
 }
 
@@ -116,10 +119,10 @@ pub fn keypair(object: &Bound<'_, PyAny>) -> PyResult<Keypair> {
 pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>> {
     match event {
         Event::HandshakeReceived(datagram, source) => {
-            make(py, "HandshakeReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
+            make(py, CONTRACT, "HandshakeReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
         }
         Event::ForeignReceived(datagram, source) => {
-            make(py, "ForeignReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
+            make(py, CONTRACT, "ForeignReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
         }
         Event::HandshakeWanted(peer, reason) => {
             let name = match reason {
@@ -128,11 +131,13 @@ pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>>
                 Reason::NoAnswer => "NO_ANSWER",
             };
             let reason = py.import(CONTRACT)?.getattr("Reason")?.getattr(name)?;
-            make(py, "HandshakeWanted", (*peer, reason))
+            make(py, CONTRACT, "HandshakeWanted", (*peer, reason))
         }
-        Event::KeypairConfirmed(peer, index) => make(py, "KeypairConfirmed", (*peer, *index)),
-        Event::EndpointMoved(peer, endpoint) => make(py, "EndpointMoved", (*peer, from_endpoint(py, *endpoint)?)),
-        Event::Fault { message, fatal } => make(py, "Fault", (message, *fatal)),
+        Event::KeypairConfirmed(peer, index) => make(py, CONTRACT, "KeypairConfirmed", (*peer, *index)),
+        Event::EndpointMoved(peer, endpoint) => {
+            make(py, CONTRACT, "EndpointMoved", (*peer, from_endpoint(py, *endpoint)?))
+        }
+        Event::Fault { message, fatal } => make(py, CONTRACT, "Fault", (message, *fatal)),
     }
 }
 
@@ -144,7 +149,7 @@ pub fn stats<'py>(
     notes: Vec<String>,
     workers: Vec<(String, Reading)>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let class = py.import(CONTRACT)?.getattr("PeerStats")?;
+    let class = py.import(STATISTICS)?.getattr("PeerStats")?;
     let by_peer = PyDict::new(py);
     for (peer, endpoint, counters) in peers {
         let endpoint = endpoint.map(|endpoint| from_endpoint(py, endpoint)).transpose()?;
@@ -161,8 +166,8 @@ pub fn stats<'py>(
     let workers: Vec<_> = workers
         .into_iter()
         .map(|(name, Reading { packets, bytes, batch_sizes, system_calls })| {
-            make(py, "WorkerStats", (name, packets, bytes, batch_sizes, system_calls))
+            make(py, STATISTICS, "WorkerStats", (name, packets, bytes, batch_sizes, system_calls))
         })
         .collect::<PyResult<_>>()?;
-    make(py, "PlaneStats", (by_peer, by_reason, notes, workers))
+    make(py, STATISTICS, "PlaneStats", (by_peer, by_reason, notes, workers))
 }

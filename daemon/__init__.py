@@ -1,0 +1,1 @@
+"""What any running tunnel needs, whether `serve`, `join`, `up` or `rustguard-wg` made it."""

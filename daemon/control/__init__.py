@@ -1,0 +1,1 @@
+"""The control socket: its language, its server and its client."""

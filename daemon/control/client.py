@@ -1,0 +1,136 @@
+"""The control socket's language, and the side that asks. Imports little: every short command goes through here.
+
+One JSON object a line, both ways:
+
+    {"v": 1, "id": 1, "method": "open", "params": {"seconds": 60}}
+    {"v": 1, "id": 1, "result": {"remaining": 60.0}}
+    {"v": 1, "id": 1, "error": {"kind": "refused", "message": "…", "mend": "…"}}
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rustguard_py.daemon.control.protocol import MAX_RESPONSE, VERSION, check_length, decode, encode, error_from
+from rustguard_py.model.errors import (
+    NotRunningError,
+    RefusedError,
+    RustGuardError,
+    UnansweredError,
+)
+
+
+def call(path: Path, method: str, params: Mapping[str, Any] | None = None, timeout: float = 5.0) -> dict[str, Any]:
+    """Ask a daemon one thing.
+
+    Args:
+        path: Its socket.
+        method: What to do.
+        params: With what.
+        timeout: Seconds for everything together.
+
+    Returns:
+        The result.
+
+    Raises:
+        NotRunningError: Nobody listens there.
+        RefusedError: We may not talk to it, or it refused.
+        UnansweredError: No answer in time.
+        RustGuardError: What the daemon said, with its own class.
+    """
+    deadline = time.monotonic() + timeout
+    request = encode({"v": VERSION, "id": 1, "method": method, "params": dict(params or {})})
+    with _connect(path, deadline) as connection:
+        try:
+            connection.settimeout(_left(deadline))
+            connection.sendall(request)
+        except (BrokenPipeError, ConnectionResetError):
+            # It hung up, likely after saying why: that can still be read.
+            pass
+        except TimeoutError:
+            raise _unanswered(path) from None
+        line = _read_line(connection, path, deadline)
+    answer = decode(line)
+    if "error" in answer:
+        raise error_from(answer["error"])
+    result = answer.get("result")
+    if not isinstance(result, dict):
+        raise RustGuardError("The daemon answered with something that can't be read.")
+    return result
+
+
+def listens(path: Path) -> bool:
+    """Say whether a daemon holds this socket, even one that is too busy for us or not ours to talk to."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:
+            return False
+        return True
+
+
+def _connect(path: Path, deadline: float) -> socket.socket:
+    check_length(path)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        # In the kernel's queue, not with settimeout: that gives up at once when the listener's backlog is full.
+        microseconds = int(_left(deadline) * 1e6)
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *divmod(microseconds, 1_000_000))
+        )
+        connection.connect(str(path))
+    except (TimeoutError, BlockingIOError):
+        connection.close()
+        raise _unanswered(path) from None
+    except PermissionError:
+        connection.close()
+        raise RefusedError(
+            f"{path} belongs to somebody else: you may not talk to this daemon.",
+            "Run the same command with `sudo`, or as a member of the socket's group.",
+        ) from None
+    except OSError:
+        connection.close()
+        raise _not_running(path) from None
+    return connection
+
+
+def _read_line(connection: socket.socket, path: Path, deadline: float) -> bytes:
+    received = bytearray()
+    while not received.endswith(b"\n"):
+        try:
+            connection.settimeout(_left(deadline))
+            piece = connection.recv(256 * 1024)
+        except TimeoutError:
+            raise _unanswered(path) from None
+        except ConnectionResetError:
+            piece = b""
+        if not piece:
+            raise RustGuardError(f"The daemon at {path} hung up without an answer.", "Try again, then read its log.")
+        received += piece
+        if len(received) > MAX_RESPONSE:
+            raise RustGuardError("The daemon's answer doesn't end.", "Restart the daemon.")
+    return bytes(received)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _not_running(path: Path) -> NotRunningError:
+    return NotRunningError(
+        f"No daemon answers at {path}.", "Start one: `sudo rustguard serve …` or `sudo rustguard join …`."
+    )
+
+
+def _unanswered(path: Path) -> UnansweredError:
+    return UnansweredError(f"The daemon at {path} doesn't answer.", "Look whether it is stopped or overloaded.")

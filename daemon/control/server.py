@@ -1,0 +1,354 @@
+"""The control socket's server: who may ask, how much, and what is answered (the language: `control_client`).
+
+A connection waits for a request, works on one at a time, and is closed when idle for too long. There are two
+classes of peers, root and ourselves on one side, members of the group on the other: each has its own places,
+and when they are taken the one idle longest goes, so that nobody can crowd out anybody by just holding on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import grp
+import inspect
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rustguard_py.daemon.control.client import call
+from rustguard_py.daemon.control.protocol import MAX_REQUEST, VERSION, check_length, decode, encode, error_document
+from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UsageError
+
+__all__ = ["MAX_CONNECTIONS", "ControlServer", "Handler", "call"]
+
+Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]
+
+SOCKET_MODE = 0o660
+# Of each class.
+MAX_CONNECTIONS = 64
+IDLE_SECONDS = 30.0
+BACKLOG = 128
+# How long to leave waiting connections alone when the process has no descriptor left and nobody can go.
+PAUSE_SECONDS = 1.0
+# include/uapi/asm-generic/socket.h; Python has no name for it.
+_SO_PEERGROUPS = 59
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """One that was let in.
+
+    Attributes:
+        socket: Its end here.
+        privileged: Whether root or ourselves.
+        idle_since: Loop time since when nothing was asked, or None while it's being answered.
+        task: Serves it.
+    """
+
+    socket: socket.socket
+    privileged: bool
+    idle_since: float | None
+    task: asyncio.Task[None] | None = None
+
+
+class ControlServer:
+    """Answers at a Unix socket.
+
+    Args:
+        path: Where. Its directory exists.
+        handlers: By method; each gets the parameters and gives the result, a JSON object, or raises
+            `RustGuardError`, which the asking side raises again.
+        group: Name of the group whose members may ask too, or None.
+        max_connections: At once, of root and ourselves, and again of the group's members.
+        idle_seconds: After which a connection that asks nothing is closed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        group: str | None = None,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
+        self._path = path
+        self._handlers = handlers
+        self._group = _group_id(group)
+        self._max_connections = max_connections
+        self._idle_seconds = idle_seconds
+        self._listener: socket.socket | None = None
+        self._ours: tuple[int, int] | None = None
+        # In the order they came.
+        self._connections: dict[_Connection, None] = {}
+
+    async def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            StateError: Another daemon listens there.
+            RefusedError: Something that isn't a socket lies there, or we may not make one.
+            UsageError: The path is too long.
+        """
+        self._listener = bind(self._path, self._group)
+        status = self._path.lstat()
+        self._ours = (status.st_dev, status.st_ino)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    async def close(self) -> None:
+        """Hang up, stop listening, and remove the socket if it's still ours. May be called twice."""
+        if self._listener is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._listener)
+        with suppress(OSError):
+            status = self._path.lstat()
+            if (status.st_dev, status.st_ino) == self._ours:
+                self._path.unlink()
+        self._listener.close()
+        self._listener = None
+        tasks = [connection.task for connection in self._connections if connection.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _accept(self) -> None:
+        # All that wait, before any is served: a crowd must not stand between root and its answer.
+        for _ in range(BACKLOG):
+            if self._listener is None:
+                return
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                self._accept_failed(self._listener, error)
+                return
+            self._let_in(connection)
+
+    def _let_in(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        privileged = _is_privileged(connection)
+        if not privileged and not _is_member(connection, self._group):
+            _hang_up(
+                connection, RefusedError("You may not talk to this daemon.", "Run the same command with `sudo`.")
+            )
+            return
+        places = self._max_connections - sum(other.privileged == privileged for other in self._connections)
+        if places <= 0 and not self._push_out(privileged):
+            _hang_up(connection, RefusedError("Too many are being answered just now.", "Try again."))
+            return
+        loop = asyncio.get_running_loop()
+        entry = _Connection(connection, privileged, loop.time())
+        self._connections[entry] = None
+        entry.task = loop.create_task(self._serve(entry))
+        # Not by the task itself: one cancelled before its first step runs no line of its own.
+        entry.task.add_done_callback(lambda _: self._forget(entry))
+
+    def _forget(self, entry: _Connection) -> None:
+        entry.socket.close()
+        self._connections.pop(entry, None)
+
+    def _push_out(self, privileged: bool) -> bool:
+        idle = [
+            (entry.idle_since, entry)
+            for entry in self._connections
+            if entry.privileged == privileged and entry.idle_since is not None
+        ]
+        if not idle:
+            return False
+        _, oldest = min(idle, key=lambda pair: pair[0])
+        del self._connections[oldest]
+        if oldest.task:
+            oldest.task.cancel()
+        return True
+
+    def _accept_failed(self, listener: socket.socket, error: OSError) -> None:
+        log.warning("control socket: can't accept: %s", error.strerror)
+        if error.errno in {errno.EMFILE, errno.ENFILE} and self._push_out(False):
+            return
+        # The listener stays readable, so watching it on would keep the loop busy.
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        loop.call_later(PAUSE_SECONDS, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if self._listener is listener:
+            asyncio.get_running_loop().add_reader(listener, self._accept)
+
+    async def _serve(self, entry: _Connection) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            received = bytearray()
+            while True:
+                async with asyncio.timeout(self._idle_seconds):
+                    line = await _read_line(loop, entry.socket, received)
+                if line is None:
+                    return
+                entry.idle_since = None
+                answer = await self._answer(line)
+                async with asyncio.timeout(self._idle_seconds):
+                    await loop.sock_sendall(entry.socket, answer)
+                entry.idle_since = loop.time()
+        except UsageError as error:
+            _hang_up(entry.socket, error)
+        except (OSError, TimeoutError):
+            pass
+
+    async def _answer(self, line: bytes) -> bytes:
+        identity: Any = None
+        method: Any = None
+        try:
+            request = decode(line)
+            identity, method = request.get("id"), request.get("method")
+            result = await self._handle(method, request.get("params", {}))
+            return encode({"v": VERSION, "id": identity, "result": result})
+        except RustGuardError as error:
+            return encode({"v": VERSION, "id": identity, "error": error_document(error)})
+        except Exception:
+            log.exception("control socket: %.40r failed", method)
+            failure = RustGuardError("The daemon met an error of its own.", "Read its log, and please report it.")
+            return encode({"v": VERSION, "id": identity, "error": error_document(failure)})
+
+    async def _handle(self, method: Any, params: Any) -> dict[str, Any]:
+        handler = self._handlers.get(method) if isinstance(method, str) else None
+        if handler is None:
+            raise UsageError(
+                "This daemon doesn't know how to do that.",
+                "The command may be newer than the daemon: restart the daemon.",
+            )
+        if not isinstance(params, dict):
+            raise UsageError("`params` isn't a JSON object.")
+        result = handler(params)
+        return await result if inspect.isawaitable(result) else result
+
+
+def bind(path: Path, group: int | None) -> socket.socket:
+    """Listen at a path that nobody else listens at.
+
+    The socket gets its mode and group under another name and before it listens, then takes its place in one
+    step: at no time can anybody connect whom `SOCKET_MODE` keeps out. Only a dead socket is replaced.
+
+    Args:
+        path: Where.
+        group: The socket's group, or None for the process's own.
+
+    Returns:
+        The listening socket, not blocking.
+
+    Raises:
+        StateError: Another daemon listens there.
+        RefusedError: Something that isn't a socket lies there, or we may not make one.
+        UsageError: The path is too long.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    check_length(temporary)
+    _check_place(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        # Linux gives a bound socket's file the mode that the socket has.
+        os.fchmod(listener.fileno(), 0o600)
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        listener.bind(str(temporary))
+        if group is not None:
+            os.chown(temporary, -1, group)
+        temporary.chmod(SOCKET_MODE)
+        listener.listen(BACKLOG)
+        temporary.rename(path)
+    except OSError as error:
+        listener.close()
+        with suppress(OSError):
+            temporary.unlink()
+        message = f"The control socket {path} can't be made: {error.strerror}."
+        raise RefusedError(message, f"Look at who may write there: `ls -ld {path.parent}`.") from error
+    return listener
+
+
+def _check_place(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise RefusedError(
+            f"{path} isn't a socket, so it's neither followed nor removed: somebody else put it there.",
+            f"Look at it, `ls -l {path}`, and move it away.",
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return
+        except BlockingIOError:
+            # Its queue is full: it lives.
+            pass
+        except OSError as error:
+            message = f"{path} is a socket that can't be tried: {error.strerror}."
+            raise RefusedError(message, f"Look at it: `ls -l {path}`.") from error
+    raise StateError(
+        f"Another daemon answers at {path} already.",
+        "See it with `rustguard status`, or choose another `--state DIR`.",
+    )
+
+
+def _group_id(group: str | None) -> int | None:
+    if group is None:
+        return None
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise UsageError(f"There is no group {group!r}.", f"Make it: `sudo groupadd {group}`.") from None
+
+
+def _is_privileged(connection: socket.socket) -> bool:
+    return _credentials(connection)[1] in {0, os.geteuid()}
+
+
+def _is_member(connection: socket.socket, group: int | None) -> bool:
+    if group is None:
+        return False
+    if _credentials(connection)[2] == group:
+        return True
+    # The kernel's word for the other groups, since Linux 4.13: no name service is asked. Python reads 1,024 bytes
+    # at most; who is in more than 256 groups isn't known here.
+    with suppress(OSError):
+        groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+        return group in struct.unpack(f"{len(groups) // 4}I", groups)
+    return False
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """Give process, user and group at the other end (unix(7), SO_PEERCRED)."""
+    layout = struct.Struct("3i")
+    pid, uid, gid = layout.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
+    return pid, uid, gid
+
+
+async def _read_line(loop: asyncio.AbstractEventLoop, connection: socket.socket, received: bytearray) -> bytes | None:
+    while (end := received.find(b"\n")) < 0:
+        if len(received) > MAX_REQUEST:
+            break
+        piece = await loop.sock_recv(connection, MAX_REQUEST)
+        if not piece:
+            return None
+        received += piece
+    if end < 0 or end > MAX_REQUEST:
+        raise UsageError(f"A request's line is longer than {MAX_REQUEST} bytes.")
+    line = bytes(received[:end])
+    del received[: end + 1]
+    return line
+
+
+def _hang_up(connection: socket.socket, error: RustGuardError) -> None:
+    with suppress(OSError):
+        connection.send(encode({"v": VERSION, "id": None, "error": error_document(error)}), socket.MSG_NOSIGNAL)
+    connection.close()

@@ -1,0 +1,96 @@
+"""Name servers while a tunnel is up: told to systemd-resolved or to resolvconf, whichever has charge here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pyroute2 import IPRoute
+
+from rustguard_py.daemon.steps import Echo, run
+from rustguard_py.model.errors import RefusedError, RustGuardError
+
+_RESOLV_CONF = Path("/etc/resolv.conf")
+_ORDER = Path("/etc/resolvconf/interface-order")
+_RESOLVECTL, _RESOLVCONF = "resolvectl", "resolvconf"
+
+
+def manager() -> str:
+    """Say which program takes name servers here.
+
+    Raises:
+        RefusedError: None does.
+    """
+    resolved = "systemd/resolve" in str(_RESOLV_CONF.resolve()) and shutil.which(_RESOLVECTL)
+    if not resolved and shutil.which(_RESOLVCONF):
+        return _RESOLVCONF
+    if shutil.which(_RESOLVECTL):
+        return _RESOLVECTL
+    raise RefusedError(
+        "The file sets DNS, and this machine has neither resolvconf nor systemd-resolved to take it.",
+        "Install one, `sudo apt-get install openresolv`, or take the DNS line out.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """Name servers and search domains, used for all names while the tunnel is up."""
+
+    interface: str
+    servers: tuple[str, ...]
+    search: tuple[str, ...]
+
+    outlives: ClassVar[bool] = True
+
+    def prepare(self) -> str:
+        """The memo is the program that is told."""
+        return manager()
+
+    def apply(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
+        """See `steps.Step`."""
+        if memo == _RESOLVECTL:
+            if self.servers:
+                _tell([_RESOLVECTL, "dns", self.interface, *self.servers], "", echo)
+            # `~.`: every name is asked of them.
+            every = ("~.",) if self.servers else ()
+            _tell([_RESOLVECTL, "domain", self.interface, *every, *self.search], "", echo)
+            return
+        lines = [f"nameserver {server}" for server in self.servers]
+        if self.search:
+            lines.append(f"search {' '.join(self.search)}")
+        # Metric 0 and exclusive: these and no others.
+        only = ["-m", "0", "-x"] if self.servers else []
+        _tell([_RESOLVCONF, "-a", self._record, *only], "".join(f"{line}\n" for line in lines), echo)
+
+    def undo(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
+        """See `steps.Step`."""
+        forced = [_RESOLVCONF, "-d", self._record, "-f"]
+        argv = [_RESOLVECTL, "revert", self.interface] if memo == _RESOLVECTL else forced
+        echo(f"[#] {' '.join(argv)}")
+        done = run(argv)
+        # resolved forgets an interface that is gone by itself.
+        if memo == _RESOLVCONF and (done is None or done.returncode):
+            echo(f"[!] {_RESOLVCONF} failed: look at {_RESOLV_CONF}, and run the line above again.")
+
+    @property
+    def _record(self) -> str:
+        """Debian's resolvconf sorts by name, and its list begins with tunnels: `tun.wg0` comes before `eth0`."""
+        if _ORDER.is_file():
+            for line in _ORDER.read_text().splitlines():
+                if match := re.fullmatch(r"\s*([A-Za-z0-9-]+)\*\s*", line):
+                    return f"{match[1]}.{self.interface}"
+        return self.interface
+
+
+def _tell(argv: list[str], stdin: str, echo: Echo) -> None:
+    echo(f"[#] {' '.join(argv)}")
+    done = run(argv, stdin)
+    if done is None or done.returncode:
+        said = "it is missing" if done is None else (done.stderr or done.stdout).strip() or f"code {done.returncode}"
+        raise RustGuardError(
+            f"The name servers were not taken by {argv[0]}: {said}",
+            "Try that command yourself, or take the DNS line out of the file.",
+        )

@@ -1,0 +1,144 @@
+"""The status document: what a daemon tells of itself over the control socket (schema 1, docs/commands.md)."""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rustguard_py.daemon.program import Program
+from rustguard_py.model.endpoint import endpoint_text
+from rustguard_py.model.keys import fingerprint
+from rustguard_py.model.statistics import PeerStats, WorkerStats
+from rustguard_py.model.tunnel import AnyTunnel
+
+SCHEMA = 1
+# A session is renewed every 120 s while anything is sent; a peer heard from since then is there.
+ACTIVE_FOR = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLine:
+    """What only the caller knows of a peer.
+
+    Attributes:
+        public_key: 32 bytes.
+        endpoint: Where it was last known to be, from before the start.
+        keepalive: Seconds, 0 for none.
+    """
+
+    name: str
+    public_key: bytes
+    address4: str | None
+    address6: str | None
+    endpoint: str | None
+    keepalive: int = 0
+
+
+def peers(
+    tunnels: Sequence[AnyTunnel], lines: Iterable[PeerLine], now: float, *, keys: Sequence[bytes] | None = None
+) -> dict[str, Any]:
+    """Describe each peer, over all tunnels to it; each plane's counters are read once.
+
+    Args:
+        tunnels: The first first: it says where the peer is.
+        lines: The peers.
+        now: The time.
+        keys: The peer's public key in each tunnel where it has several; there is one line then.
+    """
+    stats = [tunnel.plane.stats().peers for tunnel in tunnels]
+    return {"schema": SCHEMA, "peers": [_peer(tunnels, line, stats, now, keys) for line in lines]}
+
+
+def _peer(
+    tunnels: Sequence[AnyTunnel],
+    line: PeerLine,
+    stats: Sequence[dict[int, PeerStats]],
+    now: float,
+    keys: Sequence[bytes] | None,
+) -> dict[str, Any]:
+    found = [
+        (peer, read.get(peer.id, PeerStats()))
+        for tunnel, read, key in zip(tunnels, stats, keys or [line.public_key] * len(tunnels), strict=True)
+        if (peer := tunnel.node.get(key)) is not None
+    ]
+    counters = [each for _, each in found]
+    began = max((peer.session_began for peer, _ in found if peer.session_began is not None), default=None)
+    heard = max((each.last_received for each in counters if each.last_received is not None), default=None)
+    return {
+        "name": line.name,
+        "public_key": b64encode(line.public_key).decode(),
+        "address4": line.address4,
+        "address6": line.address6,
+        "endpoint": (endpoint_text(counters[0].endpoint) if counters else None) or line.endpoint,
+        "state": _state(heard, now, known=line.endpoint is not None or began is not None),
+        "last_handshake": None if began is None else round(now - began, 3),
+        "last_received": None if heard is None else round(now - heard, 3),
+        "rx_bytes": sum(each.rx_bytes for each in counters),
+        "tx_bytes": sum(each.tx_bytes for each in counters),
+        "rx_packets": sum(each.rx_packets for each in counters),
+        "tx_packets": sum(each.tx_packets for each in counters),
+        "handshakes": sum(each.handshakes for each in counters),
+        "drops": sum(each.drops for each in counters),
+        "keepalive": line.keepalive,
+    }
+
+
+def _state(heard: float | None, now: float, *, known: bool) -> str:
+    if heard is not None and now - heard <= ACTIVE_FOR:
+        return "active"
+    return "idle" if heard is not None or known else "never"
+
+
+def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[str, Any]:
+    """Describe what either end's status has: the program, its key, and the planes' counters but for the peers'."""
+    own_key = tunnels[0].node.public_key
+    stats = [tunnel.plane.stats() for tunnel in tunnels]
+    drops: dict[str, int] = {}
+    for each in stats:
+        for reason, count in each.drops.items():
+            drops[reason] = drops.get(reason, 0) + count
+    return {
+        "schema": SCHEMA,
+        "role": program.role,
+        "state_directory": str(program.directory),
+        "pid": os.getpid(),
+        "interface": program.interface,
+        "engine": program.engine.name,
+        "engine_reason": program.engine.reason,
+        "public_key": b64encode(own_key).decode(),
+        "fingerprint": fingerprint(own_key),
+        "counters": {
+            "handshakes": sum(peer.handshakes for each in stats for peer in each.peers.values()),
+            "drops": drops,
+        },
+        "workers": [
+            _worker(worker, f"{worker.name} of {place}" if place else worker.name)
+            for place, each in enumerate(stats)
+            for worker in each.workers
+        ],
+        "notes": list(dict.fromkeys(note for each in stats for note in each.notes)),
+        "uptime": round(now - program.began, 3),
+    }
+
+
+def broken(tunnels: Sequence[AnyTunnel]) -> list[str]:
+    """Warn of each tunnel that broke while others go on."""
+    return [
+        f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart mends it."
+        for place, tunnel in enumerate(tunnels)
+        if tunnel.fault is not None
+    ]
+
+
+def _worker(worker: WorkerStats, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "packets": worker.packets,
+        "bytes": worker.bytes,
+        "batches": worker.batches,
+        "batch_sizes": list(worker.batch_sizes),
+        "system_calls": worker.system_calls,
+    }

@@ -1,0 +1,338 @@
+"""The changes that a tunnel makes to the system, each of which can be taken back, and told of in a file.
+
+A step is equal to another when they make the same change: so what a changed configuration asks for can be compared
+with what is there. What is needed to take one back beyond the step itself (what a variable was before) is its memo.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.system.interface import explain
+
+Echo = Callable[[str], None]
+
+# include/uapi/linux/rtnetlink.h, fib_rules.h and if_addr.h.
+MAIN = 254
+_FIB_RULE_INVERT = 0x02
+_IFA_F_NODAD = 0x02
+_SYSCTLS = Path("/proc/sys")
+# A program that asks a daemon, over D-Bus for example, may wait for it.
+PROGRAM_SECONDS = 30.0
+
+
+class Step(Protocol):
+    """One change.
+
+    Attributes:
+        outlives: Whether it is still there when the interface is gone, as it is after a crash.
+    """
+
+    outlives: ClassVar[bool]
+
+    def prepare(self) -> str:
+        """Look at what taking it back will need; nothing is changed."""
+
+    def apply(self, netlink: IPRoute, memo: str, echo: Echo, /) -> None:
+        """Do it.
+
+        Raises:
+            RustGuardError: It was refused.
+        """
+
+    def undo(self, netlink: IPRoute, memo: str, echo: Echo, /) -> None:
+        """Take it back; what is gone already is no error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address on the interface, with its prefix length."""
+
+    interface: str
+    address: str
+
+    outlives: ClassVar[bool] = False
+
+    def prepare(self) -> str:
+        """See `Step`."""
+        return ""
+
+    def apply(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        # Until duplicate address detection ends nothing can be bound to it, and nobody else could have it here.
+        nodad = {"flags": _IFA_F_NODAD} if ":" in self.address else {}
+        _do(
+            netlink,
+            f"{self._command('add')}{' nodad' if nodad else ''}",
+            echo,
+            "addr",
+            "add",
+            **self._what(),
+            **nodad,
+        )
+
+    def undo(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        _take_back(lambda: _do(netlink, self._command("delete"), echo, "addr", "del", **self._what()))
+
+    def _command(self, verb: str) -> str:
+        return f"ip {_flag(self.address)} address {verb} {self.address} dev {self.interface}"
+
+    def _what(self) -> dict[str, Any]:
+        address, _, length = self.address.partition("/")
+        return {"index": _index(self.interface), "address": address, "prefixlen": int(length)}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A network behind the interface, in a routing table."""
+
+    interface: str
+    network: str
+    table: int = MAIN
+
+    outlives: ClassVar[bool] = False
+
+    def prepare(self) -> str:
+        """See `Step`."""
+        return ""
+
+    def apply(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        _do(netlink, self._command("add"), echo, "route", "add", **self._what())
+
+    def undo(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        _take_back(lambda: _do(netlink, self._command("delete"), echo, "route", "del", **self._what()))
+
+    def _command(self, verb: str) -> str:
+        table = "" if self.table == MAIN else f" table {self.table}"
+        return f"ip {_flag(self.network)} route {verb} {self.network} dev {self.interface}{table}"
+
+    def _what(self) -> dict[str, Any]:
+        what = {"dst": self.network, "oif": _index(self.interface), "table": self.table}
+        return {**what, "family": _family(self.network)}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A routing rule: all that isn't marked takes a table; or the main table counts, but for its default route.
+
+    Attributes:
+        version: 4 or 6.
+        priority: The lower, the earlier.
+        table: The one to look in.
+        mark: What isn't marked so; 0 for the rule that suppresses the default route.
+    """
+
+    version: int
+    priority: int
+    table: int
+    mark: int
+
+    outlives: ClassVar[bool] = True
+
+    def prepare(self) -> str:
+        """See `Step`."""
+        return ""
+
+    def apply(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        _do(netlink, self._command("add"), echo, "rule", "add", **self._what())
+
+    def undo(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        _take_back(lambda: _do(netlink, self._command("delete"), echo, "rule", "del", **self._what()))
+
+    def _command(self, verb: str) -> str:
+        where = "main" if self.table == MAIN else self.table
+        what = f"not fwmark {self.mark} table {where}" if self.mark else f"table {where} suppress_prefixlength 0"
+        return f"ip -{self.version} rule {verb} {what} priority {self.priority}"
+
+    def _what(self) -> dict[str, Any]:
+        family = socket.AF_INET if self.version == 4 else socket.AF_INET6
+        what: dict[str, Any] = {"family": family, "priority": self.priority, "table": self.table}
+        if self.mark:
+            return {**what, "fwmark": self.mark, "fwmask": 0xFFFFFFFF, "flags": _FIB_RULE_INVERT}
+        return {**what, "FRA_SUPPRESS_PREFIXLEN": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A variable of the kernel, set.
+
+    Attributes:
+        name: With dots.
+        value: What it shall be.
+    """
+
+    name: str
+    value: str
+
+    outlives: ClassVar[bool] = True
+
+    def prepare(self) -> str:
+        """See `Step`."""
+        try:
+            return self._path.read_text().strip()
+        except OSError as error:
+            raise RustGuardError(
+                f"{self._path} can't be read: {error.strerror}.", "Is /proc mounted here?"
+            ) from error
+
+    def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        if self.prepare() == self.value:
+            return
+        echo(f"[#] sysctl -q {self.name}={self.value}")
+        try:
+            self._path.write_text(self.value)
+        except OSError as error:
+            mend = "Run as root; in a container, have it set from outside."
+            raise RustGuardError(f"{self.name} can't be set: {error.strerror}.", mend) from error
+
+    def undo(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        with suppress(OSError, RustGuardError):
+            if memo and self.prepare() != memo:
+                echo(f"[#] sysctl -q {self.name}={memo}")
+                self._path.write_text(memo)
+
+    @property
+    def _path(self) -> Path:
+        return _SYSCTLS / self.name.replace(".", "/")
+
+
+@dataclass(frozen=True, slots=True)
+class Firewall:
+    """Two things that a default route through the tunnel needs of nftables, one family each.
+
+    What comes to the tunnel's address from elsewhere than the tunnel or this machine is dropped: on another link
+    nobody may talk to it, or find out by trying whether it is ours. And the mark of what we send to peers is kept
+    with its connection, and given to the answers: else a strict reverse-path filter takes them for strays.
+
+    Attributes:
+        interface: The tunnel's.
+        version: 4 or 6.
+        addresses: The tunnel's, of this family, without prefix lengths.
+        mark: Of what is sent to peers.
+    """
+
+    interface: str
+    version: int
+    addresses: tuple[str, ...]
+    mark: int
+
+    outlives: ClassVar[bool] = True
+
+    def prepare(self) -> str:
+        """See `Step`."""
+        return ""
+
+    def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        echo(f"[#] nft add table {self._table}")
+        done = run(["nft", "-f", "-"], self._rules())
+        if done is None:
+            echo("[!] nft is missing, so packets from other links to the tunnel's address aren't dropped.")
+        elif done.returncode:
+            said = (done.stderr or done.stdout).strip().partition("\n")[0]
+            raise RustGuardError(
+                f"nft refused the rules of {self.interface}: {said}", "Try `nft list ruleset` as root."
+            )
+
+    def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        done = run(["nft", "delete", "table", *self._table.split()])
+        if done is not None and done.returncode == 0:
+            echo(f"[#] nft delete table {self._table}")
+
+    @property
+    def _table(self) -> str:
+        return f"{'ip' if self.version == 4 else 'ip6'} rustguard-{self.interface}"
+
+    def _rules(self) -> str:
+        family = "ip" if self.version == 4 else "ip6"
+        strays = [
+            f'iifname != "{self.interface}" {family} daddr {address} fib saddr type != local drop'
+            for address in self.addresses
+        ]
+        chains = {
+            "raw": ("prerouting", -300, strays),
+            "answers": ("prerouting", -150, ["meta l4proto udp meta mark set ct mark"]),
+            "sent": ("postrouting", -150, [f"meta l4proto udp meta mark {self.mark} ct mark set meta mark"]),
+        }
+        body = "".join(
+            "\n".join([f"chain {name} {{", f"type filter hook {hook} priority {priority};", *rules, "}", ""])
+            for name, (hook, priority, rules) in chains.items()
+        )
+        # Emptied first: a table of this name is a leftover of ours.
+        return f"table {self._table}\ndelete table {self._table}\ntable {self._table} {{\n{body}}}\n"
+
+
+# -- as a file has them -------------------------------------------------------------------------------------
+
+
+def to_json(step: Step) -> dict[str, Any]:
+    """Write a step that outlives a crash."""
+    return {"kind": type(step).__name__, **asdict(step)}  # type: ignore[call-overload]
+
+
+def from_json(kinds: Mapping[str, type[Any]], value: Mapping[str, Any]) -> Step:
+    """Read what `to_json` gave; TypeError or KeyError if it didn't."""
+    given = {name: tuple(each) if isinstance(each, list) else each for name, each in value.items() if name != "kind"}
+    step: Step = kinds[value["kind"]](**given)
+    return step
+
+
+# -- helpers ------------------------------------------------------------------------------------------------
+
+
+def run(argv: list[str], stdin: str = "") -> subprocess.CompletedProcess[str] | None:
+    """Run a program of the system to its end; None where it is missing, a failure where it does not end."""
+    try:
+        return subprocess.run(  # noqa: S603 - names are constants, and no shell reads the rest
+            argv, input=stdin, capture_output=True, text=True, check=False, timeout=PROGRAM_SECONDS
+        )
+    except FileNotFoundError:
+        return None
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(argv, 124, "", f"{argv[0]} did not end within {PROGRAM_SECONDS:g} s")
+
+
+def _do(netlink: IPRoute, command: str, echo: Echo, method: str, verb: str, **what: Any) -> None:
+    echo(f"[#] {command}")
+    try:
+        getattr(netlink, method)(verb, **what)
+    except NetlinkError as error:
+        raise explain(error, command) from error
+
+
+def _take_back(work: Callable[[], None]) -> None:
+    with suppress(RustGuardError, OSError):
+        work()
+
+
+def _index(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError as error:
+        raise RustGuardError(f"There is no interface {interface} any more.", "Something else removed it.") from error
+
+
+def _flag(address: str) -> str:
+    return "-6" if ":" in address else "-4"
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET

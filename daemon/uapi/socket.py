@@ -1,0 +1,220 @@
+"""The socket that wg(8) finds a user-space WireGuard by: /var/run/wireguard/INTERFACE.sock.
+
+Whoever may connect may do everything, so it is root's alone (mode 0600). RUSTGUARD_WG_SOCKETS names another
+directory; empty, it says that there shall be no such socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from rustguard_py.daemon.control.server import bind
+from rustguard_py.daemon.uapi.protocol import (
+    DeviceChange,
+    DeviceState,
+    PeerState,
+    UapiError,
+    ending,
+    format_device,
+    parse_set,
+)
+from rustguard_py.model.clock import now
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.peer import Peer
+from rustguard_py.tunnel import Tunnel
+
+log = logging.getLogger(__name__)
+
+DIRECTORY = "/var/run/wireguard"
+VARIABLE = "RUSTGUARD_WG_SOCKETS"
+# How often to look whether the socket is still ours, seconds.
+LOOK = 1.0
+# Of one request: a peer with a hundred allowed IPs takes some 5 KiB.
+_LONGEST_LINE = 1 << 12
+
+
+class UapiSocket:
+    """Answers what wg(8) asks about one interface.
+
+    Args:
+        interface: Its name.
+        show: Gives what there is.
+        change: Does what is asked, or raises UapiError; None where nobody but us may change anything.
+        listener: A listening socket to use in place of one of our own.
+    """
+
+    def __init__(
+        self,
+        interface: str,
+        show: Callable[[], DeviceState],
+        change: Callable[[DeviceChange], None] | None,
+        listener: socket.socket | None = None,
+    ) -> None:
+        directory = os.environ.get(VARIABLE)
+        self._wanted = directory != ""
+        self.path = Path(directory or DIRECTORY) / f"{interface}.sock"
+        self._show = show
+        self._change = change
+        self._given = listener
+        self._inode: tuple[int, int] | None = None
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            StateError: Somebody else answers there.
+            RustGuardError: We may make no socket there.
+        """
+        listener = self._given or self._make()
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_LONGEST_LINE)
+
+    def _make(self) -> socket.socket:
+        if not self._wanted:
+            raise RustGuardError(f"{VARIABLE} is empty: wg(8) can't be answered.", f"Unset it: unset {VARIABLE}")
+        directory = self.path.parent
+        try:
+            directory.mkdir(0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RustGuardError(
+                f"{directory} can't be made: {error.strerror}.", "Run as root, or without wg(8)."
+            ) from error
+        listener = bind(self.path, None)
+        self.path.chmod(0o600)
+        status = self.path.lstat()
+        self._inode = (status.st_dev, status.st_ino)
+        return listener
+
+    def is_there(self) -> bool:
+        """Say whether the socket still lies where wg(8) looks for it; one that was given is its giver's to mind."""
+        if self._inode is None:
+            return True
+        try:
+            status = self.path.lstat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._inode
+
+    async def close(self) -> None:
+        """Stop listening, and remove the socket if it is still ours. May be called twice."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            if self._inode is not None and self.is_there():
+                with suppress(OSError):
+                    self.path.unlink()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    # -- one connection -------------------------------------------------------------------------------------
+
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.get_running_loop().create_task(self._answer_all(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while (request := await _read_request(reader)) is not None:
+                writer.write(self._answer(request).encode())
+                await writer.drain()
+        except UapiError as error:
+            log.warning("wg: %s", error)
+            writer.write(ending(error.code).encode())
+            with suppress(OSError):
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    def _answer(self, request: list[str]) -> str:
+        match request:
+            case ["get=1"]:
+                return format_device(self._show()) + ending(0)
+            case ["set=1", *lines]:
+                return ending(self._set(lines))
+            case _:
+                return ending(errno.EINVAL)
+
+    def _set(self, lines: list[str]) -> int:
+        if self._change is None:
+            log.warning("wg: this tunnel's peers are changed by its own commands")
+            return errno.EPERM
+        try:
+            self._change(parse_set(lines))
+        except UapiError as error:
+            log.warning("wg: %s", error)
+            return error.code
+        return 0
+
+
+async def _read_request(reader: asyncio.StreamReader) -> list[str] | None:
+    """Read lines up to an empty one; None at the end of the connection."""
+    lines: list[str] = []
+    while True:
+        try:
+            line = await reader.readuntil(b"\n")
+        except asyncio.IncompleteReadError:
+            return None
+        except asyncio.LimitOverrunError as error:
+            raise UapiError(errno.EPROTO, "a line is too long") from error
+        if line == b"\n":
+            return lines
+        lines.append(line[:-1].decode(errors="replace"))
+
+
+def given_listener(descriptor: int) -> socket.socket:
+    """Take over a listening socket that was handed down (WG_UAPI_FD)."""
+    os.set_inheritable(descriptor, False)
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
+    return listener
+
+
+# -- what any tunnel shows ------------------------------------------------------------------------------------------
+
+
+def show(tunnel: Tunnel, private_key: bytes | None, port: int, fwmark: int = 0) -> DeviceState:
+    """Give what wg(8) shows of a tunnel.
+
+    Args:
+        tunnel: Any.
+        private_key: 32 bytes; None where there is none. wg(8) computes the public key of it.
+        port: UDP.
+        fwmark: 0 for none.
+    """
+    counters = tunnel.plane.stats().peers
+    peers = []
+    for peer in tunnel.node:
+        seen = counters.get(peer.id)
+        peers.append(
+            PeerState(
+                peer.config.public_key,
+                peer.config.preshared_key,
+                peer.endpoint,
+                _wall(peer),
+                seen.rx_bytes if seen else 0,
+                seen.tx_bytes if seen else 0,
+                peer.config.persistent_keepalive,
+                peer.config.allowed_ips,
+            )
+        )
+    return DeviceState(private_key, port, fwmark, peers)
+
+
+def _wall(peer: Peer) -> int:
+    """Give when the last handshake was, Unix time in nanoseconds; 0 for never."""
+    if peer.session_began is None:
+        return 0
+    return time.time_ns() - round((now() - peer.session_began) * 1e9)

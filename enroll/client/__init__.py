@@ -1,0 +1,1 @@
+"""A client: how it joins, runs and answers its control socket."""

@@ -1,0 +1,69 @@
+"""What a client's control socket answers: the status, its one peer, and what it warns of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rustguard_py.daemon.control.server import Handler
+from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.status import PeerLine, broken, common, peers
+from rustguard_py.enroll.client.client import Client
+from rustguard_py.model.clock import now
+from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.keys import fingerprint
+
+_OF_A_SERVER = ("open", "close", "revoke", "restore", "rename")
+
+
+class ClientControl:
+    """Answers for a client.
+
+    Args:
+        client: Whom.
+        program: What it runs as.
+    """
+
+    def __init__(self, client: Client, program: Program) -> None:
+        self._client = client
+        self._program = program
+
+    def handlers(self) -> dict[str, Handler]:
+        """What is answered to, by method."""
+        return {"status": self._status, "peers": self._peers, **dict.fromkeys(_OF_A_SERVER, _not_here)}
+
+    def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
+        network = self._client.network
+        gateway4, gateway6 = (None if g is None else str(g) for g in (network.gateway4, network.gateway6))
+        known = f"{network.host}:{network.port}"
+        line = PeerLine(network.host, network.server_key, gateway4, gateway6, known, network.keepalive)
+        return peers(self._client.tunnels, [line], now(), keys=self._client.server_keys)
+
+    def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
+        network = self._client.network
+        return {
+            **common(self._program, self._client.tunnels, now()),
+            **self._peers({}),
+            "tunnels": [] if self._client.bundle is None else self._client.bundle.report(now()),
+            "name": network.name,
+            "port": network.port,
+            "addresses": [str(each) for each in network.addresses],
+            "mtu": network.mtu,
+            "pool": None,
+            "window": None,
+            "warnings": self._warnings(),
+        }
+
+    def _warnings(self) -> list[str]:
+        network, unanswered = self._client.network, self._client.unanswered
+        warnings = broken(self._client.tunnels)
+        if unanswered < 2:
+            return warnings
+        return [
+            *warnings,
+            f"{network.host} does not answer handshakes ({unanswered} tried): it is down or unreachable, or it has "
+            f"revoked this machine. Its fingerprint was {fingerprint(network.server_key)}.",
+        ]
+
+
+def _not_here(_params: dict[str, Any]) -> dict[str, Any]:
+    raise RefusedError("This daemon is a client; windows and peers are its server's.", "Run it on the server.")

@@ -1,0 +1,192 @@
+"""Carries a join over real sockets: sends what `pairing_client` wants, hands it what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import sys
+from collections.abc import Sequence
+
+from rustguard_py.enroll.pairing.client import Joined, PairingClient
+from rustguard_py.model.clock import now
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.errors import UnansweredError
+
+# ip(7), ipv6(7): with these the kernel reports an ICMP "port unreachable" as an error of the socket.
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
+_REFUSED = errno.ECONNREFUSED.to_bytes(4, sys.byteorder)
+# How long the first datagram waits at the tunnel's port before it goes to the other port too, seconds: another
+# server may have that one.
+_OTHERS_AFTER = 0.3
+# So often must every address of the server have refused before we believe that nothing listens there, and so often
+# must nothing have gone out before we believe that there is no way.
+_REFUSALS = 3
+
+
+async def ask(
+    client: PairingClient,
+    sockets: Sequence[socket.socket],
+    servers: Sequence[Endpoint],
+    others: Sequence[Endpoint] = (),
+) -> Joined:
+    """Run a join to its end.
+
+    Args:
+        client: A fresh one.
+        sockets: Bound, one a family; they stay open and go on to be the tunnel's.
+        servers: The addresses that the server may have.
+        others: Where it may answer besides: at its other port.
+
+    Raises:
+        RustGuardError: It failed; the error says why.
+    """
+    asking = _Asking(client, sockets, servers, others)
+    try:
+        return await asking.run()
+    finally:
+        asking.close()
+
+
+class _Asking:
+    def __init__(
+        self,
+        client: PairingClient,
+        sockets: Sequence[socket.socket],
+        servers: Sequence[Endpoint],
+        others: Sequence[Endpoint],
+    ) -> None:
+        self._client = client
+        self._sockets = {each.family: each for each in sockets}
+        self._servers = servers
+        self._others = others
+        self._others_timer: asyncio.TimerHandle | None = None
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._refused: dict[tuple[str, int], int] = {}
+        self._unreachable: str | None = None
+        self._unsent = 0
+
+    async def run(self) -> Joined:
+        loop = asyncio.get_running_loop()
+        for each in self._sockets.values():
+            each.setblocking(False)
+            _report_refusals(each, on=True)
+            loop.add_reader(each.fileno(), self._receive, each)
+        self._transmit()
+        while (due := self._client.poll_timeout()) is not None and not self._done.done():
+            await asyncio.wait({self._done}, timeout=max(0.0, due - now()))
+            self._client.handle_timeout(now())
+            self._transmit()
+        self._done.cancel()
+        return self._outcome()
+
+    def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._others_timer is not None:
+            self._others_timer.cancel()
+        for each in self._sockets.values():
+            loop.remove_reader(each.fileno())
+            _report_refusals(each, on=False)
+
+    def _outcome(self) -> Joined:
+        outcome = self._client.outcome
+        if isinstance(outcome, Joined):
+            return outcome
+        if self._all_refused():
+            where = self._servers[0]
+            raise UnansweredError(
+                f"Nothing listens on UDP port {where[1]} of {where[0]}: that machine says so itself.",
+                "Start the server there: sudo rustguard serve …; or check the port.",
+            )
+        if outcome is None or self._unreachable is not None:
+            raise UnansweredError(
+                f"The server can't be reached from here: {self._unreachable or 'no network'}.",
+                "Check this machine's network, and the address.",
+            )
+        raise outcome.error()
+
+    def _all_refused(self) -> bool:
+        """Whether nothing listens at the tunnel's port, wherever the server may be; of the other it tells nothing."""
+        return all(self._refused.get((place[0], place[1]), 0) >= _REFUSALS for place in self._servers)
+
+    def _transmit(self) -> None:
+        while (transmit := self._client.poll_transmit()) is not None:
+            places = self._servers if transmit.destination is None else [transmit.destination]
+            if transmit.destination is None:
+                self._transmit_to_others(transmit.datagram)
+            failures = [self._send(transmit.datagram, place) for place in places]
+            self._unreachable = failures[0] if all(failures) else None
+            self._unsent = self._unsent + 1 if all(failures) else 0
+            if self._unsent >= _REFUSALS and not self._done.done():
+                self._done.set_result(None)
+        if self._client.outcome is not None and not self._done.done():
+            self._done.set_result(None)
+
+    def _transmit_to_others(self, datagram: bytes) -> None:
+        """The first time after a moment, unless somebody has answered by then."""
+        if self._others_timer is None:
+            loop = asyncio.get_running_loop()
+            self._others_timer = loop.call_later(_OTHERS_AFTER, self._transmit_to_others, datagram)
+            return
+        for place in self._others:
+            self._send(datagram, place)
+
+    def _send(self, datagram: bytes, place: Endpoint) -> str | None:
+        """Send; give why it didn't work, or None."""
+        each = self._sockets.get(socket.AF_INET6 if ":" in place[0] else socket.AF_INET)
+        if each is None:
+            return "this machine lacks that kind of address"
+        # An error of an earlier datagram may be reported first: it clears, and we try once more.
+        for _ in range(2):
+            try:
+                each.sendto(datagram, place)
+            except OSError as error:
+                if error.errno == errno.ECONNREFUSED:
+                    self._note_refusals(each)
+                    continue
+                return error.strerror or "unknown error"
+            return None
+        return None
+
+    def _receive(self, each: socket.socket) -> None:
+        while True:
+            try:
+                datagram, source = each.recvfrom(65536)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._note_refusals(each)
+                continue
+            if self._others_timer is not None:
+                self._others_timer.cancel()
+            self._client.handle(datagram, source, now())
+        self._transmit()
+
+    def _note_refusals(self, each: socket.socket) -> None:
+        for place in _take_errors(each):
+            self._refused[place] = self._refused.get(place, 0) + 1
+        if self._all_refused() and not self._done.done():
+            self._done.set_result(None)
+
+
+def _take_errors(each: socket.socket) -> list[tuple[str, int]]:
+    """Give where the datagrams went that were refused; the errors are forgotten."""
+    refused = []
+    try:
+        while True:
+            _, control, _, place = each.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+            # struct sock_extended_err begins with the errno, 32 bits.
+            if any(data[:4] == _REFUSED for _, _, data in control):
+                refused.append((place[0], place[1]))
+    except OSError:
+        return refused
+
+
+def _report_refusals(each: socket.socket, *, on: bool) -> None:
+    if each.family == socket.AF_INET6:
+        each.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, int(on))
+    else:
+        each.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, int(on))
+    if not on:
+        _take_errors(each)

@@ -1,0 +1,1 @@
+"""The pairing protocol, sans-IO, below both ends (docs/internals/enrollment.md)."""

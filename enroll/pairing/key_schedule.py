@@ -1,0 +1,127 @@
+"""The keys of an enrollment: from token and shares to tags, seals and the preshared key (docs/enrollment.md).
+
+Both ends call the same functions on the same datagrams. `th` is the transcript hash TH = SHA-256(1 ‖ 2 ‖ 3 ‖ 4 ‖ ct).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Self
+
+from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_decrypt,
+    crypto_aead_xchacha20poly1305_ietf_encrypt,
+)
+from nacl.exceptions import CryptoError
+
+from rustguard_py.enroll.pairing.cpace import lv_cat
+from rustguard_py.enroll.pairing.messages import SESSION_SIZE, Challenge, Hello
+
+SEAL_CLIENT = b"seal-client"
+SEAL_SERVER = b"seal-server"
+
+# scrypt: 32 MiB and some 80 ms a token tried.
+_SCRYPT_N = 2**15
+_SCRYPT_R = 8
+# OpenSSL refuses what needs more than it was allowed: 128 N r and a little.
+_SCRYPT_MAXMEM = 128 * _SCRYPT_N * _SCRYPT_R + 2**20
+_XCHACHA_NONCE = 24
+
+
+def stretch(token: str, server_id: bytes) -> bytes:
+    """Make the password-related string of a token, 32 bytes; about 80 ms, so once a token and server.
+
+    Args:
+        token: As typed; equal texts in different Unicode forms are the same token (NFC).
+        server_id: 32 bytes.
+    """
+    secret = unicodedata.normalize("NFC", token).encode()
+    return hashlib.scrypt(secret, salt=server_id, n=_SCRYPT_N, r=_SCRYPT_R, p=1, maxmem=_SCRYPT_MAXMEM, dklen=32)
+
+
+def channel_identifier(server_id: bytes, token_id: int) -> bytes:
+    """Give CPace's CI."""
+    return lv_cat(b"rge2", b"client", b"server", server_id, token_id.to_bytes(4, "little"))
+
+
+def associated_data(hello: Hello, challenge: Challenge) -> bytes:
+    """Give CPace's ADa, which is its ADb too."""
+    return hashlib.sha256(hello.encode() + challenge.encode()).digest()
+
+
+def session_id(nonce_c: bytes, nonce_s: bytes, share: bytes, ek: bytes) -> bytes:
+    """Give the 8 bytes that name a session; only who saw the nonces can make a SHARE_S that fits them."""
+    return hashlib.sha256(b"rge2 session" + nonce_c + nonce_s + share + ek).digest()[:SESSION_SIZE]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What one session's secrets expand to, 32 bytes each. Each sealing key seals once.
+
+    Attributes:
+        th: The transcript hash that everything is bound to; not a secret.
+    """
+
+    th: bytes
+    confirm_client: bytes = field(repr=False)
+    confirm_server: bytes = field(repr=False)
+    seal_client: bytes = field(repr=False)
+    seal_server: bytes = field(repr=False)
+    psk: bytes = field(repr=False)
+
+    @classmethod
+    def derive(cls, transcript: bytes, ct: bytes, isk: bytes, ss: bytes) -> Self:
+        """Derive a session's keys (HKDF-SHA-256, RFC 5869).
+
+        Args:
+            transcript: Messages 1 to 4.
+            ct: The ML-KEM ciphertext, 1,088 bytes.
+            isk: CPace's session key, 64 bytes.
+            ss: The ML-KEM shared secret, 32 bytes.
+        """
+        th = hashlib.sha256(transcript + ct).digest()
+        prk = hmac.digest(th, isk + ss, "sha256")
+        labels = (b"confirm-client", b"confirm-server", SEAL_CLIENT, SEAL_SERVER, b"psk")
+        return cls(th, *(hmac.digest(prk, label + b"\1", "sha256") for label in labels))
+
+    def client_tag(self, sealed: bytes) -> bytes:
+        """Give Ta, 32 bytes."""
+        return hmac.digest(self.confirm_client, self.th + sealed, "sha256")
+
+    def server_tag(self, confirm: bytes, sealed: bytes) -> bytes:
+        """Give Tb, 32 bytes, over the whole CONFIRM datagram and what is sealed in the RESULT."""
+        return hmac.digest(self.confirm_server, self.th + confirm + sealed, "sha256")
+
+    def seal_details(self, details: bytes) -> bytes:
+        """Seal the client's details: 96 bytes for 80."""
+        return _seal(self.seal_client, SEAL_CLIENT, self.th, details)
+
+    def open_details(self, sealed: bytes) -> bytes | None:
+        """Open them, once Ta has been checked. None: not sealed with these keys."""
+        return _open(self.seal_client, SEAL_CLIENT, self.th, sealed)
+
+    def seal_outcome(self, outcome: bytes) -> bytes:
+        """Seal a RESULT's padded JSON: 16 bytes more."""
+        return _seal(self.seal_server, SEAL_SERVER, self.th, outcome)
+
+    def open_outcome(self, sealed: bytes) -> bytes | None:
+        """Open it, once Tb has been checked. None: not sealed with these keys."""
+        return _open(self.seal_server, SEAL_SERVER, self.th, sealed)
+
+
+def _nonce(label: bytes, th: bytes) -> bytes:
+    return hashlib.sha256(label + th).digest()[:_XCHACHA_NONCE]
+
+
+def _seal(key: bytes, label: bytes, th: bytes, plaintext: bytes) -> bytes:
+    return crypto_aead_xchacha20poly1305_ietf_encrypt(plaintext, th, _nonce(label, th), key)
+
+
+def _open(key: bytes, label: bytes, th: bytes, sealed: bytes) -> bytes | None:
+    try:
+        return crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, th, _nonce(label, th), key)
+    except CryptoError:
+        return None

@@ -1,0 +1,451 @@
+"""The server's side of an enrollment: datagrams in, outputs out; no socket, no clock, no disk.
+
+The states of one session, and what each is kept for::
+
+    HELLO ──► CHALLENGE                     nothing is kept: the cookie carries it
+    SHARE_C ─► HALF_OPEN ── 15 s ──► gone
+                  │  │
+       wrong Ta   │  └ right Ta ─► ADMITTING ── answer() ──► FINISHED ── 120 s ──► gone
+                  ▼        ▲           │
+               DENIED ─────┘           └ forget() ──► HALF_OPEN
+                  └ 120 s ──► gone
+
+An admission is durable before it is answered: `Admit` asks the caller to choose and save, `PairingServer.answer` then
+makes the RESULT. A wrong token is durable before it is answered too: the RESULT that says so travels inside
+`Guessed`, to be sent once the record in it is on disk.
+
+What counts as a guess is a session, not a datagram. CPace binds a share to one password at most, so whatever
+number of CONFIRMs come in one session, they test one token. The first wrong one is charged; should the right one
+follow in the same session (a bit flipped on the way, or somebody else wrote into it), that proves that it wasn't
+a guess and the charge is taken back. So noise on the path, or a stranger's forged CONFIRM, spends nobody's budget.
+
+A run of the client, known by its nonce_c, is admitted once: a CONFIRM of the same run that arrives late, in a
+second session, must not replace the preshared key that the client already uses.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from hashlib import sha256
+from math import inf
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+
+from rustguard_py.enroll.pairing import messages
+from rustguard_py.enroll.pairing.cookies import Cookies, Pace, SourcePaces, source_of
+from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
+from rustguard_py.enroll.pairing.key_schedule import Keys, associated_data, channel_identifier, session_id
+from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, ShareC, ShareS
+from rustguard_py.enroll.pairing.window import Window
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.state.records import GuessRecord
+
+CHALLENGES_A_SECOND: Final = 20.0
+CHALLENGE_BURST: Final = 5
+SHARES_A_SECOND: Final = 500.0
+SHARE_BURST: Final = 100
+HALF_OPEN_SESSIONS: Final = 4096
+HALF_OPEN_SECONDS: Final = 15.0
+REPLY_SECONDS: Final = 120.0
+# Some 20 MiB at most, where 120 s of joins at the full pace would be four times as many.
+FINISHED_SESSIONS: Final = 16384
+# CONFIRMs evaluated a session. Noise and forgeries need some, a flood of them is cut off.
+_EVALUATIONS = 32
+# What stands in a denial's place of sealed JSON: one block and the seal's tag.
+_DENIAL_SEALED = messages.RESULT_BLOCK + messages.SEAL_OVERHEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Send this datagram there."""
+
+    datagram: bytes
+    destination: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Somebody proved that they know a token: choose an address and a name, make it durable and live, then answer.
+
+    Call `answer` when that is done (also with a refusal such as "full"), or `forget` when it can't be saved. The same
+    key may come again, with another preshared key: the latest one holds.
+
+    Attributes:
+        session: 8 bytes, for `answer` and `forget`.
+        token_id: Which token, 0 for the one given to `serve`.
+        public_key: The client's WireGuard public key, 32 bytes.
+        name: What it wants to be called; printable, may be empty.
+        preshared_key: The new peer's, 32 bytes.
+        source: Where it is; proven by the cookie.
+    """
+
+    session: bytes
+    token_id: int
+    public_key: bytes
+    name: str
+    preshared_key: bytes = field(repr=False)
+    source: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Guessed:
+    """The count of wrong tokens: make the record durable, then send the reply.
+
+    It comes again when the client repeats itself. A record that is on disk needn't be saved again; one whose save is
+    under way or failed must be waited for again, or a crash would forget a guess that was answered.
+
+    Attributes:
+        record: What is to be on disk.
+        token_id: The token that was tried.
+        source: Where it came from; proven by the cookie. Charged is its /32 or /64.
+        reply: What to send afterwards. None: a charge was taken back, and nothing waits for it.
+    """
+
+    record: GuessRecord
+    token_id: int
+    source: Endpoint
+    reply: Reply | None
+
+
+Output = Reply | Admit | Guessed
+
+
+class _Phase(Enum):
+    HALF_OPEN = "waits for a CONFIRM"
+    DENIED = "got a wrong one"
+    ADMITTING = "waits for the caller to save"
+    FINISHED = "answered"
+
+
+_LIFETIMES = {
+    _Phase.HALF_OPEN: HALF_OPEN_SECONDS,
+    _Phase.DENIED: REPLY_SECONDS,
+    _Phase.ADMITTING: inf,
+    _Phase.FINISHED: REPLY_SECONDS,
+}
+
+
+class _Kem:
+    """The ML-KEM-768 key of one window."""
+
+    __slots__ = ("ek", "private", "window")
+
+    def __init__(self, window: int, random: Callable[[int], bytes]) -> None:
+        self.window = window
+        self.private = MLKEM768PrivateKey.from_seed_bytes(random(64))
+        self.ek = self.private.public_key().public_bytes_raw()
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class _Session:
+    """One SHARE_C and what became of it.
+
+    Attributes:
+        opening: Messages 1 to 3; with `share_s` the transcript.
+        share_c: Message 3 alone, under which the session is found again.
+        keys: Those of the CONFIRM that is being admitted.
+        answered: That CONFIRM; after the answer its SHA-256.
+        charged: The window in which this session was counted as a wrong guess.
+        denials: Replies to wrong CONFIRMs, by the SHA-256 of each.
+    """
+
+    session: bytes
+    source: Endpoint
+    token_id: int
+    nonce_c: bytes
+    share_c: bytes
+    share: bytes
+    opening: bytes
+    isk: bytes
+    kem: _Kem
+    phase: _Phase
+    expires: float = inf
+    keys: Keys | None = None
+    answered: bytes = b""
+    result: bytes = b""
+    charged: int | None = None
+    evaluations: int = 0
+    denials: dict[bytes, bytes] | None = None
+
+    def share_s(self) -> bytes:
+        return ShareS(self.session, self.share, self.kem.ek).encode()
+
+
+class PairingServer:
+    """Pairs clients while its window is open; silent otherwise.
+
+    Args:
+        server_id: 32 random bytes that the state keeps.
+        tokens: The stretched tokens (`schedule.stretch`) by their ids; read at each SHARE_C, so it may change.
+        window: The pairing window; opened and closed by the caller, charged here.
+        random: Gives so many random bytes.
+        now: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        server_id: bytes,
+        tokens: Mapping[int, bytes],
+        window: Window,
+        random: Callable[[int], bytes],
+        now: float,
+    ) -> None:
+        self.window = window
+        self._server_id = server_id
+        self._tokens = tokens
+        self._random = random
+        self._cookies = Cookies(random, now)
+        self._challenges = SourcePaces(CHALLENGES_A_SECOND, CHALLENGE_BURST, random)
+        self._shares_by_source = SourcePaces(CHALLENGES_A_SECOND, CHALLENGE_BURST, random)
+        self._shares = Pace(SHARES_A_SECOND, SHARE_BURST)
+        self._kem: _Kem | None = None
+        self._sessions: dict[bytes, _Session] = {}
+        self._by_share_c: dict[bytes, _Session] = {}
+        self._runs: dict[bytes, _Session] = {}
+        # Within a phase all live equally long: the first one in is the first one out.
+        self._phases: dict[_Phase, dict[bytes, _Session]] = {phase: {} for phase in _Phase}
+
+    def handle(self, datagram: bytes, source: Endpoint, now: float) -> list[Output]:
+        """Take a datagram that came in.
+
+        Args:
+            datagram: Any bytes, any length; what is malformed is dropped.
+            source: Its sender's socket address.
+            now: Monotonic seconds.
+
+        Returns:
+            What to do, in this order.
+        """
+        self.handle_timeout(now)
+        kind = messages.kind_of(datagram)
+        if kind == messages.CONFIRM:
+            return self._handle_confirm(datagram, source, now)
+        if self._kem is None:
+            return []
+        if kind == messages.HELLO:
+            return self._handle_hello(datagram, source, now)
+        if kind == messages.SHARE_C:
+            return self._handle_share_c(datagram, source, now, self._kem)
+        return []
+
+    def answer(self, session: bytes, result: Mapping[str, Any], now: float) -> list[Output]:
+        """Make the RESULT of an admission that is durable and live, or of a refusal.
+
+        Args:
+            session: From `Admit`.
+            result: `messages.Admission.to_mapping()`, or `{"status": "full"}` and the like.
+            now: Monotonic seconds.
+
+        Returns:
+            The reply to send; nothing when the session isn't waiting for an answer.
+
+        Raises:
+            ValueError: The result doesn't fit a datagram (1,152 bytes of JSON); the session still waits.
+        """
+        waiting = self._phases[_Phase.ADMITTING].get(session)
+        if waiting is None or waiting.keys is None:
+            return []
+        sealed = waiting.keys.seal_outcome(messages.encode_outcome(result))
+        tag = waiting.keys.server_tag(waiting.answered, sealed)
+        waiting.result = Result(session, sealed, tag).encode()
+        waiting.answered = sha256(waiting.answered).digest()
+        waiting.keys = None
+        waiting.isk = b""
+        waiting.opening = b""
+        waiting.denials = None
+        self._make_room(_Phase.FINISHED, FINISHED_SESSIONS)
+        self._move(waiting, _Phase.FINISHED, now)
+        return [Reply(waiting.result, waiting.source)]
+
+    def forget(self, session: bytes, now: float) -> None:
+        """Take an `Admit` back, because it couldn't be saved: the client's next CONFIRM asks again."""
+        waiting = self._phases[_Phase.ADMITTING].get(session)
+        if waiting is None:
+            return
+        waiting.keys = None
+        waiting.answered = b""
+        del self._runs[waiting.nonce_c]
+        self._move(waiting, _Phase.HALF_OPEN, now)
+
+    def poll_timeout(self) -> float | None:
+        """When to call `handle_timeout` at the latest: to erase what has expired."""
+        due = [next(iter(sessions.values())).expires for sessions in self._phases.values() if sessions]
+        if self.window.ends is not None:
+            due.append(self.window.ends)
+        return min((at for at in due if at < inf), default=None)
+
+    def handle_timeout(self, now: float) -> None:
+        """Erase what has expired, and what a closed window leaves; harmless at any time.
+
+        Call it also right after the window was closed, so that its secrets go at once.
+        """
+        self._cookies.rotate(now)
+        for sessions in self._phases.values():
+            while sessions and (oldest := next(iter(sessions.values()))).expires <= now:
+                self._drop(oldest)
+        if not self.window.is_open(now):
+            self._kem = None
+            for phase in (_Phase.HALF_OPEN, _Phase.DENIED):
+                for session in list(self._phases[phase].values()):
+                    self._drop(session)
+        elif self._kem is None or self._kem.window != self.window.number:
+            self._kem = _Kem(self.window.number, self._random)
+
+    @property
+    def half_open(self) -> int:
+        """How many sessions wait for a CONFIRM."""
+        return len(self._phases[_Phase.HALF_OPEN])
+
+    def _handle_hello(self, datagram: bytes, source: Endpoint, now: float) -> list[Output]:
+        hello = Hello.parse(datagram)
+        if hello is None or not self._challenges.take(source_of(source), now):
+            return []
+        nonce_s = self._random(messages.NONCE_SIZE)
+        cookie = self._cookies.make(source, hello.nonce_c, nonce_s, hello.token_id)
+        challenge = Challenge(hello.nonce_c, nonce_s, self._cookies.epoch, cookie, self._server_id)
+        return [Reply(challenge.encode(), source)]
+
+    def _handle_share_c(self, datagram: bytes, source: Endpoint, now: float, kem: _Kem) -> list[Output]:
+        message = ShareC.parse(datagram)
+        if message is None:
+            return []
+        place = (message.nonce_c, message.nonce_s, message.token_id)
+        if not self._cookies.check(message.cookie, message.epoch, source, *place):
+            return []
+        session = self._by_share_c.get(datagram)
+        if session is None:
+            if not self._may_begin(source_of(source), now):
+                return []
+            session = self._begin(message, datagram, source, kem)
+            if session is None:
+                return []
+            self._keep(session, now)
+        return [Reply(session.share_s(), source)]
+
+    def _may_begin(self, origin: str, now: float) -> bool:
+        # The source's own pace first: one that is too fast must not spend everybody's.
+        if not self.window.may_guess(origin, now):
+            return False
+        return self._shares_by_source.take(origin, now) and self._shares.take(now)
+
+    def _begin(self, message: ShareC, datagram: bytes, source: Endpoint, kem: _Kem) -> _Session | None:
+        """Run the server's half of CPace; None for a share of low order."""
+        hello = Hello(message.nonce_c, message.token_id)
+        challenge = Challenge(message.nonce_c, message.nonce_s, message.epoch, message.cookie, self._server_id)
+        # An unknown token goes the same way as a known one, with a secret that nobody has.
+        unknown = self._random(32)
+        prs = self._tokens.get(message.token_id, unknown)
+        sid = message.nonce_c + message.nonce_s
+        share = Share(generator(prs, channel_identifier(self._server_id, message.token_id), sid), self._random)
+        k = share.exchange(message.share)
+        if k is None:
+            return None
+        ad = associated_data(hello, challenge)
+        return _Session(
+            session=session_id(message.nonce_c, message.nonce_s, share.public, kem.ek),
+            source=source,
+            token_id=message.token_id,
+            nonce_c=message.nonce_c,
+            share_c=datagram,
+            share=share.public,
+            opening=hello.encode() + challenge.encode() + datagram,
+            isk=intermediate_session_key(sid, k, message.share, ad, share.public, ad),
+            kem=kem,
+            phase=_Phase.HALF_OPEN,
+        )
+
+    def _keep(self, session: _Session, now: float) -> None:
+        # The oldest goes: an honest client is through in a moment, one who only fills the table isn't.
+        self._make_room(_Phase.HALF_OPEN, HALF_OPEN_SESSIONS)
+        self._sessions[session.session] = session
+        self._by_share_c[session.share_c] = session
+        self._move(session, _Phase.HALF_OPEN, now)
+
+    def _handle_confirm(self, datagram: bytes, source: Endpoint, now: float) -> list[Output]:
+        message = Confirm.parse(datagram)
+        session = None if message is None else self._sessions.get(message.session)
+        if message is None or session is None or session.source != source:
+            return []
+        if session.phase is _Phase.ADMITTING:
+            return []
+        digest = sha256(datagram).digest()
+        if session.phase is _Phase.FINISHED:
+            # Also after the window closed: what was made durable is told to who asked for it.
+            return [Reply(session.result, source)] if digest == session.answered else []
+        if session.denials is not None and digest in session.denials:
+            return [self._guessed(session, session.denials[digest])]
+        if not self._may_evaluate(session, now):
+            return []
+        keys = self._check(session, message)
+        if keys is None:
+            return [self._deny(session, digest, now)]
+        return self._admit(session, message, datagram, keys, now)
+
+    def _may_evaluate(self, session: _Session, now: float) -> bool:
+        # Asked again here: many sessions may have been opened before the first one failed.
+        if session.charged is None and not self.window.may_guess(source_of(session.source), now):
+            return False
+        session.evaluations += 1
+        return session.evaluations <= _EVALUATIONS
+
+    def _check(self, session: _Session, message: Confirm) -> Keys | None:
+        """Derive the keys and check Ta; None when it is wrong."""
+        ss = session.kem.private.decapsulate(message.ct)
+        keys = Keys.derive(session.opening + session.share_s(), message.ct, session.isk, ss)
+        return keys if hmac.compare_digest(keys.client_tag(message.sealed), message.tag) else None
+
+    def _deny(self, session: _Session, digest: bytes, now: float) -> Guessed:
+        if session.charged is None:
+            session.charged = self.window.number
+            self.window.charge(source_of(session.source))
+            self._move(session, _Phase.DENIED, now)
+        # Random where a seal and Tb would be: the client sees a wrong Tb, and nothing else can be made of it.
+        denial = Result(session.session, self._random(_DENIAL_SEALED), self._random(messages.TAG_SIZE)).encode()
+        if session.denials is None:
+            session.denials = {}
+        session.denials[digest] = denial
+        return self._guessed(session, denial)
+
+    def _guessed(self, session: _Session, denial: bytes | None) -> Guessed:
+        reply = None if denial is None else Reply(denial, session.source)
+        return Guessed(self.window.record, session.token_id, session.source, reply)
+
+    def _admit(self, session: _Session, message: Confirm, datagram: bytes, keys: Keys, now: float) -> list[Output]:
+        plaintext = keys.open_details(message.sealed)
+        details = None if plaintext is None else Details.parse(plaintext)
+        if details is None or session.nonce_c in self._runs:
+            return []
+        outputs: list[Output] = []
+        if session.charged is not None:
+            if session.charged == self.window.number:
+                self.window.refund(source_of(session.source))
+                outputs.append(self._guessed(session, None))
+            session.charged = None
+        session.keys = keys
+        session.answered = datagram
+        self._runs[session.nonce_c] = session
+        self._move(session, _Phase.ADMITTING, now)
+        admit = Admit(session.session, session.token_id, details.public_key, details.name, keys.psk, session.source)
+        return [*outputs, admit]
+
+    def _move(self, session: _Session, phase: _Phase, now: float) -> None:
+        self._phases[session.phase].pop(session.session, None)
+        session.phase = phase
+        session.expires = now + _LIFETIMES[phase]
+        self._phases[phase][session.session] = session
+
+    def _make_room(self, phase: _Phase, limit: int) -> None:
+        sessions = self._phases[phase]
+        if len(sessions) >= limit:
+            self._drop(next(iter(sessions.values())))
+
+    def _drop(self, session: _Session) -> None:
+        self._phases[session.phase].pop(session.session, None)
+        self._sessions.pop(session.session, None)
+        self._by_share_c.pop(session.share_c, None)
+        if self._runs.get(session.nonce_c) is session:
+            del self._runs[session.nonce_c]

@@ -1,0 +1,1 @@
+"""A server: how it starts, admits peers, runs and answers its control socket."""

@@ -1,0 +1,46 @@
+"""What `serve` says once it runs: above all the line to type on a machine that shall join."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from rustguard_py.daemon.program import Program
+from rustguard_py.enroll.server.server import Server
+from rustguard_py.enroll.tunnels import derive
+from rustguard_py.model.address import pairing_port
+from rustguard_py.model.clock import now
+from rustguard_py.model.keys import fingerprint
+from rustguard_py.system.networks import taken_networks
+
+
+def introduce(server: Server, program: Program, say: Callable[[str], None]) -> None:
+    """Say what runs, and how to join."""
+    state, interface, engine = server.state, program.interface, program.engine
+    pools = f"{state.pool4}" + (f" and {server.pool6}" if server.pool6 else "")
+    say(f"Serving {pools} on {interface},")
+    say(f"UDP port {state.port}, engine {engine.name} ({engine.reason}).")
+    if engine.in_kernel:
+        say(f"Pairing is answered on UDP port {pairing_port(state.port)}: forward both.")
+    own = [interface]
+    if server.bundle is not None:
+        own = [member.interface for member in server.bundle.members]
+        second, last = (derive.port(state.port, number) for number in (1, len(own) - 1))
+        others = f"{second}" if second == last else f"{second} to {last}"
+        say(f"{len(own)} tunnels, UDP ports {state.port} and {others}: forward all.")
+    say(f"Peers known: {len(state.peers)}.")
+    if not server.has_token:
+        say("No token was given: nobody new can join until a start with one.")
+        return
+    say("On each machine that shall join:")
+    mark = fingerprint(server.public_key)
+    say(f"  sudo rustguard join {likely_address(own)}:{state.port} --server {mark} --token -")
+    if not server.window.is_open(now()):
+        say("The pairing window is closed. Open it here for a minute: rustguard open 60")
+
+
+def likely_address(own: Collection[str] = ()) -> str:
+    """Give an address that others may reach this machine at, none of the interfaces `own`; HOST for none."""
+    taken = [what for _, what in taken_networks(exclude=own) if what.startswith("address ")]
+    addresses = [what.split()[1].partition("/")[0] for what in taken if not what.endswith(" on lo")]
+    usable = [each for each in addresses if "." in each]
+    return usable[0] if usable else "HOST"

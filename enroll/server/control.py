@@ -1,0 +1,203 @@
+"""What a server's control socket answers: the window, the peers, the status and what it warns of."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rustguard_py.daemon.control.server import Handler
+from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.status import PeerLine, broken, common, peers
+from rustguard_py.enroll import export
+from rustguard_py.enroll.pairing.window import Closed, WindowState
+from rustguard_py.enroll.server import admissions
+from rustguard_py.enroll.server.server import Server
+from rustguard_py.model.clock import now
+from rustguard_py.model.errors import StateError, UsageError
+from rustguard_py.model.keys import decode_key
+from rustguard_py.state.records import PeerRecord
+
+log = logging.getLogger(__name__)
+
+_IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+_CLOSED = {
+    Closed.NEVER_OPENED: "never-opened",
+    Closed.TIME: "time",
+    Closed.PERSON: "asked",
+    Closed.GUESSES: "guesses",
+}
+
+
+class ServerControl:
+    """Answers for a server.
+
+    Args:
+        server: Whom.
+        program: What it runs as.
+        why_no_ipv6: Why the kept IPv6 pool isn't in use, for people, or None.
+    """
+
+    def __init__(self, server: Server, program: Program, why_no_ipv6: str | None) -> None:
+        self._server = server
+        self._program = program
+        self._why_no_ipv6 = why_no_ipv6
+
+    def handlers(self) -> dict[str, Handler]:
+        """What is answered to, by method."""
+        return {
+            "status": self._status,
+            "peers": self._peers,
+            "open": self._open,
+            "close": self._close,
+            "revoke": self._revoke,
+            "restore": self._restore,
+            "rename": self._rename,
+            "admit": self._admit,
+        }
+
+    # -- the window -----------------------------------------------------------------------------------------
+
+    async def _open(self, params: dict[str, Any]) -> dict[str, Any]:
+        seconds = params.get("seconds")
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+            raise UsageError("`open` takes a number of seconds.", "Run: rustguard open 60")
+        await self._server.open_window(seconds)
+        return {"window": self._window()}
+
+    async def _close(self, _params: dict[str, Any]) -> dict[str, Any]:
+        await self._server.close_window()
+        return {"window": self._window()}
+
+    def _window(self) -> dict[str, Any]:
+        return _window_document(self._server.window.state(now()))
+
+    # -- peers ----------------------------------------------------------------------------------------------
+
+    async def _revoke(self, params: dict[str, Any]) -> dict[str, Any]:
+        server = self._server
+        change = server.registry.revoke(_text(params, "who"))
+        # Its greatest timestamp stays: should it be let in again, what it sent before must not count.
+        # Shut out first: if the disk refuses, the person is told and the peer is let in again.
+        server.take_out(change.record.public_key)
+        if not await server.saver.durable(change.undo):
+            server.put_in(change.record, with_endpoint=True)
+            raise _not_saved()
+        log.info("%s is revoked", change.record.name)
+        return self._line(change.record)
+
+    async def _restore(self, params: dict[str, Any]) -> dict[str, Any]:
+        server = self._server
+        key = server.registry.restore(_text(params, "key"))
+        if not await server.saver.durable(lambda: server.state.revoked.add(key)):
+            raise _not_saved()
+        return {}
+
+    async def _rename(self, params: dict[str, Any]) -> dict[str, Any]:
+        change = self._server.registry.rename(_text(params, "old"), _text(params, "new"))
+        if not await self._server.saver.durable(change.undo):
+            raise _not_saved()
+        return self._line(change.record)
+
+    async def _admit(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Let a peer in whose keys somebody has made here: it has no RustGuard to join with."""
+        server = self._server
+        keys = decode_key(_text(params, "public_key")), decode_key(_text(params, "preshared_key"))
+        change = admissions.admit(server.registry, _text(params, "name"), *keys)
+        if not await server.saver.durable(change.undo):
+            raise _not_saved()
+        server.put_in(change.record, with_endpoint=False)
+        log.info("%s is let in", change.record.name)
+        return export.offer(server.state, change.record)
+
+    def _line(self, record: PeerRecord) -> dict[str, Any]:
+        return {"peer": peers(self._server.tunnels, [_peer_line(record)], now())["peers"][0]}
+
+    def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
+        return peers(self._server.tunnels, map(_peer_line, self._server.state.peers.values()), now())
+
+    # -- status ---------------------------------------------------------------------------------------------
+
+    def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
+        server, state, pool = self._server, self._server.state, self._server.registry.pool
+        status = {
+            **common(self._program, server.tunnels, now()),
+            **self._peers({}),
+            "tunnels": [] if server.bundle is None else server.bundle.report(now()),
+            "name": None,
+            "port": state.port,
+            "addresses": [str(each) for each in server.addresses],
+            "mtu": state.mtu,
+            "pool": {
+                "network4": str(state.pool4),
+                "network6": None if state.pool6 is None else str(state.pool6),
+                "size": pool.capacity,
+                "used": len(pool),
+            },
+            "window": self._window(),
+            "warnings": self._warnings(),
+        }
+        if not _forwards():
+            status["notes"].append(
+                "Peers reach this machine, and not each other or what is behind it: net.ipv4.ip_forward is 0. "
+                "To forward: sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
+            )
+        return status
+
+    def _warnings(self) -> list[str]:
+        server = self._server
+        warnings = broken(server.tunnels)
+        if self._why_no_ipv6 is not None:
+            warnings.append(f"{self._why_no_ipv6} The tunnel carries IPv4 only.")
+        if server.saver.failed:
+            warnings.append("The state can't be saved, so nobody can join: is the disk full?")
+        elif server.timestamps.refused:
+            warnings.append("Timestamps of handshakes can't be saved: is the disk full?")
+        if not server.has_token:
+            warnings.append("Started without a token: nobody new can join.")
+        if len(server.registry.pool) >= server.registry.pool.capacity:
+            warnings.append("The pool is used up: revoke a peer, or the next one to join is refused.")
+        if server.window.state(now()).closed is Closed.GUESSES:
+            warnings.append("The window closed because of wrong tokens: somebody is guessing.")
+        return warnings
+
+
+def _not_saved() -> StateError:
+    return StateError("The change could not be saved.", "Make room on the disk and try again.")
+
+
+def _forwards() -> bool:
+    try:
+        return _IP_FORWARD.read_text().strip() != "0"
+    except OSError:
+        return True  # nobody knows
+
+
+def _peer_line(record: PeerRecord) -> PeerLine:
+    return PeerLine(
+        record.name,
+        record.public_key,
+        None if record.address4 is None else str(record.address4),
+        None if record.address6 is None else str(record.address6),
+        record.endpoint,
+    )
+
+
+def _text(params: dict[str, Any], name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str):
+        raise UsageError(f"`{name}` must be text.")
+    return value
+
+
+def _window_document(state: WindowState) -> dict[str, Any]:
+    """Describe the pairing window."""
+    return {
+        "open": state.is_open,
+        "remaining": round(state.remaining, 3),
+        "guesses_used": state.guesses,
+        "guesses_allowed": state.guesses_allowed,
+        "closed_because": None if state.closed is None else _CLOSED[state.closed],
+    }

@@ -1,0 +1,160 @@
+"""A server made of a wg-quick file: its identity, port and pools, and its peers, who needn't notice."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from pathlib import Path
+
+from rustguard_py import conf
+from rustguard_py.enroll.server.pool import Pool
+from rustguard_py.enroll.server.start import DEFAULT_MTU
+from rustguard_py.model.address import DEFAULT_PORT
+from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.state.document import Document
+from rustguard_py.state.records import PeerRecord, ServerState, check_name
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was taken over.
+
+    Attributes:
+        state: The server's.
+        left_out: What of the file a server has no use for, by key.
+    """
+
+    state: ServerState
+    left_out: tuple[str, ...]
+
+
+def take_over(config: conf.Config, where: str) -> Taken:
+    """Read a server out of a wg-quick file.
+
+    Args:
+        config: The file.
+        where: How errors call it.
+
+    Raises:
+        UsageError: The file isn't a server's, or has what a server of ours can't have.
+    """
+    pool4, pool6 = _pools(config, where)
+    pool = Pool(pool4, pool6)
+    state = ServerState(
+        private_key=config.private_key,
+        server_id=os.urandom(32),
+        pool4=pool4,
+        pool6=pool6,
+        port=config.listen_port or DEFAULT_PORT,
+        mtu=config.mtu or DEFAULT_MTU,
+    )
+    names: set[str] = set()
+    for number, peer in enumerate(config.peers, 1):
+        record = _record(peer, pool, _name(peer, number, names), f"{where}, line {peer.line}")
+        state.peers[record.public_key] = record
+        names.add(record.name)
+    return Taken(state, tuple(_left_out(config)))
+
+
+def save(directory: Path, state: ServerState) -> None:
+    """Keep it as a server's first state.
+
+    Raises:
+        RefusedError: There is a server's state already.
+        StateError: It can't be saved, or a server runs on that directory.
+    """
+    document = Document.open(directory)
+    try:
+        if document.load() is not None:
+            raise RefusedError(
+                f"There is a server here already ({directory}), with a key of its own.",
+                "Make another beside it: --state DIR, here and for `rustguard serve`.",
+            )
+        document.save(state.to_json())
+    finally:
+        document.close()
+
+
+def _pools(config: conf.Config, where: str) -> tuple[IPv4Network, IPv6Network | None]:
+    if any(network.prefixlen == 0 for peer in config.peers for network in peer.allowed_ips):
+        raise UsageError(
+            f"{where} is a client's file: it sends everything through its peer.",
+            "It needs no import: rustguard up FILE",
+        )
+    every = config.addresses
+    four = [each for each in every if isinstance(each, IPv4Interface) and each.network.prefixlen <= 30]
+    six = [each for each in every if isinstance(each, IPv6Interface) and each.network.prefixlen <= 64]
+    if len(four) != 1 or len(six) > 1:
+        raise UsageError(
+            f"{where} has {len(four)} IPv4 and {len(six)} IPv6 networks, and a server has one pool of each.",
+            "Write one address with its network, such as Address = 10.0.0.1/24, and for IPv6 one of a /64, or none.",
+        )
+    _check_own(four[0].ip, four[0].network[1], where)
+    if not six:
+        return four[0].network, None
+    _check_own(six[0].ip, six[0].network[1], where)
+    return four[0].network, six[0].network
+
+
+def _check_own(given: object, wanted: object, where: str) -> None:
+    if given != wanted:
+        raise UsageError(
+            f"{where}: a server has the first address of its pool, {wanted}, and this one is {given}.",
+            "Give it that address, or keep the file for `rustguard up`.",
+        )
+
+
+def _record(peer: conf.Peer, pool: Pool, name: str, where: str) -> PeerRecord:
+    addresses = [each.network_address for each in peer.allowed_ips if each.prefixlen == each.max_prefixlen]
+    four = [each for each in addresses if isinstance(each, IPv4Address)]
+    six = [each for each in addresses if isinstance(each, IPv6Address)]
+    if len(addresses) != len(peer.allowed_ips) or len(four) != 1 or len(six) > 1:
+        raise UsageError(
+            f"{where}: this peer has AllowedIPs {', '.join(map(str, peer.allowed_ips)) or 'none'}, and a server of "
+            "ours gives each peer one IPv4 address, and one IPv6 address that goes with it.",
+            "Write that alone, or keep the file for `rustguard up`.",
+        )
+    if not pool.take(peer.public_key, four[0]):
+        raise UsageError(
+            f"{where}: {four[0]} is not free in the pool {pool.network4}.", "Give this peer another address."
+        )
+    _, address6 = pool.allocate(peer.public_key) or (None, None)
+    if six and six[0] != address6:
+        wanted = f"{address6}, with the same last number as {four[0]}" if address6 else "none: Address has no IPv6"
+        raise UsageError(
+            f"{where}: the IPv6 address of this peer would be {wanted}.",
+            "Change it here and on the peer, or take it out.",
+        )
+    endpoint = None if peer.endpoint is None or peer.endpoint.is_name else str(peer.endpoint)
+    given6 = six[0] if six else None
+    return PeerRecord(name, peer.public_key, peer.preshared_key, four[0], given6, time.time(), endpoint)
+
+
+def _name(peer: conf.Peer, number: int, taken: set[str]) -> str:
+    name = peer.name if peer.name.isprintable() else ""
+    try:
+        check_name(name)
+    except ValueError:
+        name = f"peer-{number}"
+    while name in taken:
+        name = f"peer-{number}"
+        number += 1
+    return name
+
+
+def _left_out(config: conf.Config) -> list[str]:
+    hooks = config.hooks
+    has = {
+        "DNS": config.dns or config.search,
+        "FwMark": config.fwmark,
+        "Table": config.table != conf.AUTO,
+        "PreUp": hooks.pre_up,
+        "PostUp": hooks.post_up,
+        "PreDown": hooks.pre_down,
+        "PostDown": hooks.post_down,
+        "SaveConfig": config.save,
+        "PersistentKeepalive": any(peer.keepalive for peer in config.peers),
+    }
+    return [key for key, value in has.items() if value]

@@ -1,0 +1,358 @@
+"""The server while it runs: who wants to join is let in, and the peers are put into the tunnel.
+
+A join: datagram → `PairingServer` → `Admit` → registry → state durable → tunnel → answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from functools import partial
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import Any
+
+from rustguard_py.daemon.runtime import stop_on_signals
+from rustguard_py.daemon.tasks import Tasks
+from rustguard_py.daemon.timestamps import KeptTimestamps
+from rustguard_py.enroll.pairing.key_schedule import stretch
+from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
+from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingServer, Reply
+from rustguard_py.enroll.pairing.window import Window
+from rustguard_py.enroll.server.registry import Admitted, Registry
+from rustguard_py.enroll.server.saver import Saver
+from rustguard_py.enroll.tunnels import derive
+from rustguard_py.enroll.tunnels.bundle import Bundle
+from rustguard_py.model.address import parse_endpoint
+from rustguard_py.model.clock import now
+from rustguard_py.model.endpoint import Endpoint, Network, endpoint_text
+from rustguard_py.model.errors import RefusedError, StateError
+from rustguard_py.model.keys import NO_PRESHARED_KEY
+from rustguard_py.model.peer import Peer, PeerConfig
+from rustguard_py.model.tunnel import AnyTunnel, Listeners
+from rustguard_py.state.records import PeerRecord
+
+log = logging.getLogger(__name__)
+
+# What a joining client is told: often enough for the usual NAT.
+CLIENT_KEEPALIVE = 25
+# Peers with a known address are greeted after a start, so that they needn't notice by themselves (15 s).
+GREETINGS_A_SECOND = 100
+
+
+class Server:
+    """A server that runs.
+
+    Args:
+        tunnel: Tells us from now on what it hears.
+        registry: Its peers, and the state that they are in.
+        saver: Makes that state durable.
+        timestamps: Those of the tunnel.
+        pool6: The one in use: None also while this machine has no IPv6, whatever is kept for later.
+        bundle: That tunnel and those beside it, or None where there is one.
+
+    Attributes:
+        tunnels: All of them, the first first.
+        stopped: Set to end it.
+        state: What is kept.
+        window: The pairing window.
+    """
+
+    def __init__(
+        self,
+        tunnel: AnyTunnel,
+        registry: Registry,
+        saver: Saver,
+        timestamps: KeptTimestamps,
+        pool6: IPv6Network | None,
+        bundle: Bundle | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.tunnels = [tunnel] if bundle is None else [member.tunnel for member in bundle.members]
+        for place, each in enumerate(self.tunnels):
+            each.listeners = Listeners(session=partial(self._on_session, place))
+        tunnel.listeners.foreign = self._on_foreign
+        tunnel.listeners.moved = self._on_moved
+        self.tunnel = tunnel
+        self.stopped = asyncio.Event()
+        self.registry = registry
+        self.state = registry.state
+        self.saver = saver
+        self.timestamps = timestamps
+        self.pool6 = pool6
+        self.window = Window(self.state.guesses)
+        self._pairing: PairingServer | None = None
+        self._pairing_timer: asyncio.TimerHandle | None = None
+        self._pairing_due: float | None = None
+        self._guesses_saved = self.state.guesses
+        self._tasks = Tasks()
+
+    @property
+    def public_key(self) -> bytes:
+        """Ours, 32 bytes."""
+        return self.tunnel.node.public_key
+
+    @property
+    def addresses(self) -> list[IPv4Interface | IPv6Interface]:
+        """Our own inner addresses: the first of each pool."""
+        return own_addresses(self.state.pool4, self.pool6)
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Put the peers in, greet them, and serve until a signal or a fault stops it."""
+        stop_on_signals(self.stopped)
+        for record in self.state.peers.values():
+            self.put_in(record, with_endpoint=True)
+        for tunnel in self.tunnels:
+            tunnel.start()
+        if self.bundle is not None:
+            self._tasks.spawn(self.bundle.watch())
+        self._tasks.spawn(self._greet())
+        self._tasks.spawn(self.timestamps.keep_synced())
+
+    async def finish(self) -> None:
+        """Stop what runs beside, and save what is not yet saved."""
+        await self._tasks.close()
+        self.window.close()
+        self.state.guesses = self.window.record
+        await self.saver.finish()
+
+    async def _greet(self) -> None:
+        for record in list(self.state.peers.values()):
+            peer = self.tunnel.node.get(record.public_key)
+            if peer is None or peer.endpoint is None or peer.session_began is not None:
+                continue
+            self.tunnel.node.begin_handshake(peer, now(), patience=0.0)
+            self.tunnel.wake()
+            await asyncio.sleep(1 / GREETINGS_A_SECOND)
+
+    # -- the window -----------------------------------------------------------------------------------------
+
+    @property
+    def has_token(self) -> bool:
+        """Whether anybody new can join at all."""
+        return self._pairing is not None
+
+    async def take_token(self, token: str) -> None:
+        """Let in who knows this token while the window is open. Takes a tenth of a second, in a thread."""
+        loop = asyncio.get_running_loop()
+        prs = await loop.run_in_executor(None, stretch, token, self.state.server_id)
+        self._pairing = PairingServer(self.state.server_id, {0: prs}, self.window, os.urandom, now())
+
+    async def resume_window(self, seconds: float) -> None:
+        """Open the window at the start, or leave it closed and say why."""
+        if not self.window.resume(seconds, now()):
+            log.warning("the window stays closed: too many wrong tokens were tried; rustguard open 60 reopens it")
+        try:
+            await self._save_guesses()
+        except StateError as error:
+            log.warning("the window stays closed, as wrong tokens can't be counted on disk: %s", error)
+            self.window.close()
+        self._mind_pairing()
+
+    async def open_window(self, seconds: float) -> None:
+        """Open the window because a person asked for it.
+
+        Raises:
+            UsageError: That is no time to be open for.
+            RefusedError: There is no token.
+            StateError: It can't be saved; the window is closed then.
+        """
+        if not self.has_token:
+            raise RefusedError("This server was started without a token.", "Start it again with: --token SECRET")
+        self.window.open(seconds, now())
+        self._mind_pairing()
+        try:
+            await self._save_guesses()
+        except StateError:
+            # Who is told that it failed must not leave it open.
+            self.window.close()
+            self._mind_pairing()
+            raise
+        log.info("the pairing window is open for %g s", seconds)
+
+    async def close_window(self) -> None:
+        """Close the window now, and save that.
+
+        Raises:
+            StateError: It can't be saved; the window is closed all the same.
+        """
+        self.window.close()
+        self._mind_pairing()
+        await self._save_guesses()
+        log.info("the pairing window is closed")
+
+    async def _save_guesses(self) -> None:
+        self.state.guesses = self.window.record
+        await self.saver.save()
+
+    def _mind_pairing(self) -> None:
+        """Erase what has expired, and come back when the next thing does."""
+        if self._pairing is None:
+            return
+        self._pairing.handle_timeout(now())
+        self._set_pairing_timer(self._pairing)
+
+    def _set_pairing_timer(self, pairing: PairingServer) -> None:
+        due = pairing.poll_timeout()
+        if due == self._pairing_due and self._pairing_timer is not None:
+            return
+        if self._pairing_timer is not None:
+            self._pairing_timer.cancel()
+        self._pairing_due = due
+        delay = None if due is None else max(0.0, due - now())
+        loop = asyncio.get_running_loop()
+        self._pairing_timer = None if delay is None else loop.call_later(delay, self._on_pairing_timer)
+
+    def _on_pairing_timer(self) -> None:
+        self._pairing_timer = None
+        self._mind_pairing()
+
+    # -- joining --------------------------------------------------------------------------------------------
+
+    def _on_foreign(self, datagram: bytes, source: Endpoint, at: float) -> None:
+        if self._pairing is not None:
+            self._carry_out(self._pairing, self._pairing.handle(datagram, source, at))
+            self._set_pairing_timer(self._pairing)
+
+    def _carry_out(self, pairing: PairingServer, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Reply():
+                    self._send(output)
+                case Admit():
+                    self._tasks.spawn(self._admit(pairing, output))
+                case Guessed():
+                    self._tasks.spawn(self._count(output))
+
+    def _send(self, reply: Reply) -> None:
+        self.tunnel.plane.send(reply.destination, reply.datagram)
+
+    async def _admit(self, pairing: PairingServer, join: Admit) -> None:
+        try:
+            result = await self._let_in(join)
+            replies = [] if result is None else pairing.answer(join.session, result, now())
+        except Exception:
+            log.exception("internal error: a join from %s could not be answered", endpoint_text(join.source))
+            replies = []
+        if not replies:
+            # The client asks again; otherwise its session would wait for ever.
+            pairing.forget(join.session, now())
+        self._carry_out(pairing, replies)
+
+    async def _let_in(self, join: Admit) -> dict[str, Any] | None:
+        """Give what to answer, once it is true and durable; None when it can't be saved."""
+        endpoint = endpoint_text(join.source) or ""
+        admitted = self.registry.admit(join.public_key, join.name, join.preshared_key, endpoint, time.time())
+        if not isinstance(admitted, Admitted):
+            log.warning("a join from %s was refused: %s", endpoint, admitted)
+            return {"status": admitted}
+        if not await self.saver.durable(admitted.undo):
+            return None
+        self.put_in(admitted.record, with_endpoint=False)
+        if self.bundle is not None:
+            # It may have fewer tunnels than it had.
+            self.bundle.forget_ways(join.public_key)
+        peer = self.tunnel.node.get(join.public_key)
+        if peer is not None:
+            # The cookie has proven the address, and `join` pairs from the port that its tunnel then uses.
+            self.tunnel.node.set_endpoint(peer, join.source, now())
+        log.info("%s joined from %s as %s", admitted.record.name, endpoint, admitted.record.address4)
+        return self._admission(admitted.record).to_mapping()
+
+    def _admission(self, record: PeerRecord) -> Admission:
+        state = self.state
+        address6 = gateway6 = None
+        if self.pool6 is not None and record.address6 is not None:
+            address6 = IPv6Interface((record.address6, self.pool6.prefixlen))
+            gateway6 = self.pool6[1]
+        return Admission(
+            name=record.name,
+            address4=IPv4Interface((record.address4, state.pool4.prefixlen)),
+            address6=address6,
+            server_key=self.public_key,
+            port=state.port,
+            mtu=state.mtu,
+            keepalive=CLIENT_KEEPALIVE,
+            routes=(),
+            gateway4=state.pool4[1],
+            gateway6=gateway6,
+            tunnels=tuple(
+                FurtherTunnel(tunnel.node.public_key, derive.port(state.port, number))
+                for number, tunnel in enumerate(self.tunnels)
+                if number
+            ),
+        )
+
+    async def _count(self, guess: Guessed) -> None:
+        """Answer a wrong token once it is counted on disk; the same one again, counted already, at once."""
+        if guess.record != self._guesses_saved:
+            if guess.reply is not None and guess.record != self.state.guesses:
+                log.warning("a wrong token was tried from %s", guess.source)
+            self.state.guesses = guess.record
+            try:
+                await self.saver.save()
+            except StateError:
+                # Not counted on disk, so not answered: what is asked again is saved again.
+                return
+            self._guesses_saved = guess.record
+        if guess.reply is not None:
+            self._send(guess.reply)
+        self._mind_pairing()
+
+    # -- peers in the tunnel --------------------------------------------------------------------------------
+
+    def put_in(self, record: PeerRecord, *, with_endpoint: bool) -> None:
+        """Tell the tunnels of a peer, or of a change to one."""
+        allowed: list[Network] = []
+        if record.address4 is not None:
+            allowed.append(IPv4Network(record.address4))
+        if record.address6 is not None:
+            allowed.append(IPv6Network(record.address6))
+        endpoint = parse_endpoint(record.endpoint) if with_endpoint and record.endpoint else None
+        for number, tunnel in enumerate(self.tunnels):
+            if number and record.preshared_key == NO_PRESHARED_KEY:
+                break  # imported from a wg-quick file: stock WireGuard has one tunnel
+            tunnel.node.set_peer(
+                PeerConfig(
+                    record.public_key,
+                    tuple(allowed),
+                    derive.preshared_key(record.preshared_key, number),
+                    # In the others it is found by its own handshake: that it takes them is not known before.
+                    endpoint if number == 0 else None,
+                    previous_preshared_keys=tuple(
+                        derive.preshared_key(each, number) for each in record.previous_preshared_keys
+                    ),
+                )
+            )
+        if self.bundle is not None:
+            self.bundle.add(record.name, [record.public_key] * len(self.tunnels), allowed)
+
+    def take_out(self, public_key: bytes) -> None:
+        """Tell the tunnels to forget a peer, at once."""
+        for tunnel in self.tunnels:
+            tunnel.node.remove_peer(public_key)
+        if self.bundle is not None:
+            self.bundle.remove(public_key)
+
+    def _on_session(self, place: int, peer: Peer) -> None:
+        if self.bundle is not None:
+            self.bundle.session(place, peer)
+        record = self.registry.settled(peer.config.public_key, peer.key_in_use)
+        if record is not None:
+            self.put_in(record, with_endpoint=False)
+            self.saver.save_soon()
+
+    def _on_moved(self, peer: Peer, endpoint: Endpoint) -> None:
+        self.registry.moved(peer.config.public_key, endpoint_text(endpoint) or "")
+        self.saver.save_soon()
+
+
+def own_addresses(pool4: IPv4Network, pool6: IPv6Network | None) -> list[IPv4Interface | IPv6Interface]:
+    """Give a server's inner addresses: the first of each pool."""
+    own: list[IPv4Interface | IPv6Interface] = [IPv4Interface((pool4[1], pool4.prefixlen))]
+    if pool6 is not None:
+        own.append(IPv6Interface((pool6[1], pool6.prefixlen)))
+    return own

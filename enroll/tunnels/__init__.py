@@ -1,0 +1,1 @@
+"""Several tunnels between one server and one client, below both."""

@@ -1,0 +1,145 @@
+"""`rustguard-wg`: a user-space WireGuard that wg(8) and wg-quick(8) set up, as they do wireguard-go.
+
+It makes the interface and answers at wg(8)'s socket; addresses, routes and `up` are others' to set. It ends when the
+interface or the socket goes. Its UDP port stays in the network namespace where it was started, wherever the interface
+is moved to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from rustguard_py.daemon import runtime
+from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.tasks import Tasks
+from rustguard_py.daemon.timestamps import KeptTimestamps
+from rustguard_py.daemon.uapi.socket import LOOK, UapiSocket, given_listener
+from rustguard_py.engine import Engine
+from rustguard_py.planes import offload
+from rustguard_py.planes.tun import Tun
+from rustguard_py.quick.wg_device import WgDevice
+from rustguard_py.state.document import Document
+from rustguard_py.system.interface import with_netlink
+from rustguard_py.system.netwatch import NetWatch
+
+# Of an interface that we make, as wireguard-go's.
+MTU = 1420
+_SIOCGIFMTU = 0x8921
+
+
+@dataclass(frozen=True, slots=True)
+class WgOptions:
+    """What the command was told.
+
+    Attributes:
+        interface: Its name.
+        directory: Where timestamps are kept.
+        engine: What moves the packets; a plane of ours.
+        tun: A TUN descriptor to use in place of making an interface (WG_TUN_FD), or None.
+        uapi: A listening socket to use in place of making one (WG_UAPI_FD), or None.
+    """
+
+    interface: str
+    directory: Path
+    engine: Engine
+    tun: int | None = None
+    uapi: int | None = None
+
+
+async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> None:
+    """Run until a signal comes, or interface or socket go.
+
+    Args:
+        options: What to do.
+        voice: How to talk.
+        ready: Called once wg(8) can ask.
+
+    Raises:
+        RustGuardError: It can't be done.
+    """
+    async with AsyncExitStack() as stack:
+        document = Document.open(options.directory)
+        stack.callback(document.close)
+        timestamps = KeptTimestamps(options.directory)
+        stack.callback(timestamps.close)
+        queues = _open(options, stack, voice)
+        name = queues[0].name
+        device = WgDevice(options.engine, queues, _mtu(name) or MTU, timestamps)
+        stack.callback(device.close)
+        tasks = Tasks()
+        stack.push_async_callback(tasks.close)
+        tasks.spawn(timestamps.keep_synced())
+        listener = None if options.uapi is None else given_listener(options.uapi)
+        wg = UapiSocket(name, device.show, device.change, listener)
+        stack.push_async_callback(wg.close)
+        await wg.start()
+        watch = NetWatch(lambda: _follow(device, name))
+        stack.callback(watch.close)
+        runtime.stop_on_signals(device.stopped)
+        voice.say(f"{name} is there, engine {options.engine.name}; set it up with wg(8).")
+        ready()
+        await _until_stopped(device, wg)
+        if device.fault is not None:
+            voice.say(f"{name} is gone ({device.fault.message}).")
+
+
+async def _until_stopped(device: WgDevice, wg: UapiSocket) -> None:
+    while not device.stopped.is_set() and wg.is_there():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK):
+                await device.stopped.wait()
+
+
+def _open(options: WgOptions, stack: AsyncExitStack, voice: Voice) -> list[Tun]:
+    """Make the interface's queues, or take the one that was given."""
+    if options.tun is not None:
+        queues = [Tun.adopt(options.tun, voice.say)]
+        stack.callback(queues[0].close)
+        return queues
+    runtime.check_interface(options.interface, options.engine)
+    queues = []
+    several = options.engine.queues > 1
+    for _ in range(options.engine.queues):
+        tun = Tun(options.interface, voice.say, several=several)
+        stack.callback(tun.close)
+        queues.append(tun)
+    _prepare(queues[0].name)
+    return queues
+
+
+def _prepare(name: str) -> None:
+    """Give it WireGuard's MTU; it stays down, as who sets it up expects."""
+    segments = offload.wanted_gso_segments(MTU)
+
+    def work(netlink: IPRoute) -> None:
+        (index,) = netlink.link_lookup(ifname=name)
+        netlink.link("set", index=index, mtu=MTU)
+        # A kernel that has no such knob sends a runt message now and then.
+        with suppress(Exception):
+            netlink.link("set", index=index, gso_max_segs=segments)
+
+    with_netlink(work)
+
+
+def _follow(device: WgDevice, name: str) -> None:
+    """Take a changed MTU; of an interface that was moved to another namespace nothing is seen."""
+    mtu = _mtu(name)
+    if mtu is not None:
+        device.set_mtu(mtu)
+
+
+def _mtu(name: str) -> int | None:
+    request = struct.pack("16si20x", name.encode(), 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(OSError):
+        answer: bytes = fcntl.ioctl(asking.fileno(), _SIOCGIFMTU, request)
+        return int(struct.unpack("16xi20x", answer)[0])
+    return None

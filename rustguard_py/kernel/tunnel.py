@@ -1,0 +1,212 @@
+"""One running tunnel in the kernel: an interface of the kernel's WireGuard, watched from an event loop.
+
+The kernel shakes hands and moves packets; it owns the tunnel's port, so enrollment is answered on sockets of its own.
+What happens is read from its counters, as often as somebody waits for it and no oftener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from rustguard_py.kernel.netlink import Device, PeerChange
+from rustguard_py.kernel.peers import KernelPeers
+from rustguard_py.model.clock import now
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.statistics import PlaneStats
+from rustguard_py.model.tunnel import Listeners
+from rustguard_py.system.sockets import bind
+
+log = logging.getLogger(__name__)
+
+# Seconds between two readings: while a handshake is waited for; while a peer doesn't answer or has one of several
+# preshared keys, or sessions begin on one tunnel of several; while somebody wants to know if a peer doesn't answer;
+# otherwise, for where peers are.
+PACE_EXPECTING = 0.25
+PACE_UNSETTLED = 1.0
+PACE_MINDING = 5.0
+PACE_AT_REST = 30.0
+# No oftener than takes a twentieth of a processor, unless somebody asks.
+_SHARE = 20
+# How soon it is noticed that the interface is gone.
+_LOOK = 5.0
+# What a pairing datagram begins with, and how many are taken before others have their turn.
+_FOREIGN = b"RGE"
+_DATAGRAMS_A_TURN = 64
+_NOTE = "The kernel counts bytes: packets and drops of a peer are not known, and when it was heard to 30 seconds."
+
+
+class KernelTunnel:
+    """A tunnel whose handshakes and packets are the kernel's; `AnyTunnel` says what each method does.
+
+    Args:
+        private_key: 32 bytes.
+        device: The interface, owned from here on: it is removed by `close`.
+        sockets: Bound to the port that the tunnel shall have, at most one a family; closed for the kernel to take it.
+        pairing: Bound sockets that enrollment is answered on, at most one a family; owned from here on.
+        several: Whether it is one of several, and a session that begins is to be known soon.
+        notes: For people, in the statistics.
+
+    Attributes:
+        fault: What ended it, set once; `stopped` is then set as well.
+    """
+
+    def __init__(
+        self,
+        private_key: bytes,
+        device: Device,
+        sockets: Sequence[socket.socket],
+        pairing: Sequence[socket.socket] = (),
+        *,
+        several: bool = False,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.listeners = Listeners()
+        self.fault: RustGuardError | None = None
+        self.stopped = asyncio.Event()
+        self.node = KernelPeers(private_key, self)
+        self._device = device
+        self._several = several
+        self._notes = [_NOTE, *notes]
+        self._pairing = {each.family: each for each in pairing}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._read_at = 0.0
+        self._cost = 0.0
+        self._closed = False
+        port = sockets[0].getsockname()[1]
+        for each in sockets:
+            each.close()
+        device.configure(private_key=private_key, port=port)
+
+    @property
+    def plane(self) -> KernelTunnel:
+        """What moves packets: the same."""
+        return self
+
+    # -- as `Tunnel` has them -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to watch; from within the running loop."""
+        self._loop = asyncio.get_running_loop()
+        for each in self._pairing.values():
+            each.setblocking(False)
+            self._loop.add_reader(each.fileno(), self._on_datagrams, each)
+        self.wake()
+
+    def close(self) -> None:
+        """Stop and remove the interface. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for each in self._pairing.values():
+            if self._loop is not None:
+                self._loop.remove_reader(each.fileno())
+            each.close()
+        self._pairing.clear()
+        self._loop = None
+        self._device.remove()
+
+    def wake(self) -> None:
+        """Look sooner, if a change made it worth it."""
+        if self._loop is None or self.fault is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(0.0, min(self._due() - now(), _LOOK)), self._on_timer)
+
+    def set_port(self, port: int) -> int:
+        """See `AnyTunnel.set_port`."""
+        # Whether it's free the kernel only says by a number; the one that it has is kept if it isn't.
+        sockets = bind(port)
+        port = int(sockets[0].getsockname()[1])
+        for each in sockets:
+            each.close()
+        self._device.configure(port=port)
+        return port
+
+    # -- as a plane has them --------------------------------------------------------------------------------
+
+    def send(self, endpoint: Endpoint, datagram: bytes) -> None:
+        """Send a datagram of enrollment."""
+        bound = self._pairing.get(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET)
+        if bound is not None:
+            with suppress(OSError):
+                bound.sendto(datagram, endpoint)
+
+    def set_peers(self, changes: Iterable[PeerChange]) -> None:
+        """Change peers in the kernel; that the interface is gone ends the tunnel, and is no error of the caller's."""
+        try:
+            self._device.set_peers(changes)
+        except RustGuardError as error:
+            if self._device.exists():
+                raise
+            self._stop(error)
+
+    def configure(self, *, private_key: bytes) -> None:
+        """Set the private key (32 bytes) in the kernel."""
+        self._device.configure(private_key=private_key)
+
+    def stats(self) -> PlaneStats:
+        """Read the counters."""
+        self._read()
+        return PlaneStats(self.node.stats(), notes=self._notes)
+
+    def set_fwmark(self, mark: int) -> None:
+        """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+        self._device.configure(fwmark=mark)
+
+    def set_mtu(self, mtu: int) -> None:
+        """Nothing to do: the kernel looks at its interface."""
+
+    # -- watching -------------------------------------------------------------------------------------------
+
+    def _due(self) -> float:
+        if self.node.expects(now()):
+            pace = PACE_EXPECTING
+        elif self._several or self.node.unsettled():
+            pace = PACE_UNSETTLED
+        else:
+            pace = PACE_AT_REST if self.listeners.unanswered is None else PACE_MINDING
+        return self._read_at + max(pace, _SHARE * self._cost)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._device.exists():
+            self._stop(RustGuardError("The interface is gone: something else removed it.", "Start again."))
+        elif self._due() <= now():
+            self._read()
+        self.wake()
+
+    def _read(self) -> None:
+        began = now()
+        try:
+            read = self._device.read_counters()
+        except RustGuardError as error:
+            self._stop(error)
+            return
+        self._read_at = now()
+        self._cost = self._read_at - began
+        self.node.observe(read, self._read_at, time.time(), self.listeners)
+
+    def _stop(self, fault: RustGuardError) -> None:
+        if self.fault is None:
+            self.fault = fault
+            self.stopped.set()
+
+    def _on_datagrams(self, bound: socket.socket) -> None:
+        for _ in range(_DATAGRAMS_A_TURN):
+            try:
+                datagram, source = bound.recvfrom(65536)
+            except OSError:
+                return
+            if datagram.startswith(_FOREIGN) and self.listeners.foreign is not None:
+                self.listeners.foreign(datagram, source, now())

@@ -1,0 +1,59 @@
+"""One TCP stream as fast as it goes between two hosts of a lab: a program for each end, with nothing to install.
+
+    python -m rustguard_py.lab.stream take ADDRESS PORT SECONDS      prints "ready", then what arrived in Mbit/s
+    python -m rustguard_py.lab.stream send ADDRESS PORT              until the other end has enough
+
+The first second is left out. No byte of it is looked at (MSG_TRUNC), so that the way between is the work.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+
+CHUNK = 1 << 17
+WARM_UP = 1.0
+# How long either end waits for the other, seconds.
+PATIENCE = 20.0
+
+
+def take(address: str, port: int, seconds: float) -> float:
+    """Let one sender come, and give what arrives in Mbit/s (10⁶)."""
+    buffer = bytearray(1 << 20)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, port), family=family) as listener:
+        listener.settimeout(PATIENCE)
+        print("ready", flush=True)
+        stream, _ = listener.accept()
+    with stream:
+        stream.settimeout(PATIENCE)
+        began = time.monotonic() + WARM_UP
+        taken, now = 0, 0.0
+        while now < began + seconds:
+            got = stream.recv_into(buffer, len(buffer), socket.MSG_TRUNC)
+            now = time.monotonic()
+            if not got:
+                raise ConnectionError("the stream ended early")
+            if now >= began:
+                taken += got
+    return taken * 8 / (now - began) / 1e6
+
+
+def send(address: str, port: int) -> None:
+    """Send until the other end closes."""
+    chunk = memoryview(bytes(CHUNK))
+    with socket.create_connection((address, port), timeout=PATIENCE) as stream:
+        try:
+            while True:
+                stream.sendall(chunk)
+        except ConnectionError:
+            return
+
+
+if __name__ == "__main__":
+    _, verb, to, at, *rest = sys.argv
+    if verb == "take":
+        print(take(to, int(at), float(rest[0])), flush=True)
+    else:
+        send(to, int(at))

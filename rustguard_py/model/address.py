@@ -1,0 +1,69 @@
+"""A server's address as people type it: a name, an IPv4 or an IPv6 address, perhaps with a port."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address, ip_address
+
+from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.errors import UsageError
+
+# WireGuard's customary one, which a server has unless it is told another.
+DEFAULT_PORT = 51820
+LAST_PORT = 65535
+
+_WITH_BRACKETS = re.compile(r"\[(?P<host>[0-9A-Fa-f:.%\w-]+)\](?::(?P<port>\d+))?")
+_WITHOUT = re.compile(r"(?P<host>[^\s:\[\]]+)(?::(?P<port>\d+))?")
+
+
+def parse(text: str) -> tuple[str, int | None]:
+    """Split `HOST[:PORT]`; an IPv6 address with a port needs brackets.
+
+    Raises:
+        UsageError: It's neither.
+    """
+    if text.count(":") > 1 and not text.startswith("["):
+        if _is_ipv6(text):
+            return text, None
+        match = None
+    else:
+        match = _WITH_BRACKETS.fullmatch(text) or _WITHOUT.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is no address.", "Write it like home.example:51820 or [2001:db8::1]:51820.")
+    port = match["port"]
+    if port is not None and not 1 <= int(port) <= LAST_PORT:
+        raise UsageError(f"{port} is no UDP port.", "Ports go from 1 to 65535; RustGuard's is 51820.")
+    return match["host"], None if port is None else int(port)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def pairing_port(port: int) -> int:
+    """Give the port beside a tunnel's that pairing is answered on where the kernel has the tunnel's to itself.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if port >= LAST_PORT:
+        raise UsageError(
+            f"UDP port {port} has no next one, and with the kernel's engine pairing needs it.",
+            "Choose another --port, or --engine native.",
+        )
+    return port + 1
+
+
+def parse_endpoint(text: str) -> Endpoint | None:
+    """Read a kept endpoint, `192.0.2.1:51820` or `[2001:db8::1]:51820`; None for what is none."""
+    host, port = parse(text)
+    if port is None:
+        return None
+    try:
+        return (host, port, 0, 0) if isinstance(ip_address(host), IPv6Address) else (host, port)
+    except ValueError:
+        return None

@@ -1,0 +1,57 @@
+"""The replay window of one receiving key (whitepaper section 5.4.6; RFC 6479 for the idea of a wide one).
+
+What is kept is the set of counters *not yet seen* below the highest, as the bits of one integer: in traffic
+without loss it is zero, costs no memory, and a run of n counters moves it by one shift.
+"""
+
+from __future__ import annotations
+
+from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
+
+# How far behind the highest counter a datagram may still come in; the kernel's is 8,128.
+WINDOW_SIZE = 8192
+_MASK = (1 << (WINDOW_SIZE + 1)) - 1
+
+
+class ReplayWindow:
+    """Says which counters are fresh. Mark a counter only after its datagram was authenticated.
+
+    Attributes:
+        next: One more than the highest counter seen; 0 at first.
+    """
+
+    __slots__ = ("_missing", "next")
+
+    def __init__(self) -> None:
+        self.next = 0
+        # Bit d stands for the counter `next - 1 - d`: 1 where it has not been seen.
+        self._missing = 0
+
+    def fresh(self, counter: int) -> bool:
+        """Say whether `counter` is below REJECT-AFTER-MESSAGES, in the window and not yet seen."""
+        behind = self.next - 1 - counter
+        if behind < 0:
+            return counter < REJECT_AFTER_MESSAGES
+        return behind <= WINDOW_SIZE and bool(self._missing >> behind & 1)
+
+    def mark(self, counter: int) -> None:
+        """Mark one fresh counter as seen."""
+        behind = self.next - 1 - counter
+        if behind >= 0:
+            self._missing &= ~(1 << behind)
+        else:
+            self._advance(-behind)
+            self._missing &= -2
+
+    def mark_run(self, counter: int, count: int) -> None:
+        """Mark `count` counters from `counter` on as seen; none may be below `next`."""
+        self._advance(counter + count - self.next)
+        self._missing &= -1 << count
+
+    def _advance(self, steps: int) -> None:
+        """Move the highest up by `steps`; what is passed is missing until it is marked."""
+        self.next += steps
+        if steps > WINDOW_SIZE:
+            self._missing = _MASK
+        else:
+            self._missing = (self._missing << steps | (1 << steps) - 1) & _MASK

@@ -1,0 +1,1 @@
+"""WireGuard's handshake messages and their cryptography, sans-IO."""

@@ -1,0 +1,1 @@
+"""What the operating system knows: interfaces, networks, routes, sockets."""

@@ -1,0 +1,337 @@
+"""The interface of a tunnel as the system sees it: MTU, addresses, routes, and what is taken already.
+
+Each change is echoed as the `ip` command that does the same, the way wg-quick does, and can be taken back.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from rustguard_py.model.endpoint import Network
+from rustguard_py.model.errors import RefusedError, RustGuardError
+
+Interface = IPv4Interface | IPv6Interface
+Echo = Callable[[str], None]
+Result = TypeVar("Result")
+
+TUN_DEVICE = Path("/dev/net/tun")
+IPV6_SYSCTLS = Path("/proc/sys/net/ipv6")
+
+# include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h.
+RT_TABLE_MAIN = 254
+RTN_UNICAST = 1
+_IFA_F_NODAD = 0x02
+_IN6_ADDR_GEN_MODE_NONE = 1
+# linux/sockios.h, linux/if_arp.h
+_SIOCGIFHWADDR = 0x8927
+_ARPHRD_ETHER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What an existing interface shall get.
+
+    Attributes:
+        name: Of the interface.
+        mtu: Bytes of an IP packet.
+        addresses: With their prefix; the kernel adds the route to each one's network.
+        routes: Further networks that lie behind the interface.
+        gso_max_segs: The most segments in one superpacket, or None to leave it.
+    """
+
+    name: str
+    mtu: int
+    addresses: tuple[Interface, ...] = ()
+    routes: tuple[Network, ...] = ()
+    gso_max_segs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One change: the command that says it, and the call that does it."""
+
+    command: str
+    apply: Callable[[IPRoute], Any]
+
+
+@dataclass(slots=True)
+class Applied:
+    """What was changed on an interface.
+
+    Attributes:
+        name: Of the interface.
+        notes: What was refused and gone without, one sentence each.
+    """
+
+    name: str
+    notes: list[str] = field(default_factory=list)
+    _undo: list[_Change] = field(default_factory=list)
+
+    def undo(self, echo: Echo) -> None:
+        """Take everything back, last change first; what is gone already is no error. May be called twice."""
+        with suppress(RustGuardError):
+            with_netlink(lambda netlink: self._take_back(netlink, echo))
+
+    def _take_back(self, netlink: IPRoute, echo: Echo) -> None:
+        while self._undo:
+            change = self._undo.pop()
+            # An interface that went away took its addresses and routes with it.
+            with suppress(NetlinkError):
+                change.apply(netlink)
+                echo(f"[#] {change.command}")
+
+    def _do(self, netlink: IPRoute, change: _Change, undo: _Change | None, echo: Echo) -> None:
+        echo(f"[#] {change.command}")
+        try:
+            change.apply(netlink)
+        except NetlinkError as error:
+            raise explain(error, change.command) from error
+        if undo is not None:
+            self._undo.append(undo)
+
+
+def set_up(layout: Layout, echo: Echo) -> Applied:
+    """Give an existing interface its MTU, addresses and routes, and bring it up.
+
+    Args:
+        layout: What it shall get.
+        echo: Called with one line a change, `[#] ip …`.
+
+    Returns:
+        What takes it all back.
+
+    Raises:
+        RefusedError: We may not change interfaces.
+        RustGuardError: The kernel refused a change. Everything done before it was taken back.
+    """
+    applied = Applied(layout.name)
+    try:
+        with_netlink(lambda netlink: _apply(netlink, layout, applied, echo))
+    except BaseException:
+        applied.undo(echo)
+        raise
+    return applied
+
+
+def with_netlink(work: Callable[[IPRoute], Result]) -> Result:
+    """Do something with a socket to the kernel's routing (rtnetlink(7)), and wait for it."""
+
+    # pyroute2 drives an event loop of its own, which can't run inside a running one: a thread for each task.
+    def run() -> Result:
+        with IPRoute() as netlink:
+            return work(netlink)
+
+    with ThreadPoolExecutor(1, "netlink") as executor:
+        return executor.submit(run).result()
+
+
+def explain(error: NetlinkError, command: str) -> RustGuardError:
+    """Word the kernel's refusal of an `ip` command for people, with the mend."""
+    code = int(error.code)
+    if code == errno.EPERM:
+        message = f"`{command}` was refused: changing interfaces needs root or the capability CAP_NET_ADMIN."
+        mend = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
+        return RefusedError(message, mend)
+    if code in {errno.EACCES, errno.EOPNOTSUPP} and " -6 " in command:
+        message = f"`{command}` was refused: IPv6 is switched off on this machine or interface."
+        return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
+    if code == errno.EEXIST:
+        message = f"`{command}` was refused: it's there already, likely another VPN's or a leftover."
+        return RustGuardError(message, "Look who has it: `ip address` and `ip route`; then choose another address.")
+    reason = errno.errorcode.get(code, str(code))
+    return RustGuardError(
+        f"`{command}` was refused by the kernel ({reason}).", "Try that command as root to see more."
+    )
+
+
+def interface_names() -> set[str]:
+    """Name every interface of this network namespace."""
+    return {name for _, name in socket.if_nameindex()}
+
+
+def interface_exists(name: str) -> bool:
+    """Say whether an interface has this name."""
+    return name in interface_names()
+
+
+def free_interface_name(prefix: str = "rg") -> str:
+    """Give the first of `prefix0`, `prefix1`, … that no interface has."""
+    taken = interface_names()
+    return next(name for name in (f"{prefix}{number}" for number in count()) if name not in taken)
+
+
+def why_no_ipv6() -> str | None:
+    """Say in one sentence why this machine has no IPv6, or None where it has."""
+    if not IPV6_SYSCTLS.is_dir():
+        return "This machine's kernel runs without IPv6."
+    # A new interface takes `default`; writing `all` writes every one.
+    for scope in ("all", "default"):
+        path = IPV6_SYSCTLS / "conf" / scope / "disable_ipv6"
+        with suppress(OSError):
+            if path.read_text().strip() == "1":
+                return f"IPv6 is switched off on this machine (net.ipv6.conf.{scope}.disable_ipv6 is 1)."
+    return None
+
+
+def require_ethernet(name: str) -> None:
+    """Check that an interface is there and is an Ethernet one.
+
+    Raises:
+        RefusedError: It isn't.
+    """
+    # An ifreq of linux/if.h: 16 bytes of name, then for SIOCGIFHWADDR a sockaddr with the kind of link.
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()[:15]))
+    except OSError as error:
+        raise RefusedError(f"There is no interface {name!r}.", "Look with `ip link` what there is.") from error
+    if struct.unpack_from("H", answer, 16)[0] != _ARPHRD_ETHER:
+        raise RefusedError(
+            f"{name} is no Ethernet interface: AF_XDP can't be used on it.",
+            "Name the interface that the peers' datagrams come in on (`ip route get` a peer's address), "
+            "or leave out --xdp.",
+        )
+
+
+def require_tun() -> None:
+    """Check that a TUN interface can be made here.
+
+    Raises:
+        RefusedError: `/dev/net/tun` may not be opened.
+        RustGuardError: It's missing.
+    """
+    try:
+        with TUN_DEVICE.open("r+b", buffering=0):
+            return
+    except (FileNotFoundError, NotADirectoryError) as error:
+        message = f"{TUN_DEVICE} is missing, and tunnels are made of it."
+        raise RustGuardError(message, _tun_mend()) from error
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            message = f"{TUN_DEVICE} may not be opened: {error.strerror}."
+            raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_mend()}") from error
+        # ENODEV, ENXIO: the node is there, the module isn't.
+        message = f"{TUN_DEVICE} can't be opened ({error.strerror}): its kernel module is likely not loaded."
+        raise RustGuardError(message, _tun_mend()) from error
+
+
+def _apply(netlink: IPRoute, layout: Layout, applied: Applied, echo: Echo) -> None:
+    name = layout.name
+    found = netlink.link_lookup(ifname=name)
+    if not found:
+        raise RustGuardError(f"There is no interface {name}; something else may have removed it.", "Start again.")
+    index = found[0]
+    _keep_quiet(netlink, index, name, echo)
+    if layout.gso_max_segs is not None:
+        _limit_segments(netlink, index, layout.gso_max_segs, applied, echo)
+    old_mtu = netlink.get_links(index)[0].get_attr("IFLA_MTU")
+    applied._do(
+        netlink,
+        _Change(
+            f"ip link set mtu {layout.mtu} up dev {name}",
+            lambda n: n.link("set", index=index, mtu=layout.mtu, state="up"),
+        ),
+        _Change(
+            f"ip link set mtu {old_mtu} down dev {name}",
+            lambda n: n.link("set", index=index, mtu=old_mtu, state="down"),
+        ),
+        echo,
+    )
+    for address in layout.addresses:
+        applied._do(netlink, *_address_changes(index, name, address), echo)
+    for route in layout.routes:
+        applied._do(netlink, *_route_changes(index, name, route), echo)
+
+
+def _keep_quiet(netlink: IPRoute, index: int, name: str, echo: Echo) -> None:
+    # As the kernel's own WireGuard does: no link-local address, so no router solicitation starts a handshake.
+    command = f"ip link set dev {name} addrgenmode none"
+    inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE)]}
+    with suppress(NetlinkError):
+        netlink.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", inet6)]})
+        echo(f"[#] {command}")
+
+
+def _limit_segments(netlink: IPRoute, index: int, segments: int, applied: Applied, echo: Echo) -> None:
+    command = f"ip link set dev {applied.name} gso_max_segs {segments}"
+    try:
+        netlink.link("set", index=index, gso_max_segs=segments)
+    except NetlinkError as error:
+        if error.code == errno.EPERM:
+            raise explain(error, command) from error
+        applied.notes.append(f"The kernel refused `{command}`; superpackets may leave a short last datagram.")
+    else:
+        echo(f"[#] {command}")
+
+
+def _address_changes(index: int, name: str, address: Interface) -> tuple[_Change, _Change]:
+    what: dict[str, Any] = {
+        "index": index,
+        "address": str(address.ip),
+        "prefixlen": address.network.prefixlen,
+    }
+    # Nobody else on the link could hold the address, and until DAD ends nothing can be bound to it.
+    nodad = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
+    suffix = " nodad" if nodad else ""
+    return (
+        _Change(
+            f"ip -{address.version} address add {address} dev {name}{suffix}",
+            lambda n: n.addr("add", **what, **nodad),
+        ),
+        _Change(f"ip -{address.version} address delete {address} dev {name}", lambda n: n.addr("del", **what)),
+    )
+
+
+def _route_changes(index: int, name: str, network: Network) -> tuple[_Change, _Change]:
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    what = {"dst": str(network), "oif": index, "family": family}
+    return (
+        _Change(f"ip -{network.version} route add {network} dev {name}", lambda n: n.route("add", **what)),
+        _Change(f"ip -{network.version} route delete {network} dev {name}", lambda n: n.route("del", **what)),
+    )
+
+
+def _tun_mend() -> str:
+    match _container():
+        case "docker" | "podman" as engine:
+            return f"Start the container with `{engine} run --device /dev/net/tun --cap-add NET_ADMIN …`."
+        case "lxc":
+            return (
+                "Add to the container's configuration on its host (Proxmox: /etc/pve/lxc/ID.conf):\n"
+                "lxc.cgroup2.devices.allow: c 10:200 rwm\n"
+                "lxc.mount.entry: /dev/net/tun dev/net/tun none bind,create=file"
+            )
+        case _:
+            return "Load it: `sudo modprobe tun`."
+
+
+def _container() -> str | None:
+    for path, engine in (("/.dockerenv", "docker"), ("/run/.containerenv", "podman")):
+        if Path(path).exists():
+            return engine
+    with suppress(OSError):
+        # Written by systemd from what the manager tells PID 1: `lxc`, `docker`, `podman`, `systemd-nspawn`.
+        manager = Path("/run/systemd/container").read_text().strip()
+        return "lxc" if manager.startswith("lxc") else manager
+    with suppress(OSError):
+        if b"container=lxc" in Path("/proc/1/environ").read_bytes():
+            return "lxc"
+    return None
+
+
+# IFNAMSIZ without the zero at the end.
+NAME_LIMIT = 15

@@ -1,0 +1,186 @@
+"""Routes over several interfaces at once (ECMP), flow by flow, and what the system needs set for them.
+
+A flow is an address and port at either end and a protocol: the kernel hashes these (layer 4), so that the packets of
+one flow stay on one interface and in order. Each interface has the same source addresses: a reply is then let in by
+whichever it comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from rustguard_py.model.endpoint import Network
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.system.interface import Echo, Interface, explain, with_netlink
+
+log = logging.getLogger(__name__)
+
+_SYSCTLS = Path("/proc/sys/net")
+_HASH_POLICIES = ("ipv4/fib_multipath_hash_policy", "ipv6/fib_multipath_hash_policy")
+_LAYER_4 = "1"
+# Values of rp_filter, include/linux/inetdevice.h; the greater of the interface's and of `all` holds.
+_STRICT, _LOOSE = "1", "2"
+# The kernel takes several IPv6 interfaces in one route with a gateway only. No packet is ever addressed to this one:
+# a TUN interface has no neighbours.
+_GATEWAY6 = "fe80::1"
+
+
+class Multipath:
+    """The routes over some interfaces, which are there, are up and have the source addresses.
+
+    Args:
+        interfaces: Their names; a route says which of them by their places here.
+        sources: Our address in each family.
+        echo: Called with one line a change, as `netif.set_up` does.
+
+    Attributes:
+        notes: What was refused and gone without, one sentence each.
+    """
+
+    def __init__(self, interfaces: Sequence[str], sources: Sequence[Interface], echo: Echo) -> None:
+        self.notes: list[str] = []
+        self._interfaces = tuple(interfaces)
+        self._sources = {source.version: str(source.ip) for source in sources}
+        self._echo = echo
+        self._routes: dict[Network, tuple[int, ...]] = {}
+        self._before: dict[Path, str] = {}
+        self._refused = False
+        self._closed = False
+        # Whoever waited for `apply` in a thread may be gone while that still runs.
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Have the kernel hash by layer 4, and not refuse what comes in by another interface than it would go out by.
+
+        What is set so already is left alone.
+        """
+        for name in _HASH_POLICIES:
+            self._set(_SYSCTLS / name, _LAYER_4)
+        everywhere = _read(_SYSCTLS / "ipv4/conf/all/rp_filter")
+        for interface in self._interfaces:
+            own = _SYSCTLS / "ipv4/conf" / interface / "rp_filter"
+            # A route that leaves an interface out for a while would make a strict filter drop what still comes by it.
+            if _STRICT in (everywhere, _read(own)) and _LOOSE not in (everywhere, _read(own)):
+                self._set(own, _LOOSE)
+
+    def differs(self, routes: Mapping[Network, tuple[int, ...]]) -> bool:
+        """Say whether `apply` would change anything."""
+        return self._routes != routes
+
+    def apply(self, routes: Mapping[Network, tuple[int, ...]]) -> None:
+        """Have these routes and no others; may be called in a thread.
+
+        What the kernel refuses (an interface is gone) is said once and tried again by the next call.
+
+        Args:
+            routes: For each network the places of the interfaces that its flows are spread over, at least one.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                with_netlink(lambda netlink: self._apply(netlink, routes))
+            except RustGuardError as error:
+                if not self._refused:
+                    log.warning("%s", error.message)
+                self._refused = True
+            else:
+                self._refused = False
+
+    def close(self) -> None:
+        """Take the routes out and put back what was set. May be called twice."""
+        with self._lock, suppress(RustGuardError):
+            self._closed = True
+            with_netlink(self._take_out)
+        self._routes.clear()
+        while self._before:
+            path, value = self._before.popitem()
+            # That of an interface went away with it.
+            with suppress(OSError):
+                path.write_text(value)
+                self._echo(f"[#] sysctl -w {_sysctl(path)}={value}")
+
+    def _set(self, path: Path, value: str) -> None:
+        before = _read(path)
+        if before in (None, value):
+            return
+        try:
+            path.write_text(value)
+        except OSError as error:
+            self.notes.append(f"{_sysctl(path)} can't be set to {value} ({error.strerror}): flows may not be spread.")
+            return
+        self._before[path] = str(before)
+        self._echo(f"[#] sysctl -w {_sysctl(path)}={value}")
+
+    def _apply(self, netlink: IPRoute, routes: Mapping[Network, tuple[int, ...]]) -> None:
+        places = {name: index for index, name in socket.if_nameindex()}
+        for network in [each for each in self._routes if each not in routes]:
+            # It went away with its interfaces if it isn't there.
+            with suppress(NetlinkError):
+                self._do(netlink.route, "del", network, (), places)
+            del self._routes[network]
+        for network, over in routes.items():
+            if self._routes.get(network) == over:
+                continue
+            try:
+                self._do(netlink.route, "replace", network, over, places)
+            except NetlinkError as error:
+                raise explain(error, self._command("replace", network, over)) from error
+            self._routes[network] = over
+
+    def _take_out(self, netlink: IPRoute) -> None:
+        self._apply(netlink, {})
+
+    def _do(
+        self,
+        route: Callable[..., Any],
+        verb: str,
+        network: Network,
+        over: Sequence[int],
+        places: Mapping[str, int],
+    ) -> None:
+        what: dict[str, Any] = {
+            "dst": str(network),
+            "family": socket.AF_INET if network.version == 4 else socket.AF_INET6,
+        }
+        gateway = {"gateway": _GATEWAY6} if network.version == 6 else {}
+        hops = [{"oif": places[name], **gateway} for name in self._names(over) if name in places]
+        if over:
+            what["prefsrc"] = self._sources[network.version]
+        if len(hops) > 1:
+            what["multipath"] = hops
+        elif hops:
+            what |= hops[0]
+        self._echo(f"[#] {self._command(verb, network, over)}")
+        route(verb, **what)
+
+    def _command(self, verb: str, network: Network, over: Sequence[int]) -> str:
+        via = f"via {_GATEWAY6} " if network.version == 6 else ""
+        words = [f"ip -{network.version} route {verb.replace('del', 'delete')} {network}"]
+        if over:
+            words.append(f"src {self._sources[network.version]}")
+        hop = "nexthop " if len(over) > 1 else ""
+        return " ".join([*words, *(f"{hop}{via}dev {name}" for name in self._names(over))])
+
+    def _names(self, over: Sequence[int]) -> list[str]:
+        return [self._interfaces[place] for place in over]
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None  # no IPv6, or an old kernel
+
+
+def _sysctl(path: Path) -> str:
+    return ".".join(("net", *path.relative_to(_SYSCTLS).parts))

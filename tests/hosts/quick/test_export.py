@@ -1,0 +1,77 @@
+"""Files for stock WireGuard, and from it: what is exported carries traffic, what is imported goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rustguard_py.lab.hosts import Lab
+from support import machine
+from support.product import HOME4, INNER, Site, eventually
+from support.quick import PORT, Quick, lan
+
+
+@pytest.mark.needs_wireguard_go
+def test_a_stock_wireguard_comes_in_with_an_exported_file(lab: Lab, tmp_path: Path) -> None:
+    site = Site(lab, tmp_path)
+    home = site.home()
+    phone = site.machine("phone", lab.host("phone", own_files=True))
+    lab.link(home.host, phone.host, ipv4="198.51.100.0/29")
+    home.serve("--pool 10.150.0.0/24")
+    path = tmp_path / "wgphone.conf"
+    # The window is closed: a person at the server lets it in.
+    home.run(f"export --new phone --endpoint {HOME4} -o {path}")
+    program = machine.wireguard_go()
+    assert program is not None
+    phone.host.run(["wg-quick", "up", path], env={"WG_QUICK_USERSPACE_IMPLEMENTATION": program})
+    addresses = home.status()["addresses"]
+    for address in addresses:
+        eventually(lambda a=address: phone.pings(a.split("/")[0]), what="the phone's ping")
+    peers = home.peers()
+    assert peers["phone"]["state"] == "active"
+    assert peers["phone"]["address4"] == "10.150.0.2"
+    home.run("peers revoke phone")
+    assert not phone.pings(INNER, 0.3)
+
+
+def test_a_client_runs_its_exported_file_in_place_of_join(lab: Lab, tmp_path: Path) -> None:
+    site = Site(lab, tmp_path)
+    home = site.home()
+    laptop = site.client("laptop", home)
+    home.serve("--pool 10.150.0.0/24 --open")
+    program = laptop.join(HOME4)
+    path = tmp_path / "stock.conf"
+    laptop.run(f"export -o {path}")
+    program.terminate()
+    assert program.wait(20) == 0
+    laptop.start(f"up {path} --foreground")
+    eventually(lambda: laptop.pings(INNER), what="traffic")
+    status = json.loads(laptop.run("status --json").stdout)
+    assert (status["role"], status["interface"]) == ("tunnel", "stock")
+
+
+def test_the_peers_of_an_imported_file_go_on(lab: Lab) -> None:
+    net = lan(lab)
+    laptop, home = net.laptop, net.home
+    lines = f"Address = 10.9.0.1/24, fd09::1/64\nListenPort = {PORT}"
+    theirs = "AllowedIPs = 10.9.0.2/32, fd09::2/128\nEndpoint = 192.0.2.1:4242"
+    home.file(lines, laptop.peer(theirs, bytes(range(32))))
+    end = f"AllowedIPs = 10.9.0.0/24, fd09::/64\nEndpoint = 192.0.2.2:{PORT}"
+    laptop.file("Address = 10.9.0.2/24, fd09::2/64\nListenPort = 4242", home.peer(end, bytes(range(32))))
+    for each in (home, laptop):
+        each.run("up wg0")
+    laptop.reaches("10.9.0.1")
+    home.run("import /etc/wireguard/wg0.conf")
+    home.run("down wg0")
+    home.host.popen(home.command("serve"))
+    # It knows where the laptop was, and greets it.
+    eventually(lambda: has_session(home), what="the laptop's answer")
+    for address in ("10.9.0.1", "fd09::1"):
+        laptop.reaches(address)
+
+
+def has_session(home: Quick) -> bool:
+    done = home.run("peers --json", check=False)
+    return done.returncode == 0 and json.loads(done.stdout)["peers"][0]["last_handshake"] is not None

@@ -1,0 +1,140 @@
+"""Rows of reliability.md at the level of the pairing: a lossy link in memory, a virtual clock."""
+
+import os
+from collections import Counter
+
+import pytest
+
+from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
+from rustguard_py.enroll.pairing.server import Guessed
+from rustguard_py.enroll.pairing.window import Closed
+from support.wire_link import Weather, World
+
+ROUNDS = 10 if os.environ.get("RUSTGUARD_SOAK") else 1
+JOINS = 200
+
+
+def crowd(seed: int, weather: Weather) -> World:
+    """Let 200 clients join within 20 s."""
+    world = World(seed, weather)
+    world.open()
+    for number in range(JOINS):
+        world.join(number, after=number * 0.1)
+    world.run()
+    return world
+
+
+def addresses(world: World) -> list[str]:
+    return [str(j.outcome.admission.address4) for j in world.joined() if isinstance(j.outcome, Joined)]
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_row_1_joins_get_through_30_percent_loss_each_way(seed: int) -> None:
+    world = crowd(seed, Weather(loss=0.3))
+    in_time = sum(joining.seconds <= 30 for joining in world.joined())
+    slowest = max(joining.seconds for joining in world.joined())
+    print(f"row 1: {in_time} of {JOINS} joined within 30 s at 30 % loss, the slowest in {slowest:.1f} s")
+    assert in_time >= 0.99 * JOINS
+    assert len(set(addresses(world))) == len(addresses(world))
+    assert world.preshared_keys_agree()
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_row_2_reordered_and_duplicated_joins_commit_once_a_key(seed: int) -> None:
+    world = crowd(seed, Weather(reorder=0.25, duplicate=0.1))
+    commits = Counter(world.disk.commits)
+    print(f"row 2: {len(world.joined())} of {JOINS} joined, {max(commits.values())} commit a key")
+    assert len(world.joined()) == JOINS
+    assert set(commits.values()) == {1}
+    assert world.preshared_keys_agree()
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_row_3_joins_get_through_flipped_bits(seed: int) -> None:
+    world = crowd(seed, Weather(flip=0.05))
+    charged = sum(isinstance(output, Guessed) and output.reply is not None for output in world.outputs)
+    print(
+        f"row 3: {len(world.joined())} of {JOINS} joined with a bit flipped in 5 % of datagrams; "
+        f"{charged} looked like wrong tokens, {world.window.record.used} stayed charged"
+    )
+    assert charged > 0
+    assert len(world.joined()) == JOINS
+    assert world.preshared_keys_agree()
+
+
+def test_row_11_only_the_monotonic_clock_closes_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wall_clock() -> float:
+        raise AssertionError("the wall clock was read")
+
+    monkeypatch.setattr("time.time", wall_clock)
+    world = World(0)
+    world.open(60)
+    opened = world.now
+    before, after = world.join(1, after=59.0), world.join(2, after=60.5)
+    assert world.window.remaining(opened + 59.999) == pytest.approx(0.001, abs=1e-6)
+    world.run()
+    print("row 11: the window closed 60.0 s after it opened, by the monotonic clock alone")
+    assert isinstance(before.outcome, Joined)
+    assert after.outcome == Failed(Failure.SILENT)
+    assert world.window.state(world.now).closed is Closed.TIME
+
+
+def test_row_22_a_full_pool_says_so_and_gives_a_freed_address_at_once() -> None:
+    world = World(0, pool="10.0.0.0/29")
+    world.open()
+    first = [world.join(number) for number in range(5)]
+    world.run(2)
+    late = world.join(9)
+    world.run(2)
+    assert all(isinstance(joining.outcome, Joined) for joining in first)
+    assert late.outcome == Failed(Failure.FULL)
+    world.pool.release(first[2].public_key)
+    again = world.join(10)
+    world.run(2)
+    assert isinstance(again.outcome, Joined)
+    assert isinstance(first[2].outcome, Joined)
+    print(f"row 22: 5 joined a /29, the 6th read 'full'; the freed address went out in {again.seconds:.3f} s")
+    assert again.outcome.admission.address4 == first[2].outcome.admission.address4
+
+
+def test_row_24_wrong_tokens_are_few_and_a_crash_resets_nothing() -> None:
+    world = World(0)
+    world.open(3600)
+    asked = 0
+    for number in range(1000):
+        # From twelve sources; the process dies once in a while.
+        world.join_from((f"203.0.113.{number % 12}", 2000 + number), token=f"wrong {number}")
+        asked += 1
+        if number % 7 == 6:
+            world.run(2)
+            world.start()
+            world.window.resume(3600, world.now)
+    world.run()
+    evaluated = {output.reply for output in world.outputs if isinstance(output, Guessed) and output.reply}
+    by_source = Counter(reply.destination[0] for reply in evaluated)
+    state = world.window.state(world.now)
+    print(
+        f"row 24: {len(evaluated)} evaluated of {asked} in {number // 7} crashes, "
+        f"{max(by_source.values())} a source at most; the window is closed"
+    )
+    assert len(evaluated) <= 20
+    assert max(by_source.values()) <= 3
+    assert not state.is_open
+    assert state.closed is Closed.GUESSES
+    assert not world.joined()
+
+
+def test_row_24_one_source_is_evaluated_three_times() -> None:
+    world = World(0)
+    world.open(3600)
+    # All sessions are open before the first CONFIRM comes.
+    for port in range(50):
+        world.join_from(("203.0.113.9", 2000 + port), token=f"wrong {port}", after=port * 0.06)
+    world.run()
+    record = world.window.record
+    print(f"row 24: one source, 50 wrong tokens at once: {record.used} evaluated")
+    assert record.used == 3
+    assert dict(record.by_source) == {"203.0.113.9/32": 3}
+    good = world.join(1)
+    world.run()
+    assert isinstance(good.outcome, Joined)

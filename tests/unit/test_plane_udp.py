@@ -1,0 +1,130 @@
+"""The sockets, over loopback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from rustguard_py.model.endpoint import heard, local_of
+from rustguard_py.model.errors import RefusedError
+from rustguard_py.planes import udp
+from rustguard_py.planes.udp import Udp
+from rustguard_py.system.sockets import bind
+
+
+def loopback(family: socket.AddressFamily) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_DGRAM)
+    made.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+    return made
+
+
+class Ends:
+    """Two sockets."""
+
+    def __init__(self, family: socket.AddressFamily) -> None:
+        self.said: list[str] = []
+        self.one, self.two = (Udp(loopback(family), self.said.append) for _ in range(2))
+        self.into = [memoryview(bytearray(65536))]
+
+    def take(self) -> tuple[bytes, int, tuple]:
+        """The next message at the second socket."""
+        assert select.select([self.two.fd], [], [], 60.0)[0]
+        size, segment, source = self.two.receive(self.into)
+        return bytes(self.into[0][:size]), segment, source
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6])
+def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
+    both = Ends(request.param)
+    yield both
+    both.one.close()
+    both.two.close()
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "at", "gone"),
+    [("0.0.0.0", "127.0.0.2", "192.0.2.9"), ("::", "::1", "2001:db8::9")],  # noqa: S104
+)
+def test_what_was_heard_at_an_address_is_answered_from_it(everywhere: str, at: str, gone: str) -> None:
+    said: list[str] = []
+    one, two = (Udp(bind(0, [everywhere])[0], said.append) for _ in range(2))
+    into = [memoryview(bytearray(65536))]
+    try:
+        one.send(b"1" * 30, 10, (at, two.socket.getsockname()[1]))
+        assert select.select([two.fd], [], [], 60.0)[0]
+        _, _, source = two.receive(into)
+        packed = socket.inet_pton(two.family, at)
+        assert local_of(source) == packed
+        for local, from_there in ((packed, True), (socket.inet_pton(two.family, gone), False)):
+            for segment in (10, 30):
+                assert two.send_from(b"2" * 30, segment, heard(source, local)) is from_there
+                assert select.select([one.fd], [], [], 60.0)[0]
+                _, _, back = one.receive(into)
+                assert back[0] == at or not from_there
+        assert said == []
+    finally:
+        one.close()
+        two.close()
+
+
+def test_a_message_arrives_as_the_datagrams_it_was_cut_into(ends: Ends) -> None:
+    message = os.urandom(1000 * 20 + 77)
+    ends.one.send(memoryview(message), 1000, ends.two.socket.getsockname())
+    got = b""
+    while len(got) < len(message):
+        part, segment, source = ends.take()
+        assert source == ends.one.socket.getsockname()
+        assert segment in (1000, len(part))
+        got += part
+    assert got == message
+    assert ends.said == []
+    with pytest.raises(BlockingIOError):
+        ends.two.receive(ends.into)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
+def test_a_message_that_the_kernel_will_not_cut_is_sent_datagram_by_datagram(ends: Ends, code: int) -> None:
+    real = ends.one.socket
+    calls = []
+
+    class Refusing:
+        def sendmsg(self, parts: tuple, control: list, flags: int, to: tuple) -> int:
+            calls.append(bool(control))
+            if control:
+                raise OSError(code, os.strerror(code))
+            return real.sendmsg(parts, control, flags, to)
+
+    ends.one.socket = Refusing()
+    for _ in range(2):
+        ends.one.send(memoryview(b"a" * 25), 10, ends.two.socket.getsockname())
+    ends.one.socket = real
+    assert [ends.take()[0] for _ in range(6)] == [b"a" * 10, b"a" * 10, b"a" * 5] * 2
+    assert len(set(ends.said)) == 1
+    assert calls.count(True) == (1 if code == errno.EIO else 2)
+
+
+def test_a_full_send_buffer_is_waited_for_in_bounded_time(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def sendmsg(self, *_: object) -> int:
+            raise BlockingIOError(errno.EAGAIN, "full")
+
+    monkeypatch.setattr(udp, "SEND_PATIENCE", 0.01)
+    real, ends.one.socket = ends.one.socket, Full()
+    with pytest.raises(TimeoutError):
+        ends.one.send(b"x", 1, ends.two.socket.getsockname())
+    ends.one.socket = real
+
+
+def test_both_families_get_one_port() -> None:
+    sockets = bind(0, ("127.0.0.1", "::1"))
+    assert {made.family for made in sockets} == {socket.AF_INET, socket.AF_INET6}
+    assert len({made.getsockname()[1] for made in sockets}) == 1
+    with pytest.raises(RefusedError, match="can't be bound"):
+        bind(sockets[0].getsockname()[1], ("127.0.0.1",))
+    for made in sockets:
+        made.close()

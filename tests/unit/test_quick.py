@@ -1,0 +1,158 @@
+"""The parts of `rustguard up` that decide: routes and rules, names of files, names of peers."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from rustguard_py import conf
+from rustguard_py.daemon import steps
+from rustguard_py.daemon.ledger import Ledger, Left
+from rustguard_py.model.errors import UnansweredError, UsageError
+from rustguard_py.quick import conf_files, routing, up
+
+KEY = bytes([7]) * 32
+
+
+def config(*allowed: str, addresses: str = "10.9.0.1/24 fd09::1/64", **more: object) -> conf.Config:
+    text = f"[Interface]\nPrivateKey = {'A' * 43}=\nAddress = {addresses}\n"
+    text += "".join(f"{key} = {value}\n" for key, value in more.items())
+    return conf.parse(f"{text}[Peer]\nPublicKey = {'A' * 43}=\nAllowedIPs = {','.join(allowed)}\n")
+
+
+def plan(given: conf.Config, *priorities: tuple[int, int]) -> list[steps.Step]:
+    return routing.plan("wg0", given, routing.Scheme(51820 if priorities else 0, priorities))
+
+
+def test_each_network_gets_a_route_but_those_that_an_address_has_made() -> None:
+    made = plan(config("10.9.0.7/32", "10.8.0.0/16", "fd09::/64", "10.0.0.0/8"))
+    assert made == [steps.Route("wg0", "10.8.0.0/16"), steps.Route("wg0", "10.0.0.0/8")]
+
+
+def test_table_off_and_a_number() -> None:
+    assert plan(config("10.8.0.0/16", "::/0", Table="off")) == []
+    assert routing.default_versions(config("::/0", Table="off")) == []
+    made = plan(config("10.9.0.0/24", "::/0", Table="9"))
+    assert made == [steps.Route("wg0", "10.9.0.0/24", 9), steps.Route("wg0", "::/0", 9)]
+
+
+def test_a_default_route_is_the_table_two_rules_the_firewall_and_for_ipv4_a_variable() -> None:
+    given = config("0.0.0.0/0", "::/0", "10.8.0.0/16")
+    assert routing.default_versions(given) == [4, 6]
+    made = plan(given, (4, 100), (6, 200))
+    assert made == [
+        steps.Route("wg0", "10.8.0.0/16"),
+        steps.Route("wg0", "0.0.0.0/0", 51820),
+        steps.Route("wg0", "::/0", 51820),
+        steps.Firewall("wg0", 4, ("10.9.0.1",), 51820),
+        steps.Sysctl("net.ipv4.conf.all.src_valid_mark", "1"),
+        steps.Rule(4, 100, steps.MAIN, 0),
+        steps.Rule(4, 101, 51820, 51820),
+        steps.Firewall("wg0", 6, ("fd09::1",), 51820),
+        steps.Rule(6, 200, steps.MAIN, 0),
+        steps.Rule(6, 201, 51820, 51820),
+    ]
+
+
+def test_what_outlives_the_interface_is_read_as_it_was_written(tmp_path: Path) -> None:
+    made = plan(config("0.0.0.0/0", "::/0"), (4, 100), (6, 200))
+    left = Left("wg0", conf.Hooks(post_down=("echo gone",)))
+    ledger = Ledger(tmp_path / "x.undo", left)
+    ledger._done = dict.fromkeys(made, "memo")
+    ledger.save()
+    assert (tmp_path / "x.undo").stat().st_mode & 0o777 == 0o600
+    again = Ledger.load(tmp_path / "x.undo")
+    assert again is not None
+    assert again.left == left
+    assert again._done == {step: "memo" for step in made if step.outlives}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.undo"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("wg0", "wg0"),
+        ("./office.conf", "office"),
+        ("/etc/wireguard/a-b_c.conf", "a-b_c"),
+        ("wg.1", "wg.1"),
+        ("x.conf", "x"),
+    ],
+)
+def test_a_files_name_is_the_interfaces(given: str, name: str) -> None:
+    assert conf_files.interface_of(given) == name
+
+
+@pytest.mark.parametrize("given", ["a name", "much-too-long-name", "", "/etc/.conf", "..", "täg"])
+def test_what_can_not_name_an_interface_is_refused(given: str) -> None:
+    with pytest.raises(UsageError, match="can't name an interface"):
+        conf_files.interface_of(given)
+
+
+def test_a_file_is_found_by_path_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conf_files, "DIRECTORIES", (tmp_path / "one", tmp_path / "two"))
+    (tmp_path / "two").mkdir()
+    path = tmp_path / "two/wg0.conf"
+    path.touch()
+    assert conf_files.find("wg0") == conf_files.find(str(path)) == path
+    for given, said in (
+        ("wg1", "no file for wg1"),
+        (str(tmp_path / "x.conf"), "no file"),
+        (f"{tmp_path}/two", "no file"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            conf_files.find(given)
+
+
+def test_saving_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "wg0.conf"
+    path.write_text("old")
+    conf_files.save(path, config("::/0"))
+    assert conf_files.load(path) == config("::/0")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_else_may_read_a_file_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "wg0.conf"
+    path.touch(0o644)
+    tmp_path.chmod(0o755)
+    assert "chmod 600" in (conf_files.warning(path) or "")
+    path.chmod(0o600)
+    assert conf_files.warning(path) is None
+
+
+# -- names --------------------------------------------------------------------------------------------------
+
+HOST = conf.HostPort("gate.example", 5)
+
+
+def look_up(must: bool, answers: list[str | None], monkeypatch: pytest.MonkeyPatch) -> tuple[up.Found, list[str]]:
+    async def resolve(_host: str, port: int) -> list[tuple[str, int]]:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if answer is None:
+            raise UnansweredError("none")
+        return [(answer, port)]
+
+    monkeypatch.setattr(up, "resolve", resolve)
+    for name in ("PATIENCE", "PATIENCE_FOR_A_DEFAULT_ROUTE", "_RETRY"):
+        monkeypatch.setattr(up, name, 0.05 if name == "_RETRY" else 0.5)
+    said: list[str] = []
+    found = asyncio.run(up.look_up([conf.Peer(KEY, endpoint=HOST)], must=must, say=said.append))
+    return found, said
+
+
+def test_a_name_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look_up(True, [None, None, "192.0.2.1"], monkeypatch) == ({HOST: [("192.0.2.1", 5)]}, [])
+
+
+def test_without_a_default_route_it_may_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, said = look_up(False, [None], monkeypatch)
+    assert found == {}
+    assert "tried again" in said[0]
+
+
+def test_with_one_it_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnansweredError, match=r"gate\.example can't be resolved"):
+        look_up(True, [None], monkeypatch)
