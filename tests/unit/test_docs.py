@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rustguard_py import __version__
 from rustguard_py.cli.app import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -156,4 +157,4 @@ def test_each_page_names_its_reader_first(page: Path) -> None:
 def test_the_newest_version_in_the_changelog_is_the_projects() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     dated = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", text, re.MULTILINE)
-    assert dated[0] == _project()["version"]
+    assert dated[0] == __version__
