@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use transport::contract::{Address, Endpoint, Event, Keypair, Network, Reason};
-use transport::peers::Counters;
+use transport::peers::PeerCounters;
 use zeroize::Zeroizing;
 
 use crate::counters::Reading;
@@ -139,7 +139,7 @@ pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>>
 /// The contract's PlaneStats.
 pub fn stats<'py>(
     py: Python<'py>,
-    peers: Vec<(u64, Option<Endpoint>, Counters)>,
+    peers: Vec<(u64, Option<Endpoint>, PeerCounters)>,
     drops: Vec<(String, u64)>,
     notes: Vec<String>,
     workers: Vec<(String, Reading)>,
@@ -148,7 +148,7 @@ pub fn stats<'py>(
     let by_peer = PyDict::new(py);
     for (peer, endpoint, counters) in peers {
         let endpoint = endpoint.map(|endpoint| from_endpoint(py, endpoint)).transpose()?;
-        let Counters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops } =
+        let PeerCounters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops } =
             counters;
         let stats =
             (endpoint, rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops);

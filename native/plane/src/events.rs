@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use transport::contract::{Event, Seconds};
-use transport::drops::Drop;
+use transport::drops::DropReason;
 use transport::gate::HANDSHAKE_QUEUE;
 
 use crate::descriptor::{EventFd, now};
@@ -37,12 +37,12 @@ struct Waiting {
 
 impl Waiting {
     /// Whether there is room for an enrollment datagram.
-    fn admit_foreign(&mut self, datagram: &[u8], now: Seconds) -> Result<(), Drop> {
+    fn admit_foreign(&mut self, datagram: &[u8], now: Seconds) -> Result<(), DropReason> {
         if self.foreign >= FOREIGN_QUEUE {
-            return Err(Drop::ForeignQueue);
+            return Err(DropReason::ForeignQueue);
         }
         if !self.pace.admit(datagram, now) {
-            return Err(Drop::ForeignRate);
+            return Err(DropReason::ForeignRate);
         }
         self.foreign += 1;
         Ok(())
@@ -65,18 +65,18 @@ impl Events {
     }
 
     /// Queue an event; where too many of its kind wait, drop it and say why. Faults always have room.
-    pub fn put(&self, event: Event) -> Result<(), Drop> {
+    pub fn put(&self, event: Event) -> Result<(), DropReason> {
         let mut waiting = self.lock();
         match event {
             Event::HandshakeReceived(..) => {
                 if self.handshakes.load(Ordering::Relaxed) >= HANDSHAKE_QUEUE {
-                    return Err(Drop::HandshakeQueue);
+                    return Err(DropReason::HandshakeQueue);
                 }
                 self.handshakes.fetch_add(1, Ordering::Relaxed);
             }
             Event::ForeignReceived(ref datagram, _) => waiting.admit_foreign(datagram, now())?,
             Event::Fault { .. } => {}
-            _ if waiting.events.len() >= EVENT_QUEUE => return Err(Drop::EventQueue),
+            _ if waiting.events.len() >= EVENT_QUEUE => return Err(DropReason::EventQueue),
             _ => {}
         }
         if waiting.events.is_empty() {
@@ -162,13 +162,13 @@ mod tests {
         let mut waiting = Waiting::default();
         let mut admit = |now: Seconds| waiting.admit_foreign(b"RGE2\x01", now);
         assert_eq!((0..FOREIGN_QUEUE).filter(|_| admit(100.0).is_ok()).count(), FOREIGN_QUEUE);
-        assert_eq!(admit(200.0), Err(Drop::ForeignQueue));
+        assert_eq!(admit(200.0), Err(DropReason::ForeignQueue));
         // Python takes each at once: the pace alone is left.
         let refused = (0..100_000).find_map(|_| {
             waiting.foreign = 0;
             waiting.admit_foreign(b"RGE2\x01", 200.0).err()
         });
-        assert_eq!(refused, Some(Drop::ForeignRate));
+        assert_eq!(refused, Some(DropReason::ForeignRate));
     }
 
     #[test]
@@ -179,7 +179,7 @@ mod tests {
         let put = |make: &dyn Fn() -> Event, count: usize| (0..count).filter(|_| events.put(make()).is_ok()).count();
         assert_eq!(put(&handshake, HANDSHAKE_QUEUE + 5), HANDSHAKE_QUEUE);
         assert_eq!(put(&foreign, 2 * FOREIGN_QUEUE), FOREIGN_QUEUE);
-        assert_eq!(events.put(foreign()), Err(Drop::ForeignQueue));
+        assert_eq!(events.put(foreign()), Err(DropReason::ForeignQueue));
         let room = EVENT_QUEUE - HANDSHAKE_QUEUE - FOREIGN_QUEUE;
         assert_eq!(put(&|| Event::KeypairConfirmed(1, 1), EVENT_QUEUE), room);
         assert!(events.put(Event::Fault { message: String::new(), fatal: true }).is_ok());

@@ -9,7 +9,8 @@ use transport::Transport;
 use transport::coalesce::next_run;
 use transport::contract::{Endpoint, Event, Outbox, Transmit};
 use transport::inbound::{Inbound, Message};
-use transport::outbound::{Outbound, Send};
+use transport::outbound::Outbound;
+use transport::sink::Sink;
 
 use crate::convert;
 use crate::plane::{Plane, Settings};
@@ -141,7 +142,7 @@ impl PyPlane {
 #[derive(Default)]
 struct Wire(Vec<Transmit>);
 
-impl Send for Wire {
+impl Sink for Wire {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
         self.0.extend(message.chunks(segment).map(|datagram| Transmit { endpoint, datagram: datagram.to_vec() }));
         true

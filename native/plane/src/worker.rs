@@ -19,9 +19,10 @@ use std::thread::{Builder, JoinHandle, yield_now};
 use transport::Transport;
 use transport::coalesce::next_run;
 use transport::contract::{Endpoint, Event, Outbox, Transmit};
-use transport::drops::Drop;
+use transport::drops::DropReason;
 use transport::inbound::Inbound;
-use transport::outbound::{Outbound, Send};
+use transport::outbound::Outbound;
+use transport::sink::Sink;
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
 use crate::counters::{Counters, WorkerCounters, count_call};
@@ -182,7 +183,7 @@ impl Io {
         }
         let message = &message[done..];
         let Some(socket) = self.socket(queue, endpoint) else {
-            self.transport.drops.count(Drop::NoSocket, 1);
+            self.transport.drops.count(DropReason::NoSocket, 1);
             return true;
         };
         let (sent, from_there) = socket.send_from(message, segment, endpoint, patience);
@@ -266,7 +267,7 @@ pub fn start(io: &Arc<Io>) -> io::Result<Vec<JoinHandle<()>>> {
 
 /// One direction of a queue.
 type Way = fn(&Io, usize) -> io::Result<()>;
-type Body = Box<dyn Fn(&Io) -> io::Result<()> + std::marker::Send>;
+type Body = Box<dyn Fn(&Io) -> io::Result<()> + Send>;
 
 /// Run a thread's body. Whatever ends it early, a panic too, is told to Python and ends the others.
 fn run(io: &Io, body: &Body) {
@@ -282,7 +283,7 @@ fn run(io: &Io, body: &Body) {
     io.stop();
 }
 
-fn panic_text(panic: &(dyn Any + std::marker::Send)) -> &str {
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
 }
@@ -320,7 +321,7 @@ struct Sender<'a> {
     bytes: usize,
 }
 
-impl Send for Sender<'_> {
+impl Sink for Sender<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
         self.packets += message.len().div_ceil(segment);
         self.bytes += message.len();

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 
 use crate::contract::{Address, Network};
-use crate::lock;
+use crate::locks::lock;
 use crate::snapshot::{Mix, SnapshotMap};
 
 /// The prefixes of one length.

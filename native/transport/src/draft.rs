@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::Transport;
-use crate::aead::{Aead, Body};
+use crate::aead::Aead;
+use crate::body::Body;
 use crate::contract::{Endpoint, Outbox, Seconds};
-use crate::drops::Drop;
+use crate::drops::DropReason;
+use crate::ip::is_looped;
 use crate::keypairs::Session;
-use crate::outbound::Send;
 use crate::peers::Peer;
-use crate::transport::{Tally, is_looped};
+use crate::sink::Sink;
+use crate::transport::Tally;
+use crate::transport::Transport;
 use crate::vnet::{MAX_MESSAGE, MAX_PACKET, MAX_SEGMENTS, padded};
 use crate::wire::{DATA_HEADER_SIZE, OVERHEAD, TAG_SIZE};
 
@@ -67,11 +69,11 @@ impl Draft {
         size: usize,
         now: Seconds,
         out: &mut Outbox,
-        send: &mut impl Send,
+        sink: &mut impl Sink,
     ) -> &mut [u8] {
         let padded = padded(size, transport.mtu());
         if self.slots.len() == MAX_SEGMENTS || self.used > 0 && self.used + padded + OVERHEAD > MAX_MESSAGE {
-            self.seal(transport, now, out, send);
+            self.seal(transport, now, out, sink);
         }
         let at = self.used;
         self.used += padded + OVERHEAD;
@@ -84,7 +86,7 @@ impl Draft {
     }
 
     /// Seal the packets and send them, or hold them where no session may; the buffer is empty then.
-    pub fn seal(&mut self, transport: &Transport, now: Seconds, out: &mut Outbox, send: &mut impl Send) {
+    pub fn seal(&mut self, transport: &Transport, now: Seconds, out: &mut Outbox, sink: &mut impl Sink) {
         let Some(peer) = self.peer.clone().filter(|_| !self.slots.is_empty()) else { return };
         let count = self.slots.len();
         let mut state = peer.state();
@@ -92,7 +94,7 @@ impl Draft {
             let session = state.keypairs.current.clone();
             if session.as_ref().is_some_and(|session| self.is_looped(session)) {
                 // What goes with it would come back as well.
-                transport.count_drops(&peer, Drop::RoutingLoop, count as u64);
+                transport.count_drops(&peer, DropReason::RoutingLoop, count as u64);
                 self.slots.clear();
                 self.used = 0;
                 return;
@@ -103,7 +105,7 @@ impl Draft {
                 transport.sent(&peer, &mut state, &session, tally, now, out);
                 drop(state);
                 self.seal_slots(&session, nonce);
-                if !self.send_slots(endpoint, send) {
+                if !self.send_slots(endpoint, sink) {
                     peer.state().forget_local();
                 }
             } else {
@@ -113,7 +115,7 @@ impl Draft {
                 }
             }
         } else {
-            transport.count_drops(&peer, Drop::NoEndpoint, count as u64);
+            transport.count_drops(&peer, DropReason::NoEndpoint, count as u64);
         }
         self.slots.clear();
         self.used = 0;
@@ -136,7 +138,7 @@ impl Draft {
     }
 
     /// Send neighbours of one size together; a shorter one may be the last.
-    fn send_slots(&self, endpoint: Endpoint, send: &mut impl Send) -> bool {
+    fn send_slots(&self, endpoint: Endpoint, sink: &mut impl Sink) -> bool {
         let mut rest = &self.slots[..];
         let mut from_there = true;
         while let [first, others @ ..] = rest {
@@ -149,7 +151,7 @@ impl Draft {
             }
             let last = &rest[count - 1];
             let message = &self.buffer[first.at..last.at + last.padded + OVERHEAD];
-            from_there &= send.send(message, first.padded + OVERHEAD, endpoint);
+            from_there &= sink.send(message, first.padded + OVERHEAD, endpoint);
             rest = &rest[count..];
         }
         from_there

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::lock;
+use crate::locks::lock;
 
 macro_rules! reasons {
     ($($name:ident $word:literal $what:literal)*) => {
         /// A reason that the rules know.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Drop {
+        pub enum DropReason {
             $(#[doc = $what] $name,)*
         }
 
@@ -55,7 +55,7 @@ pub struct Drops {
 
 impl Drops {
     /// Count `count` drops.
-    pub fn count(&self, reason: Drop, count: u64) {
+    pub fn count(&self, reason: DropReason, count: u64) {
         self.known[reason as usize].fetch_add(count, Ordering::Relaxed);
     }
 

@@ -24,15 +24,15 @@ const HOPS: u8 = 64;
 const FRAGMENT: u16 = 0x3fff;
 
 /// An Ethernet address.
-pub type Mac = [u8; 6];
+pub type MacAddress = [u8; 6];
 
 /// The way to a host: addresses of both layers at both ends, the IP ones of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     /// Of our interface.
-    pub source_mac: Mac,
+    pub source_mac: MacAddress,
     /// Of the next hop.
-    pub destination_mac: Mac,
+    pub destination_mac: MacAddress,
     /// Our address towards the host.
     pub source: IpAddr,
     /// The host.

@@ -9,9 +9,9 @@ use std::sync::Mutex;
 
 use crate::contract::Seconds;
 use crate::cookie::{CookieSecrets, cookie_key, cookie_reply, mac1_holds, mac1_key};
-use crate::drops::Drop;
+use crate::drops::DropReason;
 use crate::indices::Random;
-use crate::lock;
+use crate::locks::lock;
 use crate::wire::{INITIATION, INITIATION_SIZE, MAC_SIZE, RESPONSE_SIZE};
 
 /// Handshake datagrams that may wait for Python; the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
@@ -37,17 +37,17 @@ pub enum Verdict {
     /// Answer with this cookie reply, and drop it.
     Challenge(Vec<u8>),
     /// Drop it.
-    Drop(Drop),
+    Drop(DropReason),
 }
 
 /// What a budget belongs to: an IPv4 address, or the first 64 bits of an IPv6 one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Source {
+enum SourcePrefix {
     V4(u32),
     V6(u64),
 }
 
-impl Source {
+impl SourcePrefix {
     fn of(source: SocketAddr) -> Self {
         match source.ip() {
             IpAddr::V4(address) => Self::V4(address.into()),
@@ -61,7 +61,7 @@ impl Source {
 /// One number a source is kept: when its bucket will be full again. Who has a full bucket needs none. Sources are
 /// the sender's to choose, so the map keeps the standard library's keyed hash.
 struct SourceBudget {
-    full_at: HashMap<Source, Seconds>,
+    full_at: HashMap<SourcePrefix, Seconds>,
     swept_at: Seconds,
 }
 
@@ -76,7 +76,7 @@ impl SourceBudget {
     ///
     /// With SOURCES of them not yet full again, a new source is given false: that many at once are a flood from
     /// made-up addresses.
-    fn spend(&mut self, source: Source, now: Seconds) -> bool {
+    fn spend(&mut self, source: SourcePrefix, now: Seconds) -> bool {
         let known = self.full_at.get(&source).copied();
         if known.is_none() && self.full_at.len() >= SOURCES && !self.forget_full(now) {
             return false;
@@ -106,18 +106,18 @@ impl SourceBudget {
 /// Two budgets are kept for each source: one for datagrams that prove their address by MAC2, one for those that do
 /// not. So who floods in another's name takes nothing from the other but the comfort of not being challenged.
 pub struct Gate {
-    keys: Mutex<Keys>,
+    keys: Mutex<GateKeys>,
     state: Mutex<State>,
 }
 
 /// What follows from our public key.
 #[derive(Clone, Copy)]
-struct Keys {
+struct GateKeys {
     mac1: [u8; 32],
     cookie: [u8; 32],
 }
 
-impl Keys {
+impl GateKeys {
     fn of(public_key: &[u8; 32]) -> Self {
         Self { mac1: mac1_key(public_key), cookie: cookie_key(public_key) }
     }
@@ -134,7 +134,7 @@ struct State {
 
 impl State {
     /// Whether a datagram passes that proves nothing.
-    fn passes(&mut self, network: Source, now: Seconds) -> bool {
+    fn passes(&mut self, network: SourcePrefix, now: Seconds) -> bool {
         let in_budget = self.unproven.spend(network, now);
         if now >= self.loaded_until {
             self.pressing = 0;
@@ -160,12 +160,12 @@ impl Gate {
             loaded_until: Seconds::NEG_INFINITY,
             pressing: 0,
         };
-        Self { keys: Mutex::new(Keys::of(public_key)), state: Mutex::new(state) }
+        Self { keys: Mutex::new(GateKeys::of(public_key)), state: Mutex::new(state) }
     }
 
     /// Guard the owner of another key from now on.
     pub fn set_public_key(&self, public_key: &[u8; 32]) {
-        *lock(&self.keys) = Keys::of(public_key);
+        *lock(&self.keys) = GateKeys::of(public_key);
     }
 
     /// Judge a datagram of type 1 or 2, whole, from `source`, while `backlog` handshake datagrams wait for Python.
@@ -179,17 +179,17 @@ impl Gate {
     ) -> Verdict {
         let size = if datagram[0] == INITIATION { INITIATION_SIZE } else { RESPONSE_SIZE };
         if datagram.len() != size {
-            return Verdict::Drop(Drop::BadLength);
+            return Verdict::Drop(DropReason::BadLength);
         }
         let keys = *lock(&self.keys);
         if !mac1_holds(datagram, &keys.mac1) {
-            return Verdict::Drop(Drop::BadMac1);
+            return Verdict::Drop(DropReason::BadMac1);
         }
         let mut state = lock(&self.state);
         if backlog >= LOADED_QUEUE {
             state.loaded_until = now + LOAD_LASTS;
         }
-        let network = Source::of(source);
+        let network = SourcePrefix::of(source);
         if state.passes(network, now) {
             return Verdict::Pass;
         }
@@ -199,7 +199,7 @@ impl Gate {
             let mac1 = &datagram[size - 2 * MAC_SIZE..size - MAC_SIZE];
             return Verdict::Challenge(cookie_reply(sender, &cookie, mac1, &keys.cookie, random));
         }
-        if state.proven.spend(network, now) { Verdict::Pass } else { Verdict::Drop(Drop::HandshakeRate) }
+        if state.proven.spend(network, now) { Verdict::Pass } else { Verdict::Drop(DropReason::HandshakeRate) }
     }
 }
 
@@ -247,8 +247,8 @@ mod tests {
         assert_eq!(gate.judge(&good, here(), 0, 0.0, &random()), Verdict::Pass);
         let mut bad = good.clone();
         bad[20] ^= 1;
-        assert_eq!(gate.judge(&bad, here(), 0, 0.0, &random()), Verdict::Drop(Drop::BadMac1));
-        assert_eq!(gate.judge(&good[..147], here(), 0, 0.0, &random()), Verdict::Drop(Drop::BadLength));
+        assert_eq!(gate.judge(&bad, here(), 0, 0.0, &random()), Verdict::Drop(DropReason::BadMac1));
+        assert_eq!(gate.judge(&good[..147], here(), 0, 0.0, &random()), Verdict::Drop(DropReason::BadLength));
     }
 
     #[test]
@@ -305,19 +305,19 @@ mod tests {
     #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn a_budget_is_20_a_second_after_5_at_once_and_made_up_sources_are_bounded() {
         let mut budget = SourceBudget::default();
-        let one = Source::V4(1);
+        let one = SourcePrefix::V4(1);
         assert_eq!([0; 6].map(|_| budget.spend(one, 0.0)), [true, true, true, true, true, false]);
         let later = (1..=10_000).filter(|step| budget.spend(one, f64::from(*step) / 1000.0)).count();
         assert_eq!(later, 200);
         let mut budget = SourceBudget::default();
-        let granted = (0..3 * SOURCES as u64).filter(|number| budget.spend(Source::V6(*number), 0.0)).count();
+        let granted = (0..3 * SOURCES as u64).filter(|number| budget.spend(SourcePrefix::V6(*number), 0.0)).count();
         assert_eq!((granted, budget.full_at.len()), (SOURCES, SOURCES));
         assert!(budget.spend(one, 1.0));
     }
 
     #[test]
     fn a_budget_belongs_to_an_ipv4_address_or_an_ipv6_64() {
-        let of = |text: &str| Source::of(text.parse().unwrap());
+        let of = |text: &str| SourcePrefix::of(text.parse().unwrap());
         assert_eq!(of("[2001:db8:0:1::5]:1"), of("[2001:db8:0:1:ffff::9]:2"));
         assert_ne!(of("[2001:db8:0:1::5]:1"), of("[2001:db8:0:2::5]:1"));
         assert_ne!(of("192.0.2.1:1"), of("192.0.2.2:1"));

@@ -4,13 +4,15 @@
 //! session; leave out what the window refuses, open the rest in place, mark the window; roam and confirm once a run; check
 //! each packet's source. What comes of several messages then goes through [`crate::coalesce`] together.
 
-use crate::Transport;
-use crate::aead::{Aead, Body};
+use crate::aead::Aead;
+use crate::body::Body;
 use crate::coalesce::Inner;
 use crate::contract::{Address, Endpoint, Outbox, Seconds};
-use crate::drops::Drop;
+use crate::drops::DropReason;
+use crate::ip::inner_source;
 use crate::peers::Owned;
-use crate::transport::{Tally, inner_source};
+use crate::transport::Tally;
+use crate::transport::Transport;
 use crate::wire::{DATA_HEADER_SIZE, DATA_MAGIC, OVERHEAD, TAG_SIZE, u32_at, u64_at};
 
 /// A message as the kernel gave it.
@@ -100,7 +102,7 @@ impl Inbound {
         let first = self.packets.len();
         let end = self.collect(buffer, message);
         if owned.session.expired(now) {
-            transport.count_drops(&owned.peer, Drop::ExpiredSession, self.bodies.len() as u64);
+            transport.count_drops(&owned.peer, DropReason::ExpiredSession, self.bodies.len() as u64);
             return end;
         }
         let tally = self.open(transport, buffer, owned);
@@ -140,15 +142,15 @@ impl Inbound {
         let collected = self.bodies.len();
         self.bodies.retain(|body| window.fresh(body.counter));
         if self.bodies.len() < collected {
-            transport.count_drops(&owned.peer, Drop::Replayed, (collected - self.bodies.len()) as u64);
+            transport.count_drops(&owned.peer, DropReason::Replayed, (collected - self.bodies.len()) as u64);
         }
         self.held.clear();
         owned.session.opener().open_batch(buffer, &self.bodies, &mut self.held);
         for (body, held) in self.bodies.iter().zip(&self.held) {
             if !window.fresh(body.counter) {
-                transport.count_drops(&owned.peer, Drop::Replayed, 1);
+                transport.count_drops(&owned.peer, DropReason::Replayed, 1);
             } else if !held {
-                transport.count_drops(&owned.peer, Drop::BadTag, 1);
+                transport.count_drops(&owned.peer, DropReason::BadTag, 1);
             } else {
                 window.mark(body.counter);
                 tally.datagrams += 1;
@@ -175,7 +177,7 @@ impl Inbound {
                         self.packets[kept] = Inner { at, size: length };
                         kept += 1;
                     } else {
-                        transport.count_drops(&owned.peer, Drop::InnerSource, 1);
+                        transport.count_drops(&owned.peer, DropReason::InnerSource, 1);
                     }
                 }
                 Err(reason) => transport.count_drops(&owned.peer, reason, 1),

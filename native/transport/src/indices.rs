@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use crate::contract::PeerId;
-use crate::lock;
+use crate::locks::lock;
 
 /// Fills a piece of memory with random bytes.
 pub type Random = Box<dyn Fn(&mut [u8]) + Send + Sync>;

@@ -10,7 +10,7 @@ use crate::contract::{
     Keypair, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
     REKEY_AFTER_TIME_RECEIVING, Seconds,
 };
-use crate::lock;
+use crate::locks::lock;
 use crate::window::ReplayWindow;
 use crate::wire::DATA_MAGIC;
 

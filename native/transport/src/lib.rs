@@ -11,6 +11,7 @@
 
 pub mod aead;
 pub mod allowed_ips;
+pub mod body;
 pub mod checksum;
 pub mod coalesce;
 pub mod contract;
@@ -21,13 +22,16 @@ pub mod ethernet;
 pub mod gate;
 pub mod inbound;
 pub mod indices;
+mod ip;
 pub mod keypairs;
 #[cfg(avx512)]
 pub mod lanes;
 pub mod liveness;
+mod locks;
 pub mod outbound;
 pub mod peers;
 pub mod segment;
+pub mod sink;
 pub mod snapshot;
 mod transport;
 pub mod vnet;
@@ -35,11 +39,3 @@ pub mod window;
 pub mod wire;
 
 pub use transport::Transport;
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Lock, also after a panic of another thread: that one has already ended the plane, and what is behind the lock is
-/// only read for statistics and torn down.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

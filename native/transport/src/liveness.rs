@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::contract::{KEEPALIVE_TIMEOUT, NEVER, REKEY_TIMEOUT, Seconds};
-use crate::lock;
+use crate::locks::lock;
 
 /// Data was sent, and nothing heard, for this long: the session is taken for lost.
 pub const NO_ANSWER_TIMEOUT: Seconds = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT;
@@ -103,32 +103,32 @@ impl Liveness {
     }
 }
 
-struct Entry<T> {
+struct Deadline<T> {
     at: Seconds,
     order: u64,
     owner: T,
 }
 
-impl<T> Ord for Entry<T> {
+impl<T> Ord for Deadline<T> {
     /// The heap gives the greatest first: that shall be the earliest, and among equals the oldest.
     fn cmp(&self, other: &Self) -> cmp::Ordering {
         other.at.total_cmp(&self.at).then(other.order.cmp(&self.order))
     }
 }
 
-impl<T> PartialOrd for Entry<T> {
+impl<T> PartialOrd for Deadline<T> {
     fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<T> PartialEq for Entry<T> {
+impl<T> PartialEq for Deadline<T> {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl<T> Eq for Entry<T> {}
+impl<T> Eq for Deadline<T> {}
 
 /// The next deadline over all owners: a heap whose stale entries are left until they surface.
 ///
@@ -142,7 +142,7 @@ pub struct Deadlines<T> {
 }
 
 struct Heap<T> {
-    entries: BinaryHeap<Entry<T>>,
+    entries: BinaryHeap<Deadline<T>>,
     order: u64,
 }
 
@@ -168,7 +168,7 @@ impl<T: Clone> Deadlines<T> {
             let mut heap = lock(&self.heap);
             heap.order += 1;
             let order = heap.order;
-            heap.entries.push(Entry { at: deadline, order, owner: owner.clone() });
+            heap.entries.push(Deadline { at: deadline, order, owner: owner.clone() });
             self.first.store(heap.first().to_bits(), Ordering::SeqCst);
         }
     }

@@ -7,13 +7,14 @@
 
 use std::sync::Arc;
 
-use crate::Transport;
-use crate::contract::{Address, Endpoint, Outbox, Seconds};
+use crate::contract::{Address, Outbox, Seconds};
 use crate::draft::Draft;
-use crate::drops::Drop;
+use crate::drops::DropReason;
+use crate::ip::destination;
 use crate::peers::Peer;
 use crate::segment::{Superpacket, complete_checksum};
-use crate::transport::destination;
+use crate::sink::Sink;
+use crate::transport::Transport;
 use crate::vnet::{GSO_NONE, VNET_SIZE, Vnet};
 
 /// Peers whose packets may wait at once. A draft has 64 KiB, used as far as a batch needs.
@@ -25,12 +26,6 @@ const ENOUGH: usize = 16;
 const MOST: usize = 256 << 10;
 /// What a packet counts for at least: one costs as much as so many bytes.
 const LEAST: usize = 512;
-
-/// Sends a message as datagrams of a size, the last perhaps shorter.
-pub trait Send {
-    /// What the network has against it is the sender's to count. False: not from the endpoint's address of ours.
-    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool;
-}
 
 /// The way out of one queue.
 #[derive(Default)]
@@ -52,35 +47,35 @@ impl Outbound {
         frame: &mut [u8],
         now: Seconds,
         out: &mut Outbox,
-        send: &mut impl Send,
+        sink: &mut impl Sink,
     ) {
         let Some((header, packet)) = frame.split_first_chunk_mut::<VNET_SIZE>() else { return };
-        let Some(draft) = self.draft(transport, packet, now, out, send) else {
-            transport.drops.count(Drop::NoPeer, 1);
+        let Some(draft) = self.draft(transport, packet, now, out, sink) else {
+            transport.drops.count(DropReason::NoPeer, 1);
             return;
         };
         let vnet = Vnet::decode(header);
         if vnet.gso_type == GSO_NONE {
             complete_checksum(vnet, packet);
             let size = packet.len();
-            draft.room(transport, size, now, out, send)[..size].copy_from_slice(packet);
+            draft.room(transport, size, now, out, sink)[..size].copy_from_slice(packet);
         } else if let Some(cut) = Superpacket::examine(vnet, packet) {
             for number in 0..cut.count() {
-                cut.write(number, draft.room(transport, cut.size(number), now, out, send));
+                cut.write(number, draft.room(transport, cut.size(number), now, out, sink));
             }
         } else if let Some(peer) = &draft.peer {
-            transport.count_drops(peer, Drop::Superpacket, 1);
+            transport.count_drops(peer, DropReason::Superpacket, 1);
         }
         if draft.is_ripe(transport.mtu()) {
-            draft.seal(transport, now, out, send);
+            draft.seal(transport, now, out, sink);
         }
         self.taken += frame.len().max(LEAST);
     }
 
     /// Send what still waits: the device is empty, or the batch is large enough.
-    pub fn flush(&mut self, transport: &Transport, now: Seconds, out: &mut Outbox, send: &mut impl Send) {
+    pub fn flush(&mut self, transport: &Transport, now: Seconds, out: &mut Outbox, sink: &mut impl Sink) {
         for draft in &mut self.drafts[..self.open] {
-            draft.seal(transport, now, out, send);
+            draft.seal(transport, now, out, sink);
             draft.peer = None;
         }
         self.open = 0;
@@ -105,7 +100,7 @@ impl Outbound {
         packet: &[u8],
         now: Seconds,
         out: &mut Outbox,
-        send: &mut impl Send,
+        sink: &mut impl Sink,
     ) -> Option<&mut Draft> {
         let address = destination(packet)?;
         let at = match self.route {
@@ -115,7 +110,7 @@ impl Outbound {
                 let known = self.drafts[..self.open].iter().position(|draft| draft.peer.as_ref() == Some(&peer));
                 known.unwrap_or_else(|| {
                     if self.open == MAX_DRAFTS {
-                        self.flush(transport, now, out, send);
+                        self.flush(transport, now, out, sink);
                     }
                     self.open_draft(peer)
                 })
@@ -123,7 +118,7 @@ impl Outbound {
         };
         if let Some((_, before)) = self.route.filter(|(_, before)| *before != at) {
             if self.drafts[before].len() >= ENOUGH {
-                self.drafts[before].seal(transport, now, out, send);
+                self.drafts[before].seal(transport, now, out, sink);
             }
         }
         self.route = Some((address, at));

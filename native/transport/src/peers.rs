@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::contract::{Endpoint, PeerId, Seconds};
 use crate::keypairs::{Keypairs, Session};
 use crate::liveness::Liveness;
-use crate::lock;
+use crate::locks::lock;
 
 /// One peer. Two are equal if they are the same.
 pub struct Peer {
@@ -69,7 +69,7 @@ pub struct PeerState {
     /// When a handshake was last asked for.
     pub wanted_at: Seconds,
     /// Its counters.
-    pub counters: Counters,
+    pub counters: PeerCounters,
     /// Whether it was removed: a batch that began before may still hold it, but leaves nothing behind.
     pub removed: bool,
 }
@@ -89,15 +89,15 @@ impl Default for PeerState {
             liveness: Liveness::default(),
             held: VecDeque::new(),
             wanted_at: Seconds::NEG_INFINITY,
-            counters: Counters::default(),
+            counters: PeerCounters::default(),
             removed: false,
         }
     }
 }
 
-/// Counters of one peer. Bytes are those of whole WireGuard datagrams, as the kernel's counters are.
+/// PeerCounters of one peer. Bytes are those of whole WireGuard datagrams, as the kernel's counters are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Counters {
+pub struct PeerCounters {
     /// Bytes received.
     pub rx_bytes: u64,
     /// Bytes sent.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 
-use crate::lock;
+use crate::locks::lock;
 
 const SHARDS: usize = 256;
 

@@ -6,7 +6,8 @@ use std::{io, iter, mem};
 
 use io_uring::{opcode, types::Fd};
 use transport::contract::{Endpoint, Outbox};
-use transport::outbound::{Outbound, Send};
+use transport::outbound::Outbound;
+use transport::sink::Sink;
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
 use super::ring::{Completion, GROUP, Lease, Ring};
@@ -143,7 +144,7 @@ impl Outward<'_> {
     }
 }
 
-impl Send for Outward<'_> {
+impl Sink for Outward<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
         self.packets += message.len().div_ceil(segment);
         self.bytes += message.len();

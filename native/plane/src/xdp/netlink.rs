@@ -14,7 +14,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
-use transport::ethernet::Mac;
+use transport::ethernet::MacAddress;
 
 // Groups of linux/rtnetlink.h: links, neighbours, addresses, routes and rules of both families, next hops.
 const GROUPS: [u32; 9] = [1, 3, 5, 9, 7, 11, 8, 19, 32];
@@ -23,7 +23,7 @@ const PROTOCOL_UDP: u8 = 17;
 /// An interface as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    pub mac: Mac,
+    pub mac: MacAddress,
     pub mtu: usize,
     pub up: bool,
 }
@@ -45,7 +45,7 @@ pub enum News {
     /// A link, or (None) its end.
     Link(u32, Option<Link>),
     /// Who has a neighbour's address on a link; None: nobody that is known.
-    Neighbour(u32, IpAddr, Option<Mac>),
+    Neighbour(u32, IpAddr, Option<MacAddress>),
     /// One of ours on a link; false: no more.
     Address(u32, IpAddr, bool),
     /// A route, a rule, or what can't be read.
@@ -218,7 +218,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
     let (mut mac, mut mtu) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            LinkAttribute::Address(bytes) => mac = Mac::try_from(&bytes[..]).ok(),
+            LinkAttribute::Address(bytes) => mac = MacAddress::try_from(&bytes[..]).ok(),
             LinkAttribute::Mtu(found) => mtu = Some(*found as usize),
             _ => {}
         }
@@ -232,7 +232,7 @@ fn neighbour_of(message: &NeighbourMessage, there: bool) -> Option<News> {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(&bytes[..]).ok(),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = MacAddress::try_from(&bytes[..]).ok(),
             _ => {}
         }
     }

@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use transport::ethernet::{ETHERNET, Mac, Path};
+use transport::ethernet::{ETHERNET, MacAddress, Path};
 
 use crate::descriptor::{EventFd, wait};
 use crate::xdp::Bound;
@@ -108,7 +108,7 @@ pub struct Follower {
     interface: u32,
     bound: Bound,
     link: Link,
-    neighbours: HashMap<IpAddr, Mac>,
+    neighbours: HashMap<IpAddr, MacAddress>,
     /// Addresses of ours, each with its links.
     addresses: HashSet<(IpAddr, u32)>,
 }

@@ -3,7 +3,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use transport::aead::{Aead, Body, Ring};
+use transport::aead::{Aead, RingCipher};
+use transport::body::Body;
 use transport::lanes::Lanes;
 
 const SIZES: [usize; 3] = [64, 512, 1420];
@@ -29,7 +30,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Seal with ring, with the lanes; open with ring, with the lanes. Opening includes the copy of what is to be opened.
 fn measure(sizes: &[usize]) -> [f64; 4] {
     let key = [7; 32];
-    let (ring, lanes) = (Ring::new(&key), Lanes::new(&key).expect("asked before"));
+    let (ring, lanes) = (RingCipher::new(&key), Lanes::new(&key).expect("asked before"));
     let mut at = 0;
     let mut body = |(counter, size): (u64, &usize)| {
         let body = Body { at: at + 16, size: size + 16, counter };

@@ -19,7 +19,7 @@ use std::array::from_fn;
 use ctutils::CtEq;
 use zeroize::Zeroizing;
 
-use crate::aead::Body;
+use crate::body::Body;
 use crate::wire::TAG_SIZE;
 use chacha20::{BLOCK_SIZE, Blocks, Key, LANES};
 use poly1305::Mac;

@@ -4,7 +4,7 @@
 //! together here of the same parts.
 
 use super::*;
-use crate::aead::{Aead, Ring};
+use crate::aead::{Aead, RingCipher};
 use dice::Dice;
 
 #[path = "../../tests/support/dice.rs"]
@@ -252,7 +252,7 @@ fn tamper(dice: &mut Dice, buffer: &mut [u8], body: &mut Body) {
 fn compare(dice: &mut Dice) {
     let mut key = [0; 32];
     fill(dice, &mut key);
-    let (lanes, ring) = (Lanes::new(&key).unwrap(), Ring::new(&key));
+    let (lanes, ring) = (Lanes::new(&key).unwrap(), RingCipher::new(&key));
     let (mut buffer, mut bodies) = random_batch(dice);
     let mut expected = buffer.clone();
     lanes.seal(&mut buffer, &bodies);

@@ -4,13 +4,14 @@
 use std::net::SocketAddr;
 
 use transport::Transport;
-use transport::aead::{Aead, Ring};
+use transport::aead::{Aead, RingCipher};
 use transport::coalesce::next_run;
 use transport::contract::{Address, Endpoint, Keypair, Network, Outbox};
 use transport::ethernet::{Path, build, parse};
 use transport::inbound::{Inbound, Message};
-use transport::outbound::{Outbound, Send};
+use transport::outbound::Outbound;
 use transport::segment::{Superpacket, complete_checksum};
+use transport::sink::Sink;
 use transport::vnet::{GSO_NONE, VNET_SIZE, Vnet};
 use transport::wire::{DATA_HEADER_SIZE, DATA_MAGIC, OVERHEAD};
 use zeroize::Zeroizing;
@@ -59,7 +60,7 @@ pub fn datagrams(input: &[u8]) {
 /// What an enrolled peer seals: packets that no device made, then merged for ours. The input is packets, each behind
 /// its length in two bytes.
 pub fn packets(input: &[u8]) {
-    let (sealer, mut out) = (Ring::new(&KEY), Outbox::default());
+    let (sealer, mut out) = (RingCipher::new(&KEY), Outbox::default());
     let (mut inbound, mut buffer, mut messages) = (Inbound::default(), vec![], vec![]);
     for (counter, packet) in (0_u64..).zip(pieces(input)) {
         let (at, size) = (buffer.len(), packet.len() + OVERHEAD);
@@ -163,7 +164,7 @@ struct Wire<'a> {
     out: Outbox,
 }
 
-impl Send for Wire<'_> {
+impl Sink for Wire<'_> {
     fn send(&mut self, message: &[u8], segment: usize, source: Endpoint) -> bool {
         let mut buffer = message.to_vec();
         self.inbound.clear();

@@ -1,0 +1,12 @@
+//! Where sealed messages go.
+
+use crate::contract::Endpoint;
+
+/// Takes messages for the network.
+pub trait Sink {
+    /// Send a message as datagrams of `segment` bytes; the last one may be shorter.
+    ///
+    /// The sink counts what the network refuses. Return false where the datagrams did not leave from the endpoint's
+    /// local address.
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool;
+}
