@@ -16,10 +16,10 @@ pub fn count_call() {
     CALLS.set(CALLS.get() + 1);
 }
 
-/// Counters of one worker.
+/// WorkerCounters of one worker.
 #[derive(Default)]
 #[repr(align(128))]
-pub struct Counters {
+pub struct WorkerCounters {
     packets: AtomicU64,
     bytes: AtomicU64,
     batch_sizes: [AtomicU64; CLASSES],
@@ -43,23 +43,23 @@ pub struct Reading {
 #[derive(Default)]
 pub struct QueueCounters {
     /// From the device to the network.
-    pub out: Counters,
+    pub out: WorkerCounters,
     /// From the network to the device.
-    pub inward: Counters,
+    pub inward: WorkerCounters,
 }
 
 /// The counters of all workers.
-pub struct WorkerCounters {
+pub struct PlaneCounters {
     /// By number.
     pub queues: Box<[QueueCounters]>,
     /// What came at the gate.
-    pub gate: Counters,
+    pub gate: WorkerCounters,
 }
 
-impl WorkerCounters {
+impl PlaneCounters {
     /// For so many queues.
     pub fn new(queues: usize) -> Self {
-        Self { queues: (0..queues).map(|_| QueueCounters::default()).collect(), gate: Counters::default() }
+        Self { queues: (0..queues).map(|_| QueueCounters::default()).collect(), gate: WorkerCounters::default() }
     }
 }
 
@@ -68,7 +68,7 @@ fn add(counter: &AtomicU64, count: usize) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(count as u64), Ordering::Relaxed);
 }
 
-impl Counters {
+impl WorkerCounters {
     /// Count a batch of `packets` datagrams, `bytes` together, and this thread's system calls up to now.
     pub fn count(&self, packets: usize, bytes: usize) {
         if packets > 0 {
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn batches_are_counted_by_powers_of_two() {
-        let counters = Counters::default();
+        let counters = WorkerCounters::default();
         for packets in [0, 1, 2, 3, 4, 64, 65_535, 1 << 20] {
             counters.count(packets, packets * 10);
         }
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_thread_counts_its_own_calls() {
-        let counters = Counters::default();
+        let counters = WorkerCounters::default();
         std::thread::scope(|scope| {
             let worker = || {
                 (0..3).for_each(|_| count_call());
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn two_workers_share_no_cache_line() {
-        assert_eq!(size_of::<QueueCounters>(), 2 * size_of::<Counters>());
-        assert!(size_of::<Counters>() % 128 == 0);
+        assert_eq!(size_of::<QueueCounters>(), 2 * size_of::<WorkerCounters>());
+        assert!(size_of::<WorkerCounters>() % 128 == 0);
     }
 }

@@ -131,6 +131,11 @@ fn poll(mut polled: impl AsMut<[libc::pollfd]>, timeout: libc::c_int) -> io::Res
     }
 }
 
+/// Whether a call that doesn't wait found nothing to do.
+pub fn is_nothing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
 /// The word for an error in a drop's reason: `enetunreach`.
 pub fn error_word(error: &io::Error) -> String {
     let known = [

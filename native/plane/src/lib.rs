@@ -4,17 +4,22 @@
 //! here are its sockets, its devices and its Python. No thread of ours ever takes Python's lock: commands come in as
 //! calls from Python's threads, events go out through a bounded queue behind a descriptor (`events`).
 
-mod convert;
+mod alarm;
 mod counters;
 mod descriptor;
 mod events;
 mod foreign;
+mod io;
+mod kernel;
+mod notes;
 mod plane;
 mod python;
 mod spin;
 mod steering;
+mod syscalls;
 mod tun;
 mod udp;
+mod udp_side;
 mod uring;
 mod worker;
 mod xdp;

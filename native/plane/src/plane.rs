@@ -1,6 +1,5 @@
 //! One plane: its interface, its sockets, its threads, and the commands.
 
-use std::ffi::c_char;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,18 +10,19 @@ use std::time::{Duration, Instant};
 use transport::Transport;
 use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId, Transmit};
 
-use crate::counters::{QueueCounters, Reading, WorkerCounters};
+use crate::counters::{PlaneCounters, QueueCounters, Reading};
 use crate::descriptor::{now, random};
 use crate::events::Events;
-use crate::steering::{LANES, steer};
+use crate::io::{Io, Queue};
+use crate::kernel;
+use crate::notes::Notes;
+use crate::steering::{GATE_LANES, steer};
 use crate::tun::{self, TunError};
-use crate::udp::{Patience, Udp};
+use crate::udp::Udp;
+use crate::udp_side::Patience;
 use crate::uring;
-use crate::worker::{Io, Notes, Queue, start};
+use crate::worker::start;
 use crate::xdp::{Refused, Xdp};
-
-/// The kernel's UDP superpackets broke VXLAN and Geneve inside them before this release.
-const MERGES_UDP_FROM: [u32; 3] = [6, 8, 5];
 
 /// Bytes that may wait in a lane of the gate, each datagram with what the kernel keeps of it (some 800 bytes): what
 /// comes of a flood while others have the processor for some tens of milliseconds.
@@ -70,7 +70,7 @@ struct Lasting {
     transport: Arc<Transport>,
     events: Arc<Events>,
     notes: Arc<Notes>,
-    counters: Arc<WorkerCounters>,
+    counters: Arc<PlaneCounters>,
     merge_udp: bool,
     uring: bool,
     xdp: Option<String>,
@@ -129,7 +129,7 @@ impl Plane {
     fn with_interface(settings: &Settings<'_>, made: tun::Interface) -> io::Result<Self> {
         let mut lacks = made.lacks.iter().map(|lack| (*lack).to_owned()).collect();
         let sockets = adopt(settings.sockets, made.queues.len(), 0, &mut lacks)?;
-        let counters = Arc::new(WorkerCounters::new(made.queues.len()));
+        let counters = Arc::new(PlaneCounters::new(made.queues.len()));
         let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
 
         let handshakes = Arc::new(AtomicUsize::new(0));
@@ -142,7 +142,7 @@ impl Plane {
             events,
             notes: Arc::default(),
             counters,
-            merge_udp: settings.merge_udp.unwrap_or_else(kernel_merges_udp),
+            merge_udp: settings.merge_udp.unwrap_or_else(kernel::merges_udp),
             uring: settings.uring && refusal.is_none(),
             xdp: settings.xdp.map(str::to_owned),
         };
@@ -272,7 +272,7 @@ impl Drop for Plane {
 fn open_gate(queues: &[Queue]) -> io::Result<Vec<Udp>> {
     let mut gate = Vec::new();
     for first in &queues[0].sockets {
-        for _ in 0..LANES {
+        for _ in 0..GATE_LANES {
             let lane = first.twin()?;
             lane.set_receive_buffer(LANE_BUFFER)?;
             gate.push(lane);
@@ -299,40 +299,5 @@ fn use_xdp(io: &mut Io, name: &str) {
         Err(refused) => {
             io.note(&format!("No AF_XDP on {name} ({refused}): UDP goes through the ordinary sockets."));
         }
-    }
-}
-
-fn kernel_merges_udp() -> bool {
-    // SAFETY: a utsname is plain bytes, and the kernel writes one.
-    let name = unsafe {
-        let mut name: libc::utsname = std::mem::zeroed();
-        if libc::uname(&raw mut name) != 0 {
-            return false;
-        }
-        name
-    };
-    let release: String = name.release.iter().take_while(|byte| **byte != 0).map(as_char).collect();
-    release_merges_udp(&release)
-}
-
-fn as_char(byte: &c_char) -> char {
-    char::from(*byte as u8)
-}
-
-/// Whether a kernel's release, such as `6.8.12-amd64`, is new enough.
-fn release_merges_udp(release: &str) -> bool {
-    let numbers = release.split('-').next().unwrap_or_default().split('.').take(3).map(str::parse);
-    numbers.collect::<Result<Vec<u32>, _>>().is_ok_and(|numbers| numbers[..] >= MERGES_UDP_FROM[..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn udp_is_merged_where_the_kernel_does_it_right() {
-        let releases = ["6.8.4", "6.8.5", "6.8", "6.9", "7.0.1-arch", "5.15.0-91-generic", "", "six"];
-        let merged = releases.map(release_merges_udp);
-        assert_eq!(merged, [false, true, false, true, true, false, false, false]);
     }
 }

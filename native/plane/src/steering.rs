@@ -24,12 +24,12 @@ const SPREAD: u32 = 0x9e37_79b1;
 
 /// The sockets of the gate, by what they are for: first messages whose sender proves nothing, enrollment, and the
 /// rest: who answers us, who has a cookie, and strangers.
-pub const LANES: usize = 3;
+pub const GATE_LANES: usize = 3;
 const UNPROVEN: u32 = 0;
 const FOREIGN: u32 = 1;
 const REST: u32 = 2;
 
-/// Steer what comes to the port of `socket`, which is the first of `queues` sockets there and then LANES for the gate,
+/// Steer what comes to the port of `socket`, which is the first of `queues` sockets there and then GATE_LANES for the gate,
 /// in the order of their binding.
 pub fn steer(socket: &Udp, queues: usize) -> io::Result<()> {
     let mut code = program(socket.v6, queues as u32);
@@ -120,7 +120,7 @@ fn in_header(at: i32) -> u32 {
 mod tests {
     use super::*;
     use crate::descriptor::wait;
-    use crate::udp::{Patience, Receiver};
+    use crate::udp_side::{Patience, Receiver};
     use std::net::UdpSocket;
     use std::os::fd::AsRawFd as _;
 
@@ -128,7 +128,7 @@ mod tests {
     fn sockets(host: &str, queues: usize) -> (Vec<Udp>, std::net::SocketAddr) {
         let bound = UdpSocket::bind((host, 0)).unwrap();
         let mut made = vec![Udp::adopt(bound.as_raw_fd()).unwrap().0];
-        for _ in 1..queues + LANES {
+        for _ in 1..queues + GATE_LANES {
             made.push(made[0].twin().unwrap());
         }
         steer(&made[0], queues).unwrap();

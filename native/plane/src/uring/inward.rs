@@ -11,12 +11,14 @@ use transport::coalesce::{Inner, Run, next_run};
 use transport::contract::{Endpoint, Outbox};
 use transport::inbound::{Inbound, Message};
 
+use super::common::{ARRIVAL, STOP, idle, is_passing, watch_stop};
 use super::ring::{AT_ONCE, Completion, GROUP, Lease, Ring};
-use super::{ARRIVAL, STOP, idle, is_passing, watch_stop};
+
 use crate::descriptor::{error_word, now};
+use crate::io::Io;
 use crate::spin::Spin;
-use crate::udp::{Control, Details, MESSAGE, Patience, address_of};
-use crate::worker::Io;
+use crate::udp::{Control, Details, address_of};
+use crate::udp_side::{MESSAGE, Patience};
 
 /// Messages that the sockets may give ahead of what is opened.
 const BUFFERS: u16 = 16;

@@ -10,12 +10,14 @@ use transport::outbound::Outbound;
 use transport::sink::Sink;
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
+use super::common::{ARRIVAL, idle, is_passing, watch_stop};
 use super::ring::{Completion, GROUP, Lease, Ring};
-use super::{ARRIVAL, idle, is_passing, watch_stop};
+
 use crate::descriptor::now;
+use crate::io::Io;
 use crate::spin::Spin;
-use crate::udp::{Letter, Patience, Udp};
-use crate::worker::Io;
+use crate::udp::{Letter, Udp};
+use crate::udp_side::Patience;
 
 /// Packets or superpackets that the device may give ahead of what is sealed.
 const BUFFERS: u16 = 16;
@@ -32,7 +34,8 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
     let (mut outbound, mut outbox) = (Outbound::default(), Outbox::default());
     let counters = &io.counters.queues[queue].out;
     let mut spin = Spin::default();
-    let mut way = Outward { io, queue, ring, read: Read::default(), letter: Box::default(), packets: 0, bytes: 0 };
+    let mut way =
+        Outward { io, queue, ring, read: DeviceRead::default(), letter: Box::default(), packets: 0, bytes: 0 };
     watch_stop(&mut way.ring, io)?;
     while io.goes_on() {
         way.read_on()?;
@@ -52,7 +55,7 @@ struct Outward<'a> {
     io: &'a Io,
     queue: usize,
     ring: Ring,
-    read: Read,
+    read: DeviceRead,
     /// In a box: the kernel looks at it while it sends.
     letter: Box<Letter>,
     /// Datagrams of this batch, and their bytes.
@@ -62,7 +65,7 @@ struct Outward<'a> {
 
 /// What came of reading the device.
 #[derive(Default)]
-struct Read {
+struct DeviceRead {
     frames: VecDeque<(Lease, usize)>,
     /// Whether the operation goes on.
     goes_on: bool,

@@ -15,7 +15,7 @@ use transport::ethernet::{self, Path};
 use transport::inbound::Message;
 
 use crate::descriptor::{check, check_size, own, wait};
-use crate::udp::{Patience, Receiver};
+use crate::udp_side::{Patience, Receiver};
 use crate::xdp::memory::{Frame, Umem};
 use crate::xdp::ring::{Consumer, Producer};
 

@@ -6,6 +6,7 @@
 //! Whatever can't go this way goes through the ordinary sockets, which stay open: other interfaces, hosts whose
 //! neighbour isn't known, datagrams longer than the path's MTU; and datagrams that the program leaves to the kernel.
 
+mod bound;
 mod channel;
 mod memory;
 mod netlink;
@@ -15,14 +16,15 @@ mod routes;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 
 use transport::contract::Endpoint;
 
 use crate::descriptor::{check, own};
-use crate::udp::{Patience, Receiver, Udp};
+use crate::udp::Udp;
+use crate::udp_side::{Patience, Receiver};
+use crate::xdp::bound::Bound;
 pub use crate::xdp::channel::Channel;
 use crate::xdp::channel::{FRAMES, Shape};
 use crate::xdp::memory::{FRAME, HEADROOM, Umem};
@@ -34,40 +36,6 @@ const MOST_QUEUES: u32 = 32;
 const SOCKET: &str = "an AF_XDP socket";
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
-
-/// What the ordinary sockets are bound to.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Bound {
-    v4: Option<SocketAddr>,
-    v6: Option<SocketAddr>,
-}
-
-impl Bound {
-    fn of(sockets: &[Udp]) -> io::Result<Self> {
-        let mut bound = Self::default();
-        for socket in sockets {
-            let address = socket.local_address()?;
-            *(if address.is_ipv4() { &mut bound.v4 } else { &mut bound.v6 }) = Some(address);
-        }
-        Ok(bound)
-    }
-
-    fn family(&self, v4: bool) -> Option<SocketAddr> {
-        if v4 { self.v4 } else { self.v6 }
-    }
-
-    /// Whether datagrams for this address of ours are for the sockets.
-    fn takes(&self, address: IpAddr) -> bool {
-        let bound = self.family(address.is_ipv4());
-        bound.is_some_and(|bound| bound.ip().is_unspecified() || bound.ip() == address)
-    }
-
-    /// The address that all to this destination comes from; None: the route says.
-    fn source(&self, destination: IpAddr) -> Option<IpAddr> {
-        let bound = self.family(destination.is_ipv4())?;
-        (!bound.ip().is_unspecified()).then(|| bound.ip())
-    }
-}
 
 /// Why an interface isn't used: the step that was refused, and how.
 #[derive(Debug)]

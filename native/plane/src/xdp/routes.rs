@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use transport::ethernet::{ETHERNET, MacAddress, Path};
 
 use crate::descriptor::{EventFd, wait};
-use crate::xdp::Bound;
+use crate::xdp::bound::Bound;
 use crate::xdp::netlink::{Link, Netlink, News};
 use crate::xdp::program::Program;
 
@@ -28,7 +28,7 @@ type Host = (IpAddr, u32);
 
 /// A way over the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct Route {
     /// Addresses.
     pub path: Path,
     /// Bytes of the longest frame.
@@ -37,7 +37,7 @@ pub struct Way {
 
 /// What the threads that send read, and the one that follows the kernel writes.
 pub struct Routes {
-    ways: RwLock<HashMap<Host, Option<Arc<Way>>>>,
+    ways: RwLock<HashMap<Host, Option<Arc<Route>>>>,
     wanted: Mutex<Vec<Host>>,
     wake: EventFd,
     gone: AtomicBool,
@@ -57,7 +57,7 @@ impl Routes {
     }
 
     /// The way to an endpoint, if it is known and over the interface.
-    pub fn find(&self, endpoint: SocketAddr) -> Option<Arc<Way>> {
+    pub fn find(&self, endpoint: SocketAddr) -> Option<Arc<Route>> {
         let scope = match endpoint {
             SocketAddr::V4(_) => 0,
             SocketAddr::V6(v6) => v6.scope_id(),
@@ -94,7 +94,7 @@ impl Routes {
         self.ways.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn keep(&self, host: Host, way: Option<Way>) {
+    fn keep(&self, host: Host, way: Option<Route>) {
         let mut ways = self.ways.write().unwrap_or_else(PoisonError::into_inner);
         if ways.len() < MOST {
             ways.insert(host, way.map(Arc::new));
@@ -236,7 +236,7 @@ impl Follower {
     }
 
     /// The way to a host; None: not over the interface, or its next hop is not known yet.
-    fn way(&self, (destination, scope): Host, mark: u32) -> io::Result<Option<Way>> {
+    fn way(&self, (destination, scope): Host, mark: u32) -> io::Result<Option<Route>> {
         if !self.link.up {
             return Ok(None);
         }
@@ -245,6 +245,6 @@ impl Follower {
         let Some(mac) = self.neighbours.get(&hop.next) else { return Ok(None) };
         let path = Path { source_mac: self.link.mac, destination_mac: *mac, source: hop.source, destination };
         let mtu = hop.mtu.map_or(self.link.mtu, |mtu| mtu.min(self.link.mtu));
-        Ok(Some(Way { path, longest: ETHERNET + mtu }))
+        Ok(Some(Route { path, longest: ETHERNET + mtu }))
     }
 }

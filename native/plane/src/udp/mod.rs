@@ -1,33 +1,26 @@
 //! The tunnel's UDP sockets, with the kernel's batching: many datagrams in one message, both ways.
 
+mod address;
+mod letter;
+
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use transport::contract::{Endpoint, Transmit};
 use transport::inbound::Message;
 
+pub use self::address::address_of;
+use self::address::name_of;
+pub use self::letter::{Control, Details, Letter};
 use crate::descriptor::{check, check_size, own, wait};
+use crate::udp_side::{MESSAGE, MESSAGES, Patience, Receiver};
 
 const BUFFER_SIZE: libc::c_int = 7 << 20;
 /// How long to wait for room in the send buffer before a message is given up, milliseconds.
 const SEND_PATIENCE: libc::c_int = 500;
-/// Messages taken at once, and bytes of each.
-const MESSAGES: usize = 16;
-pub const MESSAGE: usize = 65536;
-/// For control messages, aligned as the kernel wants them: one of four bytes, and an in6_pktinfo or in_pktinfo.
-pub type Control = [u64; 8];
-
-/// Whether to wait for room in the send buffer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// Up to half a second: so the TUN device fills, and whoever sends notices.
-    Some,
-    /// Not at all: Python's thread is waiting.
-    None,
-}
 
 /// One bound socket.
 pub struct Udp {
@@ -282,208 +275,16 @@ impl Udp {
     }
 }
 
-/// What the kernel is told with a message: its header, and all that the header points to.
-pub struct Letter {
-    name: libc::sockaddr_storage,
-    vector: libc::iovec,
-    control: Control,
-    header: libc::msghdr,
-}
-
-impl Default for Letter {
-    fn default() -> Self {
-        // SAFETY: all of them are plain bytes, and all zeros is one of their values.
-        unsafe { zeroed() }
-    }
-}
-
-impl Letter {
-    /// Write it for `message`, to be cut into datagrams of `segment` bytes. What is given points into this letter and
-    /// to the message: neither may move or go before the kernel is done with it.
-    pub fn address(&mut self, message: &[u8], segment: Option<u16>, endpoint: Endpoint) -> *const libc::msghdr {
-        let name_size;
-        (self.name, name_size) = name_for(endpoint.remote);
-        self.vector = libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() };
-        // SAFETY: a msghdr is plain bytes, and all zeros is one of its values.
-        self.header = unsafe { zeroed() };
-        self.header.msg_name = (&raw mut self.name).cast();
-        self.header.msg_namelen = name_size;
-        self.header.msg_iov = &raw mut self.vector;
-        self.header.msg_iovlen = 1;
-        let mut used = 0;
-        if let Some(segment) = segment {
-            used = self.attach(used, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
-        }
-        match endpoint.local {
-            None => {}
-            // The route decides on the interface; a link-local address has it from the endpoint's scope.
-            Some(IpAddr::V4(v4)) => {
-                let address = libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) };
-                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: address };
-                used = self.attach(used, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
-            }
-            Some(IpAddr::V6(v6)) => {
-                let address = libc::in6_addr { s6_addr: v6.octets() };
-                let info = libc::in6_pktinfo { ipi6_addr: address, ipi6_ifindex: 0 };
-                used = self.attach(used, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
-            }
-        }
-        if used > 0 {
-            self.header.msg_control = (&raw mut self.control).cast();
-            self.header.msg_controllen = used;
-        }
-        &raw const self.header
-    }
-
-    /// Put a control message behind the `used` bytes of those before it; give how many are used then.
-    fn attach<T: Copy>(&mut self, used: usize, level: libc::c_int, kind: libc::c_int, value: T) -> usize {
-        let size = size_of::<T>() as libc::c_uint;
-        // SAFETY: the macros compute sizes alone.
-        let (space, length) = unsafe { (libc::CMSG_SPACE(size) as usize, libc::CMSG_LEN(size) as usize) };
-        assert!(used + space <= size_of::<Control>());
-        // SAFETY: CMSG_SPACE bytes from `used` on lie within `control`, as was just asserted, and begin at a multiple
-        // of eight, which is a cmsghdr's alignment: CMSG_SPACE gives such. The value lies where CMSG_DATA says.
-        unsafe {
-            let header = (&raw mut self.control).cast::<u8>().add(used).cast::<libc::cmsghdr>();
-            (*header).cmsg_level = level;
-            (*header).cmsg_type = kind;
-            (*header).cmsg_len = length;
-            libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
-        }
-        used + space
-    }
-}
-
-/// Buffers for receiving.
-pub struct Receiver {
-    /// Where messages lie.
-    pub buffer: Box<[u8]>,
-    /// What came last.
-    pub messages: Vec<Message>,
-}
-
-impl Default for Receiver {
-    fn default() -> Self {
-        Self { buffer: vec![0; MESSAGES * MESSAGE].into(), messages: Vec::with_capacity(MESSAGES) }
-    }
-}
-
-/// What the kernel said with a message.
-#[derive(Default)]
-pub struct Details {
-    /// The size of each datagram in it, if it merged some.
-    pub segment: Option<usize>,
-    /// Which address of ours it came to.
-    pub local: Option<IpAddr>,
-}
-
-impl Details {
-    /// Read the control messages of a header that the kernel has filled.
-    pub fn of(header: &libc::msghdr) -> Self {
-        let mut found = Self::default();
-        // SAFETY: the kernel has filled the control buffer that `header` points to, and its length; the macros stay
-        // within that length. UDP_GRO holds an int, IP_PKTINFO an in_pktinfo, IPV6_PKTINFO an in6_pktinfo.
-        unsafe {
-            let mut message = libc::CMSG_FIRSTHDR(header);
-            while !message.is_null() {
-                let data = libc::CMSG_DATA(message);
-                match ((*message).cmsg_level, (*message).cmsg_type) {
-                    (libc::SOL_UDP, libc::UDP_GRO) => {
-                        let size = data.cast::<libc::c_int>().read_unaligned();
-                        found.segment = usize::try_from(size).ok().filter(|size| *size > 0);
-                    }
-                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                        // Of a broadcast this is the address to answer from.
-                        let to = data.cast::<libc::in_pktinfo>().read_unaligned().ipi_spec_dst;
-                        found.local = local(Ipv4Addr::from(to.s_addr.to_ne_bytes()).into());
-                    }
-                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                        let to = data.cast::<libc::in6_pktinfo>().read_unaligned().ipi6_addr;
-                        found.local = local(Ipv6Addr::from(to.s6_addr).into());
-                    }
-                    _ => {}
-                }
-                message = libc::CMSG_NXTHDR(header, message);
-            }
-        }
-        found
-    }
-}
-
-/// An address that can be written from.
-fn local(address: IpAddr) -> Option<IpAddr> {
-    Some(address).filter(|one| !one.is_multicast() && !one.is_unspecified())
-}
-
 /// Whether a datagram may have been refused for the address of ours that it was to go out from.
 fn refuses_local(error: &io::Error) -> bool {
     let word = error.raw_os_error().unwrap_or_default();
     [libc::EINVAL, libc::EADDRNOTAVAIL, libc::ENODEV, libc::ENETUNREACH, libc::EHOSTUNREACH].contains(&word)
 }
 
-fn name_of(fd: &OwnedFd) -> io::Result<(libc::sockaddr_storage, libc::socklen_t)> {
-    // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values.
-    let mut name: libc::sockaddr_storage = unsafe { zeroed() };
-    let mut size = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-    // SAFETY: `name` has `size` bytes to write to.
-    check(unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut name).cast(), &raw mut size) })?;
-    Ok((name, size))
-}
-
-/// What the kernel calls an address, and how many bytes of it count.
-fn name_for(endpoint: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
-    // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values.
-    let mut name: libc::sockaddr_storage = unsafe { zeroed() };
-    let size = match endpoint {
-        SocketAddr::V4(v4) => {
-            let made = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: a sockaddr_storage is large enough and aligned for each family's address.
-            unsafe { (&raw mut name).cast::<libc::sockaddr_in>().write(made) };
-            size_of::<libc::sockaddr_in>()
-        }
-        SocketAddr::V6(v6) => {
-            let made = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: v6.port().to_be(),
-                sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
-                sin6_scope_id: v6.scope_id(),
-            };
-            // SAFETY: as above.
-            unsafe { (&raw mut name).cast::<libc::sockaddr_in6>().write(made) };
-            size_of::<libc::sockaddr_in6>()
-        }
-    };
-    (name, size as libc::socklen_t)
-}
-
-pub fn address_of(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    match libc::c_int::from(name.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: the family says that a sockaddr_in was written; a sockaddr_storage is aligned for it.
-            let v4 = unsafe { (&raw const *name).cast::<libc::sockaddr_in>().read() };
-            let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
-            Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
-        }
-        libc::AF_INET6 => {
-            // SAFETY: as above, a sockaddr_in6.
-            let v6 = unsafe { (&raw const *name).cast::<libc::sockaddr_in6>().read() };
-            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
-            Some(SocketAddrV6::new(ip, u16::from_be(v6.sin6_port), v6.sin6_flowinfo, v6.sin6_scope_id).into())
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::UdpSocket;
+    use std::net::{IpAddr, UdpSocket};
 
     fn pair(host: &str) -> (Udp, Udp, SocketAddr, SocketAddr) {
         let (one, other) = (UdpSocket::bind((host, 0)).unwrap(), UdpSocket::bind((host, 0)).unwrap());

@@ -1,0 +1,31 @@
+//! The module `rustguard_py._native`: the plane, and the transport's rules alone for tests that compare.
+
+mod convert;
+mod plane;
+mod transport;
+
+use pyo3::prelude::*;
+
+use self::plane::PyPlane;
+use self::transport::PyTransport;
+use crate::uring;
+
+/// Why the plane can't use io_uring here; None if it can.
+#[pyfunction]
+fn uring_refusal() -> Option<String> {
+    uring::refusal()
+}
+
+/// What seals and opens packets here.
+#[pyfunction]
+fn aead() -> &'static str {
+    ::transport::aead::description()
+}
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(aead, module)?)?;
+    module.add_class::<PyPlane>()?;
+    module.add_class::<PyTransport>()?;
+    module.add_function(wrap_pyfunction!(uring_refusal, module)?)
+}
