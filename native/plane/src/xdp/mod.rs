@@ -6,7 +6,9 @@
 //! Whatever can't go this way goes through the ordinary sockets, which stay open: other interfaces, hosts whose
 //! neighbour isn't known, datagrams longer than the path's MTU; and datagrams that the program leaves to the kernel.
 
+mod assembler;
 mod bound;
+mod bpf;
 mod channel;
 mod memory;
 mod netlink;
@@ -203,7 +205,7 @@ fn queues(name: &str) -> u32 {
     /// struct ethtool_channels of linux/ethtool.h
     #[repr(C)]
     #[derive(Default)]
-    struct Channels {
+    struct EthtoolChannels {
         command: u32,
         most: [u32; 4],
         rx: u32,
@@ -211,7 +213,7 @@ fn queues(name: &str) -> u32 {
         other: u32,
         combined: u32,
     }
-    let mut found = Channels { command: ETHTOOL_GCHANNELS, ..Channels::default() };
+    let mut found = EthtoolChannels { command: ETHTOOL_GCHANNELS, ..EthtoolChannels::default() };
     // SAFETY: the call touches no memory of ours.
     let Ok(socket) = own(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }) else {
         return 1;

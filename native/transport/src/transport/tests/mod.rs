@@ -314,10 +314,12 @@ fn row_20_a_peer_sends_from_its_own_addresses_only() {
     assert_eq!(bob.transport.drops.read(), [("inner_source".to_string(), 1)]);
 }
 
+/// Packets that each of two threads sends.
+const EACH: usize = if cfg!(miri) { 5 } else { 2_000 };
+
 /// Everything at once: both ways of traffic, rekeys, removals, timers, statistics.
 #[test]
 fn threads_take_no_nonce_twice_and_deliver_nothing_twice() {
-    const EACH: usize = if cfg!(miri) { 5 } else { 2_000 };
     let (alice, bob) = connected();
     let (alice, bob) = (&alice, &bob);
     let sent = Mutex::new(Vec::new());
@@ -327,35 +329,7 @@ fn threads_take_no_nonce_twice_and_deliver_nothing_twice() {
         for sender in 0..2_u32 {
             let (sent, delivered, running) = (&sent, &delivered, &running);
             scope.spawn(move || {
-                let (mut outbound, mut inbound, mut out) =
-                    (Outbound::default(), Inbound::default(), Outbox::default());
-                let mut left = EACH;
-                for number in 0_u32.. {
-                    if left == 0 {
-                        break;
-                    }
-                    let mut wire = Wire::default();
-                    let mark = (sender << 31 | number).to_be_bytes();
-                    let mut single = frame(Vnet::default(), &packet(true, false, 0, 0, &mark));
-                    outbound.frame(&alice.transport, &mut single, 1.0, &mut out, &mut wire);
-                    outbound.flush(&alice.transport, 1.0, &mut out, &mut wire);
-                    wire.0.extend(out.transmits.drain(..).map(|one| (one.datagram.clone(), one.datagram.len())));
-                    left = left.saturating_sub(wire.0.len());
-                    for (mut message, segment) in wire.0 {
-                        lock(sent).push(message[4..16].to_vec());
-                        let given = Message { at: 0, size: message.len(), segment, source: alice.here };
-                        let mut copy = message.clone();
-                        inbound.clear();
-                        inbound.message(&bob.transport, &mut message, given, 1.0, &mut out);
-                        inbound
-                            .packets()
-                            .iter()
-                            .for_each(|one| lock(delivered).push(message[one.at + 28..][..4].to_vec()));
-                        inbound.clear();
-                        inbound.message(&bob.transport, &mut copy, given, 1.0, &mut out);
-                        assert!(inbound.packets().is_empty());
-                    }
-                }
+                traffic(alice, bob, sender, sent, delivered);
                 running.fetch_sub(1, Ordering::Relaxed);
             });
         }
@@ -384,6 +358,35 @@ fn threads_take_no_nonce_twice_and_deliver_nothing_twice() {
         taken.sort_unstable();
         taken.dedup();
         assert_eq!(taken.len(), count, "{what}");
+    }
+}
+
+/// Send packets from Alice to Bob, each datagram twice. Keep the nonces that were sent and what was delivered.
+fn traffic(alice: &End, bob: &End, sender: u32, sent: &Mutex<Vec<Vec<u8>>>, delivered: &Mutex<Vec<Vec<u8>>>) {
+    let (mut outbound, mut inbound, mut out) = (Outbound::default(), Inbound::default(), Outbox::default());
+    let mut left = EACH;
+    for number in 0_u32.. {
+        if left == 0 {
+            break;
+        }
+        let mut wire = Wire::default();
+        let mark = (sender << 31 | number).to_be_bytes();
+        let mut single = frame(Vnet::default(), &packet(true, false, 0, 0, &mark));
+        outbound.frame(&alice.transport, &mut single, 1.0, &mut out, &mut wire);
+        outbound.flush(&alice.transport, 1.0, &mut out, &mut wire);
+        wire.0.extend(out.transmits.drain(..).map(|one| (one.datagram.clone(), one.datagram.len())));
+        left = left.saturating_sub(wire.0.len());
+        for (mut message, segment) in wire.0 {
+            lock(sent).push(message[4..16].to_vec());
+            let given = Message { at: 0, size: message.len(), segment, source: alice.here };
+            let mut copy = message.clone();
+            inbound.clear();
+            inbound.message(&bob.transport, &mut message, given, 1.0, &mut out);
+            inbound.packets().iter().for_each(|one| lock(delivered).push(message[one.at + 28..][..4].to_vec()));
+            inbound.clear();
+            inbound.message(&bob.transport, &mut copy, given, 1.0, &mut out);
+            assert!(inbound.packets().is_empty());
+        }
     }
 }
 
