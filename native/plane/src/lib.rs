@@ -6,6 +6,7 @@
 
 mod alarm;
 mod counters;
+mod delivering;
 mod descriptor;
 mod events;
 mod foreign;
@@ -14,6 +15,7 @@ mod kernel;
 mod notes;
 mod plane;
 mod python;
+mod sending;
 mod spin;
 mod steering;
 mod syscalls;

@@ -1,10 +1,8 @@
 //! The way in of a queue, and of the gate: take the messages that wait, open, merge, write to the device.
 
 use std::io;
-use std::sync::atomic::Ordering;
 use std::thread::yield_now;
 
-use transport::coalesce::next_run;
 use transport::contract::Outbox;
 use transport::inbound::Inbound;
 
@@ -123,9 +121,7 @@ impl<'a> Inward<'a> {
     fn deliver(&self) {
         let (buffer, mut rest) = (&*self.receiver.buffer, self.inbound.packets());
         while !rest.is_empty() {
-            let merging = self.io.merging.load(Ordering::Relaxed);
-            let among = if merging { rest } else { &rest[..1] };
-            let run = next_run(buffer, among, self.io.merge_udp);
+            let run = self.io.next_run(buffer, rest);
             let (mine, others) = rest.split_at(run.count);
             let pieces = mine.iter().map(|one| &buffer[one.at + run.skip..one.at + one.size]);
             if let Err(error) = self.tun.write(run.head(), pieces) {

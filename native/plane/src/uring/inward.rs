@@ -2,7 +2,6 @@
 //! batch to the device also brings the next messages.
 
 use std::mem::{size_of, zeroed};
-use std::sync::atomic::Ordering;
 use std::{io, iter, slice};
 
 use io_uring::types::{Fd, RecvMsgOut};
@@ -235,9 +234,7 @@ impl Writes {
         self.runs.clear();
         let mut rest = packets;
         while !rest.is_empty() && self.runs.len() < AT_ONCE {
-            let merging = io.merging.load(Ordering::Relaxed);
-            let among = if merging { rest } else { &rest[..1] };
-            let run = next_run(memory, among, io.merge_udp);
+            let run = io.next_run(memory, rest);
             rest = &rest[run.count..];
             self.runs.push(run);
         }
