@@ -1,4 +1,4 @@
-//! Waking the thread that waits for timers when a deadline comes earlier than it sleeps.
+//! Wakes the thread that waits for timers when a deadline moves to before the end of its sleep.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -40,7 +40,7 @@ impl Alarm {
         self.wake.clear();
     }
 
-    /// The descriptor that is readable when the thread has to wake.
+    /// Return the descriptor that is readable when the thread has to wake.
     pub fn fd(&self) -> RawFd {
         self.wake.fd()
     }

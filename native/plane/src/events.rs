@@ -17,14 +17,15 @@ use crate::foreign::ForeignPace;
 const FOREIGN_QUEUE: usize = 1024;
 /// Events of all kinds that may wait for Python.
 const EVENT_QUEUE: usize = 65536;
-/// Events given at once: Python handles them before it asks for more, and the gate sees what still waits.
+/// Events taken at once. Python handles them before it takes more, and the gate sees how many still
+/// wait.
 const EVENTS_AT_ONCE: usize = 32;
 
-/// The queue.
+/// The queue of events.
 pub struct Events {
     ready: EventFd,
     waiting: Mutex<Waiting>,
-    /// For the gate, which asks from within other locks.
+    /// Shared with the gate, which reads it while it holds other locks.
     handshakes: Arc<AtomicUsize>,
 }
 
@@ -36,7 +37,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Whether there is room for an enrollment datagram.
+    /// Return an error unless there is room for an enrollment datagram.
     fn admit_foreign(&mut self, datagram: &[u8], now: Seconds) -> Result<(), DropReason> {
         if self.foreign >= FOREIGN_QUEUE {
             return Err(DropReason::ForeignQueue);
@@ -50,12 +51,12 @@ impl Waiting {
 }
 
 impl Events {
-    /// An empty queue that keeps count in `handshakes` of the handshake datagrams in it.
+    /// Make an empty queue. `handshakes` always has the number of handshake datagrams in the queue.
     pub fn new(handshakes: Arc<AtomicUsize>) -> io::Result<Self> {
         Ok(Self { ready: EventFd::new()?, waiting: Mutex::default(), handshakes })
     }
 
-    /// Readable while events wait.
+    /// Return the descriptor that is readable while events wait.
     pub fn fd(&self) -> RawFd {
         self.ready.fd()
     }
@@ -64,7 +65,8 @@ impl Events {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queue an event; where too many of its kind wait, drop it and say why. Faults always have room.
+    /// Queue an event, or return why it is dropped: too many of its kind wait. Faults always have
+    /// room.
     pub fn put(&self, event: Event) -> Result<(), DropReason> {
         let mut waiting = self.lock();
         match event {
@@ -86,7 +88,7 @@ impl Events {
         Ok(())
     }
 
-    /// Take the next events; the descriptor stays readable if there are more.
+    /// Take the next events. The descriptor stays readable if there are more.
     pub fn take(&self) -> Vec<Event> {
         let mut waiting = self.lock();
         let count = waiting.events.len().min(EVENTS_AT_ONCE);
@@ -163,7 +165,7 @@ mod tests {
         let mut admit = |now: Seconds| waiting.admit_foreign(b"RGE2\x01", now);
         assert_eq!((0..FOREIGN_QUEUE).filter(|_| admit(100.0).is_ok()).count(), FOREIGN_QUEUE);
         assert_eq!(admit(200.0), Err(DropReason::ForeignQueue));
-        // Python takes each at once: the pace alone is left.
+        // Python takes each at once, so only the pace limits them.
         let refused = (0..100_000).find_map(|_| {
             waiting.foreign = 0;
             waiting.admit_foreign(b"RGE2\x01", 200.0).err()

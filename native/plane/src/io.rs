@@ -16,32 +16,34 @@ use crate::tun::Tun;
 use crate::udp::Udp;
 use crate::xdp::Xdp;
 
-/// A queue of the device, and the sockets that belong to it: at most one a family.
+/// A queue of the device, and the sockets that belong to it: at most one per address family.
 pub struct Queue {
     pub tun: Tun,
     pub sockets: Vec<Udp>,
 }
 
-/// What the threads share. They own it: the descriptors are closed and the interface is gone when the last has ended.
+/// What the threads share. They own it: when the last thread ends, the descriptors are closed and
+/// the interface is removed.
 pub struct Io {
     pub transport: Arc<Transport>,
     pub events: Arc<Events>,
     pub notes: Arc<Notes>,
     pub queues: Vec<Queue>,
-    /// Sockets on the same ports for what is no data message; none where the kernel can't tell it apart.
+    /// Sockets on the same ports for everything but data messages. Empty where the kernel can't
+    /// tell them apart.
     pub gate: Vec<Udp>,
-    /// The network side over AF_XDP, beside the sockets.
+    /// The UDP side over AF_XDP, besides the sockets.
     pub xdp: Option<Xdp>,
-    /// Of the workers.
+    /// The counters of the workers.
     pub counters: Arc<PlaneCounters>,
     /// Whether UDP packets may be merged.
     pub merge_udp: bool,
-    /// Whether the queues are moved over io_uring.
+    /// Whether the queues use io_uring.
     pub uring: bool,
-    /// Whether the kernel takes superpackets.
+    /// Whether the kernel accepts superpackets.
     pub merging: AtomicBool,
     stopping: AtomicBool,
-    /// Readable once it is time to stop; never cleared.
+    /// Readable once the threads have to stop. Never cleared.
     pub stop: EventFd,
     /// Wakes the thread that waits for timers.
     pub alarm: Alarm,
@@ -75,25 +77,25 @@ impl Io {
         })
     }
 
-    /// All sockets.
+    /// Return all sockets.
     pub fn sockets(&self) -> impl Iterator<Item = &Udp> {
         self.queues.iter().flat_map(|queue| &queue.sockets).chain(&self.gate)
     }
 
-    /// Have all threads end.
+    /// Make all threads end.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.stop.set();
     }
 
-    /// Say once what the plane does without.
+    /// Report what the plane does without. The same note is reported once.
     pub fn note(&self, note: &str) {
         if self.notes.add(note) {
             self.put(Event::Fault { message: note.to_owned(), fatal: false });
         }
     }
 
-    /// Queue an event for Python. Count it as dropped where too many wait.
+    /// Queue an event for Python. Count it as dropped if too many wait.
     pub fn put(&self, event: Event) {
         if let Err(reason) = self.events.put(event) {
             self.transport.drops.count(reason, 1);

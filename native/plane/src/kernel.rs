@@ -2,10 +2,10 @@
 
 use std::ffi::c_char;
 
-/// The kernel's UDP superpackets broke VXLAN and Geneve inside them before this release.
+/// Before this release, the kernel's UDP superpackets broke VXLAN and Geneve inside them.
 const MERGES_UDP_FROM: [u32; 3] = [6, 8, 5];
 
-/// Whether the running kernel may be given UDP superpackets.
+/// Return whether the running kernel may be given UDP superpackets.
 pub fn merges_udp() -> bool {
     // SAFETY: a utsname is plain bytes, and the kernel writes one.
     let name = unsafe {
@@ -23,7 +23,7 @@ fn as_char(byte: &c_char) -> char {
     char::from(*byte as u8)
 }
 
-/// Whether a kernel's release, such as `6.8.12-amd64`, is new enough.
+/// Return whether a kernel's release, such as `6.8.12-amd64`, is new enough.
 fn release_merges_udp(release: &str) -> bool {
     let numbers = release.split('-').next().unwrap_or_default().split('.').take(3).map(str::parse);
     numbers.collect::<Result<Vec<u32>, _>>().is_ok_and(|numbers| numbers[..] >= MERGES_UDP_FROM[..])

@@ -1,13 +1,13 @@
-//! Sentences about what the plane does without, for people to read.
+//! Notes: sentences that tell people what the plane does without.
 
 use std::sync::{Mutex, PoisonError};
 
-/// What the plane does without, each said once.
+/// The notes so far, each of them once.
 #[derive(Default)]
 pub struct Notes(Mutex<Vec<String>>);
 
 impl Notes {
-    /// Note a sentence; false if it was noted before.
+    /// Add a note. Return false if it was there already.
     pub fn add(&self, note: &str) -> bool {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = !notes.iter().any(|one| one == note);
@@ -17,7 +17,7 @@ impl Notes {
         fresh
     }
 
-    /// Those so far.
+    /// Return the notes so far.
     pub fn read(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

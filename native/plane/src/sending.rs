@@ -9,7 +9,8 @@ use crate::udp::{Sent, Udp};
 use crate::udp_side::Patience;
 
 impl Io {
-    /// Take out what came of a call, over the sockets of queue `queue`, or of the gate ([`Self::at_gate`]).
+    /// Handle the results of a call: queue its events for Python and send its datagrams over the
+    /// sockets of `queue`. [`Self::at_gate`] stands for the gate's sockets.
     pub fn dispatch(&self, out: &mut Outbox, queue: usize, patience: Patience) {
         for event in out.events.drain(..) {
             self.put(event);
@@ -19,7 +20,7 @@ impl Io {
         self.alarm.set(self.transport.poll_timeout());
     }
 
-    /// Send datagrams, in one system call where nothing is against that.
+    /// Send datagrams, in one system call if possible.
     fn send_all(&self, mut transmits: &[Transmit], queue: usize, patience: Patience) {
         while let Some(Transmit { endpoint, datagram }) = transmits.first() {
             let together = if transmits.len() > 1 && self.xdp.is_none() {
@@ -34,8 +35,10 @@ impl Io {
         }
     }
 
-    /// Send datagrams; what the network has against it is counted, nothing more. False: not from the endpoint's
-    /// address of ours, which the kernel refuses.
+    /// Send a message as datagrams of `segment` bytes. Refusals by the network are only counted.
+    ///
+    /// Return false if the kernel refused the endpoint's local address and the datagrams left from
+    /// another.
     pub fn send(&self, message: &[u8], segment: usize, endpoint: Endpoint, queue: usize, patience: Patience) -> bool {
         let done = self.send_by_xdp(message, segment, endpoint, queue, patience);
         if done > 0 && done == message.len() {
@@ -57,7 +60,7 @@ impl Io {
         from_there
     }
 
-    /// Send what can go over AF_XDP; give how many bytes of the message that is.
+    /// Send what can go over AF_XDP. Return how many bytes of the message that was.
     fn send_by_xdp(
         &self,
         message: &[u8],
@@ -73,12 +76,12 @@ impl Io {
         })
     }
 
-    /// What stands for the gate where the number of a queue does for its sockets.
+    /// Return the number that stands for the gate where a queue is expected.
     pub fn at_gate(&self) -> usize {
         self.queues.len()
     }
 
-    /// The socket of a queue, or of the gate, for an endpoint's family.
+    /// Return the socket of a queue, or of the gate, for the endpoint's address family.
     pub fn socket(&self, queue: usize, endpoint: Endpoint) -> Option<&Udp> {
         let sockets = self.queues.get(queue).map_or(&self.gate, |queue| &queue.sockets);
         sockets.iter().find(|socket| socket.v6 == endpoint.remote.is_ipv6())

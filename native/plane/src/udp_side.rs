@@ -1,26 +1,27 @@
-//! What every UDP side (sockets, io_uring, AF_XDP) has: patience when it sends, and buffers when it receives.
+//! What every UDP side (sockets, io_uring, AF_XDP) has: patience when it sends, and buffers when it
+//! receives.
 
 use transport::inbound::Message;
 
-/// Messages taken at once.
+/// Messages received at once.
 pub const MESSAGES: usize = 16;
-/// Bytes of each.
+/// Bytes of the buffer for each message.
 pub const MESSAGE: usize = 65536;
 
 /// Whether to wait for room in the send buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// Up to half a second: so the TUN device fills, and whoever sends notices.
+    /// Wait up to half a second. So the TUN device fills, and the sender notices.
     Some,
-    /// Not at all: Python's thread is waiting.
+    /// Don't wait: Python's thread is the caller.
     None,
 }
 
 /// Buffers for receiving.
 pub struct Receiver {
-    /// Where messages lie.
+    /// Where the messages lie.
     pub buffer: Box<[u8]>,
-    /// What came last.
+    /// The messages received last.
     pub messages: Vec<Message>,
 }
 

@@ -1,11 +1,13 @@
-//! The threads: two a queue, each running to completion on a batch, one at the gate, and one that waits for timers.
+//! The threads: two per queue, one at the gate, one for timers. Each works on a batch until it is
+//! done.
 //!
-//! - Out: drain the device into a message a peer, seal, send.
+//! - Out: drain the device into a message per peer, seal, send.
 //! - In: take the messages that wait, open, merge, write to the device.
-//! - Gate: the same for what is no data message, on sockets of its own (`crate::steering`) and after all who move data.
+//! - Gate: the same for everything but data messages, on its own sockets (`crate::steering`), with
+//!   a lower priority than the threads that move data.
 //! - Timers: sleep until the next deadline of any peer.
 //!
-//! Before a thread sleeps it looks again for a while, where that pays ([`crate::spin`]).
+//! Before a thread sleeps it looks for work again for a while, if that pays ([`crate::spin`]).
 
 use std::any::Any;
 use std::io;
@@ -20,10 +22,10 @@ use crate::io::Io;
 use crate::udp_side::Patience;
 use crate::{syscalls, uring};
 
-/// How much later than others the thread at the gate is served, where not all can be (nice(2)).
+/// The nice(2) value of the thread at the gate: the threads that move data are served first.
 const GATE_NICE: libc::c_int = 5;
 
-/// Start the threads. Where one can't be started, those before it end again.
+/// Start the threads. If one can't be started, those that run end again.
 pub fn start(io: &Arc<Io>) -> io::Result<Vec<JoinHandle<()>>> {
     let mut threads = Vec::new();
     let mut spawn = |name: String, task: Task| {
@@ -53,7 +55,8 @@ type Direction = fn(&Io, usize) -> io::Result<()>;
 /// What a thread does until it is time to stop.
 type Task = Box<dyn Fn(&Io) -> io::Result<()> + Send>;
 
-/// Run a thread's body. Whatever ends it early, a panic too, is told to Python and ends the others.
+/// Run a thread's task. If it ends early, also by a panic, report that to Python and end the other
+/// threads.
 fn run(io: &Io, task: &Task) {
     block_signals();
     let why = match catch_unwind(AssertUnwindSafe(|| task(io))) {
@@ -72,9 +75,10 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
 }
 
-/// Signals are for Python's main thread.
+/// Block all signals: they are for Python's main thread.
 fn block_signals() {
-    // SAFETY: a sigset_t is plain bytes; sigfillset gives it a value before it is read, and no old one is written.
+    // SAFETY: a sigset_t is plain bytes. sigfillset sets it before it is read, and no old set is
+    // written.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
@@ -82,10 +86,11 @@ fn block_signals() {
     }
 }
 
-/// Be served after the others, and interrupt none of them to begin. Who may not change that stays as it is.
+/// Have this thread served after the others, without interrupting them. Without the right to do so
+/// nothing changes.
 fn step_back() {
-    // SAFETY: a sched_param is plain bytes, and all zeros is one of its values; the kernel reads it during the call.
-    // Zero means the thread that calls.
+    // SAFETY: a sched_param is plain bytes, and all zeros is one of its values. The kernel reads it
+    // during the call. Zero means the calling thread.
     unsafe {
         let parameters: libc::sched_param = std::mem::zeroed();
         libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters);
@@ -93,13 +98,13 @@ fn step_back() {
     }
 }
 
-/// The thread at the gate.
+/// Run the gate with a low priority.
 fn gate(io: &Io) -> io::Result<()> {
     step_back();
     syscalls::gate(io)
 }
 
-/// Follow the kernel's routes and neighbours, as long as the interface of AF_XDP is there.
+/// Follow the kernel's routes and neighbours while the interface of AF_XDP exists.
 fn routes(io: &Io) -> io::Result<()> {
     let Some(xdp) = &io.xdp else { return Ok(()) };
     if !xdp.follow(io.stop.fd())? {
@@ -109,14 +114,15 @@ fn routes(io: &Io) -> io::Result<()> {
     Ok(())
 }
 
-/// Do what is due, when it is.
+/// Do what is due at each deadline.
 fn timers(io: &Io) -> io::Result<()> {
     let timer = TimerFd::new()?;
     let mut outbox = Outbox::default();
     while io.goes_on() {
         let next = io.transport.poll_timeout().unwrap_or(f64::INFINITY);
         io.alarm.fall_asleep(next);
-        // Who set an earlier deadline before it could see the line above is seen here.
+        // A thread that set an earlier deadline before it could see the sleep noted above is
+        // noticed here.
         if io.transport.poll_timeout().unwrap_or(f64::INFINITY) == next {
             timer.set(next)?;
             wait([timer.fd(), io.alarm.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;

@@ -1,4 +1,5 @@
-//! The module `rustguard_py._native`: the plane, and the transport's rules alone for tests that compare.
+//! The module `rustguard_py._native`: the plane, and the rules alone for tests that compare them
+//! with Python's.
 
 mod convert;
 mod plane;
@@ -10,13 +11,13 @@ use self::plane::PyPlane;
 use self::transport::PyTransport;
 use crate::uring;
 
-/// Why the plane can't use io_uring here; None if it can.
+/// Return why the plane can't use io_uring here, or None if it can.
 #[pyfunction]
 fn uring_refusal() -> Option<String> {
     uring::refusal()
 }
 
-/// What seals and opens packets here.
+/// Return what seals and opens packets here.
 #[pyfunction]
 fn aead() -> &'static str {
     ::transport::aead::description()

@@ -9,7 +9,8 @@ use super::convert;
 use crate::plane::{Plane, Settings};
 use crate::tun::TunError;
 
-/// Errors as `OSError(errno, why, what)`: the wrapper words them for users.
+/// Return an error as `OSError(errno, why, what)`. The Python wrapper makes a message for users of
+/// it.
 fn os_error(refused: TunError) -> PyErr {
     let why = refused.error.to_string();
     PyOSError::new_err((refused.error.raw_os_error().unwrap_or(libc::EIO), why, refused.what))

@@ -24,7 +24,8 @@ impl Sink for Collected {
     }
 }
 
-/// The rules alone, with the methods of `planes.transport.Transport`; what its callables raise is a panic.
+/// The rules alone, with the methods of `planes.transport.Transport`. An exception in one of its
+/// callables is a panic.
 #[pyclass(name = "Transport", module = "rustguard_py._native", frozen)]
 pub struct PyTransport {
     rules: Transport,
@@ -33,7 +34,7 @@ pub struct PyTransport {
 }
 
 impl PyTransport {
-    /// Do something; tell its events at once, and keep its datagrams.
+    /// Call `act`. Report its events at once, and keep its datagrams.
     fn act<R>(&self, py: Python<'_>, act: impl FnOnce(&Transport, &mut Outbox) -> R) -> PyResult<R> {
         let mut out = Outbox::default();
         let result = act(&self.rules, &mut out);
@@ -68,12 +69,12 @@ impl PyTransport {
     ) -> PyResult<Self> {
         let draw = move |bytes: &mut [u8]| {
             Python::attach(|py| {
-                let drawn = random.call1(py, (bytes.len(),)).expect("random gives bytes");
-                bytes.copy_from_slice(drawn.extract(py).expect("random gives bytes"));
+                let drawn = random.call1(py, (bytes.len(),)).expect("random returns bytes");
+                bytes.copy_from_slice(drawn.extract(py).expect("random returns bytes"));
             });
         };
         let waiting = move || {
-            Python::attach(|py| backlog.call0(py).and_then(|n| n.extract(py)).expect("backlog gives a number"))
+            Python::attach(|py| backlog.call0(py).and_then(|n| n.extract(py)).expect("backlog returns a number"))
         };
         let rules = Transport::new(&*convert::key(public_key)?, mtu, Box::new(draw), Box::new(waiting));
         Ok(Self { rules, emit, transmits: Mutex::default() })
@@ -168,7 +169,8 @@ impl PyTransport {
         taken.into_iter().map(give).collect()
     }
 
-    /// Frames that wait in the device at once, each a virtio_net_hdr and a packet or superpacket.
+    /// Take frames that wait in the device at once, each a virtio_net_hdr and a packet or
+    /// superpacket.
     fn handle_frames(&self, py: Python<'_>, frames: Vec<Vec<u8>>, now: f64) -> PyResult<()> {
         let (mut outbound, mut wire) = (Outbound::default(), Collected::default());
         let mut out = Outbox::default();
@@ -180,8 +182,9 @@ impl PyTransport {
         self.keep(py, out)
     }
 
-    /// Messages that wait at the socket at once, each of datagrams of one size, the last perhaps shorter; give the
-    /// frames to write to the device.
+    /// Take messages that wait at the socket at once. Return the frames to write to the device.
+    ///
+    /// Each message stands for datagrams of one size; the last one may be shorter.
     fn handle_messages<'py>(
         &self,
         py: Python<'py>,

@@ -1,4 +1,5 @@
-//! The way in of a queue, and of the gate: take the messages that wait, open, merge, write to the device.
+//! The way in of a queue, and of the gate: take the messages that wait, open, merge, write to the
+//! device.
 
 use std::io;
 use std::thread::yield_now;
@@ -14,10 +15,10 @@ use crate::spin::Spin;
 use crate::tun::Tun;
 use crate::udp_side::{Patience, Receiver};
 
-/// After this many batches from one socket the others are looked at, however much still comes.
+/// After this many batches from one socket the others get a turn, even if more comes.
 const TURNS: u32 = 64;
 
-/// The way in of a queue.
+/// Run the way in of a queue.
 pub fn run(io: &Io, queue: usize) -> io::Result<()> {
     let mut sources: Vec<_> = io.queues[queue].sockets.iter().map(Source::Socket).collect();
     if let Some(xdp) = &io.xdp {
@@ -27,13 +28,15 @@ pub fn run(io: &Io, queue: usize) -> io::Result<()> {
     take(way, &sources, Some(Spin::default()))
 }
 
-/// The way in at the gate. Kernels merge datagrams of one source, so data may come here too, if little.
+/// Run the way in at the gate. The kernel merges datagrams of one source, so a little data may come
+/// here too.
 pub fn gate(io: &Io) -> io::Result<()> {
     let sources: Vec<_> = io.gate.iter().map(Source::Socket).collect();
     take(Inward::new(io, io.at_gate(), &io.queues[0].tun, &io.counters.gate), &sources, None)
 }
 
-/// Take in what comes from these sources, until it is time to stop. Who doesn't spin lets others go first.
+/// Take what comes from `sources` until it is time to stop. A thread that doesn't spin yields to
+/// others.
 fn take(mut way: Inward<'_>, sources: &[Source<'_>], mut spin: Option<Spin>) -> io::Result<()> {
     let io = way.io;
     let everyone = (1_u64 << sources.len()) - 1;
@@ -53,7 +56,8 @@ fn take(mut way: Inward<'_>, sources: &[Source<'_>], mut spin: Option<Spin>) -> 
             ready = everyone;
         }
         if spin.is_none() && ready != 0 {
-            // Whoever moves data gets the core after a batch of ours, not after a slice of the scheduler's.
+            // The threads that move data get the core after our batch, not after a slice of the
+            // scheduler's.
             count_call();
             yield_now();
         }
@@ -73,7 +77,7 @@ fn take(mut way: Inward<'_>, sources: &[Source<'_>], mut spin: Option<Spin>) -> 
 
 struct Inward<'a> {
     io: &'a Io,
-    /// Or the gate's place.
+    /// The number of the queue, or [`Io::at_gate`].
     queue: usize,
     tun: &'a Tun,
     counters: &'a WorkerCounters,
@@ -88,14 +92,14 @@ impl<'a> Inward<'a> {
         Self { io, queue, tun, counters, receiver, inbound, outbox }
     }
 
-    /// Take the messages that wait at a source to the device; false if there were none.
+    /// Move the messages that wait at a source to the device. Return false if there were none.
     fn pump(&mut self, source: Source<'_>) -> io::Result<bool> {
         match source.receive(&mut self.receiver) {
             Ok(()) => {}
             Err(error) if is_nothing(&error) => return Ok(false),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) => return Err(error),
             Err(error) => {
-                // The network reports about something sent earlier.
+                // An error of something that was sent earlier.
                 self.io.transport.drops.count_other(format!("receive_{}", error_word(&error)));
                 return Ok(true);
             }
@@ -110,14 +114,14 @@ impl<'a> Inward<'a> {
             self.inbound.message(&self.io.transport, buffer, *message, now, &mut self.outbox);
         }
         self.deliver();
-        // Who is challenged asks again: nobody waits for room for that.
+        // A peer that is challenged asks again, so no thread waits for room to send that.
         let patience = if self.queue == self.io.at_gate() { Patience::None } else { Patience::Some };
         self.io.dispatch(&mut self.outbox, self.queue, patience);
         self.counters.count(packets, bytes);
         Ok(true)
     }
 
-    /// Write the packets to the device, merged where they can be.
+    /// Write the packets to the device, merged where possible.
     fn deliver(&self) {
         let (buffer, mut rest) = (&*self.receiver.buffer, self.inbound.packets());
         while !rest.is_empty() {

@@ -12,7 +12,7 @@ use crate::io::Io;
 use crate::spin::Spin;
 use crate::udp_side::Patience;
 
-/// Sends over the sockets of a queue, and keeps count.
+/// Sends over the sockets of a queue, and counts.
 struct Sender<'a> {
     io: &'a Io,
     queue: usize,
@@ -28,7 +28,7 @@ impl Sink for Sender<'_> {
     }
 }
 
-/// The way out of a queue.
+/// Run the way out of a queue.
 pub fn run(io: &Io, queue: usize) -> io::Result<()> {
     let (tun, counters) = (&io.queues[queue].tun, &io.counters.queues[queue].out);
     let mut frame = vec![0; VNET_SIZE + MAX_PACKET].into_boxed_slice();

@@ -7,7 +7,7 @@ use crate::udp::Udp;
 use crate::udp_side::Receiver;
 use crate::xdp::{Channel, Xdp};
 
-/// Where datagrams come from.
+/// A source of datagrams.
 #[derive(Clone, Copy)]
 pub enum Source<'a> {
     Socket(&'a Udp),
@@ -15,7 +15,7 @@ pub enum Source<'a> {
 }
 
 impl Source<'_> {
-    /// What to poll; -1 for what is gone.
+    /// Return the descriptor to poll, or -1 if the source is gone.
     pub fn fd(&self) -> RawFd {
         match self {
             Self::Socket(socket) => socket.fd(),

@@ -1,4 +1,4 @@
-//! Socket addresses as the kernel has them.
+//! Conversions between socket addresses and the kernel's structures.
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::descriptor::check;
 
-/// The address that a socket is bound to, and how many bytes of it count.
+/// Return the address that a socket is bound to, and how many bytes of it are used.
 pub fn name_of(fd: &OwnedFd) -> io::Result<(libc::sockaddr_storage, libc::socklen_t)> {
     // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values.
     let mut name: libc::sockaddr_storage = unsafe { zeroed() };
@@ -17,7 +17,7 @@ pub fn name_of(fd: &OwnedFd) -> io::Result<(libc::sockaddr_storage, libc::sockle
     Ok((name, size))
 }
 
-/// What the kernel calls an address, and how many bytes of it count.
+/// Return the kernel's structure for an address, and how many bytes of it are used.
 pub fn name_for(endpoint: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
     // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values.
     let mut name: libc::sockaddr_storage = unsafe { zeroed() };
@@ -49,17 +49,19 @@ pub fn name_for(endpoint: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_
     (name, size as libc::socklen_t)
 }
 
-/// The address that the kernel wrote; None for a family other than IPv4 and IPv6.
+/// Return the address in a structure that the kernel wrote, or None for a family other than IPv4
+/// and IPv6.
 pub fn address_of(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
     match libc::c_int::from(name.ss_family) {
         libc::AF_INET => {
-            // SAFETY: the family says that a sockaddr_in was written; a sockaddr_storage is aligned for it.
+            // SAFETY: the family shows that a sockaddr_in was written. A sockaddr_storage is
+            // aligned for it.
             let v4 = unsafe { (&raw const *name).cast::<libc::sockaddr_in>().read() };
             let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
             Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
         }
         libc::AF_INET6 => {
-            // SAFETY: as above, a sockaddr_in6.
+            // SAFETY: as above, for a sockaddr_in6.
             let v6 = unsafe { (&raw const *name).cast::<libc::sockaddr_in6>().read() };
             let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
             Some(SocketAddrV6::new(ip, u16::from_be(v6.sin6_port), v6.sin6_flowinfo, v6.sin6_scope_id).into())

@@ -1,4 +1,4 @@
-//! The header that goes with a message to or from the kernel: address and control messages.
+//! The header of a message to or from the kernel: address and control messages.
 
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,10 +7,11 @@ use transport::contract::Endpoint;
 
 use super::address::name_for;
 
-/// For control messages, aligned as the kernel wants them: one of four bytes, and an in6_pktinfo or in_pktinfo.
+/// Room for control messages, aligned as the kernel requires: one of four bytes, and an in6_pktinfo
+/// or in_pktinfo.
 pub type Control = [u64; 8];
 
-/// What the kernel is told with a message: its header, and all that the header points to.
+/// The header of a message to send, and everything that it points to.
 pub struct Letter {
     name: libc::sockaddr_storage,
     vector: libc::iovec,
@@ -26,8 +27,11 @@ impl Default for Letter {
 }
 
 impl Letter {
-    /// Write it for `message`, to be cut into datagrams of `segment` bytes. What is given points into this letter and
-    /// to the message: neither may move or go before the kernel is done with it.
+    /// Write the header for `message`. The kernel cuts it into datagrams of `segment` bytes, if
+    /// given.
+    ///
+    /// The header points into this letter and to the message. Neither may be moved or dropped
+    /// before the kernel is done with it.
     pub fn address(&mut self, message: &[u8], segment: Option<u16>, endpoint: Endpoint) -> *const libc::msghdr {
         let name_size;
         (self.name, name_size) = name_for(endpoint.remote);
@@ -44,7 +48,8 @@ impl Letter {
         }
         match endpoint.local {
             None => {}
-            // The route decides on the interface; a link-local address has it from the endpoint's scope.
+            // The route decides on the interface. A link-local address has it from the endpoint's
+            // scope.
             Some(IpAddr::V4(v4)) => {
                 let address = libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) };
                 let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: address };
@@ -63,14 +68,16 @@ impl Letter {
         &raw const self.header
     }
 
-    /// Put a control message behind the `used` bytes of those before it; give how many are used then.
+    /// Add a control message after the `used` bytes of earlier ones. Return how many bytes are used
+    /// then.
     fn attach<T: Copy>(&mut self, used: usize, level: libc::c_int, kind: libc::c_int, value: T) -> usize {
         let size = size_of::<T>() as libc::c_uint;
-        // SAFETY: the macros compute sizes alone.
+        // SAFETY: the macros only compute sizes.
         let (space, length) = unsafe { (libc::CMSG_SPACE(size) as usize, libc::CMSG_LEN(size) as usize) };
         assert!(used + space <= size_of::<Control>());
-        // SAFETY: CMSG_SPACE bytes from `used` on lie within `control`, as was just asserted, and begin at a multiple
-        // of eight, which is a cmsghdr's alignment: CMSG_SPACE gives such. The value lies where CMSG_DATA says.
+        // SAFETY: the CMSG_SPACE bytes from `used` on are within `control`, by the assertion above.
+        // They begin at a multiple of eight, which is the alignment of a cmsghdr, because
+        // CMSG_SPACE returns such multiples. The value goes where CMSG_DATA points.
         unsafe {
             let header = (&raw mut self.control).cast::<u8>().add(used).cast::<libc::cmsghdr>();
             (*header).cmsg_level = level;
@@ -82,21 +89,22 @@ impl Letter {
     }
 }
 
-/// What the kernel said with a message.
+/// What the kernel reports with a message.
 #[derive(Default)]
 pub struct Details {
-    /// The size of each datagram in it, if it merged some.
+    /// The size of each datagram in it, if the kernel merged several.
     pub segment: Option<usize>,
-    /// Which address of ours it came to.
+    /// Our address that it was sent to.
     pub local: Option<IpAddr>,
 }
 
 impl Details {
-    /// Read the control messages of a header that the kernel has filled.
+    /// Read the control messages of a header that the kernel has filled in.
     pub fn of(header: &libc::msghdr) -> Self {
         let mut found = Self::default();
-        // SAFETY: the kernel has filled the control buffer that `header` points to, and its length; the macros stay
-        // within that length. UDP_GRO holds an int, IP_PKTINFO an in_pktinfo, IPV6_PKTINFO an in6_pktinfo.
+        // SAFETY: the kernel has filled in the control buffer that `header` points to, and its
+        // length. The macros stay within that length. UDP_GRO holds an int, IP_PKTINFO an
+        // in_pktinfo, IPV6_PKTINFO an in6_pktinfo.
         unsafe {
             let mut message = libc::CMSG_FIRSTHDR(header);
             while !message.is_null() {
@@ -107,7 +115,7 @@ impl Details {
                         found.segment = usize::try_from(size).ok().filter(|size| *size > 0);
                     }
                     (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                        // Of a broadcast this is the address to answer from.
+                        // For a broadcast this is the address to answer from.
                         let to = data.cast::<libc::in_pktinfo>().read_unaligned().ipi_spec_dst;
                         found.local = local(Ipv4Addr::from(to.s_addr.to_ne_bytes()).into());
                     }
@@ -124,7 +132,7 @@ impl Details {
     }
 }
 
-/// An address that can be written from.
+/// Return the address if datagrams can be sent from it.
 fn local(address: IpAddr) -> Option<IpAddr> {
     Some(address).filter(|one| !one.is_multicast() && !one.is_unspecified())
 }

@@ -1,4 +1,5 @@
-//! The tunnel's UDP sockets, with the kernel's batching: many datagrams in one message, both ways.
+//! The tunnel's UDP sockets with the kernel's batching, both ways: one message stands for many
+//! datagrams.
 
 mod address;
 mod letter;
@@ -19,35 +20,36 @@ use crate::descriptor::{check, check_size, own, wait};
 use crate::udp_side::{MESSAGE, MESSAGES, Patience, Receiver};
 
 const BUFFER_SIZE: libc::c_int = 7 << 20;
-/// How long to wait for room in the send buffer before a message is given up, milliseconds.
+/// Milliseconds to wait for room in the send buffer before a message is dropped.
 const SEND_PATIENCE: libc::c_int = 500;
 
 /// One bound socket.
 pub struct Udp {
     fd: OwnedFd,
-    /// Of IPv6, or else of IPv4.
+    /// Whether it is a socket of IPv6. Otherwise it is one of IPv4.
     pub v6: bool,
     /// Whether the kernel cuts messages into datagrams for us.
     segmenting: AtomicBool,
 }
 
-/// What a message came to.
+/// How a message was sent.
 pub enum Sent {
-    /// It is out.
+    /// As one message.
     Whole,
-    /// It is out, but datagram by datagram: the kernel refused to cut it, for this reason.
+    /// Datagram by datagram. The kernel refused to cut the message, with this error.
     Singly(io::Error),
 }
 
 impl Udp {
-    /// Adopt a copy of a bound datagram socket of somebody else's. Says what it does without.
+    /// Adopt a copy of another program's bound datagram socket. Also return what it does without,
+    /// if anything.
     pub fn adopt(fd: RawFd) -> io::Result<(Self, Option<&'static str>)> {
         // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
         let copy = own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
         Self::set_up(copy)
     }
 
-    /// Another socket on the same address and port; the kernel spreads sources over them.
+    /// Make another socket on the same address and port. The kernel spreads sources over them.
     pub fn twin(&self) -> io::Result<Self> {
         self.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         let (family, kind) = (if self.v6 { libc::AF_INET6 } else { libc::AF_INET }, libc::SOCK_DGRAM);
@@ -67,12 +69,12 @@ impl Udp {
         Ok(twin)
     }
 
-    /// Mark what is sent from now on, for the system's routing rules; 0 for no mark.
+    /// Mark everything that is sent from now on, for the system's routing rules. 0 means no mark.
     pub fn set_mark(&self, mark: u32) -> io::Result<()> {
         self.set(libc::SOL_SOCKET, libc::SO_MARK, libc::c_int::from_ne_bytes(mark.to_ne_bytes()))
     }
 
-    /// The mark of what is sent; 0 for none.
+    /// Return the mark of what is sent. 0 means no mark.
     pub fn mark(&self) -> io::Result<u32> {
         let (mut mark, mut size) = (0_u32, size_of::<u32>() as libc::socklen_t);
         let into = (&raw mut mark).cast();
@@ -96,14 +98,15 @@ impl Udp {
         made.set_receive_buffer(BUFFER_SIZE)?;
         made.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BUFFER_SIZE)
             .or_else(|_| made.set(libc::SOL_SOCKET, libc::SO_SNDBUF, BUFFER_SIZE))?;
-        // As in the kernel's WireGuard: routers on the way may fragment what is too large for them. A kernel that
-        // has no such option does so anyway.
+        // As in the kernel's WireGuard: routers may fragment what is too large for them. Kernels
+        // without the option allow that anyway.
         let _ = if v6 {
             made.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
         } else {
             made.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
         };
-        // A kernel that can't say which address a datagram came to chooses from which to answer.
+        // A kernel that can't report the address that a datagram was sent to chooses the source of
+        // the answer itself.
         let _ = if v6 {
             made.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
         } else {
@@ -114,7 +117,8 @@ impl Udp {
         Ok((made, lack))
     }
 
-    /// Have so many bytes of datagrams wait at most; less where the system's limit holds for us.
+    /// Limit the bytes of datagrams that may wait. The system's limit applies if we have no right
+    /// to exceed it.
     pub fn set_receive_buffer(&self, bytes: libc::c_int) -> io::Result<()> {
         self.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
             .or_else(|_| self.set(libc::SOL_SOCKET, libc::SO_RCVBUF, bytes))
@@ -130,16 +134,17 @@ impl Udp {
         self.fd.as_raw_fd()
     }
 
-    /// What it is bound to.
+    /// Return the address that the socket is bound to.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         address_of(&name_of(&self.fd)?.0).ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
     }
 
-    /// Take the messages that are there, [`Receiver::capacity`] at most.
+    /// Receive the messages that wait, at most [`MESSAGES`].
     pub fn receive(&self, into: &mut Receiver) -> io::Result<()> {
         into.messages.clear();
-        // SAFETY: headers, vectors, names and control buffers are plain bytes, and all zeros is one of their values.
-        // A control buffer that isn't zeroed would give an old segment size again.
+        // SAFETY: headers, vectors, names and control buffers are plain bytes, and all zeros is one
+        // of their values. A control buffer that isn't zeroed would report an old segment size
+        // again.
         let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { zeroed() };
         // SAFETY: as above.
         let mut names: [libc::sockaddr_storage; MESSAGES] = unsafe { zeroed() };
@@ -158,8 +163,8 @@ impl Udp {
             header.msg_controllen = size_of::<Control>();
         }
         let (first, flags) = (headers.as_mut_ptr(), libc::MSG_DONTWAIT);
-        // SAFETY: each header points to a name, a vector and a control buffer of its own, which outlive the call, and
-        // each vector to its own MESSAGE bytes of the buffer.
+        // SAFETY: each header points to its own name, vector and control buffer, which outlive the
+        // call. Each vector points to its own MESSAGE bytes of the buffer.
         let count = check(unsafe {
             libc::recvmmsg(self.fd(), first, MESSAGES as libc::c_uint, flags, std::ptr::null_mut())
         })?;
@@ -174,13 +179,13 @@ impl Udp {
         Ok(())
     }
 
-    /// Whether the kernel has cut every message so far.
+    /// Return whether the kernel is still trusted to cut messages.
     pub fn segments(&self) -> bool {
         self.segmenting.load(Ordering::Relaxed)
     }
 
-    /// The same as [`Self::send`], but where the kernel refuses the endpoint's address of ours, from one of its own
-    /// choice; says whether it was from the endpoint's.
+    /// Do the same as [`Self::send`]. But if the kernel refuses the endpoint's local address, let
+    /// it choose another. Also return whether the endpoint's own was used.
     pub fn send_from(
         &self,
         message: &[u8],
@@ -189,7 +194,8 @@ impl Udp {
         patience: Patience,
     ) -> (io::Result<Sent>, bool) {
         let sent = self.send(message, segment, endpoint, patience);
-        // Cutting may be refused for the address too: what went out datagram by datagram went out from it.
+        // The kernel may refuse to cut a message because of the address. But then sending datagram
+        // by datagram fails, too.
         match &sent {
             Err(error) if endpoint.local.is_some() && refuses_local(error) => {}
             _ => return (sent, true),
@@ -200,9 +206,9 @@ impl Udp {
         }
     }
 
-    /// Send `message` as datagrams of `segment` bytes, the last perhaps shorter, 64 at most.
+    /// Send `message` as at most 64 datagrams of `segment` bytes; the last one may be shorter.
     ///
-    /// Where the kernel refuses to cut the message it is sent datagram by datagram, none lost.
+    /// If the kernel refuses to cut the message, it is sent datagram by datagram, and none is lost.
     pub fn send(&self, message: &[u8], segment: usize, endpoint: Endpoint, patience: Patience) -> io::Result<Sent> {
         if message.len() <= segment {
             return self.send_message(message, None, endpoint, patience).map(|()| Sent::Whole);
@@ -212,7 +218,8 @@ impl Udp {
             match self.send_message(message, Some(segment as u16), endpoint, patience) {
                 Ok(()) => return Ok(Sent::Whole),
                 Err(error) => match error.raw_os_error() {
-                    // Not for this size on this path, or (EIO) the device can't at all.
+                    // EINVAL, EMSGSIZE: not for this size on this path. EIO: the device can't do it
+                    // at all.
                     Some(libc::EINVAL | libc::EMSGSIZE) => refused = Some(error),
                     Some(libc::EIO) => {
                         self.segmenting.store(false, Ordering::Relaxed);
@@ -228,8 +235,8 @@ impl Udp {
         Ok(refused.map_or(Sent::Whole, Sent::Singly))
     }
 
-    /// Send the first of these datagrams in one system call, as many as can go so; give how many that were. None
-    /// may be: then [`Self::send_from`] says what is against the first.
+    /// Send as many of the first datagrams as possible in one system call. Return how many were
+    /// sent. If that is none, [`Self::send_from`] reports why the first one fails.
     pub fn send_together(&self, transmits: &[Transmit]) -> usize {
         let mine = transmits.iter().take_while(|one| one.endpoint.remote.is_ipv6() == self.v6).take(MESSAGES);
         // SAFETY: headers are plain bytes, and all zeros is one of their values.
@@ -241,8 +248,8 @@ impl Udp {
             header.msg_hdr = letter.header;
             count += 1;
         }
-        // SAFETY: each header points into its own letter and to its own datagram; all of them outlive the call and
-        // stay where they are.
+        // SAFETY: each header points into its own letter and to its own datagram. All of them
+        // outlive the call and aren't moved.
         let sent = check(unsafe { libc::sendmmsg(self.fd(), headers.as_mut_ptr(), count, 0) });
         sent.map_or(0, |sent| sent as usize)
     }
@@ -275,7 +282,7 @@ impl Udp {
     }
 }
 
-/// Whether a datagram may have been refused for the address of ours that it was to go out from.
+/// Return whether the kernel may have refused a datagram because of its local address.
 fn refuses_local(error: &io::Error) -> bool {
     let word = error.raw_os_error().unwrap_or_default();
     [libc::EINVAL, libc::EADDRNOTAVAIL, libc::ENODEV, libc::ENETUNREACH, libc::EHOSTUNREACH].contains(&word)

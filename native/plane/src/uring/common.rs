@@ -1,4 +1,4 @@
-//! What both directions do with a ring: tags, the end, and idling.
+//! What both directions do with a ring: tags, stopping, idling.
 
 use std::io;
 
@@ -9,9 +9,10 @@ use crate::counters::WorkerCounters;
 use crate::io::Io;
 use crate::spin::Spin;
 
-/// What a thread reads from has this tag, plus its number.
+/// The tag of the first source that a thread reads from. Add the number of the source for the
+/// others.
 pub const ARRIVAL: u64 = 1 << 32;
-/// It is time to stop.
+/// The tag of the descriptor that is readable when it is time to stop.
 pub const STOP: u64 = 2 << 32;
 
 /// Have `ring` wake its thread when it is time to stop.
@@ -21,7 +22,7 @@ pub fn watch_stop(ring: &mut Ring, io: &Io) -> io::Result<()> {
     unsafe { ring.push(&poll) }
 }
 
-/// Wait until there is something to take: first awake where that pays, then asleep.
+/// Wait until there is a completion. Spin first, if that pays, then sleep.
 pub fn idle(ring: &mut Ring, spin: &mut Spin, counters: &WorkerCounters) -> io::Result<()> {
     if ring.has_work() || spin.look(|| Ok(ring.has_work()))? {
         return ring.enter(0);
@@ -30,8 +31,8 @@ pub fn idle(ring: &mut Ring, spin: &mut Spin, counters: &WorkerCounters) -> io::
     ring.enter(1)
 }
 
-/// Whether a multishot operation that ended with this error only has to be begun again: all buffers were ours, or
-/// the kernel couldn't go on with it.
+/// Return whether a multishot operation that ended with this error only has to be started again:
+/// all buffers were in use, or the kernel couldn't continue it.
 pub fn is_passing(error: i32) -> bool {
     matches!(error, libc::ENOBUFS | libc::ECANCELED | libc::EAGAIN | libc::EINTR)
 }

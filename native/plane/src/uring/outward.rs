@@ -1,5 +1,5 @@
-//! The way out of a queue: what the device gives is read by one multishot operation, and the call of the kernel that
-//! sends a message also brings the next packets.
+//! The way out of a queue over io_uring. One multishot operation reads the device. The system call
+//! that sends a message also fetches the next packets.
 
 use std::collections::VecDeque;
 use std::{io, iter, mem};
@@ -19,9 +19,9 @@ use crate::spin::Spin;
 use crate::udp::{Letter, Udp};
 use crate::udp_side::Patience;
 
-/// Packets or superpackets that the device may give ahead of what is sealed.
+/// Packets or superpackets that the device may deliver before they are sealed.
 const BUFFERS: u16 = 16;
-/// A virtio_net_hdr and the largest packet, in whole cache lines.
+/// Bytes of a virtio_net_hdr and the largest packet, in whole cache lines.
 const BUFFER: usize = (VNET_SIZE + MAX_PACKET).next_multiple_of(64);
 
 /// Make the ring that [`run`] needs.
@@ -56,18 +56,18 @@ struct Outward<'a> {
     queue: usize,
     ring: Ring,
     read: DeviceRead,
-    /// In a box: the kernel looks at it while it sends.
+    /// Boxed, because the kernel reads it while it sends.
     letter: Box<Letter>,
     /// Datagrams of this batch, and their bytes.
     packets: usize,
     bytes: usize,
 }
 
-/// What came of reading the device.
+/// What was read from the device.
 #[derive(Default)]
 struct DeviceRead {
     frames: VecDeque<(Lease, usize)>,
-    /// Whether the operation goes on.
+    /// Whether the operation is still active.
     goes_on: bool,
 }
 
@@ -91,7 +91,7 @@ impl Outward<'_> {
         Ok(())
     }
 
-    /// Have the device give what it has; false if that is nothing.
+    /// Fetch what the device has. Return false if there is nothing.
     fn read_more(&mut self) -> io::Result<bool> {
         self.read_on()?;
         if self.ring.has_work() {
@@ -101,14 +101,14 @@ impl Outward<'_> {
         Ok(!self.read.frames.is_empty())
     }
 
-    /// Have the device read, if it isn't.
+    /// Start reading the device, unless it is being read.
     fn read_on(&mut self) -> io::Result<()> {
         if self.read.goes_on {
             return Ok(());
         }
         let tun = self.io.queues[self.queue].tun.fd();
         let read = opcode::ReadMulti::new(Fd(tun), 0, GROUP).offset(u64::MAX).build().user_data(ARRIVAL);
-        // SAFETY: the operation reads into the ring's buffers alone.
+        // SAFETY: the operation reads only into the ring's buffers.
         unsafe { self.ring.push(&read)? };
         self.read.goes_on = true;
         Ok(())
@@ -135,7 +135,7 @@ impl Outward<'_> {
         Ok(())
     }
 
-    /// Send a message over the ring; false where the default path has to.
+    /// Send a message over the ring. Return false if the default path has to send it.
     fn send_now(&mut self, message: &[u8], segment: Option<u16>, socket: &Udp, endpoint: Endpoint) -> bool {
         let header = self.letter.address(message, segment, endpoint);
         // It doesn't wait for room, so it ends at once.
@@ -156,7 +156,7 @@ impl Sink for Outward<'_> {
         let sent = socket.is_some_and(|socket| {
             (!cut || socket.segments()) && self.send_now(message, cut.then_some(segment as u16), socket, endpoint)
         });
-        // The default path tries again, waits for room, does without cutting, counts what fails.
+        // The default path tries again, waits for room, sends uncut, and counts failures.
         sent || self.io.send(message, segment, endpoint, self.queue, Patience::Some)
     }
 }

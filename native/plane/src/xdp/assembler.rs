@@ -9,7 +9,7 @@ const PSEUDO_MAP_FD: u8 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instruction {
     code: u8,
-    /// Destination in one half, source in the other.
+    /// The destination in one half, the source in the other.
     registers: u8,
     offset: i16,
     immediate: i32,
@@ -31,7 +31,7 @@ pub const HALF: u8 = 0x08;
 pub const BYTE: u8 = 0x10;
 pub const DOUBLE: u8 = 0x18;
 
-// Jumps.
+// Conditions of jumps.
 pub const EQUAL: u8 = 0x10;
 pub const LESS_OR_EQUAL: u8 = 0xb0;
 pub const GREATER: u8 = 0x20;
@@ -43,7 +43,7 @@ const fn instruction(code: u8, destination: u8, source: u8, offset: i16, immedia
     Instruction { code, registers, offset, immediate }
 }
 
-/// Where a jump goes; the distance is filled in when all is there.
+/// The target of a jump. The distance is filled in when all instructions are there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Label {
     V6,

@@ -26,13 +26,14 @@ impl Bound {
         if v4 { self.v4 } else { self.v6 }
     }
 
-    /// Whether datagrams for this address of ours are for the sockets.
+    /// Return whether the sockets receive datagrams for this address of ours.
     pub fn takes(&self, address: IpAddr) -> bool {
         let bound = self.family(address.is_ipv4());
         bound.is_some_and(|bound| bound.ip().is_unspecified() || bound.ip() == address)
     }
 
-    /// The address that all to this destination comes from; None: the route says.
+    /// Return the address that everything to `destination` is sent from, or None if the route
+    /// decides.
     pub fn source(&self, destination: IpAddr) -> Option<IpAddr> {
         let bound = self.family(destination.is_ipv4())?;
         (!bound.ip().is_unspecified()).then(|| bound.ip())

@@ -23,9 +23,10 @@ pub const FLAG_NATIVE: u32 = 1 << 2;
 /// Call bpf(2).
 ///
 /// # Safety
-/// `attribute` has the layout that the command reads, and the pointers in it are valid for that.
+/// `attribute` must have the layout that the command reads, and the pointers in it must be valid
+/// for that.
 unsafe fn bpf<T>(command: libc::c_int, attribute: &mut T) -> libc::c_int {
-    // SAFETY: the pointer and the size are those of `attribute`; the rest is the caller's promise.
+    // SAFETY: the pointer and the size are those of `attribute`. The caller promises the rest.
     unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) as libc::c_int }
 }
 
@@ -52,7 +53,7 @@ pub fn create_map(kind: u32, key: u32, value: u32, entries: u32) -> io::Result<O
     own(unsafe { bpf(MAP_CREATE, &mut attribute) })
 }
 
-/// What the commands on a map's elements read.
+/// The argument of the commands on a map's elements.
 #[repr(C)]
 struct Element {
     map: u32,
@@ -61,10 +62,11 @@ struct Element {
     flags: u64,
 }
 
-/// Set an element; `key` is as long as the map's keys are, each value has 4 bytes.
+/// Set an element. `key` is as long as the map's keys; each value has 4 bytes.
 pub fn update<const KEY: usize>(map: &OwnedFd, key: &[u8; KEY], value: &[u8; 4]) -> io::Result<()> {
     let mut attribute = Element { map: fd_of(map), key: pointer(key), value: pointer(value), flags: 0 };
-    // SAFETY: key and value have the sizes that `create_map` was given, and outlive the call, which only reads them.
+    // SAFETY: key and value have the sizes that `create_map` was given. They outlive the call,
+    // which only reads them.
     check(unsafe { bpf(MAP_UPDATE_ELEM, &mut attribute) }).map(drop)
 }
 
@@ -106,8 +108,8 @@ pub fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
         interface: 0,
         attach_type: ATTACH_TYPE_XDP,
     };
-    // SAFETY: BPF_PROG_LOAD reads `count` instructions of 8 bytes and a string that ends in zero; both outlive the
-    // call.
+    // SAFETY: BPF_PROG_LOAD reads `count` instructions of 8 bytes and a string that ends in zero.
+    // Both outlive the call.
     own(unsafe { bpf(PROG_LOAD, &mut attribute) })
 }
 

@@ -1,9 +1,9 @@
-//! The program that an interface runs on each frame it takes: our datagrams go to our sockets, all else to the
-//! kernel.
+//! The program that an interface runs on each frame: our datagrams go to our sockets, everything
+//! else to the kernel.
 //!
-//! It is written in BPF's instructions (Linux, Documentation/bpf/standardization/instruction-set.rst), so nobody needs
-//! a compiler for BPF. The kernel's verifier checks it at each start. Two maps belong to it: our addresses, and a
-//! socket for each queue of the interface.
+//! It is made of BPF's instructions, so no compiler for BPF is needed. The kernel's verifier checks
+//! it at each start. Two maps belong to it: our addresses, and a socket for each queue of the
+//! interface.
 
 use std::io;
 use std::net::IpAddr;
@@ -19,36 +19,38 @@ use crate::xdp::bpf;
 const XDP_PASS: i32 = 2;
 const HELPER_MAP_LOOKUP: i32 = 1;
 const HELPER_REDIRECT_MAP: i32 = 51;
-/// Addresses of ours beyond these are served by the ordinary sockets.
+/// Addresses beyond this many are served by the ordinary sockets.
 const MOST_ADDRESSES: u32 = 1024;
 
-/// What a frame has to be to be ours.
+/// What makes a frame ours.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     /// Our port, if we serve IPv4.
     pub port_v4: Option<u16>,
     /// Our port, if we serve IPv6.
     pub port_v6: Option<u16>,
-    /// Bytes of the longest frame. What is longer was put together of several by the kernel.
+    /// Bytes of the longest frame. The kernel has merged whatever is longer.
     pub longest: u16,
 }
 
-/// The program and its maps, as long as they are held.
+/// The program and its maps. They exist as long as they are held.
 pub struct Program {
     program: OwnedFd,
     addresses: OwnedFd,
     sockets: OwnedFd,
 }
 
-/// A program at work on an interface. It ends with its descriptor, so however the process ends.
+/// A program that runs on an interface. It stops when its descriptor is closed, even if the process
+/// is killed.
 pub struct Attached {
     _link: OwnedFd,
-    /// Run by the driver, or else by the kernel after it has made its own packet of the frame.
+    /// Whether the driver runs it. Otherwise the kernel does, after it has made its own packet of
+    /// the frame.
     pub native: bool,
 }
 
 impl Program {
-    /// Load it for an interface of `queues` queues.
+    /// Load the program for an interface with `queues` queues.
     pub fn load(wanted: &Wanted, queues: u32) -> io::Result<Self> {
         let addresses = bpf::create_map(bpf::MAP_TYPE_HASH, 16, 4, MOST_ADDRESSES)?;
         let sockets = bpf::create_map(bpf::MAP_TYPE_XSKMAP, 4, 4, queues)?;
@@ -57,10 +59,10 @@ impl Program {
         Ok(Self { program, addresses, sockets })
     }
 
-    /// Have an interface run it: in its driver, or where that can't, behind it.
+    /// Have an interface run the program: in its driver, or after it if the driver can't.
     pub fn attach(&self, interface: u32) -> io::Result<Attached> {
         self.attach_as(interface, bpf::FLAG_NATIVE).or_else(|error| match error.raw_os_error() {
-            // Somebody else's program is there, or we may not.
+            // Another program is there, or we have no right to do this.
             Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::EACCES | libc::ENODEV) => Err(error),
             _ => self.attach_as(interface, bpf::FLAG_GENERIC),
         })
@@ -76,18 +78,18 @@ impl Program {
         bpf::update(&self.sockets, &queue.to_ne_bytes(), &socket.to_ne_bytes())
     }
 
-    /// Take what is for this address of ours.
+    /// Take what is sent to this address of ours.
     pub fn add_address(&self, address: IpAddr) -> io::Result<()> {
         bpf::update(&self.addresses, &key(address), &[1, 0, 0, 0])
     }
 
-    /// Leave what is for this address to the kernel.
+    /// Leave what is sent to this address to the kernel.
     pub fn remove_address(&self, address: IpAddr) {
         bpf::delete(&self.addresses, &key(address));
     }
 }
 
-/// An address as the map has it: IPv4 mapped into IPv6.
+/// Return an address as the map has it, with IPv4 mapped into IPv6.
 fn key(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -95,18 +97,18 @@ fn key(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// A 16-bit field of a packet as a load of it gives it.
+/// Return what a load of a 16-bit field of a packet yields for `number`.
 fn field(number: u16) -> i32 {
     i32::from(number.to_be())
 }
 
-/// The same for a port; what we don't have equals no field.
+/// The same for a port. A port that we don't have equals no field.
 fn port_field(port: Option<u16>) -> i32 {
     port.map_or(0x1_0000, field)
 }
 
-// Registers: R2 begins the frame, R3 ends it, R6 keeps the context. R4 and R5 are for what is compared.
-// The stack holds the key to look up, in the 16 bytes below R10.
+// Registers: R2 points to the beginning of the frame, R3 to its end, R6 to the context. R4 and R5
+// hold what is compared. The 16 bytes of the stack below R10 hold the key to look up.
 
 fn assemble(wanted: &Wanted, addresses: RawFd, sockets: RawFd) -> Vec<Instruction> {
     let mut a = Assembler::default();
@@ -117,7 +119,8 @@ fn assemble(wanted: &Wanted, addresses: RawFd, sockets: RawFd) -> Vec<Instructio
     a.finish()
 }
 
-/// Pass merged frames, short ones, and those of other protocols. IPv6 goes on at `V6`, IPv4 at the next instruction.
+/// Pass merged frames, short frames, and those of other protocols. IPv6 continues at `V6`, IPv4 at
+/// the next instruction.
 fn examine_frame(a: &mut Assembler, longest: u16) {
     use Label::{Pass, V6};
     // Of struct xdp_md.
@@ -126,7 +129,8 @@ fn examine_frame(a: &mut Assembler, longest: u16) {
     a.copy(R6, R1);
     a.load(WORD, R2, R1, DATA);
     a.load(WORD, R3, R1, DATA_END);
-    // Longer than the interface's frames: merged ones, which the ordinary sockets can tell apart.
+    // Frames longer than the interface's are merged ones. The ordinary sockets can tell their
+    // datagrams apart.
     a.copy(R4, R2);
     a.add(R4, i32::from(longest) + 1);
     a.jump_if_register(LESS_OR_EQUAL, R4, R3, Pass);
@@ -139,10 +143,10 @@ fn examine_frame(a: &mut Assembler, longest: u16) {
     a.jump_if(NOT_EQUAL, R5, field(0x0800), Pass);
 }
 
-/// Pass what isn't ours over IPv4, and put the key for the rest on the stack: `::ffff:a.b.c.d`.
+/// Pass what isn't ours over IPv4. For the rest, put the key on the stack: `::ffff:a.b.c.d`.
 fn examine_ipv4(a: &mut Assembler, port: Option<u16>) {
     use Label::{LookUp, Pass};
-    // IPv4 without options; UDP; no fragment; our port.
+    // IPv4 without options, UDP, no fragment, our port.
     a.load(BYTE, R5, R2, 14);
     a.jump_if(NOT_EQUAL, R5, 0x45, Pass);
     a.load(BYTE, R5, R2, 23);
@@ -152,7 +156,7 @@ fn examine_ipv4(a: &mut Assembler, port: Option<u16>) {
     a.jump_if(NOT_EQUAL, R5, 0, Pass);
     a.load(HALF, R5, R2, 36);
     a.jump_if(NOT_EQUAL, R5, port_field(port), Pass);
-    // The key, on the stack: ::ffff:a.b.c.d.
+    // The key.
     a.set(R5, 0);
     a.store(DOUBLE, -16, R5);
     a.set(R5, 0xffff_u32.to_be() as i32);
@@ -162,10 +166,10 @@ fn examine_ipv4(a: &mut Assembler, port: Option<u16>) {
     a.jump(LookUp);
 }
 
-/// Pass what isn't ours over IPv6, and put the key for the rest on the stack.
+/// Pass what isn't ours over IPv6. For the rest, put the key on the stack.
 fn examine_ipv6(a: &mut Assembler, port: Option<u16>) {
     use Label::{Pass, V6};
-    // IPv6; UDP at once; our port.
+    // IPv6, directly followed by UDP, our port.
     a.here(V6);
     a.copy(R4, R2);
     a.add(R4, 62);
@@ -183,12 +187,13 @@ fn examine_ipv6(a: &mut Assembler, port: Option<u16>) {
     }
 }
 
-/// Give a datagram for one of our addresses to the socket of its queue, or to the kernel where the queue has none.
+/// Give a datagram for one of our addresses to the socket of its queue, or to the kernel if the
+/// queue has none.
 fn redirect(a: &mut Assembler, addresses: RawFd, sockets: RawFd) {
     use Label::{LookUp, Pass};
     /// Of struct xdp_md.
     const QUEUE: i16 = 16;
-    // One of our addresses: to the queue's socket; if there is none, to the kernel.
+    // Look up the address, then the queue's socket.
     a.here(LookUp);
     a.map(R1, addresses);
     a.copy(R2, R10);
