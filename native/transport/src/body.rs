@@ -1,6 +1,6 @@
-//! Where the sealed part of a datagram lies in a buffer.
+//! The place of a datagram's sealed part in a buffer.
 
-/// Where a packet lies in a buffer, sealed or to be sealed.
+/// The place of a packet in a buffer, sealed or to be sealed.
 #[derive(Clone, Copy, Debug)]
 pub struct Body {
     /// Where it begins.

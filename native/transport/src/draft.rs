@@ -1,4 +1,5 @@
-//! A message to one peer while it is written: packets lie where their datagrams will be, and are sealed there.
+//! A message to one peer while it is written. Packets lie where their datagrams will be, and are
+//! sealed there.
 
 use std::sync::Arc;
 
@@ -21,18 +22,18 @@ struct Slot {
     at: usize,
     /// Bytes of the packet.
     size: usize,
-    /// The same with padding.
+    /// Bytes of the packet with padding.
     padded: usize,
 }
 
-/// The packets of one peer that wait to be sealed, 64 at most, in the order they came.
+/// The packets of one peer that wait to be sealed, at most 64, in the order they came.
 pub struct Draft {
     buffer: Box<[u8]>,
     used: usize,
     slots: Vec<Slot>,
-    /// The same for the cipher; kept for its memory.
+    /// The same packets for the cipher. Kept to reuse its memory.
     bodies: Vec<Body>,
-    /// Whose they are; nobody's between two batches.
+    /// The peer they are for. None between two batches.
     pub peer: Option<Arc<Peer>>,
 }
 
@@ -50,19 +51,21 @@ impl Default for Draft {
 }
 
 impl Draft {
-    /// How many packets wait here.
+    /// Return how many packets wait here.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether another full packet may not fit: sealing now makes a message as good as it gets.
+    /// Return whether another full packet may not fit. Sealing now makes a message that is as full
+    /// as possible.
     pub fn is_ripe(&self, mtu: usize) -> bool {
         self.slots.len() == MAX_SEGMENTS || self.used > 0 && self.used + mtu + OVERHEAD > MAX_MESSAGE
     }
 
-    /// Make a slot for a packet of `size` bytes; give where to write it. Its padding is zero.
+    /// Make a slot for a packet of `size` bytes. Return where to write the packet. Its padding is
+    /// zero.
     ///
-    /// What is there goes out first if both don't fit into a message.
+    /// If the packet doesn't fit into the message, the message is sent first.
     pub fn room(
         &mut self,
         transport: &Transport,
@@ -85,7 +88,8 @@ impl Draft {
         &mut self.buffer[start..start + size]
     }
 
-    /// Seal the packets and send them, or hold them where no session may; the buffer is empty then.
+    /// Seal the packets and send them, or hold them if no session may send. The buffer is empty
+    /// afterwards.
     pub fn seal(&mut self, transport: &Transport, now: Seconds, out: &mut Outbox, sink: &mut impl Sink) {
         let Some(peer) = self.peer.clone().filter(|_| !self.slots.is_empty()) else { return };
         let count = self.slots.len();
@@ -93,7 +97,7 @@ impl Draft {
         if let Some(endpoint) = state.endpoint {
             let session = state.keypairs.current.clone();
             if session.as_ref().is_some_and(|session| self.is_looped(session)) {
-                // What goes with it would come back as well.
+                // What this message carries would come back as well.
                 transport.count_drops(&peer, DropReason::RoutingLoop, count as u64);
                 self.slots.clear();
                 self.used = 0;
@@ -137,7 +141,8 @@ impl Draft {
         session.sealer().seal_batch(&mut self.buffer, &self.bodies);
     }
 
-    /// Send neighbours of one size together; a shorter one may be the last.
+    /// Send neighbours of one size together. The last one may be shorter. Return false if a message
+    /// did not leave from the endpoint's local address.
     fn send_slots(&self, endpoint: Endpoint, sink: &mut impl Sink) -> bool {
         let mut rest = &self.slots[..];
         let mut from_there = true;

@@ -1,7 +1,10 @@
-//! What a handshake datagram must show before it may cost Python a Diffie-Hellman (whitepaper sections 5.3, 5.4.7).
+//! What a handshake datagram must show before it may cost Python a Diffie-Hellman (whitepaper
+//! sections 5.3, 5.4.7).
 //!
-//! In order: its length; MAC1, which shows that the sender knows our public key; then, from a source that asks too
-//! often, or from everybody while we are under load, MAC2, which shows that the sender receives at its address.
+//! - The right length.
+//! - MAC1: the sender knows our public key.
+//! - MAC2: the sender receives at its address. This is asked of a source that sends too often, and
+//!   of everybody while we are under load.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,25 +17,25 @@ use crate::indices::Random;
 use crate::locks::lock;
 use crate::wire::{INITIATION, INITIATION_SIZE, MAC_SIZE, RESPONSE_SIZE};
 
-/// Handshake datagrams that may wait for Python; the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
+/// Handshake datagrams that may wait for Python. The kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
 pub const HANDSHAKE_QUEUE: usize = 4096;
-/// From this many on we are under load, and for a second after it was last so; also while as many more in a second
-/// would have to be taken as soon as it ended.
+/// We are under load while this many wait, and for a second afterwards. The load also lasts while
+/// this many datagrams per second are challenged that would have passed without it.
 pub const LOADED_QUEUE: usize = HANDSHAKE_QUEUE / 8;
 const LOAD_LASTS: Seconds = 1.0;
-/// A source's budget a second, over /32 or /64 (the kernel's ratelimiter).
+/// A source's budget per second, per /32 or /64 (the kernel's ratelimiter).
 pub const RATE: f64 = 20.0;
 /// A source's budget at once.
 pub const BURST: u32 = 5;
-/// Sources remembered at once, of each kind.
+/// Sources remembered at once, for each of the two budgets.
 pub const SOURCES: usize = 8192;
-/// Seconds between two searches for those whose bucket is full again.
+/// Seconds between two searches for sources whose bucket is full again.
 const SWEEP_INTERVAL: Seconds = 0.1;
 
 /// What to do with a handshake datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Give it to Python.
+    /// Pass it to Python.
     Pass,
     /// Answer with this cookie reply, and drop it.
     Challenge(Vec<u8>),
@@ -40,7 +43,7 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-/// What a budget belongs to: an IPv4 address, or the first 64 bits of an IPv6 one.
+/// The owner of a budget: an IPv4 address, or the first 64 bits of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum SourcePrefix {
     V4(u32),
@@ -56,10 +59,11 @@ impl SourcePrefix {
     }
 }
 
-/// A token bucket a source: RATE a second, BURST at once.
+/// A token bucket per source: RATE per second, BURST at once.
 ///
-/// One number a source is kept: when its bucket will be full again. Who has a full bucket needs none. Sources are
-/// the sender's to choose, so the map keeps the standard library's keyed hash.
+/// One number is kept per source: the time at which its bucket will be full again. A full bucket
+/// needs no number. The sender chooses the source, so the map keeps the standard library's keyed
+/// hash.
 struct SourceBudget {
     full_at: HashMap<SourcePrefix, Seconds>,
     swept_at: Seconds,
@@ -72,10 +76,10 @@ impl Default for SourceBudget {
 }
 
 impl SourceBudget {
-    /// Take a token of `source`; false where none is left.
+    /// Take a token of `source`. Return false if none is left.
     ///
-    /// With SOURCES of them not yet full again, a new source is given false: that many at once are a flood from
-    /// made-up addresses.
+    /// While SOURCES buckets are not full again, a new source gets false: so many at once are a
+    /// flood from made-up addresses.
     fn spend(&mut self, source: SourcePrefix, now: Seconds) -> bool {
         let known = self.full_at.get(&source).copied();
         if known.is_none() && self.full_at.len() >= SOURCES && !self.forget_full(now) {
@@ -89,9 +93,9 @@ impl SourceBudget {
         true
     }
 
-    /// Make room; say whether there is some.
+    /// Make room in the map. Return whether there is some.
     fn forget_full(&mut self, now: Seconds) -> bool {
-        // Looking through all of them for each datagram of a flood would do the flood's work for it.
+        // Searching the map for each datagram would help a flood.
         if now - self.swept_at < SWEEP_INTERVAL {
             return false;
         }
@@ -103,14 +107,14 @@ impl SourceBudget {
 
 /// The gate of one plane.
 ///
-/// Two budgets are kept for each source: one for datagrams that prove their address by MAC2, one for those that do
-/// not. So who floods in another's name takes nothing from the other but the comfort of not being challenged.
+/// Each source has two budgets: one for datagrams that prove their address by MAC2, one for those
+/// that do not. So a flood in a peer's name costs the peer nothing, except that it is challenged.
 pub struct Gate {
     keys: Mutex<GateKeys>,
     state: Mutex<State>,
 }
 
-/// What follows from our public key.
+/// The keys that follow from our public key.
 #[derive(Clone, Copy)]
 struct GateKeys {
     mac1: [u8; 32],
@@ -128,12 +132,12 @@ struct State {
     unproven: SourceBudget,
     proven: SourceBudget,
     loaded_until: Seconds,
-    /// Datagrams under load that would have passed without.
+    /// Datagrams that were challenged under load, but would have passed without it.
     pressing: usize,
 }
 
 impl State {
-    /// Whether a datagram passes that proves nothing.
+    /// Return whether a datagram that proves nothing passes.
     fn passes(&mut self, network: SourcePrefix, now: Seconds) -> bool {
         let in_budget = self.unproven.spend(network, now);
         if now >= self.loaded_until {
@@ -142,7 +146,7 @@ impl State {
         }
         self.pressing += usize::from(in_budget);
         if self.pressing >= LOADED_QUEUE {
-            // Python would only be handed as many in vain each second.
+            // Without the load, Python would get this many in vain each second.
             self.pressing = 0;
             self.loaded_until = now + LOAD_LASTS;
         }
@@ -168,7 +172,8 @@ impl Gate {
         *lock(&self.keys) = GateKeys::of(public_key);
     }
 
-    /// Judge a datagram of type 1 or 2, whole, from `source`, while `backlog` handshake datagrams wait for Python.
+    /// Judge a whole datagram of type 1 or 2 from `source`. `backlog`: handshake datagrams that
+    /// wait for Python.
     pub fn judge(
         &self,
         datagram: &[u8],
@@ -231,7 +236,7 @@ mod tests {
         message
     }
 
-    /// The cookie in a reply, as the sender of `sent` gets it out.
+    /// Return the cookie in a reply, as the sender of `sent` decrypts it.
     fn taste(reply: &[u8], sent: &[u8]) -> Vec<u8> {
         assert_eq!(reply.len(), COOKIE_REPLY_SIZE);
         let nonce: [u8; 24] = reply[8..32].try_into().unwrap();
@@ -273,7 +278,7 @@ mod tests {
         let gate = Gate::new(&KEY);
         let mut from = (0_u32..).map(|number| SocketAddr::from((number.to_be_bytes(), 1000)));
         let mut judge = |backlog, now| gate.judge(&initiation(None), from.next().unwrap(), backlog, now, &random());
-        // One too few more for another second of it, then just enough.
+        // One too few for another second of load, then just enough.
         for (began, more, goes_on) in [(0.0, LOADED_QUEUE - 2, false), (2.0, LOADED_QUEUE - 1, true)] {
             judge(LOADED_QUEUE, began);
             for _ in 0..more {

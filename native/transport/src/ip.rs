@@ -1,10 +1,11 @@
-//! What the header of an inner IP packet tells: addresses, length, and whether it is a datagram of ours.
+//! What the headers of an inner IP packet contain: addresses, length, and whether it is a datagram
+//! of ours.
 
 use crate::contract::Address;
 use crate::drops::DropReason;
 use crate::wire::{u32_at, u64_at};
 
-/// The destination of an IP packet; None for what is none.
+/// Return the destination of an IP packet, or None if it is no IP packet.
 pub(crate) fn destination(packet: &[u8]) -> Option<Address> {
     match packet.first()? >> 4 {
         4 if packet.len() >= 20 => Some(v4_at(packet, 16)),
@@ -13,7 +14,7 @@ pub(crate) fn destination(packet: &[u8]) -> Option<Address> {
     }
 }
 
-/// The source of what a peer sent, and its length without padding.
+/// Return the source of a packet from a peer, and its length without padding.
 pub(crate) fn inner_source(plaintext: &[u8]) -> Result<(Address, usize), DropReason> {
     let size = plaintext.len();
     let word = |at: usize| usize::from(plaintext[at]) << 8 | usize::from(plaintext[at + 1]);
@@ -25,8 +26,8 @@ pub(crate) fn inner_source(plaintext: &[u8]) -> Result<(Address, usize), DropRea
     if (shortest..=size).contains(&length) { Ok((source, length)) } else { Err(DropReason::InnerLength) }
 }
 
-/// Whether a packet is itself a datagram of the session with this header: its peer can't be reached but through itself,
-/// and sealing it would go on for ever.
+/// Return whether a packet is itself a datagram of the session with this header. Then the route to
+/// the peer leads through the peer, and sealing the packet would never end.
 pub(crate) fn is_looped(packet: &[u8], header: [u8; 8]) -> bool {
     const UDP: u8 = 17;
     let payload = match packet.first().map(|first| first >> 4) {

@@ -1,11 +1,11 @@
-//! WireGuard's data plane without sockets, clocks or threads: inner packets, datagrams and `now` in; datagrams,
-//! inner packets and events out.
+//! WireGuard's data plane without sockets, clocks or threads. Inner packets, datagrams and `now` go
+//! in. Datagrams, inner packets and events come out.
 //!
-//! [`Transport`] has the rules. [`outbound`] and [`inbound`] apply them to the batches that the kernel gives. The
-//! readable twin of all this is `rustguard_py/planes`; for the same script of events both decide the same.
+//! [`Transport`] has the rules. [`outbound`] and [`inbound`] apply them to batches.
+//! `rustguard_py/planes` has the readable twin. For the same script of events both decide the same.
 //!
-//! Everything is shared by reference: routes and sessions are read from snapshots, each peer has its own lock, taken
-//! once a batch. There is no lock that two peers' packets share.
+//! Everything is shared by reference. Routes and sessions are read from snapshots. Each peer has
+//! its own lock, taken per batch. Packets of two peers never share a lock.
 
 #![deny(unsafe_code)]
 

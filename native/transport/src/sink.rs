@@ -1,4 +1,4 @@
-//! Where sealed messages go.
+//! The destination of sealed messages.
 
 use crate::contract::Endpoint;
 
@@ -6,7 +6,7 @@ use crate::contract::Endpoint;
 pub trait Sink {
     /// Send a message as datagrams of `segment` bytes; the last one may be shorter.
     ///
-    /// The sink counts what the network refuses. Return false where the datagrams did not leave from the endpoint's
-    /// local address.
+    /// The sink counts what the network refuses. It returns false if the datagrams did not leave
+    /// from the endpoint's local address.
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool;
 }

@@ -194,8 +194,8 @@ impl Udp {
         patience: Patience,
     ) -> (io::Result<Sent>, bool) {
         let sent = self.send(message, segment, endpoint, patience);
-        // The kernel may refuse to cut a message because of the address. But then sending datagram
-        // by datagram fails, too.
+        // The refusal to cut may be due to the address, too. But if the datagrams then went out one
+        // by one, they went out from it.
         match &sent {
             Err(error) if endpoint.local.is_some() && refuses_local(error) => {}
             _ => return (sent, true),

@@ -1,11 +1,11 @@
-//! The AEAD packet by packet.
+//! The AEAD of the crate ring, packet by packet.
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use super::interface::Aead;
 use crate::wire::TAG_SIZE;
 
-/// ring's, in assembler for every machine it knows.
+/// ring's cipher, in assembler for every processor that ring supports.
 pub struct RingCipher(LessSafeKey);
 
 fn nonce(counter: u64) -> Nonce {

@@ -1,4 +1,4 @@
-//! The fastest AEAD of this machine: lanes for long batches, ring for the rest.
+//! The fastest AEAD on this machine: lanes for long batches, ring for the rest.
 
 use std::sync::OnceLock;
 
@@ -9,14 +9,15 @@ use crate::body::Body;
 #[cfg(avx512)]
 use crate::lanes::{self, Lanes};
 
-/// The fastest here.
+/// The fastest cipher on this machine.
 pub struct Cipher {
     ring: RingCipher,
     #[cfg(avx512)]
     lanes: Option<Lanes>,
 }
 
-/// Whether long batches go through the lanes. Decided once: by the variable `RUSTGUARD_AEAD` and the processor.
+/// Return whether long batches go through the lanes. The variable `RUSTGUARD_AEAD` and the
+/// processor decide that once.
 fn has_lanes() -> bool {
     static CHOSEN: OnceLock<bool> = OnceLock::new();
     #[cfg(avx512)]
@@ -26,13 +27,13 @@ fn has_lanes() -> bool {
     *CHOSEN.get_or_init(|| available && std::env::var_os("RUSTGUARD_AEAD").is_none_or(|name| name != "ring"))
 }
 
-/// What seals and opens here, in words.
+/// Return what seals and opens packets here, in words.
 pub fn description() -> &'static str {
     if has_lanes() { "AVX-512 for 16 packets at once, ring for the rest" } else { "ring" }
 }
 
-/// Fewer than this are for ring: of 4 packets the lanes need 0.9 to 1.4 of its time, of 5 up to 0.9
-/// (`examples/aead.rs`).
+/// Batches with fewer packets use ring. For 4 packets the lanes need 0.9 to 1.4 of ring's time, for
+/// 5 up to 0.9 (`examples/aead`).
 #[cfg(avx512)]
 const FEWEST: usize = 5;
 

@@ -6,7 +6,7 @@ use chacha20poly1305::aead::{Aead as _, KeyInit};
 use super::interface::Aead;
 use crate::wire::TAG_SIZE;
 
-/// In place of ring's.
+/// Takes the place of ring's cipher.
 pub struct RingCipher(ChaCha20Poly1305);
 
 fn nonce(counter: u64) -> [u8; 12] {

@@ -1,10 +1,12 @@
-//! ChaCha20-Poly1305 (RFC 8439) with WireGuard's nonces: four zero bytes and the counter (whitepaper section 5.4.6).
+//! ChaCha20-Poly1305 (RFC 8439) with WireGuard's nonces: four zero bytes and the counter
+//! (whitepaper section 5.4.6).
 //!
-//! A cipher lives as long as a batch: the session keeps 32 bytes, not an expanded key, and making a cipher of them
-//! costs less than sealing sixteen bytes. [`RingCipher`] does all that comes alone. Batches that are long enough go
-//! through `lanes`, sixteen packets at once, where the processor has AVX-512 IFMA and `RUSTGUARD_AEAD` isn't `ring`.
+//! A cipher lives as long as a batch. The session keeps 32 bytes, not an expanded key, because
+//! making a cipher costs less than sealing sixteen bytes. [`RingCipher`] handles single packets and
+//! short batches. Long batches go through `lanes`, sixteen packets at once, if the processor has
+//! AVX-512 IFMA and `RUSTGUARD_AEAD` isn't `ring`.
 
-// Miri knows no assembler.
+// Miri can't run assembler.
 #[cfg_attr(miri, path = "interpreted.rs")]
 mod by_ring;
 mod cipher;

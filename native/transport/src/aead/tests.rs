@@ -4,8 +4,8 @@ use super::*;
 use crate::body::Body;
 use crate::wire::TAG_SIZE;
 
-/// RFC 7539's key and text; made with WireGuard's nonce for counter 0x0706050403020100 by an independent
-/// implementation in the test below.
+/// The key and the text are RFC 7539's. The nonce is WireGuard's for counter 0x0706050403020100. An
+/// independent implementation makes the expected result.
 #[test]
 fn sealing_is_chacha20poly1305_with_the_counter_as_nonce() {
     use chacha20poly1305::aead::{Aead as _, KeyInit};

@@ -12,7 +12,7 @@ use crate::locks::lock;
 use crate::peers::{Owned, Peer, PeerCounters, PeerState};
 
 impl Transport {
-    /// Belong to the owner of another public key from now on. No session sends any more; what comes is still taken.
+    /// Change our public key. Sessions stop sending, but still receive.
     pub fn set_public_key(&self, public_key: &[u8; 32]) {
         self.gate.set_public_key(public_key);
         let peers: Vec<_> = lock(&self.peers).values().cloned().collect();
@@ -23,10 +23,11 @@ impl Transport {
         }
     }
 
-    /// Add a peer or change it; its sessions stay. Turning the persistent keepalive on sends one at once.
+    /// Add a peer or change it. Its sessions are kept. If the persistent keepalive is turned on,
+    /// one is sent at once.
     ///
-    /// `endpoint`: None keeps what is known. `networks`: each moves here from other peers. `interval`: seconds of the
-    /// persistent keepalive, 0 for none.
+    /// `endpoint`: None keeps the known one. `networks`: each is taken from the peer that has it.
+    /// `interval`: seconds of the persistent keepalive, 0 for none.
     pub fn set_peer(
         &self,
         peer: PeerId,
@@ -59,7 +60,7 @@ impl Transport {
         }
     }
 
-    /// Forget a peer, its keys, indices and held packets.
+    /// Forget a peer with its keys, indices and held packets.
     pub fn remove_peer(&self, peer: PeerId) {
         let known = lock(&self.peers).remove(&peer);
         self.indices.forget(peer);
@@ -72,15 +73,17 @@ impl Transport {
         state.liveness.forget();
     }
 
-    /// Give a fresh random index for a handshake; the peer's reserved, unused one is given back.
+    /// Return a fresh random index for a handshake. An earlier one that the peer reserved and did
+    /// not use is released.
     pub fn reserve_index(&self, peer: PeerId) -> u32 {
         self.indices.reserve(peer, &self.random)
     }
 
-    /// Put a keypair in place. The handshake counts as sent and received, as in the kernel.
+    /// Install a keypair. The handshake counts as sent and received, as in the kernel.
     ///
-    /// An initiator's becomes current and is used at once: held packets go out, or an empty one where none is held.
-    /// A responder's becomes next until a datagram confirms it.
+    /// An initiator's keypair becomes the current one and is used at once: held packets are sent,
+    /// or an empty one if none is held. A responder's becomes the next one until a datagram
+    /// confirms it.
     pub fn install_keypair(&self, peer: PeerId, keypair: &Keypair, now: Seconds, out: &mut Outbox) {
         let Some(known) = self.peer(peer) else {
             self.indices.forget(peer);
@@ -114,7 +117,7 @@ impl Transport {
         }
     }
 
-    /// Drop the packets that wait for a handshake: it was given up.
+    /// Drop the packets that wait for a handshake, because it was given up.
     pub fn drop_held(&self, peer: PeerId) {
         if let Some(known) = self.peer(peer) {
             let mut state = known.state();
@@ -123,7 +126,7 @@ impl Transport {
         }
     }
 
-    /// Each peer's endpoint and counters.
+    /// Return each peer's endpoint and counters.
     pub fn stats(&self) -> Vec<(PeerId, Option<Endpoint>, PeerCounters)> {
         let peers: Vec<_> = lock(&self.peers).values().cloned().collect();
         let read = |peer: &Arc<Peer>| {

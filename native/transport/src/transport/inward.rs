@@ -1,5 +1,7 @@
-//! Datagrams in, one at a time: look up the index, check the window, open, mark the window, roam, check the inner
-//! source. What is no data message goes through the gate, or to Python as it is.
+//! Datagrams in, one at a time: look up the index, check the window, open, mark the window, roam,
+//! check the inner source.
+//!
+//! Handshakes go through the gate. Enrollment goes to Python unchanged.
 
 use std::ops::Range;
 
@@ -17,8 +19,8 @@ use crate::wire::{
 };
 
 impl Transport {
-    /// Take one datagram from the network, which is opened in place; give where the inner packet is in it, if there
-    /// is one to deliver.
+    /// Take one datagram from the network and open it in place. Return where the inner packet is in
+    /// it, if there is one to deliver.
     pub fn handle_datagram(
         &self,
         datagram: &mut [u8],
@@ -53,7 +55,7 @@ impl Transport {
         Some(DATA_HEADER_SIZE..DATA_HEADER_SIZE + length)
     }
 
-    /// Open a data message in place, and mark its counter; None where it was dropped.
+    /// Open a data message in place and mark its counter. Return None if it was dropped.
     fn authenticate(&self, datagram: &mut [u8], now: Seconds) -> Option<Owned> {
         if datagram.len() < OVERHEAD {
             self.drops.count(DropReason::BadLength, 1);
@@ -86,7 +88,7 @@ impl Transport {
 
     /// Note that authentic datagrams came from `source`.
     ///
-    /// This is where a peer roams, and where a responder's session becomes the current one.
+    /// A peer roams here, and a responder's session becomes the current one.
     pub(crate) fn received(
         &self,
         Owned { peer, session }: &Owned,
@@ -119,7 +121,7 @@ impl Transport {
     fn handle_handshake(&self, datagram: &[u8], source: Endpoint, now: Seconds, out: &mut Outbox) {
         let verdict = match message_type(datagram) {
             INITIATION | RESPONSE => self.gate.judge(datagram, source.remote, (self.backlog)(), now, &self.random),
-            // It has no MAC1. Its receiver index must at least be one that we gave out.
+            // It has no MAC1. At least its receiver index must be one that we gave out.
             COOKIE_REPLY if datagram.len() == COOKIE_REPLY_SIZE && self.indices.contains(u32_at(datagram, 4)) => {
                 Verdict::Pass
             }

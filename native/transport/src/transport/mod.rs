@@ -1,13 +1,13 @@
-//! The plane's rules: bytes and `now` in, bytes and events out.
+//! The plane's rules: bytes and `now` go in, bytes and events come out.
 //!
-//! This file has the state and what all rules share. `commands`, `outward`, `inward` and `timeouts` have the rules.
-//! [`crate::outbound`] and [`crate::inbound`] do the steps of `outward` and `inward` for whole batches, with the
-//! pieces of this type.
+//! This file has the state and what all rules share. The rules are in `commands`, `outward`,
+//! `inward` and `timeouts`. [`crate::outbound`] and [`crate::inbound`] do the steps of `outward`
+//! and `inward` for whole batches, with methods of [`Transport`].
 //!
 //! Timers and their order are the kernel's (drivers/net/wireguard: send.c, receive.c, timers.c).
 //!
-//! Locks are taken in this order: a peer's state, a session's window, then the maps. Each map releases its lock
-//! before it returns.
+//! Locks are taken in this order: a peer's state, a session's window, then the maps. Each map
+//! releases its lock before it returns.
 
 mod commands;
 mod inward;
@@ -31,31 +31,31 @@ use crate::locks::lock;
 use crate::peers::{Owned, Peer, PeerState};
 use crate::snapshot::SnapshotMap;
 
-/// Seconds between two HandshakeWanted of one peer.
+/// Seconds between two HandshakeWanted events of one peer.
 const WANTED_INTERVAL: Seconds = 1.0;
 
-/// Says how many emitted HandshakeReceived wait for Python.
+/// Returns how many HandshakeReceived events wait for Python.
 pub type Backlog = Box<dyn Fn() -> usize + Send + Sync>;
 
-/// Datagrams of one session that go or came together.
+/// Datagrams of one session that were sent or received together.
 #[derive(Clone, Copy)]
 pub(crate) struct Tally {
-    /// How many.
+    /// The number of datagrams.
     pub(crate) datagrams: usize,
     /// Their bytes.
     pub(crate) bytes: usize,
-    /// Whether one carries a packet: the others are keepalives.
+    /// Whether one of them carries a packet. Otherwise all are keepalives.
     pub(crate) data: bool,
 }
 
-/// All peers of one interface.
+/// The peers of one interface, and the rules for their packets.
 pub struct Transport {
-    /// Of the inner interface; padding does not go over it.
+    /// The MTU of the inner interface. Padding does not exceed it.
     mtu: AtomicUsize,
-    /// What was dropped.
+    /// Counters of what was dropped.
     pub drops: Drops,
     pub(crate) allowed: AllowedIps<Arc<Peer>>,
-    /// By local index.
+    /// The sessions by local index.
     pub(crate) sessions: SnapshotMap<u32, Owned>,
     peers: Mutex<HashMap<PeerId, Arc<Peer>>>,
     indices: Indices,
@@ -67,7 +67,7 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// An interface without peers, for the owner of `public_key`.
+    /// Make an interface without peers for the owner of `public_key`.
     pub fn new(public_key: &[u8; 32], mtu: usize, random: Random, backlog: Backlog) -> Self {
         Self {
             mtu: AtomicUsize::new(mtu),
@@ -84,12 +84,12 @@ impl Transport {
         }
     }
 
-    /// Of the inner interface.
+    /// Return the MTU of the inner interface.
     pub fn mtu(&self) -> usize {
         self.mtu.load(Ordering::Relaxed)
     }
 
-    /// Follow the inner interface.
+    /// Set the MTU of the inner interface.
     pub fn set_mtu(&self, mtu: usize) {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
@@ -98,13 +98,13 @@ impl Transport {
         lock(&self.peers).get(&peer).cloned()
     }
 
-    /// Count drops of what a peer sent, or should have got.
+    /// Count drops of packets that a peer sent, or that were for it.
     pub(crate) fn count_drops(&self, peer: &Peer, reason: DropReason, count: u64) {
         self.drops.count(reason, count);
         peer.count_drops(count);
     }
 
-    /// Ask Python for a handshake, once a second a peer at most.
+    /// Ask Python for a handshake, at most once per second and peer.
     fn want(&self, peer: &Peer, state: &mut PeerState, reason: Reason, now: Seconds, out: &mut Outbox) {
         if now - state.wanted_at >= WANTED_INTERVAL {
             state.wanted_at = now;
@@ -125,7 +125,7 @@ impl Transport {
         }
     }
 
-    /// How many indices are given out, and how many sessions there are.
+    /// Return how many indices are given out, and how many sessions there are.
     #[cfg(test)]
     pub(crate) fn bookings(&self) -> (usize, usize) {
         (self.indices.len(), self.sessions.len())

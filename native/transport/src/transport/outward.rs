@@ -13,11 +13,11 @@ use crate::peers::{Peer, PeerState};
 use crate::vnet::padded;
 use crate::wire::{DATA_HEADER_SIZE, OVERHEAD};
 
-/// Packets held for all peers together, so that many silent peers cannot take all memory.
+/// Packets held for all peers together. The limit keeps many silent peers from taking all memory.
 pub const MAX_HELD_PACKETS: usize = 64 * MAX_STAGED_PACKETS;
 
 impl Transport {
-    /// Take one inner IP packet to its peer: sealed, or held while there is no session.
+    /// Send one inner IP packet to its peer, or hold it while there is no session.
     pub fn handle_packet(&self, packet: &[u8], now: Seconds, out: &mut Outbox) {
         let Some(peer) = destination(packet).and_then(|address| self.allowed.find(address)) else {
             self.drops.count(DropReason::NoPeer, 1);
@@ -31,7 +31,8 @@ impl Transport {
         }
     }
 
-    /// Seal one packet (empty for a keepalive) to its peer; false where no session may send it.
+    /// Seal one packet (empty for a keepalive) for its peer. Return false if no session may send
+    /// it.
     pub(super) fn transmit_sealed(
         &self,
         peer: &Arc<Peer>,
@@ -53,7 +54,7 @@ impl Transport {
         true
     }
 
-    /// Note that datagrams go to `peer`.
+    /// Note that datagrams are sent to `peer`.
     pub(crate) fn sent(
         &self,
         peer: &Arc<Peer>,
@@ -73,7 +74,8 @@ impl Transport {
         }
     }
 
-    /// Keep a packet until there is a session, and ask for one; the oldest gives way.
+    /// Hold a packet until there is a session, and ask for one. If the peer has too many, its
+    /// oldest is dropped.
     pub(crate) fn hold(
         &self,
         peer: &Arc<Peer>,
@@ -110,7 +112,8 @@ impl Transport {
         }
     }
 
-    /// Send what is held, or an empty datagram; without a session ask for one.
+    /// Send the held packets, or an empty datagram if there are none. Without a session, ask for
+    /// one.
     pub(super) fn send_keepalive(&self, peer: &Arc<Peer>, state: &mut PeerState, now: Seconds, out: &mut Outbox) {
         if !state.held.is_empty() {
             self.send_held(peer, state, now, out);

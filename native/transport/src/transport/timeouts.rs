@@ -35,7 +35,7 @@ impl Transport {
         }
     }
 
-    /// When to call [`Self::handle_timeout`], at the latest.
+    /// Return when to call [`Self::handle_timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Seconds> {
         self.deadlines.next()
     }

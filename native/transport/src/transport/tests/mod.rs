@@ -1,4 +1,4 @@
-//! Alice, who starts handshakes, and Bob, who answers, over a wire that is a list.
+//! Alice, who starts handshakes, and Bob, who answers. The wire between them is a list.
 
 mod several_peers;
 
@@ -140,7 +140,7 @@ fn row_17_and_18_replays_and_forgeries_move_nothing() {
     assert_eq!(bob.transport.stats()[0].1, Some(alice.here));
 }
 
-/// Sixteen and more are opened at once, and yet decided one after the other.
+/// Sixteen and more are opened at once, but accepted or refused one after the other.
 #[test]
 fn row_17_and_18_of_copies_in_one_message_the_first_that_holds_is_taken() {
     let (mut alice, mut bob) = connected();
@@ -164,7 +164,7 @@ fn row_17_and_18_of_copies_in_one_message_the_first_that_holds_is_taken() {
     }
 }
 
-/// What another Bob gets of the same datagrams, one by one.
+/// Return what another Bob receives from the same datagrams, one by one.
 fn bob_receives_alone(alice: &End, datagrams: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let (_, mut bob) = connected();
     bob.receive(datagrams, alice.here, 1.0)
@@ -317,7 +317,7 @@ fn row_20_a_peer_sends_from_its_own_addresses_only() {
 /// Packets that each of two threads sends.
 const EACH: usize = if cfg!(miri) { 5 } else { 2_000 };
 
-/// Everything at once: both ways of traffic, rekeys, removals, timers, statistics.
+/// Everything at once: traffic, rekeys, removals, timers, statistics.
 #[test]
 fn threads_take_no_nonce_twice_and_deliver_nothing_twice() {
     let (alice, bob) = connected();
@@ -390,7 +390,7 @@ fn traffic(alice: &End, bob: &End, sender: u32, sent: &Mutex<Vec<Vec<u8>>>, deli
     }
 }
 
-/// A fresh session at both ends; every now and then the peer is removed and set again.
+/// Start a fresh session at both ends. Every now and then the peer is removed and set again.
 fn rekey(alice: &End, bob: &End, round: u32, out: &mut Outbox) {
     if round % 16 == 15 {
         alice.transport.remove_peer(PEER);

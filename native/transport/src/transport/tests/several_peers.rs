@@ -10,7 +10,8 @@ use crate::transport::Transport;
 use crate::vnet::Vnet;
 use crate::wire::{DATA_HEADER_SIZE, u32_at, u64_at};
 
-/// A transport with sessions to `count` peers: the nth is host n, and n is its receiver index too.
+/// Return a transport with sessions to `count` peers. The nth peer is host n, and n is its receiver
+/// index, too.
 fn hub(count: u32) -> Transport {
     let hub = Transport::new(b"h".repeat(32)[..].try_into().unwrap(), 1420, random(), Box::new(|| 0));
     for number in 1..=count {
@@ -25,7 +26,7 @@ fn hub(count: u32) -> Transport {
     hub
 }
 
-/// A frame to a host; `mark` says which.
+/// Return a frame to a host. Its payload begins with `mark`.
 fn frame_to(host: u32, mark: u32, size: usize) -> Vec<u8> {
     let mut made = packet(true, false, 0, 0, &vec![0; size]);
     made[16..20].copy_from_slice(&(0x0a09_0000 + host).to_be_bytes());
@@ -33,7 +34,8 @@ fn frame_to(host: u32, mark: u32, size: usize) -> Vec<u8> {
     frame(Vnet::default(), &made)
 }
 
-/// The host that a message is for, and the marks of its packets, whose counters must follow each other.
+/// Return the host that a message is for, and the marks of its packets. Their counters must be
+/// consecutive.
 fn marks((message, segment): &(Vec<u8>, usize)) -> (u32, Vec<u32>) {
     let host = u32_at(message, 4);
     let first = u64_at(message, 8);
@@ -110,7 +112,7 @@ fn nothing_waits_long_for_packets_of_others() {
         outbound.flush(&hub, 1.0, &mut out, &mut wire);
         assert!(!outbound.is_due());
     }
-    // What one peer alone has becomes full messages.
+    // The packets of a single peer become full messages.
     wire.0.clear();
     for mark in 0..1000 {
         outbound.frame(&hub, &mut frame_to(1, mark, 100), 1.0, &mut out, &mut wire);
