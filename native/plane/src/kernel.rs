@@ -1,7 +1,5 @@
 //! What the running kernel does right, by its release.
 
-use std::ffi::c_char;
-
 /// Before this release, the kernel's UDP superpackets broke VXLAN and Geneve inside them.
 const MERGES_UDP_FROM: [u32; 3] = [6, 8, 5];
 
@@ -15,12 +13,9 @@ pub fn merges_udp() -> bool {
         }
         name
     };
-    let release: String = name.release.iter().take_while(|byte| **byte != 0).map(as_char).collect();
+    let release: String =
+        name.release.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte as u8)).collect();
     release_merges_udp(&release)
-}
-
-fn as_char(byte: &c_char) -> char {
-    char::from(*byte as u8)
 }
 
 /// Return whether a kernel's release, such as `6.8.12-amd64`, is new enough.

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use transport::Transport;
 use transport::coalesce::next_run;
-use transport::contract::{Endpoint, Event, Outbox, Transmit};
+use transport::contract::{Endpoint, Outbox, Transmit};
 use transport::inbound::{Inbound, Message};
 use transport::outbound::Outbound;
 use transport::sink::Sink;
@@ -43,15 +43,10 @@ impl PyTransport {
     }
 
     fn keep(&self, py: Python<'_>, out: Outbox) -> PyResult<()> {
-        self.tell(py, &out.events)?;
-        self.transmits.lock().expect("used by one thread").extend(out.transmits);
-        Ok(())
-    }
-
-    fn tell(&self, py: Python<'_>, events: &[Event]) -> PyResult<()> {
-        for event in events {
+        for event in &out.events {
             self.emit.call1(py, (convert::event(py, event)?,))?;
         }
+        self.transmits.lock().expect("used by one thread").extend(out.transmits);
         Ok(())
     }
 }

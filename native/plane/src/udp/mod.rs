@@ -46,7 +46,8 @@ impl Udp {
     pub fn adopt(fd: RawFd) -> io::Result<(Self, Option<&'static str>)> {
         // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
         let copy = own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
-        Self::set_up(copy)
+        let (address, _) = name_of(&copy)?;
+        Self::set_up(copy, libc::c_int::from(address.ss_family) == libc::AF_INET6)
     }
 
     /// Make another socket on the same address and port. The kernel spreads sources over them.
@@ -55,7 +56,7 @@ impl Udp {
         let (family, kind) = (if self.v6 { libc::AF_INET6 } else { libc::AF_INET }, libc::SOCK_DGRAM);
         // SAFETY: the call touches no memory of ours.
         let made = own(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
-        let (twin, _) = Self::set_up_family(made, self.v6)?;
+        let (twin, _) = Self::set_up(made, self.v6)?;
         if self.mark()? != 0 {
             twin.set_mark(self.mark()?)?;
         }
@@ -83,12 +84,7 @@ impl Udp {
         Ok(mark)
     }
 
-    fn set_up(fd: OwnedFd) -> io::Result<(Self, Option<&'static str>)> {
-        let (address, _) = name_of(&fd)?;
-        Self::set_up_family(fd, libc::c_int::from(address.ss_family) == libc::AF_INET6)
-    }
-
-    fn set_up_family(fd: OwnedFd, v6: bool) -> io::Result<(Self, Option<&'static str>)> {
+    fn set_up(fd: OwnedFd, v6: bool) -> io::Result<(Self, Option<&'static str>)> {
         let made = Self { fd, v6, segmenting: AtomicBool::new(true) };
         // SAFETY: the calls take their arguments by value.
         check(unsafe {
