@@ -13,7 +13,7 @@ import pytest
 
 from rustguard_py.lab.hosts import Host, Lab
 
-PROGRAM = Path(__file__).parent.parent / "support" / "fixed_plane.py"
+PROGRAM = Path(__file__).parents[2] / "support" / "fixed_plane.py"
 BYTES = 20_000_000
 _SEND = (
     "import socket,sys,random; s=socket.create_connection((sys.argv[1],5000));"
