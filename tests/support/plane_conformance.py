@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from ipaddress import ip_network
+from typing import Generic, TypeVar
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from rustguard_py.model.endpoint import heard, local_of
+from rustguard_py.model.endpoint import Network, heard, local_of
 from rustguard_py.model.timers import (
     KEEPALIVE_TIMEOUT,
     REJECT_AFTER_MESSAGES,
@@ -31,6 +32,7 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     Reason,
 )
+from rustguard_py.planes.keypairs import Session
 from rustguard_py.protocol import cookie, wire
 from support.memory_plane import MemoryPlane
 from support.packets import udp_packet
@@ -40,15 +42,17 @@ ALICE4, BOB4, ALICE6, BOB6 = "10.9.0.1", "10.9.0.2", "fd00::1", "fd00::2"
 PEER = 7
 KEEPALIVE_SIZE = 32
 
+EachPlane = TypeVar("EachPlane", bound=MemoryPlane)
 
-def networks(*names: str) -> list:
+
+def networks(*names: str) -> list[Network]:
     return [ip_network(name) for name in names]
 
 
-class Pair:
+class PairOf(Generic[EachPlane]):
     """Alice, who starts handshakes, and Bob, who answers; each knows the other as PEER."""
 
-    def __init__(self, alice: MemoryPlane, bob: MemoryPlane) -> None:
+    def __init__(self, alice: EachPlane, bob: EachPlane) -> None:
         self.alice, self.bob = alice, bob
         alice.set_peer(PEER, BOB, networks(BOB4 + "/32", BOB6 + "/128"), 0)
         bob.set_peer(PEER, ALICE, networks(ALICE4 + "/32", ALICE6 + "/128"), 0)
@@ -80,6 +84,16 @@ class Pair:
     def advance(self, until: float) -> None:
         self.alice.advance(until)
         self.bob.advance(until)
+
+
+Pair = PairOf[MemoryPlane]
+
+
+def current_session(plane: MemoryPlane) -> Session:
+    """The session that packets to PEER go out on."""
+    session = plane.transport.peers[PEER].keypairs.current
+    assert session is not None
+    return session
 
 
 def to_bob(payload: bytes = b"x" * 100) -> bytes:
@@ -226,7 +240,9 @@ class PlaneConformance:
             forged = datagram[:-1] + bytes([datagram[-1] ^ 1])
             pair.bob.datagram_in(forged, heard(ALICE, bytes(4)))
             pair.bob.datagram_in(datagram, heard(ALICE, local))
-            ((_, moved),) = [(event.peer, event.endpoint) for event in pair.bob.take_events()]
+            (event,) = pair.bob.take_events()
+            assert isinstance(event, EndpointMoved)
+            moved = event.endpoint
             assert (moved, local_of(moved)) == (ALICE, local)
             pair.bob.packet_out(to_alice())
             ((to, _),) = pair.bob.take_outgoing()
@@ -363,7 +379,9 @@ class PlaneConformance:
         pair.bob.packet_out(to_alice())
         assert pair.bob.outgoing == []
         assert pair.bob.take_events() == [HandshakeWanted(PEER, Reason.NO_SESSION)]
-        index = pair.bob.transport.peers[PEER].keypairs.next.local_index
+        unconfirmed = pair.bob.transport.peers[PEER].keypairs.next
+        assert unconfirmed is not None
+        index = unconfirmed.local_index
         pair.carry()
         assert pair.bob.take_events() == [KeypairConfirmed(PEER, index)]
         pair.carry()

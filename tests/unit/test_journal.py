@@ -285,7 +285,7 @@ def test_row_9_every_crash_state_holds_what_was_synced(directory: Path, soak: bo
     recorded.mkdir(mode=0o700)
     files = RecordingFiles(recorded)
     journal = TimestampJournal.open(recorded, files)
-    synced = [(0, {})]
+    synced: list[tuple[int, dict[int, int]]] = [(0, {})]
     greatest: dict[int, int] = {}
     for moment in range(1, 5):
         for number in range(2):

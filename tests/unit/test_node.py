@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from rustguard_py.node import HandshakeGivenUp, HandshakeUnanswered, SessionStarted
+from rustguard_py.peer import HandshakingPeer
 from rustguard_py.protocol import wire
 from rustguard_py.protocol.cookie import CookieSecrets, cookie_key, cookie_reply
 from rustguard_py.protocol.tai64n import decode
@@ -18,6 +19,13 @@ FROM_BOB = packet("10.0.0.2", "10.0.0.1", b"to alice")
 
 def of_type(network: Network, kind: int, since: float = 0.0) -> list[bytes]:
     return [d for t, _, _, d in network.recorded if t >= since and d[0] == kind]
+
+
+def known(host: Host, other: Host) -> HandshakingPeer:
+    """What a host knows of another."""
+    peer = host.node.get(other.public_key)
+    assert peer is not None
+    return peer
 
 
 @pytest.fixture
@@ -78,12 +86,12 @@ def test_row_33_a_preshared_key_out_of_step_heals_within_a_retry_for_each_that_i
         assert network.now - start <= seconds
         if begins == "alice":
             alice.send(FROM_ALICE)
-        if begins == "bob" or bob.node.get(alice.public_key).session_began:
+        if begins == "bob" or known(bob, alice).session_began:
             bob.send(FROM_BOB)
-        if alice.node.get(bob.public_key).session_began:
+        if known(alice, bob).session_began:
             alice.send(FROM_ALICE)
         network.run(0.5)
-    peer = bob.node.get(alice.public_key)
+    peer = known(bob, alice)
     print(f"row 33: preshared key {place} of {len(keys)} in use, traffic after {network.now - start:.1f} s")
     assert peer.key_in_use == place
 

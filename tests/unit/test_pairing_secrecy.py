@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2s
 from itertools import product
 from random import Random
@@ -48,6 +48,11 @@ class Record:
         self.confirm_datagram = kinds[5]
 
 
+def given(drawn: bytes) -> Callable[[int], bytes]:
+    """A source of randomness that gives this."""
+    return lambda _size: drawn
+
+
 def signs(record: Record, candidate: str, scalars: list[bytes], secrets: list[bytes]) -> list[str]:
     """Name every check that a candidate token passes.
 
@@ -64,7 +69,7 @@ def signs(record: Record, candidate: str, scalars: list[bytes], secrets: list[by
     found = []
     values = [ya, yb, point, bytes(32), prs]
     for scalar in scalars:
-        share = Share(point, lambda _size, scalar=scalar: scalar)
+        share = Share(point, given(scalar))
         if share.public in (ya, yb):
             found.append("a share is the candidate's")
         values += [k for k in (share.exchange(ya), share.exchange(yb), share.public) if k is not None]
@@ -103,9 +108,7 @@ def recorded_join() -> tuple[World, Record, bytes]:
     sid = record.challenge.nonce_c + record.challenge.nonce_s
     point = generator(prs, channel_identifier(world.disk.server_id, 0), sid)
     scalar = next(
-        value
-        for value in drawn
-        if len(value) == 32 and Share(point, lambda _s, v=value: v).public == record.share_c.share
+        value for value in drawn if len(value) == 32 and Share(point, given(value)).public == record.share_c.share
     )
     return world, record, scalar
 
@@ -165,7 +168,7 @@ def test_row_25_datagrams_of_every_token_are_of_the_same_sizes() -> None:
 
 # -- row 26: somebody in the middle ------------------------------------------------------------------------
 
-FIELDS = {
+FIELDS: dict[int, dict[str, tuple[int, int | None]]] = {
     messages.HELLO: {"header": (0, 8), "nonce_c": (8, 24), "token_id": (24, 28), "zeros": (28, 128)},
     messages.CHALLENGE: {
         "header": (0, 8),
@@ -278,10 +281,10 @@ def test_row_26_who_answers_in_the_servers_place_tests_three_tokens_at_most() ->
         if to_server or share_s is None:
             return [datagram]
         nonces = {c.nonce_s for d, _ in eager.carried if (c := Challenge.parse(d)) is not None}
-        client = next(c for d, _ in eager.carried if (c := Hello.parse(d)) is not None)
+        client = next(hello for d, _ in eager.carried if (hello := Hello.parse(d)) is not None)
         made = []
         for nonce_s, number in product(nonces, range(5)):
-            forged = Share(bytes([9]) + bytes(31), lambda _s, n=number: bytes([n + 1]) * 32).public
+            forged = Share(bytes([9]) + bytes(31), given(bytes([number + 1]) * 32)).public
             session = session_id(client.nonce_c, nonce_s, forged, share_s.ek)
             made.append(ShareS(session, forged, share_s.ek).encode())
         return made

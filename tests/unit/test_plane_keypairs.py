@@ -16,8 +16,9 @@ def session(number: int = 1, *, initiator: bool = True, warm: WarmSessions | Non
     return Session(Keypair(number, number + 100, b"s" * 32, b"r" * 32, initiator, 0.0), warm or WarmSessions())
 
 
-def places(keypairs: Keypairs) -> tuple:
-    return tuple(one and one.local_index for one in (keypairs.current, keypairs.next, keypairs.previous))
+def places(keypairs: Keypairs) -> tuple[int | None, ...]:
+    three = (keypairs.current, keypairs.next, keypairs.previous)
+    return tuple(None if one is None else one.local_index for one in three)
 
 
 def test_an_initiators_session_is_current_and_pushes_the_others_back() -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def _measure_server(where: Site, server: subprocess.Popen[str]) -> list[Call]:
     return calls_of(trace)
 
 
+def _one_ended(server: subprocess.Popen[str], client: subprocess.Popen[str]) -> bool:
+    return server.poll() is not None or client.poll() is not None
+
+
 def test_a_server_killed_at_any_call_of_a_join_has_lost_nobody_it_acknowledged(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
@@ -79,9 +84,7 @@ def test_a_server_killed_at_any_call_of_a_join_has_lost_nobody_it_acknowledged(
         client = where.client()
         with attached(server.pid, "-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={nth}"):
             program = client.start(f"join {where.address()} --save-only")
-            until(
-                "the end of one of the two", lambda p=program, s=server: p.poll() is not None or s.poll() is not None
-            )
+            until("the end of one of the two", partial(_one_ended, server, program))
         died += server.poll() is not None
         end(server, signal.SIGKILL)
         if program.poll() == 0:

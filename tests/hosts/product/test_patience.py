@@ -102,9 +102,9 @@ def a_server_that_moved_is_found_by_its_name(site: Site) -> str:
     # As behind any NAT or firewall: from its new address the server can't reach us before we have written to it.
     laptop.host.nft(
         "table inet firewall {\n chain arriving {\n  type filter hook input priority 0\n"
-        f"  iifname {laptop.end.interface} meta l4proto udp ct state new drop\n }}\n}}\n"
+        f"  iifname {laptop.own_end.interface} meta l4proto udp ct state new drop\n }}\n}}\n"
     )
-    laptop.gateway.readdress("198.51.100.6/29")
+    laptop.servers_end.readdress("198.51.100.6/29")
     laptop.name_server("198.51.100.6 home.test\n")
     began = time.monotonic()
     eventually(lambda: laptop.alive(program) and laptop.pings(INNER, 0.2), 120, "traffic to where it is now")

@@ -112,11 +112,11 @@ def test_a_colliding_pool_is_refused_with_a_free_one_that_works(stranger: Machin
 
 def test_a_pool_that_collides_on_the_client_is_refused_before_anything_is_touched(site: Site, home: Machine) -> None:
     guest = site.client("guest", home)
-    guest.host.ip([f"addr add 10.150.0.77/16 dev {guest.end.interface}"])
-    _refused(guest, f"join {guest.gateway.ipv4}", 4, "10.150.0.0/24 of .* collides .*: address 10.150.0.77/16")
+    guest.host.ip([f"addr add 10.150.0.77/16 dev {guest.own_end.interface}"])
+    _refused(guest, f"join {guest.servers_end.ipv4}", 4, "10.150.0.0/24 of .* collides .*: address 10.150.0.77/16")
     assert guest.saved()["data"]["networks"] == []
-    guest.host.ip([f"addr del 10.150.0.77/16 dev {guest.end.interface}"])
-    guest.run(f"join {guest.gateway.ipv4} --save-only", TOKEN)
+    guest.host.ip([f"addr del 10.150.0.77/16 dev {guest.own_end.interface}"])
+    guest.run(f"join {guest.servers_end.ipv4} --save-only", TOKEN)
     assert len(guest.saved()["data"]["networks"]) == 1
 
 

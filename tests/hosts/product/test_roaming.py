@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ def _endpoint(home: Machine) -> str:
     return endpoint.rpartition(":")[0].strip("[]")
 
 
+def _is_at(home: Machine, address: str) -> bool:
+    return _endpoint(home) == address
+
+
 def test_row_13_a_new_ipv4_address_costs_at_most_a_second(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
@@ -31,9 +36,9 @@ def test_row_13_a_new_ipv4_address_costs_at_most_a_second(site: Site) -> None:
     laptop.join(HOME4)
     pinging = Pinging.begin(laptop, INNER)
     for address in ("198.51.100.5", "198.51.100.6"):
-        laptop.end.readdress(f"{address}/29")
+        laptop.own_end.readdress(f"{address}/29")
         pinging.more(5)
-        eventually(lambda expected=address: _endpoint(home) == expected, what="the exact endpoint")
+        eventually(partial(_is_at, home, address), what="the exact endpoint")
     lost = pinging.end()
     print(f"row 13: two new IPv4 addresses, {len(lost)} pings of 5/s lost; the endpoint is exact")
     assert len(lost) <= 2 * _MAY_BE_LOST
@@ -45,7 +50,7 @@ def test_row_13_the_server_reaches_a_silent_client_that_moved(site: Site) -> Non
     home.serve(f"--pool {POOL} {OPEN}")
     laptop.join(HOME4)
     pinging = Pinging.begin(home, "10.150.0.2")
-    laptop.end.readdress("198.51.100.5/29")
+    laptop.own_end.readdress("198.51.100.5/29")
     pinging.more(5)
     lost = pinging.end()
     print(f"row 13: moved while only the server sends, {len(lost)} pings of 5/s lost")
@@ -59,19 +64,21 @@ def test_row_13_a_lost_family_is_replaced_by_the_other(site: Site) -> None:
     laptop.name_server(f"{HOME4} home.test\n{HOME6} home.test\n")
     home.serve(f"--pool {POOL} {OPEN}")
     laptop.join("home.test")
-    kept = {4: laptop.end.address4, 6: laptop.end.address6}
+    kept = {4: laptop.own_end.address4, 6: laptop.own_end.address6}
     version = 6 if ":" in _endpoint(home) else 4
     pinging = Pinging.begin(laptop, INNER)
     for _ in range(2):
         other = 10 - version
         began = time.monotonic()
-        laptop.end.drop_address(version)
-        eventually(lambda expected=str(kept[other].ip): _endpoint(home) == expected, what="the other family")
+        laptop.own_end.drop_address(version)
+        expected = kept[other]
+        assert expected is not None
+        eventually(partial(_is_at, home, str(expected.ip)), what="the other family")
         pinging.more(5)
         print(
             f"row 13: from IPv{version} to IPv{other}; noticed by the server within {time.monotonic() - began:.1f} s"
         )
-        laptop.end.readdress(str(kept[version]))
+        laptop.own_end.readdress(str(kept[version]))
         version = other
     lost = pinging.end()
     print(f"row 13: from one family to the other and back, {len(lost)} pings of 5/s lost")
