@@ -74,6 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, (what, _) in _NEEDS.items():
         config.addinivalue_line("markers", f"{name}: needs {what}")
     config.addinivalue_line("markers", "alone: floods, and so runs while no other test does")
+    config.addinivalue_line("markers", "fault(*rows): rows of docs/internals/reliability.md that it tests; -k row_3_")
     # A worker's reports go to who started it, who then decides.
     if os.environ.get("CI") and not _is_worker(config):
         config.pluginmanager.register(_Missed())
@@ -111,6 +112,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("needs_namespaces")
         if _is_alone(item):
             item.add_marker(pytest.mark.xdist_group("alone"))
+        item.extra_keyword_matches.update(f"row_{row}_" for mark in item.iter_markers("fault") for row in mark.args)
     items.sort(key=_is_alone)
 
 

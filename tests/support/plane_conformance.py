@@ -263,7 +263,8 @@ class PlaneConformance:
         pair.bob.packet_out(to_alice())
         assert [(to, local_of(to)) for to, _ in pair.bob.outgoing] == [(ALICE, None)]
 
-    def test_row_18_forged_data_with_a_live_index_moves_nothing(self, pair: Pair) -> None:
+    @pytest.mark.fault(18)
+    def test_forged_data_with_a_live_index_moves_nothing(self, pair: Pair) -> None:
         pair.connect()
         pair.alice.packet_out(to_bob())
         ((_, datagram),) = pair.alice.outgoing
@@ -278,7 +279,8 @@ class PlaneConformance:
         assert pair.bob.delivered == [to_bob()]
         print(f"row 18: {tries} forgeries, endpoint unmoved, the true datagram still taken")
 
-    def test_row_20_a_peer_sends_from_its_own_addresses_only(self, pair: Pair) -> None:
+    @pytest.mark.fault(20)
+    def test_a_peer_sends_from_its_own_addresses_only(self, pair: Pair) -> None:
         pair.connect()
         pair.bob.set_peer(PEER, None, networks("10.9.0.0/24", ALICE6 + "/128"), 0)
         pair.bob.set_peer(8, None, networks("10.9.0.64/26", "fd00::/64"), 0)
@@ -322,7 +324,8 @@ class PlaneConformance:
         assert pair.bob.events == [ForeignReceived(b"RGE2 hello", ALICE)]
         assert pair.bob.stats().drops == {"unknown_type": 2}
 
-    def test_row_17_nothing_recorded_is_taken_again_nor_moves_an_endpoint(self, pair: Pair) -> None:
+    @pytest.mark.fault(17)
+    def test_nothing_recorded_is_taken_again_nor_moves_an_endpoint(self, pair: Pair) -> None:
         pair.connect()
         for number in range(3000):
             pair.alice.packet_out(to_bob(number.to_bytes(4, "big")))
@@ -336,7 +339,8 @@ class PlaneConformance:
         assert pair.bob.stats().peers[PEER].endpoint == ALICE
         print("row 17: 3000 datagrams replayed from elsewhere: none taken, endpoint unmoved")
 
-    def test_row_19_a_cookie_reply_from_elsewhere_moves_no_endpoint(self, pair: Pair) -> None:
+    @pytest.mark.fault(19)
+    def test_a_cookie_reply_from_elsewhere_moves_no_endpoint(self, pair: Pair) -> None:
         pair.connect()
         index = pair.bob.reserve_index(PEER)
         captured = cookie.cookie_reply(index, b"c" * 16, b"m" * 16, b"k" * 32, os.urandom)
@@ -349,7 +353,8 @@ class PlaneConformance:
         assert [to for to, _ in pair.bob.outgoing] == [ALICE]
         print("row 19: 1000 cookie replies from elsewhere: endpoint unmoved")
 
-    def test_row_31_the_kernels_selftest_vector_without_additional_data_opens(self, pair: Pair) -> None:
+    @pytest.mark.fault(31)
+    def test_the_kernels_selftest_vector_without_additional_data_opens(self, pair: Pair) -> None:
         """Number 002 of its ChaCha20-Poly1305 tests, whose 8-byte nonce is our counter; an empty body."""
         key = bytes.fromhex("4cf5968338e6ae7f2d292576d5752786919a277afb46c5ef9481795714594068")
         nonce, tag = bytes.fromhex("cabf33713245778e"), bytes.fromhex("eae01e9e2c91aae1db5d993f8af76992")
@@ -362,7 +367,8 @@ class PlaneConformance:
         assert pair.bob.stats().drops == {"bad_tag": 1}
         print("row 31: the kernel's ChaCha20-Poly1305 vector 002 opens, and not with a bit flipped")
 
-    def test_row_35_what_is_numbered_from_reject_after_messages_on_is_refused(self, pair: Pair) -> None:
+    @pytest.mark.fault(35)
+    def test_what_is_numbered_from_reject_after_messages_on_is_refused(self, pair: Pair) -> None:
         key, index = os.urandom(32), pair.bob.reserve_index(PEER)
         pair.bob.install_keypair(PEER, Keypair(index, 1, b"s" * 32, key, False, pair.bob.now))
         for counter in (REJECT_AFTER_MESSAGES - 1, REJECT_AFTER_MESSAGES, 2**64 - 1):

@@ -49,6 +49,7 @@ LOOK_AT = (
 )
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -101,6 +102,7 @@ def test_a_short_token_that_is_part_of_other_words_leaves_them_alone() -> None:
     assert seen[-6:] == [b"serve", b"--token", b"*", b"--interface", b"e", b""]
 
 
+@pytest.mark.fault(34)
 def test_a_token_in_the_environment_is_gone_from_it_after() -> None:
     code = (
         "import os, subprocess, sys\n"
@@ -120,6 +122,7 @@ def test_a_token_in_the_environment_is_gone_from_it_after() -> None:
     print("row 34: RUSTGUARD_TOKEN: 0 traces in /proc/PID/environ")
 
 
+@pytest.mark.fault(34)
 def test_what_sudo_hands_down_is_wiped_too_and_said_where_it_cant_be() -> None:
     line = f"/usr/bin/rustguard serve --token {GIVEN}"
     environment = {"SUDO_COMMAND": line, "AFTER": "a", "PATH": os.environ["PATH"]}

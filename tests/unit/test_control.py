@@ -259,6 +259,7 @@ def test_a_living_daemon_keeps_its_socket(path: Path) -> None:
         assert call(path, "echo") == {}
 
 
+@pytest.mark.fault(29)
 def test_a_symlink_or_file_in_its_place_is_refused_unfollowed_and_left_alone(path: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("precious")
@@ -355,6 +356,7 @@ def public_path() -> Iterator[Path]:
         yield Path(directory) / "control"
 
 
+@pytest.mark.fault(29)
 @needs_other_users
 def test_another_user_is_kept_out_by_the_mode_and_by_its_credentials(public_path: Path) -> None:
     with serving(public_path):
@@ -394,6 +396,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.fault(29)
 def test_an_answer_comes_soon_beside_1000_idle_connections(path: Path) -> None:
     with serving(path) as server, held(path, 1000):
         slowest = 0.0

@@ -1,4 +1,4 @@
-"""Rows 25 and 26: who records or edits every packet learns no token and joins nothing."""
+"""Who records or edits every packet learns no token and joins nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DICTIONARY = [f"guess {number}" for number in range(40)] + [TOKEN] + [f"more {nu
 BITS = 12 if os.environ.get("RUSTGUARD_SOAK") else 2
 
 
-# -- row 25: a recorder with a dictionary ------------------------------------------------------------------
+# -- a recorder with a dictionary ------------------------------------------------------------------
 
 
 class Record:
@@ -129,7 +129,8 @@ def fits_version_1(request: bytes, candidate: str) -> bool:
     return True
 
 
-def test_row_25_a_recorder_with_the_token_in_a_dictionary_tells_nothing_apart() -> None:
+@pytest.mark.fault(25)
+def test_a_recorder_with_the_token_in_a_dictionary_tells_nothing_apart() -> None:
     world, record, scalar = recorded_join()
     guesses = [Random(1).randbytes(32), bytes([1] + [0] * 31)]
     told = {candidate for candidate in DICTIONARY if signs(record, candidate, guesses, [])}
@@ -154,7 +155,8 @@ def test_row_25_a_recorder_with_the_token_in_a_dictionary_tells_nothing_apart() 
     assert not inside & set(signs(record, TOKEN, [scalar], []))
 
 
-def test_row_25_datagrams_of_every_token_are_of_the_same_sizes() -> None:
+@pytest.mark.fault(25)
+def test_datagrams_of_every_token_are_of_the_same_sizes() -> None:
     sizes = set()
     for token in ("a", TOKEN, "ü" * 300):
         world = World(3, token=token)
@@ -166,7 +168,7 @@ def test_row_25_datagrams_of_every_token_are_of_the_same_sizes() -> None:
     assert len(sizes) == 1
 
 
-# -- row 26: somebody in the middle ------------------------------------------------------------------------
+# -- somebody in the middle ------------------------------------------------------------------------
 
 FIELDS: dict[int, dict[str, tuple[int, int | None]]] = {
     messages.HELLO: {"header": (0, 8), "nonce_c": (8, 24), "token_id": (24, 28), "zeros": (28, 128)},
@@ -206,8 +208,9 @@ def edit(datagram: bytes, kind: int, name: str, chance: Random) -> bytes:
     return flip_bit(datagram, chance.randrange(start * 8, stop * 8))
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize(("kind", "name"), EDITS)
-def test_row_26_an_edit_of_any_field_lets_nobody_join(kind: int, name: str) -> None:
+def test_an_edit_of_any_field_lets_nobody_join(kind: int, name: str) -> None:
     for seed in range(BITS):
         chance = Random(seed)
 
@@ -223,8 +226,9 @@ def test_row_26_an_edit_of_any_field_lets_nobody_join(kind: int, name: str) -> N
     print(f"row 26: {name} of message {kind} edited {BITS} times: no join")
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("name", ["nonce_c", "nonce_s", "epoch", "cookie", "token_id"])
-def test_row_26_an_edit_undone_on_the_way_back_lets_nobody_join(name: str) -> None:
+def test_an_edit_undone_on_the_way_back_lets_nobody_join(name: str) -> None:
     """Who changes a value one way and changes it back the other way is still caught by the transcript."""
 
     def meddle(datagram: bytes, _to_server: bool) -> list[bytes]:
@@ -243,8 +247,9 @@ def test_row_26_an_edit_undone_on_the_way_back_lets_nobody_join(name: str) -> No
     assert world.disk.commits == []
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("kind", [messages.CHALLENGE, messages.SHARE_S, messages.CONFIRM, messages.RESULT])
-def test_row_26_messages_swapped_between_two_joins_let_nobody_join(kind: int) -> None:
+def test_messages_swapped_between_two_joins_let_nobody_join(kind: int) -> None:
     """Two clients join at once; one kind of message carries the other one's content."""
     latest: dict[bytes, bytes] = {}
 
@@ -266,7 +271,8 @@ def test_row_26_messages_swapped_between_two_joins_let_nobody_join(kind: int) ->
     assert world.disk.commits == [] or kind == messages.RESULT
 
 
-def test_row_26_who_answers_in_the_servers_place_tests_three_tokens_at_most() -> None:
+@pytest.mark.fault(26)
+def test_who_answers_in_the_servers_place_tests_three_tokens_at_most() -> None:
     honest, impostor = World(5), World(6, token="a guess")  # noqa: S106
     impostor.open()
     joining = impostor.join(1, token=honest.token)
@@ -299,7 +305,8 @@ def test_row_26_who_answers_in_the_servers_place_tests_three_tokens_at_most() ->
     assert len(confirms) == 3
 
 
-def test_row_26_a_relay_of_everything_is_only_a_longer_wire() -> None:
+@pytest.mark.fault(26)
+def test_a_relay_of_everything_is_only_a_longer_wire() -> None:
     """Nothing changed: the join succeeds, and its preshared key is nobody's but the two ends'."""
     seen: list[bytes] = []
 

@@ -117,7 +117,8 @@ def test_a_gap_a_repetition_and_a_swap_in_a_message_lose_only_what_is_missing(pa
     assert pair.bob.delivered[10:] == [packets[3], packets[6]]
 
 
-def test_row_18_a_forgery_amid_a_message_costs_the_others_nothing(pair: PairOf[BatchPlane]) -> None:
+@pytest.mark.fault(18)
+def test_a_forgery_amid_a_message_costs_the_others_nothing(pair: PairOf[BatchPlane]) -> None:
     packets = stream(10)
     pair.alice.from_host([(None, packet) for packet in packets])
     ((datagrams, _),) = pair.alice.messages
@@ -130,7 +131,8 @@ def test_row_18_a_forgery_amid_a_message_costs_the_others_nothing(pair: PairOf[B
     assert pair.bob.delivered[-1] == packets[4]
 
 
-def test_row_18_a_message_of_forgeries_moves_no_endpoint(pair: PairOf[BatchPlane]) -> None:
+@pytest.mark.fault(18)
+def test_a_message_of_forgeries_moves_no_endpoint(pair: PairOf[BatchPlane]) -> None:
     pair.alice.from_host([(None, packet) for packet in stream(10)])
     ((datagrams, _),) = pair.alice.messages
     forged = [datagram[:16] + os.urandom(len(datagram) - 16) for datagram in datagrams]
@@ -142,7 +144,8 @@ def test_row_18_a_message_of_forgeries_moves_no_endpoint(pair: PairOf[BatchPlane
     print("row 18: a message of 10 forgeries with the counters of true datagrams, none of which is lost")
 
 
-def test_row_20_a_merged_run_from_anothers_address_is_dropped_whole(pair: PairOf[BatchPlane]) -> None:
+@pytest.mark.fault(20)
+def test_a_merged_run_from_anothers_address_is_dropped_whole(pair: PairOf[BatchPlane]) -> None:
     packets = stream(10, ends=("10.9.0.77", BOB4))
     pair.alice.from_host([(None, packet) for packet in packets])
     carry(pair)
@@ -205,7 +208,8 @@ def test_without_a_session_the_packets_of_a_superpacket_are_held_and_sent_later(
     assert b"".join(packet[40:] for packet in pair.bob.delivered) == made[1][40:]
 
 
-def test_row_35_a_run_that_would_pass_the_limit_is_held_whole_and_no_nonce_is_used_twice(
+@pytest.mark.fault(35)
+def test_a_run_that_would_pass_the_limit_is_held_whole_and_no_nonce_is_used_twice(
     pair: PairOf[BatchPlane],
 ) -> None:
     session = current_session(pair.alice)
@@ -257,8 +261,9 @@ def test_a_device_that_is_down_costs_the_packets_and_nothing_else(
     assert pair.bob.delivered == packets[:1]
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize("size", [0, 1, 3, 15, 16, 31, 32, 147, 148, 1500, 65_507])
-def test_row_30_messages_of_any_size_end_nothing(pair: PairOf[BatchPlane], size: int) -> None:
+def test_messages_of_any_size_end_nothing(pair: PairOf[BatchPlane], size: int) -> None:
     for head in (b"\4\0\0\0", b"\1\0\0\0", b"RGE", b""):
         datagram = (head + os.urandom(size))[:size]
         pair.bob.datagram_in(datagram, ELSEWHERE)

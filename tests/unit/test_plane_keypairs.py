@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rustguard_py.model.timers import (
     REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME,
@@ -54,7 +56,8 @@ def test_clearing_gives_all() -> None:
     assert places(keypairs) == (None, None, None)
 
 
-def test_row_35_no_nonce_is_given_twice_and_none_at_the_limit() -> None:
+@pytest.mark.fault(35)
+def test_no_nonce_is_given_twice_and_none_at_the_limit() -> None:
     one = session()
     one.counter = REJECT_AFTER_MESSAGES - 3
     assert one.claim(4, 0.0) is None
@@ -63,7 +66,8 @@ def test_row_35_no_nonce_is_given_twice_and_none_at_the_limit() -> None:
     print(f"row 35: the last nonce given is REJECT-AFTER-MESSAGES - 1 = {given[2]}")
 
 
-def test_row_35_a_session_gives_no_nonce_from_reject_after_time_on() -> None:
+@pytest.mark.fault(35)
+def test_a_session_gives_no_nonce_from_reject_after_time_on() -> None:
     one = session()
     assert one.claim(1, REJECT_AFTER_TIME - 0.001) == 0
     assert one.claim(1, REJECT_AFTER_TIME) is None

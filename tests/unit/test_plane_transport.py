@@ -7,6 +7,8 @@ import subprocess
 import sys
 from ipaddress import ip_network
 
+import pytest
+
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES
 from rustguard_py.planes import transport
 from rustguard_py.planes.contract import MAX_STAGED_PACKETS, HandshakeWanted, Keypair, Reason
@@ -22,7 +24,8 @@ def pair() -> Pair:
     return made
 
 
-def test_row_35_at_reject_after_messages_the_session_is_retired_and_the_packet_kept() -> None:
+@pytest.mark.fault(35)
+def test_at_reject_after_messages_the_session_is_retired_and_the_packet_kept() -> None:
     both = pair()
     session = current_session(both.alice)
     session.counter = REJECT_AFTER_MESSAGES - 1
@@ -38,7 +41,8 @@ def test_row_35_at_reject_after_messages_the_session_is_retired_and_the_packet_k
     print("row 35: nonce REJECT-AFTER-MESSAGES - 1 was the last; what came after it went out on the next session")
 
 
-def test_row_35_rekey_after_messages_wants_a_handshake() -> None:
+@pytest.mark.fault(35)
+def test_rekey_after_messages_wants_a_handshake() -> None:
     both = pair()
     current_session(both.alice).counter = REKEY_AFTER_MESSAGES
     both.alice.packet_out(to_bob())

@@ -23,6 +23,7 @@ def test_the_window_is_no_smaller_than_8192() -> None:
     assert WINDOW_SIZE >= 8192
 
 
+@pytest.mark.fault(31)
 def test_the_kernels_34_cases_in_their_order() -> None:
     window = ReplayWindow()
     cases = [

@@ -250,7 +250,8 @@ def test_a_record_that_could_not_be_read_back_cannot_be_made() -> None:
             replace(peer(1), **wrong)
 
 
-def test_row_34_no_repr_shows_a_secret() -> None:
+@pytest.mark.fault(34)
+def test_no_repr_shows_a_secret() -> None:
     state, client = server(1), ClientState(PRIVATE, (network(),))
     shown = repr(state) + repr(peer(0)) + repr(peer(1)) + repr(client) + repr(network())
     secrets = [PRIVATE, PSK, peer(0).preshared_key]
@@ -261,6 +262,7 @@ def test_row_34_no_repr_shows_a_secret() -> None:
     print(f"row 34: {len(secrets)} secrets looked for in the reprs of 4 records: none")
 
 
+@pytest.mark.fault(21)
 def test_ten_thousand_peers_are_lean_and_quick_to_save_and_load(tmp_path: Path) -> None:
     gc.collect()
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Row 13: the client's address changes, also from one family to the other, and its traffic goes on."""
+"""The client's address changes, also from one family to the other, and its traffic goes on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def _is_at(home: Machine, address: str) -> bool:
     return _endpoint(home) == address
 
 
-def test_row_13_a_new_ipv4_address_costs_at_most_a_second(site: Site) -> None:
+@pytest.mark.fault(13)
+def test_a_new_ipv4_address_costs_at_most_a_second(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
     home.serve(f"--pool {POOL} {OPEN}")
@@ -44,7 +45,8 @@ def test_row_13_a_new_ipv4_address_costs_at_most_a_second(site: Site) -> None:
     assert len(lost) <= 2 * _MAY_BE_LOST
 
 
-def test_row_13_the_server_reaches_a_silent_client_that_moved(site: Site) -> None:
+@pytest.mark.fault(13)
+def test_the_server_reaches_a_silent_client_that_moved(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home)
     home.serve(f"--pool {POOL} {OPEN}")
@@ -58,7 +60,8 @@ def test_row_13_the_server_reaches_a_silent_client_that_moved(site: Site) -> Non
     eventually(lambda: _endpoint(home) == "198.51.100.5", what="the exact endpoint")
 
 
-def test_row_13_a_lost_family_is_replaced_by_the_other(site: Site) -> None:
+@pytest.mark.fault(13)
+def test_a_lost_family_is_replaced_by_the_other(site: Site) -> None:
     home = site.home()
     laptop = site.client("laptop", home, own_run=True)
     laptop.name_server(f"{HOME4} home.test\n{HOME6} home.test\n")
