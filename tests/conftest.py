@@ -9,6 +9,7 @@ name or a namespace of its own. What floods is marked `alone`: it comes last, wh
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
@@ -30,6 +31,7 @@ _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
 _MOST_WORKERS = 8
 # Everything there needs hosts, which `lab` gives.
 _WITH_HOSTS = [Path(__file__).parent / name for name in ("hosts", "conformance")]
+_NUMBERS = itertools.count()
 # Of a test's report, as `user_properties` come to us from a worker too.
 _MISSED = "missed"
 
@@ -61,6 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
     `python -c` looks for modules in the working folder first, and there ./rustguard_py hides the installed package.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
+    # Also for what runs between two tests; each test has its own.
+    os.environ["RUSTGUARD_SYSTEM_RUNTIME"] = "/nonexistent"
     # Neither the folder of examples (a run as root would leave one that others can't write) nor a slow machine nor
     # chance shall make a property fail: the examples are the same in each run, and others in the long one.
     settings.register_profile(
@@ -137,6 +141,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if item.get_closest_marker(name) and (reason := cache(why_not)()):
             item.user_properties.append((_MISSED, f"needs {what}: {reason}"))
             pytest.skip(f"needs {what}: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Hide this machine's daemons and settings from a test and from the programs that it starts.
+
+    Nothing is made: directly in the folder of all tests, which is ours alone, whoever needs them may make them.
+    """
+    number = next(_NUMBERS)
+    for variable, name in (
+        ("RUSTGUARD_RUNTIME", "run"),
+        ("RUSTGUARD_SYSTEM_RUNTIME", "system"),
+        ("XDG_STATE_HOME", "state"),
+    ):
+        monkeypatch.setenv(variable, str(tmp_path_factory.getbasetemp() / f"{name}-{number}"))
+    for variable in ("RUSTGUARD_STATE", "RUSTGUARD_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture

@@ -158,12 +158,9 @@ def running(state: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No daemon of this machine is seen, and no setting of the one who runs the tests."""
-    monkeypatch.setattr(paths, "_SYSTEM_RUNTIME", tmp_path / "system")
-    monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
-    for name in ("RUSTGUARD_STATE", "RUSTGUARD_TOKEN", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
+def as_wide_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as wide as the terminal of whoever runs the tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture
@@ -284,6 +281,20 @@ def test_the_only_daemon_is_meant_without_saying_so(capsys: pytest.CaptureFixtur
         code, out, _ = rustguard(capsys, "status", "--json")
     assert code == 0
     assert json.loads(out) == STATUS
+
+
+def test_a_daemon_elsewhere_on_the_machine_is_not_seen_by_the_tests(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "_SYSTEM_RUNTIME", tmp_path / "machine")
+    with contextlib.ExitStack() as elsewhere:
+        with monkeypatch.context() as root:
+            root.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "machine"))
+            elsewhere.enter_context(running(state))
+        assert rustguard(capsys, "status")[0] == 3
+        with monkeypatch.context() as outside:
+            outside.delenv("RUSTGUARD_SYSTEM_RUNTIME")
+            assert rustguard(capsys, "status")[0] == 0
 
 
 def test_several_daemons_are_listed_with_the_line_to_type(

@@ -13,16 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py.cli import secret
 from rustguard_py.cli.secret import check_token, find_token, is_weak, read_token
 from rustguard_py.model.errors import UsageError
 
 GIVEN = "guitar-orbit-lemon"
-
-
-@pytest.fixture(autouse=True)
-def no_token_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(secret.VARIABLE, raising=False)
 
 
 def python(code: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
