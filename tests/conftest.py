@@ -1,6 +1,7 @@
 """What a test may need of the machine: skipped with the reason where it isn't there, an error under CI.
 
-With the environment variable CI set, a run fails at its end if a test was skipped for such a reason.
+With the environment variable CI set, a run fails at its end if a test was skipped for such a reason, or if the native
+plane isn't built.
 
 `make test` has several workers (pytest-xdist), as most tests wait more than they compute: all that a test makes has a
 name or a namespace of its own. What floods is marked `alone`: it comes last, when no other test runs.
@@ -29,6 +30,8 @@ _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_second_uid": ("a second user id", machine.why_no_second_uid),
 }
 _MOST_WORKERS = 8
+# The long run repeats more: a test may take this many times its limit.
+_SOAK_TIMES = 12
 # Everything there needs hosts, which `lab` gives.
 _WITH_HOSTS = [Path(__file__).parent / name for name in ("hosts", "conformance")]
 _NUMBERS = itertools.count()
@@ -37,10 +40,11 @@ _MISSED = "missed"
 
 
 class _Missed:
-    """Which tests couldn't be run here: said at the end, and under CI a failure."""
+    """Which tests couldn't be run here: listed at the end of a CI run, which then fails."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        why_not = _native()[1]
+        self._lines = [f"all tests of the native plane: {why_not}"] if why_not else []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "setup":
@@ -84,13 +88,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Missed())
 
 
-def pytest_report_header() -> str:
-    """Say what the native plane seals with: what the processor lacks isn't tested."""
+def _native() -> tuple[str, str]:
+    """Return which native plane is tested, and why there is none; one of them is empty."""
     try:
         from rustguard_py import _native
-    except ImportError:
-        return "native plane: not built"
-    return f"native plane: AEAD: {_native.aead()}"
+    except ImportError as error:
+        return "", f"it isn't built here: {error}"
+    # What the processor lacks isn't tested, so the AEAD that it chooses counts too.
+    return f"{_native.__file__}, AEAD: {_native.aead()}", ""
+
+
+def pytest_report_header() -> str:
+    """Return which native plane is tested."""
+    return f"native plane: {''.join(_native())}"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -107,11 +117,19 @@ def _is_alone(item: pytest.Item) -> bool:
     return item.get_closest_marker("alone") is not None
 
 
+def _seconds(item: pytest.Item) -> float:
+    """Return a test's time limit."""
+    marked = item.get_closest_marker("timeout")
+    return float(marked.args[0] if marked else item.config.getini("timeout"))
+
+
 # Before pytest-xdist reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in a folder that needs hosts, and put last what runs alone."""
+    """Mark what lies in a folder that needs hosts, put last what runs alone, and give the long run its time."""
     for item in items:
+        if os.environ.get("RUSTGUARD_SOAK") == "1":
+            item.add_marker(pytest.mark.timeout(_SOAK_TIMES * _seconds(item)), append=False)
         if any(item.path.is_relative_to(folder) for folder in _WITH_HOSTS):
             item.add_marker("needs_namespaces")
         if _is_alone(item):
@@ -120,7 +138,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_is_alone)
 
 
-@pytest.hookimpl(wrapper=True)
+# Around pytest-timeout's: a test's time begins when the others let it run.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """In a worker, have what is to run alone wait for the others, and the others for it."""
     if not _is_worker(item.config):
