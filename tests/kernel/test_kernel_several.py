@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ TUNNELS = 2
 
 def carry(machines: tuple[Machine, ...], tunnels: int) -> None:
     for machine in machines:
-        eventually(lambda m=machine: carries_all(m, tunnels), PATIENCE, f"{tunnels} tunnels")  # type: ignore[misc]
+        eventually(partial(carries_all, machine, tunnels), PATIENCE, f"{tunnels} tunnels")
 
 
 # Both ends the kernel's; in the long run each of ours on one side too.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
@@ -107,8 +107,8 @@ def test_a_clients_own_tunnel(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         server_key=OTHER,
         preshared_key=PSK,
         name="laptop",
-        address4=ip_interface("10.5.0.2/24"),
-        address6=ip_interface("fd05::2/64"),
+        address4=IPv4Interface("10.5.0.2/24"),
+        address6=IPv6Interface("fd05::2/64"),
         routes=(ip_network("192.168.7.0/24"),),
         mtu=1380,
         keepalive=25,

@@ -114,10 +114,11 @@ def test_a_value_that_is_not_json_leaves_the_file_alone(tmp_path: Path) -> None:
     assert load(path.parent) == small_state(1)
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("partly", [False, True])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("saves_before", [0, 1, 2])
-def test_row_8_a_failing_call_acknowledges_nothing_and_the_next_save_goes_on(
+def test_a_failing_call_acknowledges_nothing_and_the_next_save_goes_on(
     tmp_path: Path, saves_before: int, error: int, partly: bool
 ) -> None:
     failed: list[str] = []
@@ -169,8 +170,9 @@ def put_aside(directory: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "link"])
-def test_row_8_a_full_disk_may_stay_full_for_many_saves(tmp_path: Path, call: str) -> None:
+def test_a_full_disk_may_stay_full_for_many_saves(tmp_path: Path, call: str) -> None:
     path = saved(tmp_path / "state", small_state(0), small_state(1))
     files = BreakableFiles()
     document = Document.open(path.parent, files)
@@ -208,8 +210,9 @@ def crash_states(
     return states
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("recorder", [RecordingFiles, FilesWithoutLinks])
-def test_row_9_every_crash_state_loads_the_old_or_the_new(tmp_path: Path, recorder: type[RecordingFiles]) -> None:
+def test_every_crash_state_loads_the_old_or_the_new(tmp_path: Path, recorder: type[RecordingFiles]) -> None:
     states = crash_states(tmp_path / "recorded", recorder, saves=3)
     for disk, wanted in states:
         put(tmp_path / "after", disk)
@@ -224,7 +227,8 @@ def test_row_9_every_crash_state_loads_the_old_or_the_new(tmp_path: Path, record
     print(f"row 9: {len(states)} of {len(states)} crash states of 3 saves loaded ({recorder.__name__})")
 
 
-def test_row_9_a_second_crash_right_after_the_first_loses_nothing_either(tmp_path: Path, soak: bool) -> None:
+@pytest.mark.fault(9)
+def test_a_second_crash_right_after_the_first_loses_nothing_either(tmp_path: Path, soak: bool) -> None:
     count = 0
     for disk, _ in crash_states(tmp_path / "recorded", RecordingFiles, saves=2)[:: 1 if soak else 5]:
         directory = tmp_path / f"again {count}"
@@ -268,8 +272,9 @@ class FailingOnce(RecordingFiles):
         return object.__getattribute__(self, name)
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("saves_before", [0, 1])
-def test_row_9_a_crash_in_or_after_the_save_that_follows_a_failed_one(
+def test_a_crash_in_or_after_the_save_that_follows_a_failed_one(
     tmp_path: Path, saves_before: int, soak: bool
 ) -> None:
     count = 0
@@ -319,8 +324,9 @@ def test_a_leftover_that_is_the_file_itself_by_another_name_is_not_written_throu
     assert load(path.parent) == small_state(2)
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("with_copy", [True, False])
-def test_row_10_a_file_cut_at_any_byte_is_refused_with_the_way_back(tmp_path: Path, with_copy: bool) -> None:
+def test_a_file_cut_at_any_byte_is_refused_with_the_way_back(tmp_path: Path, with_copy: bool) -> None:
     path = saved(tmp_path / "state", *(small_state(count) for count in range(0 if with_copy else 2, 3)))
     whole = path.read_bytes()
     document = Document.open(path.parent)
@@ -333,8 +339,9 @@ def test_row_10_a_file_cut_at_any_byte_is_refused_with_the_way_back(tmp_path: Pa
     print(f"row 10: cut at each of {refused} bytes: {refused} refused, copy named: {with_copy}")
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("with_copy", [True, False])
-def test_row_10_any_flipped_bit_is_refused_with_the_way_back(tmp_path: Path, with_copy: bool, soak: bool) -> None:
+def test_any_flipped_bit_is_refused_with_the_way_back(tmp_path: Path, with_copy: bool, soak: bool) -> None:
     path = saved(tmp_path / "state", *(small_state(count) for count in range(0 if with_copy else 1, 2)))
     whole = path.read_bytes()
     document = Document.open(path.parent)
@@ -362,7 +369,8 @@ def refusal_names_the_way_back(document: Document, with_copy: bool) -> bool:
     return True
 
 
-def test_row_10_the_named_command_mends_it(tmp_path: Path) -> None:
+@pytest.mark.fault(10)
+def test_the_named_command_mends_it(tmp_path: Path) -> None:
     path = saved(tmp_path / "a state", small_state(1), small_state(2))
     path.write_bytes(b"")
     with pytest.raises(StateError) as caught:
@@ -372,7 +380,8 @@ def test_row_10_the_named_command_mends_it(tmp_path: Path) -> None:
     print("row 10: an empty file refused, the command in the refusal brought back the save before")
 
 
-def test_row_10_a_missing_file_beside_a_copy_is_refused_and_a_damaged_copy_is_not_offered(tmp_path: Path) -> None:
+@pytest.mark.fault(10)
+def test_a_missing_file_beside_a_copy_is_refused_and_a_damaged_copy_is_not_offered(tmp_path: Path) -> None:
     path = saved(tmp_path / "state", small_state(1), small_state(2))
     path.unlink()
     with pytest.raises(StateError, match="missing") as caught:
@@ -496,7 +505,8 @@ def test_a_read_that_fails_is_a_refusal_and_never_an_empty_state(tmp_path: Path,
     document.close()
 
 
-def test_row_23_a_second_process_is_refused_at_once_and_told_who_has_it(tmp_path: Path) -> None:
+@pytest.mark.fault(23)
+def test_a_second_process_is_refused_at_once_and_told_who_has_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "state")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None

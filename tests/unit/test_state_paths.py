@@ -20,8 +20,7 @@ from support.other_user import NOBODY
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tmp_path.chmod(0o755)
     monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
-    monkeypatch.setattr(paths, "_SYSTEM_RUNTIME", tmp_path / "system")
-    monkeypatch.delenv("RUSTGUARD_STATE", raising=False)
+    monkeypatch.setenv("RUSTGUARD_SYSTEM_RUNTIME", str(tmp_path / "system"))
     return tmp_path / "run"
 
 

@@ -43,8 +43,10 @@ def _eventually(condition: object, seconds: float = 60.0) -> bool:
 
 
 def _received(host: Host, address: object, count: int = 200) -> int:
-    said = host.run(["ping", "-q", "-i", "0.005", "-W", "1", "-c", count, address], check=False).stdout
-    return int(re.search(r"(\d+) received", said)[1])
+    said = host.run(["ping", "-q", "-i", "0.005", "-W", "1", "-c", str(count), str(address)], check=False).stdout
+    received = re.search(r"(\d+) received", said)
+    assert received is not None, said
+    return int(received[1])
 
 
 def test_hosts_reach_each_other_over_both_families_at_once(lab: Lab) -> None:
@@ -153,6 +155,7 @@ def test_kill_9_of_the_maker_leaves_nothing_behind() -> None:
         "print(os.readlink(f'/proc/{host.pid}/ns/net'), flush=True); time.sleep(1000)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout is not None
         namespace = maker.stdout.readline().strip()
         assert _eventually(lambda: "sleep" in _inside(namespace))
         maker.send_signal(signal.SIGKILL)
