@@ -32,7 +32,7 @@ from rustguard_py.data_path import DataPath
 )
 @click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
 @click.option("--save-only", is_flag=True, help="Join and save the network; carry no traffic.")
-@click.option("--daemon", is_flag=True, help="Go to the background once the tunnel is up.")
+@click.option("--daemon", is_flag=True, help="Go to the background once the interface is up, connected or not.")
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @data_path_options
 @state_option
