@@ -107,7 +107,8 @@ def lay_out(stack: AsyncExitStack, voice: Voice, client: Client, *, in_kernel: b
         runtime.lay_out(stack, voice, first, network.mtu, network.addresses, network.routes, in_kernel=in_kernel)
         return
     # The first interface gets no routes of its own: the networks behind the server are reached over all tunnels.
-    runtime.lay_out(stack, voice, first, network.mtu, assemble.host_addresses(network.addresses))
+    hosts = assemble.host_addresses(network.addresses)
+    runtime.lay_out(stack, voice, first, network.mtu, hosts, in_kernel=in_kernel)
     assemble.lay_out_bundle(stack, voice, network.mtu, network.addresses, client.bundle, in_kernel=in_kernel)
 
 
