@@ -1,4 +1,4 @@
-"""A tunnel while it is up, and its life around that: what start, reload, control socket and end share."""
+"""A tunnel while it is up, and its life from start to end: the state that up, reload and control share."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rustguard_py.system.interface import Layout, set_up
 
 @dataclass(slots=True)
 class Running:
-    """A tunnel that is up, and the state of its file that it was brought to.
+    """A tunnel that is up, and its file as last applied.
 
     Attributes:
         program: Its directory, interface and engine.
         plain: The tunnel.
-        config: The file as last applied.
+        config: That file.
         scheme: Mark and rules of its default routes.
         ledger: The changes made to the system.
         port: UDP port.

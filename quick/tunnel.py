@@ -54,7 +54,7 @@ class PlainTunnel:
         timestamps: The tunnel's.
 
     Attributes:
-        tunnel: The same.
+        tunnel: The tunnel itself.
     """
 
     def __init__(self, tunnel: AnyTunnel, timestamps: KeptTimestamps) -> None:

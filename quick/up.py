@@ -69,10 +69,10 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
         stack.callback(document.close)
         try:
             await repair(options.directory, voice.change)
-            taken = (
-                f"Does wg-quick have it (`wg-quick down {life.interface}`)? Else rename the file: the interface is "
+            if_taken = (
+                f"Is it wg-quick's (`wg-quick down {life.interface}`)? If not, rename the file and so the interface."
             )
-            runtime.check_interface(life.interface, chosen, f"{taken}named after it.")
+            runtime.check_interface(life.interface, chosen, if_taken)
             if config.dns or config.search:
                 dns.manager()
             program = Program("tunnel", options.directory, life.interface, chosen, now())
