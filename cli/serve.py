@@ -121,8 +121,8 @@ def _network4(text: str | None) -> IPv4Network | None:
     try:
         network = IPv4Network(text)
     except ValueError as error:
-        mend = "Write it like 10.150.0.0/24: the first address of the network, and its prefix length."
-        raise UsageError(f"--pool: {error}.", mend) from error
+        fix = "Write it like 10.150.0.0/24: the first address of the network, and its prefix length."
+        raise UsageError(f"--pool: {error}.", fix) from error
     if network.prefixlen > 30:
         raise UsageError(f"--pool {network} has no room for a peer.", "A /30 has room for one, a /24 for 253.")
     return network

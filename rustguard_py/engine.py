@@ -214,8 +214,8 @@ def _kernel(ours: str | None, why: str, *, threaded_napi: bool) -> Engine:
             f"{ours} is an option of RustGuard's own engines, not of the kernel's.", "Leave one of the two out."
         )
     if (absent := why_no_kernel()) is not None:
-        mend = "Load it: sudo modprobe wireguard (Linux 5.6 or newer); or use: --engine auto"
-        raise RefusedError(absent, mend + (", without --threaded-napi" if threaded_napi else ""))
+        fix = "Load it: sudo modprobe wireguard (Linux 5.6 or newer); or use: --engine auto"
+        raise RefusedError(absent, fix + (", without --threaded-napi" if threaded_napi else ""))
     if threaded_napi:
         from rustguard_py.kernel import napi
 

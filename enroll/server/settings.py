@@ -99,9 +99,9 @@ def check_pools(state: ServerState, interfaces: Sequence[str]) -> None:
         found = collisions(pool, taken) if pool is not None else []
         if not found:
             continue
-        mend = "Choose another pool, or remove that."
+        fix = "Choose another pool, or remove that."
         # Another pool can be proposed only while no peer has an address of this one.
         if pool == state.pool4 and not state.peers:
             free = propose([network for network, _ in taken], state.pool4.prefixlen)
-            mend = mend if free is None else f"Choose a free one: --pool {free}"
-        raise RefusedError(f"The pool {pool} collides with what this machine has: {found[0]}.", mend)
+            fix = fix if free is None else f"Choose a free one: --pool {free}"
+        raise RefusedError(f"The pool {pool} collides with what this machine has: {found[0]}.", fix)

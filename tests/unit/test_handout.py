@@ -203,7 +203,7 @@ def test_what_a_server_of_ours_can_not_be_is_named_with_its_line(old: str, new: 
     with pytest.raises(UsageError) as refused:
         import_wg_quick.read_server(conf.parse(FILE.replace(old, new)), "wg0.conf")
     assert said in refused.value.message
-    assert refused.value.mend
+    assert refused.value.fix
 
 
 def test_two_peers_of_one_name_get_two() -> None:

@@ -45,7 +45,7 @@ def stranger(site: Site) -> Machine:
 
 
 def _refused(machine: Machine, words: str, code: int, says: str, token: str | None = TOKEN) -> CompletedProcess[str]:
-    """Run what shall be refused; check the code, the word, that there is a mend, and that nothing is left."""
+    """Run what shall be refused; check the code, the word, that there is a fix, and that nothing is left."""
     network, sockets = machine.network(), machine.sockets()
     began = time.monotonic()
     done = machine.run(words, token, check=False)
