@@ -410,11 +410,11 @@ def test_each_refusal_is_told_apart(status: str, failure: Failure) -> None:
     assert client.outcome.failure is failure
 
 
-def test_each_failure_has_words_a_mend_and_an_exit_code() -> None:
+def test_each_failure_has_words_a_fix_and_an_exit_code() -> None:
     for failure in Failure:
         error = Failed(failure).error()
         assert error.message
-        assert error.mend
+        assert error.fix
         silent = failure in (Failure.SILENT, Failure.IGNORED, Failure.UNCONFIRMED)
         assert isinstance(error, UnansweredError if silent else RefusedError)
 

@@ -45,7 +45,7 @@ def stranger(site: Site) -> Machine:
 
 
 def _refused(machine: Machine, words: str, code: int, says: str, token: str | None = TOKEN) -> CompletedProcess[str]:
-    """Run what shall be refused; check the code, the word, that there is a mend, and that nothing is left."""
+    """Run what shall be refused; check the code, the word, that there is a fix, and that nothing is left."""
     network, sockets = machine.network(), machine.sockets()
     began = time.monotonic()
     done = machine.run(words, token, check=False)
@@ -127,8 +127,8 @@ def test_another_pool_than_the_peers_addresses_is_refused(site: Site, home: Mach
     program.terminate()
     assert program.wait(PATIENCE) == 0
     before = moved.saved()
-    _refused(moved, "serve --pool 10.152.0.0/24", 4, "addresses that are not of the pool 10.152.0.0/24")
-    _refused(moved, "serve --pool6 fd00:1::/64", 4, "addresses that are not of the pool fd00:1::/64")
+    _refused(moved, "serve --pool 10.152.0.0/24", 4, "addresses outside the pool 10.152.0.0/24")
+    _refused(moved, "serve --pool6 fd00:1::/64", 4, "addresses outside the pool fd00:1::/64")
     assert moved.saved() == before
 
 
