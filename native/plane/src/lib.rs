@@ -11,6 +11,7 @@ mod events;
 mod foreign;
 mod plane;
 mod python;
+mod ristretto;
 mod spin;
 mod steering;
 mod tun;

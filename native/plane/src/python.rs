@@ -13,6 +13,7 @@ use transport::outbound::{Outbound, Send};
 
 use crate::convert;
 use crate::plane::{Plane, Settings};
+use crate::ristretto;
 use crate::tun::TunError;
 use crate::uring;
 
@@ -357,5 +358,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyTransport>()?;
+    module.add_function(wrap_pyfunction!(ristretto::ristretto_from_hash, module)?)?;
+    module.add_function(wrap_pyfunction!(ristretto::ristretto_multiply, module)?)?;
     module.add_function(wrap_pyfunction!(uring_refusal, module)?)
 }
