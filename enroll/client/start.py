@@ -31,7 +31,7 @@ from rustguard_py.model.address import DEFAULT_PORT, LAST_PORT, parse
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
-from rustguard_py.model.keys import generate_private_key, parse_fingerprint, public_key
+from rustguard_py.model.keys import generate_private_key, parse_fingerprint
 from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.planes.tun import Tun
 from rustguard_py.state.document import Document
@@ -235,7 +235,7 @@ async def _pair(
     voice.say(f"Asking {host}, UDP port {port}.")
     client = PairingClient(
         options.token or "",
-        public_key(state.private_key),
+        state.private_key,
         options.name,
         os.urandom,
         now(),

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Iterable
-from hashlib import blake2s
 from itertools import product
 from random import Random
 
 import pytest
-from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt, crypto_aead_xchacha20poly1305_ietf_encrypt
-from nacl.exceptions import CryptoError
 
 from rustguard_py.enroll.pairing import messages
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
-from rustguard_py.enroll.pairing.key_schedule import Keys, associated_data, channel_identifier, session_id
+from rustguard_py.enroll.pairing.key_schedule import (
+    Opening,
+    associated_data,
+    channel_identifier,
+    session_id,
+    shared_secret,
+)
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Hello, Result, ShareC, ShareS
 from rustguard_py.enroll.pairing.server import Guessed
 from support.wire_link import TOKEN, World, cheap_stretch, flip_bit
@@ -48,7 +51,9 @@ class Record:
         self.confirm_datagram = kinds[5]
 
 
-def signs(record: Record, candidate: str, scalars: list[bytes], secrets: list[bytes]) -> list[str]:
+def signs(
+    record: Record, candidate: str, scalars: list[bytes], secrets: list[bytes], owned: Iterable[bytes] = ()
+) -> list[str]:
     """Name every check that a candidate token passes.
 
     Args:
@@ -56,6 +61,7 @@ def signs(record: Record, candidate: str, scalars: list[bytes], secrets: list[by
         candidate: A token.
         scalars: Those to try as ya or yb.
         secrets: Those to try as ML-KEM's.
+        owned: Those to try as the secret of the server's ephemeral and the client's static key.
     """
     prs = cheap_stretch(candidate, record.challenge.server_id)
     sid = record.challenge.nonce_c + record.challenge.nonce_s
@@ -71,20 +77,22 @@ def signs(record: Record, candidate: str, scalars: list[bytes], secrets: list[by
     ad = associated_data(record.hello, record.challenge)
     for k, ss in product(values, [*secrets, bytes(32), prs]):
         isk = intermediate_session_key(sid, k, ya, ad, yb, ad)
-        keys = Keys.derive(record.transcript, record.confirm.ct, isk, ss)
-        if hmac.compare_digest(keys.client_tag(record.confirm.sealed), record.confirm.tag):
-            found.append("Ta fits")
-        if hmac.compare_digest(keys.server_tag(record.confirm_datagram, record.result.sealed), record.result.tag):
-            found.append("Tb fits")
-        if keys.open_details(record.confirm.sealed) is not None:
+        opening = Opening.derive(record.transcript, record.confirm.ct, isk, ss, b"")
+        if opening.open_details(record.confirm.sealed) is not None:
             found.append("the details open")
-        if keys.open_outcome(record.result.sealed) is not None:
-            found.append("the result opens")
+        for client_secret in (bytes(32), *owned):
+            keys = opening.keys(client_secret)
+            if hmac.compare_digest(keys.client_tag(record.confirm.sealed), record.confirm.tag):
+                found.append("Ta fits")
+            if hmac.compare_digest(keys.server_tag(record.confirm_datagram, record.result.sealed), record.result.tag):
+                found.append("Tb fits")
+            if keys.open_outcome(record.result.sealed) is not None:
+                found.append("the result opens")
     return found
 
 
-def recorded_join() -> tuple[World, Record, bytes]:
-    """Let one client join; also give its scalar, which no recorder has."""
+def recorded_join() -> tuple[World, Record, bytes, bytes]:
+    """Let one client join; return also its scalar, which no recorder has, and its public key."""
     world = World(25)
     drawn: list[bytes] = []
     world.open()
@@ -105,36 +113,17 @@ def recorded_join() -> tuple[World, Record, bytes]:
     scalar = next(
         value
         for value in drawn
-        if len(value) == 32 and Share(point, lambda _s, v=value: v).public == record.share_c.share
+        if len(value) == 32 and any(value) and Share(point, lambda _s, v=value: v).public == record.share_c.share
     )
-    return world, record, scalar
-
-
-def version_1_request(token: str, random: Random) -> bytes:
-    key = blake2s(b"rustguard-enroll-v1" + token.encode()).digest()
-    nonce = random.randbytes(24)
-    magic = b"RGE\x01"
-    return magic + nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(random.randbytes(32), magic, nonce, key)
-
-
-def fits_version_1(request: bytes, candidate: str) -> bool:
-    key = blake2s(b"rustguard-enroll-v1" + candidate.encode()).digest()
-    try:
-        crypto_aead_xchacha20poly1305_ietf_decrypt(request[28:], request[:4], request[4:28], key)
-    except CryptoError:
-        return False
-    return True
+    return world, record, scalar, joining.public_key
 
 
 def test_row_25_a_recorder_with_the_token_in_a_dictionary_tells_nothing_apart() -> None:
-    world, record, scalar = recorded_join()
+    world, record, scalar, public = recorded_join()
     guesses = [Random(1).randbytes(32), bytes([1] + [0] * 31)]
     told = {candidate for candidate in DICTIONARY if signs(record, candidate, guesses, [])}
-    request = version_1_request(TOKEN, Random(2))
-    found = [candidate for candidate in DICTIONARY if fits_version_1(request, candidate)]
-    print(f"row 25: {len(DICTIONARY)} candidates, {len(told)} told apart; in version 1: {found}")
+    print(f"row 25: {len(DICTIONARY)} candidates, {len(told)} told apart")
     assert told == set()
-    assert found == [TOKEN]
     # The checks are able to find: told the client's scalar, they name the token and it alone.
     told = {
         candidate
@@ -147,8 +136,12 @@ def test_row_25_a_recorder_with_the_token_in_a_dictionary_tells_nothing_apart() 
     assert kem is not None
     ss = kem.private.decapsulate(record.confirm.ct)
     inside = {"Ta fits", "Tb fits", "the details open", "the result opens"}
-    assert inside < set(signs(record, TOKEN, [scalar], [ss]))
-    assert not inside & set(signs(record, TOKEN, [scalar], []))
+    client_secret = shared_secret(world.server._cookies.ephemeral, public)
+    assert client_secret is not None
+    assert inside < set(signs(record, TOKEN, [scalar], [ss], [client_secret]))
+    assert not inside & set(signs(record, TOKEN, [scalar], [], [client_secret]))
+    # Without the client's own key the details open, and nothing that came after them.
+    assert inside & set(signs(record, TOKEN, [scalar], [ss])) == {"the details open"}
 
 
 def test_row_25_datagrams_of_every_token_are_of_the_same_sizes() -> None:
@@ -281,7 +274,7 @@ def test_row_26_who_answers_in_the_servers_place_tests_three_tokens_at_most() ->
         client = next(c for d, _ in eager.carried if (c := Hello.parse(d)) is not None)
         made = []
         for nonce_s, number in product(nonces, range(5)):
-            forged = Share(bytes([9]) + bytes(31), lambda _s, n=number: bytes([n + 1]) * 32).public
+            forged = Share(generator(b"noise", b"", b""), lambda _s, n=number: bytes([n + 1]) * 32).public
             session = session_id(client.nonce_c, nonce_s, forged, share_s.ek)
             made.append(ShareS(session, forged, share_s.ek).encode())
         return made
