@@ -21,7 +21,7 @@ from rustguard_py.model.address import DEFAULT_PORT, LAST_PORT, parse
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint, with_port
 from rustguard_py.model.errors import UnansweredError, UsageError
-from rustguard_py.model.keys import generate_private_key, parse_fingerprint, public_key
+from rustguard_py.model.keys import generate_private_key, parse_fingerprint
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
 from rustguard_py.system.resolve import resolve

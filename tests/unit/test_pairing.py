@@ -6,7 +6,6 @@ from functools import partial
 from ipaddress import IPv4Address
 from itertools import pairwise
 from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import given
