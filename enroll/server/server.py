@@ -254,7 +254,7 @@ class Server:
         self.put_in(admitted.record, with_endpoint=False)
         if self.bundle is not None:
             # It may have fewer tunnels than it had.
-            self.bundle.forget_ways(join.public_key)
+            self.bundle.start_over(join.public_key)
         peer = self.tunnel.node.get(join.public_key)
         if peer is not None:
             # The cookie has proven the address, and `join` pairs from the port that its tunnel then uses.
