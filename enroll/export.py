@@ -7,11 +7,9 @@ from ipaddress import ip_interface, ip_network
 from typing import Any
 
 from rustguard_py import conf
+from rustguard_py.model.defaults import DEFAULT_KEEPALIVE
 from rustguard_py.model.keys import decode_key, encode_key, public_key
 from rustguard_py.state.records import ClientState, NetworkRecord, PeerRecord, ServerState
-
-# Often enough for the usual NAT; what a client that joins is told.
-KEEPALIVE = 25
 
 
 def of_client(state: ClientState, network: NetworkRecord) -> conf.Config:
@@ -57,7 +55,7 @@ def of_peer(
         tuple(map(ip_network, offered["networks"])),
         preshared_key,
         conf.HostPort(host, port or offered["port"]),
-        KEEPALIVE,
+        DEFAULT_KEEPALIVE,
     )
     addresses = tuple(map(ip_interface, offered["addresses"]))
     return conf.Config(private_key, addresses=addresses, mtu=offered["mtu"], peers=(server,))

@@ -21,14 +21,15 @@ from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.data_path import DataPath
-from rustguard_py.enroll.client.client import Client
+from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.enroll.client.control import ClientControl
 from rustguard_py.enroll.client.pair import ask
 from rustguard_py.enroll.pairing.client import Joined, PairingClient
 from rustguard_py.enroll.tunnels import assemble, derive
 from rustguard_py.enroll.tunnels.bundle import Bundle
-from rustguard_py.model.address import DEFAULT_PORT, LAST_PORT, parse
+from rustguard_py.model.address import LAST_PORT, parse
 from rustguard_py.model.clock import now
+from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
 from rustguard_py.model.keys import generate_private_key, parse_fingerprint, public_key
@@ -107,7 +108,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             stack, program, state.private_key, sockets, network.mtu, several=bool(network.tunnels)
         )
         bundle = _make_bundle(stack, voice, program, state.private_key, network, tunnel, timestamps)
-        client = Client(tunnel, network, timestamps, interface, voice, bundle)
+        client = RunningClient(tunnel, network, timestamps, interface, voice, bundle)
         # Before there is an address to send from: the first packet then waits for the handshake, and isn't dropped.
         client.connect(endpoint or await _locate(network))
         if bundle is None:

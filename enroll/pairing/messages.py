@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, ClassVar, Final, Self
 
+from rustguard_py.model.keys import KEY_SIZE
+
 MAGIC: Final = b"RGE2"
 MAX_DATAGRAM: Final = 1232
 NONCE_SIZE: Final = 16
 COOKIE_SIZE: Final = 16
 SERVER_ID_SIZE: Final = 32
 SESSION_SIZE: Final = 8
-KEY_SIZE: Final = 32
 TAG_SIZE: Final = 32
 SEAL_OVERHEAD: Final = 16
 EK_SIZE: Final = 1184

@@ -12,7 +12,7 @@ from rustguard_py.daemon.status import PeerLine, broken, common, peers
 from rustguard_py.enroll import export
 from rustguard_py.enroll.pairing.window import Closed, WindowState
 from rustguard_py.enroll.server import admissions
-from rustguard_py.enroll.server.server import Server
+from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import StateError, UsageError
 from rustguard_py.model.keys import decode_key
@@ -40,7 +40,7 @@ class ServerControl:
         why_no_ipv6: Why the kept IPv6 pool isn't in use, for people, or None.
     """
 
-    def __init__(self, server: Server, program: Program, why_no_ipv6: str | None) -> None:
+    def __init__(self, server: RunningServer, program: Program, why_no_ipv6: str | None) -> None:
         self._server = server
         self._program = program
         self._why_no_ipv6 = why_no_ipv6

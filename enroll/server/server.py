@@ -26,6 +26,7 @@ from rustguard_py.enroll.tunnels import derive
 from rustguard_py.enroll.tunnels.bundle import Bundle
 from rustguard_py.model.address import parse_endpoint
 from rustguard_py.model.clock import now
+from rustguard_py.model.defaults import DEFAULT_KEEPALIVE
 from rustguard_py.model.endpoint import Endpoint, Network, endpoint_text
 from rustguard_py.model.errors import RefusedError, StateError
 from rustguard_py.model.keys import NO_PRESHARED_KEY
@@ -35,13 +36,11 @@ from rustguard_py.state.records import PeerRecord
 
 log = logging.getLogger(__name__)
 
-# What a joining client is told: often enough for the usual NAT.
-CLIENT_KEEPALIVE = 25
 # Peers with a known address are greeted after a start, so that they needn't notice by themselves (15 s).
 GREETINGS_A_SECOND = 100
 
 
-class Server:
+class RunningServer:
     """A server that runs.
 
     Args:
@@ -275,7 +274,7 @@ class Server:
             server_key=self.public_key,
             port=state.port,
             mtu=state.mtu,
-            keepalive=CLIENT_KEEPALIVE,
+            keepalive=DEFAULT_KEEPALIVE,
             routes=(),
             gateway4=state.pool4[1],
             gateway6=gateway6,

@@ -22,19 +22,17 @@ from rustguard_py.enroll.server.banner import introduce
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
-from rustguard_py.enroll.server.server import Server, own_addresses
+from rustguard_py.enroll.server.server import RunningServer, own_addresses
 from rustguard_py.enroll.tunnels import assemble, derive
-from rustguard_py.model.address import DEFAULT_PORT, LAST_PORT, pairing_port
+from rustguard_py.model.address import LAST_PORT, pairing_port
 from rustguard_py.model.clock import now
+from rustguard_py.model.defaults import DEFAULT_MTU, DEFAULT_PORT
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.keys import generate_private_key
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ServerState
 from rustguard_py.system.interface import free_interface_name, why_no_ipv6
 from rustguard_py.system.networks import collisions, make_ula, propose, taken_networks
-
-# What fits a link of 1,500 bytes with WireGuard over IPv6 on it, as wg-quick assumes.
-DEFAULT_MTU = 1420
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         await runtime.until_all_stopped(server.stopped, server.tunnels)
 
 
-async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> tuple[Server, Program]:
+async def _start(options: ServeOptions, voice: Voice, stack: AsyncExitStack) -> tuple[RunningServer, Program]:
     if options.open_for is not None and options.token is None:
         raise UsageError("--open needs a token that clients can know.", "Add: --token SECRET")
     document = Document.open(options.directory)
@@ -133,7 +131,7 @@ def _choose(options: ServeOptions, tunnels: int) -> engine.Engine:
 
 def _make_server(
     program: Program, registry: Registry, document: Document, stack: AsyncExitStack, voice: Voice
-) -> tuple[Server, str | None]:
+) -> tuple[RunningServer, str | None]:
     """Put a server together on an interface that is made; and say why it is without IPv6, if it is."""
     state = registry.state
     sockets = runtime.bind(stack, state.port)
@@ -154,10 +152,10 @@ def _make_server(
         # The route to the pool is the first one's.
         own = own_addresses(state.pool4, pool6)
         bundle = assemble.make_bundle(voice, program, tunnels, ports, own, first_has_routes=True)
-    return Server(tunnel, registry, Saver(state, document.save), timestamps, pool6, bundle), ipv6_fault
+    return RunningServer(tunnel, registry, Saver(state, document.save), timestamps, pool6, bundle), ipv6_fault
 
 
-async def _prepare_pairing(options: ServeOptions, server: Server) -> None:
+async def _prepare_pairing(options: ServeOptions, server: RunningServer) -> None:
     if options.token is not None:
         await server.take_token(options.token)
     if options.open_for is not None:
