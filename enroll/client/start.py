@@ -23,6 +23,7 @@ from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.data_path import DataPath
 from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.enroll.client.control import ClientControl
+from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
 from rustguard_py.enroll.pairing.client import Joined, PairingClient
 from rustguard_py.enroll.tunnels import assemble, derive
@@ -195,7 +196,7 @@ async def _obtain(
 ) -> tuple[NetworkRecord, Endpoint | None]:
     """Give the network to connect to, paired anew or kept, and where its server answered if that is known."""
     host, port = parse(options.server) if options.server is not None else (None, None)
-    kept = state.network(host, port)
+    kept = usable(state.network(host, port), joins=options.token is not None and host is not None)
     if options.token is None or host is None:
         if kept is None:
             what = f"{host} was not joined before." if host else "Nothing was joined before."
