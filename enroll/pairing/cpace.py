@@ -1,11 +1,11 @@
-"""CPace over X25519 with SHA-512: two sides that share a password agree on a key, and a recorder learns nothing.
+"""CPace over X25519 with SHA-512: two sides that share a password agree on a key. A recording reveals nothing.
 
-CPACE-X25519-SHA512 of draft-irtf-cfrg-cpace, initiator and responder roles. Who doesn't hold the password can
-test one guess a run, online: a share commits to the generator, and so to the password, that it was made with.
+This is CPACE-X25519-SHA512 of draft-irtf-cfrg-cpace, with initiator and responder roles. An attacker without the
+password can test one guess per run, online, because a share commits to the generator and so to one password.
 
-Timing: the map to the curve works in Python integers, which isn't constant-time. What varies with it is one
-point made from the password and a session id that is fresh for each run, and the password is a stretched secret
-of 32 bytes. Runs can't be averaged, and one run's timing narrows nothing that a dictionary could be tried on.
+Timing: the map to the curve uses Python integers and isn't constant-time. Its input is made from the password, which
+is a stretched secret of 32 bytes, and a session id that is fresh for each run. So measurements can't be averaged over
+runs, and one run's timing doesn't help to test a dictionary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NON_SQUARE = 2
 
 
 def lv(data: bytes) -> bytes:
-    """Prefix data with its length as LEB128 (the draft's prepend_len)."""
+    """Return data prefixed with its length as LEB128 (the draft's prepend_len)."""
     length = len(data)
     prefix = bytearray()
     while length >= 0x80:
@@ -42,7 +42,7 @@ def lv(data: bytes) -> bytes:
 
 
 def lv_cat(*parts: bytes) -> bytes:
-    """Concatenate the parts, each prefixed with its length."""
+    """Return the parts concatenated, each prefixed with its length."""
     return b"".join(map(lv, parts))
 
 
@@ -65,7 +65,7 @@ def elligator2(field_element: bytes) -> bytes:
 
 
 def generator(prs: bytes, ci: bytes, sid: bytes) -> bytes:
-    """Make the run's generator out of the password.
+    """Return the run's generator, made from the password.
 
     Args:
         prs: The password-related string, any length.
@@ -80,7 +80,7 @@ def generator(prs: bytes, ci: bytes, sid: bytes) -> bytes:
 
 
 class Share:
-    """One side's secret scalar and the public share made with it. Used for one run.
+    """One side's secret scalar and the public share made with it. For one run only.
 
     Attributes:
         public: The share to send, 32 bytes (Ya or Yb).
@@ -93,7 +93,7 @@ class Share:
         self.public = crypto_scalarmult(self._scalar, run_generator)
 
     def exchange(self, other: bytes) -> bytes | None:
-        """Return the Diffie-Hellman value K, 32 bytes, or None for a share of low order: the run must end."""
+        """Return the Diffie-Hellman value K, 32 bytes, or None for a share of low order, which must end the run."""
         try:
             return crypto_scalarmult(self._scalar, other)
         except SodiumError:
@@ -103,11 +103,11 @@ class Share:
 def intermediate_session_key(
     sid: bytes, k: bytes, initiator_share: bytes, ad_a: bytes, responder_share: bytes, ad_b: bytes
 ) -> bytes:
-    """Derive the ISK, 64 bytes (the draft's transcript_ir: the initiator's share first).
+    """Return the ISK, 64 bytes (the draft's transcript_ir: the initiator's share first).
 
     Args:
         sid: The session id.
-        k: What `Share.exchange` gave.
+        k: What `Share.exchange` returned.
         initiator_share: Ya, 32 bytes.
         ad_a: The initiator's associated data, ADa.
         responder_share: Yb, 32 bytes.

@@ -1,6 +1,7 @@
-"""The keys of an enrollment: from token and shares to tags, seals and the preshared key (docs/enrollment.md).
+"""The keys of an enrollment, from token and shares to tags, seals and the preshared key (docs/enrollment.md).
 
-Both ends call the same functions on the same datagrams. `th` is the transcript hash TH = SHA-256(1 ‖ 2 ‖ 3 ‖ 4 ‖ ct).
+Both ends call the same functions with the same datagrams. `th` is the transcript
+hash TH = SHA-256(1 ‖ 2 ‖ 3 ‖ 4 ‖ ct).
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from rustguard_py.enroll.pairing.messages import SESSION_SIZE, Challenge, Hello
 SEAL_CLIENT = b"seal-client"
 SEAL_SERVER = b"seal-server"
 
-# scrypt: 32 MiB and some 80 ms a token tried.
+# scrypt: 32 MiB and about 80 ms per guess.
 _SCRYPT_N = 2**15
 _SCRYPT_R = 8
-# OpenSSL refuses what needs more than it was allowed: 128 N r and a little.
+# OpenSSL's limit for its memory: 128 N r and a little more.
 _SCRYPT_MAXMEM = 128 * _SCRYPT_N * _SCRYPT_R + 2**20
 _XCHACHA_NONCE = 24
 
 
 def stretch(token: str, server_id: bytes) -> bytes:
-    """Make the password-related string of a token, 32 bytes; about 80 ms, so once a token and server.
+    """Return the password-related string of a token, 32 bytes. Takes about 80 ms, so call it once per server.
 
     Args:
-        token: As typed; equal texts in different Unicode forms are the same token (NFC).
+        token: As typed. Equal texts in different Unicode forms are the same token (NFC).
         server_id: 32 bytes.
     """
     secret = unicodedata.normalize("NFC", token).encode()
@@ -43,26 +44,26 @@ def stretch(token: str, server_id: bytes) -> bytes:
 
 
 def channel_identifier(server_id: bytes, token_id: int) -> bytes:
-    """Give CPace's CI."""
+    """Return CPace's channel identifier, CI."""
     return lv_cat(b"rge2", b"client", b"server", server_id, token_id.to_bytes(4, "little"))
 
 
 def associated_data(hello: Hello, challenge: Challenge) -> bytes:
-    """Give CPace's ADa, which is its ADb too."""
+    """Return CPace's associated data, which is both ADa and ADb."""
     return hashlib.sha256(hello.encode() + challenge.encode()).digest()
 
 
 def session_id(nonce_c: bytes, nonce_s: bytes, share: bytes, ek: bytes) -> bytes:
-    """Give the 8 bytes that name a session; only who saw the nonces can make a SHARE_S that fits them."""
+    """Return the 8 bytes that name a session. Making a SHARE_S that fits them takes the nonces."""
     return hashlib.sha256(b"rge2 session" + nonce_c + nonce_s + share + ek).digest()[:SESSION_SIZE]
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What one session's secrets expand to, 32 bytes each. Each sealing key seals once.
+    """The keys of one session, 32 bytes each. Each sealing key seals once.
 
     Attributes:
-        th: The transcript hash that everything is bound to; not a secret.
+        th: The transcript hash that everything is bound to. Not a secret.
     """
 
     th: bytes
@@ -88,11 +89,11 @@ class Keys:
         return cls(th, *(hmac.digest(prk, label + b"\1", "sha256") for label in labels))
 
     def client_tag(self, sealed: bytes) -> bytes:
-        """Give Ta, 32 bytes."""
+        """Return Ta, 32 bytes."""
         return hmac.digest(self.confirm_client, self.th + sealed, "sha256")
 
     def server_tag(self, confirm: bytes, sealed: bytes) -> bytes:
-        """Give Tb, 32 bytes, over the whole CONFIRM datagram and what is sealed in the RESULT."""
+        """Return Tb, 32 bytes, over the whole CONFIRM datagram and what is sealed in the RESULT."""
         return hmac.digest(self.confirm_server, self.th + confirm + sealed, "sha256")
 
     def seal_details(self, details: bytes) -> bytes:
@@ -100,7 +101,7 @@ class Keys:
         return _seal(self.seal_client, SEAL_CLIENT, self.th, details)
 
     def open_details(self, sealed: bytes) -> bytes | None:
-        """Open them, once Ta has been checked. None: not sealed with these keys."""
+        """Open the client's details after Ta was checked. Return None if they aren't sealed with these keys."""
         return _open(self.seal_client, SEAL_CLIENT, self.th, sealed)
 
     def seal_outcome(self, outcome: bytes) -> bytes:
@@ -108,7 +109,7 @@ class Keys:
         return _seal(self.seal_server, SEAL_SERVER, self.th, outcome)
 
     def open_outcome(self, sealed: bytes) -> bytes | None:
-        """Open it, once Tb has been checked. None: not sealed with these keys."""
+        """Open a RESULT's JSON after Tb was checked. Return None if it isn't sealed with these keys."""
         return _open(self.seal_server, SEAL_SERVER, self.th, sealed)
 
 

@@ -1,8 +1,7 @@
 """The six datagrams of an enrollment, and the JSON inside the last one (docs/enrollment.md).
 
-Every parser takes any bytes and returns a message or None: what is malformed is dropped without an answer, and
-nothing here raises on what came from the network. Encoding then parsing gives the same message, and the other
-way around: there is one encoding of each.
+Every parser takes any bytes and returns a message, or None for malformed ones, which are dropped without an answer.
+No parser raises. Each message has exactly one encoding.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ MAX_RESULT_JSON: Final = (MAX_DATAGRAM - _RESULT_FIXED - SEAL_OVERHEAD) // RESUL
 
 
 def kind_of(datagram: bytes) -> int | None:
-    """Tell which of the six messages a datagram says it is, or None for none of them."""
+    """Return which of the six messages a datagram claims to be, or None for none of them."""
     return _KINDS.get(datagram[:_HEADER_SIZE])
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """1, client to server, 128 bytes: longer than its answer, so that nobody is hit with more than they sent."""
+    """1, client to server, 128 bytes. It is longer than its answer, so it can't be used to amplify a flood."""
 
     SIZE: ClassVar = 128
     _LAYOUT: ClassVar = struct.Struct("<8s16sI100s")
@@ -62,12 +61,12 @@ class Hello:
     token_id: int
 
     def encode(self) -> bytes:
-        """Give the datagram, 128 bytes."""
+        """Return the datagram, 128 bytes."""
         return self._LAYOUT.pack(_HEADERS[HELLO], self.nonce_c, self.token_id, b"")
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, nonce_c, token_id, zeros = cls._LAYOUT.unpack(datagram)
@@ -78,7 +77,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """2, server to client, 96 bytes. The server keeps nothing of it."""
+    """2, server to client, 96 bytes. The server keeps no state for it."""
 
     SIZE: ClassVar = 96
     _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16s32s4s")
@@ -90,14 +89,14 @@ class Challenge:
     server_id: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 96 bytes."""
+        """Return the datagram, 96 bytes."""
         return self._LAYOUT.pack(
             _HEADERS[CHALLENGE], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.server_id, b""
         )
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, nonce_c, nonce_s, epoch, cookie, server_id, zeros = cls._LAYOUT.unpack(datagram)
@@ -108,7 +107,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class ShareC:
-    """3, client to server, 96 bytes: the challenge handed back with the client's CPace share Ya."""
+    """3, client to server, 96 bytes: the challenge returned, with the client's CPace share Ya."""
 
     SIZE: ClassVar = 96
     _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16sI32s")
@@ -121,14 +120,14 @@ class ShareC:
     share: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 96 bytes."""
+        """Return the datagram, 96 bytes."""
         return self._LAYOUT.pack(
             _HEADERS[SHARE_C], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.token_id, self.share
         )
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
@@ -147,12 +146,12 @@ class ShareS:
     ek: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 1,232 bytes."""
+        """Return the datagram, 1,232 bytes."""
         return self._LAYOUT.pack(_HEADERS[SHARE_S], self.session, self.share, self.ek)
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
@@ -172,12 +171,12 @@ class Confirm:
     tag: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 1,232 bytes."""
+        """Return the datagram, 1,232 bytes."""
         return self._LAYOUT.pack(_HEADERS[CONFIRM], self.session, self.ct, self.sealed, self.tag)
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
@@ -190,7 +189,7 @@ class Result:
 
     Attributes:
         session: 8 bytes.
-        sealed: A multiple of 64 and 16 bytes.
+        sealed: A multiple of 64 bytes, plus 16.
         tag: Tb, 32 bytes.
     """
 
@@ -199,12 +198,12 @@ class Result:
     tag: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram."""
+        """Return the datagram."""
         return _HEADERS[RESULT] + self.session + self.sealed + self.tag
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         json_size = len(datagram) - _RESULT_FIXED - SEAL_OVERHEAD
         if not 0 < json_size <= MAX_RESULT_JSON or json_size % RESULT_BLOCK:
             return None
@@ -216,12 +215,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a client says of itself, sealed inside CONFIRM; 80 bytes.
+    """What a client says about itself, sealed inside CONFIRM; 80 bytes.
 
     Attributes:
         public_key: The client's WireGuard public key, 32 bytes.
         name: At most 45 bytes of UTF-8, printable; empty leaves the choice to the server.
-        flags: 16 bits, none of them defined yet; unknown ones are ignored.
+        flags: 16 bits. None is defined yet, and unknown ones are ignored.
     """
 
     _LAYOUT: ClassVar = struct.Struct(f"<32sHB{MAX_NAME_SIZE}s")
@@ -231,7 +230,7 @@ class Details:
     flags: int = 0
 
     def encode(self) -> bytes:
-        """Give the 80 bytes.
+        """Return the 80 bytes.
 
         Raises:
             ValueError: The name is too long or not printable.
@@ -243,7 +242,7 @@ class Details:
 
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
-        """Read the 80 bytes, or return None."""
+        """Return the details in 80 bytes, or None if they are malformed."""
         if len(data) != DETAILS_SIZE:
             return None
         public_key, flags, length, padded = cls._LAYOUT.unpack(data)
@@ -253,13 +252,13 @@ class Details:
             name = padded[:length].decode()
         except UnicodeDecodeError:
             return None
-        # A name is shown in terminals and logs: no escape sequences, no line breaks, no direction marks.
+        # Names appear in terminals and logs, so escape sequences, line breaks and direction marks are refused.
         return cls(public_key, name, flags) if name.isprintable() else None
 
 
 @dataclass(frozen=True, slots=True)
 class FurtherTunnel:
-    """One of a server's tunnels beside the first.
+    """One of a server's further tunnels.
 
     Attributes:
         server_key: Its public key, 32 bytes.
@@ -272,10 +271,10 @@ class FurtherTunnel:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The content of a RESULT whose status is "ok": all that the client needs for its tunnel.
+    """The content of a RESULT with status "ok": everything that the client needs for its tunnel.
 
     Attributes:
-        name: The name that the server keeps for this client.
+        name: The client's name at the server.
         address4: The client's address with the pool's prefix length ("10.77.0.2/24").
         address6: The same over IPv6, or None.
         server_key: The server's WireGuard public key, 32 bytes.
@@ -285,7 +284,7 @@ class Admission:
         routes: Further networks behind the server.
         gateway4: The server's address in the tunnel.
         gateway6: The same over IPv6, or None.
-        tunnels: Further ones between the same two.
+        tunnels: The server's further tunnels.
     """
 
     name: str
@@ -301,7 +300,7 @@ class Admission:
     tunnels: tuple[FurtherTunnel, ...] = ()
 
     def to_mapping(self) -> dict[str, Any]:
-        """Give what `encode_outcome` takes, status "ok" included."""
+        """Return what `encode_outcome` takes, including status "ok"."""
         further = [{"key": base64.b64encode(each.server_key).decode(), "port": each.port} for each in self.tunnels]
         return {
             "status": "ok",
@@ -320,7 +319,7 @@ class Admission:
 
     @classmethod
     def from_mapping(cls, members: Mapping[str, Any]) -> Self | None:
-        """Read and check an "ok"; unknown members are ignored. None when something is missing or can't be meant."""
+        """Return a checked "ok", or None if a member is missing or invalid. Unknown members are ignored."""
         try:
             address6, gateway6 = members.get("address6"), members.get("gateway6")
             return cls(
@@ -341,10 +340,10 @@ class Admission:
 
 
 def encode_outcome(members: Mapping[str, Any]) -> bytes:
-    """Write the JSON of a RESULT, padded with zeros to a multiple of 64 bytes.
+    """Return the JSON of a RESULT, padded with zeros to a multiple of 64 bytes.
 
     Raises:
-        ValueError: It doesn't fit a RESULT (1,152 bytes).
+        ValueError: It doesn't fit into a RESULT (1,152 bytes).
     """
     text = json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode()
     padded = text + bytes(-len(text) % RESULT_BLOCK)
@@ -354,7 +353,7 @@ def encode_outcome(members: Mapping[str, Any]) -> bytes:
 
 
 def parse_outcome(padded: bytes) -> dict[str, Any] | None:
-    """Read the padded JSON of a RESULT: an object with a textual "status", or None."""
+    """Return the JSON of a RESULT, or None if it isn't an object with a textual "status"."""
     try:
         members = json.loads(padded.rstrip(b"\0"))
     except (ValueError, RecursionError):
@@ -365,7 +364,7 @@ def parse_outcome(padded: bytes) -> dict[str, Any] | None:
 
 
 def _text(value: object) -> str:
-    # The ipaddress classes take integers and bytes too: only text is meant here.
+    # The ipaddress classes accept integers and bytes too, but only text is valid here.
     if not isinstance(value, str):
         raise TypeError("not text")
     return value
