@@ -1,4 +1,4 @@
-"""Carries a join over real sockets: sends what `pairing_client` wants, hands it what comes back."""
+"""Carries a join over real sockets: sends what `PairingClient` wants, hands it what comes back."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class Admissions:
             raise _not_saved()
 
     async def rename(self, old: str, new: str) -> PeerRecord:
-        """Give a peer another name, and return the peer.
+        """Rename a peer, and return it as it is listed then.
 
         Raises:
             RefusedError: There is no such peer, or the name is taken.

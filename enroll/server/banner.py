@@ -1,4 +1,4 @@
-"""What `serve` says once it runs: above all the line to type on a machine that shall join."""
+"""What `serve` prints once it runs, above all the line to type on a machine that is to join."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rustguard_py.system.networks import taken_networks
 
 
 def introduce(server: RunningServer, program: Program, say: Callable[[str], None]) -> None:
-    """Say what runs, and how to join."""
+    """Print what runs, and how to join."""
     state, interface, engine = server.state, program.interface, program.engine
     pools = f"{state.pool4}" + (f" and {server.pool6}" if server.pool6 else "")
     say(f"Serving {pools} on {interface},")
@@ -31,7 +31,7 @@ def introduce(server: RunningServer, program: Program, say: Callable[[str], None
     if not server.has_token:
         say("No token was given: nobody new can join until a start with one.")
         return
-    say("On each machine that shall join:")
+    say("On each machine that is to join:")
     mark = fingerprint(server.public_key)
     say(f"  sudo rustguard join {likely_address(own)}:{state.port} --server {mark} --token -")
     if not server.window.is_open(now()):
@@ -39,7 +39,7 @@ def introduce(server: RunningServer, program: Program, say: Callable[[str], None
 
 
 def likely_address(own: Collection[str] = ()) -> str:
-    """Give an address that others may reach this machine at, none of the interfaces `own`; HOST for none."""
+    """Return an address that others may reach this machine at, not one of the interfaces `own`; HOST if none."""
     taken = [what for _, what in taken_networks(exclude=own) if what.startswith("address ")]
     addresses = [what.split()[1].partition("/")[0] for what in taken if not what.endswith(" on lo")]
     usable = [each for each in addresses if "." in each]

@@ -1,4 +1,4 @@
-"""A server made of a wg-quick file: its identity, port and pools, and its peers, who needn't notice."""
+"""Make a server from a wg-quick file. It takes over key, port, pools and peers, so the peers don't notice."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Registry:
     def admit(
         self, public_key: bytes, wished: str, preshared_key: bytes, endpoint: str | None, at: float
     ) -> PeerChange | Literal["full", "revoked"]:
-        """Give a key a name and an address.
+        """Assign a name and an address to a key.
 
         A known key keeps those that it has. A new one gets the wished name and the lowest free address, or the name
         and address of a peer of that name that has to join again (see `PeerRecord.has_to_join_again`).
@@ -160,7 +160,7 @@ class Registry:
         return self._change(public_key, self.state.peers.get(public_key), revoked=False)
 
     def rename(self, old: str, new: str) -> PeerChange:
-        """Give a peer another name.
+        """Rename a peer.
 
         Raises:
             RefusedError: There is no such peer, or the name is taken.

@@ -79,7 +79,7 @@ def lay_out_bundle(
     *,
     in_kernel: bool = False,
 ) -> None:
-    """Give the further interfaces the first one's addresses, bring them up, and make the routes over all of them."""
+    """Set our addresses on the further interfaces, bring them up, and make the routes over all interfaces."""
     hosts = host_addresses(addresses)
     for member in bundle.members[1:]:
         lay_out(stack, voice, member.interface, mtu, hosts, in_kernel=in_kernel)
