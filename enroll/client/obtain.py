@@ -15,10 +15,12 @@ from functools import partial
 
 from rustguard_py.daemon.console import Voice
 from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
+from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
 from rustguard_py.enroll.pairing.client import Joined, PairingClient
-from rustguard_py.model.address import DEFAULT_PORT, LAST_PORT, parse
+from rustguard_py.model.address import LAST_PORT, parse
 from rustguard_py.model.clock import now
+from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Endpoint, with_port
 from rustguard_py.model.errors import UnansweredError, UsageError
 from rustguard_py.model.keys import generate_private_key, parse_fingerprint
@@ -104,7 +106,8 @@ async def obtain(
     Raises:
         RustGuardError: Pairing failed and nothing was kept, or the network can't be used here.
     """
-    kept = state.network(target.host, target.port)
+    joins = applicant is not None and target.host is not None
+    kept = usable(state.network(target.host, target.port), joins=joins)
     if applicant is None or target.host is None:
         return _use_kept(kept, target), None
     host, port = target.host, target.port or DEFAULT_PORT

@@ -25,7 +25,7 @@ _HASH_BLOCK = 128
 
 
 def lv(data: bytes) -> bytes:
-    """Prefix data with its length as LEB128 (the draft's prepend_len)."""
+    """Return data prefixed with its length as LEB128 (the draft's prepend_len)."""
     length = len(data)
     prefix = bytearray()
     while length >= 0x80:
@@ -36,7 +36,7 @@ def lv(data: bytes) -> bytes:
 
 
 def lv_cat(*parts: bytes) -> bytes:
-    """Concatenate the parts, each prefixed with its length."""
+    """Return the parts concatenated, each prefixed with its length."""
     return b"".join(map(lv, parts))
 
 
@@ -54,7 +54,7 @@ def generator(prs: bytes, ci: bytes, sid: bytes) -> bytes:
 
 
 class Share:
-    """One side's secret scalar and the public share made with it. Used for one run.
+    """One side's secret scalar and the public share made with it. For one run only.
 
     Args:
         run_generator: From `generator`.
@@ -84,11 +84,11 @@ class Share:
 def intermediate_session_key(
     sid: bytes, k: bytes, initiator_share: bytes, ad_a: bytes, responder_share: bytes, ad_b: bytes
 ) -> bytes:
-    """Derive the ISK, 64 bytes (the draft's transcript_ir: the initiator's share first).
+    """Return the ISK, 64 bytes (the draft's transcript_ir: the initiator's share first).
 
     Args:
         sid: The session id.
-        k: What `Share.exchange` gave.
+        k: What `Share.exchange` returned.
         initiator_share: Ya, 32 bytes.
         ad_a: The initiator's associated data, ADa.
         responder_share: Yb, 32 bytes.

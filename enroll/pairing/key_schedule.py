@@ -2,7 +2,8 @@
 
 docs/internals/enrollment.md describes them.
 
-Both ends call the same functions on the same datagrams. `th` is the transcript hash TH = SHA-256(1 ‖ 2 ‖ 3 ‖ 4 ‖ ct).
+Both ends call the same functions with the same datagrams. `th` is the transcript
+hash TH = SHA-256(1 ‖ 2 ‖ 3 ‖ 4 ‖ ct).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SEAL_SERVER = b"seal-server"
 # scrypt: 32 MiB and some 80 ms for each token that is tried.
 _SCRYPT_N = 2**15
 _SCRYPT_R = 8
-# OpenSSL refuses what needs more than it was allowed: 128 N r and a little.
+# OpenSSL's limit for its memory: 128 N r and a little more.
 _SCRYPT_MAXMEM = 128 * _SCRYPT_N * _SCRYPT_R + 2**20
 _XCHACHA_NONCE = 24
 
@@ -38,7 +39,7 @@ def stretch(token: str, server_id: bytes) -> bytes:
     """Return the password-related string of a token, 32 bytes. It takes about 80 ms.
 
     Args:
-        token: As typed; equal texts in different Unicode forms are the same token (NFC).
+        token: As typed. Equal texts in different Unicode forms are the same token (NFC).
         server_id: 32 bytes.
     """
     secret = unicodedata.normalize("NFC", token).encode()
@@ -73,7 +74,7 @@ class Opening:
     """What both ends share before the client has said who it is: enough to seal and open its details.
 
     Attributes:
-        th: The transcript hash that everything is bound to; not a secret.
+        th: The transcript hash that everything is bound to. Not a secret.
     """
 
     th: bytes
@@ -152,7 +153,7 @@ class Keys:
         return _seal(self.seal_server, SEAL_SERVER, self.th, outcome)
 
     def open_outcome(self, sealed: bytes) -> bytes | None:
-        """Open it, once Tb has been checked. None: not sealed with these keys."""
+        """Open a RESULT's JSON after Tb was checked. Return None if it isn't sealed with these keys."""
         return _open(self.seal_server, SEAL_SERVER, self.th, sealed)
 
 

@@ -1,8 +1,7 @@
 """The datagrams of an enrollment, and the JSON inside a RESULT (docs/internals/enrollment.md).
 
-Every parser takes any bytes and returns a message or None: what is malformed is dropped without an answer, and
-nothing here raises on what came from the network. Encoding then parsing gives the same message, and the other
-way around: there is one encoding of each.
+Every parser takes any bytes and returns a message, or None for malformed ones, which are dropped without an answer.
+No parser raises. Each message has exactly one encoding.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, ClassVar, Final, Self
 
+from rustguard_py.model.keys import KEY_SIZE
+
 # What every datagram of ours begins with, and then the revision of the wire.
 PREFIX: Final = b"RGE"
 REVISION_BYTE: Final = b"3"
@@ -25,7 +26,6 @@ NONCE_SIZE: Final = 16
 COOKIE_SIZE: Final = 16
 SERVER_ID_SIZE: Final = 32
 SESSION_SIZE: Final = 8
-KEY_SIZE: Final = 32
 TAG_SIZE: Final = 32
 SEAL_OVERHEAD: Final = 16
 EK_SIZE: Final = 1184
@@ -71,7 +71,7 @@ def other_revision(datagram: bytes) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """1, client to server, 128 bytes: longer than its answer, so that nobody is hit with more than they sent."""
+    """1, client to server, 128 bytes. It is longer than its answer, so it can't be used to amplify a flood."""
 
     SIZE: ClassVar = 128
     _LAYOUT: ClassVar = struct.Struct("<8s16sI100s")
@@ -85,7 +85,7 @@ class Hello:
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, nonce_c, token_id, zeros = cls._LAYOUT.unpack(datagram)
@@ -125,7 +125,7 @@ class Challenge:
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
@@ -200,7 +200,7 @@ class ShareS:
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
@@ -225,7 +225,7 @@ class Confirm:
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
@@ -238,7 +238,7 @@ class Result:
 
     Attributes:
         session: 8 bytes.
-        sealed: A multiple of 64 and 16 bytes.
+        sealed: A multiple of 64 bytes, plus 16.
         tag: Tb, 32 bytes.
     """
 
@@ -252,7 +252,7 @@ class Result:
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         json_size = len(datagram) - _RESULT_FIXED - SEAL_OVERHEAD
         if not 0 < json_size <= MAX_RESULT_JSON or json_size % RESULT_BLOCK:
             return None
@@ -320,12 +320,12 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a client says of itself, sealed inside CONFIRM; 80 bytes.
+    """What a client says about itself, sealed inside CONFIRM; 80 bytes.
 
     Attributes:
         public_key: The client's WireGuard public key, 32 bytes.
         name: At most 45 bytes of UTF-8, printable; empty leaves the choice to the server.
-        flags: 16 bits, none of them defined yet; unknown ones are ignored.
+        flags: 16 bits. None is defined yet, and unknown ones are ignored.
     """
 
     _LAYOUT: ClassVar = struct.Struct(f"<32sHB{MAX_NAME_SIZE}s")
@@ -347,7 +347,7 @@ class Details:
 
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
-        """Read the 80 bytes, or return None."""
+        """Return the details in 80 bytes, or None if they are malformed."""
         if len(data) != DETAILS_SIZE:
             return None
         public_key, flags, length, padded = cls._LAYOUT.unpack(data)
@@ -357,13 +357,13 @@ class Details:
             name = padded[:length].decode()
         except UnicodeDecodeError:
             return None
-        # A name is shown in terminals and logs: no escape sequences, no line breaks, no direction marks.
+        # Names appear in terminals and logs, so escape sequences, line breaks and direction marks are refused.
         return cls(public_key, name, flags) if name.isprintable() else None
 
 
 @dataclass(frozen=True, slots=True)
 class FurtherTunnel:
-    """One of a server's tunnels beside the first.
+    """One of a server's further tunnels.
 
     Attributes:
         server_key: Its public key, 32 bytes.
@@ -376,10 +376,10 @@ class FurtherTunnel:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The content of a RESULT whose status is "ok": all that the client needs for its tunnel.
+    """The content of a RESULT with status "ok": everything that the client needs for its tunnel.
 
     Attributes:
-        name: The name that the server keeps for this client.
+        name: The client's name at the server.
         address4: The client's address with the pool's prefix length ("10.77.0.2/24").
         address6: The same over IPv6, or None.
         server_key: The server's WireGuard public key, 32 bytes.
@@ -389,7 +389,7 @@ class Admission:
         routes: Further networks behind the server.
         gateway4: The server's address in the tunnel.
         gateway6: The same over IPv6, or None.
-        tunnels: Further ones between the same two.
+        tunnels: The server's further tunnels.
     """
 
     name: str
@@ -424,7 +424,7 @@ class Admission:
 
     @classmethod
     def from_mapping(cls, members: Mapping[str, Any]) -> Self | None:
-        """Read and check an "ok"; unknown members are ignored. None when something is missing or can't be meant."""
+        """Return a checked "ok", or None if a member is missing or invalid. Unknown members are ignored."""
         try:
             address6, gateway6 = members.get("address6"), members.get("gateway6")
             return cls(
@@ -445,10 +445,10 @@ class Admission:
 
 
 def encode_outcome(members: Mapping[str, Any]) -> bytes:
-    """Write the JSON of a RESULT, padded with zeros to a multiple of 64 bytes.
+    """Return the JSON of a RESULT, padded with zeros to a multiple of 64 bytes.
 
     Raises:
-        ValueError: It doesn't fit a RESULT (1,152 bytes).
+        ValueError: It doesn't fit into a RESULT (1,152 bytes).
     """
     text = json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode()
     padded = text + bytes(-len(text) % RESULT_BLOCK)
@@ -458,7 +458,7 @@ def encode_outcome(members: Mapping[str, Any]) -> bytes:
 
 
 def parse_outcome(padded: bytes) -> dict[str, Any] | None:
-    """Read the padded JSON of a RESULT: an object with a textual "status", or None."""
+    """Return the JSON of a RESULT, or None if it isn't an object with a textual "status"."""
     try:
         members = json.loads(padded.rstrip(b"\0"))
     except (ValueError, RecursionError):
@@ -469,7 +469,7 @@ def parse_outcome(padded: bytes) -> dict[str, Any] | None:
 
 
 def _text(value: object) -> str:
-    # The ipaddress classes take integers and bytes too: only text is meant here.
+    # The ipaddress classes accept integers and bytes too, but only text is valid here.
     if not isinstance(value, str):
         raise TypeError("not text")
     return value

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from rustguard_py.enroll.pairing import key_schedule, messages
 from rustguard_py.enroll.pairing import server as pairing_server
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
-from rustguard_py.enroll.pairing.cookies import Cookies, SourcePaces, source_of
+from rustguard_py.enroll.pairing.cookies import Cookies, source_of
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.key_schedule import session_id, stretch
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, Revision, ShareC, ShareS
+from rustguard_py.enroll.pairing.rate_limit import SourceRateLimits
 from rustguard_py.enroll.pairing.server import Admit, Forgotten, Guessed, Output, PairingServer, Reply
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
@@ -375,12 +376,12 @@ def test_sources_are_counted_by_32_and_64() -> None:
     assert source_of(("fe80::1%eth0", 1, 0, 2)) == "fe80::/64"
 
 
-def test_paces_take_no_memory_a_source() -> None:
-    paces = SourcePaces(20, 5, Random(0).randbytes)
-    slots = len(paces._due)
+def test_rate_limits_take_no_memory_per_source() -> None:
+    limits = SourceRateLimits(20, 5, Random(0).randbytes)
+    slots = len(limits._due)
     for n in range(10_000):
-        paces.take(f"10.0.{n // 256}.{n % 256}/32", 0.0)
-    assert len(paces._due) == slots
+        limits.take(f"10.0.{n // 256}.{n % 256}/32", 0.0)
+    assert len(limits._due) == slots
 
 
 # -- the client ----------------------------------------------------------------------------------------------
