@@ -1,4 +1,4 @@
-"""The wire as docs/enrollment.md tells it, spoken by a client written from that page alone."""
+"""The wire as docs/internals/enrollment.md describes it, spoken by a client written from that page alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes its time: a closed window, an outage, a server that moved. All of it is played at once."""
+"""Situations that take long: a closed window, an outage, a server that moved. All run at the same time."""
 
 from __future__ import annotations
 
