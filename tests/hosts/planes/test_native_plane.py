@@ -138,7 +138,7 @@ import os, select, socket, subprocess, sys, time
 from pathlib import Path
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.planes.native import NativePlane
-from rustguard_py.planes.udp import bind
+from rustguard_py.system.sockets import bind
 
 def threads():
     return sorted(Path(f"/proc/self/task/{each}/comm").read_text().strip() for each in os.listdir("/proc/self/task"))

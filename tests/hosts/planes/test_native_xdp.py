@@ -339,7 +339,7 @@ def test_what_is_refused_is_said_and_the_sockets_carry_all(lab: Lab, tmp_path: P
     assert "another XDP program" in str(second.stats()["notes"])
     program = (
         "from rustguard_py.planes.native import NativePlane\n"
-        "from rustguard_py.planes.udp import bind\n"
+        "from rustguard_py.system.sockets import bind\n"
         f"plane = NativePlane(b'k' * 32, interface='rg2', sockets=bind(0), xdp={ends[1].interface!r})\n"
         "print(*plane.stats().notes)\n"
     )
