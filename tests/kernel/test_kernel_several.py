@@ -74,7 +74,7 @@ def test_flows_are_spread_and_leave_a_tunnel_that_dies_and_nothing_stays(
             PATIENCE,
             "the dead tunnel left out",
         )
-    stream.mend_port(chosen)
+    stream.restore_port(chosen)
     carry((home, laptop), TUNNELS)
     assert lasted < 10
 

@@ -188,14 +188,14 @@ def rustguard(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int,
         (UnansweredError, 5),
     ],
 )
-def test_an_error_goes_to_stderr_with_its_mend_and_decides_the_exit_code(
+def test_an_error_goes_to_stderr_with_its_fix_and_decides_the_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: type[RustGuardError], code: int
 ) -> None:
     def fail(*_: object) -> NoReturn:
-        raise error("It broke.", "Mend it.")
+        raise error("It broke.", "Fix it.")
 
     monkeypatch.setattr("rustguard_py.cli.status.ask", fail)
-    assert rustguard(capsys, "status") == (code, "", "rustguard: It broke.\n  Mend it.\n")
+    assert rustguard(capsys, "status") == (code, "", "rustguard: It broke.\n  Fix it.\n")
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], ["status", "--nothing"], ["open", "0"], ["open", "soon"]])

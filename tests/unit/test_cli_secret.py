@@ -149,7 +149,7 @@ def test_what_is_no_token_is_a_usage_error_that_doesnt_repeat_it(tmp_path: Path,
     file.chmod(0o600)
     with pytest.raises(UsageError) as caught:
         read_token(None, file)
-    assert "lines" not in caught.value.message + caught.value.mend
+    assert "lines" not in caught.value.message + caught.value.fix
 
 
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:

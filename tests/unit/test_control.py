@@ -139,11 +139,11 @@ def test_half_a_character_comes_back_as_it_went(path: Path) -> None:
     assert answer == {"v": 1, "id": "\ud800", "result": {"x": "\udfff"}}
 
 
-def test_an_error_comes_back_with_its_class_message_and_mend(path: Path) -> None:
+def test_an_error_comes_back_with_its_class_message_and_fix(path: Path) -> None:
     with serving(path):
         with pytest.raises(RefusedError, match="The pool is full") as caught:
             call(path, "refuse")
-        assert caught.value.mend.startswith("Revoke somebody")
+        assert caught.value.fix.startswith("Revoke somebody")
         assert caught.value.exit_code == 4
 
 
@@ -151,7 +151,7 @@ def test_an_error_comes_back_with_its_class_message_and_mend(path: Path) -> None
 def test_every_class_of_error_survives_the_wire(cls: type[RustGuardError]) -> None:
     error = error_from(error_document(cls("what", "mend")))
     assert type(error) is cls
-    assert (error.message, error.mend) == ("what", "mend")
+    assert (error.message, error.fix) == ("what", "mend")
 
 
 def test_an_error_class_of_its_own_travels_as_the_nearest_known_one() -> None:
@@ -166,7 +166,7 @@ def test_a_bug_in_a_handler_is_a_plain_failure_without_its_text(path: Path, capl
         with pytest.raises(RustGuardError) as caught:
             call(path, "break")
         assert type(caught.value) is RustGuardError
-        assert "hunter2" not in caught.value.message + caught.value.mend
+        assert "hunter2" not in caught.value.message + caught.value.fix
         assert call(path, "echo") == {}
     assert "'break' failed" in caplog.text
 
@@ -207,7 +207,7 @@ def test_any_line_is_a_message_or_a_usage_error(line: bytes) -> None:
 @given(st.recursive(JSON_LEAVES, nested))
 def test_any_error_document_makes_an_error_that_can_be_shown(document: object) -> None:
     error = error_from(document)
-    assert isinstance(error.message + error.mend, str)
+    assert isinstance(error.message + error.fix, str)
 
 
 def test_a_line_beyond_the_limit_ends_the_connection_and_nothing_else(path: Path) -> None:
@@ -233,8 +233,8 @@ def test_nobody_there_tells_how_to_start(path: Path) -> None:
     with pytest.raises(NotRunningError) as caught:
         call(path, "status")
     assert caught.value.exit_code == 3
-    assert "rustguard serve" in caught.value.mend
-    assert "rustguard join" in caught.value.mend
+    assert "rustguard serve" in caught.value.fix
+    assert "rustguard join" in caught.value.fix
 
 
 def test_a_dead_socket_counts_as_nobody_and_is_replaced(path: Path) -> None:

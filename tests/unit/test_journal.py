@@ -234,7 +234,7 @@ def test_a_record_that_cannot_be_written_is_said_known_here_and_written_by_the_n
     files.break_call(0, error, partly=partly)
     with pytest.raises(StateError, match=os.strerror(error)):
         journal.record(key(1), at(2))
-    files.mend()
+    files.repair()
     assert journal.greatest(key(1)) == at(2)
     assert read_copy(directory).greatest(key(1)) == at(1)
     journal.record(key(2), at(3))
@@ -253,7 +253,7 @@ def read_copy(directory: Path) -> TimestampJournal:
 
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("rewrite", [False, True])
-def test_a_sync_failing_at_any_call_loses_nothing_and_the_next_one_mends_it(directory: Path, rewrite: bool) -> None:
+def test_a_sync_failing_at_any_call_loses_nothing_and_the_next_one_fixes_it(directory: Path, rewrite: bool) -> None:
     files = BreakableFiles()
     journal = TimestampJournal.open(directory, files)
     number = moment = 0
@@ -264,12 +264,12 @@ def test_a_sync_failing_at_any_call_loses_nothing_and_the_next_one_mends_it(dire
             journal.record(key(1), at(moment))
         files.break_call(number, errno.EIO)
         refused = not sync_succeeds(journal)
-        files.mend()
+        files.repair()
         assert read_copy(directory).greatest(key(1)) == at(moment)
         journal.sync()
         assert refused == (files.calls.count("rename") == 1)  # A rewrite repairs what failed.
         number += refused
-    files.mend()
+    files.repair()
     journal.close()
     assert number >= (7 if rewrite else 1)
     print(f"row 8: EIO at each of {number} calls of a sync: nothing lost, the next one done")

@@ -124,7 +124,7 @@ def test_a_runtime_directory_that_cannot_be_made_is_said(tmp_path: Path, monkeyp
     monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "file/run"))
     with pytest.raises(StateError, match="can't be made") as caught:
         paths.runtime_directory()
-    assert "RUSTGUARD_RUNTIME" in caught.value.mend
+    assert "RUSTGUARD_RUNTIME" in caught.value.fix
 
 
 def test_each_state_directory_has_its_own_socket_by_whatever_name_it_is_called(runtime: Path, tmp_path: Path) -> None:

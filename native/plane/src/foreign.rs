@@ -27,7 +27,7 @@ pub struct ForeignPace {
 }
 
 /// Return the step that a datagram belongs to: message 1, 3 or 5 of enrollment
-/// (docs/enrollment.md). Any other counts as message 1.
+/// (docs/internals/enrollment.md). Any other counts as message 1.
 fn step(datagram: &[u8]) -> usize {
     match datagram.get(3..5) {
         Some(b"2\x03") => 1,

@@ -146,7 +146,7 @@ def test_an_error_of_our_own_tells_of_itself_and_of_no_secret(lab: Lab, tmp_path
     end(stuck, signal.SIGINT)
     end(server)
     server = where.server.serve()
-    broken = _broken(client, f"join {where.address()}", "rustguard_py.enroll.client.start", "_without_ipv6")
+    broken = _broken(client, f"join {where.address()}", "rustguard_py.enroll.client.start", "without_ipv6")
     assert broken.wait(120) == 1
     assert "Traceback" in client.said()
     end(server)

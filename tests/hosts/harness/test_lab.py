@@ -120,14 +120,14 @@ def test_waiting_for_a_listener_ends_with_it_or_says_that_there_is_none(lab: Lab
 def test_who_may_not_make_namespaces_is_told_what_to_run() -> None:
     with pytest.raises(RustGuardError, match=r"^No network namespace could be made: .*not permitted") as told:
         as_user(lambda: Lab().host("alice"))
-    assert "unshare -Urmn" in told.value.mend
+    assert "unshare -Urmn" in told.value.fix
 
 
 def test_a_missing_tool_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab_module, "_PATH", "/nowhere")
     with pytest.raises(RustGuardError, match="unshare is missing") as told, Lab():
         pass
-    assert told.value.mend == "apt-get install util-linux"
+    assert told.value.fix == "apt-get install util-linux"
 
 
 def test_a_host_with_its_own_run_keeps_it_to_itself_and_starts_where_we_are(lab: Lab) -> None:

@@ -157,7 +157,7 @@ def test_a_change_that_fails_leaves_nothing_of_those_before() -> None:
     with tun("rg0"):
         with pytest.raises(RustGuardError, match="there already") as caught:
             set_up(impossible, lambda _: None)
-        assert "ip route" in caught.value.mend
+        assert "ip route" in caught.value.fix
         assert ip("address", "show", "rg0").count("inet") == 0
         assert "UP" not in ip("link", "show", "rg0")
 
@@ -224,7 +224,7 @@ def test_no_capability_is_refused_with_the_way_out() -> None:
     with tun("rg0"):
         with pytest.raises(RefusedError, match="CAP_NET_ADMIN") as caught:
             as_user(lambda: set_up(Layout("rg0", 1420), lambda _: None))
-        assert "sudo" in caught.value.mend
+        assert "sudo" in caught.value.fix
 
 
 @in_fresh_network
@@ -248,4 +248,4 @@ def test_a_missing_tun_device_tells_the_line_that_a_container_needs(
         monkeypatch.setattr(interface, "_container", lambda container=container: container)
         with pytest.raises(RustGuardError, match="missing") as caught:
             require_tun()
-        assert line in caught.value.mend
+        assert line in caught.value.fix

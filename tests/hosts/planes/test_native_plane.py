@@ -238,7 +238,7 @@ def test_a_name_that_is_taken_or_impossible_is_refused_and_the_sockets_stay_ours
             try:
                 NativePlane(b"k" * 32, interface=name, sockets=sockets)
             except RustGuardError as error:
-                print(type(error).__name__, bool(error.mend))
+                print(type(error).__name__, bool(error.fix))
             assert all(each.fileno() >= 0 for each in sockets)
         """,
     )

@@ -127,8 +127,8 @@ def test_another_pool_than_the_peers_addresses_is_refused(site: Site, home: Mach
     program.terminate()
     assert program.wait(PATIENCE) == 0
     before = moved.saved()
-    _refused(moved, "serve --pool 10.152.0.0/24", 4, "addresses that are not of the pool 10.152.0.0/24")
-    _refused(moved, "serve --pool6 fd00:1::/64", 4, "addresses that are not of the pool fd00:1::/64")
+    _refused(moved, "serve --pool 10.152.0.0/24", 4, "addresses outside the pool 10.152.0.0/24")
+    _refused(moved, "serve --pool6 fd00:1::/64", 4, "addresses outside the pool fd00:1::/64")
     assert moved.saved() == before
 
 

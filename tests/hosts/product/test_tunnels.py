@@ -106,7 +106,7 @@ def test_a_tunnel_that_dies_keeps_no_flow_for_ten_seconds_and_comes_back(
             lambda machine=machine: [row["carries_for"] for row in machine.status()["tunnels"]] == [1, 0],  # type: ignore[misc]
             what="the dead tunnel left out",
         )
-    stream.mend_port(chosen)
+    stream.restore_port(chosen)
     back = time.monotonic()
     for machine in (home, laptop):
         eventually(partial(carries_all, machine, 2), seconds=PATIENT, what="both tunnels")
@@ -180,7 +180,7 @@ def test_a_plane_that_breaks_leaves_the_others_going_on(site: Site) -> None:
     assert program.wait(PATIENCE) != 0
 
 
-def test_what_cannot_be_is_refused_with_the_mend(site: Site) -> None:
+def test_what_cannot_be_is_refused_with_the_fix(site: Site) -> None:
     home = site.home()
     for words, said in (
         ("--tunnels 2 --port 65535", "lower --port"),
