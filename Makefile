@@ -68,7 +68,7 @@ bench: .venv/.bench
 	@scripts/rust-peers
 	@RUSTGUARD_SUDO="make bench" scripts/in-namespace $(BIN)/python bench/run.py $(BENCH_ARGS)
 
-# Everything that docs/performance.md says.
+# Everything that docs/internals/performance.md says.
 bench-full: .venv/.bench
 	@scripts/rust-peers
 	@RUSTGUARD_SUDO="make bench-full" scripts/in-namespace $(BIN)/python bench/run.py --suite full --rounds 5 --seconds 1 $(BENCH_ARGS)

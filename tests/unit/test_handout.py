@@ -1,4 +1,4 @@
-"""wg-quick files out of a network, and a server out of a wg-quick file."""
+"""wg-quick files made from a network, and a server made from a wg-quick file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests look at what a user gets: the installed package, never the checkout beside it."""
+"""The tests use what a user gets: the installed package, never the checkout around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each end of a pairing owes: budgets, silence, repetition, and a join that strangers can't end."""
+"""What each end of a pairing must do: budgets, silence, repetition, and a join that strangers can't end."""
 
 from __future__ import annotations
 

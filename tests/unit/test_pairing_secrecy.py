@@ -1,4 +1,4 @@
-"""Who records or edits every packet learns no token and joins nothing."""
+"""Nobody who records or edits every packet learns a token or joins."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_who_answers_in_the_servers_place_tests_three_tokens_at_most() -> None:
     assert len(confirms) == 1
 
     def with_fresh_shares(datagram: bytes, to_server: bool) -> list[bytes]:
-        """Give a new share, made for another guess, each time the client asks."""
+        """Return a new share, made for another guess, each time the client asks."""
         share_s = ShareS.parse(datagram)
         if to_server or share_s is None:
             return [datagram]

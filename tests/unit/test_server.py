@@ -1,4 +1,4 @@
-"""A server with its tunnel in memory: what it does with an error of its own."""
+"""A server with its tunnel in memory: how it handles a bug of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several tunnels: their keys, what a RESULT says of them, what is kept, and when one of them is left."""
+"""Several tunnels: their keys, what a RESULT says about them, what is kept, and when one of them is left."""
 
 from __future__ import annotations
 
