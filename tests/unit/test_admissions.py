@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import random
@@ -11,10 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.pairing.server import Admit
 from rustguard_py.enroll.server.admissions import Admissions
@@ -25,6 +27,7 @@ from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.model.errors import RefusedError, StateError
 from rustguard_py.model.keys import encode_key
 from rustguard_py.model.tunnel import Listeners
+from rustguard_py.planes.contract import EventfulPlane
 from rustguard_py.state.records import PeerRecord, ServerState
 from rustguard_py.tunnel import Tunnel
 from support.memory_plane import MemoryPlane
@@ -106,6 +109,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def answered(handler: Handler, params: dict[str, object]) -> dict[str, object]:
+    """Call a handler of the control socket, whichever kind it is."""
+    result = handler(params)
+    return await result if inspect.isawaitable(result) else result
+
+
 # -- one key, several changes ---------------------------------------------------------------------------------
 
 
@@ -114,7 +123,9 @@ def test_a_peer_that_is_renamed_and_revoked_while_its_join_is_saved_is_not_in_th
         saves = Saves()
         asyncio.get_running_loop().set_default_executor(saves)
         state, timestamps = new_state(), KeptTimestamps(tmp_path)
-        tunnel = Tunnel.make(state.private_key, MemoryPlane(os.urandom(32)), timestamps, Listeners())
+        tunnel = Tunnel.make(
+            state.private_key, cast(EventfulPlane, MemoryPlane(os.urandom(32))), timestamps, Listeners()
+        )
         saver = Saver(state, lambda _: None, lazy=NEVER, retry=NEVER)
         server = RunningServer(tunnel, Registry(state), saver, timestamps, None)
         ask = ServerControl(server, None, None).handlers()  # type: ignore[arg-type]  # for the status alone
@@ -122,8 +133,8 @@ def test_a_peer_that_is_renamed_and_revoked_while_its_join_is_saved_is_not_in_th
             server._let_in(Admit(bytes(8), 0, KEYS[0], "laptop", b"p" * 32, ("192.0.2.2", 4000)))
         )
         await settle()
-        rename = asyncio.ensure_future(ask["rename"]({"old": "laptop", "new": "desk"}))
-        revoke = asyncio.ensure_future(ask["revoke"]({"who": "desk"}))
+        rename = asyncio.ensure_future(answered(ask["rename"], {"old": "laptop", "new": "desk"}))
+        revoke = asyncio.ensure_future(answered(ask["revoke"], {"who": "desk"}))
         await settle()
         while saves.complete(succeeds=True):
             await settle()

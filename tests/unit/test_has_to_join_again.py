@@ -6,7 +6,7 @@ import asyncio
 import logging
 from ipaddress import ip_interface
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,6 +20,7 @@ from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
 from rustguard_py.model.tunnel import Listeners
+from rustguard_py.planes.contract import EventfulPlane
 from rustguard_py.state.records import ClientState, PeerRecord, ServerState
 from rustguard_py.tunnel import Tunnel
 from support.memory_plane import MemoryPlane
@@ -93,7 +94,9 @@ class Running:
     def __init__(self, directory: Path) -> None:
         self.timestamps = KeptTimestamps(directory)
         self.state = ServerState.from_json(DOCUMENT)
-        self.tunnel = Tunnel.make(self.state.private_key, MemoryPlane(bytes(32)), self.timestamps, Listeners())
+        self.tunnel = Tunnel.make(
+            self.state.private_key, cast(EventfulPlane, MemoryPlane(bytes(32))), self.timestamps, Listeners()
+        )
         saver = Saver(self.state, lambda _: None, lazy=3600, retry=3600)
         self.server = RunningServer(self.tunnel, Registry(self.state), saver, self.timestamps, self.state.pool6)
         self.ask = ServerControl(self.server, None, None).handlers()  # type: ignore[arg-type]  # for the status alone
