@@ -109,7 +109,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def answered(handler: Handler, params: dict[str, object]) -> dict[str, object]:
+async def answered(handler: Handler, params: dict[str, Any]) -> dict[str, Any]:
     """Call a handler of the control socket, whichever kind it is."""
     result = handler(params)
     return await result if inspect.isawaitable(result) else result
