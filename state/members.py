@@ -66,6 +66,13 @@ class Members:
             raise self.bad(member, "is not a number of seconds")
         return float(value)
 
+    def boolean(self, member: str) -> bool:
+        """Return a boolean member."""
+        value = self.take(member)
+        if not isinstance(value, bool):
+            raise self.bad(member, "is neither true nor false")
+        return value
+
     def key(self, member: str) -> bytes:
         """Take 32 bytes, in base64."""
         return self._key(member, self.text(member))

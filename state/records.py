@@ -51,6 +51,7 @@ class PeerRecord:
         address6: Its inner IPv6 address.
         joined: When, in seconds of Unix time.
         endpoint: Where it was last seen, as the caller writes it.
+        connected: Whether it has ever had a session.
     """
 
     name: str
@@ -61,6 +62,7 @@ class PeerRecord:
     joined: float
     endpoint: str | None
     previous_preshared_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    connected: bool = True
     _saved: Canonical | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,8 @@ class PeerRecord:
             "joined": self.joined,
             "endpoint": self.endpoint,
             "previous_preshared_keys": [encode_key(key) for key in self.previous_preshared_keys],
+            # Left out as long as it can be: an earlier version refuses what it doesn't know.
+            **({} if self.connected else {"connected": False}),
         }
 
     def to_save(self) -> Canonical:
@@ -122,6 +126,7 @@ class PeerRecord:
             joined=members.seconds("joined"),
             endpoint=members.optional("endpoint", str),
             previous_preshared_keys=tuple(members.keys("previous_preshared_keys")),
+            connected=members.boolean("connected") if members.has("connected") else True,
         )
         members.end()
         return record
@@ -135,15 +140,29 @@ class GuessRecord:
         window: The window's number, counted from 1 over the server's life; 0 before the first.
         used: Failed confirmations in it, from everywhere.
         by_source: The same by source, as the window names sources.
+        sources: The networks from which clients may try; empty for all.
+        most: How many new peers it admits; None for the usual number.
+        new_peers: How many it has admitted.
     """
 
     window: int = 0
     used: int = 0
     by_source: Mapping[str, int] = field(default_factory=dict)
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    most: int | None = None
+    new_peers: int = 0
 
     def to_json(self) -> dict[str, object]:
-        """Give its members as JSON values."""
-        return {"window": self.window, "used": self.used, "by_source": dict(self.by_source)}
+        """Return its members as JSON values."""
+        return {
+            "window": self.window,
+            "used": self.used,
+            "by_source": dict(self.by_source),
+            # Left out as long as they can be: an earlier version refuses what it doesn't know.
+            **({"from": [str(network) for network in self.sources]} if self.sources else {}),
+            **({"most": self.most} if self.most is not None else {}),
+            **({"new_peers": self.new_peers} if self.new_peers else {}),
+        }
 
     @classmethod
     def from_json(cls, value: object, where: str = "guesses") -> GuessRecord:
@@ -154,8 +173,16 @@ class GuessRecord:
         sources = Members(value, members.name("by_source"))
         names = list(value) if isinstance(value, dict) else []
         by_source = {name: sources.integer(name, 0, _COUNT_LIMIT) for name in names}
+        record = cls(
+            window,
+            used,
+            by_source,
+            sources=members.each("from", ip_network) if members.has("from") else (),
+            most=members.integer("most", 0, _COUNT_LIMIT) if members.has("most") else None,
+            new_peers=members.integer("new_peers", 0, _COUNT_LIMIT) if members.has("new_peers") else 0,
+        )
         members.end()
-        return cls(window, used, by_source)
+        return record
 
 
 @dataclass(slots=True)

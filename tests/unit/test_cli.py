@@ -411,7 +411,7 @@ def test_verbose_status_shows_whole_keys_engine_and_notes(capsys: pytest.Capture
     ("reason", "words"),
     [
         ("time", "closed (its time was up), 1 of 20"),
-        ("guesses", "closed (its guesses were used up), 1 of 20"),
+        ("asked", "closed (it was asked to), 1 of 20"),
         (None, "closed, 1 of 20"),
     ],
 )
