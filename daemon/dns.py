@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from pyroute2 import IPRoute
 
-from rustguard_py.daemon.steps import Echo, run
+from rustguard_py.daemon.steps import run
 from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.system.interface import Echo
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _ORDER = Path("/etc/resolvconf/interface-order")

@@ -19,10 +19,10 @@ from pyroute2 import IPRoute
 from rustguard_py import conf
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
-from rustguard_py.daemon.steps import Echo, Step, Sysctl
+from rustguard_py.daemon.steps import Step, Sysctl
 from rustguard_py.model.errors import StateError
-from rustguard_py.state.files import Files, read_private, write_fresh
-from rustguard_py.system.interface import with_netlink
+from rustguard_py.state.durable_files import Files, read_private, write_fresh
+from rustguard_py.system.interface import Echo, with_netlink
 
 _KINDS: Mapping[str, type[Any]] = {each.__name__: each for each in (steps.Rule, Sysctl, steps.Firewall, Dns)}
 

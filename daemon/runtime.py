@@ -24,7 +24,7 @@ from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.planes import offload
 from rustguard_py.state import paths
 from rustguard_py.system import sockets as udp_sockets
-from rustguard_py.system.interface import NAME_LIMIT, Layout, interface_exists, require_tun, set_up
+from rustguard_py.system.interface import INTERFACE_NAME_LIMIT, InterfaceSetup, interface_exists, require_tun, set_up
 from rustguard_py.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 def check_interface(name: str, engine: Engine) -> None:
     """Refuse where no interface of that name can be made."""
-    if not 0 < len(name.encode()) <= NAME_LIMIT:
-        raise UsageError(f"{name!r} can't name an interface.", f"Use a name of 1 to {NAME_LIMIT} bytes.")
+    if not 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT:
+        raise UsageError(f"{name!r} can't name an interface.", f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes.")
     if not engine.in_kernel:
         require_tun()
     if interface_exists(name):
@@ -93,10 +93,10 @@ def make_kernel_tunnel(
 ) -> AnyTunnel:
     """Make an interface of the kernel's WireGuard and a tunnel on it; `make_tunnel` says what each argument is."""
     from rustguard_py.kernel import napi
-    from rustguard_py.kernel.netlink import Device
-    from rustguard_py.kernel.tunnel import KernelTunnel
+    from rustguard_py.kernel.kernel_tunnel import KernelTunnel
+    from rustguard_py.kernel.netlink import KernelInterface
 
-    device = Device.make(interface, kernel_alias(program.directory))
+    device = KernelInterface.make(interface, kernel_alias(program.directory))
     stack.callback(device.remove)
     notes = napi.settle(interface, device, wanted=program.engine.threaded_napi)
     tunnel = KernelTunnel(private_key, device, sockets, pairing, several=several, notes=notes)
@@ -137,7 +137,7 @@ def lay_out(
 ) -> None:
     """Give the interface its addresses and routes, and bring it up."""
     segments = None if in_kernel else offload.wanted_gso_segments(mtu)
-    layout = Layout(interface, mtu, tuple(addresses), tuple(routes), gso_max_segs=segments)
+    layout = InterfaceSetup(interface, mtu, tuple(addresses), tuple(routes), gso_max_segs=segments)
     stack.callback(set_up(layout, voice.change).undo, voice.change)
 
 

@@ -14,7 +14,7 @@ from rustguard_py.model.keys import fingerprint
 from rustguard_py.model.statistics import PeerStats, WorkerStats
 from rustguard_py.model.tunnel import AnyTunnel
 
-SCHEMA = 1
+STATUS_SCHEMA = 1
 # A session is renewed every 120 s while anything is sent; a peer heard from since then is there.
 ACTIVE_FOR = 180.0
 
@@ -49,7 +49,7 @@ def peers(
         keys: The peer's public key in each tunnel where it has several; there is one line then.
     """
     stats = [tunnel.plane.stats().peers for tunnel in tunnels]
-    return {"schema": SCHEMA, "peers": [_peer(tunnels, line, stats, now, keys) for line in lines]}
+    return {"schema": STATUS_SCHEMA, "peers": [_peer(tunnels, line, stats, now, keys) for line in lines]}
 
 
 def _peer(
@@ -101,7 +101,7 @@ def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[s
         for reason, count in each.drops.items():
             drops[reason] = drops.get(reason, 0) + count
     return {
-        "schema": SCHEMA,
+        "schema": STATUS_SCHEMA,
         "role": program.role,
         "state_directory": str(program.directory),
         "pid": os.getpid(),

@@ -18,15 +18,10 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py.model.errors import RustGuardError
-from rustguard_py.system.interface import explain
+from rustguard_py.system.interface import IFA_F_NODAD, RT_TABLE_MAIN, SYSCTLS, Echo, explain
 
-Echo = Callable[[str], None]
-
-# include/uapi/linux/rtnetlink.h, fib_rules.h and if_addr.h.
-MAIN = 254
+# include/uapi/linux/fib_rules.h.
 _FIB_RULE_INVERT = 0x02
-_IFA_F_NODAD = 0x02
-_SYSCTLS = Path("/proc/sys")
 # A program that asks a daemon, over D-Bus for example, may wait for it.
 PROGRAM_SECONDS = 30.0
 
@@ -70,7 +65,7 @@ class Address:
     def apply(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
         # Until duplicate address detection ends nothing can be bound to it, and nobody else could have it here.
-        nodad = {"flags": _IFA_F_NODAD} if ":" in self.address else {}
+        nodad = {"flags": IFA_F_NODAD} if ":" in self.address else {}
         _do(
             netlink,
             f"{self._command('add')}{' nodad' if nodad else ''}",
@@ -99,7 +94,7 @@ class Route:
 
     interface: str
     network: str
-    table: int = MAIN
+    table: int = RT_TABLE_MAIN
 
     outlives: ClassVar[bool] = False
 
@@ -116,7 +111,7 @@ class Route:
         _take_back(lambda: _do(netlink, self._command("delete"), echo, "route", "del", **self._what()))
 
     def _command(self, verb: str) -> str:
-        table = "" if self.table == MAIN else f" table {self.table}"
+        table = "" if self.table == RT_TABLE_MAIN else f" table {self.table}"
         return f"ip {_flag(self.network)} route {verb} {self.network} dev {self.interface}{table}"
 
     def _what(self) -> dict[str, Any]:
@@ -155,7 +150,7 @@ class Rule:
         _take_back(lambda: _do(netlink, self._command("delete"), echo, "rule", "del", **self._what()))
 
     def _command(self, verb: str) -> str:
-        where = "main" if self.table == MAIN else self.table
+        where = "main" if self.table == RT_TABLE_MAIN else self.table
         what = f"not fwmark {self.mark} table {where}" if self.mark else f"table {where} suppress_prefixlength 0"
         return f"ip -{self.version} rule {verb} {what} priority {self.priority}"
 
@@ -210,7 +205,7 @@ class Sysctl:
 
     @property
     def _path(self) -> Path:
-        return _SYSCTLS / self.name.replace(".", "/")
+        return SYSCTLS / self.name.replace(".", "/")
 
 
 @dataclass(frozen=True, slots=True)

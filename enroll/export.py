@@ -16,7 +16,7 @@ KEEPALIVE = 25
 
 def of_client(state: ClientState, network: NetworkRecord) -> conf.Config:
     """Write a client's own tunnel as a file; it holds the client's private key."""
-    server = conf.Peer(
+    server = conf.PeerSection(
         network.server_key,
         (*network.pools, *network.routes),
         network.preshared_key,
@@ -52,7 +52,7 @@ def of_peer(
         host: Where the server is reached.
         port: The same, or None for the server's own.
     """
-    server = conf.Peer(
+    server = conf.PeerSection(
         decode_key(offered["server_key"]),
         tuple(map(ip_network, offered["networks"])),
         preshared_key,

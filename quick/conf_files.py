@@ -11,7 +11,7 @@ from shlex import quote
 from rustguard_py import conf
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.quick.routing import table_names
-from rustguard_py.state.files import Files, sync_directory, unusable, write_fresh
+from rustguard_py.state.durable_files import Files, sync_directory, unusable, write_fresh
 
 DIRECTORIES = (Path("/etc/wireguard"), Path("/etc/rustguard"))
 

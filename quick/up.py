@@ -22,7 +22,7 @@ from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.daemon.program import Program
-from rustguard_py.daemon.steps import Address, Echo, Step
+from rustguard_py.daemon.steps import Address, Step
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint, Network
@@ -33,7 +33,7 @@ from rustguard_py.quick import conf_files, hooks, routing, save_config
 from rustguard_py.quick.device import Device
 from rustguard_py.state import paths
 from rustguard_py.state.document import Document
-from rustguard_py.system.interface import Layout, interface_exists, require_tun, set_up
+from rustguard_py.system.interface import Echo, InterfaceSetup, interface_exists, require_tun, set_up
 from rustguard_py.system.resolve import has_route, resolve
 
 # How long the start waits for peers' names, seconds. With a default route it must have them: once that is there, the
@@ -218,7 +218,7 @@ class _Up:
 
     def _set_mtu(self, device: Device, mtu: int) -> None:
         segments = None if self._in_kernel else offload.wanted_gso_segments(mtu)
-        set_up(Layout(self._interface, mtu, gso_max_segs=segments), self._echo)
+        set_up(InterfaceSetup(self._interface, mtu, gso_max_segs=segments), self._echo)
         device.tunnel.plane.set_mtu(mtu)
         self._mtu = mtu
 
@@ -358,7 +358,7 @@ def _check_interface(name: str, chosen: engine.Engine) -> None:
 # -- peers --------------------------------------------------------------------------------------------------
 
 
-async def look_up(peers: tuple[conf.Peer, ...] | list[conf.Peer], *, must: bool, say: Echo) -> Found:
+async def look_up(peers: tuple[conf.PeerSection, ...] | list[conf.PeerSection], *, must: bool, say: Echo) -> Found:
     """Find the addresses of all peers that have names.
 
     Args:
@@ -392,28 +392,28 @@ async def look_up(peers: tuple[conf.Peer, ...] | list[conf.Peer], *, must: bool,
     return found
 
 
-def _endpoints(peer: conf.Peer, found: Found) -> list[Endpoint]:
+def _endpoints(peer: conf.PeerSection, found: Found) -> list[Endpoint]:
     ends = [] if peer.endpoint is None else found.get(peer.endpoint, [])
     return [each for each in ends if has_route(each)] or ends
 
 
-def _peer_config(peer: conf.Peer, found: Found) -> PeerConfig:
+def _peer_config(peer: conf.PeerSection, found: Found) -> PeerConfig:
     endpoint = next(iter(_endpoints(peer, found)), None)
     return PeerConfig(peer.public_key, peer.allowed_ips, peer.preshared_key, endpoint, peer.keepalive)
 
 
-def _name(peer: conf.Peer, found: Found) -> tuple[conf.HostPort | None, list[Endpoint]]:
+def _name(peer: conf.PeerSection, found: Found) -> tuple[conf.HostPort | None, list[Endpoint]]:
     if peer.endpoint is None or not peer.endpoint.is_name:
         return None, []
     return peer.endpoint, found.get(peer.endpoint, [])
 
 
-def _change_peer(device: Device, peer: conf.Peer, found: Found, *, moved: bool) -> None:
+def _change_peer(device: Device, peer: conf.PeerSection, found: Found, *, moved: bool) -> None:
     config = _peer_config(peer, found)
     device.set_peer(config if moved else replace(config, endpoint=None), *_name(peer, found))
 
 
-def _line(peer: conf.Peer) -> report.PeerLine:
+def _line(peer: conf.PeerSection) -> report.PeerLine:
     def first(version: int) -> str | None:
         return next((_bare(each) for each in peer.allowed_ips if each.version == version), None)
 

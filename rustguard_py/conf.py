@@ -12,23 +12,12 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv6Address,
-    IPv6Interface,
-    ip_address,
-    ip_interface,
-    ip_network,
-)
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, NoReturn
 
-from rustguard_py.model.endpoint import Network
+from rustguard_py.model.endpoint import InterfaceAddress, IpAddress, Network
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import NO_PRESHARED_KEY
-
-Address = IPv4Address | IPv6Address
-Interface = IPv4Interface | IPv6Interface
 
 AUTO, OFF = "auto", "off"
 # What iproute2 knows by name without /etc/iproute2/rt_tables.
@@ -71,7 +60,7 @@ class HostPort:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class PeerSection:
     """A [Peer] section.
 
     Attributes:
@@ -124,14 +113,14 @@ class Config:
     private_key: bytes = field(repr=False)
     listen_port: int | None = None
     fwmark: int | None = None
-    addresses: tuple[Interface, ...] = ()
-    dns: tuple[Address, ...] = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
+    dns: tuple[IpAddress, ...] = ()
     search: tuple[str, ...] = ()
     mtu: int | None = None
     table: int | str = AUTO
     hooks: Hooks = Hooks()
     save: bool = False
-    peers: tuple[Peer, ...] = ()
+    peers: tuple[PeerSection, ...] = ()
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -248,11 +237,11 @@ class _Reader:
         mend = f"Did you mean {spelled[close[0]]}?" if close else "Take it out: neither wg nor wg-quick has it."
         self._refuse(f"{section} has no key {key}", mend)
 
-    def _peer(self, given: dict[str, Any]) -> Peer:
+    def _peer(self, given: dict[str, Any]) -> PeerSection:
         if "public_key" not in given:
             self._line = given["line"]
             self._refuse("this [Peer] has no PublicKey", "Ask its owner: `wg show INTERFACE public-key` there.")
-        return Peer(**given)
+        return PeerSection(**given)
 
     def _refuse(self, what: str, mend: str) -> NoReturn:
         place = f"{self._where}, line {self._line}" if self._line else self._where
@@ -409,7 +398,7 @@ def _words(value: str) -> list[str]:
     return value.replace(",", " ").split()
 
 
-def _settle(peers: list[Peer]) -> Iterator[Peer]:
+def _settle(peers: list[PeerSection]) -> Iterator[PeerSection]:
     """Leave each network to the last peer that names it, as WireGuard does."""
     owner = {network: peer.public_key for peer in peers for network in peer.allowed_ips}
     for peer in peers:
@@ -450,7 +439,7 @@ def _interface_lines(config: Config) -> Iterator[str]:
         yield "SaveConfig = true"
 
 
-def _peer_lines(peer: Peer) -> Iterator[str]:
+def _peer_lines(peer: PeerSection) -> Iterator[str]:
     yield ""
     if peer.name:
         yield f"# {peer.name}"
@@ -483,7 +472,7 @@ class Changes:
         removed: Public keys.
     """
 
-    peers: tuple[Peer, ...]
+    peers: tuple[PeerSection, ...]
     moved: frozenset[bytes]
     removed: tuple[bytes, ...]
 
@@ -501,7 +490,7 @@ def compare(old: Config, new: Config) -> Changes:
     )
 
 
-def _endpoint_of(peer: Peer | None) -> HostPort | None:
+def _endpoint_of(peer: PeerSection | None) -> HostPort | None:
     return None if peer is None else peer.endpoint
 
 

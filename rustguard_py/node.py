@@ -26,10 +26,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from rustguard_py.handshaking_peer import HandshakingPeer
 from rustguard_py.model.endpoint import Endpoint, PeerId, is_same, plain
 from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.timers import REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT
-from rustguard_py.peer import HandshakingPeer
 from rustguard_py.planes.contract import (
     EndpointMoved,
     Event,

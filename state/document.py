@@ -22,7 +22,7 @@ from shlex import quote
 
 from rustguard_py.model.errors import StateError
 from rustguard_py.state import envelope
-from rustguard_py.state.files import (
+from rustguard_py.state.durable_files import (
     Files,
     make_directory,
     read_private,
@@ -170,7 +170,7 @@ class Document:
     def _newer(self, schema: int) -> StateError:
         return StateError(
             f"{self.path} was written by a later version of RustGuard "
-            f"(schema {schema}, this one knows {envelope.SCHEMA}).",
+            f"(schema {schema}, this one knows {envelope.STATE_SCHEMA}).",
             f"Upgrade RustGuard. If that can't be: {self._way_back()}",
         )
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
-SCHEMA = 1
+STATE_SCHEMA = 1
 
 _MEMBERS = {"schema", "generation", "checksum", "data"}
 
@@ -50,8 +50,8 @@ def encode(generation: int, data: Mapping[str, object]) -> bytes:
         data: JSON values, or a member's `Canonical` in place of one; a NaN or an infinity is a ValueError.
     """
     body = _canonical(data)
-    head = b'{"schema":%d,"generation":%d,"checksum":"' % (SCHEMA, generation)
-    checksum = _checksum(SCHEMA, generation, body).encode()
+    head = b'{"schema":%d,"generation":%d,"checksum":"' % (STATE_SCHEMA, generation)
+    checksum = _checksum(STATE_SCHEMA, generation, body).encode()
     return b"".join((head, checksum, b'","data":', body, b"}\n"))
 
 
@@ -66,7 +66,7 @@ def decode(content: bytes) -> tuple[int, dict[str, object]]:
     schema, generation, data = (envelope.get(name) for name in ("schema", "generation", "data"))
     if type(schema) is not int or schema < 1:
         raise DamagedError("its schema number is unknown")
-    if schema > SCHEMA:
+    if schema > STATE_SCHEMA:
         _refuse_schema(schema, envelope)
     if envelope.keys() != _MEMBERS or type(generation) is not int or not isinstance(data, dict):
         raise DamagedError("its outer members aren't schema, generation, checksum and data")
@@ -81,7 +81,7 @@ def _refuse_schema(schema: int, envelope: dict[str, object]) -> None:
     if (
         type(generation) is int
         and isinstance(data, dict)
-        and envelope.get("checksum") == _checksum(SCHEMA, generation, _canonical(data))
+        and envelope.get("checksum") == _checksum(STATE_SCHEMA, generation, _canonical(data))
     ):
         raise DamagedError("its schema number was altered")
     raise NewerSchemaError(schema)

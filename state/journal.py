@@ -17,13 +17,12 @@ from pathlib import Path
 from struct import Struct
 from zlib import crc32
 
+from rustguard_py.model.clock import TIMESTAMP_SIZE
 from rustguard_py.model.errors import StateError
-from rustguard_py.state.files import Files, read_private, sync_directory, unusable, write_all, write_fresh
+from rustguard_py.model.keys import KEY_SIZE
+from rustguard_py.state.durable_files import Files, read_private, sync_directory, unusable, write_all, write_fresh
 
-KEY_SIZE = 32
-TIMESTAMP_SIZE = 12
-
-_RECORD = Struct(">32s12sI")
+_RECORD = Struct(f">{KEY_SIZE}s{TIMESTAMP_SIZE}sI")
 # The file is rewritten when it exceeds both.
 _COMPACT_ABOVE = 64 * 1024
 _COMPACT_RATIO = 4
@@ -82,7 +81,7 @@ class TimestampJournal:
             StateError: It couldn't be written. This process knows it all the same, and `sync` tries again.
         """
         if len(key) != KEY_SIZE or len(timestamp) != TIMESTAMP_SIZE:
-            raise ValueError("a key has 32 bytes, a timestamp 12")
+            raise ValueError(f"a key has {KEY_SIZE} bytes, a timestamp {TIMESTAMP_SIZE}")
         if timestamp <= self._greatest.get(key, b""):
             return
         with self._writing:

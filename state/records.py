@@ -22,7 +22,7 @@ from rustguard_py.model.keys import KEY_SIZE, encode_key, fingerprint
 from rustguard_py.state.envelope import Canonical
 from rustguard_py.state.members import Members
 
-NAME_LIMIT = 45
+PEER_NAME_LIMIT = 45
 _COUNT_LIMIT = 2**53
 _MTU_LEAST = 576
 # So many further ones fit a RESULT beside the rest, with a name of any length.
@@ -31,8 +31,8 @@ MOST_TUNNELS = 8
 
 def check_name(name: str) -> str:
     """Give a peer's name back if it is one: 1 to 45 bytes of UTF-8, else ValueError."""
-    if not 1 <= len(name.encode()) <= NAME_LIMIT:
-        raise ValueError(f"a name has 1 to {NAME_LIMIT} bytes of UTF-8")
+    if not 1 <= len(name.encode()) <= PEER_NAME_LIMIT:
+        raise ValueError(f"a name has 1 to {PEER_NAME_LIMIT} bytes of UTF-8")
     return name
 
 

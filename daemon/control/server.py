@@ -22,11 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rustguard_py.daemon.control.client import call
 from rustguard_py.daemon.control.protocol import MAX_REQUEST, VERSION, check_length, decode, encode, error_document
 from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UsageError
-
-__all__ = ["MAX_CONNECTIONS", "ControlServer", "Handler", "call"]
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]
 

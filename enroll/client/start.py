@@ -184,9 +184,9 @@ def _try_interface(interface: str, chosen: engine.Engine) -> None:
     if not chosen.in_kernel:
         Tun(interface, lambda _: None).close()
         return
-    from rustguard_py.kernel.netlink import Device
+    from rustguard_py.kernel.netlink import KernelInterface
 
-    Device.make(interface, "rustguard").remove()
+    KernelInterface.make(interface, "rustguard").remove()
 
 
 async def _obtain(

@@ -14,7 +14,7 @@ from typing import Literal
 from rustguard_py.enroll.server.pool import Pool
 from rustguard_py.model.errors import RefusedError, StateError, UsageError
 from rustguard_py.model.keys import decode_key
-from rustguard_py.state.records import PeerRecord, ServerState, check_name
+from rustguard_py.state.records import PEER_NAME_LIMIT, PeerRecord, ServerState, check_name
 
 Undo = Callable[[], None]
 
@@ -219,7 +219,7 @@ def _newest_and_last(keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
 def _numbered(name: str, number: int) -> str:
     suffix = f"-{number}"
-    room = 45 - len(suffix)
+    room = PEER_NAME_LIMIT - len(suffix)
     return name.encode()[:room].decode(errors="ignore") + suffix
 
 

@@ -25,16 +25,10 @@ SILENCE = 2.0
 PATIENCE = 2.0
 # A handshake that begins a session is sent a second time after 5 s: one may be lost.
 SECOND_PATIENCE = 1.0
-# An empty datagram of WireGuard's: nobody owes an answer to it.
-_KEEPALIVE_SIZE = 32
 # Where bytes are counted and datagrams aren't, and handshakes among them, these are what moves without data from look
 # to look. Data of just such a size is taken for none, until the next look.
-_HANDSHAKES = frozenset(
-    wire.INITIATION_SIZE * initiations + wire.RESPONSE_SIZE * responses
-    for initiations in range(3)
-    for responses in range(3)
-)
-_NO_DATA = frozenset(size + _KEEPALIVE_SIZE * keepalives for size in _HANDSHAKES for keepalives in range(3))
+_HANDSHAKES = frozenset({0, *wire.HANDSHAKE_VOLUMES})
+_NO_DATA = frozenset(size + wire.KEEPALIVE_SIZE * keepalives for size in _HANDSHAKES for keepalives in range(3))
 
 
 @dataclass(slots=True)
@@ -111,4 +105,4 @@ class Way:
 
 def _is_data(datagrams: int, size: int) -> bool:
     """Whether some of these datagrams, or of so many bytes, are more than keepalives."""
-    return size > _KEEPALIVE_SIZE * datagrams if datagrams else size not in _NO_DATA
+    return size > wire.KEEPALIVE_SIZE * datagrams if datagrams else size not in _NO_DATA

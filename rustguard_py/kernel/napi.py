@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rustguard_py.model.errors import RefusedError, RustGuardError
 
 if TYPE_CHECKING:
-    from rustguard_py.kernel.netlink import Device
+    from rustguard_py.kernel.netlink import KernelInterface
 
 Version = tuple[int, int, int]
 
@@ -69,7 +69,7 @@ def require() -> None:
         raise RefusedError(unsafe, "Leave out --threaded-napi, or run Linux 6.16 or newer.")
 
 
-def settle(interface: str, device: Device, *, wanted: bool) -> list[str]:
+def settle(interface: str, device: KernelInterface, *, wanted: bool) -> list[str]:
     """Turn it on for a fresh interface if that is wanted, or off if it is on where it isn't safe.
 
     Args:
@@ -105,18 +105,18 @@ def is_threaded(interface: str) -> bool | None:
         return None
 
 
-def _set(interface: str, device: Device, *, threaded: bool) -> str | None:
+def _set(interface: str, device: KernelInterface, *, threaded: bool) -> str | None:
     """Set it; give why not, or None."""
-    from rustguard_py.kernel.netlink import PeerChange
+    from rustguard_py.kernel.netlink import KernelPeerChange
 
     # The kernel takes it while there is a peer, and keeps to it for those to come.
     stand_in = os.urandom(32)
     try:
-        device.set_peers([PeerChange(stand_in)])
+        device.set_peers([KernelPeerChange(stand_in)])
         try:
             (_SYSFS / interface / "threaded").write_text("1" if threaded else "0")
         finally:
-            device.set_peers([PeerChange(stand_in, remove=True)])
+            device.set_peers([KernelPeerChange(stand_in, remove=True)])
     except OSError as error:
         if error.errno == errno.ENOENT:
             return "/sys shows no such interface: is it that of another network namespace?"

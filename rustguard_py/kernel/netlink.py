@@ -27,6 +27,7 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 from rustguard_py.kernel.counters import Counters, decode
 from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY
 from rustguard_py.system.interface import with_netlink
 
 KIND = "wireguard"
@@ -47,7 +48,7 @@ _DUMP_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class PeerChange:
+class KernelPeerChange:
     """What to change of a peer; None leaves a thing as it is.
 
     Attributes:
@@ -70,7 +71,7 @@ class PeerChange:
 
 
 @dataclass(slots=True)
-class PeerState:
+class KernelPeerState:
     """What the kernel knows of a peer.
 
     Attributes:
@@ -92,7 +93,7 @@ class PeerState:
 
 
 @dataclass(slots=True)
-class DeviceState:
+class KernelInterfaceState:
     """What the kernel knows of an interface.
 
     Attributes:
@@ -102,10 +103,10 @@ class DeviceState:
         peers: By public key.
     """
 
-    public_key: bytes = bytes(32)
+    public_key: bytes = bytes(KEY_SIZE)
     port: int = 0
     fwmark: int = 0
-    peers: dict[bytes, PeerState] = field(default_factory=dict)
+    peers: dict[bytes, KernelPeerState] = field(default_factory=dict)
 
 
 def why_absent() -> str | None:
@@ -119,7 +120,7 @@ def why_absent() -> str | None:
     return None
 
 
-class Device:
+class KernelInterface:
     """A WireGuard interface, made or found. Its number stands for it: it may be renamed.
 
     Args:
@@ -132,7 +133,7 @@ class Device:
         self._removed = False
 
     @classmethod
-    def make(cls, name: str, alias: str) -> Device:
+    def make(cls, name: str, alias: str) -> KernelInterface:
         """Make an interface; it is down, and has no key.
 
         Args:
@@ -200,7 +201,7 @@ class Device:
             attributes.append(["WGDEVICE_A_FWMARK", fwmark])
         self._set(attributes)
 
-    def set_peers(self, changes: Iterable[PeerChange]) -> None:
+    def set_peers(self, changes: Iterable[KernelPeerChange]) -> None:
         """Change peers, in order, in as many messages as it takes.
 
         Raises:
@@ -209,7 +210,7 @@ class Device:
         for peers in batches(changes):
             self._set([["WGDEVICE_A_PEERS", peers]])
 
-    def read(self, *, allowed_ips: bool = False) -> DeviceState:
+    def read(self, *, allowed_ips: bool = False) -> KernelInterfaceState:
         """Read all, with the peers' networks if they are wanted: they take most of the time.
 
         Raises:
@@ -275,7 +276,7 @@ def remove_leftovers(public_keys: Collection[bytes] | None, alias: str) -> int:
 # -- encoding -----------------------------------------------------------------------------------------------------
 
 
-def batches(changes: Iterable[PeerChange]) -> Iterator[list[dict[str, Any]]]:
+def batches(changes: Iterable[KernelPeerChange]) -> Iterator[list[dict[str, Any]]]:
     """Encode changes for `wgmsg`, as many a message as have room; a peer with many networks goes on in the next."""
     batch: list[dict[str, Any]] = []
     room = MESSAGE_ROOM
@@ -295,7 +296,7 @@ def batches(changes: Iterable[PeerChange]) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
-def _peer(change: PeerChange, networks: Sequence[Network]) -> dict[str, Any]:
+def _peer(change: KernelPeerChange, networks: Sequence[Network]) -> dict[str, Any]:
     attributes: list[list[Any]] = [["WGPEER_A_PUBLIC_KEY", b64encode(change.public_key)]]
     if change.remove:
         attributes.append(["WGPEER_A_FLAGS", uapi.WGPEER_F_REMOVE_ME])
@@ -315,7 +316,7 @@ def _peer(change: PeerChange, networks: Sequence[Network]) -> dict[str, Any]:
     return {"attrs": attributes}
 
 
-def _more(change: PeerChange, networks: Sequence[Network]) -> dict[str, Any]:
+def _more(change: KernelPeerChange, networks: Sequence[Network]) -> dict[str, Any]:
     """More networks of a peer, added to those that it has."""
     return {
         "attrs": [
@@ -356,9 +357,9 @@ def _request(command: int, index: int, attributes: list[list[Any]]) -> Any:
 # -- decoding -----------------------------------------------------------------------------------------------------
 
 
-def parse(messages: Iterable[Any], *, allowed_ips: bool) -> DeviceState:
+def parse(messages: Iterable[Any], *, allowed_ips: bool) -> KernelInterfaceState:
     """Put the messages of a dump together; a peer with many networks goes on in the next one."""
-    state = DeviceState()
+    state = KernelInterfaceState()
     for message in messages:
         if (key := message.get_attr("WGDEVICE_A_PUBLIC_KEY")) is not None:
             state.public_key = b64decode(key)
@@ -375,12 +376,12 @@ def parse(messages: Iterable[Any], *, allowed_ips: bool) -> DeviceState:
     return state
 
 
-def _peer_state(public_key: bytes, part: Any) -> PeerState:
+def _peer_state(public_key: bytes, part: Any) -> KernelPeerState:
     handshake = part.get_attr("WGPEER_A_LAST_HANDSHAKE_TIME") or {"tv_sec": 0, "tv_nsec": 0}
     preshared = part.get_attr("WGPEER_A_PRESHARED_KEY")
-    return PeerState(
+    return KernelPeerState(
         public_key,
-        b64decode(preshared) if preshared is not None else bytes(32),
+        b64decode(preshared) if preshared is not None else NO_PRESHARED_KEY,
         _endpoint(part.get_attr("WGPEER_A_ENDPOINT")),
         handshake["tv_sec"] + handshake["tv_nsec"] / 1e9 if handshake["tv_sec"] else None,
         part.get_attr("WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL") or 0,
@@ -484,7 +485,7 @@ _NETLINK_GENERIC = 16
 
 
 def _key_of(index: int) -> bytes | None:
-    device = Device(index)
+    device = KernelInterface(index)
     try:
         return device.read().public_key
     except RustGuardError:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import cast
 
+# The number by which a plane knows a peer.
 PeerId = int
 
-
+IpAddress = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
-
+# An address with the prefix length of its network, as an interface has it.
+InterfaceAddress = IPv4Interface | IPv6Interface
 
 # An address as the socket module gives it: (host, port), or (host, port, flowinfo, scope_id) over IPv6.
 Endpoint = tuple[str, int] | tuple[str, int, int, int]

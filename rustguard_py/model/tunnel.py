@@ -69,7 +69,7 @@ class Mover(Protocol):
 
 
 class AnyTunnel(Protocol):
-    """A running tunnel: `Tunnel`, whose handshakes are ours, or `rustguard_py.kernel.tunnel.KernelTunnel`.
+    """A running tunnel: `Tunnel`, whose handshakes are ours, or `rustguard_py.kernel.kernel_tunnel.KernelTunnel`.
 
     Attributes:
         listeners: Who is told what happens.

@@ -21,6 +21,7 @@ from rustguard_py.planes.offload import (
     IPPROTO_UDP,
     MAX_SEGMENTS,
     NEEDS_CHECKSUM,
+    SHAPES_KEPT,
     TCP_CHECKSUM_OFFSET,
     UDP_CHECKSUM_OFFSET,
     Vnet,
@@ -28,7 +29,6 @@ from rustguard_py.planes.offload import (
 
 _INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint32)
 ACK, PSH = 0x10, 0x08
-_SHAPES_KEPT = 48
 
 
 class Run(NamedTuple):
@@ -60,7 +60,7 @@ class _Kind(NamedTuple):
         return self.transport == 20
 
 
-class _Shape:
+class _MergeShape:
     """The views for packets of one kind in rows of one stride, and the columns in which they may differ."""
 
     __slots__ = (
@@ -125,7 +125,7 @@ class Coalescer:
         self.buffer = buffer
         self.udp = udp
         self._view = memoryview(buffer)
-        self._shapes: dict[tuple[int, _Kind], _Shape] = {}
+        self._shapes: dict[tuple[int, _Kind], _MergeShape] = {}
 
     def runs(self, count: int, stride: int, last: int) -> list[Run]:
         """Divide `count` rows into runs, in order.
@@ -153,9 +153,9 @@ class Coalescer:
             return single
         shape = self._shapes.get((stride, kind))
         if shape is None:
-            if len(self._shapes) >= _SHAPES_KEPT:
+            if len(self._shapes) >= SHAPES_KEPT:
                 self._shapes.clear()
-            shape = self._shapes[stride, kind] = _Shape(self.buffer, stride, kind)
+            shape = self._shapes[stride, kind] = _MergeShape(self.buffer, stride, kind)
         stop, tail = self._extent(shape, first, count, last)
         if stop < first + 2:
             return single
@@ -198,7 +198,7 @@ class Coalescer:
         begin, end = (12, 24) if self.buffer[one] >> 4 == 4 else (8, 44)
         return self._view[one + begin : one + end] == self._view[other + begin : other + end]
 
-    def _extent(self, shape: _Shape, first: int, count: int, last: int) -> tuple[int, int]:
+    def _extent(self, shape: _MergeShape, first: int, count: int, last: int) -> tuple[int, int]:
         """Give the row after the run that begins at `first`, and the size of its last packet.
 
         Rows follow that have the same size and header, in sequence; after them one more that is smaller or has
@@ -223,7 +223,7 @@ class Coalescer:
             return stop + 1, tail
         return stop, kind.size
 
-    def _tail(self, shape: _Shape, first: int, row: int, room: int) -> int:
+    def _tail(self, shape: _MergeShape, first: int, row: int, room: int) -> int:
         """Give the size of the packet in `row` if it can end the run that began at `first`, or 0."""
         kind, stride = shape.kind, shape.stride
         if room < kind.header:
@@ -244,7 +244,7 @@ class Coalescer:
             in_place = packet[transport + 4] << 8 | packet[transport + 5] == size - kind.transport
         return size if in_place else 0
 
-    def _verified(self, shape: _Shape, first: int, stop: int, tail: int, addresses: int) -> bool:
+    def _verified(self, shape: _MergeShape, first: int, stop: int, tail: int, addresses: int) -> bool:
         """Say whether every checksum of the run holds. With its field in, a good sum is 0 modulo 65535."""
         transport, _, size, tcp = shape.kind
         end = (stop - 1) * shape.stride
@@ -257,7 +257,7 @@ class Coalescer:
             return False
         return transport != 20 or not (shape.ip_sums.big_endian(first, stop) % 65535).any()
 
-    def _merge(self, shape: _Shape, first: int, stop: int, tail: int, addresses: int) -> Run:
+    def _merge(self, shape: _MergeShape, first: int, stop: int, tail: int, addresses: int) -> Run:
         kind = shape.kind
         transport, header, size, tcp = kind
         at, end = first * shape.stride, (stop - 1) * shape.stride

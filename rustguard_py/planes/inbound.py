@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 
@@ -21,21 +20,18 @@ from cryptography.exceptions import InvalidTag
 from rustguard_py.model.endpoint import Endpoint, is_same
 from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
+from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.coalesce import Coalescer
 from rustguard_py.planes.offload import MAX_SEGMENTS
-from rustguard_py.planes.transport import DATA_HEADER, Peer, Transport
+from rustguard_py.planes.transport import PlanePeer, Transport
 from rustguard_py.planes.tun import Tun
 from rustguard_py.planes.udp import Udp
+from rustguard_py.protocol.wire import DATA_OVERHEAD, DATA_PREFIX
 
-_OVERHEAD = 32
 _MESSAGE = 65536
-# A layout of small views takes up to 40 KiB.
-_LAYOUTS_KEPT = 48
-_INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint64)
-_run_all = deque[object](maxlen=0).extend
 
 
-class _Layout:
+class _OpenLayout:
     """The message buffer seen as datagrams of one size, and the rows that their plaintexts go to."""
 
     __slots__ = ("ciphertexts", "counters", "heads", "indices", "nonces", "plaintexts", "rows")
@@ -43,7 +39,7 @@ class _Layout:
     def __init__(self, message: bytearray, plain: bytearray, size: int) -> None:
         self.rows = rows = min(MAX_SEGMENTS, _MESSAGE // size)
         view, plain_view = memoryview(message), memoryview(plain)
-        stride = size - _OVERHEAD
+        stride = size - DATA_OVERHEAD
         starts = range(0, rows * size, size)
         self.heads = np.ndarray((rows,), "<u8", message, 0, (size,))
         self.indices = np.ndarray((rows,), "<u4", message, 4, (size,))
@@ -81,7 +77,7 @@ class Inbound:
         self._plain_view = memoryview(self._plain)
         self._coalescer = Coalescer(self._plain, udp=merge_udp)
         self._merging = True
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, _OpenLayout] = {}
 
     def pump(self, udp: Udp, now: float) -> bool:
         """Take one message from the socket to the device; give False if there was none.
@@ -93,7 +89,7 @@ class Inbound:
         if received is None:
             return False
         size, segment, source = received
-        if size != segment or size <= _OVERHEAD or self._message[:4] != DATA_HEADER:
+        if size != segment or size <= DATA_OVERHEAD or self._message[:4] != DATA_PREFIX:
             self._take(size, segment, source, now)
             return True
         # The kernel gives datagrams one by one here: gather those of one source and size as if it had not.
@@ -130,7 +126,7 @@ class Inbound:
         """Handle the message at the start of the buffer: datagrams of `segment` bytes, the last perhaps shorter."""
         count = -(-size // segment) if segment else 1
         self._worker.count(count, size)
-        if count > 1 and segment > _OVERHEAD and count <= MAX_SEGMENTS and self._message[:4] == DATA_HEADER:
+        if count > 1 and segment > DATA_OVERHEAD and count <= MAX_SEGMENTS and self._message[:4] == DATA_PREFIX:
             self._batch(size, segment, count, source, now)
         else:
             self._one_by_one(0, size, segment or 1, source, now)
@@ -146,12 +142,12 @@ class Inbound:
         """Divide `count` datagrams into runs: the last may be shorter, the others have `segment` bytes."""
         layout = self._layouts.get(segment)
         if layout is None:
-            if len(self._layouts) >= _LAYOUTS_KEPT:
+            if len(self._layouts) >= LAYOUTS_KEPT:
                 self._layouts.clear()
-            layout = self._layouts[segment] = _Layout(self._message, self._plain, segment)
+            layout = self._layouts[segment] = _OpenLayout(self._message, self._plain, segment)
         last = size - (count - 1) * segment
         # A short last datagram is in the views too; one that has no whole header is left out of the runs.
-        rows = count if last >= _OVERHEAD else count - 1
+        rows = count if last >= DATA_OVERHEAD else count - 1
         first = 0
         ends = [rows] if self._in_order(layout, rows) else self._ends(layout, rows)
         for stop in ends:
@@ -160,22 +156,22 @@ class Inbound:
         if rows != count:
             self._one_by_one(rows * segment, size, segment, source, now)
 
-    def _in_order(self, layout: _Layout, rows: int) -> bool:
+    def _in_order(self, layout: _OpenLayout, rows: int) -> bool:
         """Say whether all are of one session and in order: comparing bytes is numpy's quickest way."""
         if layout.heads[:rows].tobytes() != self._message[:8] * rows:
             return False
         counters = layout.counters[:rows]
-        return bool(counters.tobytes() == (_INDEX[:rows] + counters[0]).tobytes())
+        return bool(counters.tobytes() == (INDEX[:rows] + counters[0]).tobytes())
 
     @staticmethod
-    def _ends(layout: _Layout, rows: int) -> list[int]:
+    def _ends(layout: _OpenLayout, rows: int) -> list[int]:
         """Give the row after each run of one session with consecutive counters."""
         heads, counters = layout.heads[:rows], layout.counters[:rows]
         follows = (counters[1:] == counters[:-1] + np.uint64(1)) & (heads[1:] == heads[:-1])
         return [*(np.nonzero(~follows)[0] + 1).tolist(), rows]
 
     def _run(
-        self, layout: _Layout, first: int, stop: int, segment: int, last: int, source: Endpoint, now: float
+        self, layout: _OpenLayout, first: int, stop: int, segment: int, last: int, source: Endpoint, now: float
     ) -> None:
         """Open a run of consecutive counters and deliver it; give it to the slow way if anything is odd."""
         start, end = first * segment, (stop - 1) * segment + last
@@ -185,7 +181,7 @@ class Inbound:
         if (
             found is None
             or count < 2
-            or self._message[start : start + 4] != DATA_HEADER
+            or self._message[start : start + 4] != DATA_PREFIX
             or counter < found[1].window.next
             or counter + count > REJECT_AFTER_MESSAGES
             or found[1].expired(now)
@@ -198,10 +194,10 @@ class Inbound:
         layout.indices[first:stop] = 0
         try:
             nonces, ciphertexts = layout.nonces[first : first + full], layout.ciphertexts[first : first + full]
-            _run_all(map(open_, nonces, ciphertexts, repeat(None), layout.plaintexts))
+            run_all(map(open_, nonces, ciphertexts, repeat(None), layout.plaintexts))
             if full != count:
                 ciphertext = layout.ciphertexts[stop - 1][: last - 16]
-                open_(layout.nonces[stop - 1], ciphertext, None, layout.plaintexts[full][: last - _OVERHEAD])
+                open_(layout.nonces[stop - 1], ciphertext, None, layout.plaintexts[full][: last - DATA_OVERHEAD])
         except InvalidTag:
             # Somebody put a forgery among them, or one was damaged: find out which.
             layout.indices[first:stop] = session.local_index
@@ -209,11 +205,11 @@ class Inbound:
             return
         session.window.mark_run(counter, count)
         self._transport.received(peer, session, source, count, end - start, now, data=True)
-        if last == _OVERHEAD:
+        if last == DATA_OVERHEAD:
             count, last = count - 1, segment
-        self._deliver(peer, count, segment - _OVERHEAD, last - _OVERHEAD)
+        self._deliver(peer, count, segment - DATA_OVERHEAD, last - DATA_OVERHEAD)
 
-    def _deliver(self, peer: Peer, count: int, stride: int, last: int) -> None:
+    def _deliver(self, peer: PlanePeer, count: int, stride: int, last: int) -> None:
         """Write the packets in the first `count` rows, merged where they can be."""
         if not self._merging:
             self._deliver_singly(peer, 0, count, count, stride, last)
@@ -224,7 +220,7 @@ class Inbound:
             elif not run.parts or not self._write_merged(run.parts):
                 self._deliver_singly(peer, run.first, run.stop, count, stride, last)
 
-    def _deliver_singly(self, peer: Peer, first: int, stop: int, count: int, stride: int, last: int) -> None:
+    def _deliver_singly(self, peer: PlanePeer, first: int, stop: int, count: int, stride: int, last: int) -> None:
         for row in range(first, stop):
             size = last if row + 1 == count else stride
             packet = self._transport.inner_packet(peer, bytes(self._plain_view[row * stride : row * stride + size]))

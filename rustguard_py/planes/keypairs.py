@@ -15,6 +15,7 @@ from rustguard_py.model.timers import (
 )
 from rustguard_py.planes.contract import Keypair
 from rustguard_py.planes.replay_window import ReplayWindow
+from rustguard_py.protocol.wire import DATA_PREFIX
 
 # How many sessions keep their two ciphers ready.
 WARM_SESSIONS = 512
@@ -70,7 +71,7 @@ class Session:
         self.birth = keypair.birth
         self.counter = 0
         self.window = ReplayWindow()
-        self.header = b"\4\0\0\0" + keypair.remote_index.to_bytes(4, "little")
+        self.header = DATA_PREFIX + keypair.remote_index.to_bytes(4, "little")
         self.asked = False
         self._keys = (keypair.send_key, keypair.receive_key)
         self._warm = warm

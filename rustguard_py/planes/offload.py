@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from rustguard_py.protocol.wire import DATA_OVERHEAD
+
 VNET_SIZE = 10
 # Flags, GSO type, header length, segment size, checksum start, checksum offset; the host's byte order.
 _VNET = struct.Struct("=BBHHHH")
@@ -32,6 +34,8 @@ UDP_GRO = 104
 # Segments in one message (UDP_MAX_SEGMENTS of older kernels), and bytes in one.
 MAX_SEGMENTS = 64
 MAX_MESSAGE = 65507
+# Views over a buffer are kept for this many shapes of superpacket.
+SHAPES_KEPT = 48
 
 
 class Vnet(NamedTuple):
@@ -73,4 +77,4 @@ def wanted_gso_segments(mtu: int) -> int:
 
     At an MTU of 1420 TCP makes 47 segments of 64 KiB while 45 datagrams fit a message.
     """
-    return segments_in_message(mtu + 32)
+    return segments_in_message(mtu + DATA_OVERHEAD)

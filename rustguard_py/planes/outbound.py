@@ -8,7 +8,6 @@ each packet into one message; send that message with one call.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.statistics import WorkerStats
+from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.checksum import RowSums, sum_bytes
 from rustguard_py.planes.offload import (
     MAX_MESSAGE,
@@ -27,25 +27,20 @@ from rustguard_py.planes.offload import (
     segments_in_message,
 )
 from rustguard_py.planes.segment import Segmenter
-from rustguard_py.planes.transport import Peer, Transport, destination, ip_length, is_looped, padded
+from rustguard_py.planes.transport import PlanePeer, Transport, destination, ip_length, is_looped, padded
+from rustguard_py.protocol.wire import DATA, DATA_OVERHEAD
 
-_INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint64)
-_DATA_HEADER = np.array((4, 0), np.uint32)
+# Type 4 and a receiver index of zero.
+_SEALING_HEADER = np.array((DATA, 0), np.uint32)
 # A packet begins at a multiple of four in its row: numpy adds aligned words faster.
 _LEAD = 2
 _PACKET = _LEAD + VNET_SIZE
 _MAX_PACKET = 65536
-# A layout of small views takes up to 40 KiB.
-_LAYOUTS_KEPT = 48
-# Data header in front, tag behind.
-_OVERHEAD = 32
 
 Send = Callable[[memoryview | bytes, int, Endpoint], bool]
-# Calls a function for its effect, over arguments in parallel, without a Python loop.
-_run_all = deque[object](maxlen=0).extend
 
 
-class _Layout:
+class _SealLayout:
     """The message buffer seen as datagrams of one size, or (`sources`) the rows that they are sealed from."""
 
     __slots__ = ("counters", "headers", "nonces", "size", "targets")
@@ -72,7 +67,7 @@ class _RowShape:
         size, begin, offset = key
         view = memoryview(buffer)
         self.full = full = padded(size, mtu)
-        self.capacity = segments_in_message(full + _OVERHEAD)
+        self.capacity = segments_in_message(full + DATA_OVERHEAD)
         self.sources = [view[at : at + full] for at in range(_PACKET, rows * row, row)]
         self.padding = np.ndarray((rows, full - size), np.uint8, buffer, _PACKET + size, (row, 1))
         self.sums = RowSums(buffer, _PACKET + begin, size - begin, row, rows)
@@ -97,7 +92,7 @@ class Outbound:
         self._tun = tun
         self._send = send
         mtu = transport.mtu
-        self._rows = segments_in_message(mtu + _OVERHEAD)
+        self._rows = segments_in_message(mtu + DATA_OVERHEAD)
         self._row = row = (_PACKET + padded(mtu, mtu) + 15) // 16 * 16
         self._buffer = bytearray(self._rows * row + _PACKET + 2 * _MAX_PACKET)
         self._view = memoryview(self._buffer)
@@ -108,7 +103,7 @@ class Outbound:
         self._staging = memoryview(self._segmenter.staging)
         self._message = bytearray(2 * MAX_MESSAGE)
         self._message_view = memoryview(self._message)
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, _SealLayout] = {}
         self._sources: dict[int, list[memoryview]] = {}
         self._shapes: dict[tuple[int, int, int], _RowShape] = {}
         self._heads = self._columns(_LEAD, VNET_SIZE)
@@ -181,7 +176,7 @@ class Outbound:
                 return row
         return stop
 
-    def _send_run(self, peer: Peer, first: int, stop: int, size: int, now: float) -> None:
+    def _send_run(self, peer: PlanePeer, first: int, stop: int, size: int, now: float) -> None:
         """Send rows of one size to one peer."""
         at = first * self._row + _LEAD
         vnet = Vnet.decode(self._view[at : at + VNET_SIZE])
@@ -189,7 +184,7 @@ class Outbound:
         key = (size, vnet.checksum_start, vnet.checksum_offset) if unchecked else (size, 0, 0)
         shape = self._shapes.get(key)
         if shape is None:
-            if len(self._shapes) >= _LAYOUTS_KEPT:
+            if len(self._shapes) >= LAYOUTS_KEPT:
                 self._shapes.clear()
             shape = self._shapes[key] = _RowShape(self._buffer, self._row, self._rows, self._transport.mtu, key)
         if unchecked:
@@ -201,7 +196,7 @@ class Outbound:
         for begin in range(first, stop, shape.capacity):
             self._seal(peer, shape.sources[begin : min(stop, begin + shape.capacity)], shape.full, now)
 
-    def _send_one(self, peer: Peer, at: int, size: int, now: float) -> None:
+    def _send_one(self, peer: PlanePeer, at: int, size: int, now: float) -> None:
         """Send the one packet at `at`: for so few the fixed costs of numpy and of the layouts don't pay."""
         packet = bytearray(self._view[at : at + size])
         if self._buffer[at - VNET_SIZE] & NEEDS_CHECKSUM:
@@ -236,7 +231,7 @@ class Outbound:
         except ValueError:
             self._transport.drop("superpacket", peer=peer)
 
-    def _is_looped(self, peer: Peer, packet: bytearray | memoryview, count: int = 1) -> bool:
+    def _is_looped(self, peer: PlanePeer, packet: bytearray | memoryview, count: int = 1) -> bool:
         """Say whether what begins with `packet` is our own, and count it: what goes with it would come back too."""
         session = peer.keypairs.current
         if session is None or not is_looped(packet, session.header):
@@ -247,13 +242,13 @@ class Outbound:
     def _staged(self, stride: int) -> list[memoryview]:
         sources = self._sources.get(stride)
         if sources is None:
-            if len(self._sources) >= _LAYOUTS_KEPT:
+            if len(self._sources) >= LAYOUTS_KEPT:
                 self._sources.clear()
-            starts = range(0, segments_in_message(stride + _OVERHEAD) * stride, stride)
+            starts = range(0, segments_in_message(stride + DATA_OVERHEAD) * stride, stride)
             sources = self._sources[stride] = [self._staging[at : at + stride] for at in starts]
         return sources
 
-    def _peer(self, address: bytes, packets: int) -> Peer | None:
+    def _peer(self, address: bytes, packets: int) -> PlanePeer | None:
         peer = self._transport.allowed.find(address) if address else None
         if peer is None:
             self._transport.drop("no_peer", packets)
@@ -262,11 +257,11 @@ class Outbound:
             return None
         return peer
 
-    def _seal(self, peer: Peer, sources: list[memoryview], last: int, now: float) -> None:
+    def _seal(self, peer: PlanePeer, sources: list[memoryview], last: int, now: float) -> None:
         """Seal packets of one size, but the last which may be shorter, into one message and send it."""
         if self._is_looped(peer, sources[0], len(sources)):
             return
-        count, size = len(sources), len(sources[0]) + _OVERHEAD
+        count, size = len(sources), len(sources[0]) + DATA_OVERHEAD
         session = peer.keypairs.current
         nonce = None if session is None else session.claim(count, now)
         if session is None or nonce is None or peer.endpoint is None:
@@ -275,17 +270,17 @@ class Outbound:
             return
         layout = self._layout(size)
         header = session.header
-        layout.headers[:count] = _DATA_HEADER
-        np.add(_INDEX[:count], np.uint64(nonce), out=layout.counters[:count])
+        layout.headers[:count] = _SEALING_HEADER
+        np.add(INDEX[:count], np.uint64(nonce), out=layout.counters[:count])
         seal = session.sealer.encrypt_into
         total = count * size
-        if last + _OVERHEAD == size:
-            _run_all(map(seal, layout.nonces[:count], sources, repeat(None), layout.targets))
+        if last + DATA_OVERHEAD == size:
+            run_all(map(seal, layout.nonces[:count], sources, repeat(None), layout.targets))
         else:
-            _run_all(map(seal, layout.nonces[: count - 1], sources, repeat(None), layout.targets))
+            run_all(map(seal, layout.nonces[: count - 1], sources, repeat(None), layout.targets))
             target = layout.targets[count - 1][: last + 16]
             seal(layout.nonces[count - 1], sources[-1][:last], None, target)
-            total += last + _OVERHEAD - size
+            total += last + DATA_OVERHEAD - size
         layout.headers[:count, 1] = int.from_bytes(header[4:8], "little")
         self._packets += count
         self._bytes += total
@@ -293,10 +288,10 @@ class Outbound:
             peer.forget_local()
         self._transport.sent(peer, session, count, total, now, data=True)
 
-    def _layout(self, size: int) -> _Layout:
+    def _layout(self, size: int) -> _SealLayout:
         layout = self._layouts.get(size)
         if layout is None:
-            if len(self._layouts) >= _LAYOUTS_KEPT:
+            if len(self._layouts) >= LAYOUTS_KEPT:
                 self._layouts.clear()
-            layout = self._layouts[size] = _Layout(self._message, size)
+            layout = self._layouts[size] = _SealLayout(self._message, size)
         return layout

@@ -27,7 +27,7 @@ from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.statistics import PlaneStats, WorkerStats
 from rustguard_py.planes.contract import Event, Fault, ForeignReceived, HandshakeReceived, Keypair
-from rustguard_py.planes.foreign import ForeignPace
+from rustguard_py.planes.foreign_pace import ForeignPace
 from rustguard_py.planes.gate import HANDSHAKE_QUEUE
 from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.outbound import Outbound

@@ -22,18 +22,19 @@ from rustguard_py.planes.offload import (
     GSO_UDP,
     MAX_MESSAGE,
     MAX_SEGMENTS,
+    SHAPES_KEPT,
     TCP_CHECKSUM_OFFSET,
     UDP_CHECKSUM_OFFSET,
     Vnet,
     segments_in_message,
 )
 from rustguard_py.planes.transport import padded
+from rustguard_py.protocol.wire import DATA_OVERHEAD
 
 _INDEX = np.arange(MAX_SEGMENTS, dtype=np.int64)
 FIN, PSH, CWR = 0x01, 0x08, 0x80
 # In the first byte of the IPv4 fragment field.
 DONT_FRAGMENT = 0x40
-_SHAPES_KEPT = 48
 
 
 class Rows(NamedTuple):
@@ -50,7 +51,7 @@ class Rows(NamedTuple):
     last: int
 
 
-class _Shape:
+class _CutShape:
     """The views for one shape of superpacket, from one row of it on."""
 
     __slots__ = (
@@ -75,7 +76,7 @@ class _Shape:
         self.start = start
         self.size = header + mss
         self.stride = stride = padded(self.size, segmenter.mtu)
-        self.capacity = rows = segments_in_message(stride + 32)
+        self.capacity = rows = segments_in_message(stride + DATA_OVERHEAD)
         staging, buffer = segmenter.staging, segmenter.buffer
 
         def column(kind: str, offset: int) -> NDArray[np.generic]:
@@ -120,7 +121,7 @@ class Segmenter:
         self.staging = bytearray(2 * MAX_MESSAGE)
         self._view = memoryview(buffer)
         self._staging_view = memoryview(self.staging)
-        self._shapes: dict[tuple[int, int, int, int, int], _Shape] = {}
+        self._shapes: dict[tuple[int, int, int, int, int], _CutShape] = {}
 
     def segment(self, at: int, size: int, vnet: Vnet) -> Iterator[Rows]:
         """Cut the superpacket of `size` bytes at `at`; use each `Rows` before asking for the next.
@@ -155,18 +156,18 @@ class Segmenter:
             raise ValueError("superpacket whose segments don't fit")
         return _Superpacket(at, size, transport, header, mss, tcp, self.buffer[at] >> 4 == 4)
 
-    def _shape(self, whole: _Superpacket, done: int) -> _Shape:
+    def _shape(self, whole: _Superpacket, done: int) -> _CutShape:
         start = whole.at + whole.header + done * whole.mss
         checksum = TCP_CHECKSUM_OFFSET if whole.tcp else UDP_CHECKSUM_OFFSET
         key = (start, whole.header, whole.transport, checksum, whole.mss)
         shape = self._shapes.get(key)
         if shape is None:
-            if len(self._shapes) >= _SHAPES_KEPT:
+            if len(self._shapes) >= SHAPES_KEPT:
                 self._shapes.clear()
-            shape = self._shapes[key] = _Shape(self, key)
+            shape = self._shapes[key] = _CutShape(self, key)
         return shape
 
-    def _cut(self, whole: _Superpacket, shape: _Shape, done: int, count: int, last: int, *, final: bool) -> None:
+    def _cut(self, whole: _Superpacket, shape: _CutShape, done: int, count: int, last: int, *, final: bool) -> None:
         """Fill `count` rows with the segments from number `done` on; the last has `last` bytes of payload."""
         mss, transport = whole.mss, whole.transport
         full = count if last == mss else count - 1
@@ -198,7 +199,7 @@ class Segmenter:
         np.subtract(65535, sums % 65535, out=shape.transport_checksum[:count], casting="unsafe")
 
     @staticmethod
-    def _make_header(whole: _Superpacket, shape: _Shape, head: bytearray) -> tuple[int | None, int, int, int]:
+    def _make_header(whole: _Superpacket, shape: _CutShape, head: bytearray) -> tuple[int | None, int, int, int]:
         """Make `head` the header that all rows share, with zeros for what differs from row to row.
 
         Returns:
@@ -232,7 +233,7 @@ class Segmenter:
         head[checksum : checksum + 2] = b"\0\0"
         return identification, sequence, flags, pseudo + sum_bytes(head[transport:])
 
-    def _copy_last(self, whole: _Superpacket, shape: _Shape, row: int, last: int) -> int:
+    def _copy_last(self, whole: _Superpacket, shape: _CutShape, row: int, last: int) -> int:
         """Copy the payload of the short last row, with zeros up to the stride; give its sum."""
         begin = shape.start + row * whole.mss
         source = self._view[begin : begin + last]
@@ -243,7 +244,7 @@ class Segmenter:
         return sum_bytes(source)
 
     def _flag(
-        self, shape: _Shape, offset: int, flags: int, sums: NDArray[np.int64], *, first: bool, final: bool
+        self, shape: _CutShape, offset: int, flags: int, sums: NDArray[np.int64], *, first: bool, final: bool
     ) -> None:
         """Set CWR in the first segment, FIN and PSH in the last: they belong to no other."""
         if first and flags & CWR:
@@ -253,7 +254,7 @@ class Segmenter:
             self.staging[(len(sums) - 1) * shape.stride + offset] |= flags & (FIN | PSH)
             sums[-1] += flags & (FIN | PSH)
 
-    def _shorten(self, whole: _Superpacket, shape: _Shape, row: int, less: int, sums: NDArray[np.int64]) -> None:
+    def _shorten(self, whole: _Superpacket, shape: _CutShape, row: int, less: int, sums: NDArray[np.int64]) -> None:
         """Correct the lengths of the last row, `less` bytes shorter, and what they were summed into."""
         staging, begin = self.staging, row * shape.stride
 

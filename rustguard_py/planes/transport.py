@@ -34,11 +34,10 @@ from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
 from rustguard_py.planes.keypairs import Keypairs, Session, WarmSessions
 from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines, Liveness
+from rustguard_py.planes.offload import IPPROTO_UDP
 from rustguard_py.protocol import wire
+from rustguard_py.protocol.wire import DATA_PREFIX, FOREIGN_PREFIX
 
-_UDP = 17
-DATA_HEADER = b"\4\0\0\0"
-FOREIGN_MAGIC = b"RGE"
 PADDING_MULTIPLE = 16
 # Seconds between two HandshakeWanted of one peer.
 WANTED_INTERVAL = 1.0
@@ -46,7 +45,7 @@ WANTED_INTERVAL = 1.0
 MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
 
 
-class Peer:
+class PlanePeer:
     """What a plane knows of one peer; `stats` has the counters in the contract's words."""
 
     __slots__ = (
@@ -112,8 +111,8 @@ def is_looped(packet: bytes | bytearray | memoryview, header: bytes) -> bool:
     """
     if packet[0] >> 4 == 4:
         start = (packet[0] & 15) * 4 + 8
-        return packet[9] == _UDP and packet[start : start + 8] == header
-    return packet[6] == _UDP and packet[48:56] == header
+        return packet[9] == IPPROTO_UDP and packet[start : start + 8] == header
+    return packet[6] == IPPROTO_UDP and packet[48:56] == header
 
 
 def destination(packet: bytes | bytearray | memoryview) -> bytes:
@@ -160,16 +159,16 @@ class Transport:
         backlog: Callable[[], int] = lambda: 0,
     ) -> None:
         self.mtu = mtu
-        self.peers: dict[PeerId, Peer] = {}
-        self.allowed: AllowedIps[Peer] = AllowedIps()
+        self.peers: dict[PeerId, PlanePeer] = {}
+        self.allowed: AllowedIps[PlanePeer] = AllowedIps()
         self.indices = Indices(random)
-        self.sessions: dict[int, tuple[Peer, Session]] = {}
+        self.sessions: dict[int, tuple[PlanePeer, Session]] = {}
         self.drops: dict[str, int] = {}
         self._emit = emit
         self._random = random
         self._backlog = backlog
         self._gate = Gate(public_key, random)
-        self._deadlines: Deadlines[Peer] = Deadlines()
+        self._deadlines: Deadlines[PlanePeer] = Deadlines()
         self._warm = WarmSessions()
         self._transmit: list[tuple[Endpoint, bytes]] = []
         self._held = 0
@@ -198,7 +197,7 @@ class Transport:
         """See `Plane.set_peer`. Turning the persistent keepalive on sends one at once."""
         known = self.peers.get(peer)
         if known is None:
-            known = self.peers[peer] = Peer(peer)
+            known = self.peers[peer] = PlanePeer(peer)
         if endpoint is not None:
             known.endpoint = endpoint
         self.allowed.set(known, allowed_ips)
@@ -287,9 +286,9 @@ class Transport:
 
     def handle_datagram(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
         """Take one datagram from the network; give the inner packet in it, if there is one to deliver."""
-        if datagram[:4] == DATA_HEADER:
+        if datagram[:4] == DATA_PREFIX:
             return self._open(datagram, source, now)
-        if datagram[:3] == FOREIGN_MAGIC:
+        if datagram[:3] == FOREIGN_PREFIX:
             self._emit(ForeignReceived(datagram, source))
         else:
             self._handle_handshake(datagram, source, now)
@@ -323,13 +322,13 @@ class Transport:
 
     # Pieces, which `portable` uses for whole batches.
 
-    def drop(self, reason: str, count: int = 1, peer: Peer | None = None) -> None:
+    def drop(self, reason: str, count: int = 1, peer: PlanePeer | None = None) -> None:
         """Count something dropped, that `peer` sent or should have got."""
         self.drops[reason] = self.drops.get(reason, 0) + count
         if peer is not None:
             peer.drops += count
 
-    def hold(self, peer: Peer, packet: bytes, now: float) -> None:
+    def hold(self, peer: PlanePeer, packet: bytes, now: float) -> None:
         """Keep a packet until there is a session, and ask for one; the oldest gives way."""
         held = peer.held
         if held is None:
@@ -345,13 +344,13 @@ class Transport:
             self.drop("held_too_many", peer=peer)
         self.want(peer, Reason.NO_SESSION, now)
 
-    def want(self, peer: Peer, reason: Reason, now: float) -> None:
+    def want(self, peer: PlanePeer, reason: Reason, now: float) -> None:
         """Ask Python for a handshake, once a second a peer at most."""
         if now - peer.wanted_at >= WANTED_INTERVAL:
             peer.wanted_at = now
             self._emit(HandshakeWanted(peer.id, reason))
 
-    def sent(self, peer: Peer, session: Session, packets: int, size: int, now: float, *, data: bool) -> None:
+    def sent(self, peer: PlanePeer, session: Session, packets: int, size: int, now: float, *, data: bool) -> None:
         """Note that `packets` datagrams, of `size` bytes together, were sealed to go to `peer`."""
         peer.tx_packets += packets
         peer.tx_bytes += size
@@ -363,7 +362,7 @@ class Transport:
             self.want(peer, Reason.REKEY, now)
 
     def received(
-        self, peer: Peer, session: Session, source: Endpoint, packets: int, size: int, now: float, *, data: bool
+        self, peer: PlanePeer, session: Session, source: Endpoint, packets: int, size: int, now: float, *, data: bool
     ) -> None:
         """Note that `packets` authentic datagrams, of `size` bytes together, came from `source`.
 
@@ -385,7 +384,7 @@ class Transport:
             self.want(peer, Reason.REKEY, now)
         self._deadlines.schedule(peer, peer.liveness)
 
-    def inner_packet(self, peer: Peer, plaintext: bytes) -> bytes | None:
+    def inner_packet(self, peer: PlanePeer, plaintext: bytes) -> bytes | None:
         """Give the IP packet in what `peer` sent, without its padding; None if it may not send that."""
         size = len(plaintext)
         if size >= 20 and plaintext[0] >> 4 == 4:
@@ -405,7 +404,7 @@ class Transport:
             return None
         return plaintext[:length]
 
-    def seal(self, peer: Peer, packet: bytes | bytearray, now: float) -> bytes | None:
+    def seal(self, peer: PlanePeer, packet: bytes | bytearray, now: float) -> bytes | None:
         """Seal one packet (b"" for a keepalive) to `peer`; None where no session may send it."""
         session = peer.keypairs.current
         nonce = None if session is None else session.claim(1, now)
@@ -417,7 +416,7 @@ class Transport:
         self.sent(peer, session, 1, len(datagram), now, data=bool(packet))
         return datagram
 
-    def _transmit_sealed(self, peer: Peer, packet: bytes, now: float) -> bool:
+    def _transmit_sealed(self, peer: PlanePeer, packet: bytes, now: float) -> bool:
         datagram = self.seal(peer, packet, now)
         if datagram is None or peer.endpoint is None:
             return False
@@ -470,18 +469,18 @@ class Transport:
             return
         self._emit(HandshakeReceived(datagram, source))
 
-    def _send_keepalive(self, peer: Peer, now: float) -> None:
+    def _send_keepalive(self, peer: PlanePeer, now: float) -> None:
         """Send what is held, or an empty datagram; without a session ask for one."""
         if peer.held:
             self._send_held(peer, now)
         elif peer.endpoint is not None and not self._transmit_sealed(peer, b"", now):
             self.want(peer, Reason.NO_SESSION, now)
 
-    def _persistent_keepalive(self, peer: Peer, now: float) -> None:
+    def _persistent_keepalive(self, peer: PlanePeer, now: float) -> None:
         peer.liveness.persistent_at = now + peer.liveness.interval
         self._send_keepalive(peer, now)
 
-    def _send_held(self, peer: Peer, now: float) -> None:
+    def _send_held(self, peer: PlanePeer, now: float) -> None:
         held, peer.held = peer.held, None
         if not held:
             return
@@ -490,7 +489,7 @@ class Transport:
             if not self._transmit_sealed(peer, packet, now):
                 self.hold(peer, packet, now)
 
-    def _drop_held(self, peer: Peer, reason: str) -> None:
+    def _drop_held(self, peer: PlanePeer, reason: str) -> None:
         held, peer.held = peer.held, None
         if held:
             self._held -= len(held)

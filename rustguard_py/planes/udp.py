@@ -11,13 +11,6 @@ from collections.abc import Callable, Sequence
 
 from rustguard_py.model.endpoint import Endpoint, heard, local_of, plain
 from rustguard_py.planes.offload import SOL_UDP, UDP_GRO, UDP_SEGMENT
-from rustguard_py.system.sockets import (
-    _IP_MTU_DISCOVER,
-    _PMTUDISC_DONT,
-    _SO_RCVBUFFORCE,
-    _SO_SNDBUFFORCE,
-    BUFFER_SIZE,
-)
 
 # How long to wait for room in the send buffer before a message is given up, seconds.
 SEND_PATIENCE = 0.5
@@ -30,7 +23,11 @@ _IPV4_SIZE = 4
 _REFUSES_LOCAL = frozenset(
     (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH),
 )
-_IPV6_MTU_DISCOVER = 23
+# Bytes of each socket's buffers, both ways.
+BUFFER_SIZE = 7 << 20
+# include/uapi/asm-generic/socket.h, linux/in.h and linux/in6.h; the socket module doesn't name them.
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
 
 
 def _origin(local: bytes) -> tuple[int, int, bytes]:

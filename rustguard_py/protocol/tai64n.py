@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-TAI64N_SIZE = 12
 # TAI was 10 s ahead of UTC in 1970; like the kernel's WireGuard, no later leap second is counted.
 _TAI64_EPOCH = 2**62 + 10
 _BILLION = 10**9

@@ -18,8 +18,21 @@ RESPONSE_SIZE = 92
 COOKIE_REPLY_SIZE = 64
 DATA_HEADER_SIZE = 16
 TAG_SIZE = 16
-# A keepalive: a data message that carries nothing.
-KEEPALIVE_SIZE = DATA_HEADER_SIZE + TAG_SIZE
+# Header and tag around each packet.
+DATA_OVERHEAD = DATA_HEADER_SIZE + TAG_SIZE
+# A keepalive is a data message that carries no packet.
+KEEPALIVE_SIZE = DATA_OVERHEAD
+# What one or two initiations and responses measure together, in bytes. Data, padded to multiples of 16, never does.
+HANDSHAKE_VOLUMES = frozenset(
+    INITIATION_SIZE * initiations + RESPONSE_SIZE * responses
+    for initiations in range(3)
+    for responses in range(3)
+    if initiations + responses
+)
+# The first bytes of every data message: its type and three reserved zeros.
+DATA_PREFIX = DATA.to_bytes(4, "little")
+# The first bytes of every enrollment datagram, which shares the tunnel's port.
+FOREIGN_PREFIX = b"RGE"
 MAC_SIZE = 16
 
 _INITIATION = struct.Struct("<II32s48s28s")

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv6Interface
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,20 +20,22 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from rustguard_py.model.endpoint import Network
+from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RefusedError, RustGuardError
 
-Interface = IPv4Interface | IPv6Interface
 Echo = Callable[[str], None]
 Result = TypeVar("Result")
 
+# IFNAMSIZ without the zero at the end.
+INTERFACE_NAME_LIMIT = 15
 TUN_DEVICE = Path("/dev/net/tun")
-IPV6_SYSCTLS = Path("/proc/sys/net/ipv6")
+SYSCTLS = Path("/proc/sys")
+IPV6_SYSCTLS = SYSCTLS / "net/ipv6"
 
 # include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h.
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
-_IFA_F_NODAD = 0x02
+IFA_F_NODAD = 0x02
 _IN6_ADDR_GEN_MODE_NONE = 1
 # linux/sockios.h, linux/if_arp.h
 _SIOCGIFHWADDR = 0x8927
@@ -42,7 +43,7 @@ _ARPHRD_ETHER = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class InterfaceSetup:
     """What an existing interface shall get.
 
     Attributes:
@@ -55,7 +56,7 @@ class Layout:
 
     name: str
     mtu: int
-    addresses: tuple[Interface, ...] = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
     routes: tuple[Network, ...] = ()
     gso_max_segs: int | None = None
 
@@ -104,7 +105,7 @@ class Applied:
             self._undo.append(undo)
 
 
-def set_up(layout: Layout, echo: Echo) -> Applied:
+def set_up(layout: InterfaceSetup, echo: Echo) -> Applied:
     """Give an existing interface its MTU, addresses and routes, and bring it up.
 
     Args:
@@ -229,7 +230,7 @@ def require_tun() -> None:
         raise RustGuardError(message, _tun_mend()) from error
 
 
-def _apply(netlink: IPRoute, layout: Layout, applied: Applied, echo: Echo) -> None:
+def _apply(netlink: IPRoute, layout: InterfaceSetup, applied: Applied, echo: Echo) -> None:
     name = layout.name
     found = netlink.link_lookup(ifname=name)
     if not found:
@@ -278,14 +279,14 @@ def _limit_segments(netlink: IPRoute, index: int, segments: int, applied: Applie
         echo(f"[#] {command}")
 
 
-def _address_changes(index: int, name: str, address: Interface) -> tuple[_Change, _Change]:
+def _address_changes(index: int, name: str, address: InterfaceAddress) -> tuple[_Change, _Change]:
     what: dict[str, Any] = {
         "index": index,
         "address": str(address.ip),
         "prefixlen": address.network.prefixlen,
     }
     # Nobody else on the link could hold the address, and until DAD ends nothing can be bound to it.
-    nodad = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
+    nodad = {"flags": IFA_F_NODAD} if address.version == 6 else {}
     suffix = " nodad" if nodad else ""
     return (
         _Change(
@@ -331,7 +332,3 @@ def _container() -> str | None:
         if b"container=lxc" in Path("/proc/1/environ").read_bytes():
             return "lxc"
     return None
-
-
-# IFNAMSIZ without the zero at the end.
-NAME_LIMIT = 15

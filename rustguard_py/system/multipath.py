@@ -18,13 +18,13 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from rustguard_py.model.endpoint import Network
+from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RustGuardError
-from rustguard_py.system.interface import Echo, Interface, explain, with_netlink
+from rustguard_py.system.interface import SYSCTLS, Echo, explain, with_netlink
 
 log = logging.getLogger(__name__)
 
-_SYSCTLS = Path("/proc/sys/net")
+_NET_SYSCTLS = SYSCTLS / "net"
 _HASH_POLICIES = ("ipv4/fib_multipath_hash_policy", "ipv6/fib_multipath_hash_policy")
 _LAYER_4 = "1"
 # Values of rp_filter, include/linux/inetdevice.h; the greater of the interface's and of `all` holds.
@@ -46,7 +46,7 @@ class Multipath:
         notes: What was refused and gone without, one sentence each.
     """
 
-    def __init__(self, interfaces: Sequence[str], sources: Sequence[Interface], echo: Echo) -> None:
+    def __init__(self, interfaces: Sequence[str], sources: Sequence[InterfaceAddress], echo: Echo) -> None:
         self.notes: list[str] = []
         self._interfaces = tuple(interfaces)
         self._sources = {source.version: str(source.ip) for source in sources}
@@ -64,10 +64,10 @@ class Multipath:
         What is set so already is left alone.
         """
         for name in _HASH_POLICIES:
-            self._set(_SYSCTLS / name, _LAYER_4)
-        everywhere = _read(_SYSCTLS / "ipv4/conf/all/rp_filter")
+            self._set(_NET_SYSCTLS / name, _LAYER_4)
+        everywhere = _read(_NET_SYSCTLS / "ipv4/conf/all/rp_filter")
         for interface in self._interfaces:
-            own = _SYSCTLS / "ipv4/conf" / interface / "rp_filter"
+            own = _NET_SYSCTLS / "ipv4/conf" / interface / "rp_filter"
             # A route that leaves an interface out for a while would make a strict filter drop what still comes by it.
             if _STRICT in (everywhere, _read(own)) and _LOOSE not in (everywhere, _read(own)):
                 self._set(own, _LOOSE)
@@ -183,4 +183,4 @@ def _read(path: Path) -> str | None:
 
 
 def _sysctl(path: Path) -> str:
-    return ".".join(("net", *path.relative_to(_SYSCTLS).parts))
+    return ".".join(("net", *path.relative_to(_NET_SYSCTLS).parts))

@@ -8,23 +8,8 @@ from collections.abc import Sequence
 
 from rustguard_py.model.errors import RefusedError
 
-BUFFER_SIZE = 7 << 20
-
-
 # Tries to find a port free over both families, when any will do.
 _PORT_TRIES = 16
-
-
-_SO_RCVBUFFORCE = 33
-
-
-_SO_SNDBUFFORCE = 32
-
-
-_IP_MTU_DISCOVER = 10
-
-
-_PMTUDISC_DONT = 0
 
 
 def bind(port: int, hosts: Sequence[str] = ("0.0.0.0", "::")) -> list[socket.socket]:  # noqa: S104

@@ -19,14 +19,14 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.engine import Engine
+from rustguard_py.handshaking_peer import HandshakingPeer
 from rustguard_py.lab.hosts import Host
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.keys import NO_PRESHARED_KEY
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.model.tunnel import Listeners
-from rustguard_py.peer import Peer as NodePeer
 from rustguard_py.protocol.noise import StaticKey
-from rustguard_py.system.interface import Layout, set_up
+from rustguard_py.system.interface import InterfaceSetup, set_up
 from rustguard_py.system.sockets import bind
 from rustguard_py.tunnel import Tunnel
 
@@ -208,11 +208,11 @@ def _stats(tunnel: Tunnel) -> dict[str, Any]:
     return {"peers": peers, "drops": stats.drops, "notes": stats.notes, "workers": workers}
 
 
-def _session(peer: NodePeer) -> None:
+def _session(peer: HandshakingPeer) -> None:
     _say(session=peer.config.public_key.hex(), at=time.monotonic())
 
 
-def _moved(peer: NodePeer, endpoint: Endpoint) -> None:
+def _moved(peer: HandshakingPeer, endpoint: Endpoint) -> None:
     _say(moved=endpoint, peer=peer.config.public_key.hex())
 
 
@@ -225,7 +225,9 @@ async def _run() -> None:
     engine = Engine(given["engine"], "asked for", given["queues"], given["uring"], given["xdp"])
     plane = engine.make_plane(StaticKey(private_key).public, given["interface"], sockets, given["mtu"])
     tunnel = Tunnel.make(private_key, plane, _Timestamps(), Listeners(session=_session, moved=_moved))
-    layout = Layout(given["interface"], given["mtu"], tuple(ip_interface(each) for each in given["addresses"]))
+    layout = InterfaceSetup(
+        given["interface"], given["mtu"], tuple(ip_interface(each) for each in given["addresses"])
+    )
     tunnel.start()
     set_up(layout, lambda _: None)
 

@@ -26,7 +26,7 @@ def interface(line: str) -> conf.Config:
     return conf.parse(f"{INTERFACE}{line}\n")
 
 
-def peer(line: str) -> conf.Peer:
+def peer(line: str) -> conf.PeerSection:
     return conf.parse(f"{INTERFACE}{PEER}{line}\n").peers[0]
 
 
@@ -152,7 +152,7 @@ networks = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).flatmap(
 words = st.from_regex(r"[a-z][a-z0-9 =;%-]{0,20}[a-z0-9]", fullmatch=True).map(str.strip)
 keys = st.binary(min_size=32, max_size=32)
 peers = st.builds(
-    conf.Peer,
+    conf.PeerSection,
     public_key=keys,
     allowed_ips=st.lists(networks, max_size=3, unique=True).map(tuple),
     preshared_key=keys,

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rustguard_py.daemon.control.protocol import KINDS, MAX_REQUEST, decode, encode, error_document, error_from
 from rustguard_py.daemon.control import server as control_server
-from rustguard_py.daemon.control.server import MAX_CONNECTIONS, ControlServer, call
+from rustguard_py.daemon.control.client import call
+from rustguard_py.daemon.control.protocol import KINDS, MAX_REQUEST, decode, encode, error_document, error_from
+from rustguard_py.daemon.control.server import MAX_CONNECTIONS, ControlServer
 from rustguard_py.model.errors import (
     NotRunningError,
     RefusedError,

@@ -127,7 +127,7 @@ def test_a_clients_own_tunnel(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         KEY,
         addresses=network.addresses,
         mtu=1380,
-        peers=(conf.Peer(OTHER, networks, PSK, conf.HostPort("home.example", 4000), 25),),
+        peers=(conf.PeerSection(OTHER, networks, PSK, conf.HostPort("home.example", 4000), 25),),
     )
     assert run(["export", "other.example", "--state", str(tmp_path)]) == 2
     assert "other.example was not joined" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 
 from rustguard_py.kernel import napi
 from rustguard_py.kernel.napi import Version, linux_version, why_unsafe
-from rustguard_py.kernel.netlink import PeerChange
+from rustguard_py.kernel.netlink import KernelPeerChange
 from rustguard_py.model.errors import RefusedError
 
 DEBIAN = "#1 SMP PREEMPT_DYNAMIC Debian {} (2025-11-05)"
@@ -63,7 +63,7 @@ class Fresh:
         self.file.write_text(f"{value}\n")
         self.with_peers: list[int] = []
 
-    def set_peers(self, changes: Iterable[PeerChange]) -> None:
+    def set_peers(self, changes: Iterable[KernelPeerChange]) -> None:
         for change in changes:
             (self.peers.discard if change.remove else self.peers.add)(change.public_key)
             self.with_peers.append(len(self.peers))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rustguard_py.kernel.counters import Counters
-from rustguard_py.kernel.netlink import PeerChange
+from rustguard_py.kernel.netlink import KernelPeerChange
 from rustguard_py.model.endpoint import Endpoint, PeerId
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.peer import Peer, PeerConfig
@@ -29,20 +29,12 @@ from rustguard_py.protocol import wire
 
 # How long a handshake that was asked for is looked out for closely, seconds.
 EXPECTING = 20.0
-# What was received if it was handshakes alone: between two readings there is no time for more of them. Data can't
-# come to these sizes, being padded to multiples of 16.
-_HANDSHAKES_ALONE = frozenset(
-    wire.INITIATION_SIZE * initiations + wire.RESPONSE_SIZE * responses
-    for initiations in range(3)
-    for responses in range(3)
-    if initiations + responses
-)
 
 
 class Setter(Protocol):
-    """What takes the changes: `rustguard_py.kernel.netlink.Device`."""
+    """What takes the changes: `rustguard_py.kernel.netlink.KernelInterface`."""
 
-    def set_peers(self, changes: Iterable[PeerChange]) -> None:
+    def set_peers(self, changes: Iterable[KernelPeerChange]) -> None:
         """Change peers, in order."""
 
     def configure(self, *, private_key: bytes) -> None:
@@ -112,7 +104,7 @@ class KernelPeers:
         peer.key_in_use = min(peer.key_in_use, len(config.previous_preshared_keys))
         peer.config = config
         peer.endpoint = config.endpoint or peer.endpoint
-        change = PeerChange(
+        change = KernelPeerChange(
             config.public_key,
             preshared_key=config.preshared_keys[peer.key_in_use],
             endpoint=config.endpoint,
@@ -132,7 +124,7 @@ class KernelPeers:
         """See `Node.set_endpoint`."""
         if peer.endpoint != endpoint:
             peer.endpoint = endpoint
-            self._device.set_peers([PeerChange(peer.config.public_key, endpoint=endpoint, update_only=True)])
+            self._device.set_peers([KernelPeerChange(peer.config.public_key, endpoint=endpoint, update_only=True)])
 
     def remove_peer(self, public_key: bytes) -> bool:
         """See `Node.remove_peer`."""
@@ -141,7 +133,7 @@ class KernelPeers:
             return False
         del self._seen[peer.id]
         self._expected.pop(peer.id, None)
-        self._device.set_peers([PeerChange(public_key, remove=True)])
+        self._device.set_peers([KernelPeerChange(public_key, remove=True)])
         return True
 
     def begin_handshake(self, peer: Peer, now: float, patience: float = REKEY_ATTEMPT_TIME) -> None:
@@ -153,7 +145,7 @@ class KernelPeers:
         key, seconds = peer.config.public_key, peer.config.persistent_keepalive
         # One is sent at once whenever they are turned on.
         self._device.set_peers(
-            PeerChange(key, keepalive=each, update_only=True) for each in (0, seconds or 1, seconds)
+            KernelPeerChange(key, keepalive=each, update_only=True) for each in (0, seconds or 1, seconds)
         )
 
     def ask(self, peer: Peer, now: float) -> None:
@@ -168,7 +160,7 @@ class KernelPeers:
 
     def _put(self, peer: Peer | None, config: PeerConfig, key: int) -> Peer:
         """Put a peer in with one of its preshared keys, anew if it was there: its sessions end."""
-        changes = [] if peer is None else [PeerChange(config.public_key, remove=True)]
+        changes = [] if peer is None else [KernelPeerChange(config.public_key, remove=True)]
         if peer is None:
             peer = Peer(self._next_id, config)
             self._next_id += 1
@@ -177,7 +169,7 @@ class KernelPeers:
         peer.key_in_use = key
         peer.session_began = None
         changes.append(
-            PeerChange(
+            KernelPeerChange(
                 config.public_key,
                 preshared_key=config.preshared_keys[key],
                 endpoint=peer.endpoint,
@@ -252,7 +244,7 @@ class KernelPeers:
             self._expected.pop(peer.id, None)
             if listeners.session is not None:
                 listeners.session(peer)
-        elif received in _HANDSHAKES_ALONE:
+        elif received in wire.HANDSHAKE_VOLUMES:
             self._try_next_key(peer)
         elif received:
             seen.heard = now
@@ -264,7 +256,7 @@ class KernelPeers:
         if len(keys) > 1:
             peer.key_in_use = (peer.key_in_use + 1) % len(keys)
             key = peer.config.public_key
-            self._device.set_peers([PeerChange(key, preshared_key=keys[peer.key_in_use], update_only=True)])
+            self._device.set_peers([KernelPeerChange(key, preshared_key=keys[peer.key_in_use], update_only=True)])
 
     def _mind_silence(
         self, peer: Peer, seen: _Seen, received: int, sent: int, now: float, listeners: Listeners

@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from rustguard_py.kernel.netlink import Device, PeerChange
-from rustguard_py.kernel.peers import KernelPeers
+from rustguard_py.kernel.kernel_peers import KernelPeers
+from rustguard_py.kernel.netlink import KernelInterface, KernelPeerChange
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.tunnel import Listeners
+from rustguard_py.protocol.wire import FOREIGN_PREFIX
 from rustguard_py.system.sockets import bind
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,7 @@ PACE_AT_REST = 30.0
 _SHARE = 20
 # How soon it is noticed that the interface is gone.
 _LOOK = 5.0
-# What a pairing datagram begins with, and how many are taken before others have their turn.
-_FOREIGN = b"RGE"
+# How many enrollment datagrams are taken before others have their turn.
 _DATAGRAMS_A_TURN = 64
 _NOTE = "The kernel counts bytes: packets and drops of a peer are not known, and when it was heard to 30 seconds."
 
@@ -59,7 +59,7 @@ class KernelTunnel:
     def __init__(
         self,
         private_key: bytes,
-        device: Device,
+        device: KernelInterface,
         sockets: Sequence[socket.socket],
         pairing: Sequence[socket.socket] = (),
         *,
@@ -142,7 +142,7 @@ class KernelTunnel:
             with suppress(OSError):
                 bound.sendto(datagram, endpoint)
 
-    def set_peers(self, changes: Iterable[PeerChange]) -> None:
+    def set_peers(self, changes: Iterable[KernelPeerChange]) -> None:
         """Change peers in the kernel; that the interface is gone ends the tunnel, and is no error of the caller's."""
         try:
             self._device.set_peers(changes)
@@ -208,5 +208,5 @@ class KernelTunnel:
                 datagram, source = bound.recvfrom(65536)
             except OSError:
                 return
-            if datagram.startswith(_FOREIGN) and self.listeners.foreign is not None:
+            if datagram.startswith(FOREIGN_PREFIX) and self.listeners.foreign is not None:
                 self.listeners.foreign(datagram, source, now())
