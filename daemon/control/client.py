@@ -1,10 +1,6 @@
-"""The control socket's language, and the side that asks. Imports little: every short command goes through here.
+"""The client of the control socket.
 
-One JSON object a line, both ways:
-
-    {"v": 1, "id": 1, "method": "open", "params": {"seconds": 60}}
-    {"v": 1, "id": 1, "result": {"remaining": 60.0}}
-    {"v": 1, "id": 1, "error": {"kind": "refused", "message": "…", "mend": "…"}}
+It imports little, because every short command of the command line goes through it.
 """
 
 from __future__ import annotations

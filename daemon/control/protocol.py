@@ -1,4 +1,11 @@
-"""The language of the control socket: one JSON object a line, each way."""
+"""The protocol of the control socket: one JSON object per line, both ways.
+
+A request, an answer, and an error in its place:
+
+    {"v": 1, "id": 1, "method": "open", "params": {"seconds": 60}}
+    {"v": 1, "id": 1, "result": {"remaining": 60.0}}
+    {"v": 1, "id": 1, "error": {"kind": "refused", "message": "…", "mend": "…"}}
+"""
 
 from __future__ import annotations
 
@@ -17,15 +24,10 @@ from rustguard_py.model.errors import (
 )
 
 VERSION = 1
-
-
-# A request's line, in bytes. Answers may be longer: 10,000 peers are about 3 MB.
+# Bytes of a line. Answers may be longer than requests: 10,000 peers take about 3 MB.
 MAX_REQUEST = 64 * 1024
-
-
 MAX_RESPONSE = 64 * 1024 * 1024
-
-
+# Kinds of errors, by the class that the client raises.
 KINDS: Mapping[str, type[RustGuardError]] = {
     "failed": RustGuardError,
     "usage": UsageError,

@@ -1,8 +1,8 @@
-"""The control socket's server: who may ask, how much, and what is answered (the language: `control_client`).
+"""The server of the control socket: who may connect, how many at once, and what each request is answered.
 
-A connection waits for a request, works on one at a time, and is closed when idle for too long. There are two
-classes of peers, root and ourselves on one side, members of the group on the other: each has its own places,
-and when they are taken the one idle longest goes, so that nobody can crowd out anybody by just holding on.
+A connection works on one request at a time and is closed after it was idle for too long. There are two classes of
+clients: root and our own user are privileged, members of the group are not. Each class has its own places. When all
+are taken, the connection that was idle longest is closed, so nobody can lock others out by holding connections open.
 """
 
 from __future__ import annotations
