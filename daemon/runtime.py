@@ -18,13 +18,13 @@ from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.daemon.uapi.socket import UapiSocket, show
 from rustguard_py.engine import Engine
 from rustguard_py.model.endpoint import Network
-from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.planes import offload
 from rustguard_py.state import paths
 from rustguard_py.system import sockets as udp_sockets
-from rustguard_py.system.interface import INTERFACE_NAME_LIMIT, InterfaceSetup, interface_exists, require_tun, set_up
+from rustguard_py.system.interface import InterfaceSetup, check_interface_name, interface_exists, require_tun, set_up
 from rustguard_py.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,7 @@ log = logging.getLogger(__name__)
 
 def check_interface(name: str, engine: Engine) -> None:
     """Refuse where no interface of that name can be made."""
-    if not 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT:
-        raise UsageError(f"{name!r} can't name an interface.", f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes.")
+    check_interface_name(name)
     if not engine.in_kernel:
         require_tun()
     if interface_exists(name):

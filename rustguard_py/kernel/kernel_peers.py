@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rustguard_py.kernel.counters import Counters
-from rustguard_py.kernel.netlink import KernelPeerChange
+from rustguard_py.kernel.messages import KernelPeerChange
 from rustguard_py.model.endpoint import Endpoint, PeerId
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.peer import Peer, PeerConfig

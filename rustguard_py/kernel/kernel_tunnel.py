@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from rustguard_py.kernel.kernel_peers import KernelPeers
-from rustguard_py.kernel.netlink import KernelInterface, KernelPeerChange
+from rustguard_py.kernel.messages import KernelPeerChange
+from rustguard_py.kernel.netlink import KernelInterface
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError

@@ -107,7 +107,7 @@ def is_threaded(interface: str) -> bool | None:
 
 def _set(interface: str, device: KernelInterface, *, threaded: bool) -> str | None:
     """Set it; give why not, or None."""
-    from rustguard_py.kernel.netlink import KernelPeerChange
+    from rustguard_py.kernel.messages import KernelPeerChange
 
     # The kernel takes it while there is a peer, and keeps to it for those to come.
     stand_in = os.urandom(32)

@@ -23,7 +23,8 @@ from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
 from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.coalesce import Coalescer
 from rustguard_py.planes.offload import MAX_SEGMENTS
-from rustguard_py.planes.transport import PlanePeer, Transport
+from rustguard_py.planes.plane_peer import PlanePeer
+from rustguard_py.planes.transport import Transport
 from rustguard_py.planes.tun import Tun
 from rustguard_py.planes.udp import Udp
 from rustguard_py.protocol.wire import DATA_OVERHEAD, DATA_PREFIX

@@ -6,16 +6,16 @@ done at once in the caller's thread; events come through the same bounded queue 
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Sequence
 
 from rustguard_py import _native
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
-from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.contract import Event, Keypair
-from rustguard_py.planes.tun import not_ours
+from rustguard_py.planes.tun import not_made, not_ours
+from rustguard_py.system.interface import check_interface_name
 
 
 class NativePlane:
@@ -57,8 +57,7 @@ class NativePlane:
         merge_udp: bool | None = None,
         tun: Sequence[int] = (),
     ) -> None:
-        if not 0 < len(interface.encode()) < 16:
-            raise UsageError(f"{interface!r} can't name an interface.", "Use a name of 1 to 15 bytes.")
+        check_interface_name(interface)
         try:
             self._plane = _native.Plane(
                 public_key,
@@ -154,12 +153,4 @@ class NativePlane:
 def _refused(interface: str, error: OSError) -> RefusedError:
     if str(error.filename).startswith("descriptor "):
         return not_ours(error)
-    if error.filename == "/dev/net/tun":
-        return RefusedError(
-            f"/dev/net/tun can't be opened: {error.strerror}.",
-            "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
-        )
-    mend = "Run as root, or with CAP_NET_ADMIN."
-    if error.errno == errno.EBUSY:
-        mend = f"Look with `ip link show {interface}` who has it, or choose another --interface."
-    return RefusedError(f"Interface {interface} can't be made: {error.strerror}.", mend)
+    return not_made(interface, error)

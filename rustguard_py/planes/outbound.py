@@ -18,6 +18,7 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.checksum import RowSums, sum_bytes
+from rustguard_py.planes.inner_packet import destination, ip_length, is_looped, padded
 from rustguard_py.planes.offload import (
     MAX_MESSAGE,
     MAX_SEGMENTS,
@@ -26,8 +27,9 @@ from rustguard_py.planes.offload import (
     Vnet,
     segments_in_message,
 )
+from rustguard_py.planes.plane_peer import PlanePeer
 from rustguard_py.planes.segment import Segmenter
-from rustguard_py.planes.transport import PlanePeer, Transport, destination, ip_length, is_looped, padded
+from rustguard_py.planes.transport import Transport
 from rustguard_py.protocol.wire import DATA, DATA_OVERHEAD
 
 # Type 4 and a receiver index of zero.

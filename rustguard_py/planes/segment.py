@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rustguard_py.planes.checksum import RowSums, sum_bytes
+from rustguard_py.planes.inner_packet import padded
 from rustguard_py.planes.offload import (
     GSO_ECN,
     GSO_TCP4,
@@ -28,7 +29,6 @@ from rustguard_py.planes.offload import (
     Vnet,
     segments_in_message,
 )
-from rustguard_py.planes.transport import padded
 from rustguard_py.protocol.wire import DATA_OVERHEAD
 
 _INDEX = np.arange(MAX_SEGMENTS, dtype=np.int64)

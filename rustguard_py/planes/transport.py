@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
 
-from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same, plain
-from rustguard_py.model.statistics import PeerStats, PlaneStats
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same
+from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.allowed_ips import AllowedIps
 from rustguard_py.planes.contract import (
     MAX_STAGED_PACKETS,
@@ -32,103 +32,17 @@ from rustguard_py.planes.contract import (
 )
 from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
-from rustguard_py.planes.keypairs import Keypairs, Session, WarmSessions
-from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines, Liveness
-from rustguard_py.planes.offload import IPPROTO_UDP
+from rustguard_py.planes.inner_packet import destination, padded
+from rustguard_py.planes.keypairs import Session, WarmSessions
+from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines
+from rustguard_py.planes.plane_peer import PlanePeer
 from rustguard_py.protocol import wire
 from rustguard_py.protocol.wire import DATA_PREFIX, FOREIGN_PREFIX
 
-PADDING_MULTIPLE = 16
 # Seconds between two HandshakeWanted of one peer.
 WANTED_INTERVAL = 1.0
 # Packets held for all peers together, so that many silent peers cannot take all memory.
 MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
-
-
-class PlanePeer:
-    """What a plane knows of one peer; `stats` has the counters in the contract's words."""
-
-    __slots__ = (
-        "drops",
-        "endpoint",
-        "handshakes",
-        "held",
-        "id",
-        "keypairs",
-        "last_received",
-        "last_sent",
-        "liveness",
-        "rx_bytes",
-        "rx_packets",
-        "tx_bytes",
-        "tx_packets",
-        "wanted_at",
-    )
-
-    def __init__(self, number: PeerId) -> None:
-        self.id = number
-        self.endpoint: Endpoint | None = None
-        self.keypairs = Keypairs()
-        self.liveness = Liveness()
-        self.held: deque[bytes] | None = None
-        self.wanted_at = float("-inf")
-        self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0
-        self.last_received: float | None = None
-        self.last_sent: float | None = None
-
-    def forget_local(self) -> None:
-        """Leave it to the kernel which of our addresses to write from: what was known may be the trouble."""
-        if self.endpoint is not None:
-            self.endpoint = plain(self.endpoint)
-
-    def stats(self) -> PeerStats:
-        """Give the counters."""
-        return PeerStats(
-            self.endpoint,
-            self.rx_bytes,
-            self.tx_bytes,
-            self.rx_packets,
-            self.tx_packets,
-            self.last_received,
-            self.last_sent,
-            self.handshakes,
-            self.drops,
-        )
-
-
-def padded(size: int, mtu: int) -> int:
-    """Give the length that an inner packet of `size` bytes is sealed at: a multiple of 16, not over the MTU."""
-    if size > mtu:
-        last = size % mtu
-        return size - last + min(mtu, last + -last % PADDING_MULTIPLE)
-    return min(mtu, size + -size % PADDING_MULTIPLE)
-
-
-def is_looped(packet: bytes | bytearray | memoryview, header: bytes) -> bool:
-    """Say whether a packet is itself a datagram of the session with this header.
-
-    Its peer can't be reached but through itself then, and sealing it would go on for ever.
-    """
-    if packet[0] >> 4 == 4:
-        start = (packet[0] & 15) * 4 + 8
-        return packet[9] == IPPROTO_UDP and packet[start : start + 8] == header
-    return packet[6] == IPPROTO_UDP and packet[48:56] == header
-
-
-def destination(packet: bytes | bytearray | memoryview) -> bytes:
-    """Give the packed destination of an IP packet, or b"" for what is none."""
-    if len(packet) >= 20 and packet[0] >> 4 == 4:
-        return bytes(packet[16:20])
-    if len(packet) >= 40 and packet[0] >> 4 == 6:
-        return bytes(packet[24:40])
-    return b""
-
-
-def ip_length(packet: bytes | bytearray | memoryview) -> int:
-    """Give the length that an IP packet itself names."""
-    if packet[0] >> 4 == 4:
-        return packet[2] << 8 | packet[3]
-    return 40 + (packet[4] << 8 | packet[5])
 
 
 class Transport:

@@ -8,8 +8,9 @@ import os
 import struct
 from collections.abc import Callable
 
-from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.errors import RefusedError
 from rustguard_py.planes.offload import PLAIN_VNET
+from rustguard_py.system.interface import TUN_DEVICE, check_interface_name
 
 _TUNSETIFF = 0x400454CA
 _TUNGETIFF = 0x800454D2
@@ -46,6 +47,21 @@ def not_ours(error: OSError) -> RefusedError:
     )
 
 
+def not_made(name: str, error: OSError) -> RefusedError:
+    """Return the error for a TUN interface that couldn't be made."""
+    if error.filename == str(TUN_DEVICE):
+        return RefusedError(
+            f"/dev/net/tun can't be opened: {error.strerror}.",
+            "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
+        )
+    if error.errno == errno.EBUSY:
+        return RefusedError(
+            f"Interface {name} can't be made: {error.strerror}.",
+            f"See what it is with `ip link show {name}`, or choose another --interface.",
+        )
+    return RefusedError(f"Interface {name} can't be made: {error.strerror}.", "Run as root, or with CAP_NET_ADMIN.")
+
+
 class Tun:
     """A queue of an interface of ours; the interface is gone when its last one is closed.
 
@@ -68,25 +84,18 @@ class Tun:
     __slots__ = ("fd", "name")
 
     def __init__(self, name: str, note: Callable[[str], None], *, several: bool = False) -> None:
-        if not 0 < len(name.encode()) < 16:
-            raise UsageError(f"{name!r} can't name an interface.", "Use a name of 1 to 15 bytes.")
+        check_interface_name(name)
         try:
-            self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise RefusedError(
-                f"/dev/net/tun can't be opened: {error.strerror}.",
-                "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
-            ) from error
+            raise not_made(name, error) from error
         try:
             flags = _WANTED | (_IFF_MULTI_QUEUE if several else 0)
             request = fcntl.ioctl(self.fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
             self._ask_offloads(note)
         except OSError as error:
             os.close(self.fd)
-            mend = "Run as root, or with CAP_NET_ADMIN."
-            if error.errno == errno.EBUSY:
-                mend = f"Look with `ip link show {name}` who has it, or choose another --interface."
-            raise RefusedError(f"Interface {name} can't be made: {error.strerror}.", mend) from error
+            raise not_made(name, error) from error
         self.name = request[:16].rstrip(b"\0").decode()
 
     @classmethod

@@ -21,7 +21,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py.model.endpoint import InterfaceAddress, Network
-from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
 
 Echo = Callable[[str], None]
 Result = TypeVar("Result")
@@ -157,6 +157,16 @@ def explain(error: NetlinkError, command: str) -> RustGuardError:
     return RustGuardError(
         f"`{command}` was refused by the kernel ({reason}).", "Try that command as root to see more."
     )
+
+
+def check_interface_name(name: str) -> None:
+    """Refuse a name that the kernel can't give an interface.
+
+    Raises:
+        UsageError: It is empty or longer than INTERFACE_NAME_LIMIT bytes.
+    """
+    if not 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT:
+        raise UsageError(f"{name!r} can't name an interface.", f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes.")
 
 
 def interface_names() -> set[str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.kernel import netlink
-from rustguard_py.kernel.netlink import KernelInterface, KernelPeerChange
+from rustguard_py.kernel.messages import KernelPeerChange
+from rustguard_py.kernel.netlink import KernelInterface
 from rustguard_py.lab.hosts import Lab
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RustGuardError

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.kernel import napi
-from rustguard_py.kernel.netlink import KernelInterface, KernelPeerChange
+from rustguard_py.kernel.messages import KernelPeerChange
+from rustguard_py.kernel.netlink import KernelInterface
 from support.flows import FLOWS, Stream, carries_all, spread, sysctls
 from support.forked import ForkedSite
 from support.product import HOME4, Machine, eventually

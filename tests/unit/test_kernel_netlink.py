@@ -6,15 +6,22 @@ The socket is left out: without WireGuard in the kernel nothing would answer. `t
 from __future__ import annotations
 
 import struct
+from base64 import b64encode
 from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
 from pyroute2.netlink.generic.wireguard import wgmsg
 
-from rustguard_py.kernel import netlink
 from rustguard_py.kernel.counters import Counters, decode
-from rustguard_py.kernel.netlink import MESSAGE_ROOM, KernelPeerChange, KernelPeerState, batches, parse
+from rustguard_py.kernel.messages import (
+    MESSAGE_ROOM,
+    KernelPeerChange,
+    KernelPeerState,
+    batches,
+    device_request,
+    parse_dump,
+)
 
 KEY, PSK = bytes(range(32)), bytes(range(32, 64))
 # include/uapi/linux/wireguard.h
@@ -35,7 +42,7 @@ def sent(changes: list[KernelPeerChange]) -> list[list[dict[int, bytes]]]:
     """The messages that changes make: of each its peers, of each its attributes."""
     messages = []
     for batch in batches(changes):
-        message = netlink._request(1, 7, [["WGDEVICE_A_PEERS", batch]])
+        message = device_request(1, 7, [["WGDEVICE_A_PEERS", batch]])
         message.encode()
         assert len(message.data) < MESSAGE_ROOM + 64
         top = dict(attributes(bytes(message.data[20:])))
@@ -118,7 +125,7 @@ def test_a_peer_that_goes_on_in_the_next_message_is_one() -> None:
         [[encoded]] = batches([change])
         return {"attrs": [each for each in encoded["attrs"] if each[0] != "WGPEER_A_FLAGS"] + list(more)}
 
-    state = parse(
+    state = parse_dump(
         [
             answer(
                 [
@@ -157,9 +164,9 @@ def test_counters_alone_are_those_that_are_understood_of_the_whole() -> None:
 
     places = [{"addr": "192.0.2.7", "port": 51820}, {"addr": "fe80::1", "port": 9, "scope_id": 0x02000000}]
     peers = [one(number, places[number % 2], 1_700_000_000 * (number % 3)) for number in range(1, 40)]
-    more = {"attrs": [["WGPEER_A_PUBLIC_KEY", netlink.b64encode(bytes([39]) * 32)]]}
+    more = {"attrs": [["WGPEER_A_PUBLIC_KEY", b64encode(bytes([39]) * 32)]]}
     messages = [answer(peers[:20], ["WGDEVICE_A_LISTEN_PORT", 51820]), answer(peers[20:]), answer([more])]
-    whole = parse(messages, allowed_ips=False)
+    whole = parse_dump(messages, allowed_ips=False)
     read = decode(bytes(message.data) for message in messages)
     assert read == {
         key: Counters(peer.endpoint, peer.last_handshake, peer.rx_bytes, peer.tx_bytes)

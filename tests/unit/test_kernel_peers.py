@@ -13,7 +13,7 @@ import pytest
 
 from rustguard_py.kernel.counters import Counters
 from rustguard_py.kernel.kernel_peers import KernelPeers
-from rustguard_py.kernel.netlink import KernelPeerChange
+from rustguard_py.kernel.messages import KernelPeerChange
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.peer import PeerConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.kernel import napi
+from rustguard_py.kernel.messages import KernelPeerChange
 from rustguard_py.kernel.napi import Version, linux_version, why_unsafe
-from rustguard_py.kernel.netlink import KernelPeerChange
 from rustguard_py.model.errors import RefusedError
 
 DEBIAN = "#1 SMP PREEMPT_DYNAMIC Debian {} (2025-11-05)"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py import conf
+from rustguard_py import conf, conf_reader
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.model.errors import UnansweredError, UsageError
@@ -20,7 +20,7 @@ KEY = bytes([7]) * 32
 def config(*allowed: str, addresses: str = "10.9.0.1/24 fd09::1/64", **more: object) -> conf.Config:
     text = f"[Interface]\nPrivateKey = {'A' * 43}=\nAddress = {addresses}\n"
     text += "".join(f"{key} = {value}\n" for key, value in more.items())
-    return conf.parse(f"{text}[Peer]\nPublicKey = {'A' * 43}=\nAllowedIPs = {','.join(allowed)}\n")
+    return conf_reader.parse(f"{text}[Peer]\nPublicKey = {'A' * 43}=\nAllowedIPs = {','.join(allowed)}\n")
 
 
 def plan(given: conf.Config, *priorities: tuple[int, int]) -> list[steps.Step]:
