@@ -1,4 +1,4 @@
-"""The one clock of everything that happens: seconds that go on during suspend and that nobody can set."""
+"""The project's one monotonic clock. It counts during suspend, and nobody can set it."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ TIMESTAMP_SIZE = 12
 
 
 def now() -> float:
-    """Give CLOCK_BOOTTIME in seconds, as the kernel's WireGuard uses: a session ages while the machine sleeps."""
+    """Return CLOCK_BOOTTIME in seconds. As in the kernel's WireGuard, sessions age while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
