@@ -26,7 +26,7 @@ class WireGuardChannel:
     """A generic netlink socket that talks to WireGuard.
 
     Raises:
-        OSError: It can't; ENOENT where the kernel has none.
+        OSError: It can't be opened; ENOENT if the kernel has no WireGuard.
     """
 
     def __init__(self) -> None:
@@ -44,19 +44,19 @@ class WireGuardChannel:
         self._socket.close()
 
     def command(self, message: Any) -> None:
-        """Have something done.
+        """Send a command and wait until it is done.
 
         Raises:
-            OSError: It was refused.
+            OSError: The kernel refused it.
         """
         for _ in self._exchange(message, self._family, _NLM_F_ACK):
             pass
 
     def dump(self, message: Any) -> tuple[list[bytes], bool]:
-        """Ask for all; give the messages, and whether nothing changed meanwhile.
+        """Request a dump. Return its messages, and whether nothing changed while it was read.
 
         Raises:
-            OSError: It was refused.
+            OSError: The kernel refused it.
         """
         whole = True
         messages = []
@@ -78,7 +78,7 @@ class WireGuardChannel:
         return found
 
     def _exchange(self, message: Any, kind: int, flags: int) -> Iterator[tuple[int, bytes]]:
-        """Send one message; give flags and bytes of each that answers it, to the end."""
+        """Send one message and yield flags and bytes of each answer."""
         self._sequence += 1
         header = message["header"]
         header["type"], header["flags"] = kind, _NLM_F_REQUEST | flags
@@ -91,7 +91,7 @@ class WireGuardChannel:
                 length, answer, answer_flags, sequence, _ = _HEADER.unpack_from(received)
                 data, received = bytes(received[:length]), received[(length + 3) & ~3 :]
                 if sequence != self._sequence:
-                    continue  # the rest of an exchange that was left early
+                    continue  # left over from an exchange that was ended early
                 if answer == _NLMSG_ERROR:
                     (code,) = struct.unpack_from("=i", data, _HEADER.size)
                     if code:

@@ -18,24 +18,24 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY
 
-# Room for the peers of one message, bytes: well below what a netlink attribute can hold (64 KiB).
+# Bytes of peers in one message: well below the limit of a netlink attribute (64 KiB).
 MESSAGE_ROOM = 16384
-# What a peer and one of its networks take at most, encoded.
+# The most that a peer and one of its networks take, encoded.
 _PEER_SIZE = 160
 _NETWORK_SIZE = 48
 
 
 @dataclass(frozen=True, slots=True)
 class KernelPeerChange:
-    """What to change of a peer; None leaves a thing as it is.
+    """A change to one peer. None leaves a setting as it is.
 
     Attributes:
         public_key: 32 bytes.
-        preshared_key: 32 bytes, zeros for none.
+        preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
         endpoint: Where to send.
-        keepalive: Seconds, 0 for none. Turned on from 0 while the interface is up, one is sent at once.
-        allowed_ips: Exactly these; each moves here from other peers.
-        remove: Forget it; all else is ignored.
+        keepalive: Seconds, 0 for none. Changing it from 0 sends one at once if the interface is up.
+        allowed_ips: All networks of the peer. A network that another peer has moves to this one.
+        remove: Remove the peer and ignore the other settings.
         update_only: Do nothing if there is no such peer.
     """
 
@@ -50,14 +50,14 @@ class KernelPeerChange:
 
 @dataclass(slots=True)
 class KernelPeerState:
-    """What the kernel knows of a peer.
+    """The kernel's state of one peer.
 
     Attributes:
         public_key: 32 bytes.
-        preshared_key: 32 bytes, zeros for none.
+        preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
         last_handshake: Unix time in seconds, or None.
         keepalive: Seconds, 0 for none.
-        allowed_ips: Empty unless they were asked for.
+        allowed_ips: Empty unless requested.
     """
 
     public_key: bytes
@@ -72,7 +72,7 @@ class KernelPeerState:
 
 @dataclass(slots=True)
 class KernelInterfaceState:
-    """What the kernel knows of an interface.
+    """The kernel's state of an interface.
 
     Attributes:
         public_key: 32 bytes, zeros while no key is set.
@@ -88,7 +88,7 @@ class KernelInterfaceState:
 
 
 def batches(changes: Iterable[KernelPeerChange]) -> Iterator[list[dict[str, Any]]]:
-    """Encode changes for `wgmsg`, as many a message as have room; a peer with many networks goes on in the next."""
+    """Encode changes for `wgmsg`, one list per message. A peer with many networks continues in the next message."""
     batch: list[dict[str, Any]] = []
     room = MESSAGE_ROOM
     for change in changes:
@@ -128,7 +128,7 @@ def _peer(change: KernelPeerChange, networks: Sequence[Network]) -> dict[str, An
 
 
 def _more(change: KernelPeerChange, networks: Sequence[Network]) -> dict[str, Any]:
-    """More networks of a peer, added to those that it has."""
+    """Return an attribute that adds networks to a peer."""
     return {
         "attrs": [
             ["WGPEER_A_PUBLIC_KEY", b64encode(change.public_key)],
@@ -152,7 +152,7 @@ def _network_fields(network: Network) -> dict[str, Any]:
 def _endpoint_fields(endpoint: Endpoint) -> dict[str, Any]:
     fields: dict[str, Any] = {"addr": endpoint[0], "port": endpoint[1]}
     if len(endpoint) == 4:
-        # pyroute2 writes both in network order; the kernel takes the scope in the machine's.
+        # pyroute2 writes both in network order, but the kernel expects the scope in the machine's order.
         fields |= {"flowinfo": endpoint[2], "scope_id": socket.htonl(endpoint[3])}
     return fields
 
@@ -167,7 +167,7 @@ def device_request(command: int, index: int, attributes: list[list[Any]]) -> Any
 
 
 def parse_dump(messages: Iterable[Any], *, allowed_ips: bool) -> KernelInterfaceState:
-    """Put the messages of a dump together; a peer with many networks goes on in the next one."""
+    """Return the state in the messages of a dump. A peer with many networks continues in the next message."""
     state = KernelInterfaceState()
     for message in messages:
         if (key := message.get_attr("WGDEVICE_A_PUBLIC_KEY")) is not None:

@@ -25,14 +25,14 @@ from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.system.interface import with_netlink
 
 KIND = "wireguard"
-# linux/if.h: IFALIASZ, less the zero at its end; in ASCII characters.
+# linux/if.h: IFALIASZ without the zero at the end, in ASCII characters.
 _ALIAS_LENGTH = 255
-# A dump that something changed meanwhile is read again; the last one is taken as it is.
+# A dump is read again if something changed while it was read. The last try is used as it is.
 _DUMP_TRIES = 4
 
 
 def why_absent() -> str | None:
-    """Say in one sentence why this machine's kernel can't be used, or None where it can. Loads its module."""
+    """Return in one sentence why this kernel's WireGuard can't be used, or None if it can. It loads the module."""
     try:
         WireGuardChannel().close()
     except OSError as error:
@@ -43,10 +43,10 @@ def why_absent() -> str | None:
 
 
 class KernelInterface:
-    """A WireGuard interface, made or found. Its number stands for it: it may be renamed.
+    """A WireGuard interface of the kernel. It is identified by its number, because it can be renamed.
 
     Args:
-        index: Its number.
+        index: The interface's number.
     """
 
     def __init__(self, index: int) -> None:
@@ -56,14 +56,14 @@ class KernelInterface:
 
     @classmethod
     def make(cls, name: str, alias: str) -> KernelInterface:
-        """Make an interface; it is down, and has no key.
+        """Make an interface. It is down and has no key.
 
         Args:
             name: 1 to 15 bytes.
-            alias: What people, and we, recognise it by (`ip link` shows it).
+            alias: Text that identifies it to people and to us; `ip link` shows it.
 
         Raises:
-            RefusedError: We may not, or the name is taken.
+            RefusedError: No permission, or the name is taken.
         """
 
         def add(netlink: IPRoute) -> int:
@@ -87,14 +87,14 @@ class KernelInterface:
             raise
 
     def remove(self) -> None:
-        """Remove it; that it is gone is no error. May be called twice."""
+        """Remove the interface, if it is still there. May be called twice."""
         if not self._removed:
             self._removed = True
             _remove(self.index)
             self._channel.close()
 
     def exists(self) -> bool:
-        """Say whether it is still there, in this network namespace."""
+        """Return whether the interface is still in this network namespace."""
         try:
             socket.if_indextoname(self.index)
         except OSError:
@@ -104,15 +104,15 @@ class KernelInterface:
     def configure(
         self, *, private_key: bytes | None = None, port: int | None = None, fwmark: int | None = None
     ) -> None:
-        """Set what isn't None.
+        """Change the settings that aren't None.
 
         Args:
             private_key: 32 bytes.
             port: UDP, 0 for any.
-            fwmark: Of the packets that it sends, 0 for none.
+            fwmark: The mark of datagrams to peers, 0 for none.
 
         Raises:
-            RustGuardError: The kernel refused it.
+            RustGuardError: The kernel refused the change.
         """
         attributes: list[list[Any]] = []
         if private_key is not None:
@@ -124,19 +124,19 @@ class KernelInterface:
         self._set(attributes)
 
     def set_peers(self, changes: Iterable[KernelPeerChange]) -> None:
-        """Change peers, in order, in as many messages as it takes.
+        """Change peers, in order, with as many messages as needed.
 
         Raises:
-            RustGuardError: The kernel refused one; those before it are changed.
+            RustGuardError: The kernel refused a message. The earlier ones have taken effect.
         """
         for peers in batches(changes):
             self._set([["WGDEVICE_A_PEERS", peers]])
 
     def read(self, *, allowed_ips: bool = False) -> KernelInterfaceState:
-        """Read all, with the peers' networks if they are wanted: they take most of the time.
+        """Return the whole state. Decoding the peers' networks takes most of the time, so they are optional.
 
         Raises:
-            RustGuardError: It is gone.
+            RustGuardError: The interface is gone.
         """
         messages = []
         for data in self._dump():
@@ -145,10 +145,10 @@ class KernelInterface:
         return parse_dump(messages, allowed_ips=allowed_ips)
 
     def read_counters(self) -> dict[bytes, Counters]:
-        """Read the peers' counters alone, by public key (32 bytes), in a fraction of the time.
+        """Return only the peers' counters, by public key (32 bytes), in a fraction of the time.
 
         Raises:
-            RustGuardError: It is gone.
+            RustGuardError: The interface is gone.
         """
         return decode(self._dump())
 
@@ -171,7 +171,7 @@ class KernelInterface:
 
 
 def find(public_keys: Collection[bytes] | None, alias: str) -> list[int]:
-    """Give the numbers of the WireGuard interfaces of this alias and, if not None, one of these keys (32 bytes)."""
+    """Return the numbers of the WireGuard interfaces with this alias and, unless None, one of these keys."""
 
     def search(netlink: IPRoute) -> list[int]:
         return [
@@ -188,7 +188,7 @@ def find(public_keys: Collection[bytes] | None, alias: str) -> list[int]:
 
 
 def remove_leftovers(public_keys: Collection[bytes] | None, alias: str) -> int:
-    """Remove what `find` finds, which a kill left behind; give how many there were."""
+    """Remove the interfaces that `find` finds, left behind by a killed program. Return their number."""
     found = find(public_keys, alias)
     for index in found:
         _remove(index)
@@ -240,5 +240,5 @@ def _refused(name: str, code: int) -> RefusedError:
 
 def _lost(error: OSError) -> RustGuardError:
     if error.errno == errno.ENODEV:
-        return RustGuardError("The interface is gone: something else removed it.", "Start again.")
+        return RustGuardError("The interface is gone: another program removed it.", "Start again.")
     return RustGuardError(f"The kernel's WireGuard refused: {error.strerror}.", "Choose: --engine native")
