@@ -10,15 +10,15 @@ from rustguard_py.planes.contract import Event, Fault, ForeignReceived, Handshak
 from rustguard_py.planes.foreign_pace import ForeignPace
 from rustguard_py.planes.gate import HANDSHAKE_QUEUE
 
-# Enrollment datagrams, and events of all kinds, that may wait for Python.
+# How many enrollment datagrams, and how many events in total, may wait for Python.
 FOREIGN_QUEUE = 1024
 EVENT_QUEUE = 65536
-# Events given at once: Python handles them before it asks for more, and the gate sees what still waits.
+# Events returned at once. Python handles them before it asks for more, so the gate sees how many still wait.
 EVENTS_AT_ONCE = 32
 
 
 class EventQueue:
-    """Events from the loop's thread to the control thread; a counter for each end, so that neither needs a lock."""
+    """Events from the loop's thread to the control thread. Each end has its own counters, so neither needs a lock."""
 
     def __init__(self, drop: Callable[[str], None], clock: Callable[[], float]) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -31,11 +31,11 @@ class EventQueue:
         self._foreign_pace = ForeignPace()
 
     def handshakes(self) -> int:
-        """Say how many handshake datagrams wait."""
+        """Return how many handshake datagrams wait."""
         return self._handshakes[0] - self._handshakes[1]
 
     def put(self, event: Event) -> None:
-        """Loop's end: queue an event, or drop it where too many of its kind wait."""
+        """Queue an event, or drop it if too many of its kind wait. For the loop's thread."""
         if isinstance(event, HandshakeReceived):
             if self.handshakes() >= HANDSHAKE_QUEUE:
                 self._drop("handshake_queue")
@@ -58,7 +58,7 @@ class EventQueue:
             os.eventfd_write(self.fd, 1)
 
     def take(self) -> list[Event]:
-        """Control thread's end: give the next events, and leave the descriptor readable if there are more."""
+        """Return the next events. The descriptor stays readable if there are more. For the control thread."""
         try:
             os.eventfd_read(self.fd)
         except BlockingIOError:
@@ -78,5 +78,5 @@ class EventQueue:
         return events
 
     def close(self) -> None:
-        """Close the descriptor, once neither end uses it."""
+        """Close the descriptor. Neither end may use it afterwards."""
         os.close(self.fd)

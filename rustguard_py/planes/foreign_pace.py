@@ -1,32 +1,32 @@
-"""How many enrollment datagrams are the control side's to look at: so many a second for each of a join's three steps.
+"""Limits how many enrollment datagrams reach Python: a rate per second for each of the three steps of a join.
 
-More come in a flood, and the control side shall leave the packets that move their share of the machine. But a crowd
-that joins at once comes as fast for a moment, asks again each second, and must be through before it gives up. So
-there is room for many at once; and who has been answered isn't kept waiting by those who have only begun, nor by a
-flood of first messages, which anybody can send in anybody's name.
+In a flood, the threads that move packets must keep their share of the machine. But a crowd that joins at once is as
+fast for a moment, retransmits every second, and must get through before it gives up. So the burst is large. Each step
+has its own rate, so clients that were already answered don't wait for new ones, nor for a flood of first messages,
+which anybody can send from forged addresses.
 """
 
 from __future__ import annotations
 
-# A second, of one step.
+# Datagrams per second and step.
 RATE = 1000.0
-# At once, of one step.
+# Datagrams at once per step.
 BURST = 2048
-# In a flood they come in runs, this many seconds' worth each: the control side is woken for a run, not for each.
+# In a flood, datagrams are admitted in runs of this many seconds, so Python wakes up per run and not per datagram.
 RUN = 0.02
-# Enrollment's messages 3 and 5 (docs/enrollment.md), after the first three bytes. Any other counts as a first.
+# Enrollment messages 3 and 5 after the prefix `RGE`. All others count as a first message.
 _STEPS = {b"2\x03": 1, b"2\x05": 2}
 
 
 class ForeignPace:
-    """The pace of each step."""
+    """A rate limit per step."""
 
     def __init__(self) -> None:
-        # When the datagrams so far would be through at RATE.
+        # Per step, when the datagrams so far are handled at RATE.
         self._until = [float("-inf")] * 3
 
     def admit(self, datagram: bytes, now: float) -> bool:
-        """Tell whether one more may be looked at."""
+        """Return whether this datagram may reach Python."""
         now = now // RUN * RUN
         step = _STEPS.get(datagram[3:5], 0)
         until = max(self._until[step], now) + 1 / RATE

@@ -8,7 +8,7 @@ PADDING_MULTIPLE = 16
 
 
 def padded(size: int, mtu: int) -> int:
-    """Give the length that an inner packet of `size` bytes is sealed at: a multiple of 16, not over the MTU."""
+    """Return the padded length of an inner packet of `size` bytes: a multiple of 16, not over the MTU."""
     if size > mtu:
         last = size % mtu
         return size - last + min(mtu, last + -last % PADDING_MULTIPLE)
@@ -16,9 +16,9 @@ def padded(size: int, mtu: int) -> int:
 
 
 def is_looped(packet: bytes | bytearray | memoryview, header: bytes) -> bool:
-    """Say whether a packet is itself a datagram of the session with this header.
+    """Return whether a packet is itself a datagram of the session with this header.
 
-    Its peer can't be reached but through itself then, and sealing it would go on for ever.
+    The peer is then only reachable through its own tunnel, and sealing the packet would never end.
     """
     if packet[0] >> 4 == 4:
         start = (packet[0] & 15) * 4 + 8
@@ -27,7 +27,7 @@ def is_looped(packet: bytes | bytearray | memoryview, header: bytes) -> bool:
 
 
 def destination(packet: bytes | bytearray | memoryview) -> bytes:
-    """Give the packed destination of an IP packet, or b"" for what is none."""
+    """Return the packed destination of an IP packet, or b"" if it isn't one."""
     if len(packet) >= 20 and packet[0] >> 4 == 4:
         return bytes(packet[16:20])
     if len(packet) >= 40 and packet[0] >> 4 == 6:
@@ -36,7 +36,7 @@ def destination(packet: bytes | bytearray | memoryview) -> bytes:
 
 
 def ip_length(packet: bytes | bytearray | memoryview) -> int:
-    """Give the length that an IP packet itself names."""
+    """Return the length in an IP packet's header."""
     if packet[0] >> 4 == 4:
         return packet[2] << 8 | packet[3]
     return 40 + (packet[4] << 8 | packet[5])

@@ -1,7 +1,7 @@
 """The native plane: packets move in Rust, in threads that never take the interpreter's lock (`native/`).
 
-This module makes it look like `portable`: the same constructor, the same methods, the same errors. Commands are
-done at once in the caller's thread; events come through the same bounded queue behind a descriptor.
+This module gives it the same constructor, methods and errors as `portable`. Commands are done at once in the caller's
+thread. Events come through a bounded queue with a descriptor, as in `portable`.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from rustguard_py.system.interface import check_interface_name
 
 
 class NativePlane:
-    """`Plane` in Rust, for Linux from 4.18 on; what the kernel lacks is done without, and said.
+    """`Plane` in Rust, for Linux 4.18 and later. It runs without features that the kernel lacks, and notes them.
 
     It starts at once. The interface has no address and is down until the caller sets it up. Its clock is
-    CLOCK_BOOTTIME (`rustguard_py.model.clock`).
+    `rustguard_py.model.clock`.
 
     Args:
-        public_key: Ours, 32 bytes.
+        public_key: Our own, 32 bytes.
         interface: The name of the TUN interface to make.
-        sockets: Bound UDP sockets, at most one a family; the plane owns them from now on.
-        mtu: Of the interface.
-        queues: Of the interface, each with a thread for either direction.
-        uring: Whether to use io_uring; where the kernel refuses it, the plane does without and notes it.
-        xdp: The interface to use AF_XDP on; what the kernel refuses is said, and the sockets carry all.
-        merge_udp: Whether to merge UDP packets for the interface; None decides by the kernel's release.
-        tun: Descriptors of the queues of an interface that is there already, in place of making one. They stay the
-            caller's, and the interface with them.
+        sockets: Bound UDP sockets, at most one per family; the plane owns them from now on.
+        mtu: The interface's MTU.
+        queues: Queues of the interface, each with one thread per direction.
+        uring: Whether to use io_uring. If the kernel refuses it, the plane runs without and notes it.
+        xdp: The interface to use AF_XDP on. If the kernel refuses it, the plane uses its sockets and notes it.
+        merge_udp: Whether to merge UDP packets for the interface. None decides by the kernel's release.
+        tun: Descriptors of the queues of an existing interface, to use instead of making one. The caller keeps them
+            and the interface.
 
     Attributes:
-        interface: What the kernel named it.
+        interface: The interface's name.
 
     Raises:
         RefusedError: The interface can't be made; the sockets are still the caller's.
-        UsageError: The name is no interface name.
+        UsageError: The name can't be an interface's.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class NativePlane:
         except OSError as error:
             raise _refused(interface, error) from error
         self.interface = self._plane.interface
-        # The plane has copies.
+        # The plane has its own copies.
         for bound in sockets:
             bound.close()
 
@@ -128,7 +128,7 @@ class NativePlane:
         self._plane.close()
 
     def set_fwmark(self, mark: int) -> None:
-        """Mark what is sent from now on (SO_MARK), for the system's routing rules; 0 for no mark."""
+        """See `EventfulPlane.set_fwmark`."""
         self._plane.set_fwmark(mark)
 
     def set_mtu(self, mtu: int) -> None:
@@ -136,17 +136,17 @@ class NativePlane:
         self._plane.set_mtu(mtu)
 
     def rebind(self, sockets: Sequence[socket.socket]) -> None:
-        """See `EventfulPlane.rebind`. Waits for the threads, which end and are started anew."""
+        """See `EventfulPlane.rebind`. Waits until the threads have ended and started again."""
         self._plane.rebind([bound.fileno() for bound in sockets])
         for bound in sockets:
             bound.close()
 
     def fileno(self) -> int:
-        """Give the descriptor that is readable while events wait."""
+        """Return the descriptor that is readable while events wait."""
         return self._plane.fileno()
 
     def poll_events(self) -> list[Event]:
-        """Give the next events, 32 at most; the descriptor stays readable if there are more."""
+        """Return the next events, at most 32. The descriptor stays readable if there are more."""
         return self._plane.poll_events()
 
 

@@ -116,7 +116,7 @@ class Outbound:
         return np.ndarray((self._rows, size), np.uint8, self._buffer, offset, (self._row, 1))
 
     def pump(self, now: float) -> bool:
-        """Take one batch from the device to the network; give False if there was none.
+        """Take one batch from the device to the network; return False if there was none.
 
         Raises:
             OSError: The device is gone.
@@ -166,7 +166,7 @@ class Outbound:
             first = stop
 
     def _same(self, first: int, stop: int, address: bytes) -> int:
-        """Give the row after those that have the virtio_net_hdr and the destination of the first."""
+        """Return the row after those that have the virtio_net_hdr and the destination of the first."""
         rows = stop - first
         addresses = self._addresses4 if len(address) == 4 else self._addresses6
         heads = self._heads[first:stop].tobytes()
@@ -234,7 +234,7 @@ class Outbound:
             self._transport.drop("superpacket", peer=peer)
 
     def _is_looped(self, peer: PlanePeer, packet: bytearray | memoryview, count: int = 1) -> bool:
-        """Say whether what begins with `packet` is our own, and count it: what goes with it would come back too."""
+        """Return whether `packet` is a datagram of our own, and count the `count` packets of its batch as dropped."""
         session = peer.keypairs.current
         if session is None or not is_looped(packet, session.header):
             return False

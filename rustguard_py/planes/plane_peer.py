@@ -47,7 +47,7 @@ class PlanePeer:
             self.endpoint = plain(self.endpoint)
 
     def stats(self) -> PeerStats:
-        """Give the counters."""
+        """Return the counters."""
         return PeerStats(
             self.endpoint,
             self.rx_bytes,

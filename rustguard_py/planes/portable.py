@@ -55,9 +55,9 @@ class PortablePlane:
     Args:
         public_key: Ours, 32 bytes.
         interface: The name of the TUN interface to make.
-        sockets: Bound UDP sockets, at most one a family; the plane owns them from now on.
+        sockets: Bound UDP sockets, at most one per family; the plane owns them from now on.
         mtu: Of the interface.
-        random: Gives n random bytes.
+        random: Returns n random bytes.
         clock: The time of everything, seconds.
         merge_udp: Whether to merge UDP packets for the interface; None decides by the kernel's release.
         tun: The descriptor of an interface that is there already, in place of making one; further queues of it are
@@ -200,11 +200,11 @@ class PortablePlane:
     # Events.
 
     def fileno(self) -> int:
-        """Give the descriptor that is readable while events wait."""
+        """Return the descriptor that is readable while events wait."""
         return self._events.fd
 
     def poll_events(self) -> list[Event]:
-        """Give the next events, EVENTS_AT_ONCE at most; the descriptor stays readable if there are more."""
+        """Return the next events, EVENTS_AT_ONCE at most; the descriptor stays readable if there are more."""
         return self._events.take()
 
     # The loop.

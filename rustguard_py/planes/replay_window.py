@@ -28,7 +28,7 @@ class ReplayWindow:
         self._missing = 0
 
     def fresh(self, counter: int) -> bool:
-        """Say whether `counter` is below REJECT-AFTER-MESSAGES, in the window and not yet seen."""
+        """Return whether `counter` is below REJECT-AFTER-MESSAGES, in the window and not yet seen."""
         behind = self.next - 1 - counter
         if behind < 0:
             return counter < REJECT_AFTER_MESSAGES

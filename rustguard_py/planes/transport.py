@@ -51,7 +51,7 @@ class Transport:
     Args:
         public_key: Ours, 32 bytes, for MAC1.
         emit: Called with each event, at once.
-        random: Gives n random bytes.
+        random: Returns n random bytes.
         mtu: Of the inner interface; padding does not go over it.
         backlog: How many emitted HandshakeReceived wait for Python.
 
@@ -199,7 +199,7 @@ class Transport:
             self.hold(peer, packet, now)
 
     def handle_datagram(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
-        """Take one datagram from the network; give the inner packet in it, if there is one to deliver."""
+        """Take one datagram from the network; return the inner packet in it, if there is one to deliver."""
         if datagram[:4] == DATA_PREFIX:
             return self._open(datagram, source, now)
         if datagram[:3] == FOREIGN_PREFIX:
@@ -226,11 +226,11 @@ class Transport:
             self._deadlines.schedule(peer, liveness)
 
     def poll_timeout(self) -> float | None:
-        """Give when to call `handle_timeout`, at the latest, or None."""
+        """Return when to call `handle_timeout`, at the latest, or None."""
         return self._deadlines.next()
 
     def poll_transmit(self) -> list[tuple[Endpoint, bytes]]:
-        """Give the datagrams to send, in order; each is given once."""
+        """Return the datagrams to send, in order; each is given once."""
         transmit, self._transmit = self._transmit, []
         return transmit
 
@@ -299,7 +299,7 @@ class Transport:
         self._deadlines.schedule(peer, peer.liveness)
 
     def inner_packet(self, peer: PlanePeer, plaintext: bytes) -> bytes | None:
-        """Give the IP packet in what `peer` sent, without its padding; None if it may not send that."""
+        """Return the IP packet in what `peer` sent, without its padding; None if it may not send that."""
         size = len(plaintext)
         if size >= 20 and plaintext[0] >> 4 == 4:
             length = plaintext[2] << 8 | plaintext[3]

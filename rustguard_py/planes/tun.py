@@ -130,7 +130,7 @@ class Tun:
                 return
 
     def write(self, packet: bytes | memoryview) -> None:
-        """Give the host one packet; it verifies the checksums itself.
+        """Return the host one packet; it verifies the checksums itself.
 
         Raises:
             OSError: The interface is down, or the packet is none.
@@ -145,7 +145,7 @@ class Tun:
 
 
 def _examine(descriptor: int) -> str:
-    """Give the interface's name; refuse what gives frames of another shape than ours."""
+    """Return the interface's name; refuse what gives frames of another shape than ours."""
     name, flags = struct.unpack("16sH22x", fcntl.ioctl(descriptor, _TUNGETIFF, bytes(40)))
     if flags & _WANTED != _WANTED:
         raise OSError(errno.EMEDIUMTYPE, os.strerror(errno.EMEDIUMTYPE))

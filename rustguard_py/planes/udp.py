@@ -31,7 +31,7 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
 
 
 def _origin(local: bytes) -> tuple[int, int, bytes]:
-    """Give the control message that has a datagram go out from `local`; the route decides on the interface."""
+    """Return the control message that has a datagram go out from `local`; the route decides on the interface."""
     if len(local) == _IPV4_SIZE:
         return socket.IPPROTO_IP, _IP_PKTINFO, bytes(4) + local + bytes(4)
     return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local + bytes(4)
@@ -111,7 +111,7 @@ class Udp:
         return size, segment, source
 
     def _at(self, source: Endpoint, local: bytes) -> Endpoint:
-        """Give `source` as heard at an address of ours: the same object as long as both stay."""
+        """Return `source` as heard at an address of ours: the same object as long as both stay."""
         last = self._heard
         if last is None or last[0] != source or last[1] != local:
             last = self._heard = (source, local, heard(source, local))
