@@ -5,27 +5,26 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from rustguard_py.model.endpoint import InterfaceAddress, IpAddress, Network
-from rustguard_py.model.keys import NO_PRESHARED_KEY
+from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
 
 AUTO, OFF = "auto", "off"
-# What iproute2 knows by name without /etc/iproute2/rt_tables.
+# The names that iproute2 knows without /etc/iproute2/rt_tables.
 TABLES: Mapping[str, int] = {"default": 253, "main": 254, "local": 255}
 MTU_LEAST, MTU_MOST = 576, 65000
 
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """Where a peer is, as the file has it.
+    """An Endpoint value of the file.
 
     Attributes:
         host: A name, or an address without brackets.
-        port: UDP.
+        port: The UDP port.
     """
 
     host: str
@@ -36,7 +35,7 @@ class HostPort:
 
     @property
     def is_name(self) -> bool:
-        """Whether it has to be looked up."""
+        """Whether the host is a name that must be resolved."""
         try:
             ip_address(self.host.partition("%")[0])
         except ValueError:
@@ -50,12 +49,12 @@ class PeerSection:
 
     Attributes:
         public_key: 32 bytes.
-        preshared_key: 32 bytes, zeros for none.
-        allowed_ips: Host bits cleared; each network belongs to one peer of a file, the last that names it.
-        endpoint: None when it finds us.
+        allowed_ips: Networks with host bits cleared. A network that several peers name belongs to the last one.
+        preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
+        endpoint: None for a peer that contacts us.
         keepalive: Seconds, 0 for none.
-        name: From the comment above or at the top of the section; empty for none.
-        line: Of its public key in the file, 0 for none; not compared.
+        name: From the comment above the section or at its top; empty for none. Not compared.
+        line: The line of the public key in the file, 0 for none. Not compared.
     """
 
     public_key: bytes
@@ -69,7 +68,7 @@ class PeerSection:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Lines for a shell, in order; `%i` stands for the interface."""
+    """Shell commands, in order. `%i` stands for the interface's name."""
 
     pre_up: tuple[str, ...] = ()
     post_up: tuple[str, ...] = ()
@@ -79,19 +78,19 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole file.
+    """The content of a file.
 
     Attributes:
         private_key: 32 bytes.
-        listen_port: None for any.
-        fwmark: Of what is sent to peers; None where the file says nothing, 0 for `off`.
-        addresses: Of the interface.
+        listen_port: None for any free port.
+        fwmark: The mark of datagrams to peers: None if the file has none, 0 for `off`.
+        addresses: The interface's addresses.
         dns: Name servers.
-        search: Domains to look names up in.
-        mtu: None to find it out.
-        table: `AUTO`, `OFF`, or a routing table's number.
-        hooks: What to run when.
-        save: Whether going down writes the file anew.
+        search: Search domains.
+        mtu: None to choose it automatically.
+        table: `AUTO`, `OFF`, or the number of a routing table.
+        hooks: The commands to run.
+        save: Whether `down` writes the current state back to the file (SaveConfig).
         peers: In the file's order.
     """
 
@@ -109,32 +108,19 @@ class Config:
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """What lies behind the interface: all allowed IPs, each once, the narrowest first."""
+        """All networks behind the interface, each once, the narrowest first."""
         found = dict.fromkeys(network for peer in self.peers for network in peer.allowed_ips)
         return tuple(sorted(found, key=lambda network: -network.prefixlen))
 
 
-# -- reading ------------------------------------------------------------------------------------------------
-
-
-# -- writing ------------------------------------------------------------------------------------------------
-
-
-def _base64(key: bytes) -> str:
-    return b64encode(key).decode()
-
-
-# -- comparing ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What leads from one file to another while the tunnel runs.
+    """The changes to peers between two versions of a file.
 
     Attributes:
-        peers: New ones, and those that something changed of.
-        moved: Public keys of those of them whose endpoint the file has anew: another stays where it is.
-        removed: Public keys.
+        peers: New and changed peers.
+        moved: Public keys of those `peers` whose endpoint changed in the file. The others keep their current one.
+        removed: Public keys of removed peers.
     """
 
     peers: tuple[PeerSection, ...]
@@ -143,7 +129,7 @@ class Changes:
 
 
 def compare(old: Config, new: Config) -> Changes:
-    """Find which peers differ. All else is not here: key, port and system are told how they shall be."""
+    """Return which peers differ. Other settings need no comparison: they are simply set again."""
     before = {peer.public_key: peer for peer in old.peers}
     after = {peer.public_key: peer for peer in new.peers}
     changed = tuple(peer for key, peer in after.items() if before.get(key) != peer)
@@ -160,5 +146,5 @@ def _endpoint_of(peer: PeerSection | None) -> HostPort | None:
 
 
 def short(key: bytes) -> str:
-    """Give enough of a public key to tell it from others, as people see it."""
-    return f"{_base64(key)[:8]}…"
+    """Return the first characters of a public key in base64, enough for people to recognise it."""
+    return f"{encode_key(key)[:8]}…"

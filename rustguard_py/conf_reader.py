@@ -22,22 +22,22 @@ _KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
 _LOOKS_LIKE_ADDRESS = re.compile(r"[0-9.]+|.*:.*")
 _DOMAIN = re.compile(r"~?[A-Za-z0-9_.-]+|~\.")
 _HOST = re.compile(r"[A-Za-z0-9_.-]+")
-# What wg-easy, PiVPN and others put around a peer's name in the comment above it.
+# What wg-easy, PiVPN and others write around a peer's name in the comment above it.
 _NAME_DRESS = re.compile(
     r"^(?:begin\s+|end\s+|client:\s*|(?:friendly_)?name\s*[=:]\s*)|\s*\([0-9a-f-]{32,36}\)$", re.IGNORECASE
 )
 
 
 def parse(text: str, where: str = "the file", tables: Mapping[str, int] = TABLES) -> Config:
-    """Read a file.
+    """Return the configuration in a file.
 
     Args:
-        text: What is in it.
-        where: How errors call it.
+        text: The file's content.
+        where: The file's name in error messages.
         tables: Routing tables by name.
 
     Raises:
-        UsageError: Something in it can't be meant; which line, and what mends it.
+        UsageError: A line is invalid. The error names the line and says how to correct it.
     """
     reader = _Reader(where, tables)
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
@@ -46,7 +46,7 @@ def parse(text: str, where: str = "the file", tables: Mapping[str, int] = TABLES
 
 
 class _Reader:
-    """A file half read."""
+    """The state while a file is read."""
 
     def __init__(self, where: str, tables: Mapping[str, int]) -> None:
         self._where = where
@@ -73,7 +73,7 @@ class _Reader:
             self._name(comment)
 
     def end(self) -> Config:
-        """Give what was read, when all of it was."""
+        """Return the configuration after the last line."""
         if "private_key" not in self._interface:
             self._line = self._interface_line
             if not self._line:
@@ -147,7 +147,7 @@ class _Reader:
 
     def _key(self, name: str, value: str) -> bytes:
         if _KEY.fullmatch(value) is None:
-            # It may be secret: how long it is says enough.
+            # The value may be secret, so only its length is shown.
             size = f"this has {len(value)}" if len(value) != 44 else "this is none"
             self._refuse(f"{name} is no key: one has 44 characters of base64, {size}", "Copy it again, whole.")
         return b64decode(value)
@@ -218,7 +218,7 @@ class _Reader:
 
     def _allowed_ips(self, to: dict[str, Any], value: str) -> None:
         if signed := [each for each in _words(value) if each[0] in "+-"]:
-            mend = "Write all networks of this peer, without signs: only `wg set` adds to those that it has."
+            mend = "Write all networks of this peer, without signs: only `wg set` has signs."
             self._refuse(f"AllowedIPs = {signed[0]} begins with a sign", mend)
         networks = (
             self._parsed(lambda text: ip_network(text, strict=False), "AllowedIPs", each, "10.0.0.0/24 or ::/0")
@@ -295,7 +295,7 @@ def _words(value: str) -> list[str]:
 
 
 def _settle(peers: list[PeerSection]) -> Iterator[PeerSection]:
-    """Leave each network to the last peer that names it, as WireGuard does."""
+    """Yield the peers, each network left only to the last peer that names it, as WireGuard does."""
     owner = {network: peer.public_key for peer in peers for network in peer.allowed_ips}
     for peer in peers:
         own = tuple(network for network in peer.allowed_ips if owner[network] == peer.public_key)

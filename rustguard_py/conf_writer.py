@@ -9,7 +9,7 @@ from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
 
 
 def write(config: Config) -> str:
-    """Write a file that `parse`, wg-quick and the WireGuard apps read; it holds the private key."""
+    """Return the file, private key included, for `conf_reader`, wg-quick and the WireGuard apps."""
     return "\n".join([*_interface_lines(config), *(line for peer in config.peers for line in _peer_lines(peer)), ""])
 
 
