@@ -1,4 +1,4 @@
-"""What server and client do alike to start and to end; whatever is made, the exit stack undoes."""
+"""Steps that server and client share to start and to stop. The exit stack undoes everything that they make."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def check_interface(name: str, engine: Engine) -> None:
-    """Refuse where no interface of that name can be made."""
+    """Check that an interface of this name can be made with this engine."""
     check_interface_name(name)
     if not engine.in_kernel:
         require_tun()
@@ -40,7 +40,7 @@ def check_interface(name: str, engine: Engine) -> None:
 
 
 def bind(stack: AsyncExitStack, port: int) -> list[socket.socket]:
-    """Open a UDP port (0: any) in each family."""
+    """Return sockets on a UDP port (0 for any), one per family."""
     sockets = udp_sockets.bind(port)
     for each in sockets:
         stack.callback(each.close)
@@ -57,16 +57,16 @@ def make_tunnel(
     *,
     several: bool = False,
 ) -> tuple[AnyTunnel, KeptTimestamps]:
-    """Make an interface and a tunnel on it, with the timestamps kept in a state directory; nobody listens yet.
+    """Make an interface and a tunnel on it, without listeners. Return the tunnel and the timestamps of its state.
 
     Args:
         stack: Undoes it.
-        program: What runs.
+        program: The running program.
         private_key: 32 bytes.
-        sockets: Of the tunnel's port.
-        mtu: Of the interface, bytes.
-        pairing: Where enrollment is answered if the kernel has the tunnel's port.
-        several: Whether others come beside it.
+        sockets: Bound to the tunnel's port.
+        mtu: The interface's MTU, bytes.
+        pairing: Sockets for enrollment if the kernel has the tunnel's port.
+        several: Whether this is one of several tunnels.
     """
     timestamps = KeptTimestamps(program.directory)
     stack.callback(timestamps.close)
@@ -90,7 +90,7 @@ def make_kernel_tunnel(
     *,
     several: bool,
 ) -> AnyTunnel:
-    """Make an interface of the kernel's WireGuard and a tunnel on it; `make_tunnel` says what each argument is."""
+    """Return a tunnel on a new interface of the kernel's WireGuard. `make_tunnel` documents the arguments."""
     from rustguard_py.kernel import napi
     from rustguard_py.kernel.kernel_tunnel import KernelTunnel
     from rustguard_py.kernel.netlink import KernelInterface
@@ -104,16 +104,16 @@ def make_kernel_tunnel(
 
 
 def kernel_alias(directory: Path) -> str:
-    """What the kernel's interface of a state directory is recognised by, beside its key."""
+    """Return the alias that marks the kernel's interface of a state directory."""
     return f"rustguard {directory.absolute()}".encode("ascii", "replace").decode()
 
 
 def remove_leftovers(private_keys: Collection[bytes] | None, directory: Path) -> bool:
-    """Remove the interfaces that a killed program of this state directory left: the kernel keeps its own.
+    """Remove the kernel's interfaces that a killed program of this state directory left behind.
 
     Args:
-        private_keys: Only those of one of these keys (32 bytes each); None for any.
-        directory: Whose lock the caller holds.
+        private_keys: Only interfaces with one of these keys (32 bytes each); None for any.
+        directory: The state directory, whose lock the caller holds.
 
     Returns:
         Whether there was one.
@@ -134,7 +134,7 @@ def lay_out(
     *,
     in_kernel: bool = False,
 ) -> None:
-    """Give the interface its addresses and routes, and bring it up."""
+    """Return the interface its addresses and routes, and bring it up."""
     segments = None if in_kernel else offload.wanted_gso_segments(mtu)
     layout = InterfaceSetup(interface, mtu, tuple(addresses), tuple(routes), gso_max_segs=segments)
     stack.callback(set_up(layout, voice.change).undo, voice.change)
@@ -143,16 +143,16 @@ def lay_out(
 async def answer_wg(
     stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, identity: Callable[[], tuple[bytes, int]]
 ) -> None:
-    """Let wg(8) show a tunnel that has commands of its own, unless another program has the name there.
+    """Let wg(8) show, but not change, a tunnel, unless another program already answers for the interface's name.
 
     Args:
         stack: Undoes it.
-        tunnel: It.
-        interface: Its name.
-        identity: Gives the private key, 32 bytes, and the UDP port.
+        tunnel: The tunnel.
+        interface: The interface's name.
+        identity: Returns the private key (32 bytes) and the UDP port.
     """
     if not isinstance(tunnel, Tunnel):
-        return  # wg(8) asks the kernel itself
+        return  # wg(8) asks the kernel directly
     wg = UapiSocket(interface, lambda: show(tunnel, *identity()), None)
     try:
         await wg.start()
@@ -163,7 +163,7 @@ async def answer_wg(
 
 
 async def answer(stack: AsyncExitStack, directory: Path, handlers: Mapping[str, Handler], group: str | None) -> None:
-    """Answer at the control socket of a state directory."""
+    """Start the control socket of a state directory."""
     control = ControlServer(paths.announce(directory), handlers, group)
     stack.callback(paths.withdraw, directory)
     await control.start()
@@ -171,15 +171,15 @@ async def answer(stack: AsyncExitStack, directory: Path, handlers: Mapping[str, 
 
 
 def stop_on_signals(stopped: asyncio.Event) -> None:
-    """Have SIGTERM, SIGINT and SIGHUP (the terminal was closed) set what ends the program in good order."""
+    """Set `stopped` on SIGTERM, SIGINT and SIGHUP (the terminal was closed), to end the program in order."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # Ignored from the start is what `nohup` and a shell's `&` ask for.
+        # `nohup` and a shell's `&` start a program with signals ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
 
 
 async def until_stopped(tunnel: AnyTunnel) -> None:
-    """Return when a signal came.
+    """Wait until the tunnel stops.
 
     Raises:
         RustGuardError: The data plane broke.
@@ -190,7 +190,7 @@ async def until_stopped(tunnel: AnyTunnel) -> None:
 
 
 async def until_all_stopped(stopped: asyncio.Event, tunnels: Sequence[AnyTunnel]) -> None:
-    """Return when `stopped` is set; a tunnel that breaks ends nothing while another runs.
+    """Wait until `stopped` is set. A tunnel that breaks doesn't end the program while another runs.
 
     Raises:
         RustGuardError: The last data plane broke.
@@ -207,7 +207,7 @@ async def until_all_stopped(stopped: asyncio.Event, tunnels: Sequence[AnyTunnel]
                 if not running or task.exception() is None:
                     task.result()
                     return
-                log.error("a tunnel of several broke, the others go on: %s", task.exception())
+                log.error("one of several tunnels broke, the others go on: %s", task.exception())
     finally:
         for task in (stop, *running):
             task.cancel()
