@@ -1,8 +1,12 @@
-"""From the TUN device to the network, a batch at a time.
+"""The outbound path: from the TUN device to the network, one batch at a time.
 
-Stages: drain the device into rows, until it is empty or a superpacket came; divide the rows into runs of one
-destination and size; look up the peer; complete checksums, or cut the superpacket; claim a run of nonces; seal
-each packet into one message; send that message with one call.
+Stages:
+
+1. Read packets from the device into rows until it is empty or a superpacket came.
+2. Divide the rows into runs of one destination and size, and look up the peer.
+3. Complete the checksums, or cut the superpacket.
+4. Claim a run of nonces, and seal each packet into one message.
+5. Send that message with one system call.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from rustguard_py.protocol.wire import DATA, DATA_OVERHEAD
 
 # Type 4 and a receiver index of zero.
 _SEALING_HEADER = np.array((DATA, 0), np.uint32)
-# A packet begins at a multiple of four in its row: numpy adds aligned words faster.
+# Each packet begins at a multiple of four in its row, because numpy adds aligned words faster.
 _LEAD = 2
 _PACKET = _LEAD + VNET_SIZE
 _MAX_PACKET = 65536
@@ -43,7 +47,7 @@ Send = Callable[[memoryview | bytes, int, Endpoint], bool]
 
 
 class _SealLayout:
-    """The message buffer seen as datagrams of one size, or (`sources`) the rows that they are sealed from."""
+    """Views over the message buffer as datagrams of one size."""
 
     __slots__ = ("counters", "headers", "nonces", "size", "targets")
 
@@ -53,15 +57,15 @@ class _SealLayout:
         starts = range(0, rows * size, size)
         self.size = size
         self.targets = [view[start + 16 : start + size] for start in starts]
-        # The AEAD's nonce is four zero bytes and the counter. The header has the receiver's index in front of
-        # the counter: it is zero while the packets are sealed, so that the nonce is a piece of the message.
+        # The AEAD's nonce is four zero bytes and the counter. In the header, the receiver's index is in front of the
+        # counter. It stays zero while the packets are sealed, so the nonce is a part of the message.
         self.nonces = [view[start + 4 : start + 16] for start in starts]
         self.headers = np.ndarray((rows, 2), "<u4", message, 0, (size, 4))
         self.counters = np.ndarray((rows,), "<u8", message, 8, (size,))
 
 
 class _RowShape:
-    """The rows of the read buffer seen as packets of one size, with the checksum field in one place (0, 0: none)."""
+    """Views over the read buffer's rows as packets of one size, with one place of the checksum field (0, 0: none)."""
 
     __slots__ = ("capacity", "fields", "full", "padding", "sources", "sums")
 
@@ -77,13 +81,13 @@ class _RowShape:
 
 
 class Outbound:
-    """The way out of one interface.
+    """The outbound path of one interface.
 
     Args:
-        transport: The rules, and the peers.
+        transport: The rules and the peers.
         tun: A non-blocking TUN descriptor with virtio_net_hdr.
-        send: Sends a message as datagrams of a size to an endpoint; it raises nothing. False: not from the endpoint's
-            address of ours.
+        send: Sends a message as datagrams of one size to an endpoint, and never raises. It returns False if the
+            kernel refused the endpoint's local address.
         worker: Counts what goes out.
     """
 
@@ -116,7 +120,7 @@ class Outbound:
         return np.ndarray((self._rows, size), np.uint8, self._buffer, offset, (self._row, 1))
 
     def pump(self, now: float) -> bool:
-        """Take one batch from the device to the network; return False if there was none.
+        """Move one batch from the device to the network. Return False if there was none.
 
         Raises:
             OSError: The device is gone.
@@ -138,7 +142,7 @@ class Outbound:
                 break
             at = len(sizes) * row + _LEAD
             if buffer[at + 1] or size > mtu:
-                # It may have run over the rows behind it.
+                # It may extend over the rows behind it.
                 self._singles(sizes, now)
                 self._large(at + VNET_SIZE, size, now)
                 return True
@@ -147,7 +151,7 @@ class Outbound:
         return bool(sizes)
 
     def _singles(self, sizes: list[int], now: float) -> None:
-        """Send the packets of the first rows, those that go together in one message."""
+        """Send the packets of the first rows, those of one run in one message."""
         first, count = 0, len(sizes)
         while first < count:
             size, start = sizes[first], first * self._row + _PACKET
@@ -166,7 +170,7 @@ class Outbound:
             first = stop
 
     def _same(self, first: int, stop: int, address: bytes) -> int:
-        """Return the row after those that have the virtio_net_hdr and the destination of the first."""
+        """Return the row after the last that has the first row's virtio_net_hdr and destination."""
         rows = stop - first
         addresses = self._addresses4 if len(address) == 4 else self._addresses6
         heads = self._heads[first:stop].tobytes()
@@ -190,7 +194,7 @@ class Outbound:
                 self._shapes.clear()
             shape = self._shapes[key] = _RowShape(self._buffer, self._row, self._rows, self._transport.mtu, key)
         if unchecked:
-            # The field holds the pseudo-header's sum.
+            # The field holds the sum of the pseudo-header.
             sums = shape.sums.big_endian(first, stop)
             np.subtract(65535, sums % 65535, out=shape.fields[first:stop], casting="unsafe")
         if shape.full != size:
@@ -199,7 +203,7 @@ class Outbound:
             self._seal(peer, shape.sources[begin : min(stop, begin + shape.capacity)], shape.full, now)
 
     def _send_one(self, peer: PlanePeer, at: int, size: int, now: float) -> None:
-        """Send the one packet at `at`: for so few the fixed costs of numpy and of the layouts don't pay."""
+        """Send the one packet at `at`. For one packet, numpy and layouts cost more than they save."""
         packet = bytearray(self._view[at : at + size])
         if self._buffer[at - VNET_SIZE] & NEEDS_CHECKSUM:
             vnet = Vnet.decode(self._view[at - VNET_SIZE : at])
@@ -219,7 +223,7 @@ class Outbound:
                 peer.forget_local()
 
     def _large(self, at: int, size: int, now: float) -> None:
-        """Send a superpacket, or a packet larger than the MTU."""
+        """Send a superpacket, or a single packet larger than the MTU."""
         peer = self._peer(destination(self._view[at : at + size]), 1)
         if peer is None:
             return
@@ -260,7 +264,7 @@ class Outbound:
         return peer
 
     def _seal(self, peer: PlanePeer, sources: list[memoryview], last: int, now: float) -> None:
-        """Seal packets of one size, but the last which may be shorter, into one message and send it."""
+        """Seal packets of one size into one message and send it. The last packet may be shorter."""
         if self._is_looped(peer, sources[0], len(sources)):
             return
         count, size = len(sources), len(sources[0]) + DATA_OVERHEAD

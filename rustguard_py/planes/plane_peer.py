@@ -11,7 +11,7 @@ from rustguard_py.planes.liveness import Liveness
 
 
 class PlanePeer:
-    """What a plane knows of one peer; `stats` has the counters in the contract's words."""
+    """What a plane knows of one peer."""
 
     __slots__ = (
         "drops",
@@ -42,12 +42,12 @@ class PlanePeer:
         self.last_sent: float | None = None
 
     def forget_local(self) -> None:
-        """Leave it to the kernel which of our addresses to write from: what was known may be the trouble."""
+        """Let the kernel choose the local address again, because the known one may be the reason for no answer."""
         if self.endpoint is not None:
             self.endpoint = plain(self.endpoint)
 
     def stats(self) -> PeerStats:
-        """Return the counters."""
+        """Return the counters in the contract's type."""
         return PeerStats(
             self.endpoint,
             self.rx_bytes,

@@ -1,11 +1,13 @@
 """The plane's rules without sockets: bytes and `now` in, bytes and events out.
 
-Call `handle_packet`, `handle_datagram` and `handle_timeout`; then send what `poll_transmit` gives, and come back
-at `poll_timeout` at the latest. The steps of a packet out are route, claim a nonce, pad, seal; of a datagram in
-look up the index, check the window, open, mark the window, roam, check the inner source. `portable` does the
-same steps for whole batches, with the pieces of this class.
+Call `handle_packet`, `handle_datagram` and `handle_timeout`. Then send what `poll_transmit` returns, and call
+`handle_timeout` again no later than `poll_timeout`. The steps are:
 
-Timers and their order are the kernel's (drivers/net/wireguard: send.c, receive.c, timers.c).
+- packet out: route, claim a nonce, pad, seal;
+- datagram in: look up the index, check the window, open, mark the window, roam, check the inner source.
+
+`outbound` and `inbound` do the same steps for whole batches, with methods of this class. Timers and their order are
+the kernel's (drivers/net/wireguard: send.c, receive.c, timers.c).
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ from rustguard_py.planes.plane_peer import PlanePeer
 from rustguard_py.protocol import wire
 from rustguard_py.protocol.wire import DATA_PREFIX, FOREIGN_PREFIX
 
-# Seconds between two HandshakeWanted of one peer.
+# Seconds between two HandshakeWanted for the same peer.
 WANTED_INTERVAL = 1.0
-# Packets held for all peers together, so that many silent peers cannot take all memory.
+# Packets held for all peers together, so that many silent peers can't use up the memory.
 MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
 
 
@@ -49,18 +51,18 @@ class Transport:
     """All peers of one interface.
 
     Args:
-        public_key: Ours, 32 bytes, for MAC1.
-        emit: Called with each event, at once.
+        public_key: Our own, 32 bytes, for MAC1.
+        emit: Called with each event at once.
         random: Returns n random bytes.
-        mtu: Of the inner interface; padding does not go over it.
-        backlog: How many emitted HandshakeReceived wait for Python.
+        mtu: The inner interface's MTU, which padding doesn't exceed.
+        backlog: Returns how many emitted HandshakeReceived wait for Python.
 
     Attributes:
-        allowed: Inner addresses to peers.
-        drops: What was dropped, by reason.
-        indices: The receiver indices given out.
-        peers: By number.
-        sessions: By local index.
+        allowed: Peers by inner address.
+        drops: Number of drops by reason.
+        indices: The receiver indices in use.
+        peers: Peers by number.
+        sessions: Peer and session by local index.
     """
 
     def __init__(
@@ -88,10 +90,10 @@ class Transport:
         self._held = 0
 
     def set_mtu(self, mtu: int) -> None:
-        """Follow the inner interface."""
+        """Adopt the inner interface's new MTU."""
         self.mtu = mtu
 
-    # Commands of the contract; those that send or time something take `now`.
+    # Commands of the contract. Those that send or set a timer take `now`.
 
     def set_public_key(self, public_key: bytes) -> None:
         """See `Plane.set_public_key`."""
@@ -189,7 +191,7 @@ class Transport:
     # Packets and time.
 
     def handle_packet(self, packet: bytes, now: float) -> None:
-        """Take one inner IP packet to its peer: sealed, or held while there is no session."""
+        """Seal one inner IP packet for its peer, or hold it while there is no session."""
         peer = self.allowed.find(destination(packet)) if packet else None
         if peer is None:
             self.drop("no_peer")
@@ -199,7 +201,7 @@ class Transport:
             self.hold(peer, packet, now)
 
     def handle_datagram(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
-        """Take one datagram from the network; return the inner packet in it, if there is one to deliver."""
+        """Handle one datagram from the network. Return the inner packet to deliver, if there is one."""
         if datagram[:4] == DATA_PREFIX:
             return self._open(datagram, source, now)
         if datagram[:3] == FOREIGN_PREFIX:
@@ -226,24 +228,24 @@ class Transport:
             self._deadlines.schedule(peer, liveness)
 
     def poll_timeout(self) -> float | None:
-        """Return when to call `handle_timeout`, at the latest, or None."""
+        """Return the latest time to call `handle_timeout`, or None."""
         return self._deadlines.next()
 
     def poll_transmit(self) -> list[tuple[Endpoint, bytes]]:
-        """Return the datagrams to send, in order; each is given once."""
+        """Remove and return the datagrams to send, in order."""
         transmit, self._transmit = self._transmit, []
         return transmit
 
-    # Pieces, which `portable` uses for whole batches.
+    # Steps that `outbound` and `inbound` use for whole batches.
 
     def drop(self, reason: str, count: int = 1, peer: PlanePeer | None = None) -> None:
-        """Count something dropped, that `peer` sent or should have got."""
+        """Count drops of what `peer` sent or should have received."""
         self.drops[reason] = self.drops.get(reason, 0) + count
         if peer is not None:
             peer.drops += count
 
     def hold(self, peer: PlanePeer, packet: bytes, now: float) -> None:
-        """Keep a packet until there is a session, and ask for one; the oldest gives way."""
+        """Hold a packet until there is a session, and ask for one. If too many are held, the oldest is dropped."""
         held = peer.held
         if held is None:
             held = peer.held = deque()
@@ -259,13 +261,13 @@ class Transport:
         self.want(peer, Reason.NO_SESSION, now)
 
     def want(self, peer: PlanePeer, reason: Reason, now: float) -> None:
-        """Ask Python for a handshake, once a second a peer at most."""
+        """Ask Python for a handshake, at most once per WANTED_INTERVAL and peer."""
         if now - peer.wanted_at >= WANTED_INTERVAL:
             peer.wanted_at = now
             self._emit(HandshakeWanted(peer.id, reason))
 
     def sent(self, peer: PlanePeer, session: Session, packets: int, size: int, now: float, *, data: bool) -> None:
-        """Note that `packets` datagrams, of `size` bytes together, were sealed to go to `peer`."""
+        """Note that `packets` datagrams, `size` bytes in total, were sealed for `peer`."""
         peer.tx_packets += packets
         peer.tx_bytes += size
         peer.last_sent = now
@@ -278,9 +280,9 @@ class Transport:
     def received(
         self, peer: PlanePeer, session: Session, source: Endpoint, packets: int, size: int, now: float, *, data: bool
     ) -> None:
-        """Note that `packets` authentic datagrams, of `size` bytes together, came from `source`.
+        """Note that `packets` authentic datagrams, `size` bytes in total, came from `source`.
 
-        This is where a peer roams, and where a responder's session becomes the current one.
+        Here a peer roams, and a responder's session becomes the current one.
         """
         peer.rx_packets += packets
         peer.rx_bytes += size
@@ -299,7 +301,7 @@ class Transport:
         self._deadlines.schedule(peer, peer.liveness)
 
     def inner_packet(self, peer: PlanePeer, plaintext: bytes) -> bytes | None:
-        """Return the IP packet in what `peer` sent, without its padding; None if it may not send that."""
+        """Return the IP packet from `peer` without its padding, or None if the peer may not send it."""
         size = len(plaintext)
         if size >= 20 and plaintext[0] >> 4 == 4:
             length = plaintext[2] << 8 | plaintext[3]
@@ -319,7 +321,7 @@ class Transport:
         return plaintext[:length]
 
     def seal(self, peer: PlanePeer, packet: bytes | bytearray, now: float) -> bytes | None:
-        """Seal one packet (b"" for a keepalive) to `peer`; None where no session may send it."""
+        """Return one packet (b"" for a keepalive) sealed for `peer`, or None if no session may send it."""
         session = peer.keypairs.current
         nonce = None if session is None else session.claim(1, now)
         if session is None or nonce is None or peer.endpoint is None:
@@ -372,7 +374,7 @@ class Transport:
                 self.drop(verdict.value)
                 return
         elif kind == wire.COOKIE_REPLY:
-            # It has no MAC1. Its receiver index must at least be one that we gave out.
+            # A cookie reply has no MAC1, but its receiver index must be one of ours.
             if len(datagram) != wire.COOKIE_REPLY_SIZE or (
                 int.from_bytes(datagram[4:8], "little") not in self.indices
             ):
@@ -384,7 +386,7 @@ class Transport:
         self._emit(HandshakeReceived(datagram, source))
 
     def _send_keepalive(self, peer: PlanePeer, now: float) -> None:
-        """Send what is held, or an empty datagram; without a session ask for one."""
+        """Send the held packets, or else a keepalive. Without a session, ask for one."""
         if peer.held:
             self._send_held(peer, now)
         elif peer.endpoint is not None and not self._transmit_sealed(peer, b"", now):

@@ -1,6 +1,6 @@
-"""The interface of a tunnel as the system sees it: MTU, addresses, routes, and what is taken already.
+"""A tunnel's interface in the system: MTU, addresses and routes, and checks of what the machine has already.
 
-Each change is echoed as the `ip` command that does the same, the way wg-quick does, and can be taken back.
+Each change is echoed as the equivalent `ip` command, as wg-quick does, and can be undone.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _ARPHRD_ETHER = 1
 
 @dataclass(frozen=True, slots=True)
 class InterfaceSetup:
-    """What an existing interface shall get.
+    """The settings for an existing interface.
 
     Attributes:
-        name: Of the interface.
-        mtu: Bytes of an IP packet.
-        addresses: With their prefix; the kernel adds the route to each one's network.
-        routes: Further networks that lie behind the interface.
-        gso_max_segs: The most segments in one superpacket, or None to leave it.
+        name: The interface's name.
+        mtu: Greatest size of an IP packet, bytes.
+        addresses: With prefix lengths. The kernel adds the route to each address's network.
+        routes: Further networks behind the interface.
+        gso_max_segs: The most segments in one superpacket, or None to leave it as it is.
     """
 
     name: str
@@ -63,7 +63,7 @@ class InterfaceSetup:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """One change: the command that says it, and the call that does it."""
+    """One change: its `ip` command, and the call that does it."""
 
     command: str
     apply: Callable[[IPRoute], Any]
@@ -71,11 +71,11 @@ class _Change:
 
 @dataclass(slots=True)
 class Applied:
-    """What was changed on an interface.
+    """The changes made to an interface.
 
     Attributes:
-        name: Of the interface.
-        notes: What was refused and gone without, one sentence each.
+        name: The interface's name.
+        notes: Refused changes that aren't needed, one sentence each.
     """
 
     name: str
@@ -83,14 +83,14 @@ class Applied:
     _undo: list[_Change] = field(default_factory=list)
 
     def undo(self, echo: Echo) -> None:
-        """Take everything back, last change first; what is gone already is no error. May be called twice."""
+        """Undo all changes, last one first. What is already gone is skipped. May be called twice."""
         with suppress(RustGuardError):
             with_netlink(lambda netlink: self._take_back(netlink, echo))
 
     def _take_back(self, netlink: IPRoute, echo: Echo) -> None:
         while self._undo:
             change = self._undo.pop()
-            # An interface that went away took its addresses and routes with it.
+            # An interface that is gone took its addresses and routes with it.
             with suppress(NetlinkError):
                 change.apply(netlink)
                 echo(f"[#] {change.command}")
@@ -106,18 +106,18 @@ class Applied:
 
 
 def set_up(layout: InterfaceSetup, echo: Echo) -> Applied:
-    """Give an existing interface its MTU, addresses and routes, and bring it up.
+    """Return an existing interface its MTU, addresses and routes, and bring it up.
 
     Args:
-        layout: What it shall get.
-        echo: Called with one line a change, `[#] ip …`.
+        layout: The settings.
+        echo: Called with one line per change, `[#] ip …`.
 
     Returns:
-        What takes it all back.
+        The changes, to be undone.
 
     Raises:
-        RefusedError: We may not change interfaces.
-        RustGuardError: The kernel refused a change. Everything done before it was taken back.
+        RefusedError: No permission to change interfaces.
+        RustGuardError: The kernel refused a change. Earlier changes were undone.
     """
     applied = Applied(layout.name)
     try:
@@ -129,9 +129,9 @@ def set_up(layout: InterfaceSetup, echo: Echo) -> Applied:
 
 
 def with_netlink(work: Callable[[IPRoute], Result]) -> Result:
-    """Do something with a socket to the kernel's routing (rtnetlink(7)), and wait for it."""
+    """Call `work` with a socket to the kernel's routing (rtnetlink(7)) and return its result."""
 
-    # pyroute2 drives an event loop of its own, which can't run inside a running one: a thread for each task.
+    # pyroute2 runs its own event loop, which can't run inside another, so each call gets a thread.
     def run() -> Result:
         with IPRoute() as netlink:
             return work(netlink)
@@ -141,7 +141,7 @@ def with_netlink(work: Callable[[IPRoute], Result]) -> Result:
 
 
 def explain(error: NetlinkError, command: str) -> RustGuardError:
-    """Word the kernel's refusal of an `ip` command for people, with the mend."""
+    """Return the kernel's refusal of an `ip` command as an error for people."""
     code = int(error.code)
     if code == errno.EPERM:
         message = f"`{command}` was refused: changing interfaces needs root or the capability CAP_NET_ADMIN."
@@ -152,7 +152,7 @@ def explain(error: NetlinkError, command: str) -> RustGuardError:
         return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
     if code == errno.EEXIST:
         message = f"`{command}` was refused: it's there already, likely another VPN's or a leftover."
-        return RustGuardError(message, "Look who has it: `ip address` and `ip route`; then choose another address.")
+        return RustGuardError(message, "Find it with `ip address` and `ip route`, then choose another address.")
     reason = errno.errorcode.get(code, str(code))
     return RustGuardError(
         f"`{command}` was refused by the kernel ({reason}).", "Try that command as root to see more."
@@ -170,26 +170,26 @@ def check_interface_name(name: str) -> None:
 
 
 def interface_names() -> set[str]:
-    """Name every interface of this network namespace."""
+    """Return the names of all interfaces in this network namespace."""
     return {name for _, name in socket.if_nameindex()}
 
 
 def interface_exists(name: str) -> bool:
-    """Say whether an interface has this name."""
+    """Return whether an interface has this name."""
     return name in interface_names()
 
 
 def free_interface_name(prefix: str = "rg") -> str:
-    """Give the first of `prefix0`, `prefix1`, … that no interface has."""
+    """Return the first unused name of `prefix0`, `prefix1` and so on."""
     taken = interface_names()
     return next(name for name in (f"{prefix}{number}" for number in count()) if name not in taken)
 
 
 def why_no_ipv6() -> str | None:
-    """Say in one sentence why this machine has no IPv6, or None where it has."""
+    """Return in one sentence why this machine has no IPv6, or None if it has."""
     if not IPV6_SYSCTLS.is_dir():
         return "This machine's kernel runs without IPv6."
-    # A new interface takes `default`; writing `all` writes every one.
+    # A new interface takes `default`. Writing `all` sets every existing one.
     for scope in ("all", "default"):
         path = IPV6_SYSCTLS / "conf" / scope / "disable_ipv6"
         with suppress(OSError):
@@ -199,7 +199,7 @@ def why_no_ipv6() -> str | None:
 
 
 def require_ethernet(name: str) -> None:
-    """Check that an interface is there and is an Ethernet one.
+    """Check that an interface exists and is an Ethernet interface.
 
     Raises:
         RefusedError: It isn't.
@@ -209,11 +209,11 @@ def require_ethernet(name: str) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()[:15]))
     except OSError as error:
-        raise RefusedError(f"There is no interface {name!r}.", "Look with `ip link` what there is.") from error
+        raise RefusedError(f"There is no interface {name!r}.", "List the interfaces with `ip link`.") from error
     if struct.unpack_from("H", answer, 16)[0] != _ARPHRD_ETHER:
         raise RefusedError(
-            f"{name} is no Ethernet interface: AF_XDP can't be used on it.",
-            "Name the interface that the peers' datagrams come in on (`ip route get` a peer's address), "
+            f"{name} is not an Ethernet interface: AF_XDP can't be used on it.",
+            "Name the interface that the peers' datagrams come in on (`ip route get` with a peer's address), "
             "or leave out --xdp.",
         )
 
@@ -235,7 +235,7 @@ def require_tun() -> None:
         if error.errno in {errno.EACCES, errno.EPERM}:
             message = f"{TUN_DEVICE} may not be opened: {error.strerror}."
             raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_mend()}") from error
-        # ENODEV, ENXIO: the node is there, the module isn't.
+        # ENODEV, ENXIO: the device node exists, its kernel module isn't loaded.
         message = f"{TUN_DEVICE} can't be opened ({error.strerror}): its kernel module is likely not loaded."
         raise RustGuardError(message, _tun_mend()) from error
 
@@ -269,7 +269,7 @@ def _apply(netlink: IPRoute, layout: InterfaceSetup, applied: Applied, echo: Ech
 
 
 def _keep_quiet(netlink: IPRoute, index: int, name: str, echo: Echo) -> None:
-    # As the kernel's own WireGuard does: no link-local address, so no router solicitation starts a handshake.
+    # As in the kernel's WireGuard: without a link-local address, no router solicitation starts a handshake.
     command = f"ip link set dev {name} addrgenmode none"
     inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE)]}
     with suppress(NetlinkError):
@@ -295,7 +295,7 @@ def _address_changes(index: int, name: str, address: InterfaceAddress) -> tuple[
         "address": str(address.ip),
         "prefixlen": address.network.prefixlen,
     }
-    # Nobody else on the link could hold the address, and until DAD ends nothing can be bound to it.
+    # Nobody else on this link can have the address, and until DAD ends nothing can be bound to it.
     nodad = {"flags": IFA_F_NODAD} if address.version == 6 else {}
     suffix = " nodad" if nodad else ""
     return (
@@ -335,7 +335,7 @@ def _container() -> str | None:
         if Path(path).exists():
             return engine
     with suppress(OSError):
-        # Written by systemd from what the manager tells PID 1: `lxc`, `docker`, `podman`, `systemd-nspawn`.
+        # From systemd, which got it from the container manager: `lxc`, `docker`, `podman`, `systemd-nspawn`.
         manager = Path("/run/systemd/container").read_text().strip()
         return "lxc" if manager.startswith("lxc") else manager
     with suppress(OSError):
