@@ -30,13 +30,22 @@ from rustguard_py.tunnel import Tunnel
 log = logging.getLogger(__name__)
 
 
-def check_interface(name: str, engine: Engine) -> None:
-    """Check that an interface of this name can be made with this engine."""
+def check_interface(name: str, engine: Engine, if_taken: str = "Choose another: --interface NAME") -> None:
+    """Check that an interface of this name can be made.
+
+    Args:
+        name: The interface's name.
+        engine: The engine that will run it.
+        if_taken: The proposed fix if an interface of this name exists.
+
+    Raises:
+        RustGuardError: It can't be made.
+    """
     check_interface_name(name)
     if not engine.in_kernel:
         require_tun()
     if interface_exists(name):
-        raise RefusedError(f"There is an interface {name} already.", "Choose another: --interface NAME")
+        raise RefusedError(f"There is an interface {name} already.", if_taken)
 
 
 def bind(stack: AsyncExitStack, port: int) -> list[socket.socket]:
@@ -170,12 +179,12 @@ async def answer(stack: AsyncExitStack, directory: Path, handlers: Mapping[str, 
     stack.push_async_callback(control.close)
 
 
-def stop_on_signals(stopped: asyncio.Event) -> None:
-    """Set `stopped` on SIGTERM, SIGINT and SIGHUP (the terminal was closed), to end the program in order."""
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` on SIGTERM, SIGINT and SIGHUP (the terminal was closed), so that the program ends in order."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # `nohup` and a shell's `&` start a program with signals ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 async def until_stopped(tunnel: AnyTunnel) -> None:

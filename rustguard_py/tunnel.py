@@ -111,8 +111,8 @@ class Tunnel:
         if not fatal:
             log.warning("%s", message)
             return
-        mend = "Start again. If no other program removed the interface and this happens again, please report it."
-        self.fault = RustGuardError(f"The data plane stopped: {message}", mend)
+        fix = "Start again. If no other program removed the interface and this happens again, please report it."
+        self.fault = RustGuardError(f"The data plane stopped: {message}", fix)
         self.stopped.set()
 
     def _report(self) -> None:

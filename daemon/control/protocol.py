@@ -66,7 +66,8 @@ def decode(line: bytes) -> dict[str, Any]:
 def error_document(error: RustGuardError) -> dict[str, str]:
     """Return an error as the JSON object for it."""
     kind = next(name for cls in type(error).__mro__ for name, known in KINDS.items() if known is cls)
-    return {"kind": kind, "message": error.message, "mend": error.mend}
+    # The key keeps its old name, because older daemons and commands know it by that.
+    return {"kind": kind, "message": error.message, "mend": error.fix}
 
 
 def error_from(document: Any) -> RustGuardError:

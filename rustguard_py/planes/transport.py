@@ -62,7 +62,7 @@ class Transport:
         drops: Number of drops by reason.
         indices: The receiver indices in use.
         peers: Peers by number.
-        sessions: Peer and session by local index.
+        sessions: PlanePeer and session by local index.
     """
 
     def __init__(

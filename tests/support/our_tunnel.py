@@ -19,10 +19,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.engine import Engine
-from rustguard_py.handshaking_peer import HandshakingPeer
 from rustguard_py.lab.hosts import Host
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.keys import NO_PRESHARED_KEY
+from rustguard_py.model.peer import Peer as NodePeer
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.protocol.noise import StaticKey
@@ -208,11 +208,11 @@ def _stats(tunnel: Tunnel) -> dict[str, Any]:
     return {"peers": peers, "drops": stats.drops, "notes": stats.notes, "workers": workers}
 
 
-def _session(peer: HandshakingPeer) -> None:
+def _session(peer: NodePeer) -> None:
     _say(session=peer.config.public_key.hex(), at=time.monotonic())
 
 
-def _moved(peer: HandshakingPeer, endpoint: Endpoint) -> None:
+def _moved(peer: NodePeer, endpoint: Endpoint) -> None:
     _say(moved=endpoint, peer=peer.config.public_key.hex())
 
 

@@ -1,4 +1,4 @@
-//! Between the contract's Python objects and ours.
+//! Conversions between the contract's Python objects and ours.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use transport::contract::{Address, Endpoint, Event, Keypair, Network, Reason};
-use transport::peers::Counters;
+use transport::peers::PeerCounters;
 use zeroize::Zeroizing;
 
 use crate::counters::Reading;
@@ -24,21 +24,21 @@ fn make<'py>(
     py.import(module)?.getattr(name)?.call1(arguments)
 }
 
-/// 32 bytes.
+/// Convert a key of 32 bytes.
 pub fn key(object: &Bound<'_, PyAny>) -> PyResult<Zeroizing<[u8; 32]>> {
     let bytes: &[u8] = object.extract()?;
     let key = bytes.try_into().map_err(|_| PyValueError::new_err("a key has 32 bytes"))?;
     Ok(Zeroizing::new(key))
 }
 
-/// The contract's Endpoint, with the address of ours that it was heard at.
+/// Convert the contract's Endpoint, with our address that it was heard at.
 pub fn endpoint(object: &Bound<'_, PyAny>) -> PyResult<Endpoint> {
     let tuple = object.cast::<PyTuple>()?;
     let local = if tuple.is_exact_instance_of::<PyTuple>() { None } else { Some(local(&object.getattr("local")?)?) };
     Ok(Endpoint { remote: remote(tuple)?, local })
 }
 
-/// An address of 4 or 16 bytes.
+/// Convert an address of 4 or 16 bytes.
 fn local(object: &Bound<'_, PyAny>) -> PyResult<IpAddr> {
     let bytes: &[u8] = object.extract()?;
     let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
@@ -46,7 +46,7 @@ fn local(object: &Bound<'_, PyAny>) -> PyResult<IpAddr> {
         .map_err(|_| PyValueError::new_err("an address has 4 or 16 bytes"))
 }
 
-/// (host, port), or (host, port, flowinfo, scope_id) over IPv6; the host is an address.
+/// Convert (host, port), or (host, port, flowinfo, scope_id) for IPv6. The host is an address.
 fn remote(tuple: &Bound<'_, PyTuple>) -> PyResult<SocketAddr> {
     let host: String = tuple.get_item(0)?.extract()?;
     let port: u16 = tuple.get_item(1)?.extract()?;
@@ -62,7 +62,8 @@ fn remote(tuple: &Bound<'_, PyTuple>) -> PyResult<SocketAddr> {
     Ok(SocketAddrV6::new(address.parse::<Ipv6Addr>()?, port, flow, scope).into())
 }
 
-/// The interface number that a zone such as `eth0` or `3` stands for; 0 for none.
+/// Return the number of the interface that a zone such as `eth0` or `3` names, or 0 for an empty
+/// zone.
 fn zone_index(py: Python<'_>, zone: &str) -> PyResult<u32> {
     match zone.parse() {
         Ok(number) => Ok(number),
@@ -71,7 +72,8 @@ fn zone_index(py: Python<'_>, zone: &str) -> PyResult<u32> {
     }
 }
 
-/// As the socket module gives it, and as the contract's `heard` makes it where an address of ours is known.
+/// Convert to an endpoint of the socket module, or to the contract's `heard` if our address is
+/// known.
 pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local }: Endpoint) -> PyResult<Bound<'_, PyAny>> {
     let host = remote.ip().to_string();
     let plain = match remote {
@@ -85,7 +87,7 @@ pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local }: Endpoint) -> Py
     }
 }
 
-/// An IPv4Network or IPv6Network.
+/// Convert an IPv4Network or IPv6Network.
 pub fn network(object: &Bound<'_, PyAny>) -> PyResult<Network> {
     let prefix = object.getattr("prefixlen")?.extract()?;
     let packed = object.getattr("network_address")?.getattr("packed")?;
@@ -98,12 +100,12 @@ pub fn network(object: &Bound<'_, PyAny>) -> PyResult<Network> {
     Ok(Network { address, prefix })
 }
 
-/// A sequence of networks.
+/// Convert a sequence of networks.
 pub fn networks(object: &Bound<'_, PyAny>) -> PyResult<Vec<Network>> {
     object.try_iter()?.map(|one| network(&one?)).collect()
 }
 
-/// A contract.Keypair.
+/// Convert a contract.Keypair.
 pub fn keypair(object: &Bound<'_, PyAny>) -> PyResult<Keypair> {
     Ok(Keypair {
         local_index: object.getattr("local_index")?.extract()?,
@@ -115,7 +117,7 @@ pub fn keypair(object: &Bound<'_, PyAny>) -> PyResult<Keypair> {
     })
 }
 
-/// The contract's object for an event.
+/// Make the contract's object for an event.
 pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>> {
     match event {
         Event::HandshakeReceived(datagram, source) => {
@@ -141,10 +143,10 @@ pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>>
     }
 }
 
-/// The contract's PlaneStats.
+/// Make the contract's PlaneStats.
 pub fn stats<'py>(
     py: Python<'py>,
-    peers: Vec<(u64, Option<Endpoint>, Counters)>,
+    peers: Vec<(u64, Option<Endpoint>, PeerCounters)>,
     drops: Vec<(String, u64)>,
     notes: Vec<String>,
     workers: Vec<(String, Reading)>,
@@ -153,7 +155,7 @@ pub fn stats<'py>(
     let by_peer = PyDict::new(py);
     for (peer, endpoint, counters) in peers {
         let endpoint = endpoint.map(|endpoint| from_endpoint(py, endpoint)).transpose()?;
-        let Counters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops } =
+        let PeerCounters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops } =
             counters;
         let stats =
             (endpoint, rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops);

@@ -1,163 +1,40 @@
-//! The module `rustguard_py._native`: the plane, and the transport's rules alone for tests that compare.
+//! The class `Transport`: the rules alone, for tests that compare them with Python's.
 
-use std::os::fd::RawFd;
+use std::sync::Mutex;
 
-use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use transport::Transport;
 use transport::coalesce::next_run;
-use transport::contract::{Endpoint, Event, Outbox, Transmit};
+use transport::contract::{Endpoint, Outbox, Transmit};
 use transport::inbound::{Inbound, Message};
-use transport::outbound::{Outbound, Send};
+use transport::outbound::Outbound;
+use transport::sink::Sink;
 
-use crate::convert;
-use crate::plane::{Plane, Settings};
-use crate::tun::TunError;
-use crate::uring;
-
-/// Errors as `OSError(errno, why, what)`: the wrapper words them for users.
-fn os_error(refused: TunError) -> PyErr {
-    let why = refused.error.to_string();
-    PyOSError::new_err((refused.error.raw_os_error().unwrap_or(libc::EIO), why, refused.what))
-}
-
-#[pyclass(name = "Plane", module = "rustguard_py._native", frozen)]
-struct PyPlane(Plane);
-
-#[pymethods]
-impl PyPlane {
-    #[new]
-    #[expect(clippy::too_many_arguments, reason = "they are Python's keyword arguments")]
-    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, xdp, merge_udp, tun))]
-    fn new(
-        public_key: &Bound<'_, PyAny>,
-        interface: &str,
-        sockets: Vec<RawFd>,
-        mtu: usize,
-        queues: usize,
-        uring: bool,
-        xdp: Option<&str>,
-        merge_udp: Option<bool>,
-        tun: Vec<RawFd>,
-    ) -> PyResult<Self> {
-        let public_key = *convert::key(public_key)?;
-        let queues = queues.max(1);
-        let settings =
-            Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, xdp, merge_udp, tun: &tun };
-        Plane::new(&settings).map(Self).map_err(os_error)
-    }
-
-    #[getter]
-    fn interface(&self) -> &str {
-        &self.0.interface
-    }
-
-    fn set_peer(
-        &self,
-        peer: u64,
-        endpoint: Option<Bound<'_, PyAny>>,
-        allowed_ips: &Bound<'_, PyAny>,
-        persistent_keepalive: u32,
-    ) -> PyResult<()> {
-        let endpoint = endpoint.map(|given| convert::endpoint(&given)).transpose()?;
-        let networks = convert::networks(allowed_ips)?;
-        allowed_ips.py().detach(|| self.0.set_peer(peer, endpoint, &networks, persistent_keepalive));
-        Ok(())
-    }
-
-    fn set_endpoint(&self, peer: u64, endpoint: &Bound<'_, PyAny>) -> PyResult<()> {
-        let given = convert::endpoint(endpoint)?;
-        endpoint.py().detach(|| self.0.transport().set_endpoint(peer, given));
-        Ok(())
-    }
-
-    fn set_fwmark(&self, mark: u32) -> PyResult<()> {
-        Ok(self.0.set_fwmark(mark)?)
-    }
-
-    fn set_mtu(&self, mtu: usize) {
-        self.0.transport().set_mtu(mtu);
-    }
-
-    fn set_public_key(&self, public_key: &Bound<'_, PyAny>) -> PyResult<()> {
-        let key = convert::key(public_key)?;
-        public_key.py().detach(|| self.0.transport().set_public_key(&key));
-        Ok(())
-    }
-
-    fn rebind(&self, py: Python<'_>, sockets: Vec<RawFd>) -> PyResult<()> {
-        Ok(py.detach(|| self.0.rebind(&sockets))?)
-    }
-
-    fn remove_peer(&self, py: Python<'_>, peer: u64) {
-        py.detach(|| self.0.transport().remove_peer(peer));
-    }
-
-    fn reserve_index(&self, peer: u64) -> u32 {
-        self.0.transport().reserve_index(peer)
-    }
-
-    fn install_keypair(&self, peer: u64, keypair: &Bound<'_, PyAny>) -> PyResult<()> {
-        let made = convert::keypair(keypair)?;
-        keypair.py().detach(|| self.0.install_keypair(peer, &made));
-        Ok(())
-    }
-
-    fn erase_keypairs(&self, py: Python<'_>, peer: u64) {
-        py.detach(|| self.0.transport().erase_keypairs(peer));
-    }
-
-    fn drop_held(&self, py: Python<'_>, peer: u64) {
-        py.detach(|| self.0.transport().drop_held(peer));
-    }
-
-    fn send(&self, endpoint: &Bound<'_, PyAny>, datagram: Vec<u8>) -> PyResult<()> {
-        let given = convert::endpoint(endpoint)?;
-        endpoint.py().detach(|| self.0.send(given, datagram));
-        Ok(())
-    }
-
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let transport = self.0.transport();
-        let (peers, drops) = py.detach(|| (transport.stats(), transport.drops.read()));
-        convert::stats(py, peers, drops, self.0.notes(), self.0.workers())
-    }
-
-    fn fileno(&self) -> RawFd {
-        self.0.fileno()
-    }
-
-    fn poll_events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        self.0.poll_events().iter().map(|event| convert::event(py, event)).collect()
-    }
-
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| self.0.close());
-    }
-}
+use super::convert;
 
 /// Collects messages instead of sending them.
 #[derive(Default)]
-struct Wire(Vec<Transmit>);
+struct Collected(Vec<Transmit>);
 
-impl Send for Wire {
+impl Sink for Collected {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
         self.0.extend(message.chunks(segment).map(|datagram| Transmit { endpoint, datagram: datagram.to_vec() }));
         true
     }
 }
 
-/// The rules alone, with the methods of `planes.transport.Transport`; what its callables raise is a panic.
+/// The rules alone, with the methods of `planes.transport.Transport`. An exception in one of its
+/// callables is a panic.
 #[pyclass(name = "Transport", module = "rustguard_py._native", frozen)]
-struct PyTransport {
+pub struct PyTransport {
     rules: Transport,
     emit: Py<PyAny>,
-    transmits: std::sync::Mutex<Vec<Transmit>>,
+    transmits: Mutex<Vec<Transmit>>,
 }
 
 impl PyTransport {
-    /// Do something; tell its events at once, and keep its datagrams.
+    /// Call `act`. Report its events at once, and keep its datagrams.
     fn act<R>(&self, py: Python<'_>, act: impl FnOnce(&Transport, &mut Outbox) -> R) -> PyResult<R> {
         let mut out = Outbox::default();
         let result = act(&self.rules, &mut out);
@@ -166,15 +43,10 @@ impl PyTransport {
     }
 
     fn keep(&self, py: Python<'_>, out: Outbox) -> PyResult<()> {
-        self.tell(py, &out.events)?;
-        self.transmits.lock().expect("used by one thread").extend(out.transmits);
-        Ok(())
-    }
-
-    fn tell(&self, py: Python<'_>, events: &[Event]) -> PyResult<()> {
-        for event in events {
+        for event in &out.events {
             self.emit.call1(py, (convert::event(py, event)?,))?;
         }
+        self.transmits.lock().expect("used by one thread").extend(out.transmits);
         Ok(())
     }
 }
@@ -192,15 +64,15 @@ impl PyTransport {
     ) -> PyResult<Self> {
         let draw = move |bytes: &mut [u8]| {
             Python::attach(|py| {
-                let drawn = random.call1(py, (bytes.len(),)).expect("random gives bytes");
-                bytes.copy_from_slice(drawn.extract(py).expect("random gives bytes"));
+                let drawn = random.call1(py, (bytes.len(),)).expect("random returns bytes");
+                bytes.copy_from_slice(drawn.extract(py).expect("random returns bytes"));
             });
         };
         let waiting = move || {
-            Python::attach(|py| backlog.call0(py).and_then(|n| n.extract(py)).expect("backlog gives a number"))
+            Python::attach(|py| backlog.call0(py).and_then(|n| n.extract(py)).expect("backlog returns a number"))
         };
         let rules = Transport::new(&*convert::key(public_key)?, mtu, Box::new(draw), Box::new(waiting));
-        Ok(Self { rules, emit, transmits: std::sync::Mutex::default() })
+        Ok(Self { rules, emit, transmits: Mutex::default() })
     }
 
     fn set_peer(
@@ -292,9 +164,10 @@ impl PyTransport {
         taken.into_iter().map(give).collect()
     }
 
-    /// Frames that wait in the device at once, each a virtio_net_hdr and a packet or superpacket.
+    /// Take frames that wait in the device at once, each a virtio_net_hdr and a packet or
+    /// superpacket.
     fn handle_frames(&self, py: Python<'_>, frames: Vec<Vec<u8>>, now: f64) -> PyResult<()> {
-        let (mut outbound, mut wire) = (Outbound::default(), Wire::default());
+        let (mut outbound, mut wire) = (Outbound::default(), Collected::default());
         let mut out = Outbox::default();
         for mut frame in frames {
             outbound.frame(&self.rules, &mut frame, now, &mut out, &mut wire);
@@ -304,8 +177,9 @@ impl PyTransport {
         self.keep(py, out)
     }
 
-    /// Messages that wait at the socket at once, each of datagrams of one size, the last perhaps shorter; give the
-    /// frames to write to the device.
+    /// Take messages that wait at the socket at once. Return the frames to write to the device.
+    ///
+    /// Each message stands for datagrams of one size; the last one may be shorter.
     fn handle_messages<'py>(
         &self,
         py: Python<'py>,
@@ -338,24 +212,4 @@ impl PyTransport {
         }
         Ok(frames)
     }
-}
-
-/// Why the plane can't use io_uring here; None if it can.
-#[pyfunction]
-fn uring_refusal() -> Option<String> {
-    uring::refusal()
-}
-
-/// What seals and opens packets here.
-#[pyfunction]
-fn aead() -> &'static str {
-    transport::aead::description()
-}
-
-#[pymodule]
-fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(aead, module)?)?;
-    module.add_class::<PyPlane>()?;
-    module.add_class::<PyTransport>()?;
-    module.add_function(wrap_pyfunction!(uring_refusal, module)?)
 }

@@ -1,17 +1,25 @@
-//! Alice, who starts handshakes, and Bob, who answers, over a wire that is a list.
+//! Alice, who starts handshakes, and Bob, who answers. The wire between them is a list.
+
+mod several_peers;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::*;
-use crate::aead::Ring;
-use crate::contract::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_TIME};
+use super::Transport;
+use crate::contract::{
+    Address, Endpoint, Event, Network, Outbox, PeerId, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_TIME,
+    Reason, Seconds,
+};
 use crate::inbound::{Inbound, Message};
+use crate::indices::Random;
 use crate::keypairs::tests::keypair;
-use crate::outbound::{Outbound, Send};
+use crate::locks::lock;
+use crate::outbound::Outbound;
 use crate::segment::tests::{packet, superpacket};
+use crate::sink::Sink;
 use crate::vnet::{VNET_SIZE, Vnet};
-use crate::wire::{DATA_HEADER_SIZE, u32_at, u64_at};
+use crate::wire::{OVERHEAD, u64_at};
 
 const PEER: PeerId = 7;
 
@@ -132,7 +140,7 @@ fn row_17_and_18_replays_and_forgeries_move_nothing() {
     assert_eq!(bob.transport.stats()[0].1, Some(alice.here));
 }
 
-/// Sixteen and more are opened at once, and yet decided one after the other.
+/// Sixteen and more are opened at once, but accepted or refused one after the other.
 #[test]
 fn row_17_and_18_of_copies_in_one_message_the_first_that_holds_is_taken() {
     let (mut alice, mut bob) = connected();
@@ -156,7 +164,7 @@ fn row_17_and_18_of_copies_in_one_message_the_first_that_holds_is_taken() {
     }
 }
 
-/// What another Bob gets of the same datagrams, one by one.
+/// Return what another Bob receives from the same datagrams, one by one.
 fn bob_receives_alone(alice: &End, datagrams: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let (_, mut bob) = connected();
     bob.receive(datagrams, alice.here, 1.0)
@@ -214,7 +222,7 @@ fn timers_run_out_in_their_order() {
 #[derive(Default)]
 struct Wire(Vec<(Vec<u8>, usize)>);
 
-impl Send for Wire {
+impl Sink for Wire {
     fn send(&mut self, message: &[u8], segment: usize, _: Endpoint) -> bool {
         self.0.push((message.to_vec(), segment));
         true
@@ -306,10 +314,12 @@ fn row_20_a_peer_sends_from_its_own_addresses_only() {
     assert_eq!(bob.transport.drops.read(), [("inner_source".to_string(), 1)]);
 }
 
-/// Everything at once: both ways of traffic, rekeys, removals, timers, statistics.
+/// Packets that each of two threads sends.
+const EACH: usize = if cfg!(miri) { 5 } else { 2_000 };
+
+/// Everything at once: traffic, rekeys, removals, timers, statistics.
 #[test]
 fn threads_take_no_nonce_twice_and_deliver_nothing_twice() {
-    const EACH: usize = if cfg!(miri) { 5 } else { 2_000 };
     let (alice, bob) = connected();
     let (alice, bob) = (&alice, &bob);
     let sent = Mutex::new(Vec::new());
@@ -319,35 +329,7 @@ fn threads_take_no_nonce_twice_and_deliver_nothing_twice() {
         for sender in 0..2_u32 {
             let (sent, delivered, running) = (&sent, &delivered, &running);
             scope.spawn(move || {
-                let (mut outbound, mut inbound, mut out) =
-                    (Outbound::default(), Inbound::default(), Outbox::default());
-                let mut left = EACH;
-                for number in 0_u32.. {
-                    if left == 0 {
-                        break;
-                    }
-                    let mut wire = Wire::default();
-                    let mark = (sender << 31 | number).to_be_bytes();
-                    let mut single = frame(Vnet::default(), &packet(true, false, 0, 0, &mark));
-                    outbound.frame(&alice.transport, &mut single, 1.0, &mut out, &mut wire);
-                    outbound.flush(&alice.transport, 1.0, &mut out, &mut wire);
-                    wire.0.extend(out.transmits.drain(..).map(|one| (one.datagram.clone(), one.datagram.len())));
-                    left = left.saturating_sub(wire.0.len());
-                    for (mut message, segment) in wire.0 {
-                        lock(sent).push(message[4..16].to_vec());
-                        let given = Message { at: 0, size: message.len(), segment, source: alice.here };
-                        let mut copy = message.clone();
-                        inbound.clear();
-                        inbound.message(&bob.transport, &mut message, given, 1.0, &mut out);
-                        inbound
-                            .packets()
-                            .iter()
-                            .for_each(|one| lock(delivered).push(message[one.at + 28..][..4].to_vec()));
-                        inbound.clear();
-                        inbound.message(&bob.transport, &mut copy, given, 1.0, &mut out);
-                        assert!(inbound.packets().is_empty());
-                    }
-                }
+                traffic(alice, bob, sender, sent, delivered);
                 running.fetch_sub(1, Ordering::Relaxed);
             });
         }
@@ -379,7 +361,36 @@ fn threads_take_no_nonce_twice_and_deliver_nothing_twice() {
     }
 }
 
-/// A fresh session at both ends; every now and then the peer is removed and set again.
+/// Send packets from Alice to Bob, each datagram twice. Keep the nonces that were sent and what was delivered.
+fn traffic(alice: &End, bob: &End, sender: u32, sent: &Mutex<Vec<Vec<u8>>>, delivered: &Mutex<Vec<Vec<u8>>>) {
+    let (mut outbound, mut inbound, mut out) = (Outbound::default(), Inbound::default(), Outbox::default());
+    let mut left = EACH;
+    for number in 0_u32.. {
+        if left == 0 {
+            break;
+        }
+        let mut wire = Wire::default();
+        let mark = (sender << 31 | number).to_be_bytes();
+        let mut single = frame(Vnet::default(), &packet(true, false, 0, 0, &mark));
+        outbound.frame(&alice.transport, &mut single, 1.0, &mut out, &mut wire);
+        outbound.flush(&alice.transport, 1.0, &mut out, &mut wire);
+        wire.0.extend(out.transmits.drain(..).map(|one| (one.datagram.clone(), one.datagram.len())));
+        left = left.saturating_sub(wire.0.len());
+        for (mut message, segment) in wire.0 {
+            lock(sent).push(message[4..16].to_vec());
+            let given = Message { at: 0, size: message.len(), segment, source: alice.here };
+            let mut copy = message.clone();
+            inbound.clear();
+            inbound.message(&bob.transport, &mut message, given, 1.0, &mut out);
+            inbound.packets().iter().for_each(|one| lock(delivered).push(message[one.at + 28..][..4].to_vec()));
+            inbound.clear();
+            inbound.message(&bob.transport, &mut copy, given, 1.0, &mut out);
+            assert!(inbound.packets().is_empty());
+        }
+    }
+}
+
+/// Start a fresh session at both ends. Every now and then the peer is removed and set again.
 fn rekey(alice: &End, bob: &End, round: u32, out: &mut Outbox) {
     if round % 16 == 15 {
         alice.transport.remove_peer(PEER);
@@ -391,114 +402,4 @@ fn rekey(alice: &End, bob: &End, round: u32, out: &mut Outbox) {
     at_bob.receive_key = at_alice.send_key.clone();
     bob.transport.install_keypair(PEER, &at_bob, 1.0, out);
     alice.transport.install_keypair(PEER, &at_alice, 1.0, out);
-}
-
-/// A transport with sessions to `count` peers: the nth is host n, and n is its receiver index too.
-fn hub(count: u32) -> Transport {
-    let hub = Transport::new(b"h".repeat(32)[..].try_into().unwrap(), 1420, random(), Box::new(|| 0));
-    for number in 1..=count {
-        let mut out = Outbox::default();
-        let mut pair = keypair(hub.reserve_index(PeerId::from(number)), true, 0.0);
-        pair.remote_index = number;
-        pair.send_key = [number as u8; 32].into();
-        let networks = networks(u128::from(number));
-        hub.set_peer(PeerId::from(number), Some(address("192.0.2.2:1")), &networks, 0, 0.0, &mut out);
-        hub.install_keypair(PeerId::from(number), &pair, 0.0, &mut out);
-    }
-    hub
-}
-
-/// A frame to a host; `mark` says which.
-fn frame_to(host: u32, mark: u32, size: usize) -> Vec<u8> {
-    let mut made = packet(true, false, 0, 0, &vec![0; size]);
-    made[16..20].copy_from_slice(&(0x0a09_0000 + host).to_be_bytes());
-    made[28..32].copy_from_slice(&mark.to_be_bytes());
-    frame(Vnet::default(), &made)
-}
-
-/// The host that a message is for, and the marks of its packets, whose counters must follow each other.
-fn marks((message, segment): &(Vec<u8>, usize)) -> (u32, Vec<u32>) {
-    let host = u32_at(message, 4);
-    let first = u64_at(message, 8);
-    let opened = message.chunks(*segment).zip(first..).map(|(datagram, counter)| {
-        assert_eq!((u32_at(datagram, 4), u64_at(datagram, 8)), (host, counter));
-        let mut body = datagram[DATA_HEADER_SIZE..].to_vec();
-        assert!(Ring::new(&[host as u8; 32]).open(counter, &mut body));
-        u32::from_be_bytes(body[28..32].try_into().unwrap())
-    });
-    (host, opened.collect())
-}
-
-#[test]
-fn packets_of_peers_that_alternate_go_out_as_one_message_a_peer() {
-    let hub = hub(3);
-    let (mut outbound, mut wire, mut out) = (Outbound::default(), Wire::default(), Outbox::default());
-    for batch in 0..2 {
-        for mark in 0..12 {
-            outbound.frame(&hub, &mut frame_to(3 - mark % 3, mark, 100), 1.0, &mut out, &mut wire);
-        }
-        assert!(wire.0.is_empty() && !outbound.is_due(), "batch {batch}");
-        outbound.flush(&hub, 1.0, &mut out, &mut wire);
-        let sent: Vec<_> = wire.0.drain(..).map(|message| marks(&message)).collect();
-        assert_eq!(sent, [(3, vec![0, 3, 6, 9]), (2, vec![1, 4, 7, 10]), (1, vec![2, 5, 8, 11])]);
-    }
-}
-
-#[test]
-fn what_makes_a_message_by_itself_waits_for_no_other_peer() {
-    let hub = hub(2);
-    let (mut outbound, mut wire, mut out) = (Outbound::default(), Wire::default(), Outbox::default());
-    for mark in 0..20 {
-        outbound.frame(&hub, &mut frame_to(1, mark, 100), 1.0, &mut out, &mut wire);
-    }
-    assert!(wire.0.is_empty());
-    outbound.frame(&hub, &mut frame_to(2, 20, 100), 1.0, &mut out, &mut wire);
-    assert_eq!(wire.0.drain(..).map(|message| marks(&message)).collect::<Vec<_>>(), [(1, (0..20).collect())]);
-    outbound.flush(&hub, 1.0, &mut out, &mut wire);
-    assert_eq!(wire.0.iter().map(marks).collect::<Vec<_>>(), [(2, vec![20])]);
-}
-
-#[test]
-fn more_peers_than_drafts_lose_nothing_and_keep_their_order() {
-    const PEERS: u32 = 150;
-    let hub = hub(PEERS);
-    let (mut outbound, mut wire, mut out) = (Outbound::default(), Wire::default(), Outbox::default());
-    for mark in 0..3 * PEERS {
-        outbound.frame(&hub, &mut frame_to(1 + mark % PEERS, mark, 100), 1.0, &mut out, &mut wire);
-    }
-    outbound.flush(&hub, 1.0, &mut out, &mut wire);
-    let mut taken = vec![Vec::new(); PEERS as usize];
-    for message in &wire.0 {
-        let (host, marks) = marks(message);
-        taken[host as usize - 1].extend(marks);
-    }
-    for (expected, taken) in (0..).zip(taken) {
-        assert_eq!(taken, [expected, expected + PEERS, expected + 2 * PEERS]);
-    }
-}
-
-#[test]
-fn nothing_waits_long_for_packets_of_others() {
-    let hub = hub(40);
-    let (mut outbound, mut wire, mut out) = (Outbound::default(), Wire::default(), Outbox::default());
-    for size in [100, 1300] {
-        let mut count = 0;
-        while !outbound.is_due() {
-            outbound.frame(&hub, &mut frame_to(1 + count % 40, count, size), 1.0, &mut out, &mut wire);
-            count += 1;
-            assert!(count <= 512);
-        }
-        // Each of them had a share in it.
-        assert!(count > 40);
-        outbound.flush(&hub, 1.0, &mut out, &mut wire);
-        assert!(!outbound.is_due());
-    }
-    // What one peer alone has becomes full messages.
-    wire.0.clear();
-    for mark in 0..1000 {
-        outbound.frame(&hub, &mut frame_to(1, mark, 100), 1.0, &mut out, &mut wire);
-        assert_eq!(outbound.is_due(), (mark + 1) % 64 == 0);
-    }
-    assert_eq!(wire.0.iter().map(|(_, segment)| *segment).collect::<Vec<_>>(), [160; 15]);
-    assert!(wire.0.iter().all(|(message, _)| message.len() == 64 * 160));
 }

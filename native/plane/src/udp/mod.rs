@@ -1,66 +1,62 @@
-//! The tunnel's UDP sockets, with the kernel's batching: many datagrams in one message, both ways.
+//! The tunnel's UDP sockets with the kernel's batching, both ways: one message stands for many
+//! datagrams.
+
+mod address;
+mod letter;
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use transport::contract::{Endpoint, Transmit};
 use transport::inbound::Message;
 
+pub use self::address::address_of;
+use self::address::name_of;
+pub use self::letter::{Control, Details, Letter};
 use crate::descriptor::{check, check_size, own, wait};
+use crate::udp_side::{MESSAGE, MESSAGES, Patience, Receiver};
 
 const BUFFER_SIZE: libc::c_int = 7 << 20;
-/// How long to wait for room in the send buffer before a message is given up, milliseconds.
+/// Milliseconds to wait for room in the send buffer before a message is dropped.
 const SEND_PATIENCE: libc::c_int = 500;
-/// Messages taken at once, and bytes of each.
-const MESSAGES: usize = 16;
-pub const MESSAGE: usize = 65536;
-/// For control messages, aligned as the kernel wants them: one of four bytes, and an in6_pktinfo or in_pktinfo.
-pub type Control = [u64; 8];
-
-/// Whether to wait for room in the send buffer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// Up to half a second: so the TUN device fills, and whoever sends notices.
-    Some,
-    /// Not at all: Python's thread is waiting.
-    None,
-}
 
 /// One bound socket.
 pub struct Udp {
     fd: OwnedFd,
-    /// Of IPv6, or else of IPv4.
+    /// Whether it is a socket of IPv6. Otherwise it is one of IPv4.
     pub v6: bool,
     /// Whether the kernel cuts messages into datagrams for us.
     segmenting: AtomicBool,
 }
 
-/// What a message came to.
+/// How a message was sent.
 pub enum Sent {
-    /// It is out.
+    /// As one message.
     Whole,
-    /// It is out, but datagram by datagram: the kernel refused to cut it, for this reason.
+    /// Datagram by datagram. The kernel refused to cut the message, with this error.
     Singly(io::Error),
 }
 
 impl Udp {
-    /// Adopt a copy of a bound datagram socket of somebody else's. Says what it does without.
+    /// Adopt a copy of another program's bound datagram socket. Also return what it does without,
+    /// if anything.
     pub fn adopt(fd: RawFd) -> io::Result<(Self, Option<&'static str>)> {
         // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
         let copy = own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
-        Self::set_up(copy)
+        let (address, _) = name_of(&copy)?;
+        Self::set_up(copy, libc::c_int::from(address.ss_family) == libc::AF_INET6)
     }
 
-    /// Another socket on the same address and port; the kernel spreads sources over them.
+    /// Make another socket on the same address and port. The kernel spreads sources over them.
     pub fn twin(&self) -> io::Result<Self> {
         self.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         let (family, kind) = (if self.v6 { libc::AF_INET6 } else { libc::AF_INET }, libc::SOCK_DGRAM);
         // SAFETY: the call touches no memory of ours.
         let made = own(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
-        let (twin, _) = Self::set_up_family(made, self.v6)?;
+        let (twin, _) = Self::set_up(made, self.v6)?;
         if self.mark()? != 0 {
             twin.set_mark(self.mark()?)?;
         }
@@ -74,12 +70,12 @@ impl Udp {
         Ok(twin)
     }
 
-    /// Mark what is sent from now on, for the system's routing rules; 0 for no mark.
+    /// Mark everything that is sent from now on, for the system's routing rules. 0 means no mark.
     pub fn set_mark(&self, mark: u32) -> io::Result<()> {
         self.set(libc::SOL_SOCKET, libc::SO_MARK, libc::c_int::from_ne_bytes(mark.to_ne_bytes()))
     }
 
-    /// The mark of what is sent; 0 for none.
+    /// Return the mark of what is sent. 0 means no mark.
     pub fn mark(&self) -> io::Result<u32> {
         let (mut mark, mut size) = (0_u32, size_of::<u32>() as libc::socklen_t);
         let into = (&raw mut mark).cast();
@@ -88,12 +84,7 @@ impl Udp {
         Ok(mark)
     }
 
-    fn set_up(fd: OwnedFd) -> io::Result<(Self, Option<&'static str>)> {
-        let (address, _) = name_of(&fd)?;
-        Self::set_up_family(fd, libc::c_int::from(address.ss_family) == libc::AF_INET6)
-    }
-
-    fn set_up_family(fd: OwnedFd, v6: bool) -> io::Result<(Self, Option<&'static str>)> {
+    fn set_up(fd: OwnedFd, v6: bool) -> io::Result<(Self, Option<&'static str>)> {
         let made = Self { fd, v6, segmenting: AtomicBool::new(true) };
         // SAFETY: the calls take their arguments by value.
         check(unsafe {
@@ -103,14 +94,15 @@ impl Udp {
         made.set_receive_buffer(BUFFER_SIZE)?;
         made.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BUFFER_SIZE)
             .or_else(|_| made.set(libc::SOL_SOCKET, libc::SO_SNDBUF, BUFFER_SIZE))?;
-        // As in the kernel's WireGuard: routers on the way may fragment what is too large for them. A kernel that
-        // has no such option does so anyway.
+        // As in the kernel's WireGuard: routers may fragment what is too large for them. Kernels
+        // without the option allow that anyway.
         let _ = if v6 {
             made.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
         } else {
             made.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
         };
-        // A kernel that can't say which address a datagram came to chooses from which to answer.
+        // A kernel that can't report the address that a datagram was sent to chooses the source of
+        // the answer itself.
         let _ = if v6 {
             made.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
         } else {
@@ -121,7 +113,8 @@ impl Udp {
         Ok((made, lack))
     }
 
-    /// Have so many bytes of datagrams wait at most; less where the system's limit holds for us.
+    /// Limit the bytes of datagrams that may wait. The system's limit applies if we have no right
+    /// to exceed it.
     pub fn set_receive_buffer(&self, bytes: libc::c_int) -> io::Result<()> {
         self.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
             .or_else(|_| self.set(libc::SOL_SOCKET, libc::SO_RCVBUF, bytes))
@@ -137,16 +130,17 @@ impl Udp {
         self.fd.as_raw_fd()
     }
 
-    /// What it is bound to.
+    /// Return the address that the socket is bound to.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         address_of(&name_of(&self.fd)?.0).ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
     }
 
-    /// Take the messages that are there, [`Receiver::capacity`] at most.
+    /// Receive the messages that wait, at most [`MESSAGES`].
     pub fn receive(&self, into: &mut Receiver) -> io::Result<()> {
         into.messages.clear();
-        // SAFETY: headers, vectors, names and control buffers are plain bytes, and all zeros is one of their values.
-        // A control buffer that isn't zeroed would give an old segment size again.
+        // SAFETY: headers, vectors, names and control buffers are plain bytes, and all zeros is one
+        // of their values. A control buffer that isn't zeroed would report an old segment size
+        // again.
         let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { zeroed() };
         // SAFETY: as above.
         let mut names: [libc::sockaddr_storage; MESSAGES] = unsafe { zeroed() };
@@ -165,8 +159,8 @@ impl Udp {
             header.msg_controllen = size_of::<Control>();
         }
         let (first, flags) = (headers.as_mut_ptr(), libc::MSG_DONTWAIT);
-        // SAFETY: each header points to a name, a vector and a control buffer of its own, which outlive the call, and
-        // each vector to its own MESSAGE bytes of the buffer.
+        // SAFETY: each header points to its own name, vector and control buffer, which outlive the
+        // call. Each vector points to its own MESSAGE bytes of the buffer.
         let count = check(unsafe {
             libc::recvmmsg(self.fd(), first, MESSAGES as libc::c_uint, flags, std::ptr::null_mut())
         })?;
@@ -181,13 +175,13 @@ impl Udp {
         Ok(())
     }
 
-    /// Whether the kernel has cut every message so far.
+    /// Return whether the kernel is still trusted to cut messages.
     pub fn segments(&self) -> bool {
         self.segmenting.load(Ordering::Relaxed)
     }
 
-    /// The same as [`Self::send`], but where the kernel refuses the endpoint's address of ours, from one of its own
-    /// choice; says whether it was from the endpoint's.
+    /// Do the same as [`Self::send`]. But if the kernel refuses the endpoint's local address, let
+    /// it choose another. Also return whether the endpoint's own was used.
     pub fn send_from(
         &self,
         message: &[u8],
@@ -196,7 +190,8 @@ impl Udp {
         patience: Patience,
     ) -> (io::Result<Sent>, bool) {
         let sent = self.send(message, segment, endpoint, patience);
-        // Cutting may be refused for the address too: what went out datagram by datagram went out from it.
+        // The refusal to cut may be due to the address, too. But if the datagrams then went out one
+        // by one, they went out from it.
         match &sent {
             Err(error) if endpoint.local.is_some() && refuses_local(error) => {}
             _ => return (sent, true),
@@ -207,9 +202,9 @@ impl Udp {
         }
     }
 
-    /// Send `message` as datagrams of `segment` bytes, the last perhaps shorter, 64 at most.
+    /// Send `message` as at most 64 datagrams of `segment` bytes; the last one may be shorter.
     ///
-    /// Where the kernel refuses to cut the message it is sent datagram by datagram, none lost.
+    /// If the kernel refuses to cut the message, it is sent datagram by datagram, and none is lost.
     pub fn send(&self, message: &[u8], segment: usize, endpoint: Endpoint, patience: Patience) -> io::Result<Sent> {
         if message.len() <= segment {
             return self.send_message(message, None, endpoint, patience).map(|()| Sent::Whole);
@@ -219,7 +214,8 @@ impl Udp {
             match self.send_message(message, Some(segment as u16), endpoint, patience) {
                 Ok(()) => return Ok(Sent::Whole),
                 Err(error) => match error.raw_os_error() {
-                    // Not for this size on this path, or (EIO) the device can't at all.
+                    // EINVAL, EMSGSIZE: not for this size on this path. EIO: the device can't do it
+                    // at all.
                     Some(libc::EINVAL | libc::EMSGSIZE) => refused = Some(error),
                     Some(libc::EIO) => {
                         self.segmenting.store(false, Ordering::Relaxed);
@@ -235,8 +231,8 @@ impl Udp {
         Ok(refused.map_or(Sent::Whole, Sent::Singly))
     }
 
-    /// Send the first of these datagrams in one system call, as many as can go so; give how many that were. None
-    /// may be: then [`Self::send_from`] says what is against the first.
+    /// Send as many of the first datagrams as possible in one system call. Return how many were
+    /// sent. If that is none, [`Self::send_from`] reports why the first one fails.
     pub fn send_together(&self, transmits: &[Transmit]) -> usize {
         let mine = transmits.iter().take_while(|one| one.endpoint.remote.is_ipv6() == self.v6).take(MESSAGES);
         // SAFETY: headers are plain bytes, and all zeros is one of their values.
@@ -248,8 +244,8 @@ impl Udp {
             header.msg_hdr = letter.header;
             count += 1;
         }
-        // SAFETY: each header points into its own letter and to its own datagram; all of them outlive the call and
-        // stay where they are.
+        // SAFETY: each header points into its own letter and to its own datagram. All of them
+        // outlive the call and aren't moved.
         let sent = check(unsafe { libc::sendmmsg(self.fd(), headers.as_mut_ptr(), count, 0) });
         sent.map_or(0, |sent| sent as usize)
     }
@@ -282,208 +278,16 @@ impl Udp {
     }
 }
 
-/// What the kernel is told with a message: its header, and all that the header points to.
-pub struct Letter {
-    name: libc::sockaddr_storage,
-    vector: libc::iovec,
-    control: Control,
-    header: libc::msghdr,
-}
-
-impl Default for Letter {
-    fn default() -> Self {
-        // SAFETY: all of them are plain bytes, and all zeros is one of their values.
-        unsafe { zeroed() }
-    }
-}
-
-impl Letter {
-    /// Write it for `message`, to be cut into datagrams of `segment` bytes. What is given points into this letter and
-    /// to the message: neither may move or go before the kernel is done with it.
-    pub fn address(&mut self, message: &[u8], segment: Option<u16>, endpoint: Endpoint) -> *const libc::msghdr {
-        let name_size;
-        (self.name, name_size) = name_for(endpoint.remote);
-        self.vector = libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() };
-        // SAFETY: a msghdr is plain bytes, and all zeros is one of its values.
-        self.header = unsafe { zeroed() };
-        self.header.msg_name = (&raw mut self.name).cast();
-        self.header.msg_namelen = name_size;
-        self.header.msg_iov = &raw mut self.vector;
-        self.header.msg_iovlen = 1;
-        let mut used = 0;
-        if let Some(segment) = segment {
-            used = self.attach(used, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
-        }
-        match endpoint.local {
-            None => {}
-            // The route decides on the interface; a link-local address has it from the endpoint's scope.
-            Some(IpAddr::V4(v4)) => {
-                let address = libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) };
-                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: address };
-                used = self.attach(used, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
-            }
-            Some(IpAddr::V6(v6)) => {
-                let address = libc::in6_addr { s6_addr: v6.octets() };
-                let info = libc::in6_pktinfo { ipi6_addr: address, ipi6_ifindex: 0 };
-                used = self.attach(used, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
-            }
-        }
-        if used > 0 {
-            self.header.msg_control = (&raw mut self.control).cast();
-            self.header.msg_controllen = used;
-        }
-        &raw const self.header
-    }
-
-    /// Put a control message behind the `used` bytes of those before it; give how many are used then.
-    fn attach<T: Copy>(&mut self, used: usize, level: libc::c_int, kind: libc::c_int, value: T) -> usize {
-        let size = size_of::<T>() as libc::c_uint;
-        // SAFETY: the macros compute sizes alone.
-        let (space, length) = unsafe { (libc::CMSG_SPACE(size) as usize, libc::CMSG_LEN(size) as usize) };
-        assert!(used + space <= size_of::<Control>());
-        // SAFETY: CMSG_SPACE bytes from `used` on lie within `control`, as was just asserted, and begin at a multiple
-        // of eight, which is a cmsghdr's alignment: CMSG_SPACE gives such. The value lies where CMSG_DATA says.
-        unsafe {
-            let header = (&raw mut self.control).cast::<u8>().add(used).cast::<libc::cmsghdr>();
-            (*header).cmsg_level = level;
-            (*header).cmsg_type = kind;
-            (*header).cmsg_len = length;
-            libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
-        }
-        used + space
-    }
-}
-
-/// Buffers for receiving.
-pub struct Receiver {
-    /// Where messages lie.
-    pub buffer: Box<[u8]>,
-    /// What came last.
-    pub messages: Vec<Message>,
-}
-
-impl Default for Receiver {
-    fn default() -> Self {
-        Self { buffer: vec![0; MESSAGES * MESSAGE].into(), messages: Vec::with_capacity(MESSAGES) }
-    }
-}
-
-/// What the kernel said with a message.
-#[derive(Default)]
-pub struct Details {
-    /// The size of each datagram in it, if it merged some.
-    pub segment: Option<usize>,
-    /// Which address of ours it came to.
-    pub local: Option<IpAddr>,
-}
-
-impl Details {
-    /// Read the control messages of a header that the kernel has filled.
-    pub fn of(header: &libc::msghdr) -> Self {
-        let mut found = Self::default();
-        // SAFETY: the kernel has filled the control buffer that `header` points to, and its length; the macros stay
-        // within that length. UDP_GRO holds an int, IP_PKTINFO an in_pktinfo, IPV6_PKTINFO an in6_pktinfo.
-        unsafe {
-            let mut message = libc::CMSG_FIRSTHDR(header);
-            while !message.is_null() {
-                let data = libc::CMSG_DATA(message);
-                match ((*message).cmsg_level, (*message).cmsg_type) {
-                    (libc::SOL_UDP, libc::UDP_GRO) => {
-                        let size = data.cast::<libc::c_int>().read_unaligned();
-                        found.segment = usize::try_from(size).ok().filter(|size| *size > 0);
-                    }
-                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                        // Of a broadcast this is the address to answer from.
-                        let to = data.cast::<libc::in_pktinfo>().read_unaligned().ipi_spec_dst;
-                        found.local = local(Ipv4Addr::from(to.s_addr.to_ne_bytes()).into());
-                    }
-                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                        let to = data.cast::<libc::in6_pktinfo>().read_unaligned().ipi6_addr;
-                        found.local = local(Ipv6Addr::from(to.s6_addr).into());
-                    }
-                    _ => {}
-                }
-                message = libc::CMSG_NXTHDR(header, message);
-            }
-        }
-        found
-    }
-}
-
-/// An address that can be written from.
-fn local(address: IpAddr) -> Option<IpAddr> {
-    Some(address).filter(|one| !one.is_multicast() && !one.is_unspecified())
-}
-
-/// Whether a datagram may have been refused for the address of ours that it was to go out from.
+/// Return whether the kernel may have refused a datagram because of its local address.
 fn refuses_local(error: &io::Error) -> bool {
     let word = error.raw_os_error().unwrap_or_default();
     [libc::EINVAL, libc::EADDRNOTAVAIL, libc::ENODEV, libc::ENETUNREACH, libc::EHOSTUNREACH].contains(&word)
 }
 
-fn name_of(fd: &OwnedFd) -> io::Result<(libc::sockaddr_storage, libc::socklen_t)> {
-    // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values.
-    let mut name: libc::sockaddr_storage = unsafe { zeroed() };
-    let mut size = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-    // SAFETY: `name` has `size` bytes to write to.
-    check(unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut name).cast(), &raw mut size) })?;
-    Ok((name, size))
-}
-
-/// What the kernel calls an address, and how many bytes of it count.
-fn name_for(endpoint: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
-    // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values.
-    let mut name: libc::sockaddr_storage = unsafe { zeroed() };
-    let size = match endpoint {
-        SocketAddr::V4(v4) => {
-            let made = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: a sockaddr_storage is large enough and aligned for each family's address.
-            unsafe { (&raw mut name).cast::<libc::sockaddr_in>().write(made) };
-            size_of::<libc::sockaddr_in>()
-        }
-        SocketAddr::V6(v6) => {
-            let made = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: v6.port().to_be(),
-                sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
-                sin6_scope_id: v6.scope_id(),
-            };
-            // SAFETY: as above.
-            unsafe { (&raw mut name).cast::<libc::sockaddr_in6>().write(made) };
-            size_of::<libc::sockaddr_in6>()
-        }
-    };
-    (name, size as libc::socklen_t)
-}
-
-pub fn address_of(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    match libc::c_int::from(name.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: the family says that a sockaddr_in was written; a sockaddr_storage is aligned for it.
-            let v4 = unsafe { (&raw const *name).cast::<libc::sockaddr_in>().read() };
-            let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
-            Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
-        }
-        libc::AF_INET6 => {
-            // SAFETY: as above, a sockaddr_in6.
-            let v6 = unsafe { (&raw const *name).cast::<libc::sockaddr_in6>().read() };
-            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
-            Some(SocketAddrV6::new(ip, u16::from_be(v6.sin6_port), v6.sin6_flowinfo, v6.sin6_scope_id).into())
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::UdpSocket;
+    use std::net::{IpAddr, UdpSocket};
 
     fn pair(host: &str) -> (Udp, Udp, SocketAddr, SocketAddr) {
         let (one, other) = (UdpSocket::bind((host, 0)).unwrap(), UdpSocket::bind((host, 0)).unwrap());
