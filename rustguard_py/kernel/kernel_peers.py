@@ -52,8 +52,8 @@ class _Seen:
         tx_bytes: Bytes sent in total.
         heard: When the peer was last heard, as precisely as the readings allow.
         waiting: Since when something sent has had no answer, or None.
-        told: When `listeners.unanswered` was last called.
-        told_bytes: `tx_bytes` at that time.
+        reported: When `listeners.unanswered` was last called.
+        reported_bytes: `tx_bytes` at that time.
         rx_before: Bytes received before the peer was last put in again, which resets the kernel's counters.
         tx_before: The same for bytes sent.
     """
@@ -64,8 +64,8 @@ class _Seen:
     tx_bytes: int = 0
     heard: float | None = None
     waiting: float | None = None
-    told: float = 0.0
-    told_bytes: int = 0
+    reported: float = 0.0
+    reported_bytes: int = 0
     rx_before: int = 0
     tx_before: int = 0
 
@@ -269,12 +269,12 @@ class KernelPeers:
             seen.waiting = None
             return
         if seen.waiting is None:
-            seen.waiting = seen.told = now
-            seen.told_bytes = seen.tx_bytes - sent
+            seen.waiting = seen.reported = now
+            seen.reported_bytes = seen.tx_bytes - sent
         # With a session it was data that had no answer. The kernel starts a handshake only after that.
         alive = peer.session_began is not None and now - peer.session_began < REKEY_AFTER_TIME
         patience = REKEY_TIMEOUT + (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT if alive and not peer.attempts else 0.0)
-        if now - seen.told >= patience and seen.tx_bytes > seen.told_bytes:
-            seen.told, seen.told_bytes = now, seen.tx_bytes
+        if now - seen.reported >= patience and seen.tx_bytes > seen.reported_bytes:
+            seen.reported, seen.reported_bytes = now, seen.tx_bytes
             peer.attempts += 1
             listeners.unanswered(peer, peer.attempts)

@@ -49,7 +49,7 @@ def this_linux() -> Version | None:
 def why_unsafe(linux: Version | None) -> str | None:
     """Return in one sentence why threaded NAPI must stay off, or None if it is safe."""
     if linux is None:
-        return f"It can't be told from {os.uname().release!r} which Linux this is made of."
+        return f"The release {os.uname().release!r} doesn't tell which Linux version this kernel was built from."
     if linux >= SAFE_FROM:
         return None
     name = ".".join(map(str, linux))
