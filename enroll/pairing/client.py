@@ -31,17 +31,28 @@ from enum import Enum
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing import messages
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
-from rustguard_py.enroll.pairing.key_schedule import Keys, associated_data, channel_identifier, session_id, stretch
+from rustguard_py.enroll.pairing.key_schedule import (
+    Keys,
+    Opening,
+    associated_data,
+    channel_identifier,
+    session_id,
+    shared_secret,
+    stretch,
+)
 from rustguard_py.enroll.pairing.messages import (
     Admission,
     Challenge,
     Confirm,
     Details,
+    Forget,
     Hello,
     Result,
+    Revision,
     ShareC,
     ShareS,
     parse_outcome,
@@ -86,11 +97,13 @@ class Joined:
         admission: What it gave us; `admission.server_key` is its public key.
         preshared_key: For the WireGuard peer, 32 bytes.
         server: The socket address that answered.
+        forget: The datagram that takes the admission back, for a client that can't use it.
     """
 
     admission: Admission
     preshared_key: bytes = field(repr=False)
     server: Endpoint
+    forget: bytes = field(repr=False)
 
 
 class Failure(Enum):
@@ -104,6 +117,7 @@ class Failure(Enum):
     FULL = "the server's pool is full"
     REVOKED = "the server has revoked this key"
     INVITE_USED = "the invite has been used"
+    OTHER_REVISION = "the server speaks another revision of the pairing"
     INCOMPATIBLE = "the server's answer isn't understood"
 
 
@@ -165,6 +179,11 @@ _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
         "Ask whoever runs the server, or join with a new key.",
     ),
     Failure.INVITE_USED: (RefusedError, "This invite has been used already.", "Ask for another one."),
+    Failure.OTHER_REVISION: (
+        RefusedError,
+        "The server speaks another revision of the pairing, so one of the two programs is older.",
+        "Install the same version of rustguard on both machines; `rustguard --version` prints it.",
+    ),
     Failure.INCOMPATIBLE: (
         RefusedError,
         "The server's answer isn't understood, so it is probably newer than this program.",
@@ -212,13 +231,14 @@ class PairingClient:
 
     Args:
         token: As the person typed it.
-        public_key: Our WireGuard public key, 32 bytes.
+        private_key: Our WireGuard key, 32 bytes. The server learns the public half, and that we own it.
         name: What to be called, at most 45 bytes of printable UTF-8; "" leaves it to the server.
         random: Gives so many random bytes.
         now: Monotonic seconds.
         token_id: 0, or the number of an invite.
         expected: The fingerprint given with `--server`; case, spaces and dashes don't matter.
-        known_server: The server's public key kept from an earlier join.
+        known_server: The server's public key, 32 bytes, kept from an earlier join. An impostor without its private
+            half then can't test the token.
         stretching: `schedule.stretch`; called once for each server that answers, about 80 ms.
 
     Attributes:
@@ -231,7 +251,7 @@ class PairingClient:
     def __init__(
         self,
         token: str,
-        public_key: bytes,
+        private_key: bytes,
         name: str,
         random: Callable[[int], bytes],
         now: float,
@@ -242,7 +262,8 @@ class PairingClient:
         stretching: Callable[[str, bytes], bytes] = stretch,
     ) -> None:
         try:
-            self._details = Details(public_key, name).encode()
+            self._static = X25519PrivateKey.from_private_bytes(private_key)
+            self._details = Details(self._static.public_key().public_bytes_raw(), name).encode()
         except ValueError as error:
             raise UsageError(f"{name!r} can't be a name: {error}.", "Give another with --name.") from error
         self._token = token
@@ -251,6 +272,8 @@ class PairingClient:
         self._stretching = stretching
         self._expected = None if expected is None else parse_fingerprint(expected)
         self._known_server = known_server
+        self._ephemeral = X25519PrivateKey.from_private_bytes(random(32))
+        self._server_secret = b"" if known_server is None else shared_secret(self._ephemeral, known_server) or b""
         self._stretched: dict[bytes, bytes] = {}
         self._hello = Hello(random(messages.NONCE_SIZE), token_id)
         self._spare_challenges: list[tuple[Challenge, Endpoint]] = []
@@ -260,6 +283,7 @@ class PairingClient:
         self._transmits: deque[Transmit] = deque([Transmit(self._hello.encode(), None)])
         self._tries = 0
         self._deadline = now + self._interval()
+        self._other_revision: bytes | None = None
         self.outcome: Joined | Failed | None = None
 
     def poll_transmit(self) -> Transmit | None:
@@ -281,6 +305,8 @@ class PairingClient:
             self._handle_share_s(datagram, now)
         elif kind == messages.RESULT:
             self._handle_result(datagram, now)
+        else:
+            self._handle_revision(datagram)
 
     def handle_timeout(self, now: float) -> None:
         """Send again what stayed unanswered, or give up."""
@@ -288,9 +314,9 @@ class PairingClient:
             return
         denials = any(confirmation.denials for confirmation in self._confirmations)
         if self._confirmations and all(map(self._is_settled, self._confirmations)):
-            self._end(Failed(Failure.WRONG_TOKEN))
+            self._end(self._denied())
         elif self._tries >= (_RECHECKS if denials else self._retransmissions()):
-            self._end(Failed(Failure.WRONG_TOKEN if denials else self._silence()))
+            self._end(self._denied() if denials else Failed(self._silence()))
         else:
             self._tries += 1
             self._deadline = now + (_RECHECK_SECONDS if denials else self._interval())
@@ -298,17 +324,26 @@ class PairingClient:
 
     def _is_settled(self, confirmation: _Confirmation) -> bool:
         """Tell whether nothing but a wrong token explains the denials."""
-        server_id = confirmation.attempt.challenge.server_id
-        vouchers = sum(challenge.server_id == server_id for challenge, _ in self._challenges())
+        said = _said_by_server(confirmation.attempt.challenge)
+        vouchers = sum(_said_by_server(challenge) == said for challenge, _ in self._challenges())
         return confirmation.denied and confirmation.echoed and vouchers > 1
 
     def _challenges(self) -> list[tuple[Challenge, Endpoint]]:
         return [(attempt.challenge, attempt.server) for attempt in self._attempts] + self._spare_challenges
 
+    def _denied(self) -> Failed:
+        """The other end couldn't follow: it lacks the token, or the private key of the server that we know."""
+        if self._known_server is None:
+            return Failed(Failure.WRONG_TOKEN)
+        known = fingerprint(self._known_server)
+        return Failed(Failure.WRONG_TOKEN, f"Or it isn't the server joined before, whose fingerprint is {known}.")
+
     def _silence(self) -> Failure:
         if self._confirmations:
             return Failure.UNCONFIRMED
-        return Failure.IGNORED if self._attempts else Failure.SILENT
+        if self._attempts:
+            return Failure.IGNORED
+        return Failure.SILENT if self._other_revision is None else Failure.OTHER_REVISION
 
     def _retransmissions(self) -> int:
         return _PATIENT_RETRANSMISSIONS if self._attempts else RETRANSMISSIONS
@@ -347,13 +382,19 @@ class PairingClient:
 
         Another than those that denied: one whose SHARE_S has not come either may have been garbled elsewhere.
         """
-        denying = {confirmation.attempt.challenge.server_id for confirmation in self._confirmations}
+        denying = {_said_by_server(confirmation.attempt.challenge) for confirmation in self._confirmations}
         denied = all(confirmation.denials for confirmation in self._confirmations)
         for spare in self._spare_challenges:
-            if denied and spare[0].server_id not in denying:
+            if denied and _said_by_server(spare[0]) not in denying:
                 self._spare_challenges.remove(spare)
                 self._take_up(*spare)
                 return
+
+    def _handle_revision(self, datagram: bytes) -> None:
+        """Remember that a server of another revision answered: it says why nobody else does."""
+        message = Revision.parse(datagram)
+        if message is not None and hmac.compare_digest(message.nonce_c, self._hello.nonce_c):
+            self._other_revision = message.revision
 
     def _handle_challenge(self, datagram: bytes, source: Endpoint, now: float) -> None:
         challenge = Challenge.parse(datagram)
@@ -379,7 +420,9 @@ class PairingClient:
             challenge.epoch,
             challenge.cookie,
             self._token_id,
+            messages.KNOWS_SERVER if self._server_secret else 0,
             share.public,
+            self._ephemeral.public_key().public_bytes_raw(),
         )
         attempt = _Attempt(challenge, server, share, message.encode())
         self._attempts.append(attempt)
@@ -419,10 +462,11 @@ class PairingClient:
         return None
 
     def _confirm(self, message: ShareS, attempt: _Attempt) -> bool:
-        """Run our half of CPace and encapsulate; False for a share of low order or a key that isn't one."""
+        """Run our half of CPace and encapsulate; False for an invalid share or a key that isn't one."""
         challenge = attempt.challenge
         k = attempt.share.exchange(message.share)
-        if k is None:
+        client_secret = shared_secret(self._static, challenge.ephemeral)
+        if k is None or client_secret is None:
             return False
         try:
             ss, ct = MLKEM768PublicKey.from_public_bytes(message.ek).encapsulate()
@@ -432,8 +476,9 @@ class PairingClient:
         sid = challenge.nonce_c + challenge.nonce_s
         isk = intermediate_session_key(sid, k, attempt.share.public, ad, message.share, ad)
         transcript = self._hello.encode() + challenge.encode() + attempt.share_c + message.encode()
-        keys = Keys.derive(transcript, ct, isk, ss)
-        sealed = keys.seal_details(self._details)
+        opening = Opening.derive(transcript, ct, isk, ss, self._server_secret)
+        sealed = opening.seal_details(self._details)
+        keys = opening.keys(client_secret)
         confirm = Confirm(message.session, ct, sealed, keys.client_tag(sealed)).encode()
         self._confirmations.append(_Confirmation(attempt, message.session, keys, confirm))
         self._transmits.append(Transmit(confirm, attempt.server))
@@ -474,7 +519,9 @@ class PairingClient:
         if admission is None:
             return Failed(Failure.INCOMPATIBLE)
         wrong = wrong_server(admission.server_key, self._expected, self._known_server)
-        return wrong or Joined(admission, confirmation.keys.psk, confirmation.attempt.server)
+        session = confirmation.session
+        forget = Forget(session, confirmation.keys.forget_tag(session)).encode()
+        return wrong or Joined(admission, confirmation.keys.psk, confirmation.attempt.server, forget)
 
     def _end(self, outcome: Joined | Failed) -> None:
         self.outcome = outcome
@@ -484,6 +531,11 @@ class PairingClient:
         self._attempts.clear()
         self._spare_shares.clear()
         self._confirmations.clear()
+
+
+def _said_by_server(challenge: Challenge) -> tuple[bytes, int, bytes]:
+    """Return what a server says in every CHALLENGE of an epoch: two that agree on it weren't garbled on the way."""
+    return challenge.server_id, challenge.epoch, challenge.ephemeral
 
 
 def wrong_server(key: bytes, expected: str | None, known: bytes | None) -> Failed | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from hashlib import blake2s
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from rustguard_py.enroll.pairing.messages import COOKIE_SIZE
 from rustguard_py.model.endpoint import Endpoint
 
@@ -35,20 +37,25 @@ def source_of(source: Endpoint) -> str:
 
 
 class Cookies:
-    """Makes and checks cookies, as secrets come and go.
+    """Makes and checks cookies, as secrets come and go, and holds an ephemeral key for each secret.
 
     Args:
         random: Gives so many random bytes.
         now: Monotonic seconds.
+
+    Attributes:
+        epoch: Counts the secrets, modulo 2^32.
+        ephemeral: The X25519 key pair of this epoch.
     """
 
-    __slots__ = ("_born", "_previous", "_random", "_secret", "epoch")
+    __slots__ = ("_born", "_previous", "_random", "_secret", "ephemeral", "epoch")
 
     def __init__(self, random: Callable[[int], bytes], now: float) -> None:
         self._random = random
         self._born = now
         self._secret = random(32)
         self._previous: bytes | None = None
+        self.ephemeral = _ephemeral(self._secret)
         # Begins anywhere: counted from zero it would tell strangers how long we have been up.
         self.epoch = int.from_bytes(random(4), "little")
 
@@ -59,26 +66,37 @@ class Cookies:
             return
         self._previous = self._secret if passed == 1 else None
         self._secret = self._random(32)
+        self.ephemeral = _ephemeral(self._secret)
         self._born += passed * EPOCH
         self.epoch = self.epoch + passed & _EPOCH_MASK
 
     def make(self, source: Endpoint, nonce_c: bytes, nonce_s: bytes, token_id: int) -> bytes:
-        """Give the current epoch's cookie, 16 bytes."""
+        """Return the current epoch's cookie, 16 bytes."""
         return _cookie(self._secret, source, nonce_c, nonce_s, token_id)
+
+    def ephemeral_of(self, epoch: int) -> X25519PrivateKey | None:
+        """Return the ephemeral key of this epoch or the one before, None of any other."""
+        secret = self._secret_of(epoch)
+        return None if secret is None else _ephemeral(secret)
 
     def check(
         self, cookie: bytes, epoch: int, source: Endpoint, nonce_c: bytes, nonce_s: bytes, token_id: int
     ) -> bool:
-        """Tell whether we made this cookie, for these values, in this epoch or the one before."""
-        if epoch == self.epoch:
-            secret: bytes | None = self._secret
-        elif epoch == self.epoch - 1 & _EPOCH_MASK:
-            secret = self._previous
-        else:
-            return False
+        """Return whether we made this cookie, for these values, in this epoch or the one before."""
+        secret = self._secret_of(epoch)
         if secret is None:
             return False
         return hmac.compare_digest(cookie, _cookie(secret, source, nonce_c, nonce_s, token_id))
+
+    def _secret_of(self, epoch: int) -> bytes | None:
+        if epoch == self.epoch:
+            return self._secret
+        return self._previous if epoch == self.epoch - 1 & _EPOCH_MASK else None
+
+
+def _ephemeral(secret: bytes) -> X25519PrivateKey:
+    """Return the X25519 key that goes with an epoch's cookie secret: as fresh, and gone with it."""
+    return X25519PrivateKey.from_private_bytes(hmac.digest(secret, b"ephemeral", "sha256"))
 
 
 def _cookie(secret: bytes, source: Endpoint, nonce_c: bytes, nonce_s: bytes, token_id: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The six datagrams of an enrollment, and the JSON inside the last one (docs/enrollment.md).
+"""The datagrams of an enrollment, and the JSON inside a RESULT (docs/internals/enrollment.md).
 
 Every parser takes any bytes and returns a message or None: what is malformed is dropped without an answer, and
 nothing here raises on what came from the network. Encoding then parsing gives the same message, and the other
@@ -19,7 +19,10 @@ from typing import Any, ClassVar, Final, Self
 from rustguard_py.model.keys import KEY_SIZE
 from rustguard_py.state.records import PEER_NAME_LIMIT
 
-MAGIC: Final = b"RGE2"
+# What every datagram of ours begins with, and then the revision of the wire.
+PREFIX: Final = b"RGE"
+REVISION_BYTE: Final = b"3"
+MAGIC: Final = PREFIX + REVISION_BYTE
 MAX_DATAGRAM: Final = 1232
 NONCE_SIZE: Final = 16
 COOKIE_SIZE: Final = 16
@@ -38,8 +41,13 @@ SHARE_C: Final = 3
 SHARE_S: Final = 4
 CONFIRM: Final = 5
 RESULT: Final = 6
+FORGET: Final = 7
+REVISION: Final = 8
 
-_HEADERS = {kind: MAGIC + bytes([kind, 0, 0, 0]) for kind in (HELLO, CHALLENGE, SHARE_C, SHARE_S, CONFIRM, RESULT)}
+# Flags of SHARE_C: the client knows the server's key, and has keyed its tag with it.
+KNOWS_SERVER: Final = 1
+
+_HEADERS = {kind: MAGIC + bytes([kind, 0, 0, 0]) for kind in range(HELLO, REVISION + 1)}
 _KINDS = {header: kind for kind, header in _HEADERS.items()}
 _HEADER_SIZE = 8
 _RESULT_FIXED = _HEADER_SIZE + SESSION_SIZE + TAG_SIZE
@@ -47,8 +55,19 @@ MAX_RESULT_JSON: Final = (MAX_DATAGRAM - _RESULT_FIXED - SEAL_OVERHEAD) // RESUL
 
 
 def kind_of(datagram: bytes) -> int | None:
-    """Tell which of the six messages a datagram says it is, or None for none of them."""
+    """Return which message a datagram says it is, or None for none of this revision."""
     return _KINDS.get(datagram[:_HEADER_SIZE])
+
+
+def other_revision(datagram: bytes) -> bytes | None:
+    """Return the nonce_c, 16 bytes, of a HELLO of another revision of the wire; None for anything else.
+
+    Every revision begins a HELLO like this: `RGE`, its own byte, the type 1, three zeros, nonce_c.
+    """
+    header = datagram[:_HEADER_SIZE]
+    if len(datagram) < Revision.SIZE or not header.startswith(PREFIX) or header[3:4] == REVISION_BYTE:
+        return None
+    return datagram[_HEADER_SIZE : Revision.SIZE] if header[4:] == bytes([HELLO, 0, 0, 0]) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +81,7 @@ class Hello:
     token_id: int
 
     def encode(self) -> bytes:
-        """Give the datagram, 128 bytes."""
+        """Return the datagram, 128 bytes."""
         return self._LAYOUT.pack(_HEADERS[HELLO], self.nonce_c, self.token_id, b"")
 
     @classmethod
@@ -78,52 +97,31 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """2, server to client, 96 bytes. The server keeps nothing of it."""
+    """2, server to client, 124 bytes. The server keeps nothing of it.
 
-    SIZE: ClassVar = 96
-    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16s32s4s")
+    Attributes:
+        nonce_c: 16 bytes, the client's.
+        nonce_s: 16 bytes, the server's.
+        epoch: Counts the secrets that cookies are made with; 32 bits.
+        cookie: 16 bytes.
+        server_id: 32 bytes.
+        ephemeral: The server's X25519 public key of that epoch, 32 bytes.
+    """
+
+    SIZE: ClassVar = 124
+    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16s32s32s")
 
     nonce_c: bytes
     nonce_s: bytes
     epoch: int
     cookie: bytes
     server_id: bytes
+    ephemeral: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 96 bytes."""
+        """Return the datagram, 124 bytes."""
         return self._LAYOUT.pack(
-            _HEADERS[CHALLENGE], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.server_id, b""
-        )
-
-    @classmethod
-    def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
-        if len(datagram) != cls.SIZE:
-            return None
-        header, nonce_c, nonce_s, epoch, cookie, server_id, zeros = cls._LAYOUT.unpack(datagram)
-        if header != _HEADERS[CHALLENGE] or any(zeros):
-            return None
-        return cls(nonce_c, nonce_s, epoch, cookie, server_id)
-
-
-@dataclass(frozen=True, slots=True)
-class ShareC:
-    """3, client to server, 96 bytes: the challenge handed back with the client's CPace share Ya."""
-
-    SIZE: ClassVar = 96
-    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16sI32s")
-
-    nonce_c: bytes
-    nonce_s: bytes
-    epoch: int
-    cookie: bytes
-    token_id: int
-    share: bytes
-
-    def encode(self) -> bytes:
-        """Give the datagram, 96 bytes."""
-        return self._LAYOUT.pack(
-            _HEADERS[SHARE_C], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.token_id, self.share
+            _HEADERS[CHALLENGE], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.server_id, self.ephemeral
         )
 
     @classmethod
@@ -132,7 +130,58 @@ class ShareC:
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
-        return cls(*fields) if header == _HEADERS[SHARE_C] else None
+        return cls(*fields) if header == _HEADERS[CHALLENGE] else None
+
+
+@dataclass(frozen=True, slots=True)
+class ShareC:
+    """3, client to server, 132 bytes: the challenge handed back with the client's CPace share Ya.
+
+    Attributes:
+        nonce_c: 16 bytes, the client's.
+        nonce_s: 16 bytes, the server's.
+        epoch: The challenge's.
+        cookie: The challenge's, 16 bytes.
+        token_id: Which token, 0 for the one given to `serve`.
+        flags: `KNOWS_SERVER`, or 0.
+        share: Ya, 32 bytes.
+        ephemeral: The client's X25519 public key for this run, 32 bytes.
+    """
+
+    SIZE: ClassVar = 132
+    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16sII32s32s")
+
+    nonce_c: bytes
+    nonce_s: bytes
+    epoch: int
+    cookie: bytes
+    token_id: int
+    flags: int
+    share: bytes
+    ephemeral: bytes
+
+    def encode(self) -> bytes:
+        """Return the datagram, 132 bytes."""
+        return self._LAYOUT.pack(
+            _HEADERS[SHARE_C],
+            self.nonce_c,
+            self.nonce_s,
+            self.epoch,
+            self.cookie,
+            self.token_id,
+            self.flags,
+            self.share,
+            self.ephemeral,
+        )
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram, or return None."""
+        if len(datagram) != cls.SIZE:
+            return None
+        header, *fields = cls._LAYOUT.unpack(datagram)
+        message = cls(*fields)
+        return message if header == _HEADERS[SHARE_C] and message.flags in (0, KNOWS_SERVER) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +196,7 @@ class ShareS:
     ek: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 1,232 bytes."""
+        """Return the datagram, 1,232 bytes."""
         return self._LAYOUT.pack(_HEADERS[SHARE_S], self.session, self.share, self.ek)
 
     @classmethod
@@ -172,7 +221,7 @@ class Confirm:
     tag: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 1,232 bytes."""
+        """Return the datagram, 1,232 bytes."""
         return self._LAYOUT.pack(_HEADERS[CONFIRM], self.session, self.ct, self.sealed, self.tag)
 
     @classmethod
@@ -199,7 +248,7 @@ class Result:
     tag: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram."""
+        """Return the datagram."""
         return _HEADERS[RESULT] + self.session + self.sealed + self.tag
 
     @classmethod
@@ -212,6 +261,62 @@ class Result:
             return None
         body = _HEADER_SIZE + SESSION_SIZE
         return cls(datagram[_HEADER_SIZE:body], datagram[body:-TAG_SIZE], datagram[-TAG_SIZE:])
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """7, client to server, 48 bytes: take back what this session admitted, because the client can't use it.
+
+    Attributes:
+        session: 8 bytes.
+        tag: Proves that the client that was admitted sends it, 32 bytes.
+    """
+
+    SIZE: ClassVar = 48
+    _LAYOUT: ClassVar = struct.Struct("<8s8s32s")
+
+    session: bytes
+    tag: bytes
+
+    def encode(self) -> bytes:
+        """Return the datagram, 48 bytes."""
+        return self._LAYOUT.pack(_HEADERS[FORGET], self.session, self.tag)
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram, or return None."""
+        if len(datagram) != cls.SIZE:
+            return None
+        header, *fields = cls._LAYOUT.unpack(datagram)
+        return cls(*fields) if header == _HEADERS[FORGET] else None
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """8, server to client, 24 bytes: the answer to a HELLO of another revision. Its header names the server's own.
+
+    Attributes:
+        nonce_c: That HELLO's, 16 bytes.
+        revision: The byte after `RGE` in the header.
+    """
+
+    SIZE: ClassVar = _HEADER_SIZE + NONCE_SIZE
+
+    nonce_c: bytes
+    revision: bytes = REVISION_BYTE
+
+    def encode(self) -> bytes:
+        """Return the datagram, 24 bytes."""
+        return PREFIX + self.revision + bytes([REVISION, 0, 0, 0]) + self.nonce_c
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram of any revision, or return None."""
+        if len(datagram) != cls.SIZE or not datagram.startswith(PREFIX):
+            return None
+        if datagram[4:_HEADER_SIZE] != bytes([REVISION, 0, 0, 0]):
+            return None
+        return cls(datagram[_HEADER_SIZE:], datagram[3:4])
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +336,7 @@ class Details:
     flags: int = 0
 
     def encode(self) -> bytes:
-        """Give the 80 bytes.
+        """Return the 80 bytes.
 
         Raises:
             ValueError: The name is too long or not printable.
@@ -301,7 +406,7 @@ class Admission:
     tunnels: tuple[FurtherTunnel, ...] = ()
 
     def to_mapping(self) -> dict[str, Any]:
-        """Give what `encode_outcome` takes, status "ok" included."""
+        """Return what `encode_outcome` takes, status "ok" included."""
         further = [{"key": base64.b64encode(each.server_key).decode(), "port": each.port} for each in self.tunnels]
         return {
             "status": "ok",

@@ -34,12 +34,30 @@ from math import inf
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing import messages
 from rustguard_py.enroll.pairing.cookies import Cookies, Pace, SourcePaces, source_of
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
-from rustguard_py.enroll.pairing.key_schedule import Keys, associated_data, channel_identifier, session_id
-from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, ShareC, ShareS
+from rustguard_py.enroll.pairing.key_schedule import (
+    Keys,
+    Opening,
+    associated_data,
+    channel_identifier,
+    session_id,
+    shared_secret,
+)
+from rustguard_py.enroll.pairing.messages import (
+    Challenge,
+    Confirm,
+    Details,
+    Forget,
+    Hello,
+    Result,
+    Revision,
+    ShareC,
+    ShareS,
+)
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.state.records import GuessRecord
@@ -77,7 +95,7 @@ class Admit:
     Attributes:
         session: 8 bytes, for `answer` and `forget`.
         token_id: Which token, 0 for the one given to `serve`.
-        public_key: The client's WireGuard public key, 32 bytes.
+        public_key: The client's WireGuard public key, 32 bytes; it has proved that it owns it.
         name: What it wants to be called; printable, may be empty.
         preshared_key: The new peer's, 32 bytes.
         source: Where it is; proven by the cookie.
@@ -88,6 +106,19 @@ class Admit:
     public_key: bytes
     name: str
     preshared_key: bytes = field(repr=False)
+    source: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """The client can't use what it was given, and proved that it is the one: take the admission back.
+
+    Attributes:
+        public_key: The client's, 32 bytes.
+        source: Where it is.
+    """
+
+    public_key: bytes
     source: Endpoint
 
 
@@ -111,7 +142,7 @@ class Guessed:
     reply: Reply | None
 
 
-Output = Reply | Admit | Guessed
+Output = Reply | Admit | Forgotten | Guessed
 
 
 class _Phase(Enum):
@@ -147,6 +178,10 @@ class _Session:
     Attributes:
         opening: Messages 1 to 3; with `share_s` the transcript.
         share_c: Message 3 alone, under which the session is found again.
+        ephemeral: The server's key pair that the CHALLENGE named.
+        server_secret: X25519 of the server's static and the client's ephemeral key, or empty.
+        public_key: The client's, once it has proved that it owns it.
+        forget: The tag that takes the admission back, once it was answered.
         keys: Those of the CONFIRM that is being admitted.
         answered: That CONFIRM; after the answer its SHA-256.
         charged: The window in which this session was counted as a wrong guess.
@@ -162,11 +197,15 @@ class _Session:
     opening: bytes
     isk: bytes
     kem: _Kem
+    ephemeral: X25519PrivateKey
+    server_secret: bytes
     phase: _Phase
     expires: float = inf
     keys: Keys | None = None
     answered: bytes = b""
     result: bytes = b""
+    public_key: bytes = b""
+    forget: bytes = b""
     charged: int | None = None
     evaluations: int = 0
     denials: dict[bytes, bytes] | None = None
@@ -180,22 +219,30 @@ class PairingServer:
 
     Args:
         server_id: 32 random bytes that the state keeps.
+        private_key: The server's WireGuard key, 32 bytes.
         tokens: The stretched tokens (`schedule.stretch`) by their ids; read at each SHARE_C, so it may change.
         window: The pairing window; opened and closed by the caller, charged here.
         random: Gives so many random bytes.
         now: Monotonic seconds.
+
+    Attributes:
+        window: The same.
+        outdated: HELLOs of other revisions that were answered while the window was open.
     """
 
     def __init__(
         self,
         server_id: bytes,
+        private_key: bytes,
         tokens: Mapping[int, bytes],
         window: Window,
         random: Callable[[int], bytes],
         now: float,
     ) -> None:
         self.window = window
+        self.outdated = 0
         self._server_id = server_id
+        self._static = X25519PrivateKey.from_private_bytes(private_key)
         self._tokens = tokens
         self._random = random
         self._cookies = Cookies(random, now)
@@ -224,13 +271,15 @@ class PairingServer:
         kind = messages.kind_of(datagram)
         if kind == messages.CONFIRM:
             return self._handle_confirm(datagram, source, now)
+        if kind == messages.FORGET:
+            return self._handle_forget(datagram, source)
         if self._kem is None:
             return []
         if kind == messages.HELLO:
             return self._handle_hello(datagram, source, now)
         if kind == messages.SHARE_C:
             return self._handle_share_c(datagram, source, now, self._kem)
-        return []
+        return self._handle_other_revision(datagram, source, now)
 
     def answer(self, session: bytes, result: Mapping[str, Any], now: float) -> list[Output]:
         """Make the RESULT of an admission that is durable and live, or of a refusal.
@@ -253,6 +302,7 @@ class PairingServer:
         tag = waiting.keys.server_tag(waiting.answered, sealed)
         waiting.result = Result(session, sealed, tag).encode()
         waiting.answered = sha256(waiting.answered).digest()
+        waiting.forget = waiting.keys.forget_tag(session)
         waiting.keys = None
         waiting.isk = b""
         waiting.opening = b""
@@ -306,8 +356,16 @@ class PairingServer:
             return []
         nonce_s = self._random(messages.NONCE_SIZE)
         cookie = self._cookies.make(source, hello.nonce_c, nonce_s, hello.token_id)
-        challenge = Challenge(hello.nonce_c, nonce_s, self._cookies.epoch, cookie, self._server_id)
+        ephemeral = self._cookies.ephemeral.public_key().public_bytes_raw()
+        challenge = Challenge(hello.nonce_c, nonce_s, self._cookies.epoch, cookie, self._server_id, ephemeral)
         return [Reply(challenge.encode(), source)]
+
+    def _handle_other_revision(self, datagram: bytes, source: Endpoint, now: float) -> list[Output]:
+        nonce_c = messages.other_revision(datagram)
+        if nonce_c is None or not self._challenges.take(source_of(source), now):
+            return []
+        self.outdated += 1
+        return [Reply(Revision(nonce_c).encode(), source)]
 
     def _handle_share_c(self, datagram: bytes, source: Endpoint, now: float, kem: _Kem) -> list[Output]:
         message = ShareC.parse(datagram)
@@ -333,9 +391,22 @@ class PairingServer:
         return self._shares_by_source.take(origin, now) and self._shares.take(now)
 
     def _begin(self, message: ShareC, datagram: bytes, source: Endpoint, kem: _Kem) -> _Session | None:
-        """Run the server's half of CPace; None for a share of low order."""
+        """Run the server's half of CPace; None for an invalid share or ephemeral key."""
+        ephemeral = self._cookies.ephemeral_of(message.epoch)
+        server_secret: bytes | None = b""
+        if message.flags & messages.KNOWS_SERVER:
+            server_secret = shared_secret(self._static, message.ephemeral)
+        if ephemeral is None or server_secret is None:
+            return None
         hello = Hello(message.nonce_c, message.token_id)
-        challenge = Challenge(message.nonce_c, message.nonce_s, message.epoch, message.cookie, self._server_id)
+        challenge = Challenge(
+            message.nonce_c,
+            message.nonce_s,
+            message.epoch,
+            message.cookie,
+            self._server_id,
+            ephemeral.public_key().public_bytes_raw(),
+        )
         # An unknown token goes the same way as a known one, with a secret that nobody has.
         unknown = self._random(32)
         prs = self._tokens.get(message.token_id, unknown)
@@ -355,6 +426,8 @@ class PairingServer:
             opening=hello.encode() + challenge.encode() + datagram,
             isk=intermediate_session_key(sid, k, message.share, ad, share.public, ad),
             kem=kem,
+            ephemeral=ephemeral,
+            server_secret=server_secret,
             phase=_Phase.HALF_OPEN,
         )
 
@@ -380,10 +453,10 @@ class PairingServer:
             return [self._guessed(session, session.denials[digest])]
         if not self._may_evaluate(session, now):
             return []
-        keys = self._check(session, message)
-        if keys is None:
+        checked = self._check(session, message)
+        if checked is None:
             return [self._deny(session, digest, now)]
-        return self._admit(session, message, datagram, keys, now)
+        return self._admit(session, datagram, *checked, now)
 
     def _may_evaluate(self, session: _Session, now: float) -> bool:
         # Asked again here: many sessions may have been opened before the first one failed.
@@ -392,11 +465,27 @@ class PairingServer:
         session.evaluations += 1
         return session.evaluations <= _EVALUATIONS
 
-    def _check(self, session: _Session, message: Confirm) -> Keys | None:
-        """Derive the keys and check Ta; None when it is wrong."""
+    def _check(self, session: _Session, message: Confirm) -> tuple[Details, Keys] | None:
+        """Open the details, derive the keys and check Ta: the token is right, and the client owns its key."""
         ss = session.kem.private.decapsulate(message.ct)
-        keys = Keys.derive(session.opening + session.share_s(), message.ct, session.isk, ss)
-        return keys if hmac.compare_digest(keys.client_tag(message.sealed), message.tag) else None
+        transcript = session.opening + session.share_s()
+        opening = Opening.derive(transcript, message.ct, session.isk, ss, session.server_secret)
+        plaintext = opening.open_details(message.sealed)
+        details = None if plaintext is None else Details.parse(plaintext)
+        client_secret = None if details is None else shared_secret(session.ephemeral, details.public_key)
+        if details is None or client_secret is None:
+            return None
+        keys = opening.keys(client_secret)
+        return (details, keys) if hmac.compare_digest(keys.client_tag(message.sealed), message.tag) else None
+
+    def _handle_forget(self, datagram: bytes, source: Endpoint) -> list[Output]:
+        message = Forget.parse(datagram)
+        session = None if message is None else self._phases[_Phase.FINISHED].get(message.session)
+        if message is None or session is None or session.source != source:
+            return []
+        if not hmac.compare_digest(session.forget, message.tag):
+            return []
+        return [Forgotten(session.public_key, source)]
 
     def _deny(self, session: _Session, digest: bytes, now: float) -> Guessed:
         if session.charged is None:
@@ -414,10 +503,8 @@ class PairingServer:
         reply = None if denial is None else Reply(denial, session.source)
         return Guessed(self.window.record, session.token_id, session.source, reply)
 
-    def _admit(self, session: _Session, message: Confirm, datagram: bytes, keys: Keys, now: float) -> list[Output]:
-        plaintext = keys.open_details(message.sealed)
-        details = None if plaintext is None else Details.parse(plaintext)
-        if details is None or session.nonce_c in self._runs:
+    def _admit(self, session: _Session, datagram: bytes, details: Details, keys: Keys, now: float) -> list[Output]:
+        if session.nonce_c in self._runs:
             return []
         outputs: list[Output] = []
         if session.charged is not None:
@@ -426,6 +513,7 @@ class PairingServer:
                 outputs.append(self._guessed(session, None))
             session.charged = None
         session.keys = keys
+        session.public_key = details.public_key
         session.answered = datagram
         self._runs[session.nonce_c] = session
         self._move(session, _Phase.ADMITTING, now)

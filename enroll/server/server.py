@@ -139,7 +139,8 @@ class Server:
         """Let in who knows this token while the window is open. Takes a tenth of a second, in a thread."""
         loop = asyncio.get_running_loop()
         prs = await loop.run_in_executor(None, stretch, token, self.state.server_id)
-        self._pairing = PairingServer(self.state.server_id, {0: prs}, self.window, os.urandom, now())
+        state = self.state
+        self._pairing = PairingServer(state.server_id, state.private_key, {0: prs}, self.window, os.urandom, now())
 
     async def resume_window(self, seconds: float) -> None:
         """Open the window at the start, or leave it closed and say why."""
