@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from rustguard_py.cli.secret import find_token, read_token
-from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
+from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
 from rustguard_py.data_path import DataPath
 
 
@@ -30,6 +30,7 @@ from rustguard_py.data_path import DataPath
 @click.option("--daemon", is_flag=True, help="Go to the background once connected or trying.")
 @click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
 @data_path_options
+@log_level_option("info")
 @state_option
 def command(
     server: str | None,
