@@ -60,6 +60,7 @@ check: .venv/.check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy -p rustguard_py
+	@$(BIN)/mypy tests bench
 	@$(CARGO) fmt --check
 	@$(CARGO) clippy --locked --all-targets -q -- -D warnings
 
@@ -88,7 +89,7 @@ wheel: .venv/.demo
 	@touch $@
 
 .venv/.check: $(SOURCES) scripts/venv
-	@scripts/venv check
+	@scripts/venv check test bench
 	@touch $@
 
 .venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian

@@ -23,7 +23,7 @@ from pathlib import Path
 from rustguard_py.data_path import DataPath
 from rustguard_py.engine import choose
 from rustguard_py.model.clock import now
-from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.planes.contract import EventfulPlane, Keypair
 from rustguard_py.planes.offload import wanted_gso_segments
 from rustguard_py.system.interface import Layout, set_up
@@ -97,7 +97,7 @@ def _idle(engine: str, peers: int, seconds: float) -> None:
 
     def add(numbers: range) -> None:
         for peer in numbers:
-            networks = [IPv4Network(address("client", peer)), IPv6Network((0xFD << 120 | peer, 128))]
+            networks: list[Network] = [IPv4Network(address("client", peer)), IPv6Network((0xFD << 120 | peer, 128))]
             plane.set_peer(peer, ("127.0.0.1", 9), networks, 0)
             for initiator in (True, True, False):
                 index = plane.reserve_index(peer)

@@ -13,6 +13,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class InMemory:
         self.transport = Transport(public_key, emit=self.events.append)
         self.now = 1000.0
         self.reserve_index = self.transport.reserve_index
+        self.set_public_key = self.transport.set_public_key
         self.remove_peer = self.transport.remove_peer
         self.set_endpoint = self.transport.set_endpoint
         self.erase_keypairs = self.transport.erase_keypairs
@@ -45,8 +47,10 @@ class InMemory:
         self.send = self.transport.send
         self.stats = self.transport.stats
 
-    def set_peer(self, peer: int, endpoint: Endpoint | None, allowed: tuple[Network, ...], keepalive: int) -> None:
-        self.transport.set_peer(peer, endpoint, allowed, keepalive, self.now)
+    def set_peer(
+        self, peer: int, endpoint: Endpoint | None, allowed_ips: Sequence[Network], persistent_keepalive: int
+    ) -> None:
+        self.transport.set_peer(peer, endpoint, allowed_ips, persistent_keepalive, self.now)
 
     def install_keypair(self, peer: int, keypair: Keypair) -> None:
         self.transport.install_keypair(peer, keypair, self.now)

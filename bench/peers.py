@@ -20,7 +20,7 @@ from pathlib import Path
 
 from process import cpu_seconds, resident_mib
 
-from rustguard_py.cli.demo import Machine
+from rustguard_py.cli.machine import Machine
 from rustguard_py.lab.hosts import Host, Lab
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.keys import generate_private_key

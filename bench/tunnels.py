@@ -133,7 +133,15 @@ def why_not(engine: str) -> str:
 
 def spread(flows: int, sets: int) -> list[dict[str, Any]]:
     """What `spread.py` says of so many flows: the kernel's hash beside chance."""
-    argv = [sys.executable, HERE / "spread.py", "--flows", str(flows), "--sets", str(sets), "--json"]
+    argv: list[str | Path] = [
+        sys.executable,
+        HERE / "spread.py",
+        "--flows",
+        str(flows),
+        "--sets",
+        str(sets),
+        "--json",
+    ]
     rows: list[dict[str, Any]] = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout)
     return rows
 

@@ -1,4 +1,4 @@
-"""The group of all verbs, and what an error looks like: message and mend on stderr, exit code by its class."""
+"""The group of all verbs, and what an error looks like: message and fix on stderr, exit code by its class."""
 
 from __future__ import annotations
 
@@ -134,9 +134,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def report(error: RustGuardError) -> None:
-    """Say an error and its mend on stderr."""
+    """Say an error and its fix on stderr."""
     click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {error.message}", err=True)
-    for line in error.mend.splitlines():
+    for line in error.fix.splitlines():
         click.echo(f"  {line}", err=True)
 
 

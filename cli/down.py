@@ -49,7 +49,9 @@ def _end(socket: Path) -> None:
     while listens(socket) and time.monotonic() < deadline:
         time.sleep(0.01)
     if answer["failed"]:
-        raise RustGuardError(" ".join(answer["failed"]), "All else is taken back. Correct those lines of the file.")
+        raise RustGuardError(
+            " ".join(answer["failed"]), "Everything else is undone. Correct those lines of the file."
+        )
 
 
 def _repair(directory: Path) -> bool:

@@ -14,7 +14,7 @@ from rustguard_py.model.errors import RustGuardError
 # 32 bytes in base64.
 KEY_LENGTH = 44
 _WHITE_SPACE = b" \t\n\v\f\r\0"
-_MEND = "Give the private key as `rustguard genkey` prints it: 44 characters of base64."
+_FIX = "Give the private key as `rustguard genkey` prints it: 44 characters of base64."
 
 
 @click.command(
@@ -42,8 +42,8 @@ def parse_key(text: bytes) -> bytes:
         key = b""
     # Bits beyond the 32 bytes must be zero, so that each key has one spelling.
     if len(key) != 32 or base64.b64encode(key) != encoded:
-        raise RustGuardError("Key is not the correct length or format.", _MEND)
+        raise RustGuardError("Key is not the correct length or format.", _FIX)
     # wg takes zero bytes for white space.
     if rest.strip(_WHITE_SPACE):
-        raise RustGuardError("Trailing characters found after key.", _MEND)
+        raise RustGuardError("Trailing characters found after key.", _FIX)
     return key

@@ -24,7 +24,7 @@ WEAK_CHARACTERS = 4
 _STANDARD_INPUT = "-"
 _SUDO_VARIABLE = "SUDO_COMMAND"
 _MASK = b"***"
-_MEND = f"Give it with --token-file FILE, {VARIABLE}, or on standard input (`{OPTION} -`)."
+_FIX = f"Give it with --token-file FILE, {VARIABLE}, or on standard input (`{OPTION} -`)."
 # proc(5), /proc/PID/stat, counted from the field behind the command's name: arg_start, arg_end, env_start, env_end.
 _MEMORY_FIELDS = slice(45, 49)
 
@@ -67,7 +67,7 @@ def find_token(token_option: str | None, token_file: Path | None) -> str | None:
     if token_option is not None:
         wipe_arguments()
         sudo = "; sudo's own line still shows it" if _SUDO_VARIABLE in os.environ else ""
-        _warn(f"A token on the command line lies in the shell's history, and was in the process list{sudo}. {_MEND}")
+        _warn(f"A token on the command line lies in the shell's history, and was in the process list{sudo}. {_FIX}")
         return check_token(token_option)
     if token_file is not None:
         return check_token(_from_file(token_file))
@@ -82,7 +82,7 @@ def check_token(token: str) -> str:
     """
     token = unicodedata.normalize("NFC", token)
     if not token.strip():
-        raise UsageError("The token is empty.", _MEND)
+        raise UsageError("The token is empty.", _FIX)
     if len(token) > MAX_LENGTH:
         raise UsageError(f"The token is longer than {MAX_LENGTH} characters.", "A few random words are enough.")
     if any(unicodedata.category(character) in {"Cc", "Cs"} for character in token):
@@ -182,7 +182,7 @@ def _from_file(path: Path) -> str:
             status = os.fstat(file.fileno())
             content = file.read(4 * MAX_LENGTH + 2)
     except OSError as error:
-        raise UsageError(f"The token file {path} can't be read: {error.strerror}.", _MEND) from error
+        raise UsageError(f"The token file {path} can't be read: {error.strerror}.", _FIX) from error
     if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
         _warn(f"Others may read {path}: chmod 600 {quote(str(path))}")
     return _one_line(content, str(path))

@@ -1,4 +1,4 @@
-"""`rustguard-wg`: what wg-quick(8) starts where the kernel has no WireGuard."""
+"""`rustguard-wg`: the user-space WireGuard that wg-quick(8) starts where the kernel has none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LEVELS = {"silent": logging.CRITICAL + 1, "error": logging.WARNING, "verbose": 
             "sudo WG_QUICK_USERSPACE_IMPLEMENTATION=rustguard-wg wg-quick up wg0",
             "wg-quick's own file, where the kernel has no WireGuard",
         ),
-        ("sudo ip link delete wg0", "the end; or remove /var/run/wireguard/wg0.sock"),
+        ("sudo ip link delete wg0", "stop it; or remove /var/run/wireguard/wg0.sock"),
     ],
 )
 @click.version_option(__version__, "--version", "-v", prog_name="rustguard-wg")
@@ -42,7 +42,7 @@ def command(foreground: bool, interface: str) -> None:
     """Make a WireGuard interface in user space, for wg(8) and wg-quick(8) to set up.
 
     Variables: LOG_LEVEL (silent, error, verbose, debug), RUSTGUARD_ENGINE (native, portable), WG_TUN_FD and
-    WG_UAPI_FD (descriptors to use in place of making interface and socket).
+    WG_UAPI_FD (descriptors of an existing interface and socket to use).
     """
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.conf_files import interface_of
@@ -65,7 +65,7 @@ def command(foreground: bool, interface: str) -> None:
 def _engine() -> Engine:
     from rustguard_py import engine
 
-    # The kernel's WireGuard needs no program in its place.
+    # The kernel's WireGuard needs no program, so `auto` and `kernel` mean the fastest of our own engines.
     fastest = "native" if engine.has_native() else "portable"
     wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
     return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted))
@@ -89,12 +89,12 @@ def _descriptor(variable: str) -> int | None:
     if not given:
         return None
     if not given.isdecimal():
-        raise UsageError(f"{variable} must be a descriptor's number.", f"Unset it: unset {variable}")
+        raise UsageError(f"{variable} must be the number of a descriptor.", f"Unset it: unset {variable}")
     return int(given)
 
 
 def main() -> NoReturn:
-    """Be the program."""
+    """Run the program."""
     try:
         command.main(sys.argv[1:], prog_name="rustguard-wg", standalone_mode=False)
     except click.ClickException as error:

@@ -30,14 +30,23 @@ from rustguard_py.tunnel import Tunnel
 log = logging.getLogger(__name__)
 
 
-def check_interface(name: str, engine: Engine) -> None:
-    """Refuse where no interface of that name can be made."""
+def check_interface(name: str, engine: Engine, if_taken: str = "Choose another: --interface NAME") -> None:
+    """Check that an interface of this name can be made.
+
+    Args:
+        name: Of the interface.
+        engine: The engine that will run it.
+        if_taken: What to do if there is one of that name already, for the error.
+
+    Raises:
+        RustGuardError: It can't.
+    """
     if not 0 < len(name.encode()) <= NAME_LIMIT:
         raise UsageError(f"{name!r} can't name an interface.", f"Use a name of 1 to {NAME_LIMIT} bytes.")
     if not engine.in_kernel:
         require_tun()
     if interface_exists(name):
-        raise RefusedError(f"There is an interface {name} already.", "Choose another: --interface NAME")
+        raise RefusedError(f"There is an interface {name} already.", if_taken)
 
 
 def bind(stack: AsyncExitStack, port: int) -> list[socket.socket]:
@@ -171,12 +180,12 @@ async def answer(stack: AsyncExitStack, directory: Path, handlers: Mapping[str, 
     stack.push_async_callback(control.close)
 
 
-def stop_on_signals(stopped: asyncio.Event) -> None:
-    """Have SIGTERM, SIGINT and SIGHUP (the terminal was closed) set what ends the program in good order."""
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` on SIGTERM, SIGINT and SIGHUP (the terminal was closed), so that the program ends in good order."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # Ignored from the start is what `nohup` and a shell's `&` ask for.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 async def until_stopped(tunnel: AnyTunnel) -> None:

@@ -127,7 +127,7 @@ def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[s
 def broken(tunnels: Sequence[AnyTunnel]) -> list[str]:
     """Warn of each tunnel that broke while others go on."""
     return [
-        f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart mends it."
+        f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart fixes it."
         for place, tunnel in enumerate(tunnels)
         if tunnel.fault is not None
     ]

@@ -198,8 +198,8 @@ class Sysctl:
         try:
             self._path.write_text(self.value)
         except OSError as error:
-            mend = "Run as root; in a container, have it set from outside."
-            raise RustGuardError(f"{self.name} can't be set: {error.strerror}.", mend) from error
+            fix = "Run as root; in a container, have it set from outside."
+            raise RustGuardError(f"{self.name} can't be set: {error.strerror}.", fix) from error
 
     def undo(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `Step`."""

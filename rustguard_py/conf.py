@@ -2,7 +2,7 @@
 
 What wg and wg-quick take is taken: keys in any case, comments, lists with commas, a scalar given twice (the last
 counts), keys that may come more than once. What they would refuse, or pass over in silence, is an error that names
-the line and what mends it.
+the line and what fixes it.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def parse(text: str, where: str = "the file", tables: Mapping[str, int] = TABLES
         tables: Routing tables by name.
 
     Raises:
-        UsageError: Something in it can't be meant; which line, and what mends it.
+        UsageError: Something in it can't be meant; which line, and what fixes it.
     """
     reader = _Reader(where, tables)
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
@@ -245,8 +245,8 @@ class _Reader:
             self._refuse(f"{key} belongs into {elsewhere}, and this is {section}", f"Move it below {elsewhere}.")
         spelled = {name.lower(): name for name in _SPELLED}
         close = get_close_matches(key.lower(), own, 1, 0.7)
-        mend = f"Did you mean {spelled[close[0]]}?" if close else "Take it out: neither wg nor wg-quick has it."
-        self._refuse(f"{section} has no key {key}", mend)
+        fix = f"Did you mean {spelled[close[0]]}?" if close else "Take it out: neither wg nor wg-quick has it."
+        self._refuse(f"{section} has no key {key}", fix)
 
     def _peer(self, given: dict[str, Any]) -> Peer:
         if "public_key" not in given:
@@ -254,9 +254,9 @@ class _Reader:
             self._refuse("this [Peer] has no PublicKey", "Ask its owner: `wg show INTERFACE public-key` there.")
         return Peer(**given)
 
-    def _refuse(self, what: str, mend: str) -> NoReturn:
+    def _refuse(self, what: str, fix: str) -> NoReturn:
         place = f"{self._where}, line {self._line}" if self._line else self._where
-        raise UsageError(f"{place}: {what}.", mend)
+        raise UsageError(f"{place}: {what}.", fix)
 
     # -- values
 
@@ -323,8 +323,8 @@ class _Reader:
         key = self._key("PublicKey", value)
         for peer in self._peers[:-1]:
             if peer.get("public_key") == key:
-                mend = "Put all that belongs to it into one section: one of the two would be lost."
-                self._refuse(f"the peer {value[:8]}… is there already, at line {peer['line']}", mend)
+                fix = "Put all that belongs to it into one section: one of the two would be lost."
+                self._refuse(f"the peer {value[:8]}… is there already, at line {peer['line']}", fix)
         to["public_key"] = key
         to["line"] = self._line
 
@@ -333,8 +333,8 @@ class _Reader:
 
     def _allowed_ips(self, to: dict[str, Any], value: str) -> None:
         if signed := [each for each in _words(value) if each[0] in "+-"]:
-            mend = "Write all networks of this peer, without signs: only `wg set` adds to those that it has."
-            self._refuse(f"AllowedIPs = {signed[0]} begins with a sign", mend)
+            fix = "Write all networks of this peer, without signs: only `wg set` adds to those that it has."
+            self._refuse(f"AllowedIPs = {signed[0]} begins with a sign", fix)
         networks = (
             self._parsed(lambda text: ip_network(text, strict=False), "AllowedIPs", each, "10.0.0.0/24 or ::/0")
             for each in _words(value)
@@ -345,14 +345,14 @@ class _Reader:
         host, colon, port = value.rpartition(":")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
-        mend = "Write it like vpn.example:51820, 192.0.2.1:51820 or [2001:db8::1]:51820."
+        fix = "Write it like vpn.example:51820, 192.0.2.1:51820 or [2001:db8::1]:51820."
         if not colon or not host or value.endswith("]"):
-            self._refuse(f"Endpoint = {value} has no port", mend)
+            self._refuse(f"Endpoint = {value} has no port", fix)
         if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-            self._refuse(f"Endpoint = {value}: {port or 'nothing'} is no port", mend)
+            self._refuse(f"Endpoint = {value}: {port or 'nothing'} is no port", fix)
         given = HostPort(host, int(port))
         if given.is_name and (_HOST.fullmatch(host) is None or re.fullmatch(r"[0-9.]+", host)):
-            self._refuse(f"Endpoint = {value}: {host} is neither a name nor an address", mend)
+            self._refuse(f"Endpoint = {value}: {host} is neither a name nor an address", fix)
         to["endpoint"] = given
 
     def _keepalive(self, to: dict[str, Any], value: str) -> None:

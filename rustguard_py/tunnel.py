@@ -109,8 +109,8 @@ class Tunnel:
         if not fatal:
             log.warning("%s", message)
             return
-        mend = "Start again. Did something else remove the interface? If not, and if it persists, report it."
-        self.fault = RustGuardError(f"The data plane stopped: {message}", mend)
+        fix = "Start again. Did something else remove the interface? If not, and if it persists, report it."
+        self.fault = RustGuardError(f"The data plane stopped: {message}", fix)
         self.stopped.set()
 
     def _report(self) -> None:

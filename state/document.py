@@ -86,7 +86,7 @@ class Document:
         """Give the data last saved, or None where nothing ever was.
 
         Raises:
-            StateError: The file can't be trusted or read, or it is gone while a copy of it is there. The mend names
+            StateError: The file can't be trusted or read, or it is gone while a copy of it is there. The fix names
                 the command that goes back to a copy that verifies.
         """
         found: tuple[int, dict[str, object]] | None = None

@@ -12,7 +12,7 @@ from shlex import quote
 
 from rustguard_py.model.errors import StateError
 
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "Free some space on the filesystem of {directory}.",
     errno.EDQUOT: "Free some space on the filesystem of {directory}, or have the quota raised.",
     errno.EIO: "Check the disk under {directory}: `dmesg` says more.",
@@ -88,9 +88,9 @@ def unusable(action: str, path: Path, error: OSError) -> StateError:
         path: The file or directory.
         error: What the kernel answered.
     """
-    mend = _MENDS.get(error.errno or 0, "Choose another directory with --state.")
+    fix = _FIXES.get(error.errno or 0, "Choose another directory with --state.")
     reason = error.strerror or type(error).__name__
-    return StateError(f"{path} can't be {action}: {reason}.", mend.format(directory=path.parent))
+    return StateError(f"{path} can't be {action}: {reason}.", fix.format(directory=path.parent))
 
 
 def make_directory(files: Files, directory: Path) -> None:

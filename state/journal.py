@@ -47,7 +47,7 @@ class TimestampJournal:
         self._descriptor: int | None = None
         self._end = 0
         self._bad = 0
-        # What is in memory isn't all in the file, or the disk has lost some of it: only rewriting it mends that.
+        # What is in memory isn't all in the file, or the disk has lost some of it: only rewriting it fixes that.
         self._dirty = False
         self._writing = threading.Lock()
         self._syncing = threading.Lock()

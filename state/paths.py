@@ -147,7 +147,7 @@ def running() -> list[Candidate]:
 
     Nothing is made, and a directory, socket or marker that another user could have put there is left out.
     """
-    owners = {_SYSTEM_RUNTIME: 0, _runtime_path(): os.geteuid()}
+    owners = {_system_runtime_path(): 0, _runtime_path(): os.geteuid()}
     found = set()
     for directory, owner in owners.items():
         with suppress(OSError):
@@ -168,12 +168,17 @@ def _runtime_path() -> Path:
     if named is not None:
         return named.expanduser().absolute()
     if os.geteuid() == 0:
-        return _SYSTEM_RUNTIME
+        return _system_runtime_path()
     from platformdirs import user_runtime_path
 
     # It warns of a user without $XDG_RUNTIME_DIR (sudo -u, cron): a folder is chosen all the same, and checked by us.
     with warnings.catch_warnings(action="ignore"):
         return user_runtime_path("rustguard", appauthor=False)
+
+
+def _system_runtime_path() -> Path:
+    # RUSTGUARD_SYSTEM_RUNTIME keeps the daemons of this machine out of sight of the tests and of what they start.
+    return (_from_environment("RUSTGUARD_SYSTEM_RUNTIME") or _SYSTEM_RUNTIME).absolute()
 
 
 def _from_environment(variable: str) -> Path | None:

@@ -64,7 +64,8 @@ def decode(line: bytes) -> dict[str, Any]:
 def error_document(error: RustGuardError) -> dict[str, str]:
     """Say an error on the wire."""
     kind = next(name for cls in type(error).__mro__ for name, known in KINDS.items() if known is cls)
-    return {"kind": kind, "message": error.message, "mend": error.mend}
+    # The key keeps its old name, because older daemons and commands know it by that.
+    return {"kind": kind, "message": error.message, "mend": error.fix}
 
 
 def error_from(document: Any) -> RustGuardError:

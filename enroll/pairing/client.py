@@ -120,9 +120,9 @@ class Failed:
     detail: str = ""
 
     def error(self) -> RustGuardError:
-        """Make the error that tells a person what happened and what mends it."""
-        kind, message, mend = _ERRORS[self.failure]
-        return kind(f"{message} {self.detail}".rstrip(), mend)
+        """Make the error that tells a person what happened and what fixes it."""
+        kind, message, fix = _ERRORS[self.failure]
+        return kind(f"{message} {self.detail}".rstrip(), fix)
 
 
 _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {

@@ -102,7 +102,7 @@ class Server:
 
     def begin(self) -> None:
         """Put the peers in, greet them, and serve until a signal or a fault stops it."""
-        stop_on_signals(self.stopped)
+        stop_on_signals(self.stopped.set)
         for record in self.state.peers.values():
             self.put_in(record, with_endpoint=True)
         for tunnel in self.tunnels:

@@ -1,4 +1,4 @@
-//! Sets `avx512` where the compiler has the intrinsics for the lanes: x86-64, from Rust 1.89 on.
+//! Sets `avx512` if the compiler has the intrinsics for the lanes: x86-64, from Rust 1.89 on.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

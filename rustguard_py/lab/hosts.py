@@ -147,8 +147,9 @@ class Host:
             start_new_session=True,
         )
         self.pid = self._holder.pid
-        # A host without a /run of its own puts nothing where this machine's wg(8) looks.
-        self._environment = {"PATH": _PATH, **({} if own_run else {"RUSTGUARD_WG_SOCKETS": ""})}
+        # A host with a /run of its own looks there alone; one without puts nothing where this machine's wg(8) looks.
+        unset = ("RUSTGUARD_RUNTIME", "RUSTGUARD_SYSTEM_RUNTIME") if own_run else ("RUSTGUARD_WG_SOCKETS",)
+        self._environment = {"PATH": _PATH, **dict.fromkeys(unset, "")}
         self._enter = ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
         if own_run:
             # Entering a mount namespace lands at its root: go back to where the caller is.

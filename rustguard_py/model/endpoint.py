@@ -45,6 +45,11 @@ def plain(endpoint: Endpoint) -> Endpoint:
     return cast(Endpoint, tuple(endpoint)) if isinstance(endpoint, _Heard) else endpoint
 
 
+def with_port(endpoint: Endpoint, port: int) -> Endpoint:
+    """Return another UDP port at the same address."""
+    return (endpoint[0], port, *endpoint[2:])
+
+
 def is_same(one: Endpoint | None, other: Endpoint | None) -> bool:
     """Say whether two endpoints are one, their addresses of ours included."""
     return one is other or (one == other and local_of(one) == local_of(other))

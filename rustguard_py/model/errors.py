@@ -1,4 +1,4 @@
-"""Every error a user can meet: what happened, and the command or change that mends it."""
+"""Every error a user can meet: what happened, and the command or change that fixes it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ class RustGuardError(Exception):
 
     Args:
         message: What happened and why that is likely, one or two sentences, no secret in it.
-        mend: What to run or change to mend it; empty where there is nothing to do.
+        fix: What to run or change to fix it; empty where there is nothing to do.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, mend: str = "") -> None:
+    def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.fix = fix
 
 
 class UsageError(RustGuardError):

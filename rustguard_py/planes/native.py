@@ -159,7 +159,7 @@ def _refused(interface: str, error: OSError) -> RefusedError:
             f"/dev/net/tun can't be opened: {error.strerror}.",
             "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
         )
-    mend = "Run as root, or with CAP_NET_ADMIN."
+    fix = "Run as root, or with CAP_NET_ADMIN."
     if error.errno == errno.EBUSY:
-        mend = f"Look with `ip link show {interface}` who has it, or choose another --interface."
-    return RefusedError(f"Interface {interface} can't be made: {error.strerror}.", mend)
+        fix = f"Look with `ip link show {interface}` who has it, or choose another --interface."
+    return RefusedError(f"Interface {interface} can't be made: {error.strerror}.", fix)

@@ -83,10 +83,10 @@ class Tun:
             self._ask_offloads(note)
         except OSError as error:
             os.close(self.fd)
-            mend = "Run as root, or with CAP_NET_ADMIN."
+            fix = "Run as root, or with CAP_NET_ADMIN."
             if error.errno == errno.EBUSY:
-                mend = f"Look with `ip link show {name}` who has it, or choose another --interface."
-            raise RefusedError(f"Interface {name} can't be made: {error.strerror}.", mend) from error
+                fix = f"Look with `ip link show {name}` who has it, or choose another --interface."
+            raise RefusedError(f"Interface {name} can't be made: {error.strerror}.", fix) from error
         self.name = request[:16].rstrip(b"\0").decode()
 
     @classmethod

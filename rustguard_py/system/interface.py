@@ -140,12 +140,12 @@ def with_netlink(work: Callable[[IPRoute], Result]) -> Result:
 
 
 def explain(error: NetlinkError, command: str) -> RustGuardError:
-    """Word the kernel's refusal of an `ip` command for people, with the mend."""
+    """Word the kernel's refusal of an `ip` command for people, with the fix."""
     code = int(error.code)
     if code == errno.EPERM:
         message = f"`{command}` was refused: changing interfaces needs root or the capability CAP_NET_ADMIN."
-        mend = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
-        return RefusedError(message, mend)
+        fix = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
+        return RefusedError(message, fix)
     if code in {errno.EACCES, errno.EOPNOTSUPP} and " -6 " in command:
         message = f"`{command}` was refused: IPv6 is switched off on this machine or interface."
         return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
@@ -219,14 +219,14 @@ def require_tun() -> None:
             return
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{TUN_DEVICE} is missing, and tunnels are made of it."
-        raise RustGuardError(message, _tun_mend()) from error
+        raise RustGuardError(message, _tun_fix()) from error
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EPERM}:
             message = f"{TUN_DEVICE} may not be opened: {error.strerror}."
-            raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_mend()}") from error
+            raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_fix()}") from error
         # ENODEV, ENXIO: the node is there, the module isn't.
         message = f"{TUN_DEVICE} can't be opened ({error.strerror}): its kernel module is likely not loaded."
-        raise RustGuardError(message, _tun_mend()) from error
+        raise RustGuardError(message, _tun_fix()) from error
 
 
 def _apply(netlink: IPRoute, layout: Layout, applied: Applied, echo: Echo) -> None:
@@ -305,7 +305,7 @@ def _route_changes(index: int, name: str, network: Network) -> tuple[_Change, _C
     )
 
 
-def _tun_mend() -> str:
+def _tun_fix() -> str:
     match _container():
         case "docker" | "podman" as engine:
             return f"Start the container with `{engine} run --device /dev/net/tun --cap-add NET_ADMIN …`."

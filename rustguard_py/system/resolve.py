@@ -19,8 +19,8 @@ async def resolve(host: str, port: int) -> list[Endpoint]:
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except OSError as error:
-        mend = "Check the name, and that this machine has a network; an address works without names."
-        raise UnansweredError(f"The name {host} can't be resolved: {error.strerror}.", mend) from error
+        fix = "Check the name, and that this machine has a network; an address works without names."
+        raise UnansweredError(f"The name {host} can't be resolved: {error.strerror}.", fix) from error
     families = {socket.AF_INET, socket.AF_INET6}
     return list(dict.fromkeys(address for family, _, _, _, address in found if family in families))  # type: ignore[misc]
 

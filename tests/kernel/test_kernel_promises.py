@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from netns.test_peers import (
+from conformance.test_peers import (
     test_a_public_key_of_low_order_has_nothing_sent_to_it,
     test_allowed_ips_move_with_what_they_let_in_and_out,
 )
-from netns.test_setups import test_a_route_to_the_peer_through_its_own_tunnel_does_not_run_away
-from netns.test_source import test_answers_come_from_an_address_of_another_interface
-from netns.test_traffic import test_a_narrow_link_on_the_way_is_passed_in_fragments
+from conformance.test_setups import test_a_route_to_the_peer_through_its_own_tunnel_does_not_run_away
+from conformance.test_source import test_answers_come_from_an_address_of_another_interface
+from conformance.test_traffic import test_a_narrow_link_on_the_way_is_passed_in_fragments
 from support.wireguards import Implementation
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ TUNNELS = 2
 
 def carry(machines: tuple[Machine, ...], tunnels: int) -> None:
     for machine in machines:
-        eventually(lambda m=machine: carries_all(m, tunnels), PATIENCE, f"{tunnels} tunnels")  # type: ignore[misc]
+        eventually(partial(carries_all, machine, tunnels), PATIENCE, f"{tunnels} tunnels")
 
 
 # Both ends the kernel's; in the long run each of ours on one side too.
@@ -73,7 +74,7 @@ def test_flows_are_spread_and_leave_a_tunnel_that_dies_and_nothing_stays(
             PATIENCE,
             "the dead tunnel left out",
         )
-    stream.mend_port(chosen)
+    stream.restore_port(chosen)
     carry((home, laptop), TUNNELS)
     assert lasted < 10
 

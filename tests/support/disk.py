@@ -43,7 +43,7 @@ class BreakableFiles(Files):
         self._error = error
         self._fails = lambda call: self.calls[call] in names
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Fail no more."""
         self.calls = []
         self._fails = lambda _: False

@@ -22,9 +22,9 @@ from rustguard_py.engine import Engine
 from rustguard_py.lab.hosts import Host
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.keys import NO_PRESHARED_KEY
+from rustguard_py.model.peer import Peer as NodePeer
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.model.tunnel import Listeners
-from rustguard_py.peer import Peer as NodePeer
 from rustguard_py.protocol.noise import StaticKey
 from rustguard_py.system.interface import Layout, set_up
 from rustguard_py.system.sockets import bind

@@ -10,6 +10,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from random import Random
@@ -90,7 +91,7 @@ class World:
         meddler: Meddler | None = None,
     ) -> None:
         self.chance = Random(seed)
-        self.random = self.chance.randbytes
+        self.random: Callable[[int], bytes] = self.chance.randbytes
         self.weather = weather or Weather()
         self.meddler = meddler
         self.now = 1000.0
@@ -123,7 +124,7 @@ class World:
                 case Reply(datagram, destination):
                     self.carry(datagram, destination, to_server=False)
                 case Admit():
-                    self.at(self.now + SAVE_SECONDS, lambda admit=output: self._admit(self.server, admit))
+                    self.at(self.now + SAVE_SECONDS, partial(self._admit, self.server, output))
                 case Guessed(record, _, _, reply):
                     if self.disk.broken:
                         continue
@@ -196,7 +197,7 @@ class World:
                 delivered = changed
                 if self.chance.random() < self.weather.flip:
                     delivered = flip_bit(changed, self.chance.randrange(len(changed) * 8))
-                self.at(self.now + delay, lambda d=delivered: self._deliver(d, client, to_server))
+                self.at(self.now + delay, partial(self._deliver, delivered, client, to_server))
 
     def _deliver(self, datagram: bytes, client: Endpoint, to_server: bool) -> None:
         if to_server:

@@ -1,4 +1,4 @@
-"""wg-quick's files: every key that wg(8) and wg-quick(8) document, every mistake with its line and mend."""
+"""wg-quick's files: every key that wg(8) and wg-quick(8) document, every mistake with its line and fix."""
 
 from __future__ import annotations
 
@@ -137,12 +137,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG, ids=[what[:40] for what, _ in WRONG.values()])
-def test_a_mistake_has_its_line_and_its_mend(text: str) -> None:
+def test_a_mistake_has_its_line_and_its_fix(text: str) -> None:
     with pytest.raises(UsageError) as refused:
         conf.parse(text)
-    what, mend = WRONG[text]
+    what, fix = WRONG[text]
     assert what in refused.value.message
-    assert mend in refused.value.mend
+    assert fix in refused.value.fix
     assert key(1) not in refused.value.message
 
 

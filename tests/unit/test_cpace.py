@@ -36,11 +36,13 @@ def share(secret: bytes) -> Share:
     return Share(GENERATOR, lambda _size: secret)
 
 
+@pytest.mark.fault(31)
 def test_generator_is_the_drafts() -> None:
     assert CI.hex() == "0b415f696e69746961746f720b425f726573706f6e646572"
     assert generator(PRS, CI, SID) == GENERATOR
 
 
+@pytest.mark.fault(31)
 def test_shares_and_session_key_are_the_drafts() -> None:
     a, b = share(YA_SECRET), share(YB_SECRET)
     assert (a.public, b.public) == (YA, YB)

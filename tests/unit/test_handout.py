@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
@@ -107,8 +107,8 @@ def test_a_clients_own_tunnel(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         server_key=OTHER,
         preshared_key=PSK,
         name="laptop",
-        address4=ip_interface("10.5.0.2/24"),
-        address6=ip_interface("fd05::2/64"),
+        address4=IPv4Interface("10.5.0.2/24"),
+        address6=IPv6Interface("fd05::2/64"),
         routes=(ip_network("192.168.7.0/24"),),
         mtu=1380,
         keepalive=25,
@@ -201,21 +201,21 @@ def test_a_server_is_made_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_what_a_server_of_ours_can_not_be_is_named_with_its_line(old: str, new: str, said: str) -> None:
     with pytest.raises(UsageError) as refused:
-        import_wg_quick.take_over(conf.parse(FILE.replace(old, new)), "wg0.conf")
+        import_wg_quick.read_server(conf.parse(FILE.replace(old, new)), "wg0.conf")
     assert said in refused.value.message
-    assert refused.value.mend
+    assert refused.value.fix
 
 
 def test_two_peers_of_one_name_get_two() -> None:
     config = conf.parse(FILE)
     twins = replace(config, peers=tuple(replace(peer, name="anna") for peer in config.peers))
-    assert [each.name for each in import_wg_quick.take_over(twins, "x").state.peers.values()] == ["anna", "peer-2"]
+    assert [each.name for each in import_wg_quick.read_server(twins, "x").state.peers.values()] == ["anna", "peer-2"]
 
 
 def test_each_key_that_a_server_has_no_use_for_is_named() -> None:
     lines = ["DNS = lan", "FwMark = 0x7", "Table = off", "PreUp = a", "PostUp = a", "PreDown = a", "PostDown = a"]
     keys = [line.partition(" ")[0] for line in lines] + ["SaveConfig"]
     told = FILE.replace("[Interface]\n", "\n".join(["[Interface]", *lines, "SaveConfig = true", ""]), 1)
-    before, after = (import_wg_quick.take_over(conf.parse(each), "wg0.conf").left_out for each in (FILE, told))
+    before, after = (import_wg_quick.read_server(conf.parse(each), "wg0.conf").left_out for each in (FILE, told))
     assert set(after) == {*before, *keys}
     assert "SaveConfig" not in before

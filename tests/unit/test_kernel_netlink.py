@@ -6,6 +6,7 @@ The socket is left out: without WireGuard in the kernel nothing would answer. `t
 from __future__ import annotations
 
 import struct
+from base64 import b64encode
 from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
@@ -155,7 +156,7 @@ def test_counters_alone_are_those_that_are_understood_of_the_whole() -> None:
 
     places = [{"addr": "192.0.2.7", "port": 51820}, {"addr": "fe80::1", "port": 9, "scope_id": 0x02000000}]
     peers = [one(number, places[number % 2], 1_700_000_000 * (number % 3)) for number in range(1, 40)]
-    more = {"attrs": [["WGPEER_A_PUBLIC_KEY", netlink.b64encode(bytes([39]) * 32)]]}
+    more = {"attrs": [["WGPEER_A_PUBLIC_KEY", b64encode(bytes([39]) * 32)]]}
     messages = [answer(peers[:20], ["WGDEVICE_A_LISTEN_PORT", 51820]), answer(peers[20:]), answer([more])]
     whole = parse(messages, allowed_ips=False)
     read = decode(bytes(message.data) for message in messages)

@@ -87,7 +87,7 @@ def test_another_length_or_header_is_no_message(message: Message, data: st.DataO
 
 
 @pytest.mark.parametrize(
-    ("message", "zeros"), [(Hello(bytes(16), 7), 28), (Challenge(*([bytes(16)] * 2), 1, bytes(16), bytes(32)), 92)]
+    ("message", "zeros"), [(Hello(bytes(16), 7), 28), (Challenge(bytes(16), bytes(16), 1, bytes(16), bytes(32)), 92)]
 )
 def test_padding_that_is_not_zero_is_refused(message: Hello | Challenge, zeros: int) -> None:
     datagram = message.encode()

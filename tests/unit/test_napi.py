@@ -96,14 +96,14 @@ def test_it_is_turned_on_beside_a_peer_that_goes_again(sysfs: Path, monkeypatch:
     assert (fresh.value, fresh.with_peers) == ("1", [1, 0])
 
 
-def test_a_refusal_is_told_with_the_mend(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_told_with_the_fix(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, (6, 16, 0))
     fresh = Fresh(sysfs, "0")
     fresh.file.unlink()
     fresh.file.parent.rmdir()
     with pytest.raises(RefusedError, match="another network namespace") as refused:
         fresh.settle(wanted=True)
-    assert "Leave out --threaded-napi" in refused.value.mend
+    assert "Leave out --threaded-napi" in refused.value.fix
     assert fresh.peers == set()
 
 

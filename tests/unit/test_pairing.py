@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from ipaddress import IPv4Address
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -323,7 +325,7 @@ datagrams = st.one_of(
     st.binary(max_size=1300),
     st.tuples(st.integers(0, 7), st.sampled_from([96, 128, 432, 1232])).flatmap(
         lambda kind: st.binary(min_size=kind[1] - 8, max_size=kind[1] - 8).map(
-            lambda body, kind=kind: b"RGE2" + bytes([kind[0], 0, 0, 0]) + body
+            (b"RGE2" + bytes([kind[0], 0, 0, 0])).__add__
         )
     ),
 )
@@ -408,11 +410,11 @@ def test_each_refusal_is_told_apart(status: str, failure: Failure) -> None:
     assert client.outcome.failure is failure
 
 
-def test_each_failure_has_words_a_mend_and_an_exit_code() -> None:
+def test_each_failure_has_words_a_fix_and_an_exit_code() -> None:
     for failure in Failure:
         error = Failed(failure).error()
         assert error.message
-        assert error.mend
+        assert error.fix
         silent = failure in (Failure.SILENT, Failure.IGNORED, Failure.UNCONFIRMED)
         assert isinstance(error, UnansweredError if silent else RefusedError)
 
@@ -438,7 +440,8 @@ def test_a_save_that_fails_for_a_while_is_no_lost_join() -> None:
     world.disk.broken = True
     joining = world.join(1)
     world.run(4)
-    assert joining.outcome is None
+    early = joining.outcome
+    assert early is None
     world.disk.broken = False
     world.run()
     assert isinstance(joining.outcome, Joined)
@@ -472,7 +475,7 @@ def test_challenges_written_by_others_do_not_end_the_join() -> None:
         if hello is not None:
             for server_id in (bytes(32), world.disk.server_id):
                 forged = Challenge(hello.nonce_c, world.random(16), 5, world.random(16), server_id).encode()
-                world.at(world.now, lambda f=forged: joining.client.handle(f, SERVER, world.now))
+                world.at(world.now, partial(joining.client.handle, forged, SERVER, world.now))
         return [datagram]
 
     world = World(0, meddler=meddle)
@@ -609,7 +612,7 @@ def test_the_expected_server_is_taken(text: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"expected": "A" * 16}, {"known_server": bytes(32)}])
-def test_another_server_is_refused_though_it_knows_the_token(options: dict[str, object]) -> None:
+def test_another_server_is_refused_though_it_knows_the_token(options: dict[str, Any]) -> None:
     client = joined_with(a_client(**options))
     assert client.outcome == Failed(Failure.WRONG_SERVER, f"Its fingerprint is {fingerprint(SERVER_KEY)}.")
 

@@ -1,10 +1,10 @@
-"""Rows 25 and 26: who records or edits every packet learns no token and joins nothing."""
+"""Who records or edits every packet learns no token and joins nothing."""
 
 from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2s
 from itertools import product
 from random import Random
@@ -25,7 +25,7 @@ DICTIONARY = [f"guess {number}" for number in range(40)] + [TOKEN] + [f"more {nu
 BITS = 12 if os.environ.get("RUSTGUARD_SOAK") else 2
 
 
-# -- row 25: a recorder with a dictionary ------------------------------------------------------------------
+# -- a recorder with a dictionary ------------------------------------------------------------------
 
 
 class Record:
@@ -48,6 +48,11 @@ class Record:
         self.confirm_datagram = kinds[5]
 
 
+def given(drawn: bytes) -> Callable[[int], bytes]:
+    """A source of randomness that gives this."""
+    return lambda _size: drawn
+
+
 def signs(record: Record, candidate: str, scalars: list[bytes], secrets: list[bytes]) -> list[str]:
     """Name every check that a candidate token passes.
 
@@ -64,7 +69,7 @@ def signs(record: Record, candidate: str, scalars: list[bytes], secrets: list[by
     found = []
     values = [ya, yb, point, bytes(32), prs]
     for scalar in scalars:
-        share = Share(point, lambda _size, scalar=scalar: scalar)
+        share = Share(point, given(scalar))
         if share.public in (ya, yb):
             found.append("a share is the candidate's")
         values += [k for k in (share.exchange(ya), share.exchange(yb), share.public) if k is not None]
@@ -103,9 +108,7 @@ def recorded_join() -> tuple[World, Record, bytes]:
     sid = record.challenge.nonce_c + record.challenge.nonce_s
     point = generator(prs, channel_identifier(world.disk.server_id, 0), sid)
     scalar = next(
-        value
-        for value in drawn
-        if len(value) == 32 and Share(point, lambda _s, v=value: v).public == record.share_c.share
+        value for value in drawn if len(value) == 32 and Share(point, given(value)).public == record.share_c.share
     )
     return world, record, scalar
 
@@ -126,7 +129,8 @@ def fits_version_1(request: bytes, candidate: str) -> bool:
     return True
 
 
-def test_row_25_a_recorder_with_the_token_in_a_dictionary_tells_nothing_apart() -> None:
+@pytest.mark.fault(25)
+def test_a_recorder_with_the_token_in_a_dictionary_tells_nothing_apart() -> None:
     world, record, scalar = recorded_join()
     guesses = [Random(1).randbytes(32), bytes([1] + [0] * 31)]
     told = {candidate for candidate in DICTIONARY if signs(record, candidate, guesses, [])}
@@ -151,7 +155,8 @@ def test_row_25_a_recorder_with_the_token_in_a_dictionary_tells_nothing_apart() 
     assert not inside & set(signs(record, TOKEN, [scalar], []))
 
 
-def test_row_25_datagrams_of_every_token_are_of_the_same_sizes() -> None:
+@pytest.mark.fault(25)
+def test_datagrams_of_every_token_are_of_the_same_sizes() -> None:
     sizes = set()
     for token in ("a", TOKEN, "ü" * 300):
         world = World(3, token=token)
@@ -163,9 +168,9 @@ def test_row_25_datagrams_of_every_token_are_of_the_same_sizes() -> None:
     assert len(sizes) == 1
 
 
-# -- row 26: somebody in the middle ------------------------------------------------------------------------
+# -- somebody in the middle ------------------------------------------------------------------------
 
-FIELDS = {
+FIELDS: dict[int, dict[str, tuple[int, int | None]]] = {
     messages.HELLO: {"header": (0, 8), "nonce_c": (8, 24), "token_id": (24, 28), "zeros": (28, 128)},
     messages.CHALLENGE: {
         "header": (0, 8),
@@ -203,8 +208,9 @@ def edit(datagram: bytes, kind: int, name: str, chance: Random) -> bytes:
     return flip_bit(datagram, chance.randrange(start * 8, stop * 8))
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize(("kind", "name"), EDITS)
-def test_row_26_an_edit_of_any_field_lets_nobody_join(kind: int, name: str) -> None:
+def test_an_edit_of_any_field_lets_nobody_join(kind: int, name: str) -> None:
     for seed in range(BITS):
         chance = Random(seed)
 
@@ -220,8 +226,9 @@ def test_row_26_an_edit_of_any_field_lets_nobody_join(kind: int, name: str) -> N
     print(f"row 26: {name} of message {kind} edited {BITS} times: no join")
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("name", ["nonce_c", "nonce_s", "epoch", "cookie", "token_id"])
-def test_row_26_an_edit_undone_on_the_way_back_lets_nobody_join(name: str) -> None:
+def test_an_edit_undone_on_the_way_back_lets_nobody_join(name: str) -> None:
     """Who changes a value one way and changes it back the other way is still caught by the transcript."""
 
     def meddle(datagram: bytes, _to_server: bool) -> list[bytes]:
@@ -240,8 +247,9 @@ def test_row_26_an_edit_undone_on_the_way_back_lets_nobody_join(name: str) -> No
     assert world.disk.commits == []
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("kind", [messages.CHALLENGE, messages.SHARE_S, messages.CONFIRM, messages.RESULT])
-def test_row_26_messages_swapped_between_two_joins_let_nobody_join(kind: int) -> None:
+def test_messages_swapped_between_two_joins_let_nobody_join(kind: int) -> None:
     """Two clients join at once; one kind of message carries the other one's content."""
     latest: dict[bytes, bytes] = {}
 
@@ -263,7 +271,8 @@ def test_row_26_messages_swapped_between_two_joins_let_nobody_join(kind: int) ->
     assert world.disk.commits == [] or kind == messages.RESULT
 
 
-def test_row_26_who_answers_in_the_servers_place_tests_three_tokens_at_most() -> None:
+@pytest.mark.fault(26)
+def test_who_answers_in_the_servers_place_tests_three_tokens_at_most() -> None:
     honest, impostor = World(5), World(6, token="a guess")  # noqa: S106
     impostor.open()
     joining = impostor.join(1, token=honest.token)
@@ -278,10 +287,10 @@ def test_row_26_who_answers_in_the_servers_place_tests_three_tokens_at_most() ->
         if to_server or share_s is None:
             return [datagram]
         nonces = {c.nonce_s for d, _ in eager.carried if (c := Challenge.parse(d)) is not None}
-        client = next(c for d, _ in eager.carried if (c := Hello.parse(d)) is not None)
+        client = next(hello for d, _ in eager.carried if (hello := Hello.parse(d)) is not None)
         made = []
         for nonce_s, number in product(nonces, range(5)):
-            forged = Share(bytes([9]) + bytes(31), lambda _s, n=number: bytes([n + 1]) * 32).public
+            forged = Share(bytes([9]) + bytes(31), given(bytes([number + 1]) * 32)).public
             session = session_id(client.nonce_c, nonce_s, forged, share_s.ek)
             made.append(ShareS(session, forged, share_s.ek).encode())
         return made
@@ -296,7 +305,8 @@ def test_row_26_who_answers_in_the_servers_place_tests_three_tokens_at_most() ->
     assert len(confirms) == 3
 
 
-def test_row_26_a_relay_of_everything_is_only_a_longer_wire() -> None:
+@pytest.mark.fault(26)
+def test_a_relay_of_everything_is_only_a_longer_wire() -> None:
     """Nothing changed: the join succeeds, and its preshared key is nobody's but the two ends'."""
     seen: list[bytes] = []
 

@@ -11,7 +11,7 @@ from rustguard_py import conf
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.model.errors import UnansweredError, UsageError
-from rustguard_py.quick import conf_files, routing, up
+from rustguard_py.quick import conf_files, peers, routing
 
 KEY = bytes([7]) * 32
 
@@ -128,18 +128,18 @@ def test_who_else_may_read_a_file_is_warned_of(tmp_path: Path) -> None:
 HOST = conf.HostPort("gate.example", 5)
 
 
-def look_up(must: bool, answers: list[str | None], monkeypatch: pytest.MonkeyPatch) -> tuple[up.Found, list[str]]:
+def look_up(must: bool, answers: list[str | None], monkeypatch: pytest.MonkeyPatch) -> tuple[peers.Found, list[str]]:
     async def resolve(_host: str, port: int) -> list[tuple[str, int]]:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if answer is None:
             raise UnansweredError("none")
         return [(answer, port)]
 
-    monkeypatch.setattr(up, "resolve", resolve)
+    monkeypatch.setattr(peers, "resolve", resolve)
     for name in ("PATIENCE", "PATIENCE_FOR_A_DEFAULT_ROUTE", "_RETRY"):
-        monkeypatch.setattr(up, name, 0.05 if name == "_RETRY" else 0.5)
+        monkeypatch.setattr(peers, name, 0.05 if name == "_RETRY" else 0.5)
     said: list[str] = []
-    found = asyncio.run(up.look_up([conf.Peer(KEY, endpoint=HOST)], must=must, say=said.append))
+    found = asyncio.run(peers.look_up([conf.Peer(KEY, endpoint=HOST)], must=must, say=said.append))
     return found, said
 
 

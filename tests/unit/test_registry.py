@@ -88,9 +88,12 @@ def test_a_crowd_of_one_name_gets_the_lowest_free_numbers() -> None:
 def test_no_name_of_a_crowd_is_looked_for_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     numbered = _numbered
-    monkeypatch.setattr(
-        registry_module, "_numbered", lambda name, number: tried.append(number) or numbered(name, number)
-    )
+
+    def note(name: str, number: int) -> str:
+        tried.append(number)
+        return numbered(name, number)
+
+    monkeypatch.setattr(registry_module, "_numbered", note)
     registry = make_registry()
     for number in range(200):
         named(registry, number, "pi")

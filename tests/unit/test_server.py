@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from rustguard_py.enroll.server.saver import Saver
 from rustguard_py.enroll.server.server import Server
 from rustguard_py.model.clock import now
 from rustguard_py.model.tunnel import Listeners
+from rustguard_py.planes.contract import EventfulPlane
 from rustguard_py.state.records import ServerState
 from rustguard_py.tunnel import Tunnel
 from support.memory_plane import MemoryPlane
@@ -67,7 +68,7 @@ def test_a_join_that_met_an_error_of_ours_goes_through_when_the_client_asks_agai
         state = ServerState(os.urandom(32), os.urandom(32), IPv4Network("10.150.0.0/24"), None, 51820, 1420)
         timestamps = KeptTimestamps(tmp_path)
         plane = MemoryPlane(os.urandom(32))
-        tunnel = Tunnel.make(state.private_key, plane, timestamps, Listeners())
+        tunnel = Tunnel.make(state.private_key, cast(EventfulPlane, plane), timestamps, Listeners())
         server = Server(tunnel, Registry(state), Saver(state, saved.append), timestamps, None)
         await server.take_token(TOKEN)
         await server.open_window(60)

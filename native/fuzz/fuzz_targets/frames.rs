@@ -1,4 +1,4 @@
-//! See the function.
+//! Drives `bodies::frames`.
 
 #![no_main]
 

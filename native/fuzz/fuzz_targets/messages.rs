@@ -1,4 +1,4 @@
-//! See the function.
+//! Drives `bodies::messages`.
 
 #![no_main]
 

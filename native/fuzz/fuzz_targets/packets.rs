@@ -1,4 +1,4 @@
-//! See the function.
+//! Drives `bodies::packets`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! What the targets drive.
+//! The functions that the fuzz targets drive.
 
 #[path = "../../transport/tests/parsers/bodies.rs"]
 pub mod bodies;

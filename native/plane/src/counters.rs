@@ -1,10 +1,12 @@
-//! What the workers did. Each has counters that only it writes, on cache lines of their own, once a batch: so they
-//! cost a few plain stores, and whoever reads them takes nothing from it.
+//! What the workers did.
+//!
+//! Each worker has its own counters on its own cache lines. Only the worker writes them, once per
+//! batch, by plain stores. Reading them costs the worker nothing.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Entries of the histogram; `BATCH_CLASSES` of the contract.
+/// Entries of the histogram: `BATCH_CLASSES` of the contract.
 pub const CLASSES: usize = 16;
 
 thread_local! {
@@ -16,26 +18,26 @@ pub fn count_call() {
     CALLS.set(CALLS.get() + 1);
 }
 
-/// Counters of one worker.
+/// The counters of one worker.
 #[derive(Default)]
 #[repr(align(128))]
-pub struct Counters {
+pub struct WorkerCounters {
     packets: AtomicU64,
     bytes: AtomicU64,
     batch_sizes: [AtomicU64; CLASSES],
     system_calls: AtomicU64,
 }
 
-/// The same as they were at some time.
+/// The counters of one worker at some time.
 #[derive(Debug, PartialEq)]
 pub struct Reading {
-    /// Datagrams handed to the network, or taken from it.
+    /// Datagrams sent to the network or received from it.
     pub packets: u64,
-    /// Of these datagrams.
+    /// Bytes of these datagrams.
     pub bytes: u64,
-    /// How many batches had 1 datagram, 2 or 3, 4 to 7 and so on.
+    /// How many batches had 1 datagram, 2 or 3, 4 to 7, and so on.
     pub batch_sizes: [u64; CLASSES],
-    /// That the worker made.
+    /// System calls that the worker made.
     pub system_calls: u64,
 }
 
@@ -43,33 +45,34 @@ pub struct Reading {
 #[derive(Default)]
 pub struct QueueCounters {
     /// From the device to the network.
-    pub out: Counters,
+    pub out: WorkerCounters,
     /// From the network to the device.
-    pub inward: Counters,
+    pub inward: WorkerCounters,
 }
 
 /// The counters of all workers.
-pub struct WorkerCounters {
-    /// By number.
+pub struct PlaneCounters {
+    /// The counters of each queue.
     pub queues: Box<[QueueCounters]>,
-    /// What came at the gate.
-    pub gate: Counters,
+    /// The counters of the thread at the gate.
+    pub gate: WorkerCounters,
 }
 
-impl WorkerCounters {
-    /// For so many queues.
+impl PlaneCounters {
+    /// Make counters for `queues` queues.
     pub fn new(queues: usize) -> Self {
-        Self { queues: (0..queues).map(|_| QueueCounters::default()).collect(), gate: Counters::default() }
+        Self { queues: (0..queues).map(|_| QueueCounters::default()).collect(), gate: WorkerCounters::default() }
     }
 }
 
-/// A load and a store, not an atomic addition: there is one writer.
+/// Add by a load and a store. There is one writer, so no atomic addition is needed.
 fn add(counter: &AtomicU64, count: usize) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(count as u64), Ordering::Relaxed);
 }
 
-impl Counters {
-    /// Count a batch of `packets` datagrams, `bytes` together, and this thread's system calls up to now.
+impl WorkerCounters {
+    /// Count a batch of `packets` datagrams with `bytes` bytes together, and this thread's system
+    /// calls so far.
     pub fn count(&self, packets: usize, bytes: usize) {
         if packets > 0 {
             add(&self.packets, packets);
@@ -79,12 +82,12 @@ impl Counters {
         self.count_calls();
     }
 
-    /// Count this thread's system calls up to now; before it sleeps.
+    /// Count this thread's system calls so far. Called before the thread sleeps.
     pub fn count_calls(&self) {
         self.system_calls.store(CALLS.get(), Ordering::Relaxed);
     }
 
-    /// Read them, in any thread.
+    /// Read the counters. Any thread may do so.
     pub fn read(&self) -> Reading {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Reading {
@@ -102,7 +105,7 @@ mod tests {
 
     #[test]
     fn batches_are_counted_by_powers_of_two() {
-        let counters = Counters::default();
+        let counters = WorkerCounters::default();
         for packets in [0, 1, 2, 3, 4, 64, 65_535, 1 << 20] {
             counters.count(packets, packets * 10);
         }
@@ -116,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_thread_counts_its_own_calls() {
-        let counters = Counters::default();
+        let counters = WorkerCounters::default();
         std::thread::scope(|scope| {
             let worker = || {
                 (0..3).for_each(|_| count_call());
@@ -130,7 +133,7 @@ mod tests {
 
     #[test]
     fn two_workers_share_no_cache_line() {
-        assert_eq!(size_of::<QueueCounters>(), 2 * size_of::<Counters>());
-        assert!(size_of::<Counters>() % 128 == 0);
+        assert_eq!(size_of::<QueueCounters>(), 2 * size_of::<WorkerCounters>());
+        assert!(size_of::<WorkerCounters>() % 128 == 0);
     }
 }

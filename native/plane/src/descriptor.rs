@@ -1,4 +1,4 @@
-//! What the kernel wakes us by, and the clock: small safe shapes around system calls.
+//! The descriptors that wake us, the clock, and small safe wrappers of system calls.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -6,46 +6,48 @@ use std::time::Duration;
 
 use crate::counters::count_call;
 
-/// The result of a system call that gives -1 for an error. The call is counted.
+/// Return the result of a system call that returns -1 for an error. The call is counted.
 pub fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     count_call();
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// The same for calls that give a size.
+/// The same for calls that return a size.
 pub fn check_size(result: isize) -> io::Result<usize> {
     count_call();
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Take over a descriptor that a system call has just made.
+/// Take ownership of a descriptor that a system call has just returned.
 pub fn own(result: libc::c_int) -> io::Result<OwnedFd> {
     let fd = check(result)?;
-    // SAFETY: the kernel gave `fd` to this call a moment ago, so nobody else owns it.
+    // SAFETY: the kernel has just returned `fd` to this call, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// CLOCK_BOOTTIME in seconds, as the kernel's WireGuard uses: a session ages while the machine sleeps.
+/// Return CLOCK_BOOTTIME in seconds, like the kernel's WireGuard: a session ages while the machine
+/// sleeps.
 pub fn now() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is valid for writing. The call can't fail for a clock that Linux has had since 2.6.39.
+    // SAFETY: `time` is valid for writing. The call can't fail: Linux has had this clock since
+    // 2.6.39.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// Fill with random bytes of the kernel's.
+/// Fill `bytes` with random bytes from the kernel.
 pub fn random(mut bytes: &mut [u8]) {
     while !bytes.is_empty() {
         // SAFETY: the pointer and the length are those of `bytes`.
         match check_size(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) }) {
             Ok(count) => bytes = &mut bytes[count..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => panic!("the kernel gives no random numbers: {error}"),
+            Err(error) => panic!("getrandom(2) failed: {error}"),
         }
     }
 }
 
-/// A descriptor that is readable once `set`.
+/// A descriptor that is readable once it is `set`.
 pub struct EventFd(OwnedFd);
 
 impl EventFd {
@@ -54,7 +56,7 @@ impl EventFd {
         own(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) }).map(Self)
     }
 
-    /// Make it readable. That it already is as readable as can be is no error.
+    /// Make it readable. It is no error if it already is.
     pub fn set(&self) {
         let one = 1_u64;
         count_call();
@@ -62,7 +64,7 @@ impl EventFd {
         unsafe { libc::write(self.fd(), (&raw const one).cast(), 8) };
     }
 
-    /// Make it unreadable; say whether it was readable.
+    /// Make it unreadable. Return whether it was readable.
     pub fn clear(&self) -> bool {
         let mut count = 0_u64;
         count_call();
@@ -75,7 +77,7 @@ impl EventFd {
     }
 }
 
-/// A descriptor that is readable from a time on, also if the machine slept through it.
+/// A descriptor that becomes readable at a set time, even if the machine sleeps then.
 pub struct TimerFd(OwnedFd);
 
 impl TimerFd {
@@ -84,7 +86,7 @@ impl TimerFd {
         own(unsafe { libc::timerfd_create(libc::CLOCK_BOOTTIME, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) }).map(Self)
     }
 
-    /// Set it to a time of [`now`]'s, or (infinity) to never.
+    /// Set it to a time of [`now`]'s clock. Infinity switches it off.
     pub fn set(&self, at: f64) -> io::Result<()> {
         let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let mut wanted = libc::itimerspec { it_interval: zero, it_value: zero };
@@ -94,7 +96,7 @@ impl TimerFd {
             wanted.it_value.tv_sec = at.as_secs() as libc::time_t;
             wanted.it_value.tv_nsec = libc::c_long::from(at.subsec_nanos() as i32).max(1);
         }
-        // SAFETY: the kernel reads `wanted`; there is no old value to write.
+        // SAFETY: the kernel reads `wanted`. There is no old value to write.
         check(unsafe {
             libc::timerfd_settime(self.fd(), libc::TFD_TIMER_ABSTIME, &raw const wanted, std::ptr::null_mut())
         })
@@ -106,13 +108,13 @@ impl TimerFd {
     }
 }
 
-/// Wait until one of the descriptors is ready, for `timeout` milliseconds at most (-1: for good); say which are, by
-/// bits in their order.
+/// Wait until one of the descriptors is ready, for at most `timeout` milliseconds (-1: no limit).
+/// Return a bit for each descriptor, set if it is ready.
 pub fn wait<const N: usize>(descriptors: [(RawFd, libc::c_short); N], timeout: libc::c_int) -> io::Result<u32> {
     poll(descriptors.map(entry), timeout).map(|ready| ready as u32)
 }
 
-/// The same for any number of them, 64 at most.
+/// The same for any number of descriptors up to 64.
 pub fn wait_for(descriptors: &[(RawFd, libc::c_short)], timeout: libc::c_int) -> io::Result<u64> {
     poll(descriptors.iter().copied().map(entry).collect::<Vec<_>>(), timeout)
 }
@@ -131,7 +133,12 @@ fn poll(mut polled: impl AsMut<[libc::pollfd]>, timeout: libc::c_int) -> io::Res
     }
 }
 
-/// The word for an error in a drop's reason: `enetunreach`.
+/// Return whether a call that doesn't wait found nothing to do.
+pub fn is_nothing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// Return the word for an error in a drop's reason, such as `enetunreach`.
 pub fn error_word(error: &io::Error) -> String {
     let known = [
         (libc::EACCES, "eacces"),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use transport::contract::{Event, Seconds};
-use transport::drops::Drop;
+use transport::drops::DropReason;
 use transport::gate::HANDSHAKE_QUEUE;
 
 use crate::descriptor::{EventFd, now};
@@ -17,14 +17,15 @@ use crate::foreign::ForeignPace;
 const FOREIGN_QUEUE: usize = 1024;
 /// Events of all kinds that may wait for Python.
 const EVENT_QUEUE: usize = 65536;
-/// Events given at once: Python handles them before it asks for more, and the gate sees what still waits.
+/// Events taken at once. Python handles them before it takes more, and the gate sees how many still
+/// wait.
 const EVENTS_AT_ONCE: usize = 32;
 
-/// The queue.
+/// The queue of events.
 pub struct Events {
     ready: EventFd,
     waiting: Mutex<Waiting>,
-    /// For the gate, which asks from within other locks.
+    /// Shared with the gate, which reads it while it holds other locks.
     handshakes: Arc<AtomicUsize>,
 }
 
@@ -36,13 +37,13 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Whether there is room for an enrollment datagram.
-    fn admit_foreign(&mut self, datagram: &[u8], now: Seconds) -> Result<(), Drop> {
+    /// Return an error unless there is room for an enrollment datagram.
+    fn admit_foreign(&mut self, datagram: &[u8], now: Seconds) -> Result<(), DropReason> {
         if self.foreign >= FOREIGN_QUEUE {
-            return Err(Drop::ForeignQueue);
+            return Err(DropReason::ForeignQueue);
         }
         if !self.pace.admit(datagram, now) {
-            return Err(Drop::ForeignRate);
+            return Err(DropReason::ForeignRate);
         }
         self.foreign += 1;
         Ok(())
@@ -50,12 +51,12 @@ impl Waiting {
 }
 
 impl Events {
-    /// An empty queue that keeps count in `handshakes` of the handshake datagrams in it.
+    /// Make an empty queue. `handshakes` always has the number of handshake datagrams in the queue.
     pub fn new(handshakes: Arc<AtomicUsize>) -> io::Result<Self> {
         Ok(Self { ready: EventFd::new()?, waiting: Mutex::default(), handshakes })
     }
 
-    /// Readable while events wait.
+    /// Return the descriptor that is readable while events wait.
     pub fn fd(&self) -> RawFd {
         self.ready.fd()
     }
@@ -64,19 +65,20 @@ impl Events {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queue an event; where too many of its kind wait, drop it and say why. Faults always have room.
-    pub fn put(&self, event: Event) -> Result<(), Drop> {
+    /// Queue an event, or return why it is dropped: too many of its kind wait. Faults always have
+    /// room.
+    pub fn put(&self, event: Event) -> Result<(), DropReason> {
         let mut waiting = self.lock();
         match event {
             Event::HandshakeReceived(..) => {
                 if self.handshakes.load(Ordering::Relaxed) >= HANDSHAKE_QUEUE {
-                    return Err(Drop::HandshakeQueue);
+                    return Err(DropReason::HandshakeQueue);
                 }
                 self.handshakes.fetch_add(1, Ordering::Relaxed);
             }
             Event::ForeignReceived(ref datagram, _) => waiting.admit_foreign(datagram, now())?,
             Event::Fault { .. } => {}
-            _ if waiting.events.len() >= EVENT_QUEUE => return Err(Drop::EventQueue),
+            _ if waiting.events.len() >= EVENT_QUEUE => return Err(DropReason::EventQueue),
             _ => {}
         }
         if waiting.events.is_empty() {
@@ -86,7 +88,7 @@ impl Events {
         Ok(())
     }
 
-    /// Take the next events; the descriptor stays readable if there are more.
+    /// Take the next events. The descriptor stays readable if there are more.
     pub fn take(&self) -> Vec<Event> {
         let mut waiting = self.lock();
         let count = waiting.events.len().min(EVENTS_AT_ONCE);
@@ -162,13 +164,13 @@ mod tests {
         let mut waiting = Waiting::default();
         let mut admit = |now: Seconds| waiting.admit_foreign(b"RGE2\x01", now);
         assert_eq!((0..FOREIGN_QUEUE).filter(|_| admit(100.0).is_ok()).count(), FOREIGN_QUEUE);
-        assert_eq!(admit(200.0), Err(Drop::ForeignQueue));
-        // Python takes each at once: the pace alone is left.
+        assert_eq!(admit(200.0), Err(DropReason::ForeignQueue));
+        // Python takes each at once, so only the pace limits them.
         let refused = (0..100_000).find_map(|_| {
             waiting.foreign = 0;
             waiting.admit_foreign(b"RGE2\x01", 200.0).err()
         });
-        assert_eq!(refused, Some(Drop::ForeignRate));
+        assert_eq!(refused, Some(DropReason::ForeignRate));
     }
 
     #[test]
@@ -179,7 +181,7 @@ mod tests {
         let put = |make: &dyn Fn() -> Event, count: usize| (0..count).filter(|_| events.put(make()).is_ok()).count();
         assert_eq!(put(&handshake, HANDSHAKE_QUEUE + 5), HANDSHAKE_QUEUE);
         assert_eq!(put(&foreign, 2 * FOREIGN_QUEUE), FOREIGN_QUEUE);
-        assert_eq!(events.put(foreign()), Err(Drop::ForeignQueue));
+        assert_eq!(events.put(foreign()), Err(DropReason::ForeignQueue));
         let room = EVENT_QUEUE - HANDSHAKE_QUEUE - FOREIGN_QUEUE;
         assert_eq!(put(&|| Event::KeypairConfirmed(1, 1), EVENT_QUEUE), room);
         assert!(events.put(Event::Fault { message: String::new(), fatal: true }).is_ok());

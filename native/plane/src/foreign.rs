@@ -1,27 +1,33 @@
-//! How many enrollment datagrams are Python's to look at: so many a second for each of a join's three steps.
+//! The pace at which enrollment datagrams are passed to Python: a rate for each of the three steps
+//! of a join.
 //!
-//! More come in a flood, and Python shall leave the packets that move their share of the machine. But a crowd that
-//! joins at once comes as fast for a moment, asks again each second, and must be through before it gives up. So there
-//! is room for many at once; and who has been answered isn't kept waiting by those who have only begun, nor by a flood
-//! of first messages, which anybody can send in anybody's name.
+//! A flood brings more than that. Python must leave the threads that move packets their share of
+//! the machine.
+//!
+//! A crowd that joins at once is as fast as a flood for a moment. It asks again each second and
+//! must be done before it gives up. So many may come at once. Each step has its own rate: a client
+//! that was answered doesn't wait for those that have only begun, nor for a flood of first
+//! messages, which anybody can send in anybody's name.
 
 use transport::contract::Seconds;
 
-/// A second, of one step.
+/// Datagrams of one step per second.
 const RATE: f64 = 1000.0;
-/// At once, of one step.
+/// Datagrams of one step at once.
 const BURST: f64 = 2048.0;
-/// In a flood they come in runs, this many seconds' worth each: Python is woken for a run, not for each of them.
+/// In a flood they are passed in runs of this many seconds' worth each. Python is woken per run,
+/// not per datagram.
 const RUN: Seconds = 0.02;
 
 /// The pace of each step.
 #[derive(Default)]
 pub struct ForeignPace {
-    /// When the datagrams so far would be through at RATE.
+    /// The time at which all datagrams so far would be done at RATE.
     until: [Seconds; 3],
 }
 
-/// Which step a datagram is of: enrollment's messages 1, 3 and 5 (docs/enrollment.md). Any other counts as a first.
+/// Return the step that a datagram belongs to: message 1, 3 or 5 of enrollment
+/// (docs/internals/enrollment.md). Any other counts as message 1.
 fn step(datagram: &[u8]) -> usize {
     match datagram.get(3..5) {
         Some(b"2\x03") => 1,
@@ -31,7 +37,7 @@ fn step(datagram: &[u8]) -> usize {
 }
 
 impl ForeignPace {
-    /// Whether one more is Python's to look at.
+    /// Return whether one more datagram may be passed to Python.
     pub fn admit(&mut self, datagram: &[u8], now: Seconds) -> bool {
         let now = (now / RUN).floor() * RUN;
         let until = &mut self.until[step(datagram)];
@@ -54,7 +60,7 @@ mod tests {
         let mut admitted = |from: u32, to: u32| {
             (from..to).filter(|n| pace.admit(b"RGE2\x01", 100.0 + f64::from(*n) / 100_000.0)).count()
         };
-        // At 100,000 a second, for two seconds.
+        // 100,000 per second, for two seconds.
         let (first, second) = (admitted(0, 100_000), admitted(100_000, 200_000));
         assert!((3026..=3030).contains(&first), "{first}");
         assert!((998..=1002).contains(&second), "{second}");

@@ -1,20 +1,31 @@
-//! The native plane: WireGuard's data path in threads of its own, behind `rustguard_py/planes/contract.py`.
+//! The native plane: WireGuard's data path in its own threads, behind
+//! `rustguard_py/planes/contract.py`.
 //!
-//! Two threads a queue move packets (`worker`, or over io_uring `uring`), one more waits for timers. The rules are the crate `transport`'s;
-//! here are its sockets, its devices and its Python. No thread of ours ever takes Python's lock: commands come in as
-//! calls from Python's threads, events go out through a bounded queue behind a descriptor (`events`).
+//! Each queue has two threads that move packets, over `syscalls` or over `uring`. One more thread
+//! (`worker`) waits for timers. The rules are in the crate `transport`. This crate has the devices
+//! (`tun`), the UDP sides (`udp`, `xdp`) and the Python module (`python`).
+//!
+//! No thread of ours takes Python's lock. Commands are calls from Python's threads. Events go out
+//! through a bounded queue behind a descriptor (`events`).
 
-mod convert;
+mod alarm;
 mod counters;
+mod delivering;
 mod descriptor;
 mod events;
 mod foreign;
+mod io;
+mod kernel;
+mod notes;
 mod plane;
 mod python;
+mod sending;
 mod spin;
 mod steering;
+mod syscalls;
 mod tun;
 mod udp;
+mod udp_side;
 mod uring;
 mod worker;
 mod xdp;

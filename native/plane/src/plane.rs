@@ -1,6 +1,5 @@
-//! One plane: its interface, its sockets, its threads, and the commands.
+//! One plane: its interface, sockets, threads and commands.
 
-use std::ffi::c_char;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,73 +10,76 @@ use std::time::{Duration, Instant};
 use transport::Transport;
 use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId, Transmit};
 
-use crate::counters::{QueueCounters, Reading, WorkerCounters};
+use crate::counters::{PlaneCounters, QueueCounters, Reading};
 use crate::descriptor::{now, random};
 use crate::events::Events;
-use crate::steering::{LANES, steer};
+use crate::io::{Io, Queue};
+use crate::kernel;
+use crate::notes::Notes;
+use crate::steering::{GATE_LANES, steer};
 use crate::tun::{self, TunError};
-use crate::udp::{Patience, Udp};
+use crate::udp::Udp;
+use crate::udp_side::Patience;
 use crate::uring;
-use crate::worker::{Io, Notes, Queue, start};
+use crate::worker::start;
 use crate::xdp::{Refused, Xdp};
 
-/// The kernel's UDP superpackets broke VXLAN and Geneve inside them before this release.
-const MERGES_UDP_FROM: [u32; 3] = [6, 8, 5];
-
-/// Bytes that may wait in a lane of the gate, each datagram with what the kernel keeps of it (some 800 bytes): what
-/// comes of a flood while others have the processor for some tens of milliseconds.
+/// Bytes that may wait in a socket of the gate, with what the kernel needs per datagram (some 800
+/// bytes). A flood fills this much while other threads have the processor for some tens of
+/// milliseconds.
 const LANE_BUFFER: libc::c_int = 2 << 20;
 
-/// How long to wait for an AF_XDP socket of before, and how often to try.
+/// How long to wait for the kernel to release an earlier AF_XDP socket, and how often to try.
 const XDP_PATIENCE: Duration = Duration::from_secs(1);
 const XDP_LOOK: Duration = Duration::from_millis(10);
 
-/// How a plane is to be.
+/// The settings of a plane.
 pub struct Settings<'a> {
-    /// Ours.
+    /// Our public key.
     pub public_key: [u8; 32],
-    /// The name of the interface to make, where `tun` is empty.
+    /// The name of the interface to create. Used if `tun` is empty.
     pub interface: &'a str,
-    /// Queues of an interface that is there already; the plane uses copies of them.
+    /// Queues of an existing interface. The plane uses copies of them.
     pub tun: &'a [RawFd],
-    /// Bound UDP sockets, at most one a family; the plane uses copies of them.
+    /// Bound UDP sockets, at most one per address family. The plane uses copies of them.
     pub sockets: &'a [RawFd],
-    /// Of the interface.
+    /// The MTU of the interface.
     pub mtu: usize,
-    /// Queues of the interface, 1 at least.
+    /// Queues of the interface, at least 1.
     pub queues: usize,
-    /// Whether to use io_uring where the kernel lets us.
+    /// Whether to use io_uring if the kernel permits it.
     pub uring: bool,
     /// The interface to use AF_XDP on, if any.
     pub xdp: Option<&'a str>,
-    /// Whether to merge UDP packets for the interface; None decides by the kernel's release.
+    /// Whether to merge UDP packets for the interface. None decides by the kernel's release.
     pub merge_udp: Option<bool>,
 }
 
-/// The plane. Commands are done at once, in the caller's thread; none waits for the network or for another thread
-/// longer than that one needs for one batch's bookkeeping.
+/// The plane. A command is done at once, in the caller's thread. It never waits for the network,
+/// and for another thread only as long as that thread needs for the bookkeeping of one batch.
 pub struct Plane {
-    /// What the kernel named it.
+    /// The name that the kernel gave the interface.
     pub interface: String,
     lasting: Lasting,
-    /// The threads own it: when they have ended there is nothing to send over. Written to by who changes the sockets.
+    /// The threads own the target: when they have ended there is nothing to send over. Locked for
+    /// writing while the sockets are changed.
     io: RwLock<Weak<Io>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// What stays when sockets and threads are others.
+/// What stays when the sockets and threads are replaced.
 struct Lasting {
     transport: Arc<Transport>,
     events: Arc<Events>,
     notes: Arc<Notes>,
-    counters: Arc<WorkerCounters>,
+    counters: Arc<PlaneCounters>,
     merge_udp: bool,
     uring: bool,
     xdp: Option<String>,
 }
 
 impl Lasting {
-    /// Start the threads. Says what the sockets do without.
+    /// Start the threads. `lacks`: notes on what the sockets do without.
     fn start(&self, queues: Vec<Queue>, lacks: &[String]) -> io::Result<(Weak<Io>, Vec<JoinHandle<()>>)> {
         let Self { transport, events, notes, counters, .. } = self;
         let shared = (Arc::clone(transport), Arc::clone(events), Arc::clone(notes), Arc::clone(counters));
@@ -89,7 +91,7 @@ impl Lasting {
         match open_gate(&io.queues) {
             Ok(gate) => io.gate = gate,
             Err(error) => {
-                io.note(&format!("Handshakes and data wait in one buffer: the kernel can't part them ({error})."))
+                io.note(&format!("Handshakes and data share one buffer: the kernel refuses to sort them ({error})."))
             }
         }
         let io = Arc::new(io);
@@ -97,7 +99,7 @@ impl Lasting {
     }
 }
 
-/// For each queue its sockets: copies of those given, and twins of them.
+/// Return the sockets of each queue: copies of the given ones, and their twins.
 fn adopt(sockets: &[RawFd], queues: usize, mark: u32, lacks: &mut Vec<String>) -> io::Result<Vec<Vec<Udp>>> {
     let mut first = Vec::new();
     for socket in sockets {
@@ -116,7 +118,8 @@ fn adopt(sockets: &[RawFd], queues: usize, mark: u32, lacks: &mut Vec<String>) -
 }
 
 impl Plane {
-    /// Make the interface and start. The interface has no address and is down until somebody sets it up.
+    /// Create the interface and start the threads. The interface has no address and stays down
+    /// until somebody sets it up.
     pub fn new(settings: &Settings<'_>) -> Result<Self, TunError> {
         let made = match settings.tun {
             [] => tun::make(settings.interface, settings.queues)?,
@@ -129,7 +132,7 @@ impl Plane {
     fn with_interface(settings: &Settings<'_>, made: tun::Interface) -> io::Result<Self> {
         let mut lacks = made.lacks.iter().map(|lack| (*lack).to_owned()).collect();
         let sockets = adopt(settings.sockets, made.queues.len(), 0, &mut lacks)?;
-        let counters = Arc::new(WorkerCounters::new(made.queues.len()));
+        let counters = Arc::new(PlaneCounters::new(made.queues.len()));
         let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
 
         let handshakes = Arc::new(AtomicUsize::new(0));
@@ -142,7 +145,7 @@ impl Plane {
             events,
             notes: Arc::default(),
             counters,
-            merge_udp: settings.merge_udp.unwrap_or_else(kernel_merges_udp),
+            merge_udp: settings.merge_udp.unwrap_or_else(kernel::merges_udp),
             uring: settings.uring && refusal.is_none(),
             xdp: settings.xdp.map(str::to_owned),
         };
@@ -151,15 +154,17 @@ impl Plane {
         Ok(Self { interface: made.name, lasting, io: RwLock::new(io), threads: Mutex::new(threads) })
     }
 
-    /// Do something with what the threads own, if they run.
+    /// Call `act` with what the threads own, if they run.
     fn with_io<R>(&self, act: impl FnOnce(&Io) -> R) -> Option<R> {
         let io = self.io.read().unwrap_or_else(PoisonError::into_inner);
         let io = io.upgrade()?;
         Some(act(&io))
     }
 
-    /// Move to other sockets, of which the plane uses copies; all else stays, sessions and what the interface holds
-    /// too. Back when those before are closed, for which the threads end and others are started.
+    /// Replace the sockets by copies of others. Sessions, and what waits in the interface, are
+    /// kept.
+    ///
+    /// The threads end and new ones start. When this returns, the old sockets are closed.
     pub fn rebind(&self, sockets: &[RawFd]) -> io::Result<()> {
         let mut known = self.io.write().unwrap_or_else(PoisonError::into_inner);
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,10 +177,10 @@ impl Plane {
         let queues = queues.collect::<io::Result<_>>()?;
         before.stop();
         for thread in threads.drain(..) {
-            // It has told how it ended.
+            // The thread has reported how it ended.
             let _ = thread.join();
         }
-        // Its sockets, and its AF_XDP: an interface has one program.
+        // This closes its sockets and its AF_XDP. An interface can have only one program.
         drop(before);
         match self.lasting.start(queues, &lacks) {
             Ok((io, started)) => (*known, *threads) = (io, started),
@@ -186,7 +191,7 @@ impl Plane {
         Ok(())
     }
 
-    /// Do a command, and send and tell what comes of it.
+    /// Do a command. Send its datagrams and report its events.
     fn command(&self, act: impl FnOnce(&Transport, &mut Outbox)) {
         self.with_io(|io| {
             let mut out = Outbox::default();
@@ -210,7 +215,7 @@ impl Plane {
         self.command(|_, out| out.transmits.push(Transmit { endpoint, datagram }));
     }
 
-    /// Mark what is sent from now on; 0 for no mark.
+    /// Mark everything that is sent from now on. 0 means no mark.
     pub fn set_fwmark(&self, mark: u32) -> io::Result<()> {
         let set = self.with_io(|io| {
             if let Some(xdp) = &io.xdp {
@@ -221,17 +226,17 @@ impl Plane {
         set.unwrap_or(Ok(()))
     }
 
-    /// The rules, for the commands that send nothing.
+    /// Return the rules, for the commands that send nothing.
     pub fn transport(&self) -> &Transport {
         &self.lasting.transport
     }
 
-    /// What it does without, one sentence each.
+    /// Return what the plane does without, one sentence each.
     pub fn notes(&self) -> Vec<String> {
         self.lasting.notes.read()
     }
 
-    /// What each worker did, by name.
+    /// Return what each worker did, with its name.
     pub fn workers(&self) -> Vec<(String, Reading)> {
         let read = |(queue, of): (usize, &QueueCounters)| {
             [(format!("out-{queue}"), of.out.read()), (format!("in-{queue}"), of.inward.read())]
@@ -241,7 +246,7 @@ impl Plane {
         counters.queues.iter().enumerate().flat_map(read).chain(gate).collect()
     }
 
-    /// Readable while events wait.
+    /// Return the descriptor that is readable while events wait.
     pub fn fileno(&self) -> RawFd {
         self.lasting.events.fd()
     }
@@ -251,12 +256,13 @@ impl Plane {
         self.lasting.events.take()
     }
 
-    /// Stop, close every descriptor, drop the interface; back when that is done. May be called twice.
+    /// Stop the threads, close every descriptor, and remove the interface. Done when this returns.
+    /// May be called twice.
     pub fn close(&self) {
         self.with_io(Io::stop);
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
-            // It has told how it ended.
+            // The thread has reported how it ended.
             let _ = thread.join();
         }
     }
@@ -268,11 +274,11 @@ impl Drop for Plane {
     }
 }
 
-/// Open the gate's sockets beside those of the queues, and have the kernel tell datagrams apart.
+/// Open the gate's sockets on the ports of the queues, and have the kernel sort the datagrams.
 fn open_gate(queues: &[Queue]) -> io::Result<Vec<Udp>> {
     let mut gate = Vec::new();
     for first in &queues[0].sockets {
-        for _ in 0..LANES {
+        for _ in 0..GATE_LANES {
             let lane = first.twin()?;
             lane.set_receive_buffer(LANE_BUFFER)?;
             gate.push(lane);
@@ -282,7 +288,7 @@ fn open_gate(queues: &[Queue]) -> io::Result<Vec<Udp>> {
     Ok(gate)
 }
 
-/// Use AF_XDP on an interface, or say why not.
+/// Use AF_XDP on an interface, or note why that is impossible.
 fn use_xdp(io: &mut Io, name: &str) {
     let deadline = Instant::now() + XDP_PATIENCE;
     let start = || Xdp::start(name, &io.queues[0].sockets, io.queues.len());
@@ -297,42 +303,7 @@ fn use_xdp(io: &mut Io, name: &str) {
             io.xdp = Some(xdp);
         }
         Err(refused) => {
-            io.note(&format!("No AF_XDP on {name} ({refused}): UDP goes through the ordinary sockets."));
+            io.note(&format!("AF_XDP is not used on {name} ({refused}): UDP goes through the ordinary sockets."));
         }
-    }
-}
-
-fn kernel_merges_udp() -> bool {
-    // SAFETY: a utsname is plain bytes, and the kernel writes one.
-    let name = unsafe {
-        let mut name: libc::utsname = std::mem::zeroed();
-        if libc::uname(&raw mut name) != 0 {
-            return false;
-        }
-        name
-    };
-    let release: String = name.release.iter().take_while(|byte| **byte != 0).map(as_char).collect();
-    release_merges_udp(&release)
-}
-
-fn as_char(byte: &c_char) -> char {
-    char::from(*byte as u8)
-}
-
-/// Whether a kernel's release, such as `6.8.12-amd64`, is new enough.
-fn release_merges_udp(release: &str) -> bool {
-    let numbers = release.split('-').next().unwrap_or_default().split('.').take(3).map(str::parse);
-    numbers.collect::<Result<Vec<u32>, _>>().is_ok_and(|numbers| numbers[..] >= MERGES_UDP_FROM[..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn udp_is_merged_where_the_kernel_does_it_right() {
-        let releases = ["6.8.4", "6.8.5", "6.8", "6.9", "7.0.1-arch", "5.15.0-91-generic", "", "six"];
-        let merged = releases.map(release_merges_udp);
-        assert_eq!(merged, [false, true, false, true, true, false, false, false]);
     }
 }

@@ -1,6 +1,9 @@
-//! Looking again before going to sleep: waking a thread costs more than most pauses in traffic last. But who spins
-//! keeps a core from others, the programs that wait for these very packets among them. So a thread spins only while
-//! that pays: not between single packets, and not where somebody else takes the core at each look.
+//! Looking for work again before a thread sleeps.
+//!
+//! Waking a thread costs more than most pauses in traffic last. But a thread that spins keeps a
+//! core from others, such as the programs that wait for these very packets. So a thread spins only
+//! while that pays: not between single packets, and not where another program takes the core at
+//! each look.
 
 use std::io;
 use std::thread::yield_now;
@@ -10,11 +13,11 @@ use crate::counters::count_call;
 
 /// How long to look.
 const SPIN: Duration = Duration::from_micros(50);
-/// So often in vain, on balance, and it no longer pays.
+/// Spinning no longer pays after this many failures, less the successes.
 const PATIENCE: u32 = 8;
-/// What once with success makes up for.
+/// How many failures one success makes up for.
 const GAIN: u32 = 2;
-/// Where it doesn't pay it is tried once in so many.
+/// While spinning doesn't pay, it is tried once in this many times.
 const TRIAL: u32 = 32;
 
 /// Whether a thread's spinning has paid lately.
@@ -30,7 +33,8 @@ impl Default for Spin {
 }
 
 impl Spin {
-    /// Look for work until there is some, SPIN long at most, or not at all.
+    /// Look for work until there is some, for at most SPIN. Return false at once while spinning
+    /// doesn't pay.
     pub fn look(&mut self, mut look: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
         if !self.pays() {
             return Ok(false);
@@ -58,7 +62,7 @@ impl Spin {
 mod tests {
     use super::*;
 
-    /// How often it looks at all, of `times`, if `found` says what each look finds.
+    /// Return how often it looks in `times` tries. `found`: what each look returns.
     fn looks(spin: &mut Spin, times: u32, found: bool) -> u32 {
         let mut tried = 0;
         for _ in 0..times {

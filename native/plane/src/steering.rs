@@ -1,8 +1,11 @@
-//! Which of the sockets of one port a datagram goes to: data messages to those of the queues, all else to those of the
-//! gate, which come after them. The kernel decides, so a flood of handshakes fills no buffer that data waits in, and
-//! wakes no thread that moves data; nor does a flood of one kind fill the buffer of another.
+//! Which socket of a port gets a datagram. Data messages go to the sockets of the queues,
+//! everything else to those of the gate, which come after them.
 //!
-//! The program is in BPF's first instruction set (Linux, Documentation/networking/filter.rst), which needs no rights.
+//! The kernel decides. So a flood of handshakes doesn't fill the buffer that data waits in, and
+//! doesn't wake a thread that moves data. Nor does a flood of one kind fill the buffer of another.
+//!
+//! The program is in BPF's first instruction set (Linux, Documentation/networking/filter.rst),
+//! which needs no privileges.
 
 use std::io;
 use std::mem::size_of;
@@ -19,29 +22,33 @@ use crate::udp::Udp;
 
 /// linux/asm-generic/socket.h
 const SO_ATTACH_REUSEPORT_CBPF: libc::c_int = 51;
-/// Spreads numbers that differ in few bits (Knuth's multiplicative hash); the high half of the product counts.
+/// Spreads numbers that differ in few bits (Knuth's multiplicative hash). The high half of the
+/// product counts.
 const SPREAD: u32 = 0x9e37_79b1;
 
-/// The sockets of the gate, by what they are for: first messages whose sender proves nothing, enrollment, and the
-/// rest: who answers us, who has a cookie, and strangers.
-pub const LANES: usize = 3;
+/// The sockets of the gate, one for each kind of datagram: first messages whose sender proves
+/// nothing, enrollment, and the rest. The rest are answers to us, senders with a cookie, and
+/// strangers.
+pub const GATE_LANES: usize = 3;
 const UNPROVEN: u32 = 0;
 const FOREIGN: u32 = 1;
 const REST: u32 = 2;
 
-/// Steer what comes to the port of `socket`, which is the first of `queues` sockets there and then LANES for the gate,
-/// in the order of their binding.
+/// Sort what comes to the port of `socket`. It is the first of `queues` sockets there, followed by
+/// GATE_LANES sockets of the gate, in the order of their binding.
 pub fn steer(socket: &Udp, queues: usize) -> io::Result<()> {
     let mut code = program(socket.v6, queues as u32);
     let program = sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
     let size = size_of::<sock_fprog>() as libc::socklen_t;
     let option = SO_ATTACH_REUSEPORT_CBPF;
-    // SAFETY: the kernel reads `size` bytes of `program`, and its `len` instructions, during the call alone.
+    // SAFETY: the kernel reads `size` bytes of `program`, and its `len` instructions, during the
+    // call only.
     check(unsafe { libc::setsockopt(socket.fd(), libc::SOL_SOCKET, option, (&raw const program).cast(), size) })
         .map(drop)
 }
 
-/// Its result is a socket's place. What has less than four bytes ends it at the first load, which counts as 0.
+/// Return the program. Its result is the number of a socket. A datagram of less than four bytes
+/// ends it at the first load, which counts as 0.
 fn program(v6: bool, queues: u32) -> Vec<sock_filter> {
     // The datagram's first four bytes decide.
     let mut code = vec![instruction(BPF_LD | BPF_W | BPF_ABS, 0)];
@@ -54,10 +61,10 @@ fn program(v6: bool, queues: u32) -> Vec<sock_filter> {
     code
 }
 
-/// Where a first message goes: a sender without a cookie leaves MAC2 zero (whitepaper section 5.4.4).
+/// Sort first messages. A sender without a cookie leaves MAC2 zero (whitepaper section 5.4.4).
 fn by_proof(queues: u32) -> Vec<sock_filter> {
     let mut code = vec![instruction(BPF_LD | BPF_W | BPF_LEN, 0)];
-    // Too short: nothing to see there.
+    // Too short to have a MAC2.
     code.push(jump(BPF_JGE, INITIATION_SIZE as u32, 1, 0));
     code.push(result(queues + REST));
     for word in (INITIATION_SIZE - MAC_SIZE..INITIATION_SIZE).step_by(4) {
@@ -69,13 +76,14 @@ fn by_proof(queues: u32) -> Vec<sock_filter> {
     code
 }
 
-/// Where data goes.
+/// Sort data messages.
 fn to_a_queue(v6: bool, queues: u32) -> Vec<sock_filter> {
     if queues == 1 {
         return vec![result(0)];
     }
     let mut code = Vec::new();
-    // All that one source sends goes to one queue. Options move the port, to where a flow has no less constant bytes.
+    // All datagrams of one source go to one queue. IP options move the port field, but what is
+    // there instead is as constant per flow.
     let (address, port) = if v6 { (8..24, 40) } else { (12..16, 20) };
     code.push(instruction(BPF_LD | BPF_H | BPF_ABS, in_header(port)));
     for word in address.step_by(4) {
@@ -92,17 +100,19 @@ fn to_a_queue(v6: bool, queues: u32) -> Vec<sock_filter> {
     code
 }
 
-/// Do `then`, which ends the program, where the accumulator compares so with a number; else go on.
+/// If the accumulator compares so with `number`, do `then`, which ends the program. Otherwise go
+/// on.
 fn unless(condition: u32, number: u32, then: &[sock_filter]) -> Vec<sock_filter> {
     [&[jump(condition, number, 0, then.len() as u8)], then].concat()
 }
 
-/// Leave out so many instructions where the accumulator compares so with a number, so many where it doesn't.
+/// Compare the accumulator with `number`, and skip `when` instructions if the condition holds,
+/// `otherwise` instructions if not.
 fn jump(condition: u32, number: u32, when: u8, otherwise: u8) -> sock_filter {
     sock_filter { code: (BPF_JMP | condition | BPF_K) as u16, jt: when, jf: otherwise, k: number }
 }
 
-/// Have this be the result.
+/// Return the instruction that ends the program with this result.
 fn result(place: u32) -> sock_filter {
     instruction(BPF_RET | BPF_K, place)
 }
@@ -111,7 +121,7 @@ fn instruction(code: u32, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
 
-/// Where the IP header has its byte `at`.
+/// Return the offset of byte `at` of the IP header.
 fn in_header(at: i32) -> u32 {
     (libc::SKF_NET_OFF + at) as u32
 }
@@ -120,22 +130,22 @@ fn in_header(at: i32) -> u32 {
 mod tests {
     use super::*;
     use crate::descriptor::wait;
-    use crate::udp::{Patience, Receiver};
+    use crate::udp_side::{Patience, Receiver};
     use std::net::UdpSocket;
     use std::os::fd::AsRawFd as _;
 
-    /// Sockets of one port on `host`: of `queues`, then of the gate.
+    /// Make sockets of one port on `host`: those of `queues`, then those of the gate.
     fn sockets(host: &str, queues: usize) -> (Vec<Udp>, std::net::SocketAddr) {
         let bound = UdpSocket::bind((host, 0)).unwrap();
         let mut made = vec![Udp::adopt(bound.as_raw_fd()).unwrap().0];
-        for _ in 1..queues + LANES {
+        for _ in 1..queues + GATE_LANES {
             made.push(made[0].twin().unwrap());
         }
         steer(&made[0], queues).unwrap();
         (made, bound.local_addr().unwrap())
     }
 
-    /// Send a datagram from a fresh socket; give the place of the one that got it.
+    /// Send a datagram. Return the place of the socket that got it.
     fn taken_by(sockets: &[Udp], from: &UdpSocket, to: std::net::SocketAddr, datagram: &[u8]) -> usize {
         from.send_to(datagram, to).unwrap();
         let mut receiver = Receiver::default();

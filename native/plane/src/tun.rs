@@ -12,7 +12,7 @@ use crate::descriptor::{check, check_size, own};
 const OFFLOAD_CHECKSUM: libc::c_ulong = 0x01;
 const OFFLOAD_TSO: libc::c_ulong = 0x02 | 0x04;
 const OFFLOAD_USO: libc::c_ulong = 0x20 | 0x40;
-/// What to ask for, best first, and what is lacking then; USO is there from Linux 6.2.
+/// What to ask for, best first, and what is lacking then. USO exists from Linux 6.2 on.
 const OFFLOADS: [(libc::c_ulong, &str); 3] = [
     (OFFLOAD_CHECKSUM | OFFLOAD_TSO | OFFLOAD_USO, ""),
     (
@@ -25,9 +25,9 @@ const OFFLOADS: [(libc::c_ulong, &str); 3] = [
 /// Why there is no interface.
 #[derive(Debug)]
 pub struct TunError {
-    /// What refused: `/dev/net/tun`, or the interface's name.
+    /// What failed: `/dev/net/tun`, or the name of the interface.
     pub what: String,
-    /// How.
+    /// The kernel's error.
     pub error: io::Error,
 }
 
@@ -37,20 +37,22 @@ impl fmt::Display for TunError {
     }
 }
 
-/// One queue of an interface of ours; the interface is gone with the last of them.
+/// One queue of our interface. The interface disappears with its last queue.
 pub struct Tun(OwnedFd);
 
-/// An interface as it was made.
+/// An interface after its creation.
 pub struct Interface {
-    /// What the kernel named it.
+    /// The name that the kernel gave it.
     pub name: String,
-    /// As many as were asked for.
+    /// As many queues as were asked for.
     pub queues: Vec<Tun>,
     /// What it does without, one sentence each.
     pub lacks: Vec<&'static str>,
 }
 
-/// Make an interface. `name`: 1 to 15 bytes; a `%d` in it is replaced by a free number.
+/// Create an interface.
+///
+/// `name`: 1 to 15 bytes. The kernel replaces a `%d` in it by a free number.
 pub fn make(name: &str, queues: usize) -> Result<Interface, TunError> {
     let mut made = Interface { name: name.to_owned(), queues: Vec::with_capacity(queues), lacks: Vec::new() };
     for _ in 0..queues {
@@ -67,8 +69,8 @@ pub fn make(name: &str, queues: usize) -> Result<Interface, TunError> {
     Ok(made)
 }
 
-/// Take copies of somebody else's queues of one interface, one descriptor each; the interface stays when they are
-/// closed, as long as its owner has it.
+/// Copy another program's queues of one interface, one descriptor each. When the copies are closed,
+/// the interface stays as long as its owner has it.
 pub fn adopt(queues: &[RawFd]) -> Result<Interface, TunError> {
     let mut made = Interface { name: String::new(), queues: Vec::with_capacity(queues.len()), lacks: Vec::new() };
     for fd in queues {
@@ -84,7 +86,7 @@ pub fn adopt(queues: &[RawFd]) -> Result<Interface, TunError> {
 }
 
 impl Tun {
-    /// Another descriptor of the same queue.
+    /// Return another descriptor of the same queue.
     pub fn twin(&self) -> io::Result<Self> {
         Self::copy(self.fd())
     }
@@ -94,7 +96,8 @@ impl Tun {
         own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).map(Self)
     }
 
-    /// Give the interface's name; refuse what gives frames of another shape than ours.
+    /// Return the interface's name. Fails if the frames of the interface have another format than
+    /// ours.
     fn examine(&self) -> io::Result<String> {
         // SAFETY: an ifreq is plain bytes, and all zeros is one of its values.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -137,7 +140,7 @@ impl Tun {
         Ok(name_in(&request))
     }
 
-    /// Ask for superpackets; say what is lacking.
+    /// Ask for superpackets. Return what is lacking, or an empty string.
     fn ask_offloads(&self) -> io::Result<&'static str> {
         let mut result = Ok("");
         for (offloads, lack) in OFFLOADS {
@@ -156,7 +159,7 @@ impl Tun {
         check_size(unsafe { libc::read(self.fd(), frame.as_mut_ptr().cast(), frame.len()) })
     }
 
-    /// Give the host a packet or superpacket in pieces; `head` begins with its virtio_net_hdr.
+    /// Write a packet or superpacket in pieces. `head` begins with its virtio_net_hdr.
     pub fn write<'a>(&self, head: &'a [u8], pieces: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
         debug_assert!(head.len() >= VNET_SIZE);
         let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -166,7 +169,8 @@ impl Tun {
             vectors[count] = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
             count += 1;
         }
-        // SAFETY: the first `count` vectors are slices that live as long as 'a; the kernel only reads them.
+        // SAFETY: the first `count` vectors are slices that live as long as 'a. The kernel only
+        // reads them.
         check_size(unsafe { libc::writev(self.fd(), vectors.as_ptr(), count as libc::c_int) }).map(drop)
     }
 

@@ -1,6 +1,7 @@
-//! How long a look-up in allowed-IPs takes: among 1, 100 and 10,000 prefixes, of one length and of four.
+//! Measures a look-up in allowed-IPs: among 1, 100 and 10,000 prefixes, of one length and of four.
 //!
-//! `cargo run --release -p transport --example allowed_ips` prints a JSON object a line; `bench/scale.py` reads them.
+//! `cargo run --release -p transport --example allowed_ips` prints a JSON object per line.
+//! `bench/scale.py` reads them.
 
 use std::fs;
 use std::hint::black_box;
@@ -11,17 +12,17 @@ use transport::contract::{Address, Network};
 const LOOK_UPS: u32 = 2_000_000;
 const ROUNDS: usize = 5;
 
-/// The network of a peer, `prefix` long, in `first.0.0.0/8`.
+/// Return the network of a peer, `prefix` long, in `first.0.0.0/8`.
 fn v4(first: u32, peer: u32, prefix: u8) -> Network {
     Network { address: Address::V4((first << 24) + (peer << (32 - prefix))), prefix }
 }
 
-/// The address of a peer in fd00::/64.
+/// Return the address of a peer in fd00::/64.
 fn v6(peer: u32) -> Network {
     Network { address: Address::V6((0xfd << 120) + u128::from(peer)), prefix: 128 }
 }
 
-/// Nanoseconds a look-up, of each round. The peers come in an order that no cache foresees.
+/// Return nanoseconds per look-up for each round. No cache can predict the order of the peers.
 fn time(networks: &[Network]) -> Vec<f64> {
     let table = AllowedIps::default();
     for (peer, network) in networks.iter().enumerate() {
@@ -39,13 +40,13 @@ fn time(networks: &[Network]) -> Vec<f64> {
     rounds
 }
 
-/// Nanoseconds that this thread has had of a processor: what others take of the machine doesn't count.
+/// Return the nanoseconds of processor time of this thread. Other programs don't count.
 fn processor_time() -> u64 {
-    let said = fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with CONFIG_SCHED_INFO");
-    said.split(' ').next().and_then(|first| first.parse().ok()).expect("its first field is a number")
+    let text = fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with CONFIG_SCHED_INFO");
+    text.split(' ').next().and_then(|first| first.parse().ok()).expect("its first field is a number")
 }
 
-/// Numbers below `count`, by a linear congruential generator.
+/// Return numbers below `count` from a linear congruential generator.
 fn scattered(count: usize) -> Vec<usize> {
     let mut state = 1_u64;
     let mut next = || {
@@ -64,7 +65,7 @@ fn main() {
         report("IPv4, one length", &(0..count).map(|peer| v4(10, peer, 32)).collect::<Vec<_>>());
         report("IPv6, one length", &(0..count).map(v6).collect::<Vec<_>>());
     }
-    // Each length that is longer than an address's own is looked into first, and misses.
+    // The look-up tries longer lengths than an address's own first, and misses.
     let lengths = [(10, 32), (20, 28), (30, 24), (40, 20)];
     let of = |(first, prefix)| (0..2_500).map(move |peer| v4(first, peer, prefix));
     report("IPv4, four lengths", &lengths.into_iter().flat_map(of).collect::<Vec<_>>());

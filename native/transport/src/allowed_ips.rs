@@ -1,7 +1,9 @@
-//! Which peer an inner address belongs to: longest prefix, both families (whitepaper section 2).
+//! Finds the peer that an inner address belongs to: longest prefix, both families (whitepaper
+//! section 2).
 //!
-//! One map a prefix length in use, tried from the longest: most tables hold one or two lengths, so a look-up is one
-//! or two hashes, at 10,000 prefixes as at one. Readers take no lock.
+//! There is one map per prefix length in use, tried from the longest. Most tables hold one or two
+//! lengths, so a look-up takes one or two hashes, for 10,000 prefixes as for one. Readers take no
+//! lock.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,12 +12,12 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 
 use crate::contract::{Address, Network};
-use crate::lock;
+use crate::locks::lock;
 use crate::snapshot::{Mix, SnapshotMap};
 
 /// The prefixes of one length.
 struct Level<K, T> {
-    /// Bits behind the prefix; a prefix is kept shifted right by them.
+    /// Bits after the prefix. Prefixes are stored shifted right by them.
     host_bits: u32,
     owners: SnapshotMap<K, T>,
 }
@@ -84,8 +86,8 @@ impl<K: Prefix, T: Clone + Eq> Family<K, T> {
 pub struct AllowedIps<T> {
     v4: Family<u32, T>,
     v6: Family<u128, T>,
-    /// The networks set for an owner; one may meanwhile be another's: removing looks first. Whoever changes
-    /// something holds it.
+    /// The networks that were set for an owner. One of them may belong to another owner by now, so
+    /// removing checks that. The lock is held while something changes.
     owned: Mutex<HashMap<T, Box<[Network]>, Mix>>,
 }
 
@@ -96,7 +98,8 @@ impl<T: Clone + Eq + Hash> Default for AllowedIps<T> {
 }
 
 impl<T: Clone + Eq + Hash> AllowedIps<T> {
-    /// Make `networks` those of `owner`: others of it go, and each moves here from whoever had it.
+    /// Make `networks` those of `owner`. Its other networks are removed, and each of these is taken
+    /// from its previous owner.
     pub fn set(&self, owner: &T, networks: &[Network]) {
         let mut owned = lock(&self.owned);
         if let Some(before) = owned.remove(owner) {
@@ -114,7 +117,7 @@ impl<T: Clone + Eq + Hash> AllowedIps<T> {
         }
     }
 
-    /// Forget all networks that are `owner`'s.
+    /// Remove all networks of `owner`.
     pub fn remove(&self, owner: &T) {
         let mut owned = lock(&self.owned);
         if let Some(before) = owned.remove(owner) {
@@ -132,7 +135,7 @@ impl<T: Clone + Eq + Hash> AllowedIps<T> {
         }
     }
 
-    /// The owner of an address.
+    /// Return the owner of an address.
     pub fn find(&self, address: Address) -> Option<T> {
         match address {
             Address::V4(address) => self.v4.find(address, T::clone),
@@ -140,7 +143,8 @@ impl<T: Clone + Eq + Hash> AllowedIps<T> {
         }
     }
 
-    /// Whether an address is `owner`'s: a look-up that leaves the owner's reference count alone.
+    /// Return whether `owner` has an address. This look-up doesn't touch the owner's reference
+    /// count.
     pub fn is_owned_by(&self, address: Address, owner: &T) -> bool {
         let same = |one: &T| one == owner;
         match address {
@@ -216,6 +220,6 @@ mod tests {
             }
         }
         let each = start.elapsed().as_nanos() / (rounds * 5_000);
-        println!("allowed-IPs: {each} ns a look-up among 10,000 prefixes");
+        println!("allowed-IPs: {each} ns per look-up among 10,000 prefixes");
     }
 }

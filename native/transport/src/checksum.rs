@@ -1,15 +1,19 @@
 //! Internet checksums (RFC 1071).
 //!
-//! One's complement sums of 16-bit words are sums modulo 65535, so they may be added in any order and any word width;
-//! a sum over little-endian words is that over big-endian ones with its two bytes swapped. A field is 65535 less the
-//! sum, which here never gives 0: to UDP a zero field means "no checksum", to TCP and IPv4 0 and 0xffff are the same.
+//! One's complement sums of 16-bit words are sums modulo 65535. So the words may be added in any
+//! order and width, and the sum over little-endian words is that over big-endian words with its two
+//! bytes swapped.
+//!
+//! A checksum field is 65535 less the sum, which here is never 0. For UDP a zero field means "no
+//! checksum". For TCP and IPv4, 0 and 0xffff mean the same.
 
-/// A sum under way.
+/// An unfinished sum.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u64);
 
 impl Sum {
-    /// Add bytes; an odd last one counts as if a zero followed, so only the last piece may be odd.
+    /// Add bytes. An odd last byte counts as if a zero followed, so only the last piece may have an
+    /// odd length.
     #[must_use]
     pub fn bytes(self, data: &[u8]) -> Self {
         let word = |bytes: &[u8]| u64::from(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
@@ -29,36 +33,36 @@ impl Sum {
         Self(self.fold_64() + lanes.iter().sum::<u64>() + whole + word(&last))
     }
 
-    /// Add a number that stands in the packet as a big-endian 16-bit word.
+    /// Add a number that is in the packet as a big-endian 16-bit word.
     #[must_use]
     pub fn word(self, number: u16) -> Self {
         Self(self.fold_64() + u64::from(number.swap_bytes()))
     }
 
-    /// Leave room for the next addition.
+    /// Return the sum, folded so that there is room for the next addition.
     fn fold_64(self) -> u64 {
         (self.0 & 0xffff_ffff) + (self.0 >> 32)
     }
 
-    /// The sum of big-endian words, modulo 65535: 0 to 65534.
+    /// Return the sum of big-endian words modulo 65535: 0 to 65534.
     pub fn folded(self) -> u16 {
         let remainder = (self.0 % 65535) as u16;
-        // Swapping bytes is multiplying by 256 modulo 65535, and keeps what is below 65535 there.
+        // Swapping the bytes multiplies by 256 modulo 65535. What is below 65535 stays below.
         remainder.swap_bytes()
     }
 
-    /// What to put into a checksum field that was zero in the sum: 1 to 65535.
+    /// Return the value for a checksum field that was zero in the sum: 1 to 65535.
     pub fn field(self) -> u16 {
         65535 - self.folded()
     }
 
-    /// Whether a sum with its checksum field in it is right.
+    /// Return whether a sum that includes its checksum field is right.
     pub fn holds(self) -> bool {
         self.folded() == 0
     }
 }
 
-/// The sum of the addresses in an IP header without options.
+/// Return the sum of the addresses in an IP header without options.
 pub fn addresses(packet: &[u8], v4: bool) -> Sum {
     Sum::default().bytes(if v4 { &packet[12..20] } else { &packet[8..40] })
 }
@@ -67,7 +71,7 @@ pub fn addresses(packet: &[u8], v4: bool) -> Sum {
 pub(crate) mod tests {
     use super::*;
 
-    /// Word by word, as RFC 1071 has it.
+    /// Sum word by word, as in RFC 1071.
     pub(crate) fn naive(data: &[u8]) -> u16 {
         let mut total = 0_u32;
         for word in data.chunks(2) {

@@ -1,9 +1,12 @@
-//! Packets that came in one batch into superpackets for the TUN device: what GRO does in the kernel.
+//! Merges packets of one batch into superpackets for the TUN device, as GRO does in the kernel.
 //!
-//! Only neighbours of one flow are merged: same header but for lengths, sequence, identification and checksums, TCP
-//! flags no more than ACK (the last may have PSH), no fragments, IP options or extension headers, equal size but for
-//! the last. The kernel trusts a superpacket, so each packet's checksums are verified before it joins one; what
-//! can't be merged is given as it is, and the kernel verifies it. No packet is held for the next batch.
+//! Only neighbours of one flow are merged. They have the same header except for lengths, sequence,
+//! identification and checksums. TCP has no flag but ACK (the last packet may have PSH). There are
+//! no fragments, IP options or extension headers. All but the last have the same size.
+//!
+//! The kernel trusts a superpacket, so each packet's checksums are verified before it joins one.
+//! Other packets are written unchanged, and the kernel verifies them. No packet is held for the
+//! next batch.
 
 use crate::checksum::{Sum, addresses};
 use crate::vnet::{
@@ -16,7 +19,7 @@ const PSH: u8 = 0x08;
 /// IPv6 and the longest TCP header.
 const MAX_HEADER: usize = 40 + 60;
 
-/// Where an inner packet lies in a buffer, without its padding.
+/// The place of an inner packet in a buffer, without its padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inner {
     /// Its first byte.
@@ -26,7 +29,7 @@ pub struct Inner {
 }
 
 impl Inner {
-    /// Its bytes.
+    /// Return its bytes.
     pub fn of(self, buffer: &[u8]) -> &[u8] {
         &buffer[self.at..self.at + self.size]
     }
@@ -34,7 +37,7 @@ impl Inner {
 
 /// What to write to the device at once: `head`, then the payloads of some packets.
 pub struct Run {
-    /// virtio_net_hdr, and the headers of a superpacket.
+    /// A virtio_net_hdr, and the headers of a superpacket.
     head: [u8; VNET_SIZE + MAX_HEADER],
     head_size: usize,
     /// How many packets.
@@ -44,21 +47,21 @@ pub struct Run {
 }
 
 impl Run {
-    /// What comes first.
+    /// Return what comes first.
     pub fn head(&self) -> &[u8] {
         &self.head[..self.head_size]
     }
 
-    /// A packet as it is.
+    /// Make a run of one packet, unchanged.
     fn single() -> Self {
         Self { head: [0; VNET_SIZE + MAX_HEADER], head_size: VNET_SIZE, count: 1, skip: 0 }
     }
 }
 
-/// What a packet that may be merged looks like.
+/// The layout of a packet that may be merged.
 #[derive(Clone, Copy)]
 struct Kind {
-    /// Where the transport header begins: 20 over IPv4, 40 over IPv6.
+    /// The offset of the transport header: 20 for IPv4, 40 for IPv6.
     transport: usize,
     /// Bytes of all headers.
     header: usize,
@@ -66,7 +69,7 @@ struct Kind {
 }
 
 impl Kind {
-    /// Look at a packet; None if it can't begin a superpacket.
+    /// Examine a packet. Return None if it can't begin a superpacket.
     fn examine(packet: &[u8], udp: bool) -> Option<Self> {
         let (transport, protocol) = match packet {
             [0x45, ..] if packet.len() >= 28 && packet[6] & 0x3f == 0 && packet[7] == 0 => (20, packet[9]),
@@ -88,7 +91,8 @@ impl Kind {
         self.transport == 20
     }
 
-    /// Whether `packet` has the header of `first`, but for what differs from packet to packet and for PSH.
+    /// Return whether `packet` has the header of `first`, except for what differs between packets,
+    /// and PSH.
     fn same_header(self, first: &[u8], packet: &[u8]) -> bool {
         if packet.len() <= self.header {
             return false;
@@ -105,7 +109,7 @@ impl Kind {
             }
     }
 
-    /// Whether both checksums of a packet hold.
+    /// Return whether both checksums of a packet are right.
     fn verified(self, packet: &[u8]) -> bool {
         let transport = &packet[self.transport..];
         let sum = self.pseudo(packet, transport.len()).bytes(transport);
@@ -122,7 +126,7 @@ impl Kind {
         u32::from_be_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]])
     }
 
-    /// The head of a superpacket of `count` packets and `total` bytes.
+    /// Make the head of a superpacket of `count` packets and `total` bytes.
     fn merge(self, first: &[u8], last: &[u8], count: usize, total: usize) -> Run {
         let gso_type = match (self.tcp, self.v4()) {
             (false, _) => GSO_UDP,
@@ -169,14 +173,14 @@ fn udp_length(packet: &[u8], transport: usize) -> usize {
     usize::from(packet[transport + 4]) << 8 | usize::from(packet[transport + 5])
 }
 
-/// Find what goes out together from the first of `packets`, of which there is one at least.
+/// Return what is written together from the first of `packets` on. There must be at least one.
 ///
-/// `udp`: merge UDP too. Not on kernels before 6.8.5, which break VXLAN and Geneve in such superpackets.
+/// `udp`: merge UDP, too. Kernels before 6.8.5 break VXLAN and Geneve in such superpackets.
 pub fn next_run(buffer: &[u8], packets: &[Inner], udp: bool) -> Run {
     let first = packets[0].of(buffer);
     let Some(second) = packets.get(1) else { return Run::single() };
     let Some(kind) = Kind::examine(first, udp) else { return Run::single() };
-    // Cheap, and keeps mixed flows from the costly look at checksums.
+    // This is cheap, and saves the costly checksums for mixed flows.
     if !kind.same_header(first, second.of(buffer)) || !kind.verified(first) {
         return Run::single();
     }
@@ -184,7 +188,8 @@ pub fn next_run(buffer: &[u8], packets: &[Inner], udp: bool) -> Run {
     let (mut count, mut total) = (1, first.len());
     while count < packets.len().min(MAX_SEGMENTS) {
         let packet = packets[count].of(buffer);
-        // In this order: what has not the same header may be too short to have a sequence number.
+        // The order matters: a packet with another header may be too short to have a sequence
+        // number.
         let follows = kind.same_header(first, packet)
             && packet.len() <= first.len()
             && (!kind.tcp
@@ -340,7 +345,7 @@ mod tests {
                     }
                     _ => packet.insert(roll(20), roll(256) as u8),
                 }
-                // What is shorter than an IP header never comes this far.
+                // What is shorter than an IP header never gets this far.
                 packet.resize(packet.len().max(if packet[0] >> 4 == 6 { 40 } else { 20 }), 0);
             }
             let (buffer, inner) = lay(&packets);

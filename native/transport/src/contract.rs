@@ -1,4 +1,4 @@
-//! What Python and a plane say to each other, as in `rustguard_py/planes/contract.py`.
+//! The types that Python and a plane exchange, as in `rustguard_py/planes/contract.py`.
 //!
 //! Times are seconds of one monotonic clock.
 
@@ -23,27 +23,27 @@ pub const REKEY_AFTER_TIME: Seconds = 120.0;
 pub const REJECT_AFTER_TIME: Seconds = 180.0;
 /// Pause between two initiations.
 pub const REKEY_TIMEOUT: Seconds = 5.0;
-/// Pause after which data is answered by an empty datagram.
+/// Pause after which received data is answered by an empty datagram.
 pub const KEEPALIVE_TIMEOUT: Seconds = 10.0;
 /// A datagram received by the initiator this close to REJECT-AFTER-TIME starts a new handshake (section 6.2).
 pub const REKEY_AFTER_TIME_RECEIVING: Seconds = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT;
-/// Packets held a peer until its first handshake is done; the kernel's MAX_STAGED_PACKETS.
+/// Packets held per peer until its first handshake is done. The kernel's MAX_STAGED_PACKETS.
 pub const MAX_STAGED_PACKETS: usize = 128;
 
 /// The caller's number for a peer.
 pub type PeerId = u64;
 
-/// Where a peer is, and which of our addresses to write to it from.
+/// A peer's address, and our address to send to it from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The peer's.
+    /// The peer's address.
     pub remote: SocketAddr,
-    /// Ours, that it wrote to; None leaves the choice to the kernel.
+    /// Our address that the peer sent to. None lets the kernel choose.
     pub local: Option<IpAddr>,
 }
 
 impl Endpoint {
-    /// The same without an address of ours.
+    /// Return the same endpoint without our address.
     pub fn plain(self) -> Self {
         self.remote.into()
     }
@@ -55,19 +55,19 @@ impl From<SocketAddr> for Endpoint {
     }
 }
 
-/// An IPv4 or IPv6 address, for look-ups: IPv4 in the low 32 bits.
+/// An IPv4 or IPv6 address, for look-ups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// Of IPv4.
+    /// An IPv4 address.
     V4(u32),
-    /// Of IPv6.
+    /// An IPv6 address.
     V6(u128),
 }
 
 /// Addresses that share a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// One of them.
+    /// Any one of these addresses.
     pub address: Address,
     /// Bits of the prefix, at most 32 or 128.
     pub prefix: u8,
@@ -76,9 +76,9 @@ pub struct Network {
 /// The transport keys of one finished handshake (section 5.4.5).
 #[derive(Clone)]
 pub struct Keypair {
-    /// Our index, the receiver field of what we get.
+    /// Our index, the receiver field of what we receive.
     pub local_index: u32,
-    /// Theirs, the receiver field of what we send.
+    /// The peer's index, the receiver field of what we send.
     pub remote_index: u32,
     /// Seals what we send.
     pub send_key: Zeroizing<[u8; 32]>,
@@ -107,20 +107,21 @@ pub enum Reason {
     NoAnswer,
 }
 
-/// What a plane tells Python.
+/// What a plane reports to Python.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A handshake message of types 1 to 3 that passed the gate.
     HandshakeReceived(Box<[u8]>, Endpoint),
-    /// A datagram that begins with `RGE`: enrollment.
+    /// An enrollment datagram: it begins with `RGE`.
     ForeignReceived(Box<[u8]>, Endpoint),
-    /// A session is missing, old or silent; at most once a second a peer.
+    /// A session is missing, old or silent. Reported at most once per second and peer.
     HandshakeWanted(PeerId, Reason),
-    /// The first authenticated datagram came in on a keypair that we made as responder; its local index.
+    /// The first authenticated datagram on a keypair that we made as responder, and its local
+    /// index.
     KeypairConfirmed(PeerId, u32),
-    /// An authenticated datagram came from elsewhere, or to another address of ours.
+    /// An authenticated datagram came from another address, or to another address of ours.
     EndpointMoved(PeerId, Endpoint),
-    /// The plane can't go on, or (not fatal) goes on with less.
+    /// The plane can't go on, or (if not fatal) goes on with less.
     Fault {
         /// One sentence.
         message: String,
@@ -132,17 +133,17 @@ pub enum Event {
 /// A datagram to send.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transmit {
-    /// Where to.
+    /// Where to send it.
     pub endpoint: Endpoint,
-    /// Whole.
+    /// The whole datagram.
     pub datagram: Vec<u8>,
 }
 
-/// What came of a call: events for Python and datagrams for the network, each in order.
+/// The results of a call: events for Python and datagrams for the network, each in order.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// To be told.
+    /// Events to report.
     pub events: Vec<Event>,
-    /// To be sent.
+    /// Datagrams to send.
     pub transmits: Vec<Transmit>,
 }

@@ -1,4 +1,5 @@
-//! MAC1, MAC2 and cookies: who may cost us a Diffie-Hellman (whitepaper sections 5.3, 5.4.4, 5.4.7).
+//! MAC1, MAC2 and cookies, which decide whether a datagram may cost us a Diffie-Hellman (whitepaper
+//! sections 5.3, 5.4.4, 5.4.7).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,7 +14,7 @@ use crate::contract::Seconds;
 use crate::indices::Random;
 use crate::wire::{COOKIE_REPLY, COOKIE_REPLY_SIZE, MAC_SIZE};
 
-/// How long a cookie, and the secret behind it, is good (section 5.4.7).
+/// Seconds that a cookie and its secret are valid (section 5.4.7).
 pub const COOKIE_SECRET_LIFETIME: Seconds = 120.0;
 
 type Keyed = Blake2sMac<U16>;
@@ -28,28 +29,30 @@ fn labelled(label: &[u8; 8], public_key: &[u8; 32]) -> [u8; 32] {
     Blake2s256::new().chain_update(label).chain_update(public_key).finalize().into()
 }
 
-/// The key of MAC1 for messages sent to `public_key`.
+/// Return the key of MAC1 for messages sent to `public_key`.
 pub fn mac1_key(public_key: &[u8; 32]) -> [u8; 32] {
     labelled(b"mac1----", public_key)
 }
 
-/// The key that seals the cookies which `public_key` hands out.
+/// Return the key that seals the cookies of `public_key`.
 pub fn cookie_key(public_key: &[u8; 32]) -> [u8; 32] {
     labelled(b"cookie--", public_key)
 }
 
-/// Keyed BLAKE2s with 16 bytes out.
+/// Return the keyed BLAKE2s hash, 16 bytes long.
 pub fn mac(key: &[u8], data: &[u8]) -> [u8; MAC_SIZE] {
     keyed(key, data).finalize().into_bytes().into()
 }
 
-/// Whether message 1 or 2, whole, carries the right MAC1. Takes the same time wherever it differs.
+/// Return whether a whole message 1 or 2 has the right MAC1. The time doesn't depend on where it
+/// differs.
 pub fn mac1_holds(datagram: &[u8], key: &[u8; 32]) -> bool {
     let (covered, macs) = datagram.split_at(datagram.len() - 2 * MAC_SIZE);
     keyed(key, covered).verify_slice(&macs[..MAC_SIZE]).is_ok()
 }
 
-/// Make message 3: `cookie` for the sender, with index `receiver`, of the message whose MAC1 is `mac1`.
+/// Make message 3, which carries `cookie`. It answers a message with sender index `receiver` and
+/// MAC1 `mac1`.
 pub fn cookie_reply(
     receiver: [u8; 4],
     cookie: &[u8; MAC_SIZE],
@@ -70,7 +73,7 @@ pub fn cookie_reply(
     reply
 }
 
-/// The cookie of an address and port: the MAC over 4 + 2 bytes of IPv4, or 16 + 2 of IPv6.
+/// Return the cookie of an address and port: the MAC over 4 + 2 bytes for IPv4, or 16 + 2 for IPv6.
 fn cookie_of(secret: &[u8; 32], source: SocketAddr) -> [u8; MAC_SIZE] {
     let mut bytes = [0; 18];
     let size = match source.ip() {
@@ -87,7 +90,7 @@ fn cookie_of(secret: &[u8; 32], source: SocketAddr) -> [u8; MAC_SIZE] {
     mac(secret, &bytes[..size + 2])
 }
 
-/// Our own changing secret, and the cookies made of it.
+/// Our changing secret, and the cookies made from it.
 #[derive(Default)]
 pub struct CookieSecrets {
     secret: Option<Zeroizing<[u8; 32]>>,
@@ -108,8 +111,9 @@ impl CookieSecrets {
         self.born = now;
     }
 
-    /// See whether message 1 or 2, whole, ends in a MAC2 made with a cookie that we gave `source`. If not, give the
-    /// cookie to answer with. What is compared takes the same time wherever it differs.
+    /// Check that a whole message 1 or 2 ends in a MAC2 made with a cookie that we gave to
+    /// `source`. The error is the cookie to answer with. The time of a comparison doesn't depend on
+    /// where it differs.
     pub fn check(
         &mut self,
         datagram: &[u8],
@@ -120,7 +124,7 @@ impl CookieSecrets {
         self.rotate(now, random);
         let cookie = cookie_of(self.secret.as_ref().expect("made by rotate"), source);
         let (covered, mac2) = datagram.split_at(datagram.len() - MAC_SIZE);
-        // Who has no cookie leaves MAC2 zero (section 5.4.4), as most of a flood does.
+        // A sender without a cookie leaves MAC2 zero (section 5.4.4). Most of a flood does.
         if mac2 == [0; MAC_SIZE] {
             return Err(cookie);
         }

@@ -1,15 +1,18 @@
-//! A message to one peer while it is written: packets lie where their datagrams will be, and are sealed there.
+//! A message to one peer while it is written. Packets lie where their datagrams will be, and are
+//! sealed there.
 
 use std::sync::Arc;
 
-use crate::Transport;
-use crate::aead::{Aead, Body};
+use crate::aead::Aead;
+use crate::body::Body;
 use crate::contract::{Endpoint, Outbox, Seconds};
-use crate::drops::Drop;
+use crate::drops::DropReason;
+use crate::ip::is_looped;
 use crate::keypairs::Session;
-use crate::outbound::Send;
 use crate::peers::Peer;
-use crate::transport::{Tally, is_looped};
+use crate::sink::Sink;
+use crate::transport::Tally;
+use crate::transport::Transport;
 use crate::vnet::{MAX_MESSAGE, MAX_PACKET, MAX_SEGMENTS, padded};
 use crate::wire::{DATA_HEADER_SIZE, OVERHEAD, TAG_SIZE};
 
@@ -19,18 +22,18 @@ struct Slot {
     at: usize,
     /// Bytes of the packet.
     size: usize,
-    /// The same with padding.
+    /// Bytes of the packet with padding.
     padded: usize,
 }
 
-/// The packets of one peer that wait to be sealed, 64 at most, in the order they came.
+/// The packets of one peer that wait to be sealed, at most 64, in the order they came.
 pub struct Draft {
     buffer: Box<[u8]>,
     used: usize,
     slots: Vec<Slot>,
-    /// The same for the cipher; kept for its memory.
+    /// The same packets for the cipher. Kept to reuse its memory.
     bodies: Vec<Body>,
-    /// Whose they are; nobody's between two batches.
+    /// The peer they are for. None between two batches.
     pub peer: Option<Arc<Peer>>,
 }
 
@@ -48,30 +51,32 @@ impl Default for Draft {
 }
 
 impl Draft {
-    /// How many packets wait here.
+    /// Return how many packets wait here.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether another full packet may not fit: sealing now makes a message as good as it gets.
+    /// Return whether another full packet may not fit. Sealing now makes a message that is as full
+    /// as possible.
     pub fn is_ripe(&self, mtu: usize) -> bool {
         self.slots.len() == MAX_SEGMENTS || self.used > 0 && self.used + mtu + OVERHEAD > MAX_MESSAGE
     }
 
-    /// Make a slot for a packet of `size` bytes; give where to write it. Its padding is zero.
+    /// Make a slot for a packet of `size` bytes. Return where to write the packet. Its padding is
+    /// zero.
     ///
-    /// What is there goes out first if both don't fit into a message.
+    /// If the packet doesn't fit into the message, the message is sent first.
     pub fn room(
         &mut self,
         transport: &Transport,
         size: usize,
         now: Seconds,
         out: &mut Outbox,
-        send: &mut impl Send,
+        sink: &mut impl Sink,
     ) -> &mut [u8] {
         let padded = padded(size, transport.mtu());
         if self.slots.len() == MAX_SEGMENTS || self.used > 0 && self.used + padded + OVERHEAD > MAX_MESSAGE {
-            self.seal(transport, now, out, send);
+            self.seal(transport, now, out, sink);
         }
         let at = self.used;
         self.used += padded + OVERHEAD;
@@ -83,16 +88,17 @@ impl Draft {
         &mut self.buffer[start..start + size]
     }
 
-    /// Seal the packets and send them, or hold them where no session may; the buffer is empty then.
-    pub fn seal(&mut self, transport: &Transport, now: Seconds, out: &mut Outbox, send: &mut impl Send) {
+    /// Seal the packets and send them, or hold them if no session may send. The buffer is empty
+    /// afterwards.
+    pub fn seal(&mut self, transport: &Transport, now: Seconds, out: &mut Outbox, sink: &mut impl Sink) {
         let Some(peer) = self.peer.clone().filter(|_| !self.slots.is_empty()) else { return };
         let count = self.slots.len();
         let mut state = peer.state();
         if let Some(endpoint) = state.endpoint {
             let session = state.keypairs.current.clone();
             if session.as_ref().is_some_and(|session| self.is_looped(session)) {
-                // What goes with it would come back as well.
-                transport.count_drops(&peer, Drop::RoutingLoop, count as u64);
+                // What this message carries would come back as well.
+                transport.count_drops(&peer, DropReason::RoutingLoop, count as u64);
                 self.slots.clear();
                 self.used = 0;
                 return;
@@ -103,7 +109,7 @@ impl Draft {
                 transport.sent(&peer, &mut state, &session, tally, now, out);
                 drop(state);
                 self.seal_slots(&session, nonce);
-                if !self.send_slots(endpoint, send) {
+                if !self.send_slots(endpoint, sink) {
                     peer.state().forget_local();
                 }
             } else {
@@ -113,7 +119,7 @@ impl Draft {
                 }
             }
         } else {
-            transport.count_drops(&peer, Drop::NoEndpoint, count as u64);
+            transport.count_drops(&peer, DropReason::NoEndpoint, count as u64);
         }
         self.slots.clear();
         self.used = 0;
@@ -135,8 +141,9 @@ impl Draft {
         session.sealer().seal_batch(&mut self.buffer, &self.bodies);
     }
 
-    /// Send neighbours of one size together; a shorter one may be the last.
-    fn send_slots(&self, endpoint: Endpoint, send: &mut impl Send) -> bool {
+    /// Send neighbours of one size together. The last one may be shorter. Return false if a message
+    /// did not leave from the endpoint's local address.
+    fn send_slots(&self, endpoint: Endpoint, sink: &mut impl Sink) -> bool {
         let mut rest = &self.slots[..];
         let mut from_there = true;
         while let [first, others @ ..] = rest {
@@ -149,7 +156,7 @@ impl Draft {
             }
             let last = &rest[count - 1];
             let message = &self.buffer[first.at..last.at + last.padded + OVERHEAD];
-            from_there &= send.send(message, first.padded + OVERHEAD, endpoint);
+            from_there &= sink.send(message, first.padded + OVERHEAD, endpoint);
             rest = &rest[count..];
         }
         from_there

@@ -1,16 +1,16 @@
-//! What was dropped, by reason.
+//! Counters of what was dropped, by reason.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::lock;
+use crate::locks::lock;
 
 macro_rules! reasons {
     ($($name:ident $word:literal $what:literal)*) => {
-        /// A reason that the rules know.
+        /// A reason for a drop that the rules know.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Drop {
+        pub enum DropReason {
             $(#[doc = $what] $name,)*
         }
 
@@ -23,48 +23,48 @@ reasons! {
     BadMac1 "bad_mac1" "The sender doesn't know our public key."
     BadTag "bad_tag" "A datagram is forged or damaged."
     Challenged "challenged" "A handshake was answered by a cookie."
-    EventQueue "event_queue" "Python takes no events."
+    EventQueue "event_queue" "Too many events wait for Python."
     ExpiredSession "expired_session" "A datagram came after REJECT-AFTER-TIME."
     ForeignQueue "foreign_queue" "Too many enrollment datagrams wait for Python."
     ForeignRate "foreign_rate" "Enrollment datagrams come too fast for Python."
     HandshakeQueue "handshake_queue" "Too many handshake datagrams wait for Python."
     HandshakeRate "handshake_rate" "A source that proved its address asks too often."
     HeldTooMany "held_too_many" "Too many packets wait for a handshake."
-    InnerLength "inner_length" "A packet's own length doesn't fit what came."
-    InnerNotIp "inner_not_ip" "What came is no IP packet."
+    InnerLength "inner_length" "A packet's own length doesn't match what was received."
+    InnerNotIp "inner_not_ip" "What was received is no IP packet."
     InnerSource "inner_source" "A peer sent from an address that isn't its own."
     NoAnswer "no_answer" "A packet waited for a handshake that was given up."
     RoutingLoop "routing_loop" "A packet is a datagram to the same peer: the route to it leads into the tunnel."
-    NoEndpoint "no_endpoint" "A packet is for a peer that isn't known to be anywhere."
-    NoPeer "no_peer" "A packet is for nobody."
-    NoSocket "no_socket" "An endpoint is of a family that we have no socket for."
+    NoEndpoint "no_endpoint" "A packet is for a peer without a known address."
+    NoPeer "no_peer" "A packet's destination belongs to no peer."
+    NoSocket "no_socket" "There is no socket for an endpoint's address family."
     RemovedPeer "removed_peer" "A packet waited for a peer that was removed."
     Replayed "replayed" "A datagram came twice, or too late."
-    Superpacket "superpacket" "The host gave a superpacket that doesn't add up."
-    UnknownIndex "unknown_index" "A datagram is for no session of ours."
-    UnknownType "unknown_type" "A datagram is none of ours."
+    Superpacket "superpacket" "The host sent a malformed superpacket."
+    UnknownIndex "unknown_index" "A datagram's receiver index belongs to no session."
+    UnknownType "unknown_type" "A datagram has no type that we know."
 }
 
 /// The counters.
 #[derive(Default)]
 pub struct Drops {
     known: [AtomicU64; WORDS.len()],
-    /// What the operating system has against a datagram or packet, such as `send_enetunreach`.
+    /// Reasons of the operating system, such as `send_enetunreach`.
     other: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Drops {
     /// Count `count` drops.
-    pub fn count(&self, reason: Drop, count: u64) {
+    pub fn count(&self, reason: DropReason, count: u64) {
         self.known[reason as usize].fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Count one drop for a reason that the rules don't know, a short snake_case word.
+    /// Count one drop for a reason that the rules don't know: a short word in snake_case.
     pub fn count_other(&self, reason: String) {
         *lock(&self.other).entry(reason).or_default() += 1;
     }
 
-    /// Those above zero.
+    /// Return the counters above zero.
     pub fn read(&self) -> Vec<(String, u64)> {
         let known =
             WORDS.iter().zip(&self.known).map(|(word, count)| ((*word).into(), count.load(Ordering::Relaxed)));

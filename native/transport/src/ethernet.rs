@@ -1,4 +1,5 @@
-//! UDP datagrams in Ethernet frames (RFC 768, 791, 894, 2464, 8200), for who sends and takes frames itself.
+//! UDP datagrams in Ethernet frames (RFC 768, 791, 894, 2464, 8200), for UDP sides that handle
+//! frames themselves.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
@@ -18,29 +19,29 @@ const UDP: usize = 8;
 const TYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const PROTOCOL_UDP: u8 = 17;
-/// What hosts give packets for their way, as the kernel does.
+/// The hop limit that hosts set, as the kernel does.
 const HOPS: u8 = 64;
-/// More fragments follow, or this is not the first.
+/// Set if more fragments follow, or if this is not the first.
 const FRAGMENT: u16 = 0x3fff;
 
 /// An Ethernet address.
-pub type Mac = [u8; 6];
+pub type MacAddress = [u8; 6];
 
-/// The way to a host: addresses of both layers at both ends, the IP ones of one family.
+/// The addresses on the way to a host: both layers, both ends. The IP addresses are of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// Of our interface.
-    pub source_mac: Mac,
-    /// Of the next hop.
-    pub destination_mac: Mac,
+    /// The MAC address of our interface.
+    pub source_mac: MacAddress,
+    /// The MAC address of the next hop.
+    pub destination_mac: MacAddress,
     /// Our address towards the host.
     pub source: IpAddr,
-    /// The host.
+    /// The host's address.
     pub destination: IpAddr,
 }
 
 impl Path {
-    /// Bytes of a frame's headers on this path.
+    /// Return how many bytes of headers a frame on this path has.
     pub fn headers(&self) -> usize {
         if self.destination.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 }
     }
@@ -49,20 +50,21 @@ impl Path {
 /// A datagram found in a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// Who sent it. For a link-local address the scope is left 0.
+    /// The sender. The scope of a link-local address is 0.
     pub source: SocketAddr,
-    /// The address it is for.
+    /// The address it was sent to.
     pub destination: IpAddr,
-    /// The port it is for.
+    /// The port it was sent to.
     pub port: u16,
     /// Where its payload lies in the frame.
     pub payload: Range<usize>,
 }
 
-/// Write the frame of a datagram; give its size. None: it doesn't fit `frame`, or the addresses are of two families.
+/// Write the frame of a datagram. Return its size, or None if it doesn't fit into `frame` or the
+/// addresses are of two families.
 ///
-/// Ports are source and destination. `identification` tells IPv4 datagrams apart that a router cuts on the way
-/// (RFC 6864).
+/// `ports`: source and destination. `identification`: tells IPv4 datagrams apart if a router
+/// fragments them (RFC 6864).
 pub fn build(frame: &mut [u8], path: &Path, ports: (u16, u16), identification: u16, payload: &[u8]) -> Option<usize> {
     let headers = path.headers();
     let size = headers + payload.len();
@@ -115,7 +117,7 @@ fn write_ipv6(header: &mut [u8], source: Ipv6Addr, destination: Ipv6Addr, datagr
     header[24..40].copy_from_slice(&destination.octets());
 }
 
-/// The sum of a UDP datagram with its pseudo-header.
+/// Return the sum of a UDP datagram with its pseudo-header.
 fn udp_sum(source: IpAddr, destination: IpAddr, size: u16, datagram: &[u8]) -> Sum {
     let mut sum = Sum::default();
     for address in [source, destination] {
@@ -127,11 +129,11 @@ fn udp_sum(source: IpAddr, destination: IpAddr, size: u16, datagram: &[u8]) -> S
     sum.word(PROTOCOL_UDP.into()).word(size).bytes(datagram)
 }
 
-/// Find the UDP datagram in a frame. None where the kernel would drop it, and for what isn't one: IPv4 with options,
-/// fragments, IPv6 with extension headers.
+/// Find the UDP datagram in a frame. Return None if there is none, if the kernel would drop it, and
+/// for these: IPv4 with options, fragments, IPv6 with extension headers.
 ///
-/// The checksum over the payload isn't looked at. Between two interfaces of one machine it is never completed, and
-/// whatever comes of the payload is authenticated.
+/// The checksum over the payload isn't verified. Between two interfaces of one machine it is never
+/// completed, and the payload is authenticated anyway.
 pub fn parse(frame: &[u8]) -> Option<Datagram> {
     let packet = frame.get(ETHERNET..)?;
     if frame[12..14] == TYPE_IPV4 {
@@ -171,7 +173,7 @@ pub fn parse(frame: &[u8]) -> Option<Datagram> {
     }
 }
 
-/// The ports of a datagram that begins at `at`, and where its payload lies.
+/// Return the ports of a datagram that begins at `at`, and where its payload lies.
 fn udp(datagram: &[u8], at: usize) -> Option<(u16, u16, Range<usize>)> {
     let header = datagram.first_chunk::<UDP>()?;
     let size = usize::from(u16_at(header, 4));

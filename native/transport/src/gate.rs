@@ -1,7 +1,10 @@
-//! What a handshake datagram must show before it may cost Python a Diffie-Hellman (whitepaper sections 5.3, 5.4.7).
+//! What a handshake datagram must show before it may cost Python a Diffie-Hellman (whitepaper
+//! sections 5.3, 5.4.7).
 //!
-//! In order: its length; MAC1, which shows that the sender knows our public key; then, from a source that asks too
-//! often, or from everybody while we are under load, MAC2, which shows that the sender receives at its address.
+//! - The right length.
+//! - MAC1: the sender knows our public key.
+//! - MAC2: the sender receives at its address. This is asked of a source that sends too often, and
+//!   of everybody while we are under load.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -9,45 +12,45 @@ use std::sync::Mutex;
 
 use crate::contract::Seconds;
 use crate::cookie::{CookieSecrets, cookie_key, cookie_reply, mac1_holds, mac1_key};
-use crate::drops::Drop;
+use crate::drops::DropReason;
 use crate::indices::Random;
-use crate::lock;
+use crate::locks::lock;
 use crate::wire::{INITIATION, INITIATION_SIZE, MAC_SIZE, RESPONSE_SIZE};
 
-/// Handshake datagrams that may wait for Python; the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
+/// Handshake datagrams that may wait for Python. The kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
 pub const HANDSHAKE_QUEUE: usize = 4096;
-/// From this many on we are under load, and for a second after it was last so; also while as many more in a second
-/// would have to be taken as soon as it ended.
+/// We are under load while this many wait, and for a second afterwards. The load also lasts while
+/// this many datagrams per second are challenged that would have passed without it.
 pub const LOADED_QUEUE: usize = HANDSHAKE_QUEUE / 8;
 const LOAD_LASTS: Seconds = 1.0;
-/// A source's budget a second, over /32 or /64 (the kernel's ratelimiter).
+/// A source's budget per second, per /32 or /64 (the kernel's ratelimiter).
 pub const RATE: f64 = 20.0;
 /// A source's budget at once.
 pub const BURST: u32 = 5;
-/// Sources remembered at once, of each kind.
+/// Sources remembered at once, for each of the two budgets.
 pub const SOURCES: usize = 8192;
-/// Seconds between two searches for those whose bucket is full again.
+/// Seconds between two searches for sources whose bucket is full again.
 const SWEEP_INTERVAL: Seconds = 0.1;
 
 /// What to do with a handshake datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Give it to Python.
+    /// Pass it to Python.
     Pass,
     /// Answer with this cookie reply, and drop it.
     Challenge(Vec<u8>),
     /// Drop it.
-    Drop(Drop),
+    Drop(DropReason),
 }
 
-/// What a budget belongs to: an IPv4 address, or the first 64 bits of an IPv6 one.
+/// The owner of a budget: an IPv4 address, or the first 64 bits of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Source {
+enum SourcePrefix {
     V4(u32),
     V6(u64),
 }
 
-impl Source {
+impl SourcePrefix {
     fn of(source: SocketAddr) -> Self {
         match source.ip() {
             IpAddr::V4(address) => Self::V4(address.into()),
@@ -56,12 +59,13 @@ impl Source {
     }
 }
 
-/// A token bucket a source: RATE a second, BURST at once.
+/// A token bucket per source: RATE per second, BURST at once.
 ///
-/// One number a source is kept: when its bucket will be full again. Who has a full bucket needs none. Sources are
-/// the sender's to choose, so the map keeps the standard library's keyed hash.
+/// One number is kept per source: the time at which its bucket will be full again. A full bucket
+/// needs no number. The sender chooses the source, so the map keeps the standard library's keyed
+/// hash.
 struct SourceBudget {
-    full_at: HashMap<Source, Seconds>,
+    full_at: HashMap<SourcePrefix, Seconds>,
     swept_at: Seconds,
 }
 
@@ -72,11 +76,11 @@ impl Default for SourceBudget {
 }
 
 impl SourceBudget {
-    /// Take a token of `source`; false where none is left.
+    /// Take a token of `source`. Return false if none is left.
     ///
-    /// With SOURCES of them not yet full again, a new source is given false: that many at once are a flood from
-    /// made-up addresses.
-    fn spend(&mut self, source: Source, now: Seconds) -> bool {
+    /// While SOURCES buckets are not full again, a new source gets false: so many at once are a
+    /// flood from made-up addresses.
+    fn spend(&mut self, source: SourcePrefix, now: Seconds) -> bool {
         let known = self.full_at.get(&source).copied();
         if known.is_none() && self.full_at.len() >= SOURCES && !self.forget_full(now) {
             return false;
@@ -89,9 +93,9 @@ impl SourceBudget {
         true
     }
 
-    /// Make room; say whether there is some.
+    /// Make room in the map. Return whether there is some.
     fn forget_full(&mut self, now: Seconds) -> bool {
-        // Looking through all of them for each datagram of a flood would do the flood's work for it.
+        // Searching the map for each datagram would help a flood.
         if now - self.swept_at < SWEEP_INTERVAL {
             return false;
         }
@@ -103,21 +107,21 @@ impl SourceBudget {
 
 /// The gate of one plane.
 ///
-/// Two budgets are kept for each source: one for datagrams that prove their address by MAC2, one for those that do
-/// not. So who floods in another's name takes nothing from the other but the comfort of not being challenged.
+/// Each source has two budgets: one for datagrams that prove their address by MAC2, one for those
+/// that do not. So a flood in a peer's name costs the peer nothing, except that it is challenged.
 pub struct Gate {
-    keys: Mutex<Keys>,
+    keys: Mutex<GateKeys>,
     state: Mutex<State>,
 }
 
-/// What follows from our public key.
+/// The keys that follow from our public key.
 #[derive(Clone, Copy)]
-struct Keys {
+struct GateKeys {
     mac1: [u8; 32],
     cookie: [u8; 32],
 }
 
-impl Keys {
+impl GateKeys {
     fn of(public_key: &[u8; 32]) -> Self {
         Self { mac1: mac1_key(public_key), cookie: cookie_key(public_key) }
     }
@@ -128,13 +132,13 @@ struct State {
     unproven: SourceBudget,
     proven: SourceBudget,
     loaded_until: Seconds,
-    /// Datagrams under load that would have passed without.
+    /// Datagrams that were challenged under load, but would have passed without it.
     pressing: usize,
 }
 
 impl State {
-    /// Whether a datagram passes that proves nothing.
-    fn passes(&mut self, network: Source, now: Seconds) -> bool {
+    /// Return whether a datagram that proves nothing passes.
+    fn passes(&mut self, network: SourcePrefix, now: Seconds) -> bool {
         let in_budget = self.unproven.spend(network, now);
         if now >= self.loaded_until {
             self.pressing = 0;
@@ -142,7 +146,7 @@ impl State {
         }
         self.pressing += usize::from(in_budget);
         if self.pressing >= LOADED_QUEUE {
-            // Python would only be handed as many in vain each second.
+            // Without the load, Python would get this many in vain each second.
             self.pressing = 0;
             self.loaded_until = now + LOAD_LASTS;
         }
@@ -160,15 +164,16 @@ impl Gate {
             loaded_until: Seconds::NEG_INFINITY,
             pressing: 0,
         };
-        Self { keys: Mutex::new(Keys::of(public_key)), state: Mutex::new(state) }
+        Self { keys: Mutex::new(GateKeys::of(public_key)), state: Mutex::new(state) }
     }
 
     /// Guard the owner of another key from now on.
     pub fn set_public_key(&self, public_key: &[u8; 32]) {
-        *lock(&self.keys) = Keys::of(public_key);
+        *lock(&self.keys) = GateKeys::of(public_key);
     }
 
-    /// Judge a datagram of type 1 or 2, whole, from `source`, while `backlog` handshake datagrams wait for Python.
+    /// Judge a whole datagram of type 1 or 2 from `source`. `backlog`: handshake datagrams that
+    /// wait for Python.
     pub fn judge(
         &self,
         datagram: &[u8],
@@ -179,17 +184,17 @@ impl Gate {
     ) -> Verdict {
         let size = if datagram[0] == INITIATION { INITIATION_SIZE } else { RESPONSE_SIZE };
         if datagram.len() != size {
-            return Verdict::Drop(Drop::BadLength);
+            return Verdict::Drop(DropReason::BadLength);
         }
         let keys = *lock(&self.keys);
         if !mac1_holds(datagram, &keys.mac1) {
-            return Verdict::Drop(Drop::BadMac1);
+            return Verdict::Drop(DropReason::BadMac1);
         }
         let mut state = lock(&self.state);
         if backlog >= LOADED_QUEUE {
             state.loaded_until = now + LOAD_LASTS;
         }
-        let network = Source::of(source);
+        let network = SourcePrefix::of(source);
         if state.passes(network, now) {
             return Verdict::Pass;
         }
@@ -199,7 +204,7 @@ impl Gate {
             let mac1 = &datagram[size - 2 * MAC_SIZE..size - MAC_SIZE];
             return Verdict::Challenge(cookie_reply(sender, &cookie, mac1, &keys.cookie, random));
         }
-        if state.proven.spend(network, now) { Verdict::Pass } else { Verdict::Drop(Drop::HandshakeRate) }
+        if state.proven.spend(network, now) { Verdict::Pass } else { Verdict::Drop(DropReason::HandshakeRate) }
     }
 }
 
@@ -231,7 +236,7 @@ mod tests {
         message
     }
 
-    /// The cookie in a reply, as the sender of `sent` gets it out.
+    /// Return the cookie in a reply, as the sender of `sent` decrypts it.
     fn taste(reply: &[u8], sent: &[u8]) -> Vec<u8> {
         assert_eq!(reply.len(), COOKIE_REPLY_SIZE);
         let nonce: [u8; 24] = reply[8..32].try_into().unwrap();
@@ -247,8 +252,8 @@ mod tests {
         assert_eq!(gate.judge(&good, here(), 0, 0.0, &random()), Verdict::Pass);
         let mut bad = good.clone();
         bad[20] ^= 1;
-        assert_eq!(gate.judge(&bad, here(), 0, 0.0, &random()), Verdict::Drop(Drop::BadMac1));
-        assert_eq!(gate.judge(&good[..147], here(), 0, 0.0, &random()), Verdict::Drop(Drop::BadLength));
+        assert_eq!(gate.judge(&bad, here(), 0, 0.0, &random()), Verdict::Drop(DropReason::BadMac1));
+        assert_eq!(gate.judge(&good[..147], here(), 0, 0.0, &random()), Verdict::Drop(DropReason::BadLength));
     }
 
     #[test]
@@ -273,7 +278,7 @@ mod tests {
         let gate = Gate::new(&KEY);
         let mut from = (0_u32..).map(|number| SocketAddr::from((number.to_be_bytes(), 1000)));
         let mut judge = |backlog, now| gate.judge(&initiation(None), from.next().unwrap(), backlog, now, &random());
-        // One too few more for another second of it, then just enough.
+        // One too few for another second of load, then just enough.
         for (began, more, goes_on) in [(0.0, LOADED_QUEUE - 2, false), (2.0, LOADED_QUEUE - 1, true)] {
             judge(LOADED_QUEUE, began);
             for _ in 0..more {
@@ -305,19 +310,19 @@ mod tests {
     #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn a_budget_is_20_a_second_after_5_at_once_and_made_up_sources_are_bounded() {
         let mut budget = SourceBudget::default();
-        let one = Source::V4(1);
+        let one = SourcePrefix::V4(1);
         assert_eq!([0; 6].map(|_| budget.spend(one, 0.0)), [true, true, true, true, true, false]);
         let later = (1..=10_000).filter(|step| budget.spend(one, f64::from(*step) / 1000.0)).count();
         assert_eq!(later, 200);
         let mut budget = SourceBudget::default();
-        let granted = (0..3 * SOURCES as u64).filter(|number| budget.spend(Source::V6(*number), 0.0)).count();
+        let granted = (0..3 * SOURCES as u64).filter(|number| budget.spend(SourcePrefix::V6(*number), 0.0)).count();
         assert_eq!((granted, budget.full_at.len()), (SOURCES, SOURCES));
         assert!(budget.spend(one, 1.0));
     }
 
     #[test]
     fn a_budget_belongs_to_an_ipv4_address_or_an_ipv6_64() {
-        let of = |text: &str| Source::of(text.parse().unwrap());
+        let of = |text: &str| SourcePrefix::of(text.parse().unwrap());
         assert_eq!(of("[2001:db8:0:1::5]:1"), of("[2001:db8:0:1:ffff::9]:2"));
         assert_ne!(of("[2001:db8:0:1::5]:1"), of("[2001:db8:0:2::5]:1"));
         assert_ne!(of("192.0.2.1:1"), of("192.0.2.2:1"));

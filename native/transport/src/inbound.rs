@@ -1,33 +1,40 @@
 //! From the network to the TUN device, a batch of messages at a time.
 //!
-//! The kernel gives datagrams of one source and size as one message. Stages: divide a message into runs of one
-//! session; leave out what the window refuses, open the rest in place, mark the window; roam and confirm once a run; check
-//! each packet's source. What comes of several messages then goes through [`crate::coalesce`] together.
+//! The kernel delivers datagrams of one source and size as one message. Stages:
+//!
+//! - Divide a message into runs of one session.
+//! - Leave out what the window refuses, open the rest in place, mark the window.
+//! - Roam, and confirm the keypair, per run.
+//! - Check each packet's source.
+//!
+//! The packets of several messages then go through [`crate::coalesce`] together.
 
-use crate::Transport;
-use crate::aead::{Aead, Body};
+use crate::aead::Aead;
+use crate::body::Body;
 use crate::coalesce::Inner;
 use crate::contract::{Address, Endpoint, Outbox, Seconds};
-use crate::drops::Drop;
+use crate::drops::DropReason;
+use crate::ip::inner_source;
 use crate::peers::Owned;
-use crate::transport::{Tally, inner_source};
+use crate::transport::Tally;
+use crate::transport::Transport;
 use crate::wire::{DATA_HEADER_SIZE, DATA_MAGIC, OVERHEAD, TAG_SIZE, u32_at, u64_at};
 
-/// A message as the kernel gave it.
+/// A message from the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Message {
     /// Where it begins in the buffer.
     pub at: usize,
     /// Bytes.
     pub size: usize,
-    /// Bytes of each datagram in it but the last, which may be shorter.
+    /// Bytes of each datagram in it. The last one may be shorter.
     pub segment: usize,
-    /// Where it came from, and which address of ours it came to.
+    /// The sender, and our address that it was sent to.
     pub source: Endpoint,
 }
 
 impl Message {
-    /// How many datagrams it stands for.
+    /// Return how many datagrams it stands for.
     pub fn datagrams(&self) -> usize {
         self.size.div_ceil(self.segment.max(1)).max(1)
     }
@@ -37,14 +44,14 @@ impl Message {
 #[derive(Default)]
 pub struct Inbound {
     packets: Vec<Inner>,
-    /// The datagrams of a run; kept for its memory, as is the next.
+    /// The datagrams of a run. Kept to reuse its memory, as is the next.
     bodies: Vec<Body>,
-    /// Which of them have a tag that holds.
+    /// Whether each one's tag is right.
     held: Vec<bool>,
 }
 
 impl Inbound {
-    /// Take one message; its datagrams are opened in place.
+    /// Take one message. Its datagrams are opened in place.
     pub fn message(
         &mut self,
         transport: &Transport,
@@ -62,7 +69,8 @@ impl Inbound {
                 at =
                     self.run(transport, buffer, &owned, Message { at, size: end - at, segment, ..message }, now, out);
             } else {
-                // Handshakes, enrollment, strangers: one by one. No inner packet can come of them.
+                // Handshakes, enrollment and strangers are handled one by one. They contain no
+                // inner packet.
                 transport.handle_datagram(&mut buffer[at..at + size], message.source, now, out);
                 at += size;
             }
@@ -72,7 +80,7 @@ impl Inbound {
         }
     }
 
-    /// The packets so far, in order, where they lie in the buffer.
+    /// Return the packets of this batch in order, and where they lie in the buffer.
     pub fn packets(&self) -> &[Inner] {
         &self.packets
     }
@@ -87,7 +95,8 @@ impl Inbound {
         if data { transport.sessions.get(&u32_at(datagram, 4)) } else { None }
     }
 
-    /// Open the datagrams of one session that the message begins with; give where the next begins.
+    /// Open the datagrams at the beginning of the message that are of one session. Return where the
+    /// next one begins.
     fn run(
         &mut self,
         transport: &Transport,
@@ -100,7 +109,7 @@ impl Inbound {
         let first = self.packets.len();
         let end = self.collect(buffer, message);
         if owned.session.expired(now) {
-            transport.count_drops(&owned.peer, Drop::ExpiredSession, self.bodies.len() as u64);
+            transport.count_drops(&owned.peer, DropReason::ExpiredSession, self.bodies.len() as u64);
             return end;
         }
         let tally = self.open(transport, buffer, owned);
@@ -111,7 +120,7 @@ impl Inbound {
         end
     }
 
-    /// Find the datagrams that have the first one's session; give where the next begins.
+    /// Find the datagrams that have the first one's session. Return where the next one begins.
     fn collect(&mut self, buffer: &[u8], message: Message) -> usize {
         let (mut at, end) = (message.at, message.at + message.size);
         let header = &buffer[at..at + 8];
@@ -130,25 +139,26 @@ impl Inbound {
         at
     }
 
-    /// Open what was collected, in place, and mark the window: for each datagram as if it had come alone.
+    /// Open what was collected, in place, and mark the window, as if each datagram had come alone.
     ///
-    /// Opening leaves out what the window already refuses. What is decided then is whether it refuses a datagram
-    /// after those before it were marked: of a counter that came twice, the first that holds is taken.
+    /// What the window already refuses isn't opened. After that, the window is asked again for each
+    /// datagram, with those before it marked. So if a counter came twice, the first datagram with
+    /// the right tag is taken.
     fn open(&mut self, transport: &Transport, buffer: &mut [u8], owned: &Owned) -> Tally {
         let mut tally = Tally { datagrams: 0, bytes: 0, data: false };
         let mut window = owned.session.window();
         let collected = self.bodies.len();
         self.bodies.retain(|body| window.fresh(body.counter));
         if self.bodies.len() < collected {
-            transport.count_drops(&owned.peer, Drop::Replayed, (collected - self.bodies.len()) as u64);
+            transport.count_drops(&owned.peer, DropReason::Replayed, (collected - self.bodies.len()) as u64);
         }
         self.held.clear();
         owned.session.opener().open_batch(buffer, &self.bodies, &mut self.held);
         for (body, held) in self.bodies.iter().zip(&self.held) {
             if !window.fresh(body.counter) {
-                transport.count_drops(&owned.peer, Drop::Replayed, 1);
+                transport.count_drops(&owned.peer, DropReason::Replayed, 1);
             } else if !held {
-                transport.count_drops(&owned.peer, Drop::BadTag, 1);
+                transport.count_drops(&owned.peer, DropReason::BadTag, 1);
             } else {
                 window.mark(body.counter);
                 tally.datagrams += 1;
@@ -162,7 +172,7 @@ impl Inbound {
         tally
     }
 
-    /// Keep of the packets from `first` on those that their peer may send, without their padding.
+    /// Of the packets from `first` on, keep those that their peer may send, without their padding.
     fn check_sources(&mut self, transport: &Transport, buffer: &[u8], owned: &Owned, first: usize) {
         let mut checked: Option<Address> = None;
         let mut kept = first;
@@ -175,7 +185,7 @@ impl Inbound {
                         self.packets[kept] = Inner { at, size: length };
                         kept += 1;
                     } else {
-                        transport.count_drops(&owned.peer, Drop::InnerSource, 1);
+                        transport.count_drops(&owned.peer, DropReason::InnerSource, 1);
                     }
                 }
                 Err(reason) => transport.count_drops(&owned.peer, reason, 1),

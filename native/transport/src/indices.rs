@@ -1,12 +1,13 @@
-//! The receiver indices that we gave out: random, 32 bits, none twice (whitepaper section 5.4.2).
+//! The receiver indices that we gave out: 32 random bits each, none twice (whitepaper section
+//! 5.4.2).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use crate::contract::PeerId;
-use crate::lock;
+use crate::locks::lock;
 
-/// Fills a piece of memory with random bytes.
+/// Fills a slice with random bytes.
 pub type Random = Box<dyn Fn(&mut [u8]) + Send + Sync>;
 
 /// Indices reserved for a handshake, and those in use by a session.
@@ -28,7 +29,8 @@ impl Books {
 }
 
 impl Indices {
-    /// Give an index that nobody has; the one that `peer` reserved before and did not use is free again.
+    /// Return an index that is not in use. An earlier one that `peer` reserved and did not use is
+    /// released.
     pub fn reserve(&self, peer: PeerId, random: &Random) -> u32 {
         let mut books = lock(&self.0);
         books.forget(peer);
@@ -43,7 +45,7 @@ impl Indices {
         }
     }
 
-    /// Put an index to use: it is no longer merely reserved.
+    /// Mark an index as used by a session.
     pub fn take(&self, peer: PeerId, index: u32) {
         let mut books = lock(&self.0);
         if books.reserved.get(&peer) == Some(&index) {
@@ -52,22 +54,22 @@ impl Indices {
         books.used.insert(index);
     }
 
-    /// Free an index that a session had.
+    /// Release an index that a session had.
     pub fn release(&self, index: u32) {
         lock(&self.0).used.remove(&index);
     }
 
-    /// Free what `peer` reserved and did not use.
+    /// Release the index that `peer` reserved and did not use.
     pub fn forget(&self, peer: PeerId) {
         lock(&self.0).forget(peer);
     }
 
-    /// Whether we gave it out.
+    /// Return whether we gave it out.
     pub fn contains(&self, index: u32) -> bool {
         lock(&self.0).used.contains(&index)
     }
 
-    /// How many are given out.
+    /// Return how many are given out.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         lock(&self.0).used.len()

@@ -1,4 +1,5 @@
-//! The sessions of one peer: which key sends, which may still receive (whitepaper sections 6.1 to 6.3).
+//! The sessions of one peer: which key sends, and which may still receive (whitepaper sections 6.1
+//! to 6.3).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,13 +11,14 @@ use crate::contract::{
     Keypair, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
     REKEY_AFTER_TIME_RECEIVING, Seconds,
 };
-use crate::lock;
+use crate::locks::lock;
 use crate::window::ReplayWindow;
 use crate::wire::DATA_MAGIC;
 
-/// One keypair at work: counters, replay window, limits. Its keys are wiped when the last batch lets go of it.
+/// One keypair in use: counters, replay window, limits. Its keys are wiped when the last batch
+/// releases it.
 pub struct Session {
-    /// Ours, in what we receive.
+    /// Our index, in what we receive.
     pub local_index: u32,
     /// The first 8 bytes of each data message: type 4 and the receiver's index.
     pub header: [u8; 8],
@@ -27,12 +29,12 @@ pub struct Session {
     /// The nonce of the next datagram to send.
     counter: AtomicU64,
     window: Mutex<ReplayWindow>,
-    /// Whether a datagram received late in its life has already asked for a handshake.
+    /// Whether a datagram that was received late in its life has already asked for a handshake.
     asked: AtomicBool,
 }
 
 impl Session {
-    /// Put a keypair to work.
+    /// Start a session with a keypair.
     pub fn new(keypair: &Keypair) -> Self {
         let mut header = [0; 8];
         header[..4].copy_from_slice(&DATA_MAGIC);
@@ -50,27 +52,28 @@ impl Session {
         }
     }
 
-    /// The cipher for what we send.
+    /// Return the cipher for what we send.
     pub fn sealer(&self) -> Cipher {
         Cipher::new(&self.send_key)
     }
 
-    /// The cipher for what we receive.
+    /// Return the cipher for what we receive.
     pub fn opener(&self) -> Cipher {
         Cipher::new(&self.receive_key)
     }
 
-    /// The counters received; held while a batch is opened, so that a counter is checked and marked in one step.
+    /// Lock the window of received counters. The lock is held while a batch is opened, so a counter
+    /// is checked and marked in one step.
     pub fn window(&self) -> MutexGuard<'_, ReplayWindow> {
         lock(&self.window)
     }
 
-    /// Whether REJECT-AFTER-TIME is over: it may neither send nor receive.
+    /// Return whether REJECT-AFTER-TIME is over. Then the session may neither send nor receive.
     pub fn expired(&self, now: Seconds) -> bool {
         now - self.birth >= REJECT_AFTER_TIME
     }
 
-    /// Take `count` nonces; give the first, or None where the session may no longer send that many.
+    /// Take `count` nonces. Return the first, or None if the session may not send that many more.
     pub fn claim(&self, count: u64, now: Seconds) -> Option<u64> {
         if self.expired(now) {
             return None;
@@ -79,23 +82,25 @@ impl Session {
         self.counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).ok()
     }
 
-    /// Have it send no more; what comes in on it is still taken.
+    /// Stop sending. The session still receives.
     pub fn end_sending(&self) {
         self.counter.store(REJECT_AFTER_MESSAGES, Ordering::Relaxed);
     }
 
-    /// Whether, after sending, a new handshake is due: REKEY-AFTER-TIME counts for the initiator only.
+    /// Return whether a new handshake is due after sending. REKEY-AFTER-TIME counts for the
+    /// initiator only.
     pub fn worn_by_sending(&self, now: Seconds) -> bool {
         self.counter.load(Ordering::Relaxed) > REKEY_AFTER_MESSAGES
             || self.initiator && now - self.birth >= REKEY_AFTER_TIME
     }
 
-    /// Whether, told once, a datagram that came this late calls for a new handshake.
+    /// Return whether a datagram that came this late requires a new handshake. It is true only
+    /// once.
     pub fn worn_by_receiving(&self, now: Seconds) -> bool {
         self.initiator && now - self.birth >= REKEY_AFTER_TIME_RECEIVING && !self.asked.swap(true, Ordering::Relaxed)
     }
 
-    /// Go on from a counter, to test what happens at the limits.
+    /// Continue from a counter, to test what happens at the limits.
     #[cfg(test)]
     pub(crate) fn set_counter(&self, counter: u64) {
         self.counter.store(counter, Ordering::Relaxed);
@@ -105,11 +110,11 @@ impl Session {
 /// The sessions of one peer.
 #[derive(Default)]
 pub struct Keypairs {
-    /// Sends; None before the first handshake.
+    /// The session that sends. None before the first handshake.
     pub current: Option<Arc<Session>>,
-    /// Made by us as responder; current once a datagram has come on it.
+    /// Made by us as responder. Becomes the current one when a datagram comes on it.
     pub next: Option<Arc<Session>>,
-    /// The one before; may still receive what was under way.
+    /// The session before the current one. It may still receive what was on its way.
     pub previous: Option<Arc<Session>>,
 }
 
@@ -121,7 +126,7 @@ fn is(one: &Option<Arc<Session>>, session: &Arc<Session>) -> bool {
 }
 
 impl Keypairs {
-    /// Put a new session in its place; give those that are now dead.
+    /// Put a new session in its place. Return those that are not needed any more.
     pub fn install(&mut self, session: Arc<Session>) -> Dead {
         let previous = self.previous.take();
         if !session.initiator {
@@ -129,7 +134,8 @@ impl Keypairs {
         }
         let current = self.current.replace(session);
         if self.next.is_some() {
-            // Both ends started a handshake: the responder's is as new as the current one is old.
+            // Both ends started a handshake. The responder's session is newer than the current one
+            // was.
             self.previous = self.next.take();
             [previous, current, None]
         } else {
@@ -138,7 +144,8 @@ impl Keypairs {
         }
     }
 
-    /// An authenticated datagram came on `next`: it sends now. Give the dead ones.
+    /// Make `next` the current session: an authenticated datagram came on it. Return the sessions
+    /// that are not needed any more.
     pub fn confirm(&mut self) -> Dead {
         let dead = self.previous.take();
         self.previous = self.current.take();
@@ -146,22 +153,22 @@ impl Keypairs {
         [dead, None, None]
     }
 
-    /// Have those that send, or would, send no more.
+    /// Stop sending on the current session, and on the next one.
     pub fn end_sending(&self) {
         self.current.iter().chain(&self.next).for_each(|session| session.end_sending());
     }
 
-    /// Drop all; give them.
+    /// Remove and return all sessions.
     pub fn clear(&mut self) -> Dead {
         [self.current.take(), self.next.take(), self.previous.take()]
     }
 
-    /// Whether `session` is the one that waits for a datagram.
+    /// Return whether `session` is the one that waits for a datagram.
     pub fn is_next(&self, session: &Arc<Session>) -> bool {
         is(&self.next, session)
     }
 
-    /// Whether `session` is the one that sends.
+    /// Return whether `session` is the one that sends.
     pub fn is_current(&self, session: &Arc<Session>) -> bool {
         is(&self.current, session)
     }

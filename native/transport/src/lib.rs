@@ -1,16 +1,17 @@
-//! WireGuard's data plane without sockets, clocks or threads: inner packets, datagrams and `now` in; datagrams,
-//! inner packets and events out.
+//! WireGuard's data plane without sockets, clocks or threads. Inner packets, datagrams and `now` go
+//! in. Datagrams, inner packets and events come out.
 //!
-//! [`Transport`] has the rules. [`outbound`] and [`inbound`] apply them to the batches that the kernel gives. The
-//! readable twin of all this is `rustguard_py/planes`; for the same script of events both decide the same.
+//! [`Transport`] has the rules. [`outbound`] and [`inbound`] apply them to batches.
+//! `rustguard_py/planes` has the readable twin. For the same script of events both decide the same.
 //!
-//! Everything is shared by reference: routes and sessions are read from snapshots, each peer has its own lock, taken
-//! once a batch. There is no lock that two peers' packets share.
+//! Everything is shared by reference. Routes and sessions are read from snapshots. Each peer has
+//! its own lock, taken per batch. Packets of two peers never share a lock.
 
 #![deny(unsafe_code)]
 
 pub mod aead;
 pub mod allowed_ips;
+pub mod body;
 pub mod checksum;
 pub mod coalesce;
 pub mod contract;
@@ -21,13 +22,16 @@ pub mod ethernet;
 pub mod gate;
 pub mod inbound;
 pub mod indices;
+mod ip;
 pub mod keypairs;
 #[cfg(avx512)]
 pub mod lanes;
 pub mod liveness;
+mod locks;
 pub mod outbound;
 pub mod peers;
 pub mod segment;
+pub mod sink;
 pub mod snapshot;
 mod transport;
 pub mod vnet;
@@ -35,11 +39,3 @@ pub mod window;
 pub mod wire;
 
 pub use transport::Transport;
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Lock, also after a panic of another thread: that one has already ended the plane, and what is behind the lock is
-/// only read for statistics and torn down.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -1,7 +1,8 @@
-//! When a peer needs a keepalive or has fallen silent (whitepaper section 6.5; the kernel's timers.c).
+//! When a peer needs a keepalive or has fallen silent (whitepaper section 6.5; the kernel's
+//! timers.c).
 //!
-//! Each peer has three timers of its own; [`Deadlines`] finds the next one of all peers without a tick. A peer that
-//! neither sends nor receives has no timer set and costs nothing.
+//! Each peer has three timers. [`Deadlines`] finds the next timer of all peers without a tick. A
+//! peer that neither sends nor receives has no timer set and costs nothing.
 
 use std::cmp;
 use std::collections::BinaryHeap;
@@ -9,11 +10,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::contract::{KEEPALIVE_TIMEOUT, NEVER, REKEY_TIMEOUT, Seconds};
-use crate::lock;
+use crate::locks::lock;
 
-/// Data was sent, and nothing heard, for this long: the session is taken for lost.
+/// The session is considered lost if data was sent and nothing was received for this long.
 pub const NO_ANSWER_TIMEOUT: Seconds = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT;
-/// Up to this much is added by chance, so that both ends do not start a handshake at the same moment.
+/// A random time up to this is added, so that both ends do not start a handshake at the same
+/// moment.
 pub const NO_ANSWER_JITTER: Seconds = 0.334;
 
 /// The timers of one peer.
@@ -23,11 +25,11 @@ pub struct Liveness {
     pub keepalive_at: Seconds,
     /// Start a handshake: data was sent, and nothing came since.
     pub no_answer_at: Seconds,
-    /// Send an empty datagram, whatever happened.
+    /// Send an empty datagram in any case.
     pub persistent_at: Seconds,
     /// Seconds of the persistent keepalive, 0 for none.
     pub interval: u32,
-    /// Added to NO_ANSWER_TIMEOUT, up to NO_ANSWER_JITTER; drawn anew for each session.
+    /// Added to NO_ANSWER_TIMEOUT. Random up to NO_ANSWER_JITTER, drawn again for each session.
     pub jitter: Seconds,
     /// The earliest time at which [`Deadlines`] will look at this peer.
     scheduled_at: Seconds,
@@ -50,7 +52,8 @@ impl Default for Liveness {
 }
 
 impl Liveness {
-    /// An authenticated datagram went out; `data` unless it was a keepalive or a handshake.
+    /// Note that an authenticated datagram was sent. `data`: it was neither a keepalive nor a
+    /// handshake.
     pub fn sent(&mut self, now: Seconds, data: bool) {
         self.keepalive_at = NEVER;
         self.postpone_persistent(now);
@@ -59,7 +62,8 @@ impl Liveness {
         }
     }
 
-    /// An authenticated datagram came in; `data` unless it was a keepalive or a handshake.
+    /// Note that an authenticated datagram was received. `data`: it was neither a keepalive nor a
+    /// handshake.
     pub fn received(&mut self, now: Seconds, data: bool) {
         self.no_answer_at = NEVER;
         self.postpone_persistent(now);
@@ -79,70 +83,73 @@ impl Liveness {
         }
     }
 
-    /// The keepalive went out. If more data had come while it was pending, there will be another.
+    /// Note that the keepalive was sent. If more data came while it was pending, there will be
+    /// another.
     pub fn keepalive_ran_out(&mut self, now: Seconds) {
         self.keepalive_at = if self.another { now + KEEPALIVE_TIMEOUT } else { NEVER };
         self.another = false;
     }
 
-    /// No session is left: only a persistent keepalive goes on.
+    /// Stop all timers but the persistent keepalive: no session is left.
     pub fn stop(&mut self) {
         self.keepalive_at = NEVER;
         self.no_answer_at = NEVER;
         self.another = false;
     }
 
-    /// The peer is gone: what is still scheduled is stale.
+    /// Reset everything: the peer is gone. What is still scheduled is stale.
     pub fn forget(&mut self) {
         *self = Self::default();
     }
 
-    /// The next of the three.
+    /// Return the next of the three.
     pub fn deadline(&self) -> Seconds {
         self.keepalive_at.min(self.no_answer_at).min(self.persistent_at)
     }
 }
 
-struct Entry<T> {
+struct Deadline<T> {
     at: Seconds,
     order: u64,
     owner: T,
 }
 
-impl<T> Ord for Entry<T> {
-    /// The heap gives the greatest first: that shall be the earliest, and among equals the oldest.
+impl<T> Ord for Deadline<T> {
+    /// The heap returns the greatest entry first. That must be the earliest one, and the oldest of
+    /// equals.
     fn cmp(&self, other: &Self) -> cmp::Ordering {
         other.at.total_cmp(&self.at).then(other.order.cmp(&self.order))
     }
 }
 
-impl<T> PartialOrd for Entry<T> {
+impl<T> PartialOrd for Deadline<T> {
     fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<T> PartialEq for Entry<T> {
+impl<T> PartialEq for Deadline<T> {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl<T> Eq for Entry<T> {}
+impl<T> Eq for Deadline<T> {}
 
-/// The next deadline over all owners: a heap whose stale entries are left until they surface.
+/// The next deadline of all owners: a heap whose stale entries stay until they come to the top.
 ///
-/// A timer that moves later (each packet moves the persistent one) touches nothing: the old entry surfaces, is found
-/// to be early, and goes back with the right time. Only a timer that moves earlier adds an entry, so the lock is
-/// taken every ten seconds a peer, not once a packet.
+/// A timer that moves later changes nothing (each packet moves the persistent one). Its old entry
+/// comes to the top early, and goes back with the right time. Only a timer that moves earlier adds
+/// an entry. So the lock is taken every ten seconds per peer, not per packet.
 pub struct Deadlines<T> {
     heap: Mutex<Heap<T>>,
-    /// The time of the first entry as bits, for who only wants to know: times are positive, so bits order as they do.
+    /// The time of the first entry as bits, to be read without the lock. Times are positive, so
+    /// their bits have the same order.
     first: AtomicU64,
 }
 
 struct Heap<T> {
-    entries: BinaryHeap<Entry<T>>,
+    entries: BinaryHeap<Deadline<T>>,
     order: u64,
 }
 
@@ -160,7 +167,7 @@ impl<T> Heap<T> {
 }
 
 impl<T: Clone> Deadlines<T> {
-    /// Call after a timer of `owner` may have been set.
+    /// Schedule `owner`. Call this after one of its timers may have been set.
     pub fn schedule(&self, owner: &T, liveness: &mut Liveness) {
         let deadline = liveness.deadline();
         if deadline < liveness.scheduled_at {
@@ -168,18 +175,19 @@ impl<T: Clone> Deadlines<T> {
             let mut heap = lock(&self.heap);
             heap.order += 1;
             let order = heap.order;
-            heap.entries.push(Entry { at: deadline, order, owner: owner.clone() });
+            heap.entries.push(Deadline { at: deadline, order, owner: owner.clone() });
             self.first.store(heap.first().to_bits(), Ordering::SeqCst);
         }
     }
 
-    /// The time to call [`Self::pop`]. It may be early, never late.
+    /// Return when to call [`Self::pop`]. That may be too early, but never too late.
     pub fn next(&self) -> Option<Seconds> {
         let first = Seconds::from_bits(self.first.load(Ordering::SeqCst));
         (first < NEVER).then_some(first)
     }
 
-    /// Take out the next owner that was scheduled at or before `now`, and for when. Ask [`Self::is_due`] then.
+    /// Remove the next owner that was scheduled at or before `now`. Return it with its time, which
+    /// [`Self::is_due`] has to check.
     pub fn pop(&self, now: Seconds) -> Option<(Seconds, T)> {
         let mut heap = lock(&self.heap);
         let entry = if heap.first() <= now { heap.entries.pop() } else { None };
@@ -187,7 +195,8 @@ impl<T: Clone> Deadlines<T> {
         entry.map(|entry| (entry.at, entry.owner))
     }
 
-    /// Whether what [`Self::pop`] gave has a timer at or before `now`; if so schedule it again afterwards.
+    /// Return whether the owner that [`Self::pop`] returned has a timer at or before `now`. If so,
+    /// schedule it again afterwards.
     pub fn is_due(&self, at: Seconds, owner: &T, liveness: &mut Liveness, now: Seconds) -> bool {
         if at != liveness.scheduled_at {
             return false;

@@ -1,4 +1,4 @@
-//! What a plane knows of one peer.
+//! The state of one peer.
 
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::contract::{Endpoint, PeerId, Seconds};
 use crate::keypairs::{Keypairs, Session};
 use crate::liveness::Liveness;
-use crate::lock;
+use crate::locks::lock;
 
-/// One peer. Two are equal if they are the same.
+/// One peer. Two peers are equal only if they are the same object.
 pub struct Peer {
     /// The caller's number for it.
     pub id: PeerId,
@@ -21,22 +21,23 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A peer without anything.
+    /// Make a peer without sessions.
     pub fn new(id: PeerId) -> Self {
         Self { id, state: Mutex::default(), drops: AtomicU64::new(0) }
     }
 
-    /// Count drops: apart from the state, which the way in doesn't lock where it drops.
+    /// Count drops. They are not in the state, because the way in doesn't lock the state where it
+    /// drops.
     pub fn count_drops(&self, count: u64) {
         self.drops.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// How many were counted.
+    /// Return how many drops were counted.
     pub fn drops(&self) -> u64 {
         self.drops.load(Ordering::Relaxed)
     }
 
-    /// What changes; locked once a batch.
+    /// Lock what changes. Done per batch.
     pub fn state(&self) -> MutexGuard<'_, PeerState> {
         lock(&self.state)
     }
@@ -56,9 +57,9 @@ impl Hash for Peer {
     }
 }
 
-/// What changes of a peer.
+/// What changes in a peer.
 pub struct PeerState {
-    /// Where it was last, or shall be.
+    /// The last endpoint, or the one to use.
     pub endpoint: Option<Endpoint>,
     /// Its sessions.
     pub keypairs: Keypairs,
@@ -69,13 +70,14 @@ pub struct PeerState {
     /// When a handshake was last asked for.
     pub wanted_at: Seconds,
     /// Its counters.
-    pub counters: Counters,
-    /// Whether it was removed: a batch that began before may still hold it, but leaves nothing behind.
+    pub counters: PeerCounters,
+    /// Whether it was removed. A batch that began earlier may still hold the peer, but stores
+    /// nothing in it.
     pub removed: bool,
 }
 
 impl PeerState {
-    /// Leave it to the kernel which of our addresses to write from: what was known may be the trouble.
+    /// Let the kernel choose which of our addresses to send from. The known one may be the problem.
     pub fn forget_local(&mut self) {
         self.endpoint = self.endpoint.map(Endpoint::plain);
     }
@@ -89,15 +91,15 @@ impl Default for PeerState {
             liveness: Liveness::default(),
             held: VecDeque::new(),
             wanted_at: Seconds::NEG_INFINITY,
-            counters: Counters::default(),
+            counters: PeerCounters::default(),
             removed: false,
         }
     }
 }
 
-/// Counters of one peer. Bytes are those of whole WireGuard datagrams, as the kernel's counters are.
+/// Counters of one peer. Bytes are those of whole WireGuard datagrams, as in the kernel's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Counters {
+pub struct PeerCounters {
     /// Bytes received.
     pub rx_bytes: u64,
     /// Bytes sent.
@@ -116,10 +118,10 @@ pub struct Counters {
     pub drops: u64,
 }
 
-/// A session with whose it is, as found by a datagram's receiver index.
+/// A session and its peer, found by a datagram's receiver index.
 #[derive(Clone)]
 pub struct Owned {
-    /// Whose.
+    /// The peer.
     pub peer: Arc<Peer>,
     /// The session.
     pub session: Arc<Session>,

@@ -1,4 +1,5 @@
-//! A superpacket from the TUN device into the packets it stands for, each written straight to where it is sealed.
+//! Cuts a superpacket from the TUN device into its packets. Each is written directly to where it
+//! will be sealed.
 
 use crate::checksum::Sum;
 use crate::vnet::{
@@ -9,22 +10,23 @@ use crate::wire::OVERHEAD;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
-/// In the first byte of IPv4's fragment field.
+/// A bit in the first byte of IPv4's fragment field.
 const DONT_FRAGMENT: u8 = 0x40;
-/// IPv6 with extension headers and TCP with options stay far below.
+/// IPv6 with extension headers and TCP with options need far less.
 const MAX_HEADER: usize = 256;
 
-/// A superpacket that was looked at and adds up.
+/// A superpacket whose headers are consistent.
 pub struct Superpacket<'a> {
     payload: &'a [u8],
-    /// The headers, with zeros for what differs from packet to packet.
+    /// The headers, with zeros for what differs between packets.
     header: [u8; MAX_HEADER],
     header_size: usize,
     transport: usize,
     mss: usize,
     tcp: bool,
     v4: bool,
-    /// IPv4's identification if it has to differ: what can't be fragmented needs none (RFC 6864).
+    /// IPv4's identification if it has to differ. Packets that can't be fragmented need none (RFC
+    /// 6864).
     identification: Option<u16>,
     sequence: u32,
     flags: u8,
@@ -41,7 +43,7 @@ fn put(bytes: &mut [u8], at: usize, number: u16) {
 }
 
 impl<'a> Superpacket<'a> {
-    /// Look at a superpacket; None if its headers don't add up.
+    /// Examine a superpacket. Return None if its headers are inconsistent.
     pub fn examine(vnet: Vnet, packet: &'a [u8]) -> Option<Self> {
         let tcp = match vnet.gso_type & !GSO_ECN {
             GSO_TCP4 | GSO_TCP6 => true,
@@ -62,7 +64,8 @@ impl<'a> Superpacket<'a> {
         }
         let mut header = [0; MAX_HEADER];
         header[..header_size].copy_from_slice(&packet[..header_size]);
-        // The field holds the pseudo-header's sum with the superpacket's length in it: take that out again.
+        // The field holds the pseudo-header's sum, which includes the superpacket's length.
+        // Subtract that.
         let length = (packet.len() - transport) % 65535;
         let pseudo = Sum::default().word(word(packet, checksum)).word(65535 - length as u16);
         let mut made = Self {
@@ -86,7 +89,7 @@ impl<'a> Superpacket<'a> {
         if tcp { TCP_CHECKSUM_OFFSET } else { UDP_CHECKSUM_OFFSET }
     }
 
-    /// Take out of the header what differs from packet to packet.
+    /// Remove from the header what differs between packets.
     fn clear_header(&mut self, checksum: usize) {
         let (header, transport) = (&mut self.header, self.transport);
         put(header, checksum, 0);
@@ -103,17 +106,18 @@ impl<'a> Superpacket<'a> {
         }
     }
 
-    /// How many packets it stands for.
+    /// Return how many packets it stands for.
     pub fn count(&self) -> usize {
         self.payload.len().div_ceil(self.mss)
     }
 
-    /// The length of packet `number`.
+    /// Return the length of packet `number`.
     pub fn size(&self, number: usize) -> usize {
         self.header_size + self.mss.min(self.payload.len() - number * self.mss)
     }
 
-    /// Write packet `number` to the beginning of `target`, which has `self.size(number)` bytes or more.
+    /// Write packet `number` to the beginning of `target`, which has at least `self.size(number)`
+    /// bytes.
     pub fn write(&self, number: usize, target: &mut [u8]) {
         let start = number * self.mss;
         let payload = &self.payload[start..self.payload.len().min(start + self.mss)];
@@ -145,7 +149,8 @@ impl<'a> Superpacket<'a> {
     }
 }
 
-/// Complete the checksum of a single packet where the host left it to us; the field holds the pseudo-header's sum.
+/// Complete the checksum of a single packet if the host left it to us. The field then holds the
+/// pseudo-header's sum.
 pub fn complete_checksum(vnet: Vnet, packet: &mut [u8]) {
     let start = usize::from(vnet.checksum_start);
     let field = start + usize::from(vnet.checksum_offset);
@@ -161,7 +166,7 @@ pub(crate) mod tests {
     use crate::checksum::addresses;
     use crate::vnet::{IPPROTO_TCP, IPPROTO_UDP};
 
-    /// A packet from 10.9.0.1 or fd00::1, ports 4000 to 5000, with right checksums.
+    /// Make a packet from 10.9.0.1 or fd00::1, ports 4000 to 5000, with right checksums.
     pub(crate) fn packet(v4: bool, tcp: bool, sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut made = ip_header(v4, tcp, payload.len());
         let transport = made.len();

@@ -1,8 +1,8 @@
-//! A map that is read without a lock and replaced a shard at a time.
+//! A map that is read without a lock. A change replaces one shard of it.
 //!
-//! A reader loads the one shard that its key is in (arc-swap). A writer copies that shard, changes the copy and puts
-//! it in place: with 10,000 entries in 256 shards that is some forty entries, so one change costs no more than a
-//! packet does, and no reader ever waits for it.
+//! A reader loads the shard of its key (arc-swap). A writer copies that shard, changes the copy and
+//! puts it in place. With 10,000 entries in 256 shards that is some forty entries. So a change
+//! costs no more than a packet, and no reader ever waits for it.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 
-use crate::lock;
+use crate::locks::lock;
 
 const SHARDS: usize = 256;
 
-/// Mixes integers by one multiplication. The keys are our own random indices and the prefixes that an administrator
-/// set: nobody else can choose them to collide.
+/// Mixes integers by one multiplication. The keys are our own random indices, and prefixes that an
+/// administrator set. Nobody else can choose keys that collide.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mixer(u64);
 
@@ -61,7 +61,7 @@ type Shard<K, V> = HashMap<K, V, Mix>;
 /// The map.
 pub struct SnapshotMap<K, V> {
     shards: Box<[ArcSwap<Shard<K, V>>]>,
-    /// How many entries there are; held by whoever changes something.
+    /// The number of entries. The lock is held while something changes.
     writer: Mutex<usize>,
 }
 
@@ -75,16 +75,16 @@ impl<K: Copy + Eq + Hash, V: Clone> Default for SnapshotMap<K, V> {
 
 impl<K: Copy + Eq + Hash, V: Clone> SnapshotMap<K, V> {
     fn shard(&self, key: &K) -> &ArcSwap<Shard<K, V>> {
-        // The top bits: the map within the shard uses the lower ones.
+        // The top bits, because the map within the shard uses the lower ones.
         &self.shards[(Mix.hash_one(key) >> 20) as usize % SHARDS]
     }
 
-    /// The value of `key`.
+    /// Return the value of `key`.
     pub fn get(&self, key: &K) -> Option<V> {
         self.shard(key).load().get(key).cloned()
     }
 
-    /// What `look` makes of the value of `key`.
+    /// Return what `look` returns for the value of `key`.
     pub fn with<R>(&self, key: &K, look: impl FnOnce(&V) -> R) -> Option<R> {
         self.shard(key).load().get(key).map(look)
     }
@@ -98,7 +98,7 @@ impl<K: Copy + Eq + Hash, V: Clone> SnapshotMap<K, V> {
         shard.store(Arc::new(changed));
     }
 
-    /// Take a value out if `test` holds for it.
+    /// Take a value out if `test` returns true for it.
     pub fn remove_if(&self, key: &K, test: impl FnOnce(&V) -> bool) {
         let mut count = lock(&self.writer);
         let shard = self.shard(key);
@@ -106,19 +106,19 @@ impl<K: Copy + Eq + Hash, V: Clone> SnapshotMap<K, V> {
         if before.get(key).is_some_and(test) {
             let mut changed = Shard::clone(&before);
             changed.remove(key);
-            // Copying keeps the room that was once needed.
+            // The copy would keep the room that was once needed.
             changed.shrink_to_fit();
             shard.store(Arc::new(changed));
             *count -= 1;
         }
     }
 
-    /// How many entries there are.
+    /// Return the number of entries.
     pub fn len(&self) -> usize {
         *lock(&self.writer)
     }
 
-    /// Whether there are none.
+    /// Return whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

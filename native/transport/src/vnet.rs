@@ -1,11 +1,13 @@
-//! The header in front of each packet on the TUN device, by which the kernel takes and gives many packets as one
-//! (linux/virtio_net.h), and the bounds of UDP messages.
+//! The header in front of each packet on the TUN device (linux/virtio_net.h), and the limits of UDP
+//! messages.
+//!
+//! With the header the kernel exchanges many packets as one.
 
 use crate::wire::OVERHEAD;
 
 /// Bytes of a virtio_net_hdr.
 pub const VNET_SIZE: usize = 10;
-/// In `flags`: the checksum is the reader's to complete.
+/// In `flags`: the reader has to complete the checksum.
 pub const NEEDS_CHECKSUM: u8 = 1;
 /// `gso_type`: one packet.
 pub const GSO_NONE: u8 = 0;
@@ -18,13 +20,13 @@ pub const GSO_UDP: u8 = 5;
 /// Added to `gso_type`: the first segment has CWR.
 pub const GSO_ECN: u8 = 0x80;
 
-/// Where TCP's header has its checksum.
+/// The offset of the checksum in TCP's header.
 pub const TCP_CHECKSUM_OFFSET: usize = 16;
-/// Where UDP's header has its checksum.
+/// The offset of the checksum in UDP's header.
 pub const UDP_CHECKSUM_OFFSET: usize = 6;
-/// TCP in an IP header.
+/// TCP's number in an IP header.
 pub const IPPROTO_TCP: u8 = 6;
-/// UDP in an IP header.
+/// UDP's number in an IP header.
 pub const IPPROTO_UDP: u8 = 17;
 
 /// Segments in one message (UDP_MAX_SEGMENTS of older kernels).
@@ -41,18 +43,19 @@ pub struct Vnet {
     pub flags: u8,
     /// One of GSO_*, perhaps with GSO_ECN.
     pub gso_type: u8,
-    /// Bytes of all headers; a hint that not every sender sets.
+    /// Bytes of all headers. A hint that not every sender sets.
     pub header_size: u16,
-    /// Payload bytes a segment.
+    /// Payload bytes per segment.
     pub gso_size: u16,
-    /// Where the transport header begins.
+    /// The offset of the transport header.
     pub checksum_start: u16,
-    /// Of the checksum field in it, which holds the sum of the pseudo-header.
+    /// The offset of the checksum field in the transport header. The field holds the sum of the
+    /// pseudo-header.
     pub checksum_offset: u16,
 }
 
 impl Vnet {
-    /// Parse the 10 bytes; the host's byte order.
+    /// Parse the 10 bytes, which are in the host's byte order.
     pub fn decode(bytes: &[u8; VNET_SIZE]) -> Self {
         let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         Self {
@@ -65,7 +68,7 @@ impl Vnet {
         }
     }
 
-    /// Give the 10 bytes.
+    /// Return the 10 bytes.
     pub fn encode(self) -> [u8; VNET_SIZE] {
         let mut bytes = [self.flags, self.gso_type, 0, 0, 0, 0, 0, 0, 0, 0];
         let words = [self.header_size, self.gso_size, self.checksum_start, self.checksum_offset];
@@ -76,13 +79,14 @@ impl Vnet {
     }
 }
 
-/// The length that a packet of `size` bytes is sealed at: a multiple of 16, not over the MTU.
+/// Return the length that a packet of `size` bytes is sealed at: a multiple of 16, but not over the
+/// MTU.
 pub fn padded(size: usize, mtu: usize) -> usize {
     let last = if size > mtu { size % mtu } else { size };
     size - last + last.next_multiple_of(16).min(mtu)
 }
 
-/// How many datagrams of `packet` bytes inside fit one message.
+/// Return how many datagrams with `packet` bytes inside fit into one message.
 pub fn segments_in_message(packet: usize) -> usize {
     (MAX_MESSAGE / (packet + OVERHEAD)).clamp(1, MAX_SEGMENTS)
 }

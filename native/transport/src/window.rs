@@ -1,17 +1,17 @@
 //! The replay window of one receiving key (whitepaper section 5.4.6; RFC 6479).
 //!
-//! A ring of words; the one that the highest counter enters is cleared. A session that has seen no counter above 63,
-//! as an idle peer's has not, needs one word only.
+//! It is a ring of words. The word that the highest counter enters is cleared. While no counter is
+//! above 63, as in the session of an idle peer, one word is enough.
 
 use crate::contract::REJECT_AFTER_MESSAGES;
 
-/// How far behind the highest counter a datagram may still come in; the kernel's is 8,128.
+/// How far behind the highest counter a datagram may be. The kernel's limit is 8,128.
 pub const WINDOW_SIZE: u64 = 8192;
 const BITS: u64 = 64;
 /// The counters of a window touch at most this many words.
 const WORDS: u64 = WINDOW_SIZE / BITS + 2;
 
-/// Says which counters are fresh. Mark a counter only after its datagram was authenticated.
+/// The counters that were received. Mark a counter only after its datagram was authenticated.
 #[derive(Debug, Default)]
 pub struct ReplayWindow {
     next: u64,
@@ -25,7 +25,7 @@ fn slot(counter: u64) -> (usize, u64) {
 }
 
 impl ReplayWindow {
-    /// Whether `counter` is below REJECT-AFTER-MESSAGES, in the window and not yet seen.
+    /// Return whether `counter` is below REJECT-AFTER-MESSAGES, in the window, and not yet seen.
     pub fn fresh(&self, counter: u64) -> bool {
         if counter >= self.next {
             return counter < REJECT_AFTER_MESSAGES;

@@ -1,4 +1,5 @@
-//! What the data path must know of the four messages (whitepaper section 5.4). Integers are little-endian.
+//! What the data path has to know of the four messages (whitepaper section 5.4). Integers are
+//! little-endian.
 
 /// Type of message 1.
 pub const INITIATION: u8 = 1;
@@ -15,18 +16,18 @@ pub const RESPONSE_SIZE: usize = 92;
 pub const COOKIE_REPLY_SIZE: usize = 64;
 /// Bytes of a MAC.
 pub const MAC_SIZE: usize = 16;
-/// Bytes in front of a data message's sealed packet: type, receiver's index, counter.
+/// Bytes before a data message's sealed packet: type, receiver's index, counter.
 pub const DATA_HEADER_SIZE: usize = 16;
-/// Bytes behind it.
+/// Bytes after the sealed packet.
 pub const TAG_SIZE: usize = 16;
-/// What a data message has beyond the packet; a keepalive is no more than that.
+/// Bytes of a data message besides the packet. A keepalive has only these.
 pub const OVERHEAD: usize = DATA_HEADER_SIZE + TAG_SIZE;
-/// How a data message begins.
+/// The first bytes of a data message.
 pub const DATA_MAGIC: [u8; 4] = [4, 0, 0, 0];
-/// How enrollment begins.
+/// The first bytes of an enrollment datagram.
 pub const FOREIGN_MAGIC: &[u8; 3] = b"RGE";
 
-/// The type, 1 to 4, or 0 for anything else; the three reserved bytes must be zero.
+/// Return the type, 1 to 4, or 0 for anything else. The three reserved bytes must be zero.
 pub fn message_type(datagram: &[u8]) -> u8 {
     match datagram {
         [kind @ 1..=4, 0, 0, 0, ..] => *kind,
@@ -34,12 +35,12 @@ pub fn message_type(datagram: &[u8]) -> u8 {
     }
 }
 
-/// The little-endian 32 bits at `at`; the caller has looked at the length.
+/// Return the little-endian 32 bits at `at`. The caller has checked the length.
 pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// The little-endian 64 bits at `at`; the caller has looked at the length.
+/// Return the little-endian 64 bits at `at`. The caller has checked the length.
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }

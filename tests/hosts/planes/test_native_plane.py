@@ -138,7 +138,7 @@ import os, select, socket, subprocess, sys, time
 from pathlib import Path
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.planes.native import NativePlane
-from rustguard_py.planes.udp import bind
+from rustguard_py.system.sockets import bind
 
 def threads():
     return sorted(Path(f"/proc/self/task/{each}/comm").read_text().strip() for each in os.listdir("/proc/self/task"))
@@ -238,15 +238,16 @@ def test_a_name_that_is_taken_or_impossible_is_refused_and_the_sockets_stay_ours
             try:
                 NativePlane(b"k" * 32, interface=name, sockets=sockets)
             except RustGuardError as error:
-                print(type(error).__name__, bool(error.mend))
+                print(type(error).__name__, bool(error.fix))
             assert all(each.fileno() >= 0 for each in sockets)
         """,
     )
     assert said == "RefusedError True\nUsageError True\nUsageError True\nRefusedError True\n"
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize("uring", _BOTH_WAYS, ids=["calls", "uring"])
-def test_row_30_datagrams_of_any_length_end_nothing(lab: Lab, uring: bool) -> None:
+def test_datagrams_of_any_length_end_nothing(lab: Lab, uring: bool) -> None:
     said = _run(
         lab,
         """

@@ -8,12 +8,13 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rustguard_py.lab.hosts import Host, Lab
 
-PROGRAM = Path(__file__).parent.parent / "support" / "fixed_plane.py"
+PROGRAM = Path(__file__).parents[2] / "support" / "fixed_plane.py"
 BYTES = 20_000_000
 _SEND = (
     "import socket,sys,random; s=socket.create_connection((sys.argv[1],5000));"
@@ -32,7 +33,7 @@ class Running:
     """A plane in a host."""
 
     def __init__(self, host: Host, number: int, peer: str) -> None:
-        command = [sys.executable, PROGRAM, f"pl{number}", str(number), peer]
+        command: list[str | Path] = [sys.executable, PROGRAM, f"pl{number}", str(number), peer]
         self.program = host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.host = host
         assert self.line() == "up"
@@ -41,18 +42,19 @@ class Running:
         assert self.program.stdout is not None
         return self.program.stdout.readline().strip()
 
-    def end(self) -> dict:
+    def end(self) -> dict[str, Any]:
         """Stop it; give its counters."""
         assert self.program.stdin is not None
         self.program.stdin.write("\n")
         self.program.stdin.flush()
         return self.last_words()
 
-    def last_words(self) -> dict:
+    def last_words(self) -> dict[str, Any]:
         while not (line := self.line()).startswith("{"):
             assert line, "the plane ended without a word"
         assert self.program.wait(60) == 0
-        return json.loads(line)
+        counters: dict[str, Any] = json.loads(line)
+        return counters
 
 
 def send(source: Host, target: Host, address: str) -> None:

@@ -1,8 +1,7 @@
-//! The way in of a queue: each socket is read by one multishot operation, and the call of the kernel that writes a
-//! batch to the device also brings the next messages.
+//! The way in of a queue over io_uring. One multishot operation reads each socket. The system call
+//! that writes a batch to the device also fetches the next messages.
 
 use std::mem::{size_of, zeroed};
-use std::sync::atomic::Ordering;
 use std::{io, iter, slice};
 
 use io_uring::types::{Fd, RecvMsgOut};
@@ -11,18 +10,22 @@ use transport::coalesce::{Inner, Run, next_run};
 use transport::contract::{Endpoint, Outbox};
 use transport::inbound::{Inbound, Message};
 
+use super::common::{ARRIVAL, STOP, idle, is_passing, watch_stop};
 use super::ring::{AT_ONCE, Completion, GROUP, Lease, Ring};
-use super::{ARRIVAL, STOP, idle, is_passing, watch_stop};
-use crate::descriptor::{error_word, now};
-use crate::spin::Spin;
-use crate::udp::{Control, Details, MESSAGE, Patience, address_of};
-use crate::worker::Io;
 
-/// Messages that the sockets may give ahead of what is opened.
+use crate::descriptor::{error_word, now};
+use crate::io::Io;
+use crate::spin::Spin;
+use crate::udp::{Control, Details, address_of};
+use crate::udp_side::{MESSAGE, Patience};
+
+/// Messages that the sockets may deliver before they are opened.
 const BUFFERS: u16 = 16;
-/// Bytes for a source's address: those of a sockaddr_in6, aligned as the control message that follows needs it.
+/// Bytes for a source's address: those of a sockaddr_in6, aligned for the control message that
+/// follows.
 const NAME: usize = size_of::<libc::sockaddr_in6>().next_multiple_of(8);
-/// A buffer: the kernel's io_uring_recvmsg_out, the source, a control message, the message; in whole cache lines.
+/// Bytes of a buffer, in whole cache lines: the kernel's io_uring_recvmsg_out, the source, a
+/// control message, the message.
 const BUFFER: usize = (16 + NAME + size_of::<Control>() + MESSAGE).next_multiple_of(64);
 
 /// Make the ring that [`run`] needs.
@@ -46,7 +49,7 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
     let mut spin = Spin::default();
     watch_stop(&mut way.ring, io)?;
     while io.goes_on() {
-        // One that ended for want of buffers would only end again.
+        // An operation that ended because there were no buffers would end again at once.
         if way.messages.len() < usize::from(BUFFERS) {
             way.receive_on()?;
         }
@@ -64,7 +67,7 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
     Ok(())
 }
 
-/// How a buffer is divided, as the kernel wants to be told: sizes alone count.
+/// Return how a buffer is divided, as the kernel expects it. Only sizes count.
 fn layout() -> Box<libc::msghdr> {
     // SAFETY: a msghdr is plain bytes, and all zeros is one of its values.
     let mut layout: Box<libc::msghdr> = Box::new(unsafe { zeroed() });
@@ -76,34 +79,34 @@ fn layout() -> Box<libc::msghdr> {
 struct Inward<'a> {
     io: &'a Io,
     queue: usize,
-    /// Before what its operations look at: it is dropped first.
+    /// Declared before what its operations use, so it is dropped first.
     ring: Ring,
     layout: Box<libc::msghdr>,
-    /// Whether each socket's operation goes on.
+    /// Whether each socket's operation is still active.
     receiving: Vec<bool>,
-    /// Those of the next batch, and the buffers that they are in.
+    /// The messages of the next batch, and their buffers.
     messages: Vec<(Lease, Message)>,
     writes: Writes,
 }
 
-/// What is written to the device at once. Kept for its memory.
+/// What is written to the device at once. Kept to reuse its memory.
 #[derive(Default)]
 struct Writes {
     runs: Vec<Run>,
     vectors: Vec<libc::iovec>,
-    /// The number of each run that wasn't written, and why not.
+    /// The number of each run that wasn't written, and the error.
     refused: Vec<(usize, i32)>,
 }
 
 impl Inward<'_> {
-    /// Have each socket receive that doesn't.
+    /// Start receiving on each socket that doesn't receive.
     fn receive_on(&mut self) -> io::Result<()> {
         for (number, goes_on) in self.receiving.iter_mut().enumerate() {
             if !*goes_on {
                 let socket = Fd(self.io.queues[self.queue].sockets[number].fd());
                 let receive = opcode::RecvMsgMulti::new(socket, &raw const *self.layout, GROUP).build();
-                // SAFETY: the operation looks at `layout`, which is dropped after the ring, and writes to the ring's
-                // buffers alone.
+                // SAFETY: the operation reads `layout`, which is dropped after the ring, and writes
+                // only to the ring's buffers.
                 unsafe { self.ring.push(&receive.user_data(ARRIVAL + number as u64))? };
                 *goes_on = true;
             }
@@ -130,7 +133,7 @@ impl Inward<'_> {
             Err(error @ (libc::EBADF | libc::ENOTSOCK)) => return Err(io::Error::from_raw_os_error(error)),
             Err(error) if is_passing(error) => {}
             Err(error) => {
-                // What the network says of something sent earlier.
+                // An error of something that was sent earlier.
                 let word = error_word(&io::Error::from_raw_os_error(error));
                 self.io.transport.drops.count_other(format!("receive_{word}"));
             }
@@ -139,12 +142,13 @@ impl Inward<'_> {
         Ok(())
     }
 
-    /// Find the message in a buffer whose first `size` bytes were written.
+    /// Find the message in a buffer. The kernel wrote its first `size` bytes.
     fn message(&mut self, lease: &Lease, size: usize) -> Option<Message> {
         let place = self.ring.place(lease);
         let buffer = &self.ring.memory()[place..place + size];
         let parsed = RecvMsgOut::parse(buffer, &self.layout).ok()?;
-        // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values; it is longer than any name.
+        // SAFETY: a sockaddr_storage is plain bytes, and all zeros is one of its values. It is
+        // longer than any name.
         let name = unsafe {
             let mut name: libc::sockaddr_storage = zeroed();
             let given = parsed.name_data();
@@ -169,7 +173,7 @@ impl Inward<'_> {
         })
     }
 
-    /// Take the messages to the device. Gives how many datagrams they were, and their bytes.
+    /// Move the messages to the device. Return how many datagrams they were, and their bytes.
     fn batch(&mut self, inbound: &mut Inbound, outbox: &mut Outbox) -> (usize, usize) {
         let now = now();
         let (mut packets, mut bytes) = (0, 0);
@@ -190,13 +194,14 @@ impl Inward<'_> {
         (packets, bytes)
     }
 
-    /// Write the packets to the device, merged where they can be; give those that are left.
+    /// Write packets to the device, merged where possible. Return the packets that are left.
     fn write<'p>(&mut self, packets: &'p [Inner]) -> &'p [Inner] {
         let rest = self.writes.plan(self.ring.memory(), packets, self.io);
         self.writes.point(self.ring.base(), packets);
         let tun = Fd(self.io.queues[self.queue].tun.fd());
         let mut refused = std::mem::take(&mut self.writes.refused);
-        // SAFETY: the vectors, the heads and the leased buffers they point to are changed by nobody during the call.
+        // SAFETY: nothing changes the vectors, the heads, or the leased buffers they point to
+        // during the call.
         unsafe {
             self.ring.complete(self.writes.operations(tun), |number, result| {
                 refused.extend(result.err().map(|error| (number, error)));
@@ -209,7 +214,8 @@ impl Inward<'_> {
         rest
     }
 
-    /// Write again what can be written otherwise. It comes after what was merged with success: that happens once.
+    /// Write a refused run packet by packet, if that can help. These packets come after the merged
+    /// ones that were accepted. That happens only once.
     fn was_refused(&mut self, number: usize, error: i32, packets: &[Inner]) {
         let (before, rest) = self.writes.runs.split_at(number);
         let (first, count) = (before.iter().map(|run| run.count).sum::<usize>(), rest[0].count);
@@ -228,21 +234,20 @@ impl Inward<'_> {
 }
 
 impl Writes {
-    /// Divide packets into what is written at once, [`AT_ONCE`] writes at most; give those that are left.
+    /// Divide packets into at most [`AT_ONCE`] writes. Return the packets that are left.
     fn plan<'p>(&mut self, memory: &[u8], packets: &'p [Inner], io: &Io) -> &'p [Inner] {
         self.runs.clear();
         let mut rest = packets;
         while !rest.is_empty() && self.runs.len() < AT_ONCE {
-            let merging = io.merging.load(Ordering::Relaxed);
-            let among = if merging { rest } else { &rest[..1] };
-            let run = next_run(memory, among, io.merge_udp);
+            let run = io.next_run(memory, rest);
             rest = &rest[run.count..];
             self.runs.push(run);
         }
         rest
     }
 
-    /// Point to the pieces of each run: its head, then its packets' payloads, which lie from `base` on.
+    /// Point to the pieces of each run: its head, then its packets' payloads in the memory from
+    /// `base` on.
     fn point(&mut self, base: *const u8, packets: &[Inner]) {
         self.vectors.clear();
         let mut packets = packets.iter();
@@ -257,7 +262,8 @@ impl Writes {
         }
     }
 
-    /// A write for each run. The device takes them in this order: it never has one wait for room.
+    /// Return a write for each run. The device takes them in this order, because it never makes one
+    /// wait for room.
     fn operations(&self, tun: Fd) -> impl Iterator<Item = squeue::Entry> {
         let mut first = 0;
         self.runs.iter().map(move |run| {

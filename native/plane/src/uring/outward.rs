@@ -1,24 +1,27 @@
-//! The way out of a queue: what the device gives is read by one multishot operation, and the call of the kernel that
-//! sends a message also brings the next packets.
+//! The way out of a queue over io_uring. One multishot operation reads the device. The system call
+//! that sends a message also fetches the next packets.
 
 use std::collections::VecDeque;
 use std::{io, iter, mem};
 
 use io_uring::{opcode, types::Fd};
 use transport::contract::{Endpoint, Outbox};
-use transport::outbound::{Outbound, Send};
+use transport::outbound::Outbound;
+use transport::sink::Sink;
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
+use super::common::{ARRIVAL, idle, is_passing, watch_stop};
 use super::ring::{Completion, GROUP, Lease, Ring};
-use super::{ARRIVAL, idle, is_passing, watch_stop};
-use crate::descriptor::now;
-use crate::spin::Spin;
-use crate::udp::{Letter, Patience, Udp};
-use crate::worker::Io;
 
-/// Packets or superpackets that the device may give ahead of what is sealed.
+use crate::descriptor::now;
+use crate::io::Io;
+use crate::spin::Spin;
+use crate::udp::{Letter, Udp};
+use crate::udp_side::Patience;
+
+/// Packets or superpackets that the device may deliver before they are sealed.
 const BUFFERS: u16 = 16;
-/// A virtio_net_hdr and the largest packet, in whole cache lines.
+/// Bytes of a virtio_net_hdr and the largest packet, in whole cache lines.
 const BUFFER: usize = (VNET_SIZE + MAX_PACKET).next_multiple_of(64);
 
 /// Make the ring that [`run`] needs.
@@ -31,7 +34,8 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
     let (mut outbound, mut outbox) = (Outbound::default(), Outbox::default());
     let counters = &io.counters.queues[queue].out;
     let mut spin = Spin::default();
-    let mut way = Outward { io, queue, ring, read: Read::default(), letter: Box::default(), packets: 0, bytes: 0 };
+    let mut way =
+        Outward { io, queue, ring, read: DeviceRead::default(), letter: Box::default(), packets: 0, bytes: 0 };
     watch_stop(&mut way.ring, io)?;
     while io.goes_on() {
         way.read_on()?;
@@ -51,19 +55,19 @@ struct Outward<'a> {
     io: &'a Io,
     queue: usize,
     ring: Ring,
-    read: Read,
-    /// In a box: the kernel looks at it while it sends.
+    read: DeviceRead,
+    /// Boxed, because the kernel reads it while it sends.
     letter: Box<Letter>,
     /// Datagrams of this batch, and their bytes.
     packets: usize,
     bytes: usize,
 }
 
-/// What came of reading the device.
+/// What was read from the device.
 #[derive(Default)]
-struct Read {
+struct DeviceRead {
     frames: VecDeque<(Lease, usize)>,
-    /// Whether the operation goes on.
+    /// Whether the operation is still active.
     goes_on: bool,
 }
 
@@ -87,7 +91,7 @@ impl Outward<'_> {
         Ok(())
     }
 
-    /// Have the device give what it has; false if that is nothing.
+    /// Fetch what the device has. Return false if there is nothing.
     fn read_more(&mut self) -> io::Result<bool> {
         self.read_on()?;
         if self.ring.has_work() {
@@ -97,14 +101,14 @@ impl Outward<'_> {
         Ok(!self.read.frames.is_empty())
     }
 
-    /// Have the device read, if it isn't.
+    /// Start reading the device, unless it is being read.
     fn read_on(&mut self) -> io::Result<()> {
         if self.read.goes_on {
             return Ok(());
         }
         let tun = self.io.queues[self.queue].tun.fd();
         let read = opcode::ReadMulti::new(Fd(tun), 0, GROUP).offset(u64::MAX).build().user_data(ARRIVAL);
-        // SAFETY: the operation reads into the ring's buffers alone.
+        // SAFETY: the operation reads only into the ring's buffers.
         unsafe { self.ring.push(&read)? };
         self.read.goes_on = true;
         Ok(())
@@ -131,7 +135,7 @@ impl Outward<'_> {
         Ok(())
     }
 
-    /// Send a message over the ring; false where the default path has to.
+    /// Send a message over the ring. Return false if the default path has to send it.
     fn send_now(&mut self, message: &[u8], segment: Option<u16>, socket: &Udp, endpoint: Endpoint) -> bool {
         let header = self.letter.address(message, segment, endpoint);
         // It doesn't wait for room, so it ends at once.
@@ -143,7 +147,7 @@ impl Outward<'_> {
     }
 }
 
-impl Send for Outward<'_> {
+impl Sink for Outward<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
         self.packets += message.len().div_ceil(segment);
         self.bytes += message.len();
@@ -152,7 +156,7 @@ impl Send for Outward<'_> {
         let sent = socket.is_some_and(|socket| {
             (!cut || socket.segments()) && self.send_now(message, cut.then_some(segment as u16), socket, endpoint)
         });
-        // The default path tries again, waits for room, does without cutting, counts what fails.
+        // The default path tries again, waits for room, sends uncut, and counts failures.
         sent || self.io.send(message, segment, endpoint, self.queue, Patience::Some)
     }
 }

@@ -11,21 +11,22 @@ use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
 
 use crate::counters::count_call;
 
-/// Operations that may be handed over at once.
+/// Operations that may be submitted at once.
 const ENTRIES: u32 = 256;
-/// Completions that may wait: more than operations, because a multishot one completes often.
+/// Completions that may wait. There are more of them than operations, because a multishot one
+/// completes often.
 const COMPLETIONS: u32 = 1024;
-/// Operations that [`Ring::complete`] takes.
+/// Operations that [`Ring::complete`] takes at most.
 pub const AT_ONCE: usize = 128;
-/// The tag of the first of them; all others are less.
+/// The tag of the first of these operations. All other tags are less.
 const AT_ONCE_TAG: u64 = 1 << 63;
-/// All buffers of a ring are of one group.
+/// The group of all buffers of a ring.
 pub const GROUP: u16 = 0;
-/// What the kernel wants the ring of buffers aligned to: a page, of whatever size.
+/// The alignment of the ring of buffers: the kernel requires a page, and no page is larger.
 const PAGE: usize = 65536;
-/// What is used, by the name to tell when it is lacking, newest first.
+/// The operations in use, newest first, with what to report if the kernel lacks them.
 const OPERATIONS: [(u8, &str); 6] = [
-    (opcode::ReadMulti::CODE, "READ_MULTISHOT, which Linux 6.7 brought"),
+    (opcode::ReadMulti::CODE, "READ_MULTISHOT, which needs Linux 6.7"),
     (opcode::RecvMsgMulti::CODE, "RECVMSG"),
     (opcode::SendMsg::CODE, "SENDMSG"),
     (opcode::Writev::CODE, "WRITEV"),
@@ -33,10 +34,11 @@ const OPERATIONS: [(u8, &str); 6] = [
     (opcode::AsyncCancel2::CODE, "ASYNC_CANCEL"),
 ];
 
-/// A ring of one thread's.
+/// The ring of one thread.
 ///
-/// The kernel writes to the buffers only inside this thread's [`Ring::enter`]: DEFER_TASKRUN has every completion
-/// run there, and a multishot operation on a file that can be polled is never given to a kernel thread.
+/// The kernel writes to the buffers only inside this thread's [`Ring::enter`]. DEFER_TASKRUN makes
+/// every completion run there, and the kernel never hands a multishot operation on a pollable file
+/// to one of its threads.
 pub struct Ring {
     ring: IoUring,
     /// Operations whose last completion hasn't been taken.
@@ -46,15 +48,15 @@ pub struct Ring {
     taken: VecDeque<Completion>,
 }
 
-/// What came of an operation, or the next of what comes of it.
+/// A result of an operation. A multishot operation has several.
 pub struct Completion {
     /// The operation's `user_data`.
     pub tag: u64,
-    /// Bytes, or why not.
+    /// Bytes, or the error.
     pub result: Result<usize, i32>,
-    /// Where they are, if the operation takes its buffers from the ring.
+    /// The buffer with the bytes, if the operation takes its buffers from the ring.
     pub lease: Option<Lease>,
-    /// Whether the operation goes on.
+    /// Whether the operation continues.
     pub more: bool,
 }
 
@@ -64,8 +66,8 @@ pub struct Lease(u16);
 impl Ring {
     /// Make a ring with `count` (a power of two) buffers of `size` bytes.
     ///
-    /// The thread that makes it is the one that may use it. Fails where the kernel has no io_uring, one without what
-    /// is needed here, or where a policy forbids it.
+    /// Only the thread that makes it may use it. Fails if the kernel has no io_uring, if its
+    /// io_uring lacks something, or if a policy forbids it.
     pub fn new(count: u16, size: usize) -> io::Result<Self> {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_cqsize(COMPLETIONS).dontfork();
@@ -76,7 +78,8 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::Unsupported, format!("it has no {name}")));
         }
         let pool = Pool::new(count, size);
-        // SAFETY: the entries are `count` many, aligned to a page; they live until `drop` has unregistered them.
+        // SAFETY: there are `count` entries, aligned to a page. They live until `drop` has
+        // unregistered them.
         unsafe { ring.submitter().register_buf_ring_with_flags(pool.entries.as_ptr() as u64, count, GROUP, 0)? };
         let mut made = Self { ring, flying: 0, pool, taken: VecDeque::new() };
         for number in 0..count {
@@ -85,13 +88,13 @@ impl Ring {
         Ok(made)
     }
 
-    /// Queue an operation. It is handed over with the next [`Ring::enter`].
+    /// Queue an operation. The next [`Ring::enter`] submits it.
     ///
     /// # Safety
-    /// What the operation reads and writes, other than the ring's buffers, stays as it is and where it is until
-    /// its last completion is taken; what it points to for its parameters, until then too.
+    /// What the operation reads and writes, other than the ring's buffers, must stay unchanged and
+    /// in place until its last completion is taken. So must what it points to for its parameters.
     pub unsafe fn push(&mut self, operation: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises it.
         while unsafe { self.ring.submission().push(operation) }.is_err() {
             self.enter(0)?;
         }
@@ -99,20 +102,23 @@ impl Ring {
         Ok(())
     }
 
-    /// Hand over what is queued, have the kernel do what it has put off, and wait until `want` completions are there.
+    /// Submit what is queued, let the kernel do its deferred work, and wait until there are `want`
+    /// completions.
     pub fn enter(&mut self, want: usize) -> io::Result<()> {
         loop {
             count_call();
             let queued = self.ring.submission().len() as u32;
-            // GETEVENTS, also when nothing is waited for: what the kernel has put off is done by such a call alone.
-            // SAFETY: so many operations are queued, each as its `push` promised; no argument is given.
+            // GETEVENTS is set even if nothing is waited for: only such a call does the deferred
+            // work.
+            // SAFETY: so many operations are queued, each as its `push` promised. No argument is
+            // passed.
             let done = unsafe {
                 let flags = EnterFlags::GETEVENTS.bits();
                 self.ring.submitter().enter::<libc::sigset_t>(queued, want as u32, flags, None)
             };
             match done {
                 Ok(_) => return Ok(()),
-                // Too many completions wait: they are taken next.
+                // Too many completions wait. They are taken next.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
                 Err(error) => return Err(error),
@@ -120,11 +126,11 @@ impl Ring {
         }
     }
 
-    /// Do operations that end soon, [`AT_ONCE`] at most, in their order. It comes back when the kernel is done with
-    /// all of them. `done` is told the number of each and what came of it.
+    /// Do at most [`AT_ONCE`] operations that end soon, in their order. Return when the kernel is
+    /// done with all of them. `done` is called with the number and the result of each.
     ///
     /// # Safety
-    /// All that the operations point to stays as it is and where it is during the call.
+    /// Everything that the operations point to must stay unchanged and in place during the call.
     pub unsafe fn complete(
         &mut self,
         operations: impl Iterator<Item = squeue::Entry>,
@@ -132,7 +138,7 @@ impl Ring {
     ) {
         let mut waiting = 0;
         for (operation, number) in operations.zip(AT_ONCE_TAG..) {
-            // SAFETY: the caller's promise, and that the loop below takes the completions.
+            // SAFETY: the caller promises it, and the loop below takes the completions.
             unsafe { self.push(&operation.user_data(number)) }.unwrap_or_else(|error| abort(&error));
             waiting += 1;
         }
@@ -151,7 +157,8 @@ impl Ring {
         }
     }
 
-    /// Whether an [`Ring::enter`] or a [`Ring::next`] would find something now. No system call.
+    /// Return whether an [`Ring::enter`] or a [`Ring::next`] would find something now. This is no
+    /// system call.
     pub fn has_work(&mut self) -> bool {
         let waiting = {
             let queue = self.ring.submission();
@@ -178,39 +185,41 @@ impl Ring {
         })
     }
 
-    /// Where a buffer that is ours begins in the memory of them all.
+    /// Return the offset of a leased buffer in the memory of all buffers.
     pub fn place(&self, lease: &Lease) -> usize {
         usize::from(lease.0) * self.pool.size
     }
 
-    /// The bytes of a buffer that is ours.
+    /// Return the bytes of a leased buffer.
     ///
     /// # Safety
-    /// The slice is used no longer than the lease and the ring are there, and it is the only one of this buffer.
+    /// The slice must not be used after the lease or the ring is gone, and it must be the only one
+    /// of this buffer.
     pub unsafe fn bytes<'a>(&self, lease: &Lease) -> &'a mut [u8] {
-        // SAFETY: the place is within the memory. Its lease says that the kernel doesn't use it, and the caller that
-        // nobody else does.
+        // SAFETY: the offset is within the memory. The lease shows that the kernel doesn't use the
+        // buffer, and the caller promises that nothing else does.
         unsafe { std::slice::from_raw_parts_mut(self.pool.memory.as_ptr().add(self.place(lease)), self.pool.size) }
     }
 
-    /// Where that memory begins; for what points to buffers that are ours.
+    /// Return where the memory of all buffers begins, to point to leased buffers.
     pub fn base(&self) -> *const u8 {
         self.pool.memory.as_ptr()
     }
 
-    /// The memory of all buffers. That it is borrowed keeps the ring from being entered, and so the kernel from
-    /// writing to it.
+    /// Return the memory of all buffers. While it is borrowed the ring can't be entered, so the
+    /// kernel doesn't write to it.
     pub fn memory(&mut self) -> &mut [u8] {
-        // SAFETY: the memory is that long and nobody else's; the kernel doesn't write to it outside of `enter`,
-        // which the borrow excludes.
+        // SAFETY: the memory is that long, and nothing else uses it. The kernel writes to it only
+        // during `enter`, which the borrow excludes.
         unsafe { std::slice::from_raw_parts_mut(self.pool.memory.as_ptr(), self.pool.layout.size()) }
     }
 
-    /// Let the kernel have a buffer again.
+    /// Give a buffer back to the kernel.
     pub fn give_back(&mut self, Lease(number): Lease) {
         let tail = self.pool.tail;
-        // SAFETY: the place is one of the pool's entries, which the kernel doesn't look at before the tail is past
-        // it; the tail is the field that the kernel shares, aligned for a u16, and only this thread writes it.
+        // SAFETY: the place is one of the pool's entries, which the kernel reads only once the tail
+        // is past it. The tail is the field that the kernel shares. It is aligned for a u16, and
+        // only this thread writes it.
         unsafe {
             let entry = &mut *self.pool.entries.as_ptr().add(usize::from(tail & (self.pool.count - 1)));
             entry.set_addr(self.pool.memory.as_ptr().add(usize::from(number) * self.pool.size) as u64);
@@ -222,11 +231,11 @@ impl Ring {
         }
     }
 
-    /// Cancel all that was handed over and wait until none of it uses memory of ours.
+    /// Cancel everything that was submitted, and wait until none of it uses our memory.
     fn settle(&mut self) -> io::Result<()> {
         let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
         while self.flying > 0 {
-            // An operation that can't be cancelled is a short one, and ends by itself.
+            // An operation that can't be cancelled is short and ends by itself.
             // SAFETY: the operation uses no memory of ours.
             unsafe { self.push(&cancel)? };
             self.enter(1)?;
@@ -244,14 +253,14 @@ impl Drop for Ring {
     }
 }
 
-/// End the process: the kernel, by an error it never gives to a caller that does as it is told, keeps us from knowing
-/// whether it still uses memory of ours.
+/// End the process. The kernel returned an error that it never returns for correct calls, so it may
+/// still use our memory.
 fn abort(error: &io::Error) -> ! {
     eprintln!("io_uring can't be waited for: {error}");
     std::process::abort();
 }
 
-/// The buffers, and the ring by which the kernel is given them.
+/// The buffers, and the ring that hands them to the kernel.
 struct Pool {
     memory: NonNull<u8>,
     layout: Layout,
@@ -276,7 +285,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // SAFETY: both were allocated with these layouts; the ring that used them has let go of them.
+        // SAFETY: both were allocated with these layouts. The ring that used them has released
+        // them.
         unsafe {
             dealloc(self.memory.as_ptr(), self.layout);
             dealloc(self.entries.as_ptr().cast(), self.entries_layout);
@@ -300,7 +310,7 @@ mod tests {
 
     const READ: u64 = 7;
 
-    /// A ring, unless the kernel or a policy refuses it here.
+    /// Return a ring, unless the kernel or a policy refuses it here.
     fn ring(count: u16) -> Option<Ring> {
         Ring::new(count, 64).inspect_err(|error| eprintln!("nothing tested: {error}")).ok()
     }
@@ -372,12 +382,12 @@ mod tests {
         assert_eq!(ring.flying, 1);
         ring.settle().unwrap();
         assert_eq!(ring.flying, 0);
-        // Nobody reads any more: what comes is still there.
+        // Nothing reads any more, so what comes stays there.
         there.write_all(b"left").unwrap();
         let mut given = [0; 4];
         std::io::Read::read_exact(&mut &here, &mut given).unwrap();
         assert_eq!(&given, b"left");
-        // The group is gone; `drop` is to find it so.
+        // The group is gone, and `drop` needs to find it.
         // SAFETY: the entries live until `drop` has unregistered them.
         unsafe { ring.ring.submitter().register_buf_ring_with_flags(ring.pool.entries.as_ptr() as u64, 4, GROUP, 0) }
             .unwrap();

@@ -1,8 +1,9 @@
-//! One queue of an interface: its AF_XDP socket with four rings, and the frames that go round in them.
+//! One queue of an interface: its AF_XDP socket with four rings, and the frames that circulate in
+//! them.
 //!
-//! Frames for receiving are in the fill ring, with the driver, or in the RX ring; each that comes out of there goes
-//! back into the fill ring as soon as its datagram is copied out. Frames for sending are with us, in the TX ring, with
-//! the driver, or in the completion ring.
+//! A frame for receiving is in the fill ring, with the driver, or in the RX ring. When it comes out
+//! of there its datagram is copied, and it goes back into the fill ring. A frame for sending is
+//! ours, in the TX ring, with the driver, or in the completion ring.
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -15,11 +16,12 @@ use transport::ethernet::{self, Path};
 use transport::inbound::Message;
 
 use crate::descriptor::{check, check_size, own, wait};
-use crate::udp::{Patience, Receiver};
+use crate::udp_side::{Patience, Receiver};
 use crate::xdp::memory::{Frame, Umem};
 use crate::xdp::ring::{Consumer, Producer};
 
-/// Entries of each ring, and frames of each direction: more than a queue of a driver holds, few enough for the cache.
+/// Entries of each ring, and frames of each direction. A driver's queue holds fewer, and the cache
+/// holds as many.
 pub const RING: u32 = 1024;
 /// Frames that a channel needs.
 pub const FRAMES: usize = 2 * RING as usize;
@@ -27,13 +29,13 @@ pub const FRAMES: usize = 2 * RING as usize;
 const BATCH: usize = 128;
 const MERGED: usize = 64;
 const SEND_BUFFER: libc::c_int = 7 << 20;
-/// How long to wait for the driver: steps of a millisecond.
+/// Milliseconds to wait for the driver.
 const SEND_PATIENCE: u32 = 500;
-/// Frames the kernel may take at once from a TX ring (Linux 6.17); 32 otherwise.
+/// Frames the kernel may take at once from a TX ring (from Linux 6.17 on). Otherwise it takes 32.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 const TX_BUDGET: libc::c_int = 128;
 
-/// How an interface's sockets are.
+/// What the sockets of an interface have in common.
 pub struct Shape {
     /// The interface.
     pub interface: u32,
@@ -41,7 +43,7 @@ pub struct Shape {
     pub native: bool,
 }
 
-/// One queue.
+/// One queue of the interface.
 pub struct Channel {
     fd: OwnedFd,
     /// Whether the driver reads and writes the frames itself.
@@ -53,20 +55,21 @@ pub struct Channel {
 struct Rx {
     ring: Consumer<libc::xdp_desc>,
     fill: Producer<u64>,
-    /// Those that are ours: the kernel shows later than it could that the fill ring has room.
+    /// Our frames. The kernel reports room in the fill ring late.
     frames: Vec<Frame>,
 }
 
 struct Tx {
     ring: Producer<libc::xdp_desc>,
     completion: Consumer<u64>,
-    /// Those that are ours.
+    /// Our frames.
     frames: Vec<Frame>,
     identification: u16,
 }
 
 impl Channel {
-    /// Open a socket for queue `queue`. The first of a UMEM brings it to the kernel, the others share the first's.
+    /// Open a socket for queue `queue`. The first socket of a UMEM registers it. The others share
+    /// the first one's.
     pub fn open(
         shape: &Shape,
         queue: u32,
@@ -93,7 +96,8 @@ impl Channel {
         for ring in rings {
             set(raw, libc::SOL_XDP, ring, &RING)?;
         }
-        // Refused without CAP_NET_ADMIN, and before Linux 6.17: then with less at once.
+        // Refused without CAP_NET_ADMIN, and before Linux 6.17. Then fewer frames are taken at
+        // once.
         let _ = set(raw, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER);
         let _ = set(raw, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &TX_BUDGET);
         let offsets: libc::xdp_mmap_offsets = get(raw, libc::XDP_MMAP_OFFSETS)?;
@@ -115,20 +119,23 @@ impl Channel {
         Ok(Self { fd, zero_copy, rx: Mutex::new(rx), tx: Mutex::new(tx) })
     }
 
-    /// Readable while frames wait.
+    /// Return the descriptor that is readable while frames wait.
     pub fn fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
 
-    /// Take the datagrams that wait, neighbours of one source and size as one message. `scope` is what a link-local
-    /// source gets. With `merged`, the kernel may have put several datagrams into one without saying so.
+    /// Take the datagrams that wait. Neighbours of one source and size become one message.
+    ///
+    /// `scope`: the interface of a link-local source. `merged`: the kernel may have merged several
+    /// datagrams into one without reporting it.
     pub fn receive(&self, umem: &Umem, into: &mut Receiver, scope: u32, merged: bool) {
         into.messages.clear();
         let mut rx = lock(&self.rx);
         let mut used = 0;
         for _ in 0..BATCH {
             let Some(entry) = rx.ring.take() else { break };
-            // SAFETY: the kernel puts a frame into the RX ring once for each time that the fill ring had it.
+            // SAFETY: the kernel puts a frame into the RX ring once for each time that it was in
+            // the fill ring.
             let Some(mut frame) = (unsafe { umem.take_back(entry.addr) }) else { continue };
             let bytes = umem.received(&mut frame, entry.addr, entry.len).unwrap_or_default();
             if let Some(datagram) = ethernet::parse(bytes).filter(|one| !one.payload.is_empty()) {
@@ -146,13 +153,15 @@ impl Channel {
         rx.ring.release();
         rx.refill();
         if rx.fill.wants_waking() {
-            // What it says is of no use: the next look does the same again.
+            // The result doesn't matter: the next look tries again.
             let _ = wake_rx(self.fd());
         }
     }
 
-    /// Send `message` as datagrams of `segment` bytes; each must fit the path. Gives how many bytes of it are in
-    /// frames: less than all only if the driver takes none for too long, or (without patience) another thread sends.
+    /// Send `message` as datagrams of `segment` bytes. Each must fit the path.
+    ///
+    /// Return how many bytes of it are in frames. That is less than all only if the driver takes
+    /// none for too long, or (without patience) another thread sends.
     pub fn send(
         &self,
         umem: &Umem,
@@ -184,7 +193,7 @@ impl Channel {
         Ok(done)
     }
 
-    /// A frame to write to. Waits for the driver if all are under way.
+    /// Return a frame to write to. Wait for the driver if all frames are in use.
     fn free_frame(&self, tx: &mut Tx, umem: &Umem, patience: Patience) -> io::Result<Option<Frame>> {
         for attempt in 0..SEND_PATIENCE {
             if tx.frames.is_empty() {
@@ -213,7 +222,7 @@ impl Channel {
         let mut waits = 0;
         while tx.ring.wants_waking() {
             let before = tx.ring.waiting();
-            // SAFETY: nothing is sent but what is in the ring: no pointer is given.
+            // SAFETY: only what is in the ring is sent, so no pointer is passed.
             let result = check_size(unsafe {
                 libc::sendto(self.fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
             });
@@ -222,7 +231,8 @@ impl Channel {
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::EINTR) => {}
                 _ => return Err(error),
             }
-            // The driver goes on by itself, or it wants no more now: what is left goes with the next.
+            // The driver continues by itself, or takes no more now. What is left is sent with the
+            // next message.
             if self.zero_copy || patience == Patience::None && waits > 0 || waits == SEND_PATIENCE {
                 return Ok(());
             }
@@ -236,7 +246,7 @@ impl Channel {
 }
 
 impl Rx {
-    /// Give the kernel frames to write to.
+    /// Give frames to the kernel to write to.
     fn refill(&mut self) {
         while self.fill.has_room() {
             let Some(frame) = self.frames.pop() else { break };
@@ -257,7 +267,8 @@ impl Tx {
     }
 }
 
-/// Add a message, or make it part of the one before: of one source, and no datagram of that one shorter than the rest.
+/// Add a message, or append it to the last one: if both have one source, and if no datagram of the
+/// last one is shorter than the others.
 fn append(messages: &mut Vec<Message>, next: Message) {
     if let Some(last) = messages.last_mut() {
         let whole = last.size % last.segment == 0 && last.size / last.segment < MERGED;
@@ -269,8 +280,9 @@ fn append(messages: &mut Vec<Message>, next: Message) {
     messages.push(next);
 }
 
-/// The size of the datagrams that a payload was put together of, all of them of one session: where the first's header
-/// (type and receiver, 8 bytes) stands again. A sealed packet has it in itself once in 2^64 positions.
+/// Return the size of the datagrams that the kernel merged into a payload. All of them are of one
+/// session, so the second one begins where the first one's header (type and receiver, 8 bytes)
+/// appears again. In a sealed packet that happens by chance at one of 2^64 positions.
 fn segment_size(payload: &[u8]) -> usize {
     const LEAST: usize = 32;
     let Some((head, _)) = payload.split_first_chunk::<8>() else { return payload.len() };
@@ -290,7 +302,7 @@ fn scoped(mut source: SocketAddr, scope: u32) -> SocketAddr {
     source
 }
 
-/// Have the kernel look at the fill ring.
+/// Have the kernel read the fill ring.
 fn wake_rx(fd: RawFd) -> io::Result<usize> {
     let nowhere = std::ptr::null_mut();
     // SAFETY: no bytes are received, so no pointer is written to.
@@ -307,7 +319,7 @@ fn set<T>(fd: RawFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::
     check(unsafe { libc::setsockopt(fd, level, option, std::ptr::from_ref(value).cast(), size) }).map(drop)
 }
 
-/// Read an option that is plain numbers.
+/// Read an option that consists of plain numbers.
 fn get<T: Numbers>(fd: RawFd, option: libc::c_int) -> io::Result<T> {
     // SAFETY: `Numbers` are plain bytes, and all zeros is one of their values.
     let mut value: T = unsafe { zeroed() };
@@ -317,10 +329,10 @@ fn get<T: Numbers>(fd: RawFd, option: libc::c_int) -> io::Result<T> {
     if size as usize == size_of::<T>() { Ok(value) } else { Err(io::Error::from_raw_os_error(libc::EPROTO)) }
 }
 
-/// What is numbers and nothing else.
+/// A structure that consists of plain numbers.
 ///
 /// # Safety
-/// All bit patterns are values.
+/// All bit patterns must be values.
 unsafe trait Numbers {}
 // SAFETY: twelve numbers and four.
 unsafe impl Numbers for libc::xdp_mmap_offsets {}
@@ -330,7 +342,7 @@ unsafe impl Numbers for libc::xdp_options {}
 fn bind(fd: RawFd, shape: &Shape, queue: u32, first: Option<&Channel>) -> io::Result<()> {
     let (flags, shared) = match first {
         Some(first) => (libc::XDP_SHARED_UMEM, first.fd() as u32),
-        // With neither XDP_ZEROCOPY nor XDP_COPY the kernel tries the one, then takes the other.
+        // With neither XDP_ZEROCOPY nor XDP_COPY the kernel tries zero copy, then copies.
         None if shape.native => (libc::XDP_USE_NEED_WAKEUP, 0),
         None => (libc::XDP_USE_NEED_WAKEUP | libc::XDP_COPY, 0),
     };

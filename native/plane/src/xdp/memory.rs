@@ -1,36 +1,36 @@
-//! Memory that the kernel and we both use: mappings, and the frames of a UMEM.
+//! Memory shared with the kernel: mappings, and the frames of a UMEM.
 //!
-//! A frame belongs to one side at a time. Ours is each that we hold a [`Frame`] for, a token that can't be copied:
-//! it is made once, given away with a ring's entry, and comes back with one.
+//! A frame belongs to one side at a time. It is ours while we hold its [`Frame`], a token that
+//! can't be copied. A token is made once, given away with a ring's entry, and comes back with one.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
 
-/// Bytes of a frame with its headroom: drivers like pages best.
+/// Bytes of a frame with its headroom. Drivers work best with pages.
 pub const FRAME: usize = 4096;
-/// What the kernel keeps free before a frame that it writes (XDP_PACKET_HEADROOM).
+/// Bytes that the kernel keeps free before a frame that it writes (XDP_PACKET_HEADROOM).
 pub const HEADROOM: usize = 256;
 
-/// A mapping, given back when dropped.
+/// A mapping. It is unmapped when dropped.
 pub struct Mapping {
     start: NonNull<u8>,
     size: usize,
 }
 
-// SAFETY: a mapping is memory at a fixed place that no thread owns; who reads or writes it does so through pointers,
-// and says why that is right.
+// SAFETY: a mapping is memory at a fixed place that no thread owns. It is read and written through
+// pointers only, and each such place states why that is right.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; the methods only give out the pointer.
+// SAFETY: as above. The methods only return the pointer.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Fresh memory, zeroed.
+    /// Map fresh memory, filled with zeros.
     pub fn anonymous(size: usize) -> io::Result<Self> {
         Self::map(size, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
     }
 
-    /// Part of what a descriptor stands for, shared with the kernel.
+    /// Map a part of what a descriptor stands for, shared with the kernel.
     pub fn shared(size: usize, fd: RawFd, offset: libc::off_t) -> io::Result<Self> {
         Self::map(size, libc::MAP_SHARED | libc::MAP_POPULATE, fd, offset)
     }
@@ -46,7 +46,7 @@ impl Mapping {
         Ok(Self { start, size })
     }
 
-    /// The pointer to what lies `offset` bytes in, if `bytes` from there on are inside.
+    /// Return the pointer to the byte at `offset`, if `bytes` bytes from there are inside.
     pub fn at(&self, offset: usize, bytes: usize) -> Option<NonNull<u8>> {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.size);
         // SAFETY: the offset is within the mapping.
@@ -65,50 +65,55 @@ impl Drop for Mapping {
     }
 }
 
-/// The right to use a frame, which nobody else has.
+/// The exclusive right to use a frame.
 pub struct Frame(u64);
 
 impl Frame {
-    /// Where it begins in the UMEM, as the rings name it. The right goes with it: only for a ring's entry.
+    /// Return the frame's address in the UMEM, as the rings name it, and give up the right. Only
+    /// for a ring's entry.
     pub fn into_address(self) -> u64 {
         self.0
     }
 }
 
-/// The frames.
+/// The memory of all frames.
 pub struct Umem(Mapping);
 
 impl Umem {
-    /// Make `count` frames, all ours.
+    /// Make `count` frames, all of them ours.
     pub fn new(count: usize) -> io::Result<(Self, Vec<Frame>)> {
         let umem = Self(Mapping::anonymous(count * FRAME)?);
         let frames = (0..count).map(|number| Frame((number * FRAME) as u64)).collect();
         Ok((umem, frames))
     }
 
-    /// All of it, for the kernel: address and size.
+    /// Return the address and the size of all frames, for the kernel.
     pub fn area(&self) -> (u64, u64) {
         (self.0.start.as_ptr() as u64, self.0.size() as u64)
     }
 
-    /// Take a frame back that the kernel has done with. None if the address is not of this UMEM.
+    /// Take back a frame that the kernel is done with. Return None if the address is not in this
+    /// UMEM.
     ///
     /// # Safety
-    /// The address came out of a ring of this UMEM, where the kernel puts each frame once that it was given.
+    /// The address must have come out of a ring of this UMEM. The kernel puts each frame there once
+    /// that it was given.
     pub unsafe fn take_back(&self, address: u64) -> Option<Frame> {
         let start = address / FRAME as u64 * FRAME as u64;
         self.0.at(start as usize, FRAME).map(|_| Frame(start))
     }
 
-    /// What is in a frame of ours.
+    /// Return the bytes of one of our frames.
     pub fn bytes_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         let start = self.0.at(frame.0 as usize, FRAME).expect("frames are made of what is there");
-        // SAFETY: FRAME bytes from there are mapped. The token is borrowed for as long as the slice lives, there is
-        // one token a frame, and while we hold it the kernel neither reads nor writes the frame.
+        // SAFETY: FRAME bytes from there are mapped. The token is borrowed for as long as the slice
+        // lives, and there is one token per frame. While we hold it the kernel neither reads nor
+        // writes the frame.
         unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), FRAME) }
     }
 
-    /// The same, `size` bytes from an address that a ring gave for this frame. None if they aren't within it.
+    /// Return `size` bytes of one of our frames, from an address that a ring returned for it. None
+    /// if they aren't within the frame.
     pub fn received<'a>(&'a self, frame: &'a mut Frame, address: u64, size: u32) -> Option<&'a [u8]> {
         let from = usize::try_from(address.checked_sub(frame.0)?).ok()?;
         self.bytes_mut(frame).get(from..from.checked_add(size as usize)?)

@@ -1,11 +1,17 @@
-//! The network side over AF_XDP: datagrams of ours leave the kernel's way at the interface, and enter it there.
+//! The UDP side over AF_XDP: our datagrams bypass the kernel's network stack at one interface.
 //!
-//! `program` is what the interface runs; `channel` a socket of one of its queues, over `ring` and `memory`; `routes`
-//! knows where to send, by `netlink`. Frames are built and read by [`transport::ethernet`].
+//! - `program` is what the interface runs, made by `assembler` and loaded by `bpf`.
+//! - `channel` is a socket of one queue of the interface, over `ring` and `memory`.
+//! - `routes` finds where to send, by `netlink`.
+//! - [`transport::ethernet`] builds and reads the frames.
 //!
-//! Whatever can't go this way goes through the ordinary sockets, which stay open: other interfaces, hosts whose
-//! neighbour isn't known, datagrams longer than the path's MTU; and datagrams that the program leaves to the kernel.
+//! The ordinary sockets stay open for everything else: other interfaces, hosts whose neighbour
+//! isn't known, datagrams longer than the path's MTU, and datagrams that the program leaves to the
+//! kernel.
 
+mod assembler;
+mod bound;
+mod bpf;
 mod channel;
 mod memory;
 mod netlink;
@@ -15,61 +21,28 @@ mod routes;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 
 use transport::contract::Endpoint;
 
 use crate::descriptor::{check, own};
-use crate::udp::{Patience, Receiver, Udp};
+use crate::udp::Udp;
+use crate::udp_side::{Patience, Receiver};
+use crate::xdp::bound::Bound;
 pub use crate::xdp::channel::Channel;
 use crate::xdp::channel::{FRAMES, Shape};
 use crate::xdp::memory::{FRAME, HEADROOM, Umem};
 use crate::xdp::program::{Attached, Program, Wanted};
 use crate::xdp::routes::{Follower, Routes};
 
-/// Queues served; what comes on others goes the kernel's way.
+/// Queues served. What comes on others goes to the ordinary sockets.
 const MOST_QUEUES: u32 = 32;
 const SOCKET: &str = "an AF_XDP socket";
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 
-/// What the ordinary sockets are bound to.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Bound {
-    v4: Option<SocketAddr>,
-    v6: Option<SocketAddr>,
-}
-
-impl Bound {
-    fn of(sockets: &[Udp]) -> io::Result<Self> {
-        let mut bound = Self::default();
-        for socket in sockets {
-            let address = socket.local_address()?;
-            *(if address.is_ipv4() { &mut bound.v4 } else { &mut bound.v6 }) = Some(address);
-        }
-        Ok(bound)
-    }
-
-    fn family(&self, v4: bool) -> Option<SocketAddr> {
-        if v4 { self.v4 } else { self.v6 }
-    }
-
-    /// Whether datagrams for this address of ours are for the sockets.
-    fn takes(&self, address: IpAddr) -> bool {
-        let bound = self.family(address.is_ipv4());
-        bound.is_some_and(|bound| bound.ip().is_unspecified() || bound.ip() == address)
-    }
-
-    /// The address that all to this destination comes from; None: the route says.
-    fn source(&self, destination: IpAddr) -> Option<IpAddr> {
-        let bound = self.family(destination.is_ipv4())?;
-        (!bound.ip().is_unspecified()).then(|| bound.ip())
-    }
-}
-
-/// Why an interface isn't used: the step that was refused, and how.
+/// Why an interface isn't used: the step that failed, and the error.
 #[derive(Debug)]
 pub struct Refused {
     step: &'static str,
@@ -77,7 +50,8 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// Whether it may only be that the kernel hasn't done with a socket that was closed: it does that on its own time.
+    /// Return whether the only reason may be that the kernel is still releasing a closed socket,
+    /// which takes its time.
     pub fn may_pass(&self) -> bool {
         self.step == SOCKET && self.error.raw_os_error() == Some(libc::EBUSY)
     }
@@ -85,15 +59,15 @@ impl Refused {
 
 impl fmt::Display for Refused {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mend = match self.error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => "; it takes root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF",
-            Some(libc::EBUSY | libc::EEXIST) => "; another XDP program or socket has it",
-            Some(libc::ENOBUFS | libc::ENOMEM) => "; it takes locked memory (LimitMEMLOCK=infinity, ulimit -l)",
+        let hint = match self.error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => "; this needs root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF",
+            Some(libc::EBUSY | libc::EEXIST) => "; another XDP program or socket uses it",
+            Some(libc::ENOBUFS | libc::ENOMEM) => "; this needs locked memory (LimitMEMLOCK=infinity, ulimit -l)",
             Some(libc::ENODEV) => "; it is gone",
-            Some(libc::EAFNOSUPPORT | libc::ENOSYS | libc::EINVAL | libc::EOPNOTSUPP) => "; it takes Linux 5.11",
+            Some(libc::EAFNOSUPPORT | libc::ENOSYS | libc::EINVAL | libc::EOPNOTSUPP) => "; this needs Linux 5.11",
             _ => "",
         };
-        write!(out, "{}: {}{mend}", self.step, self.error)
+        write!(out, "{}: {}{hint}", self.step, self.error)
     }
 }
 
@@ -103,7 +77,8 @@ fn at(step: &'static str) -> impl Fn(io::Error) -> Refused {
 
 /// AF_XDP on one interface.
 ///
-/// The order of the fields is that of their end: first nothing more is sent our way.
+/// The fields are dropped in this order: the program is detached first, so nothing more comes to
+/// the sockets.
 pub struct Xdp {
     attached: Attached,
     channels: Vec<Channel>,
@@ -118,7 +93,7 @@ pub struct Xdp {
 }
 
 impl Xdp {
-    /// Begin to use an interface, for as many workers as the plane has queues.
+    /// Start to use an interface, for `workers` queues of the plane.
     pub fn start(name: &str, sockets: &[Udp], workers: usize) -> Result<Self, Refused> {
         let interface = index(name).map_err(at("the interface"))?;
         let queues = queues(name).min(MOST_QUEUES);
@@ -143,7 +118,7 @@ impl Xdp {
         Ok(Self { attached, channels, umem, program, routes, follower, interface, name, bound, workers })
     }
 
-    /// How it is, for people.
+    /// Return a note about how the interface is used.
     pub fn describe(&self) -> String {
         let mode = if self.attached.native { "native" } else { "generic" };
         let copy = if self.channels.iter().all(|one| one.zero_copy) { "zero-copy" } else { "copying" };
@@ -152,23 +127,24 @@ impl Xdp {
         format!("UDP goes over AF_XDP on {}: {mode} mode, {copy}, {queues} queue{plural}.", self.name)
     }
 
-    /// What to say when the interface is gone.
+    /// Return a note about the end of the interface.
     pub fn describe_end(&self) -> String {
         format!("{} is gone: UDP goes through the ordinary sockets until the next start.", self.name)
     }
 
-    /// The channels of a worker.
+    /// Return the channels of a worker.
     pub fn channels(&self, worker: usize) -> impl Iterator<Item = &Channel> {
         self.channels.iter().skip(worker).step_by(self.workers)
     }
 
-    /// Take what waits in a channel; false if nothing does.
+    /// Take what waits in a channel. Return false if nothing does.
     pub fn receive(&self, channel: &Channel, into: &mut Receiver) -> bool {
         channel.receive(&self.umem, into, self.interface, !self.attached.native);
         !into.messages.is_empty()
     }
 
-    /// Send what can go this way of a message of datagrams of `segment` bytes; give how many bytes of it did.
+    /// Send the part of a message that can go over this interface, as datagrams of `segment` bytes.
+    /// Return how many bytes that was.
     pub fn send(
         &self,
         message: &[u8],
@@ -178,21 +154,22 @@ impl Xdp {
         patience: Patience,
     ) -> io::Result<usize> {
         let Endpoint { remote, local } = endpoint;
-        let Some(way) = self.routes.find(remote) else { return Ok(0) };
+        let Some(route) = self.routes.find(remote) else { return Ok(0) };
         let Some(bound) = self.bound.family(remote.is_ipv4()) else { return Ok(0) };
-        // The way is from the address that the kernel would choose.
-        if local.is_some_and(|local| local != way.path.source) {
+        // The route is from the address that the kernel would choose.
+        if local.is_some_and(|local| local != route.path.source) {
             return Ok(0);
         }
-        if way.path.headers() + segment.min(message.len()) > way.longest.min(FRAME) || message.is_empty() {
+        if route.path.headers() + segment.min(message.len()) > route.longest.min(FRAME) || message.is_empty() {
             return Ok(0);
         }
         let channel = &self.channels[worker % self.channels.len()];
         let ports = (bound.port(), remote.port());
-        channel.send(&self.umem, &way.path, ports, message, segment, patience)
+        channel.send(&self.umem, &route.path, ports, message, segment, patience)
     }
 
-    /// Follow the kernel's routes and neighbours until `stop` is readable; false: the interface is gone.
+    /// Follow the kernel's routes and neighbours until `stop` is readable. Return false if the
+    /// interface is gone.
     pub fn follow(&self, stop: RawFd) -> io::Result<bool> {
         let mut follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
         follower.follow(&self.routes, &self.program, stop)?;
@@ -204,7 +181,7 @@ impl Xdp {
         self.routes.set_mark(mark);
     }
 
-    /// Whether the interface is gone.
+    /// Return whether the interface is gone.
     pub fn is_gone(&self) -> bool {
         self.routes.is_gone()
     }
@@ -230,12 +207,12 @@ fn index(name: &str) -> io::Result<u32> {
     }
 }
 
-/// How many queues an interface receives on. A driver that doesn't say has one.
+/// Return how many queues an interface receives on. A driver that doesn't report it has one.
 fn queues(name: &str) -> u32 {
     /// struct ethtool_channels of linux/ethtool.h
     #[repr(C)]
     #[derive(Default)]
-    struct Channels {
+    struct EthtoolChannels {
         command: u32,
         most: [u32; 4],
         rx: u32,
@@ -243,7 +220,7 @@ fn queues(name: &str) -> u32 {
         other: u32,
         combined: u32,
     }
-    let mut found = Channels { command: ETHTOOL_GCHANNELS, ..Channels::default() };
+    let mut found = EthtoolChannels { command: ETHTOOL_GCHANNELS, ..EthtoolChannels::default() };
     // SAFETY: the call touches no memory of ours.
     let Ok(socket) = own(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }) else {
         return 1;

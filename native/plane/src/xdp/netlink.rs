@@ -1,4 +1,5 @@
-//! Questions to the kernel about links, addresses, neighbours and routes, and its news of them (rtnetlink(7)).
+//! Netlink (rtnetlink(7)): questions about links, addresses, neighbours and routes, and news of
+//! changes.
 
 use std::io;
 use std::net::IpAddr;
@@ -14,45 +15,45 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
-use transport::ethernet::Mac;
+use transport::ethernet::MacAddress;
 
 // Groups of linux/rtnetlink.h: links, neighbours, addresses, routes and rules of both families, next hops.
 const GROUPS: [u32; 9] = [1, 3, 5, 9, 7, 11, 8, 19, 32];
 const PROTOCOL_UDP: u8 = 17;
 
-/// An interface as it is.
+/// The state of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    pub mac: Mac,
+    pub mac: MacAddress,
     pub mtu: usize,
     pub up: bool,
 }
 
-/// How the kernel would send.
+/// How the kernel would send a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
     pub interface: u32,
-    /// Whom to give it to on that link.
+    /// The next hop on that link.
     pub next: IpAddr,
     pub source: IpAddr,
-    /// Of the path, if it is known to be less than the link's.
+    /// The MTU of the path, if it is known to be less than the link's.
     pub mtu: Option<usize>,
 }
 
-/// Something has changed.
+/// A change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A link, or (None) its end.
+    /// A link, or None if it is gone.
     Link(u32, Option<Link>),
-    /// Who has a neighbour's address on a link; None: nobody that is known.
-    Neighbour(u32, IpAddr, Option<Mac>),
-    /// One of ours on a link; false: no more.
+    /// A neighbour's address on a link, and its MAC address, or None if that is unknown.
+    Neighbour(u32, IpAddr, Option<MacAddress>),
+    /// An address of ours on a link. False means that it is gone.
     Address(u32, IpAddr, bool),
-    /// A route, a rule, or what can't be read.
+    /// A route, a rule, or a message that can't be read.
     Routes,
 }
 
-/// A socket that hears of changes, and one for questions.
+/// A socket for news, and one for questions.
 pub struct Netlink {
     news: Socket,
     questions: Socket,
@@ -74,12 +75,12 @@ impl Netlink {
         Ok(Self { news, questions })
     }
 
-    /// Readable while there is news.
+    /// Return the descriptor that is readable while there is news.
     pub fn fd(&self) -> RawFd {
         self.news.as_raw_fd()
     }
 
-    /// The next news; empty if there is none. ENOBUFS: some were lost.
+    /// Return the next news. It is empty if there is none. ENOBUFS means that some were lost.
     pub fn read_news(&self) -> io::Result<Vec<News>> {
         match self.news.recv_from_full() {
             Ok((bytes, _)) => Ok(messages(&bytes).iter().filter_map(news_in).collect()),
@@ -88,7 +89,7 @@ impl Netlink {
         }
     }
 
-    /// All neighbours and all addresses of ours.
+    /// Return all neighbours, and all addresses of ours.
     pub fn dump(&self) -> io::Result<Vec<News>> {
         let neighbours = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
         let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
@@ -100,7 +101,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// An interface, if it is there.
+    /// Return an interface, or None if it doesn't exist.
     pub fn link(&self, interface: u32) -> io::Result<Option<Link>> {
         let mut question = LinkMessage::default();
         question.header.index = interface;
@@ -111,7 +112,8 @@ impl Netlink {
         }))
     }
 
-    /// How the kernel would send UDP to an address; None: not at all, or not plainly to a neighbour.
+    /// Return how the kernel would send UDP to an address. None means not at all, or not directly
+    /// to a neighbour.
     pub fn route(
         &self,
         destination: IpAddr,
@@ -144,8 +146,8 @@ impl Netlink {
         }))
     }
 
-    /// Ask, and take the answers; the kernel has them ready when the question is sent. What it answers with an error
-    /// has none.
+    /// Ask a question and return the answers. The kernel has them ready once the question is sent.
+    /// An error has no answers.
     fn ask(&self, question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -161,7 +163,7 @@ impl Netlink {
                 match message {
                     NetlinkPayload::InnerMessage(one) => found.push(one),
                     NetlinkPayload::Noop => {}
-                    // The end of a dump, or a refusal.
+                    // The end of a dump, or an error.
                     _ => return Ok(found),
                 }
             }
@@ -174,7 +176,7 @@ impl Netlink {
 
 type Payload = NetlinkPayload<RouteNetlinkMessage>;
 
-/// The messages of a datagram; Noop stands for one that can't be read.
+/// Return the messages of a datagram. Noop stands for one that can't be read.
 fn messages(mut bytes: &[u8]) -> Vec<Payload> {
     let mut found = Vec::new();
     while let Some(length) = bytes.first_chunk::<4>().map(|four| u32::from_ne_bytes(*four) as usize) {
@@ -198,7 +200,7 @@ fn news_in(payload: &Payload) -> Option<News> {
 
 fn news_of(message: &RouteNetlinkMessage) -> Option<News> {
     match message {
-        // A bridge tells of its ports' links in messages of its own family.
+        // A bridge reports its ports' links in messages of its own family.
         RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
             link_of(link).map(|found| News::Link(link.header.index, Some(found)))
         }
@@ -218,7 +220,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
     let (mut mac, mut mtu) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            LinkAttribute::Address(bytes) => mac = Mac::try_from(&bytes[..]).ok(),
+            LinkAttribute::Address(bytes) => mac = MacAddress::try_from(&bytes[..]).ok(),
             LinkAttribute::Mtu(found) => mtu = Some(*found as usize),
             _ => {}
         }
@@ -232,7 +234,7 @@ fn neighbour_of(message: &NeighbourMessage, there: bool) -> Option<News> {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(&bytes[..]).ok(),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = MacAddress::try_from(&bytes[..]).ok(),
             _ => {}
         }
     }
@@ -247,7 +249,7 @@ fn neighbour_of(message: &NeighbourMessage, there: bool) -> Option<News> {
 }
 
 fn address_of(message: &AddressMessage, there: bool) -> Option<News> {
-    // On a link between two points, `Address` is the other one's.
+    // On a point-to-point link, `Address` is that of the other end.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
@@ -281,7 +283,7 @@ fn hop(route: &RouteMessage, destination: IpAddr, asked: Option<IpAddr>) -> Opti
                     _ => None,
                 });
             }
-            // Into another tunnel, or by several ways: the kernel's to do.
+            // Into another tunnel, or over several routes: this is left to the kernel.
             RouteAttribute::Encap(_) | RouteAttribute::EncapType(_) | RouteAttribute::MultiPath(_) => return None,
             _ => {}
         }
@@ -300,7 +302,7 @@ mod tests {
         assert!(netlink.dump().unwrap().contains(&News::Address(1, loopback, true)));
         assert_eq!(netlink.link(1).unwrap().unwrap().mac, [0; 6]);
         assert_eq!(netlink.link(i32::MAX as u32).unwrap(), None);
-        // To ourselves is no way over a link.
+        // A route to ourselves uses no link.
         assert_eq!(netlink.route(loopback, 0, None, 0).unwrap(), None);
         assert_eq!(netlink.read_news().unwrap(), []);
     }

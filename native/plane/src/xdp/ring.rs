@@ -1,5 +1,5 @@
-//! A ring of an AF_XDP socket (Linux, Documentation/networking/af_xdp.rst): one side puts entries, the other takes
-//! them. The kernel is one side of each.
+//! A ring of an AF_XDP socket (Linux, Documentation/networking/af_xdp.rst). One side puts entries,
+//! the other takes them. The kernel is one of the sides.
 
 use std::io;
 use std::marker::PhantomData;
@@ -10,17 +10,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::xdp::memory::Mapping;
 
-/// What may be an entry: plain bytes that any bits make a value of.
+/// A type that can be an entry: plain bytes.
 ///
 /// # Safety
-/// All bit patterns are values, and the layout is the kernel's.
+/// All bit patterns must be values, and the layout must be the kernel's.
 pub unsafe trait Entry: Copy {}
-// SAFETY: an address in the UMEM, as the fill and completion rings have it.
+// SAFETY: an address in the UMEM, the kernel's entry of the fill and completion rings.
 unsafe impl Entry for u64 {}
-// SAFETY: what the kernel calls struct xdp_desc: three numbers.
+// SAFETY: the kernel's struct xdp_desc, which consists of three numbers.
 unsafe impl Entry for libc::xdp_desc {}
 
-/// What both kinds of ring are.
+/// What both kinds of ring have.
 struct Shared<T> {
     _mapping: Mapping,
     producer: NonNull<AtomicU32>,
@@ -28,13 +28,13 @@ struct Shared<T> {
     flags: NonNull<AtomicU32>,
     entries: NonNull<T>,
     mask: u32,
-    /// Our own position; the other side's as last seen.
+    /// Our position, and the other side's when it was last read.
     ours: u32,
     theirs: u32,
     _entries: PhantomData<T>,
 }
 
-// SAFETY: the pointers are into the mapping, which goes along and which no thread owns.
+// SAFETY: the pointers are into the mapping, which moves along and which no thread owns.
 unsafe impl<T: Entry> Send for Shared<T> {}
 
 impl<T: Entry> Shared<T> {
@@ -88,7 +88,7 @@ impl<T: Entry> Shared<T> {
     }
 }
 
-/// A ring that we put entries into: fill, or TX.
+/// A ring that we put entries into: fill or TX.
 pub struct Producer<T>(Shared<T>);
 
 impl<T: Entry> Producer<T> {
@@ -97,37 +97,38 @@ impl<T: Entry> Producer<T> {
         Shared::map(fd, page, offsets, size).map(Self)
     }
 
-    /// How many entries the kernel has not taken yet.
+    /// Return how many entries the kernel has not taken yet.
     pub fn waiting(&mut self) -> u32 {
         self.0.theirs = Shared::<T>::read(self.0.consumer);
         self.0.ours.wrapping_sub(self.0.theirs)
     }
 
-    /// Whether there is room for an entry.
+    /// Return whether there is room for an entry.
     pub fn has_room(&mut self) -> bool {
         self.0.ours.wrapping_sub(self.0.theirs) <= self.0.mask || self.waiting() <= self.0.mask
     }
 
-    /// Put an entry, which the kernel sees from `publish` on. Only with room for it.
+    /// Put an entry. There must be room for it. The kernel sees it after `publish`.
     pub fn put(&mut self, entry: T) {
         assert!(self.0.ours.wrapping_sub(self.0.theirs) <= self.0.mask, "a ring is overfull");
-        // SAFETY: the place is mapped, aligned, and ours until it is published: there was room.
+        // SAFETY: the place is mapped and aligned. There was room, so it is ours until it is
+        // published.
         unsafe { self.0.entry(self.0.ours).write(entry) };
         self.0.ours = self.0.ours.wrapping_add(1);
     }
 
-    /// Hand over what was put.
+    /// Hand the new entries to the kernel.
     pub fn publish(&mut self) {
         Shared::<T>::write(self.0.producer, self.0.ours);
     }
 
-    /// Whether the kernel wants a system call before it looks.
+    /// Return whether the kernel needs a system call before it looks.
     pub fn wants_waking(&self) -> bool {
         self.0.wants_waking()
     }
 }
 
-/// A ring that we take entries from: RX, or completion.
+/// A ring that we take entries from: RX or completion.
 pub struct Consumer<T>(Shared<T>);
 
 impl<T: Entry> Consumer<T> {
@@ -136,7 +137,7 @@ impl<T: Entry> Consumer<T> {
         Shared::map(fd, page, offsets, size).map(Self)
     }
 
-    /// Take the next entry; the kernel may use its place from `release` on.
+    /// Take the next entry. The kernel may reuse its place after `release`.
     pub fn take(&mut self) -> Option<T> {
         if self.0.ours == self.0.theirs {
             self.0.theirs = Shared::<T>::read(self.0.producer);
@@ -144,14 +145,14 @@ impl<T: Entry> Consumer<T> {
                 return None;
             }
         }
-        // SAFETY: the place is mapped and aligned, and the kernel published it: it writes there again only after
-        // the release.
+        // SAFETY: the place is mapped and aligned, and the kernel has published it. The kernel
+        // writes there again only after the release.
         let entry = unsafe { self.0.entry(self.0.ours).read() };
         self.0.ours = self.0.ours.wrapping_add(1);
         Some(entry)
     }
 
-    /// Give back the places of what was taken.
+    /// Give the places of the taken entries back to the kernel.
     pub fn release(&mut self) {
         Shared::<T>::write(self.0.consumer, self.0.ours);
     }

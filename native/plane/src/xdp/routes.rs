@@ -1,7 +1,9 @@
-//! The ways to hosts: looked up once, kept until anything about links, addresses, neighbours or routes changes.
+//! The routes to hosts. Each is looked up once, and kept until a link, address, neighbour or route
+//! changes.
 //!
-//! What has no way here yet, or none over the interface, goes through the ordinary sockets. So does the first message
-//! every FORGET: the kernel, which sees nothing of ours otherwise, thereby keeps its knowledge of neighbours fresh.
+//! Hosts without a known route over the interface are reached through the ordinary sockets. So is
+//! the first message after every FORGET. The kernel doesn't see our other datagrams, and this one
+//! makes it check the neighbour.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -10,38 +12,38 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use transport::ethernet::{ETHERNET, Mac, Path};
+use transport::ethernet::{ETHERNET, MacAddress, Path};
 
 use crate::descriptor::{EventFd, wait};
-use crate::xdp::Bound;
+use crate::xdp::bound::Bound;
 use crate::xdp::netlink::{Link, Netlink, News};
 use crate::xdp::program::Program;
 
-/// How long a way is kept, milliseconds. The kernel doubts a neighbour after 15 to 45 seconds.
+/// Milliseconds that a route is kept. The kernel doubts a neighbour after 15 to 45 seconds.
 const FORGET: libc::c_int = 10_000;
-/// Ways kept, and asked for at once, at most; more use the ordinary sockets.
+/// Routes kept, and routes waiting to be looked up. Hosts beyond these use the ordinary sockets.
 const MOST: usize = 16_384;
 const MOST_WANTED: usize = 256;
 
-/// Which host: its address, and for a link-local one the interface.
+/// A host: its address, and the interface if the address is link-local.
 type Host = (IpAddr, u32);
 
-/// A way over the interface.
+/// A route over the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
-    /// Addresses.
+pub struct Route {
+    /// The addresses of both ends.
     pub path: Path,
     /// Bytes of the longest frame.
     pub longest: usize,
 }
 
-/// What the threads that send read, and the one that follows the kernel writes.
+/// The routes. The threads that send read them; the thread that follows the kernel writes them.
 pub struct Routes {
-    ways: RwLock<HashMap<Host, Option<Arc<Way>>>>,
+    ways: RwLock<HashMap<Host, Option<Arc<Route>>>>,
     wanted: Mutex<Vec<Host>>,
     wake: EventFd,
     gone: AtomicBool,
-    /// What the system's routing rules see of what we send.
+    /// The mark that the system's routing rules see on what we send.
     mark: AtomicU32,
 }
 
@@ -56,8 +58,8 @@ impl Routes {
         })
     }
 
-    /// The way to an endpoint, if it is known and over the interface.
-    pub fn find(&self, endpoint: SocketAddr) -> Option<Arc<Way>> {
+    /// Return the route to an endpoint, if it is known and over the interface.
+    pub fn find(&self, endpoint: SocketAddr) -> Option<Arc<Route>> {
         let scope = match endpoint {
             SocketAddr::V4(_) => 0,
             SocketAddr::V6(v6) => v6.scope_id(),
@@ -74,14 +76,14 @@ impl Routes {
         None
     }
 
-    /// Look ways up with another mark from now on.
+    /// Look routes up with another mark from now on.
     pub fn set_mark(&self, mark: u32) {
         self.mark.store(mark, Ordering::Relaxed);
         self.wake.set();
         self.forget();
     }
 
-    /// Whether the interface is no more.
+    /// Return whether the interface is gone.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }
@@ -94,7 +96,7 @@ impl Routes {
         self.ways.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn keep(&self, host: Host, way: Option<Way>) {
+    fn keep(&self, host: Host, way: Option<Route>) {
         let mut ways = self.ways.write().unwrap_or_else(PoisonError::into_inner);
         if ways.len() < MOST {
             ways.insert(host, way.map(Arc::new));
@@ -102,19 +104,19 @@ impl Routes {
     }
 }
 
-/// What the kernel knows, as far as it matters here.
+/// What we know of the kernel's state.
 pub struct Follower {
     netlink: Netlink,
     interface: u32,
     bound: Bound,
     link: Link,
-    neighbours: HashMap<IpAddr, Mac>,
-    /// Addresses of ours, each with its links.
+    neighbours: HashMap<IpAddr, MacAddress>,
+    /// Our addresses, each with its links.
     addresses: HashSet<(IpAddr, u32)>,
 }
 
 impl Follower {
-    /// Learn all of it, and tell the program which addresses are ours.
+    /// Read the state, and report our addresses to the program.
     pub fn start(interface: u32, bound: Bound, program: &Program) -> io::Result<Self> {
         let netlink = Netlink::open()?;
         let link = netlink.link(interface)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
@@ -138,7 +140,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Take one piece of news; say whether a way may be another now.
+    /// Apply a change. Return whether it may change a route.
     fn take(&mut self, news: News, program: &Program) -> bool {
         match news {
             News::Link(index, link) if index == self.interface => {
@@ -166,7 +168,7 @@ impl Follower {
         }
         if there {
             self.addresses.insert((address, index));
-            // More addresses than there is room for: the kernel takes theirs.
+            // If there is no room for more addresses, the kernel handles theirs.
             let _ = program.add_address(address);
         } else {
             self.addresses.remove(&(address, index));
@@ -177,7 +179,7 @@ impl Follower {
         true
     }
 
-    /// Follow the kernel until `stop` is readable, or the interface is gone.
+    /// Follow the kernel until `stop` is readable or the interface is gone.
     pub fn follow(&mut self, routes: &Routes, program: &Program, stop: RawFd) -> io::Result<()> {
         loop {
             let polled = [(stop, libc::POLLIN), (self.netlink.fd(), libc::POLLIN), (routes.wake.fd(), libc::POLLIN)];
@@ -203,7 +205,7 @@ impl Follower {
         }
     }
 
-    /// Take all news; say whether a way may be another now.
+    /// Apply all waiting changes. Return whether they may change a route.
     fn hear(&mut self, program: &Program) -> io::Result<bool> {
         let mut changed = false;
         loop {
@@ -223,7 +225,7 @@ impl Follower {
         }
     }
 
-    /// Whether the interface is no more. Asked only while it isn't up.
+    /// Return whether the interface is gone. The kernel is asked only while the interface isn't up.
     fn is_gone(&mut self) -> io::Result<bool> {
         if self.link.up {
             return Ok(false);
@@ -235,8 +237,9 @@ impl Follower {
         Ok(link.is_none())
     }
 
-    /// The way to a host; None: not over the interface, or its next hop is not known yet.
-    fn way(&self, (destination, scope): Host, mark: u32) -> io::Result<Option<Way>> {
+    /// Return the route to a host. None if it is not over the interface, or if its next hop is
+    /// unknown.
+    fn way(&self, (destination, scope): Host, mark: u32) -> io::Result<Option<Route>> {
         if !self.link.up {
             return Ok(None);
         }
@@ -245,6 +248,6 @@ impl Follower {
         let Some(mac) = self.neighbours.get(&hop.next) else { return Ok(None) };
         let path = Path { source_mac: self.link.mac, destination_mac: *mac, source: hop.source, destination };
         let mtu = hop.mtu.map_or(self.link.mtu, |mtu| mtu.min(self.link.mtu));
-        Ok(Some(Way { path, longest: ETHERNET + mtu }))
+        Ok(Some(Route { path, longest: ETHERNET + mtu }))
     }
 }

@@ -1,9 +1,10 @@
-//! The comparison, where there is one.
+//! The comparison, for processors that have lanes.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use transport::aead::{Aead, Body, Ring};
+use transport::aead::{Aead, RingCipher};
+use transport::body::Body;
 use transport::lanes::Lanes;
 
 const SIZES: [usize; 3] = [64, 512, 1420];
@@ -11,7 +12,7 @@ const COUNTS: [usize; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 32, 45, 64]
 const ROUNDS: usize = 41;
 const ROUND: Duration = Duration::from_micros(500);
 
-/// Nanoseconds a packet, of as many batches as a round has time for.
+/// Return nanoseconds per packet, from as many batches as a round has time for.
 fn time(packets: usize, mut batch: impl FnMut()) -> f64 {
     let (start, mut batches) = (Instant::now(), 0);
     while start.elapsed() < ROUND {
@@ -26,10 +27,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Seal with ring, with the lanes; open with ring, with the lanes. Opening includes the copy of what is to be opened.
+/// Measure sealing with ring and with the lanes, then opening with both. Opening includes the copy
+/// of what is opened.
 fn measure(sizes: &[usize]) -> [f64; 4] {
     let key = [7; 32];
-    let (ring, lanes) = (Ring::new(&key), Lanes::new(&key).expect("asked before"));
+    let (ring, lanes) = (RingCipher::new(&key), Lanes::new(&key).expect("main has checked for lanes"));
     let mut at = 0;
     let mut body = |(counter, size): (u64, &usize)| {
         let body = Body { at: at + 16, size: size + 16, counter };
@@ -69,7 +71,7 @@ fn print(what: &str, [ring_seal, lanes_seal, ring_open, lanes_open]: [f64; 4]) {
 
 /// Print the table.
 pub fn run() {
-    println!("{:>24} | seal: ring, lanes, ratio | open: ring, lanes, ratio (ns a packet)", "packets of bytes");
+    println!("{:>24} | seal: ring, lanes, ratio | open: ring, lanes, ratio (ns per packet)", "packets of bytes");
     for size in SIZES {
         for count in COUNTS {
             print(&format!("{count} of {size}"), measure(&vec![size; count]));

@@ -1,12 +1,12 @@
-//! The AEAD packet by packet.
+//! The AEAD of the crate ring, packet by packet.
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
-use super::Aead;
+use super::interface::Aead;
 use crate::wire::TAG_SIZE;
 
-/// ring's, in assembler for every machine it knows.
-pub struct Ring(LessSafeKey);
+/// ring's cipher, in assembler for every processor that ring supports.
+pub struct RingCipher(LessSafeKey);
 
 fn nonce(counter: u64) -> Nonce {
     let mut nonce = [0; 12];
@@ -14,7 +14,7 @@ fn nonce(counter: u64) -> Nonce {
     Nonce::assume_unique_for_key(nonce)
 }
 
-impl Aead for Ring {
+impl Aead for RingCipher {
     fn new(key: &[u8; 32]) -> Self {
         let key = UnboundKey::new(&CHACHA20_POLY1305, key).expect("32 bytes are a key");
         Self(LessSafeKey::new(key))

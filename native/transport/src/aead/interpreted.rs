@@ -3,11 +3,11 @@
 use chacha20poly1305::ChaCha20Poly1305;
 use chacha20poly1305::aead::{Aead as _, KeyInit};
 
-use super::Aead;
+use super::interface::Aead;
 use crate::wire::TAG_SIZE;
 
-/// In place of ring's.
-pub struct Ring(ChaCha20Poly1305);
+/// Takes the place of ring's cipher.
+pub struct RingCipher(ChaCha20Poly1305);
 
 fn nonce(counter: u64) -> [u8; 12] {
     let mut nonce = [0; 12];
@@ -15,7 +15,7 @@ fn nonce(counter: u64) -> [u8; 12] {
     nonce
 }
 
-impl Aead for Ring {
+impl Aead for RingCipher {
     fn new(key: &[u8; 32]) -> Self {
         Self(ChaCha20Poly1305::new(key.into()))
     }

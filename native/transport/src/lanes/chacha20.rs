@@ -1,7 +1,8 @@
 //! ChaCha20's block function (RFC 8439 section 2.3) for sixteen blocks at once.
 //!
-//! A register has one word of the state of all sixteen, a lane is a block. So the rounds shuffle nothing; what is
-//! shuffled is the result, where the bytes of a block have to be neighbours.
+//! A register has one word of the state of all sixteen blocks. A lane is a block. So the rounds
+//! shuffle nothing. Only the result is shuffled, because the bytes of a block have to be neighbours
+//! there.
 
 use std::arch::x86_64::*;
 
@@ -17,17 +18,18 @@ const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574]
 /// The key, as eight little-endian words.
 pub type Key = [u32; 8];
 
-/// Which sixteen blocks.
+/// The sixteen blocks to compute.
 #[derive(Default)]
 pub struct Blocks {
     /// The block counter of each.
     pub counters: [u32; LANES],
-    /// The three words of each one's nonce: the first of all, the second, the third.
+    /// The three words of each block's nonce: the first words of all, then the second, then the
+    /// third.
     pub nonces: [[u32; LANES]; 3],
 }
 
 impl Blocks {
-    /// Have a lane compute this block.
+    /// Set the block that a lane computes.
     pub fn set(&mut self, lane: usize, counter: u32, nonce: [u32; 3]) {
         self.counters[lane] = counter;
         for (of_all, word) in self.nonces.iter_mut().zip(nonce) {
@@ -49,7 +51,7 @@ macro_rules! quarter_rounds {
     };
 }
 
-/// Give the key stream's words: the first of each block, the second, to the sixteenth.
+/// Return the key stream's words: the first word of each block, the second, up to the sixteenth.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub fn words(key: &Key, blocks: &Blocks) -> [__m512i; 16] {
@@ -72,13 +74,13 @@ pub fn words(key: &Key, blocks: &Blocks) -> [__m512i; 16] {
     state
 }
 
-/// Give the sixteen blocks, each as its 64 bytes.
+/// Return the sixteen blocks, each as its 64 bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub fn blocks(key: &Key, which: &Blocks) -> [__m512i; LANES] {
     let words = words(key, which);
-    // First 4 × 4 words within each quarter of the registers: `quads[4 * group + n]` has, for the lanes n, n + 4,
-    // n + 8 and n + 12, the words 4 * group to 4 * group + 3.
+    // First transpose 4 × 4 words within each quarter of the registers. `quads[4 * group + n]` has
+    // the words 4 * group to 4 * group + 3 of the lanes n, n + 4, n + 8 and n + 12.
     let mut quads = words;
     for group in 0..4 {
         let [a, b, c, d] = [words[4 * group], words[4 * group + 1], words[4 * group + 2], words[4 * group + 3]];
@@ -89,7 +91,7 @@ pub fn blocks(key: &Key, which: &Blocks) -> [__m512i; LANES] {
         quads[4 * group + 2] = _mm512_unpacklo_epi64(ab, cd);
         quads[4 * group + 3] = _mm512_unpackhi_epi64(ab, cd);
     }
-    // Then 4 × 4 quarters.
+    // Then transpose 4 × 4 quarters.
     let mut lanes = quads;
     for lane in 0..4 {
         let [a, b, c, d] = [quads[lane], quads[4 + lane], quads[8 + lane], quads[12 + lane]];

@@ -1,9 +1,13 @@
-//! ChaCha20-Poly1305 (RFC 8439 section 2.8) of sixteen packets of one key at once, for x86-64 with AVX-512 IFMA.
+//! ChaCha20-Poly1305 (RFC 8439 section 2.8) of sixteen packets of one key at once, for x86-64 with
+//! AVX-512 IFMA.
 //!
-//! [`chacha20`] has the key stream, [`poly1305`] the tags, [`vector`] the access to memory; here packets become lanes.
-//! What is branched on and indexed by are lengths, counters and verdicts, which an observer of the network knows; a
-//! tag is compared in constant time, and nothing is decrypted under a tag that doesn't hold. The key is wiped when the
-//! batch is done. What the compiler spills of registers is not: it is overwritten by the next batch.
+//! [`chacha20`] has the key stream, [`poly1305`] the tags, [`vector`] the access to memory. This
+//! file assigns packets to lanes.
+//!
+//! Branches and indices depend only on lengths, counters and verdicts, which an observer of the
+//! network knows. Tags are compared in constant time. Nothing is decrypted if its tag is wrong. The
+//! key is wiped when the batch is done. Registers that the compiler spills are not wiped, but the
+//! next batch overwrites them.
 
 #![allow(unsafe_code, reason = "a function compiled for certain processors is unsafe to call")]
 #![allow(clippy::incompatible_msrv, reason = "build.rs leaves this out for compilers that lack it")]
@@ -19,7 +23,7 @@ use std::array::from_fn;
 use ctutils::CtEq;
 use zeroize::Zeroizing;
 
-use crate::aead::Body;
+use crate::body::Body;
 use crate::wire::TAG_SIZE;
 use chacha20::{BLOCK_SIZE, Blocks, Key, LANES};
 use poly1305::Mac;
@@ -27,10 +31,10 @@ use poly1305::Mac;
 /// Packets at once.
 pub const COUNT: usize = LANES;
 
-/// A key, on a processor that can.
+/// A key. It exists only on processors with the required features.
 pub struct Lanes(Zeroizing<Key>);
 
-/// Whether this processor, and the system, have what it takes.
+/// Return whether this processor and the system have the required features.
 pub fn are_available() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -39,7 +43,7 @@ pub fn are_available() -> bool {
 }
 
 impl Lanes {
-    /// None where the processor can't.
+    /// Make it from a 32-byte key. Return None if the processor lacks a feature.
     pub fn new(key: &[u8; 32]) -> Option<Self> {
         are_available().then(|| {
             let mut words = Zeroizing::new([0; 8]);
@@ -50,7 +54,7 @@ impl Lanes {
         })
     }
 
-    /// Seal bodies in place. Panics where one isn't in the buffer.
+    /// Seal bodies in place. Panics if one isn't in the buffer.
     pub fn seal(&self, buffer: &mut [u8], bodies: &[Body]) {
         for group in bodies.chunks(LANES) {
             // SAFETY: there is no `Lanes` on a processor that lacks a feature.
@@ -58,7 +62,8 @@ impl Lanes {
         }
     }
 
-    /// Open bodies in place; push for each whether its tag holds. One whose tag doesn't stays as it is.
+    /// Open bodies in place. Push for each whether its tag is right. A body with a wrong tag stays
+    /// unchanged.
     pub fn open(&self, buffer: &mut [u8], bodies: &[Body], held: &mut Vec<bool>) {
         for group in bodies.chunks(LANES) {
             // SAFETY: there is no `Lanes` on a processor that lacks a feature.
@@ -68,7 +73,7 @@ impl Lanes {
     }
 }
 
-/// WireGuard's nonce: four zero bytes and the counter.
+/// Return WireGuard's nonce: four zero bytes and the counter.
 fn nonce(body: &Body) -> [u32; 3] {
     [0, body.counter as u32, (body.counter >> 32) as u32]
 }
@@ -100,12 +105,13 @@ fn open(key: &Key, buffer: &mut [u8], bodies: &[Body]) -> [bool; LANES] {
     holds
 }
 
-/// The lanes' bodies: those without one repeat the first, and what they compute is not looked at.
+/// Return the bodies of the lanes. Lanes without one repeat the first body, and their results are
+/// ignored.
 fn lanes(bodies: &[Body]) -> [Body; LANES] {
     from_fn(|lane| *bodies.get(lane).unwrap_or(&bodies[0]))
 }
 
-/// The key stream's block 0 of each body, in words: the first eight are the key of its tag.
+/// Return block 0 of each body's key stream, in words. The first eight are the key of its tag.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn one_time_keys(key: &Key, bodies: &[Body]) -> [__m512i; 16] {
@@ -116,8 +122,8 @@ fn one_time_keys(key: &Key, bodies: &[Body]) -> [__m512i; 16] {
     chacha20::words(key, &which)
 }
 
-/// XOR the texts with the key stream from block 1 on. Sixteen blocks at once, whosever they are; at the end there may
-/// be fewer, and what the other lanes compute is not looked at.
+/// XOR the texts with the key stream from block 1 on. Sixteen blocks are computed at once, of any
+/// bodies. At the end there may be fewer, and the results of the other lanes are ignored.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn crypt<'a>(key: &Key, buffer: &mut [u8], bodies: impl Iterator<Item = &'a Body>) {
@@ -153,7 +159,7 @@ fn xor(key: &Key, which: &Blocks, buffer: &mut [u8], places: &[(usize, usize)]) 
     }
 }
 
-/// The tags of the texts as they lie in the buffer.
+/// Return the tags of the texts in the buffer.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
 fn tags(one_time: &[__m512i; 16], buffer: &[u8], bodies: &[Body]) -> [u128; LANES] {

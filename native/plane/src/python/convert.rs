@@ -1,0 +1,175 @@
+//! Conversions between the contract's Python objects and ours.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+use transport::contract::{Address, Endpoint, Event, Keypair, Network, Reason};
+use transport::peers::PeerCounters;
+use zeroize::Zeroizing;
+
+use crate::counters::Reading;
+
+const CONTRACT: &str = "rustguard_py.planes.contract";
+const ENDPOINT: &str = "rustguard_py.model.endpoint";
+const STATISTICS: &str = "rustguard_py.model.statistics";
+
+fn make<'py>(
+    py: Python<'py>,
+    module: &str,
+    name: &str,
+    arguments: impl pyo3::call::PyCallArgs<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    py.import(module)?.getattr(name)?.call1(arguments)
+}
+
+/// Convert a key of 32 bytes.
+pub fn key(object: &Bound<'_, PyAny>) -> PyResult<Zeroizing<[u8; 32]>> {
+    let bytes: &[u8] = object.extract()?;
+    let key = bytes.try_into().map_err(|_| PyValueError::new_err("a key has 32 bytes"))?;
+    Ok(Zeroizing::new(key))
+}
+
+/// Convert the contract's Endpoint, with our address that it was heard at.
+pub fn endpoint(object: &Bound<'_, PyAny>) -> PyResult<Endpoint> {
+    let tuple = object.cast::<PyTuple>()?;
+    let local = if tuple.is_exact_instance_of::<PyTuple>() { None } else { Some(local(&object.getattr("local")?)?) };
+    Ok(Endpoint { remote: remote(tuple)?, local })
+}
+
+/// Convert an address of 4 or 16 bytes.
+fn local(object: &Bound<'_, PyAny>) -> PyResult<IpAddr> {
+    let bytes: &[u8] = object.extract()?;
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .map_err(|_| PyValueError::new_err("an address has 4 or 16 bytes"))
+}
+
+/// Convert (host, port), or (host, port, flowinfo, scope_id) for IPv6. The host is an address.
+fn remote(tuple: &Bound<'_, PyTuple>) -> PyResult<SocketAddr> {
+    let host: String = tuple.get_item(0)?.extract()?;
+    let port: u16 = tuple.get_item(1)?.extract()?;
+    let (address, zone) = host.split_once('%').unwrap_or((&host, ""));
+    if !address.contains(':') {
+        return Ok((address.parse::<Ipv4Addr>()?, port).into());
+    }
+    let (flow, scope) = if tuple.len() == 4 {
+        (tuple.get_item(2)?.extract()?, tuple.get_item(3)?.extract()?)
+    } else {
+        (0, zone_index(tuple.py(), zone)?)
+    };
+    Ok(SocketAddrV6::new(address.parse::<Ipv6Addr>()?, port, flow, scope).into())
+}
+
+/// Return the number of the interface that a zone such as `eth0` or `3` names, or 0 for an empty
+/// zone.
+fn zone_index(py: Python<'_>, zone: &str) -> PyResult<u32> {
+    match zone.parse() {
+        Ok(number) => Ok(number),
+        Err(_) if zone.is_empty() => Ok(0),
+        Err(_) => py.import("socket")?.call_method1("if_nametoindex", (zone,))?.extract(),
+    }
+}
+
+/// Convert to an endpoint of the socket module, or to the contract's `heard` if our address is
+/// known.
+pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local }: Endpoint) -> PyResult<Bound<'_, PyAny>> {
+    let host = remote.ip().to_string();
+    let plain = match remote {
+        SocketAddr::V4(_) => (host, remote.port()).into_pyobject(py),
+        SocketAddr::V6(v6) => (host, remote.port(), v6.flowinfo(), v6.scope_id()).into_pyobject(py),
+    }?;
+    match local {
+        None => Ok(plain.into_any()),
+        Some(IpAddr::V4(v4)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v4.octets()))),
+        Some(IpAddr::V6(v6)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v6.octets()))),
+    }
+}
+
+/// Convert an IPv4Network or IPv6Network.
+pub fn network(object: &Bound<'_, PyAny>) -> PyResult<Network> {
+    let prefix = object.getattr("prefixlen")?.extract()?;
+    let packed = object.getattr("network_address")?.getattr("packed")?;
+    let packed: &[u8] = packed.extract()?;
+    let address = match packed.len() {
+        4 => Address::V4(packed.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte))),
+        16 => Address::V6(packed.iter().fold(0, |sum, byte| sum << 8 | u128::from(*byte))),
+        _ => return Err(PyValueError::new_err("an address has 4 or 16 bytes")),
+    };
+    Ok(Network { address, prefix })
+}
+
+/// Convert a sequence of networks.
+pub fn networks(object: &Bound<'_, PyAny>) -> PyResult<Vec<Network>> {
+    object.try_iter()?.map(|one| network(&one?)).collect()
+}
+
+/// Convert a contract.Keypair.
+pub fn keypair(object: &Bound<'_, PyAny>) -> PyResult<Keypair> {
+    Ok(Keypair {
+        local_index: object.getattr("local_index")?.extract()?,
+        remote_index: object.getattr("remote_index")?.extract()?,
+        send_key: key(&object.getattr("send_key")?)?,
+        receive_key: key(&object.getattr("receive_key")?)?,
+        initiator: object.getattr("initiator")?.extract()?,
+        birth: object.getattr("birth")?.extract()?,
+    })
+}
+
+/// Make the contract's object for an event.
+pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>> {
+    match event {
+        Event::HandshakeReceived(datagram, source) => {
+            make(py, CONTRACT, "HandshakeReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
+        }
+        Event::ForeignReceived(datagram, source) => {
+            make(py, CONTRACT, "ForeignReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
+        }
+        Event::HandshakeWanted(peer, reason) => {
+            let name = match reason {
+                Reason::NoSession => "NO_SESSION",
+                Reason::Rekey => "REKEY",
+                Reason::NoAnswer => "NO_ANSWER",
+            };
+            let reason = py.import(CONTRACT)?.getattr("Reason")?.getattr(name)?;
+            make(py, CONTRACT, "HandshakeWanted", (*peer, reason))
+        }
+        Event::KeypairConfirmed(peer, index) => make(py, CONTRACT, "KeypairConfirmed", (*peer, *index)),
+        Event::EndpointMoved(peer, endpoint) => {
+            make(py, CONTRACT, "EndpointMoved", (*peer, from_endpoint(py, *endpoint)?))
+        }
+        Event::Fault { message, fatal } => make(py, CONTRACT, "Fault", (message, *fatal)),
+    }
+}
+
+/// Make the contract's PlaneStats.
+pub fn stats<'py>(
+    py: Python<'py>,
+    peers: Vec<(u64, Option<Endpoint>, PeerCounters)>,
+    drops: Vec<(String, u64)>,
+    notes: Vec<String>,
+    workers: Vec<(String, Reading)>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let class = py.import(STATISTICS)?.getattr("PeerStats")?;
+    let by_peer = PyDict::new(py);
+    for (peer, endpoint, counters) in peers {
+        let endpoint = endpoint.map(|endpoint| from_endpoint(py, endpoint)).transpose()?;
+        let PeerCounters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops } =
+            counters;
+        let stats =
+            (endpoint, rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops);
+        by_peer.set_item(peer, class.call1(stats)?)?;
+    }
+    let by_reason = PyDict::new(py);
+    for (reason, count) in drops {
+        by_reason.set_item(reason, count)?;
+    }
+    let workers: Vec<_> = workers
+        .into_iter()
+        .map(|(name, Reading { packets, bytes, batch_sizes, system_calls })| {
+            make(py, STATISTICS, "WorkerStats", (name, packets, bytes, batch_sizes, system_calls))
+        })
+        .collect::<PyResult<_>>()?;
+    make(py, STATISTICS, "PlaneStats", (by_peer, by_reason, notes, workers))
+}

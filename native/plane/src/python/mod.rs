@@ -1,0 +1,32 @@
+//! The module `rustguard_py._native`: the plane, and the rules alone for tests that compare them
+//! with Python's.
+
+mod convert;
+mod plane;
+mod transport;
+
+use pyo3::prelude::*;
+
+use self::plane::PyPlane;
+use self::transport::PyTransport;
+use crate::uring;
+
+/// Return why the plane can't use io_uring here, or None if it can.
+#[pyfunction]
+fn uring_refusal() -> Option<String> {
+    uring::refusal()
+}
+
+/// Return what seals and opens packets here.
+#[pyfunction]
+fn aead() -> &'static str {
+    ::transport::aead::description()
+}
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(aead, module)?)?;
+    module.add_class::<PyPlane>()?;
+    module.add_class::<PyTransport>()?;
+    module.add_function(wrap_pyfunction!(uring_refusal, module)?)
+}

@@ -1,0 +1,132 @@
+//! The class `Plane`.
+
+use std::os::fd::RawFd;
+
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+
+use super::convert;
+use crate::plane::{Plane, Settings};
+use crate::tun::TunError;
+
+/// Return an error as `OSError(errno, why, what)`. The Python wrapper makes a message for users of
+/// it.
+fn os_error(refused: TunError) -> PyErr {
+    let why = refused.error.to_string();
+    PyOSError::new_err((refused.error.raw_os_error().unwrap_or(libc::EIO), why, refused.what))
+}
+
+#[pyclass(name = "Plane", module = "rustguard_py._native", frozen)]
+pub struct PyPlane(Plane);
+
+#[pymethods]
+impl PyPlane {
+    #[new]
+    #[expect(clippy::too_many_arguments, reason = "they are Python's keyword arguments")]
+    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, xdp, merge_udp, tun))]
+    fn new(
+        public_key: &Bound<'_, PyAny>,
+        interface: &str,
+        sockets: Vec<RawFd>,
+        mtu: usize,
+        queues: usize,
+        uring: bool,
+        xdp: Option<&str>,
+        merge_udp: Option<bool>,
+        tun: Vec<RawFd>,
+    ) -> PyResult<Self> {
+        let public_key = *convert::key(public_key)?;
+        let queues = queues.max(1);
+        let settings =
+            Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, xdp, merge_udp, tun: &tun };
+        Plane::new(&settings).map(Self).map_err(os_error)
+    }
+
+    #[getter]
+    fn interface(&self) -> &str {
+        &self.0.interface
+    }
+
+    fn set_peer(
+        &self,
+        peer: u64,
+        endpoint: Option<Bound<'_, PyAny>>,
+        allowed_ips: &Bound<'_, PyAny>,
+        persistent_keepalive: u32,
+    ) -> PyResult<()> {
+        let endpoint = endpoint.map(|given| convert::endpoint(&given)).transpose()?;
+        let networks = convert::networks(allowed_ips)?;
+        allowed_ips.py().detach(|| self.0.set_peer(peer, endpoint, &networks, persistent_keepalive));
+        Ok(())
+    }
+
+    fn set_endpoint(&self, peer: u64, endpoint: &Bound<'_, PyAny>) -> PyResult<()> {
+        let given = convert::endpoint(endpoint)?;
+        endpoint.py().detach(|| self.0.transport().set_endpoint(peer, given));
+        Ok(())
+    }
+
+    fn set_fwmark(&self, mark: u32) -> PyResult<()> {
+        Ok(self.0.set_fwmark(mark)?)
+    }
+
+    fn set_mtu(&self, mtu: usize) {
+        self.0.transport().set_mtu(mtu);
+    }
+
+    fn set_public_key(&self, public_key: &Bound<'_, PyAny>) -> PyResult<()> {
+        let key = convert::key(public_key)?;
+        public_key.py().detach(|| self.0.transport().set_public_key(&key));
+        Ok(())
+    }
+
+    fn rebind(&self, py: Python<'_>, sockets: Vec<RawFd>) -> PyResult<()> {
+        Ok(py.detach(|| self.0.rebind(&sockets))?)
+    }
+
+    fn remove_peer(&self, py: Python<'_>, peer: u64) {
+        py.detach(|| self.0.transport().remove_peer(peer));
+    }
+
+    fn reserve_index(&self, peer: u64) -> u32 {
+        self.0.transport().reserve_index(peer)
+    }
+
+    fn install_keypair(&self, peer: u64, keypair: &Bound<'_, PyAny>) -> PyResult<()> {
+        let made = convert::keypair(keypair)?;
+        keypair.py().detach(|| self.0.install_keypair(peer, &made));
+        Ok(())
+    }
+
+    fn erase_keypairs(&self, py: Python<'_>, peer: u64) {
+        py.detach(|| self.0.transport().erase_keypairs(peer));
+    }
+
+    fn drop_held(&self, py: Python<'_>, peer: u64) {
+        py.detach(|| self.0.transport().drop_held(peer));
+    }
+
+    fn send(&self, endpoint: &Bound<'_, PyAny>, datagram: Vec<u8>) -> PyResult<()> {
+        let given = convert::endpoint(endpoint)?;
+        endpoint.py().detach(|| self.0.send(given, datagram));
+        Ok(())
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let transport = self.0.transport();
+        let (peers, drops) = py.detach(|| (transport.stats(), transport.drops.read()));
+        convert::stats(py, peers, drops, self.0.notes(), self.0.workers())
+    }
+
+    fn fileno(&self) -> RawFd {
+        self.0.fileno()
+    }
+
+    fn poll_events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.0.poll_events().iter().map(|event| convert::event(py, event)).collect()
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.close());
+    }
+}

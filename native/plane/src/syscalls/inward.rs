@@ -1,0 +1,139 @@
+//! The way in of a queue, and of the gate: take the messages that wait, open, merge, write to the
+//! device.
+
+use std::io;
+use std::thread::yield_now;
+
+use transport::contract::Outbox;
+use transport::inbound::Inbound;
+
+use super::source::Source;
+use crate::counters::{WorkerCounters, count_call};
+use crate::descriptor::{error_word, is_nothing, now, wait_for};
+use crate::io::Io;
+use crate::spin::Spin;
+use crate::tun::Tun;
+use crate::udp_side::{Patience, Receiver};
+
+/// After this many batches from one socket the others get a turn, even if more comes.
+const TURNS: u32 = 64;
+
+/// Run the way in of a queue.
+pub fn run(io: &Io, queue: usize) -> io::Result<()> {
+    let mut sources: Vec<_> = io.queues[queue].sockets.iter().map(Source::Socket).collect();
+    if let Some(xdp) = &io.xdp {
+        sources.extend(xdp.channels(queue).map(|channel| Source::Channel(xdp, channel)));
+    }
+    let way = Inward::new(io, queue, &io.queues[queue].tun, &io.counters.queues[queue].inward);
+    take(way, &sources, Some(Spin::default()))
+}
+
+/// Run the way in at the gate. The kernel merges datagrams of one source, so a little data may come
+/// here too.
+pub fn gate(io: &Io) -> io::Result<()> {
+    let sources: Vec<_> = io.gate.iter().map(Source::Socket).collect();
+    take(Inward::new(io, io.at_gate(), &io.queues[0].tun, &io.counters.gate), &sources, None)
+}
+
+/// Take what comes from `sources` until it is time to stop. A thread that doesn't spin yields to
+/// others.
+fn take(mut way: Inward<'_>, sources: &[Source<'_>], mut spin: Option<Spin>) -> io::Result<()> {
+    let io = way.io;
+    let everyone = (1_u64 << sources.len()) - 1;
+    let mut ready = everyone;
+    let mut last = 0;
+    let mut turn = 0;
+    while io.goes_on() {
+        for (n, source) in sources.iter().enumerate() {
+            if ready >> n & 1 != 0 && way.pump(*source)? {
+                last = n;
+            } else {
+                ready &= !(1 << n);
+            }
+        }
+        turn += 1;
+        if turn % TURNS == 0 {
+            ready = everyone;
+        }
+        if spin.is_none() && ready != 0 {
+            // The threads that move data get the core after our batch, not after a slice of the
+            // scheduler's.
+            count_call();
+            yield_now();
+        }
+        let mut look = || sources.get(last).map_or(Ok(false), |source| way.pump(*source));
+        if ready == 0 && spin.as_mut().map_or(Ok(false), |spin| spin.look(&mut look))? {
+            ready = 1 << last;
+        }
+        if ready == 0 {
+            let mut polled: Vec<_> = sources.iter().map(|source| (source.fd(), libc::POLLIN)).collect();
+            polled.push((io.stop.fd(), libc::POLLIN));
+            way.counters.count_calls();
+            ready = wait_for(&polled, -1)? & everyone;
+        }
+    }
+    Ok(())
+}
+
+struct Inward<'a> {
+    io: &'a Io,
+    /// The number of the queue, or [`Io::at_gate`].
+    queue: usize,
+    tun: &'a Tun,
+    counters: &'a WorkerCounters,
+    receiver: Receiver,
+    inbound: Inbound,
+    outbox: Outbox,
+}
+
+impl<'a> Inward<'a> {
+    fn new(io: &'a Io, queue: usize, tun: &'a Tun, counters: &'a WorkerCounters) -> Self {
+        let (receiver, inbound, outbox) = (Receiver::default(), Inbound::default(), Outbox::default());
+        Self { io, queue, tun, counters, receiver, inbound, outbox }
+    }
+
+    /// Move the messages that wait at a source to the device. Return false if there were none.
+    fn pump(&mut self, source: Source<'_>) -> io::Result<bool> {
+        match source.receive(&mut self.receiver) {
+            Ok(()) => {}
+            Err(error) if is_nothing(&error) => return Ok(false),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) => return Err(error),
+            Err(error) => {
+                // An error of something that was sent earlier.
+                self.io.transport.drops.count_other(format!("receive_{}", error_word(&error)));
+                return Ok(true);
+            }
+        }
+        let now = now();
+        self.inbound.clear();
+        let (mut packets, mut bytes) = (0, 0);
+        for message in &self.receiver.messages {
+            packets += message.datagrams();
+            bytes += message.size;
+            let buffer = &mut self.receiver.buffer;
+            self.inbound.message(&self.io.transport, buffer, *message, now, &mut self.outbox);
+        }
+        self.deliver();
+        // A peer that is challenged asks again, so no thread waits for room to send that.
+        let patience = if self.queue == self.io.at_gate() { Patience::None } else { Patience::Some };
+        self.io.dispatch(&mut self.outbox, self.queue, patience);
+        self.counters.count(packets, bytes);
+        Ok(true)
+    }
+
+    /// Write the packets to the device, merged where possible.
+    fn deliver(&self) {
+        let (buffer, mut rest) = (&*self.receiver.buffer, self.inbound.packets());
+        while !rest.is_empty() {
+            let run = self.io.next_run(buffer, rest);
+            let (mine, others) = rest.split_at(run.count);
+            let pieces = mine.iter().map(|one| &buffer[one.at + run.skip..one.at + one.size]);
+            if let Err(error) = self.tun.write(run.head(), pieces) {
+                if self.io.refused_write(run.count, &error) {
+                    continue;
+                }
+            }
+            rest = others;
+        }
+    }
+}

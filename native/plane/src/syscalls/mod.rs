@@ -1,0 +1,8 @@
+//! The workers over plain system calls, which run everywhere.
+
+mod inward;
+mod outward;
+mod source;
+
+pub use inward::{gate, run as inward};
+pub use outward::run as out;

@@ -1,0 +1,144 @@
+//! The contract's commands: peers, endpoints, keypairs, statistics.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Transport;
+use crate::contract::{Endpoint, Keypair, NEVER, Network, Outbox, PeerId, Seconds};
+use crate::drops::DropReason;
+use crate::keypairs::Session;
+use crate::liveness::NO_ANSWER_JITTER;
+use crate::locks::lock;
+use crate::peers::{Owned, Peer, PeerCounters, PeerState};
+
+impl Transport {
+    /// Change our public key. Sessions stop sending, but still receive.
+    pub fn set_public_key(&self, public_key: &[u8; 32]) {
+        self.gate.set_public_key(public_key);
+        let peers: Vec<_> = lock(&self.peers).values().cloned().collect();
+        for peer in peers {
+            let mut state = peer.state();
+            state.keypairs.end_sending();
+            state.wanted_at = Seconds::NEG_INFINITY;
+        }
+    }
+
+    /// Add a peer or change it. Its sessions are kept. If the persistent keepalive is turned on,
+    /// one is sent at once.
+    ///
+    /// `endpoint`: None keeps the known one. `networks`: each is taken from the peer that has it.
+    /// `interval`: seconds of the persistent keepalive, 0 for none.
+    pub fn set_peer(
+        &self,
+        peer: PeerId,
+        endpoint: Option<Endpoint>,
+        networks: &[Network],
+        interval: u32,
+        now: Seconds,
+        out: &mut Outbox,
+    ) {
+        let known = Arc::clone(lock(&self.peers).entry(peer).or_insert_with(|| Arc::new(Peer::new(peer))));
+        let mut state = known.state();
+        if endpoint.is_some() {
+            state.endpoint = endpoint;
+        }
+        self.allowed.set(&known, networks);
+        let turned_on = interval != 0 && state.liveness.interval == 0;
+        state.liveness.interval = interval;
+        if interval == 0 {
+            state.liveness.persistent_at = NEVER;
+        } else if turned_on {
+            self.persistent_keepalive(&known, &mut state, now, out);
+            self.deadlines.schedule(&known, &mut state.liveness);
+        }
+    }
+
+    /// Send to `endpoint` from now on, until an authenticated datagram comes from elsewhere.
+    pub fn set_endpoint(&self, peer: PeerId, endpoint: Endpoint) {
+        if let Some(known) = self.peer(peer) {
+            known.state().endpoint = Some(endpoint);
+        }
+    }
+
+    /// Forget a peer with its keys, indices and held packets.
+    pub fn remove_peer(&self, peer: PeerId) {
+        let known = lock(&self.peers).remove(&peer);
+        self.indices.forget(peer);
+        let Some(known) = known else { return };
+        let mut state = known.state();
+        state.removed = true;
+        self.allowed.remove(&known);
+        self.retire(state.keypairs.clear());
+        self.drop_packets(&known, &mut state, DropReason::RemovedPeer);
+        state.liveness.forget();
+    }
+
+    /// Return a fresh random index for a handshake. An earlier one that the peer reserved and did
+    /// not use is released.
+    pub fn reserve_index(&self, peer: PeerId) -> u32 {
+        self.indices.reserve(peer, &self.random)
+    }
+
+    /// Install a keypair. The handshake counts as sent and received, as in the kernel.
+    ///
+    /// An initiator's keypair becomes the current one and is used at once: held packets are sent,
+    /// or an empty one if none is held. A responder's becomes the next one until a datagram
+    /// confirms it.
+    pub fn install_keypair(&self, peer: PeerId, keypair: &Keypair, now: Seconds, out: &mut Outbox) {
+        let Some(known) = self.peer(peer) else {
+            self.indices.forget(peer);
+            return;
+        };
+        let mut state = known.state();
+        let session = Arc::new(Session::new(keypair));
+        self.indices.take(peer, keypair.local_index);
+        let owned = Owned { peer: Arc::clone(&known), session: Arc::clone(&session) };
+        self.sessions.insert(keypair.local_index, owned);
+        self.retire(state.keypairs.install(session));
+        state.counters.handshakes += 1;
+        state.wanted_at = Seconds::NEG_INFINITY;
+        state.liveness.received(now, false);
+        state.liveness.sent(now, false);
+        let mut drawn = [0; 2];
+        (self.random)(&mut drawn);
+        state.liveness.jitter = f64::from(u16::from_le_bytes(drawn)) / 65536.0 * NO_ANSWER_JITTER;
+        if keypair.initiator {
+            self.send_keepalive(&known, &mut state, now, out);
+        }
+        self.deadlines.schedule(&known, &mut state.liveness);
+    }
+
+    /// Erase all keys of a peer (section 6.3: none lives longer than 3 * REJECT-AFTER-TIME).
+    pub fn erase_keypairs(&self, peer: PeerId) {
+        if let Some(known) = self.peer(peer) {
+            let mut state = known.state();
+            self.retire(state.keypairs.clear());
+            state.liveness.stop();
+        }
+    }
+
+    /// Drop the packets that wait for a handshake, because it was given up.
+    pub fn drop_held(&self, peer: PeerId) {
+        if let Some(known) = self.peer(peer) {
+            let mut state = known.state();
+            self.drop_packets(&known, &mut state, DropReason::NoAnswer);
+            state.liveness.keepalive_at = NEVER;
+        }
+    }
+
+    /// Return each peer's endpoint and counters.
+    pub fn stats(&self) -> Vec<(PeerId, Option<Endpoint>, PeerCounters)> {
+        let peers: Vec<_> = lock(&self.peers).values().cloned().collect();
+        let read = |peer: &Arc<Peer>| {
+            let state = peer.state();
+            (peer.id, state.endpoint, PeerCounters { drops: peer.drops(), ..state.counters })
+        };
+        peers.iter().map(read).collect()
+    }
+
+    fn drop_packets(&self, peer: &Peer, state: &mut PeerState, reason: DropReason) {
+        let held = std::mem::take(&mut state.held);
+        self.held.fetch_sub(held.len(), Ordering::Relaxed);
+        self.count_drops(peer, reason, held.len() as u64);
+    }
+}
