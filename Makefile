@@ -1,4 +1,4 @@
-# Each target sets up what it needs: system packages (installed as root, else it prints the command), .venv, the project.
+# Each target sets up what it needs: system packages (as root; else it prints the command), .venv and the project.
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
@@ -25,7 +25,7 @@ help:
 	@echo 'make test-kernel   run the tests that need WireGuard in the kernel, in a virtual machine (minutes)'
 	@echo 'make check     check formatting, lint and types'
 	@echo 'make soak      run the tests with every repetition (long)'
-	@echo 'make fuzz      fuzz each parser of the native plane for a minute; FUZZ_SECONDS=5 is shorter (nightly Rust, cargo-fuzz)'
+	@echo 'make fuzz      fuzz each parser of the native plane for FUZZ_SECONDS=60 (nightly Rust, cargo-fuzz)'
 	@echo 'make miri      run tests of the native plane under Miri (nightly Rust)'
 	@echo 'make tsan      run those with threads under ThreadSanitizer (nightly Rust)'
 	@echo 'make bench     measure speed, side by side with wireguard-go; BENCH_ARGS="--help" lists the settings'

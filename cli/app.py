@@ -109,17 +109,25 @@ def group() -> None:
     """Admit machines to a WireGuard network with a shared token, during a window that you open."""
 
 
+def new_context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
+    """Return a context to describe a command in.
+
+    It has the command's settings, because click keeps the help option that it makes in the first context.
+    """
+    return click.Context(command, info_name=name, parent=parent, **command.context_settings)
+
+
 def visible_commands(root: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
     """Yield every command that isn't hidden with its context; a group comes before its own commands."""
     for name, entry in VERBS.items():
         command = None if entry.hidden else group.get_command(root, name)
         if command is None:
             continue
-        context = click.Context(command, info_name=name, parent=root)
+        context = new_context(command, name, root)
         yield command, context
         if isinstance(command, click.Group):
             for below, each in command.commands.items():
-                yield each, click.Context(each, info_name=below, parent=context)
+                yield each, new_context(each, below, context)
 
 
 def run(arguments: Sequence[str]) -> int:

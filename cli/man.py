@@ -1,4 +1,4 @@
-"""`rustguard man`: the manual page in roff, from the same text as `--help`."""
+"""`rustguard man`: print the manual page in roff, from the text of `--help`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from textwrap import TextWrapper
 import click
 
 from rustguard_py.cli import wg
-from rustguard_py.cli.app import EXAMPLES, group, visible_commands
+from rustguard_py.cli.app import EXAMPLES, group, new_context, visible_commands
 from rustguard_py.cli.verb import Examples
 
 COLUMNS = 100
@@ -16,7 +16,7 @@ COLUMNS = 100
 
 def page() -> str:
     """Return the page in Markdown, in lines of at most `COLUMNS` characters where the text has spaces."""
-    root = click.Context(group, info_name="rustguard")
+    root = new_context(group, "rustguard")
     return "\n".join(_page(root)) + "\n"
 
 
@@ -36,7 +36,7 @@ def _page(root: click.Context) -> Iterator[str]:
     yield from _examples(EXAMPLES)
     for command, context in visible_commands(root):
         yield from _command(command, context)
-    yield from _command(wg.command, click.Context(wg.command, info_name="rustguard-wg"))
+    yield from _command(wg.command, new_context(wg.command, "rustguard-wg"))
 
 
 def _command(command: click.Command, context: click.Context) -> Iterator[str]:

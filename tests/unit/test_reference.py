@@ -10,12 +10,12 @@ import click
 import pytest
 
 from rustguard_py.cli import reference, wg
-from rustguard_py.cli.app import VERBS, group, visible_commands
+from rustguard_py.cli.app import VERBS, group, new_context, visible_commands
 
 PAGE = Path(__file__).parents[2] / "docs/reference/commands.md"
 COMMANDS = [
-    *visible_commands(click.Context(group, info_name="rustguard")),
-    (wg.command, click.Context(wg.command, info_name="rustguard-wg")),
+    *visible_commands(new_context(group, "rustguard")),
+    (wg.command, new_context(wg.command, "rustguard-wg")),
 ]
 
 
