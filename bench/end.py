@@ -92,7 +92,7 @@ def _resident() -> int:
 
 
 def _idle(engine: str, peers: int, seconds: float) -> None:
-    """Say what so many peers with two networks and three sessions each cost a plane that nobody uses."""
+    """Print what this many peers, with two networks and three sessions each, cost an idle plane."""
     plane = make(engine)
 
     def add(numbers: range) -> None:

@@ -73,7 +73,7 @@ def initiations(clients: list[StaticKey], server: StaticKey, clock: Tai64nClock,
 
 
 def measure(handshakes: int, rounds: int) -> list[float]:
-    """Give handshakes a second, of each round."""
+    """Return the handshakes per second of each round."""
     server = StaticKey(os.urandom(32))
     clients = [StaticKey(os.urandom(32)) for _ in range(PEERS)]
     # An address each: who sends more than 20 a second from one is asked for a cookie first.

@@ -2,7 +2,7 @@
 
     python bench/peers.py [--peers 10000]
 
-Needs root or a user namespace (scripts/in-namespace). Prints a line a figure and, with --json, one document.
+Needs root or a user namespace (scripts/in-namespace). Prints a line per figure and, with --json, one document.
 """
 
 from __future__ import annotations

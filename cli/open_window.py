@@ -8,9 +8,7 @@ import click
 
 from rustguard_py.cli.daemon import ask
 from rustguard_py.cli.verb import Verb, state_option
-
-# The port that `join` uses by default.
-DEFAULT_PORT = 51820
+from rustguard_py.model.defaults import DEFAULT_PORT
 
 
 @click.command(

@@ -19,7 +19,7 @@ Document = Mapping[str, Any]
 # Wide enough for every row: without a terminal, and with whole keys, no row is folded or cut.
 _UNBOUNDED = 1000
 _KEY_START = 8
-_STATE_STYLES = {"active": "green", "idle": "yellow", "never": "dim"}
+_STATE_STYLES = {"active": "green", "idle": "yellow", "never": "dim", "has-to-join-again": "red"}
 _CLOSED_BECAUSE = {
     "never-opened": "it was never opened",
     "time": "its time was up",
@@ -111,7 +111,9 @@ def tunnels(rows: Sequence[Document]) -> RenderableType:
 
 
 def peer_state(peer: Document) -> str:
-    """Return a peer's state, `active 12s ago`, `idle 5m ago` or `never`."""
+    """Return a peer's state: `active 12s ago`, `idle 5m ago`, `never` or `has to join again`."""
+    if peer["state"] == "has-to-join-again":
+        return "has to join again"
     last = peer.get("last_received")
     if last is None:
         last = peer.get("last_handshake")

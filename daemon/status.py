@@ -27,6 +27,7 @@ class PeerLine:
         public_key: 32 bytes.
         endpoint: Where it was last known to be, from before the start.
         keepalive: Seconds, 0 for none.
+        has_to_join_again: Whether it can't connect before it joins again.
     """
 
     name: str
@@ -35,6 +36,7 @@ class PeerLine:
     address6: str | None
     endpoint: str | None
     keepalive: int = 0
+    has_to_join_again: bool = False
 
 
 def peers(
@@ -67,13 +69,14 @@ def _peer(
     counters = [each for _, each in found]
     began = max((peer.session_began for peer, _ in found if peer.session_began is not None), default=None)
     heard = max((each.last_received for each in counters if each.last_received is not None), default=None)
+    known = line.endpoint is not None or began is not None
     return {
         "name": line.name,
         "public_key": b64encode(line.public_key).decode(),
         "address4": line.address4,
         "address6": line.address6,
         "endpoint": (endpoint_text(counters[0].endpoint) if counters else None) or line.endpoint,
-        "state": _state(heard, now, known=line.endpoint is not None or began is not None),
+        "state": "has-to-join-again" if line.has_to_join_again else _state(heard, now, known=known),
         "last_handshake": None if began is None else round(now - began, 3),
         "last_received": None if heard is None else round(now - heard, 3),
         "rx_bytes": sum(each.rx_bytes for each in counters),

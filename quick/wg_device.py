@@ -7,13 +7,13 @@ import errno
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rustguard_py.daemon.uapi.protocol import KEY_SIZE, DeviceChange, DeviceState, PeerChange, UapiError
+from rustguard_py.daemon.uapi.protocol import DeviceChange, DeviceState, PeerChange, UapiError
 from rustguard_py.daemon.uapi.socket import show
 from rustguard_py.engine import Engine
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, RustGuardError
-from rustguard_py.model.keys import generate_private_key, public_key
+from rustguard_py.model.keys import KEY_SIZE, generate_private_key, public_key
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.node import Timestamps

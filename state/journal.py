@@ -18,9 +18,9 @@ from struct import Struct
 from zlib import crc32
 
 from rustguard_py.model.errors import StateError
+from rustguard_py.model.keys import KEY_SIZE
 from rustguard_py.state.files import Files, read_private, sync_directory, unusable, write_all, write_fresh
 
-KEY_SIZE = 32
 TIMESTAMP_SIZE = 12
 
 _RECORD = Struct(">32s12sI")

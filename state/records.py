@@ -6,6 +6,7 @@ Each record goes to JSON values and back, strictly: a member that is missing, un
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import (
@@ -18,7 +19,7 @@ from ipaddress import (
     ip_network,
 )
 
-from rustguard_py.model.keys import KEY_SIZE, encode_key, fingerprint
+from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key, fingerprint
 from rustguard_py.state.envelope import Canonical
 from rustguard_py.state.members import Members
 
@@ -68,6 +69,24 @@ class PeerRecord:
         keys = (self.public_key, self.preshared_key, *self.previous_preshared_keys)
         if any(len(key) != KEY_SIZE for key in keys):
             raise ValueError(f"a key has {KEY_SIZE} bytes")
+
+    @property
+    def preshared_keys(self) -> tuple[bytes, ...]:
+        """All that the peer may connect with, the newest first."""
+        return (self.preshared_key, *self.previous_preshared_keys)
+
+    @property
+    def has_to_join_again(self) -> bool:
+        """Whether the peer enrolled with the first RustGuard, whose protocol is gone, so that it can't connect.
+
+        Such a peer has no preshared key. Its enrollment saved an empty endpoint; the import of the first RustGuard's
+        peer list named it after its IPv4 address and gave it no IPv6 address. A peer of a wg-quick file may lack a
+        preshared key too, but has neither mark.
+        """
+        if self.preshared_key != NO_PRESHARED_KEY:
+            return False
+        imported = re.fullmatch(rf"peer-{re.escape(str(self.address4))}(-[0-9]+)?", self.name)
+        return self.endpoint == "" or (imported is not None and self.address6 is None)
 
     def to_json(self) -> dict[str, object]:
         """Give its members as JSON values."""
@@ -274,6 +293,11 @@ class NetworkRecord:
     gateway6: IPv6Address | None
     joined: float
     tunnels: tuple[TunnelRecord, ...] = ()
+
+    @property
+    def has_to_join_again(self) -> bool:
+        """Whether it was joined with the first RustGuard's protocol, the only one that gave no preshared key."""
+        return self.preshared_key == NO_PRESHARED_KEY
 
     @property
     def fingerprint(self) -> str:

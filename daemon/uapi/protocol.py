@@ -16,8 +16,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import TypeVar
 
 from rustguard_py.model.endpoint import Endpoint, Network
+from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY
 
-KEY_SIZE = 32
 _TRUE = "true"
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class PeerState:
     """
 
     public_key: bytes
-    preshared_key: bytes = field(default=bytes(KEY_SIZE), repr=False)
+    preshared_key: bytes = field(default=NO_PRESHARED_KEY, repr=False)
     endpoint: Endpoint | None = None
     last_handshake: int = 0
     rx_bytes: int = 0

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN = 2.0
 
 
-class Client:
+class RunningClient:
     """A client that runs.
 
     Args:

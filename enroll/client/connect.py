@@ -13,7 +13,7 @@ from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.engine import Engine
-from rustguard_py.enroll.client.client import Client
+from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.enroll.tunnels import assemble, derive
 from rustguard_py.enroll.tunnels.bundle import Bundle
 from rustguard_py.model.endpoint import Endpoint
@@ -60,7 +60,7 @@ def make_client(
     private_key: bytes,
     sockets: Sequence[socket.socket],
     network: NetworkRecord,
-) -> Client:
+) -> RunningClient:
     """Make the tunnels of a network and their interfaces, and a client on them; nothing is sent yet.
 
     Args:
@@ -75,7 +75,7 @@ def make_client(
         stack, program, private_key, sockets, network.mtu, several=bool(network.tunnels)
     )
     bundle = _make_bundle(stack, voice, program, private_key, network, tunnel, timestamps)
-    return Client(tunnel, network, timestamps, program.interface, voice, bundle)
+    return RunningClient(tunnel, network, timestamps, program.interface, voice, bundle)
 
 
 def _make_bundle(
@@ -100,7 +100,7 @@ def _make_bundle(
     return assemble.make_bundle(voice, program, tunnels, ports, network.addresses, first_has_routes=False)
 
 
-def lay_out(stack: AsyncExitStack, voice: Voice, client: Client, *, in_kernel: bool) -> None:
+def lay_out(stack: AsyncExitStack, voice: Voice, client: RunningClient, *, in_kernel: bool) -> None:
     """Give the client's interfaces their addresses and routes, and bring them up."""
     network, first = client.network, client.interface
     if client.bundle is None:

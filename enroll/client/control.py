@@ -7,7 +7,7 @@ from typing import Any
 from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.status import PeerLine, broken, common, peers
-from rustguard_py.enroll.client.client import Client
+from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.keys import fingerprint
@@ -23,7 +23,7 @@ class ClientControl:
         program: Its role, directory, interface and engine.
     """
 
-    def __init__(self, client: Client, program: Program) -> None:
+    def __init__(self, client: RunningClient, program: Program) -> None:
         self._client = client
         self._program = program
 

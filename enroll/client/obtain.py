@@ -15,13 +15,15 @@ from functools import partial
 
 from rustguard_py.daemon.console import Voice
 from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
+from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
 from rustguard_py.enroll.pairing.client import Joined, PairingClient
-from rustguard_py.model.address import DEFAULT_PORT, LAST_PORT, parse
+from rustguard_py.model.address import LAST_PORT, parse
 from rustguard_py.model.clock import now
+from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Endpoint, with_port
 from rustguard_py.model.errors import UnansweredError, UsageError
-from rustguard_py.model.keys import generate_private_key, parse_fingerprint, public_key
+from rustguard_py.model.keys import generate_private_key, parse_fingerprint
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
 from rustguard_py.system.resolve import resolve
@@ -104,11 +106,12 @@ async def obtain(
     Raises:
         RustGuardError: Pairing failed and nothing was kept, or the network can't be used here.
     """
-    kept = state.network(target.host, target.port)
+    joins = applicant is not None and target.host is not None
+    kept = usable(state.network(target.host, target.port), joins=joins)
     if applicant is None or target.host is None:
         return _use_kept(kept, target), None
     host, port = target.host, target.port or DEFAULT_PORT
-    make_client = partial(_make_client, applicant, target, kept, public_key(state.private_key))
+    make_client = partial(_make_client, applicant, target, kept, state.private_key)
     try:
         async with asyncio.timeout(None if kept is None else PATIENCE_WHEN_KEPT):
             network, endpoint = await _pair(make_client, host, port, sockets, voice)
@@ -137,11 +140,11 @@ def _use_kept(kept: NetworkRecord | None, target: Target) -> NetworkRecord:
 
 
 def _make_client(
-    applicant: Applicant, target: Target, kept: NetworkRecord | None, own_key: bytes, now: float
+    applicant: Applicant, target: Target, kept: NetworkRecord | None, private_key: bytes, now: float
 ) -> PairingClient:
     return PairingClient(
         applicant.token,
-        own_key,
+        private_key,
         applicant.name,
         os.urandom,
         now,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from rustguard_py.daemon.program import Program
-from rustguard_py.enroll.server.server import Server
+from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.model.address import pairing_port
 from rustguard_py.model.clock import now
@@ -13,7 +13,7 @@ from rustguard_py.model.keys import fingerprint
 from rustguard_py.system.networks import taken_networks
 
 
-def introduce(server: Server, program: Program, say: Callable[[str], None]) -> None:
+def introduce(server: RunningServer, program: Program, say: Callable[[str], None]) -> None:
     """Print what runs, and how to join."""
     state, interface, engine = server.state, program.interface, program.engine
     pools = f"{state.pool4}" + (f" and {server.pool6}" if server.pool6 else "")

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from rustguard_py import conf
 from rustguard_py.enroll.server.pool import Pool
-from rustguard_py.enroll.server.settings import DEFAULT_MTU
-from rustguard_py.model.address import DEFAULT_PORT
+from rustguard_py.model.defaults import DEFAULT_MTU, DEFAULT_PORT
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import PeerRecord, ServerState, check_name

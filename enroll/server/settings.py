@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from rustguard_py.enroll.tunnels import derive
-from rustguard_py.model.address import DEFAULT_PORT, LAST_PORT
+from rustguard_py.model.address import LAST_PORT
+from rustguard_py.model.defaults import DEFAULT_MTU, DEFAULT_PORT
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.keys import generate_private_key
 from rustguard_py.state.records import ServerState
 from rustguard_py.system.networks import collisions, make_ula, propose, taken_networks
-
-# Fits a link of 1,500 bytes with WireGuard over IPv6 on it, as wg-quick assumes.
-DEFAULT_MTU = 1420
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from rustguard_py.enroll.server.banner import introduce
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
-from rustguard_py.enroll.server.server import Server, own_addresses
+from rustguard_py.enroll.server.server import RunningServer, own_addresses
 from rustguard_py.enroll.server.settings import Settings, apply, check_pools
 from rustguard_py.enroll.tunnels import assemble, derive
 from rustguard_py.model.address import pairing_port
@@ -118,7 +118,7 @@ def _choose(data_path: DataPath, tunnels: int) -> engine.Engine:
 
 def _make_server(
     stack: AsyncExitStack, voice: Voice, program: Program, state: ServerState, document: Document, *, has_ipv6: bool
-) -> Server:
+) -> RunningServer:
     """Make the tunnels with their interfaces, and a server on them."""
     registry = Registry(state)
     sockets = runtime.bind(stack, state.port)
@@ -141,7 +141,7 @@ def _make_server(
             own,
             first_has_routes=True,
         )
-    return Server(tunnel, registry, Saver(state, document.save), timestamps, pool6, bundle)
+    return RunningServer(tunnel, registry, Saver(state, document.save), timestamps, pool6, bundle)
 
 
 def _further_tunnels(
@@ -153,21 +153,21 @@ def _further_tunnels(
     return assemble.make_further(stack, program, keys, sockets, state.mtu, timestamps)
 
 
-def _lay_out(stack: AsyncExitStack, voice: Voice, interface: str, server: Server, *, in_kernel: bool) -> None:
+def _lay_out(stack: AsyncExitStack, voice: Voice, interface: str, server: RunningServer, *, in_kernel: bool) -> None:
     mtu = server.state.mtu
     runtime.lay_out(stack, voice, interface, mtu, server.addresses, in_kernel=in_kernel)
     if server.bundle is not None:
         assemble.lay_out_bundle(stack, voice, mtu, server.addresses, server.bundle, in_kernel=in_kernel)
 
 
-async def _let_pair(server: Server, pairing: PairingOptions) -> None:
+async def _let_pair(server: RunningServer, pairing: PairingOptions) -> None:
     if pairing.token is not None:
         await server.take_token(pairing.token)
     if pairing.open_for is not None:
         await server.resume_window(pairing.open_for)
 
 
-async def _answer_wg(stack: AsyncExitStack, server: Server, interfaces: list[str]) -> None:
+async def _answer_wg(stack: AsyncExitStack, server: RunningServer, interfaces: list[str]) -> None:
     for number, tunnel in enumerate(server.tunnels):
         key = derive.private_key(server.state.private_key, number)
         port = derive.port(server.state.port, number)

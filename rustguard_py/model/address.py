@@ -8,8 +8,6 @@ from ipaddress import IPv6Address, ip_address
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UsageError
 
-# WireGuard's customary one, which a server has unless it is told another.
-DEFAULT_PORT = 51820
 LAST_PORT = 65535
 
 _WITH_BRACKETS = re.compile(r"\[(?P<host>[0-9A-Fa-f:.%\w-]+)\](?::(?P<port>\d+))?")

@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from rustguard_py.model.errors import UsageError
 
 KEY_SIZE = 32
+# WireGuard's own value for a peer without a preshared key.
+NO_PRESHARED_KEY = bytes(KEY_SIZE)
 FINGERPRINT_LENGTH = 16
 
 _ENCODED_LENGTH = 44
@@ -82,6 +84,3 @@ def decode_key(text: str) -> bytes:
             "That isn't a WireGuard key: one is 44 characters of base64.", "Make one with: rustguard genkey"
         )
     return key
-
-
-NO_PRESHARED_KEY = bytes(32)

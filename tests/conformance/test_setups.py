@@ -15,7 +15,7 @@ FORGETS = 2
 
 
 def _behind_a_nat(lab: Lab, implementation: Implementation) -> tuple[Pair, End]:
-    """Give one behind a NAT and the other outside, who have a session, and the NAT's end outside."""
+    """Return a host behind a NAT and one outside, with a session between them, and the NAT's outer end."""
     one, router, other = lab.host("one", own_run=True), lab.host("router"), lab.host("other", own_run=True)
     here, _, out, there = lab.through(one, router, other, nets4=("192.168.9.0/24", "192.0.2.0/24"))
     router.masquerade(out, forget_after=FORGETS)

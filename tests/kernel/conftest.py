@@ -1,5 +1,7 @@
-"""Everything here needs a kernel with WireGuard, and hosts in network namespaces; `make test-kernel` runs it where
-both are: in a virtual machine. There each start of Python takes long, so that programs are forks."""
+"""Tests that need a kernel with WireGuard, and hosts in network namespaces.
+
+`make test-kernel` runs them in a virtual machine that has both. Starting Python takes long there, so programs are
+forks."""
 
 from __future__ import annotations
 

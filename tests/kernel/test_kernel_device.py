@@ -1,4 +1,4 @@
-"""What is set in the kernel is there when it is read, in whatever number; and what one may without being root."""
+"""What is set in the kernel can be read back, however many there are; and what works without root."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What tests/conformance holds every WireGuard to, the kernel's own is held to: what that fails is a wrong test.
+"""The kernel's own WireGuard passes tests/conformance too: a test that it fails is wrong.
 
-Here are those of its tests that another WireGuard than ours passes only in part, or that look into its rules; a
-virtual machine has no time for all.
+Here are the tests that another WireGuard passes only in part, or that look into its rules. A virtual machine has no
+time for all of them.
 """
 
 from __future__ import annotations

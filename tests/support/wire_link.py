@@ -21,10 +21,12 @@ from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingSe
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.enroll.server.pool import Pool
 from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.keys import public_key
 from rustguard_py.state.records import GuessRecord
 
 SERVER: Endpoint = ("192.0.2.1", 51820)
-SERVER_KEY = bytes(range(32))
+SERVER_PRIVATE = bytes(range(32))
+SERVER_KEY = public_key(SERVER_PRIVATE)
 TOKEN = "correct horse"  # noqa: S105 - the tests' own
 SAVE_SECONDS = 0.004
 
@@ -111,7 +113,7 @@ class World:
         """Start the server's process on what its disk holds; the window is closed."""
         self.window = Window(self.disk.guesses)
         tokens = {0: cheap_stretch(self.token, self.disk.server_id)}
-        self.server = PairingServer(self.disk.server_id, tokens, self.window, self.random, self.now)
+        self.server = PairingServer(self.disk.server_id, SERVER_PRIVATE, tokens, self.window, self.random, self.now)
 
     def open(self, seconds: float = 600.0) -> None:
         self.window.open(seconds, self.now)
@@ -154,16 +156,16 @@ class World:
     def join_from(
         self, source: Endpoint, *, token: str | None = None, after: float = 0.0, key: bytes | None = None
     ) -> Joining:
-        public_key = self.random(32) if key is None else key
+        private_key = self.random(32) if key is None else key
         client = PairingClient(
             self.token if token is None else token,
-            public_key,
+            private_key,
             "laptop",
             self.random,
             self.now + after,
             stretching=cheap_stretch,
         )
-        joining = Joining(client, source, public_key, self.now + after)
+        joining = Joining(client, source, public_key(private_key), self.now + after)
         self.joinings[source] = joining
         self.at(joining.began, lambda: self._pump(joining))
         return joining

@@ -171,7 +171,7 @@ def state(tmp_path: Path) -> Path:
 
 
 def rustguard(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Run a command line here; gives exit code, standard output, standard error."""
+    """Run a command line here; return exit code, standard output and standard error."""
     code = run(arguments)
     captured = capsys.readouterr()
     return code, captured.out, captured.err

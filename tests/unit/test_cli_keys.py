@@ -1,4 +1,4 @@
-"""`genkey` and `pubkey` beside `wg` itself: the same bytes, the same exit codes."""
+"""`genkey` and `pubkey` compared with `wg` itself: the same bytes, the same exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""wg-quick's files: every key that wg(8) and wg-quick(8) document, every mistake with its line and fix."""
+"""wg-quick's files: every key that wg(8) and wg-quick(8) document, every mistake with its line and how to fix it."""
 
 from __future__ import annotations
 

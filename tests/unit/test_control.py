@@ -67,7 +67,7 @@ HANDLERS: dict[str, Handler] = {
 
 @contextlib.contextmanager
 def serving(path: Path, **options: Any) -> Iterator[ControlServer]:
-    """A server in a thread with a loop of its own; gives the server."""
+    """Run a server in a thread with a loop of its own, and yield it."""
     started = threading.Event()
     ended: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, ControlServer]] = []
     failure: list[RustGuardError] = []
@@ -106,7 +106,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def talk(path: Path, *lines: bytes) -> list[dict[str, Any]]:
-    """Send raw lines, and give the answers up to the hang-up or the last line's answer."""
+    """Send raw lines; return the answers up to the hang-up or the last line's answer."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(str(path))
@@ -340,7 +340,7 @@ def test_an_unknown_group_is_a_usage_error(path: Path) -> None:
 
 
 def ask_as_nobody(path: Path, gid: int = NOBODY, groups: Sequence[int] = ()) -> str:
-    """Give the name of the error, or "answered"."""
+    """Return the message of the error, or "answered"."""
     try:
         as_user(lambda: call(path, "echo"), gid=gid, groups=groups)
     except RustGuardError as error:

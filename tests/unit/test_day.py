@@ -1,4 +1,4 @@
-"""A day of a thousand peers, with rekeys and churn, on a clock that is moved."""
+"""A day of a thousand peers, with rekeys and churn, on a virtual clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engine is taken, with how many queues, and what is said of it."""
+"""Which engine is chosen, with how many queues, and what is reported about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""wg-quick files out of a network, and a server out of a wg-quick file."""
+"""wg-quick files made from a network, and a server made from a wg-quick file."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_key_that_was_revoked_is_not_let_in(tmp_path: Path) -> None:
     state = server(tmp_path)
     state.revoked.add(OTHER)
     with pytest.raises(RefusedError, match="revoked"):
-        admissions.admit(Registry(state), "phone", OTHER, PSK)
+        admissions.admit_stock(Registry(state), "phone", OTHER, PSK)
 
 
 def test_a_clients_own_tunnel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,29 @@ def test_each_way_to_import_one_is_found(line: str) -> None:
 )
 def test_other_imports_pass(line: str) -> None:
     assert wrong(line) == []
+
+
+def programs(path: Path) -> Iterator[str]:
+    """Yield the code that a test file hands to other processes as strings."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
+            with suppress(SyntaxError):
+                ast.parse(node.value)
+                yield node.value
+
+
+def test_what_other_processes_are_told_to_import_is_there() -> None:
+    missing, seen = [], 0
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in [node for code in programs(path) for node in ast.walk(ast.parse(code))]:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rustguard_py"):
+                module = import_module(str(node.module))
+                seen += 1
+                missing += [
+                    f"{path.name}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not (alias.name in {"*", "_native"} or hasattr(module, alias.name))
+                    and find_spec(f"{node.module}.{alias.name}") is None
+                ]
+    assert seen > 10
+    assert missing == []

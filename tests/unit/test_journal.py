@@ -1,4 +1,4 @@
-"""The timestamp journal: what was recorded is never below what a restart knows."""
+"""The timestamp journal: after a restart, no timestamp is lower than what was recorded."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_a_sync_failing_at_any_call_loses_nothing_and_the_next_one_fixes_it(dire
         files.repair()
         assert read_copy(directory).greatest(key(1)) == at(moment)
         journal.sync()
-        assert refused == (files.calls.count("rename") == 1)  # What failed is fixed by a rewrite.
+        assert refused == (files.calls.count("rename") == 1)  # A rewrite repairs what failed.
         number += refused
     files.repair()
     journal.close()

@@ -1,4 +1,4 @@
-"""What is told to the kernel's WireGuard, byte for byte, and what is understood of its answers.
+"""What is sent to the kernel's WireGuard, byte for byte, and how its answers are read.
 
 The socket is left out: without WireGuard in the kernel nothing would answer. `tests/kernel` has the real one.
 """
@@ -95,7 +95,7 @@ def test_more_than_fits_goes_on_in_the_next_message_and_nothing_is_lost() -> Non
     parts = [peer for message in messages for peer in message]
     mine = [peer for peer in parts if peer[P_PUBLIC_KEY] == KEY]
     assert [each for peer in mine for each in networks(peer)] == [str(each) for each in many]
-    # Only the first replaces what was there, and the others never make a peer anew.
+    # Only the first replaces what was there, and the others never make a peer again.
     assert [flags(peer) for peer in mine] == [REPLACE_ALLOWEDIPS] + [UPDATE_ONLY] * (len(mine) - 1)
     assert all(P_PSK not in peer for peer in mine[1:])
     assert networks(parts[-1]) == ["10.0.0.0/8"]

@@ -1,6 +1,6 @@
-"""What is concluded from the kernel's counters: sessions, moves, silence; and how a lost preshared key is found.
+"""What the kernel's counters tell: sessions, moves, silence; and how a lost preshared key is found.
 
-The kernel is a list of what it was told, and readings written here: `tests/kernel` has the real one.
+The kernel is a list of the commands it was sent, and readings written here: `tests/kernel` has the real one.
 """
 
 from __future__ import annotations

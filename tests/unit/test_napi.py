@@ -1,4 +1,4 @@
-"""Where the kernel may receive in threads: which Linux it was made of, and what is done on a fresh interface."""
+"""Where the kernel may receive in threads: from which Linux on, and what is set on a new interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of reliability.md at the level of the pairing: a lossy link in memory, a virtual clock."""
+"""Faults at the level of the pairing: a lossy link in memory, a virtual clock."""
 
 import os
 from collections import Counter

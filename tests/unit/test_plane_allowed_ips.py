@@ -1,4 +1,4 @@
-"""Inner addresses to peers."""
+"""Which peer an inner address belongs to."""
 
 from __future__ import annotations
 

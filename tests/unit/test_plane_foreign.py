@@ -1,4 +1,4 @@
-"""The pace of enrollment datagrams: room for a crowd, none for a flood, and no step in another's place."""
+"""The rate of enrollment datagrams: room for a crowd, none for a flood, and a budget per step."""
 
 from rustguard_py.planes.foreign import BURST, RATE, RUN, ForeignPace
 

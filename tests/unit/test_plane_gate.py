@@ -1,4 +1,4 @@
-"""What costs Python a Diffie-Hellman, and what does not."""
+"""Which datagrams cost Python a Diffie-Hellman, and which don't."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only shows inside the transport: bounds, indices, limits by messages."""
+"""What only the inside of the transport shows: bounds, indices, message limits."""
 
 from __future__ import annotations
 

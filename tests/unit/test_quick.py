@@ -1,4 +1,4 @@
-"""The parts of `rustguard up` that decide: routes and rules, names of files, names of peers."""
+"""The decisions of `rustguard up`: routes and rules, names of files, names of peers."""
 
 from __future__ import annotations
 

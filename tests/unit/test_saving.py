@@ -1,4 +1,4 @@
-"""Saving a server's state: who waits is told the truth, and a disk that refused is tried again by itself."""
+"""Saving a server's state: callers that wait learn whether it is on disk, and a failed save is retried."""
 
 from __future__ import annotations
 

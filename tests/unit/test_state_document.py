@@ -192,7 +192,7 @@ def test_a_full_disk_may_stay_full_for_many_saves(tmp_path: Path, call: str) -> 
 def crash_states(
     directory: Path, recorder: type[RecordingFiles], saves: int
 ) -> list[tuple[Disk, list[dict[str, object] | None]]]:
-    """Give each state that a cut can leave, with what may be loaded: last acknowledged, and in the making."""
+    """Return each state that a cut can leave, with what may be loaded: the last acknowledged, and the next."""
     directory.mkdir(mode=0o700)
     files = recorder(directory)
     document = Document.open(directory, files)

@@ -1,4 +1,4 @@
-"""Keys: WireGuard's own text and nothing else."""
+"""Keys: WireGuard's text form and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records: strict both ways, lean, quick, and mute about secrets."""
+"""Records: strict both ways, small, fast, and without secrets in their repr."""
 
 from __future__ import annotations
 

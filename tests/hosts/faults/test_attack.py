@@ -166,7 +166,7 @@ def test_forged_data_with_the_live_index_moves_nothing(lab: Lab, tmp_path: Path,
     refused = _refused(where.server, "bad_tag") + _refused(where.server, "replayed")
     assert refused > count // 2
     program.send_signal(signal.SIGCONT)
-    # Fifteen seconds of silence would fix a moved window by a new session: the old one must do.
+    # After fifteen seconds of silence a new session would repair a moved window: the old one must do.
     assert until("a ping", client.reaches, 12)
     print(
         f"row 18: {count} forged datagrams with the live index from elsewhere, {refused} of them looked at: "

@@ -1,4 +1,4 @@
-"""A disk that is full, broken or has spoilt the state, under the program itself."""
+"""The program on a disk that is full, fails, or has damaged the state."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_full_disk_acknowledges_no_join_and_stops_no_traffic_and_goes_on_once_
     end(server, 9)
     server = where.server.serve("")
     until("a ping through the new server", old.reaches)
-    # And so does one that is started anew, whose handshake's timestamp can't be written.
+    # And so does one that is started again, whose handshake's timestamp can't be written.
     assert end(connected) == 0
     connected = old.start("join")
     until("a ping of the new client", old.reaches)

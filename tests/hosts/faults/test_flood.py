@@ -1,4 +1,4 @@
-"""Datagrams too many or too odd, at the native plane where it is built.
+"""Too many or malformed datagrams, at the native plane where it is built.
 
 A flood takes the cores that its generator and the tunnel share here, whatever the tunnel does. So its rate beside a
 flood is compared with its rate beside as large a flood that the server's kernel drops before any of our sockets; of

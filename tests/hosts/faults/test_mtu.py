@@ -1,4 +1,4 @@
-"""A link of 1,280 bytes on the way, and a router that tells nobody (ICMP is dropped)."""
+"""A link of 1,280 bytes on the way, and a router that reports nothing (ICMP is dropped)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One end is stopped for long (a suspended machine, a debugger), longer than a session lasts."""
+"""One end is stopped for longer than a session lasts (a suspended machine, a debugger)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever runs on this machine, a test and the programs that it starts see their own daemons alone."""
+"""A test and the programs that it starts see only their own daemons, whatever else runs on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An interface gets what it shall get, and gives it back; each test in a network namespace of its own."""
+"""Setting up an interface and undoing it, each test in a network namespace of its own."""
 
 from __future__ import annotations
 

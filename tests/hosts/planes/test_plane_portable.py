@@ -7,14 +7,14 @@ import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rustguard_py.lab.hosts import Host, Lab
+from support import fixed_plane
 
-PROGRAM = Path(__file__).parents[2] / "support" / "fixed_plane.py"
+PROGRAM = fixed_plane.__file__
 BYTES = 20_000_000
 _SEND = (
     "import socket,sys,random; s=socket.create_connection((sys.argv[1],5000));"
@@ -33,7 +33,7 @@ class Running:
     """A plane in a host."""
 
     def __init__(self, host: Host, number: int, peer: str) -> None:
-        command: list[str | Path] = [sys.executable, PROGRAM, f"pl{number}", str(number), peer]
+        command = [sys.executable, PROGRAM, f"pl{number}", str(number), peer]
         self.program = host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.host = host
         assert self.line() == "up"

@@ -1,4 +1,4 @@
-"""What takes its time: a closed window, an outage, a server that moved. All of it is played at once."""
+"""Situations that take long: a closed window, an outage, a server that moved. All run at the same time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rustguard_py.lab.hosts import Lab
 from support.product import HOME4, INNER, OPEN, PATIENCE, POOL, TOKEN, Site, eventually
 
 # One worker plays it all.
-pytestmark = pytest.mark.xdist_group("patience")
+pytestmark = [pytest.mark.xdist_group("patience"), pytest.mark.timeout(400)]
 
 Scene = Callable[[Site], str]
 _SCENES: dict[Scene, tuple[pytest.MarkDecorator, ...]] = {}

@@ -1,4 +1,4 @@
-"""What is refused, with which exit code and which word, and that nothing of it is left behind."""
+"""What is refused: the exit code, the message, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stranger(site: Site) -> Machine:
 
 
 def _refused(machine: Machine, words: str, code: int, says: str, token: str | None = TOKEN) -> CompletedProcess[str]:
-    """Run what shall be refused; check the code, the word, that there is a fix, and that nothing is left."""
+    """Run what must be refused; check the code, the message and its way out, and that nothing is left."""
     network, sockets = machine.network(), machine.sockets()
     began = time.monotonic()
     done = machine.run(words, token, check=False)

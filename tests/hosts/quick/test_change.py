@@ -1,4 +1,4 @@
-"""What `rustguard up` does around the tunnel: hooks, DNS, SaveConfig; and what a second `up` changes."""
+"""What `rustguard up` does besides the tunnel: hooks, DNS, SaveConfig; and what a second `up` changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files for stock WireGuard, and from it: what is exported carries traffic, what is imported goes on."""
+"""Export to and import from stock WireGuard: both sides then carry traffic."""
 
 from __future__ import annotations
 

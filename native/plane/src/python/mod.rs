@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 
 use self::plane::PyPlane;
 use self::transport::PyTransport;
-use crate::uring;
+use crate::{ristretto, uring};
 
 /// Return why the plane can't use io_uring here, or None if it can.
 #[pyfunction]
@@ -28,5 +28,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyTransport>()?;
+    module.add_function(wrap_pyfunction!(ristretto::ristretto_from_hash, module)?)?;
+    module.add_function(wrap_pyfunction!(ristretto::ristretto_multiply, module)?)?;
     module.add_function(wrap_pyfunction!(uring_refusal, module)?)
 }
