@@ -94,7 +94,7 @@ wheel: .venv/.demo
 
 sdist: .venv/.dist
 	@rm -f dist/*.tar.gz
-	@DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/python -m build --sdist --no-isolation > .venv/sdist.log || { cat .venv/sdist.log; exit 1; }
+	@DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/python -m build --sdist --no-isolation > .venv/sdist.log 2>&1 || { cat .venv/sdist.log; exit 1; }
 	@ls dist/*.tar.gz
 
 reference: .venv/.demo
