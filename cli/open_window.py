@@ -1,4 +1,4 @@
-"""`rustguard open`: let new peers in for a while."""
+"""`rustguard open`: admit new peers for a while."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rustguard_py.model.defaults import DEFAULT_PORT
     cls=Verb,
     examples=[
         ("rustguard open", "for a minute"),
-        ("rustguard open 600", "for ten minutes; replaces what is left of the minute before"),
+        ("rustguard open 600", "for ten minutes from now, also when it is open already"),
         ("rustguard open 600 --from 192.168.1.0/24", "only machines in this network may try"),
     ],
 )
