@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from rustguard_py.daemon.console import Voice
+from rustguard_py.model.printable import PrintableFormatter, printable
 
 _PR_SET_DUMPABLE = 4
 _LOG_LIMIT = 1 << 20
@@ -26,7 +27,7 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]]) -> None:
     """Run to the end; errors are the caller's."""
     _no_core_dump()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # pyroute2 and asyncio have nothing to say to a user.
     for name in ("pyroute2", "asyncio"):
@@ -38,7 +39,7 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]]) -> None:
 def _say(line: str, *, dim: bool | None = None) -> None:
     # A terminal that was closed hears no more, and what is to be taken back must be all the same.
     with suppress(OSError):
-        click.secho(line, err=True, dim=dim)
+        click.secho(printable(line), err=True, dim=dim)
 
 
 def _no_core_dump() -> None:
