@@ -31,6 +31,7 @@ class PeerLine:
         endpoint: Its last known endpoint from before the start.
         keepalive: Seconds, 0 for none.
         has_to_join_again: Whether it can't connect before it joins again.
+        dns_name: Its DNS name; None for what isn't a peer of a server.
     """
 
     name: str
@@ -40,6 +41,7 @@ class PeerLine:
     endpoint: str | None
     keepalive: int = 0
     has_to_join_again: bool = False
+    dns_name: str | None = None
 
 
 def peers(
@@ -75,6 +77,7 @@ def _peer(
     known = line.endpoint is not None or began is not None
     return {
         "name": line.name,
+        "dns_name": line.dns_name,
         "public_key": b64encode(line.public_key).decode(),
         "address4": line.address4,
         "address6": line.address6,

@@ -155,6 +155,7 @@ def _peer_line(record: PeerRecord) -> PeerLine:
         None if record.address6 is None else str(record.address6),
         record.endpoint,
         has_to_join_again=record.has_to_join_again,
+        dns_name=record.dns_name,
     )
 
 
