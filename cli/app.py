@@ -14,6 +14,7 @@ from rustguard_py import __version__
 from rustguard_py.cli.secret import wipe_arguments
 from rustguard_py.cli.verb import CONTEXT_SETTINGS, write_examples
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.printable import printable
 
 INTERRUPTED = 130
 
@@ -158,9 +159,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def report(error: RustGuardError) -> None:
     """Print an error and its fix on stderr."""
-    click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {error.message}", err=True)
-    for line in error.fix.splitlines():
-        click.echo(f"  {line}", err=True)
+    click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {printable(error.message)}", err=True)
+    for line in error.fix.split("\n"):
+        click.echo(f"  {printable(line)}", err=True)
 
 
 def main() -> NoReturn:

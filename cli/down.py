@@ -11,6 +11,7 @@ import click
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.model.errors import NotRunningError, RustGuardError
+from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
 
 # The file's hooks may take long.
@@ -43,7 +44,7 @@ def command(name: str, state: Path | None) -> None:
 def _end(socket: Path) -> None:
     answer = call(socket, "down", timeout=SECONDS)
     for line in answer["changes"]:
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
     deadline = time.monotonic() + SECONDS
     # The daemon removes its socket a moment after it answers.
     while listens(socket) and time.monotonic() < deadline:
@@ -64,6 +65,6 @@ def _repair(directory: Path) -> bool:
 
     document = Document.open(directory)
     try:
-        return asyncio.run(repair(directory, lambda line: click.echo(line, err=True)))
+        return asyncio.run(repair(directory, lambda line: click.echo(printable(line), err=True)))
     finally:
         document.close()

@@ -19,6 +19,7 @@ import click
 
 from rustguard_py.cli import logs
 from rustguard_py.daemon.console import Voice
+from rustguard_py.model.printable import printable
 
 _PR_SET_DUMPABLE = 4
 _LOG_LIMIT = 1 << 20
@@ -41,7 +42,7 @@ def _print(line: str, *, dim: bool | None = None) -> None:
         line = f"{logs.timestamp(time.time())} {line}"
     # The terminal may be closed. What was changed on the system must be undone even then.
     with suppress(OSError):
-        click.secho(line, err=True, dim=dim)
+        click.secho(printable(line), err=True, dim=dim)
 
 
 def _no_core_dump() -> None:

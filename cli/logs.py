@@ -10,6 +10,7 @@ from datetime import datetime
 import click
 
 from rustguard_py.cli.verb import LOG_LEVEL
+from rustguard_py.model.printable import PrintableFormatter
 
 # sd-daemon(3): what journald reads at the start of a line.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
@@ -31,7 +32,7 @@ def configure(default: int = logging.INFO) -> None:
         logging.getLogger(name).setLevel(theirs)
 
 
-class LineFormatter(logging.Formatter):
+class LineFormatter(PrintableFormatter):
     """Begin a record with its time, or each of its lines with its priority where journald reads them.
 
     Journald is looked for at each record, because a daemon in the background gets another standard error.

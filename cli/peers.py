@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from rustguard_py.cli.daemon import ask
 from rustguard_py.cli.verb import VerbGroup, json_option, state_option
+from rustguard_py.model.printable import printable, printable_json
 
 SCHEMA = 1
 
@@ -34,7 +34,7 @@ def command(context: click.Context, as_json: bool, verbose: bool, state: Path | 
         return
     peers = ask(state, "peers")["peers"]
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "peers": peers}, indent=2, ensure_ascii=False))
+        click.echo(printable_json({"schema": SCHEMA, "peers": peers}, indent=2))
         return
     from rustguard_py.cli import render
 
@@ -51,7 +51,7 @@ def command(context: click.Context, as_json: bool, verbose: bool, state: Path | 
 def revoke(above: Path | None, who: str, state: Path | None) -> None:
     """Disconnect a peer at once and refuse its key from then on. Its address is free again."""
     peer = ask(state or above, "revoke", {"who": who})["peer"]
-    click.echo(f"Revoked {peer['name']}; {peer['address4']} is free again.", err=True)
+    click.echo(f"Revoked {printable(peer['name'])}; {peer['address4']} is free again.", err=True)
     click.echo(f"To let it join again: rustguard peers restore {peer['public_key']}", err=True)
 
 
@@ -76,4 +76,4 @@ def restore(above: Path | None, key: str, state: Path | None) -> None:
 def rename(above: Path | None, old: str, new: str, state: Path | None) -> None:
     """Rename the peer OLD to NEW."""
     ask(state or above, "rename", {"old": old, "new": new})
-    click.echo(f"{old} is now {new}.", err=True)
+    click.echo(f"{printable(old)} is now {printable(new)}.", err=True)

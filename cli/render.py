@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rustguard_py.model.printable import printable
+
 Document = Mapping[str, Any]
 
 # Wide enough for every row: without a terminal, and with whole keys, no row is folded or cut.
@@ -86,10 +88,10 @@ def peers(rows: Sequence[Document], *, verbose: bool) -> RenderableType:
     for peer in rows:
         addresses = [address for address in (peer.get("address4"), peer.get("address6")) if address]
         table.add_row(
-            Text(printable(peer["name"])),
-            Text(" ".join(addresses) if verbose else (addresses or ["-"])[0]),
+            Text(_peer_names(peer, verbose)),
+            Text(printable(" ".join(addresses) if verbose else (addresses or ["-"])[0])),
             Text(peer_state(peer), style=_STATE_STYLES.get(peer["state"], "")),
-            Text(peer.get("endpoint") or "-"),
+            Text(printable(peer.get("endpoint") or "-")),
             Text(size(peer["rx_bytes"])),
             Text(size(peer["tx_bytes"])),
             Text(key(peer["public_key"], verbose), style="dim"),
@@ -114,6 +116,12 @@ def tunnels(rows: Sequence[Document]) -> RenderableType:
             Text(f"{100 * row['share']:.0f} %"),
         )
     return table
+
+
+def _peer_names(peer: Document, verbose: bool) -> str:
+    """Return a peer's label, and its DNS name behind it if all is shown and they differ."""
+    name, dns_name = peer["name"], peer.get("dns_name")
+    return printable(f"{name} ({dns_name})" if verbose and dns_name not in (None, name) else name)
 
 
 def peer_state(peer: Document) -> str:
@@ -168,11 +176,6 @@ def size(count: int) -> str:
 def key(public_key: str, whole: bool) -> str:
     """Return a key, or its start, which is enough to recognize it."""
     return public_key if whole else f"{public_key[:_KEY_START]}…"
-
-
-def printable(text: str) -> str:
-    """Replace unprintable characters, as a terminal could take them as commands: a peer may have sent the text."""
-    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +276,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
     for name, value in (
         (str(document["role"]), f"{document['interface']}{named}, up {duration(document['uptime'])}"),
         ("address", _addresses(document)),
+        ("routes", " ".join(document.get("routes", ()))),
         ("window", window_state(document["window"]) if document.get("window") else None),
         ("", _tries(document.get("window"), verbose)),
         ("pool", _pool(document.get("pool"))),
@@ -283,7 +287,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         *((worker["name"], _worker(worker)) for worker in document.get("workers", ()) if verbose),
     ):
         if value:
-            table.add_row(name, Text(value))
+            table.add_row(name, Text(printable(value)))
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from rustguard_py.cli.daemon import ask
 from rustguard_py.cli.verb import Verb, json_option, state_option
+from rustguard_py.model.printable import printable_json
 
 WATCH_SECONDS = 2.0
 
@@ -33,7 +33,7 @@ def command(as_json: bool, watch: bool, verbose: bool, state: Path | None) -> No
     if not watch:
         document = ask(state, "status")
         if as_json:
-            click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+            click.echo(printable_json(document, indent=2))
         else:
             from rustguard_py.cli import render
 
@@ -55,7 +55,7 @@ def _watch(state: Path | None, as_json: bool, verbose: bool) -> None:
 
     if as_json:
         while True:
-            click.echo(json.dumps(read(), ensure_ascii=False))
+            click.echo(printable_json(read()))
             wait()
     from rustguard_py.cli import render
 

@@ -32,6 +32,7 @@ class PeerLine:
         keepalive: Seconds, 0 for none.
         has_to_join_again: Whether it can't connect before it joins again.
         has_connected: Whether it has ever had a session.
+        dns_name: Its DNS name; None for what isn't a peer of a server.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PeerLine:
     keepalive: int = 0
     has_to_join_again: bool = False
     has_connected: bool = True
+    dns_name: str | None = None
 
 
 def peers(
@@ -77,6 +79,7 @@ def _peer(
     known = line.endpoint is not None or began is not None
     return {
         "name": line.name,
+        "dns_name": line.dns_name,
         "public_key": b64encode(line.public_key).decode(),
         "address4": line.address4,
         "address6": line.address6,

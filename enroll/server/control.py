@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rustguard_py.daemon.status import PeerLine, broken, common, peers
 from rustguard_py.enroll import export
 from rustguard_py.enroll.pairing.window import NEW_PEERS, TURN_SECONDS, Closed, Limits, WindowState
 from rustguard_py.enroll.server.server import RunningServer
+from rustguard_py.model import ip
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import UsageError
@@ -181,6 +181,7 @@ def _peer_line(record: PeerRecord) -> PeerLine:
         record.endpoint,
         has_to_join_again=record.has_to_join_again,
         has_connected=record.connected,
+        dns_name=record.dns_name,
     )
 
 
@@ -198,7 +199,7 @@ def _networks(params: dict[str, Any]) -> tuple[Network, ...]:
     if len(values) > MOST_NETWORKS:
         raise UsageError(f"A window is open to at most {MOST_NETWORKS} networks.", "Give fewer and wider ones.")
     try:
-        return tuple(ip_network(value) for value in values)
+        return tuple(map(ip.network, values))
     except ValueError as error:
         raise UsageError(f"--from: {error}.", "Write it like 192.0.2.0/24 or 2001:db8::/32.") from error
 
