@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from hashlib import sha256
 from math import inf
 from typing import Any, Final
@@ -61,12 +60,12 @@ from rustguard_py.enroll.pairing.messages import (
     Revision,
     ShareC,
 )
+from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.rate_limit import RateLimit, SourceRateLimits
 from rustguard_py.enroll.pairing.sessions import LIFETIMES, Kem, PairingSession, Phase
 from rustguard_py.enroll.pairing.unconfirmed import Unconfirmed
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
-from rustguard_py.state.records import GuessRecord
 
 CHALLENGES_A_SECOND: Final = 20.0
 CHALLENGE_BURST: Final = 5
@@ -81,91 +80,6 @@ _OUTDATED = 1000
 _EVALUATIONS = 32
 # Bytes in a denial where a RESULT has sealed JSON: one block and the seal's tag.
 _DENIAL_SEALED = messages.RESULT_BLOCK + messages.SEAL_OVERHEAD
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Send this datagram there."""
-
-    datagram: bytes
-    destination: Endpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Admit:
-    """A client proved that it knows a token: choose an address and a name, make that durable and live, then answer.
-
-    Call `answer` when that is done, also for a refusal such as "full", or `forget` if it couldn't be saved. The same
-    key may join again with another preshared key. The latest one counts.
-
-    Attributes:
-        session: 8 bytes, for `answer` and `forget`.
-        token_id: The token's number, 0 for the one given to `serve`.
-        public_key: The client's WireGuard public key, 32 bytes; it has proved that it owns it.
-        name: What it wants to be called; printable, may be empty.
-        preshared_key: For the new peer, 32 bytes.
-        source: The client's address, proven by the cookie.
-    """
-
-    session: bytes
-    token_id: int
-    public_key: bytes
-    name: str
-    preshared_key: bytes = field(repr=False)
-    source: Endpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Forgotten:
-    """The client can't use what it was given, and proved that it is the one: take the admission back.
-
-    Attributes:
-        public_key: The client's, 32 bytes.
-        preshared_key: What it was given, 32 bytes.
-        created: Whether the admission made a new peer, as `answer` was told.
-        source: Where it is.
-    """
-
-    public_key: bytes
-    preshared_key: bytes = field(repr=False)
-    created: bool
-    source: Endpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Guessed:
-    """The count of wrong tokens has changed: make the record durable, then send the reply.
-
-    It comes again when the client repeats its CONFIRM. A record that is on disk needn't be saved again. If its save
-    is under way or failed, wait for a save again; otherwise a crash could forget a guess that was answered.
-
-    Attributes:
-        record: What has to be on disk.
-        token_id: The number of the token that was tried.
-        source: The client's address, proven by the cookie. Its /32 or /64 was charged.
-        reply: What to send afterwards. None if a charge was refunded, which needs no reply.
-    """
-
-    record: GuessRecord
-    token_id: int
-    source: Endpoint
-    reply: Reply | None
-
-
-@dataclass(frozen=True, slots=True)
-class Abandoned:
-    """Pairings are begun and never confirmed: report it. Comes for the first one of a window and at each tenfold.
-
-    Attributes:
-        count: How many, in this window.
-        source: Who began the last one, proven by the cookie.
-    """
-
-    count: int
-    source: Endpoint
-
-
-Output = Reply | Admit | Forgotten | Guessed | Abandoned
 
 
 class PairingServer:
@@ -445,16 +359,10 @@ class PairingServer:
             # Checked again here: many sessions may have been opened before the first one failed.
             if not self._may_try(session.source, now):
                 return []
-            self._count_confirm(session)
             if self.window.turn > now:
                 self._wait(session, datagram, now)
                 return []
         return self._evaluate(session, message, datagram, now)
-
-    def _count_confirm(self, session: PairingSession) -> None:
-        if session.unconfirmed is not None:
-            session.unconfirmed.confirm(session.origin)
-            session.unconfirmed = None
 
     def _wait(self, session: PairingSession, datagram: bytes, now: float) -> None:
         """Let a session wait for its turn; it lasts while its client repeats the CONFIRM."""
@@ -475,6 +383,10 @@ class PairingServer:
         return outputs
 
     def _evaluate(self, session: PairingSession, message: Confirm, datagram: bytes, now: float) -> list[Output]:
+        # Not before: in a CONFIRM that nobody looks at anything may stand, at no cost to its sender.
+        if session.unconfirmed is not None:
+            session.unconfirmed.confirm(session.origin)
+            session.unconfirmed = None
         session.evaluations += 1
         if session.evaluations > _EVALUATIONS:
             return []
@@ -543,7 +455,8 @@ class PairingServer:
     def _abandon(self, session: PairingSession) -> list[Output]:
         """Drop a session that nothing more came for."""
         self._drop(session)
-        counter = session.unconfirmed
+        # One that waited in vain for its turn did confirm; it stays counted among those that slow its source.
+        counter = session.unconfirmed if session.phase is Phase.HALF_OPEN else None
         if counter is None or not counter.abandon(session.origin):
             return []
         return [Abandoned(counter.abandoned, session.source)]

@@ -17,15 +17,8 @@ from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.pairing.key_schedule import stretch
 from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
-from rustguard_py.enroll.pairing.server import (
-    Abandoned,
-    Admit,
-    Forgotten,
-    Guessed,
-    Output,
-    PairingServer,
-    Reply,
-)
+from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
+from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.window import Limits, Window
 from rustguard_py.enroll.server.admissions import Admissions
 from rustguard_py.enroll.server.registry import Registry

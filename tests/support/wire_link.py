@@ -17,7 +17,8 @@ from random import Random
 
 from rustguard_py.enroll.pairing.client import Failed, Joined, PairingClient
 from rustguard_py.enroll.pairing.messages import Admission
-from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingServer, Reply
+from rustguard_py.enroll.pairing.outputs import Admit, Guessed, Output, Reply
+from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.window import Limits, Window
 from rustguard_py.enroll.server.pool import Pool
 from rustguard_py.model.endpoint import Endpoint

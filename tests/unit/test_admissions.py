@@ -18,7 +18,7 @@ import pytest
 
 from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.enroll.pairing.server import Admit
+from rustguard_py.enroll.pairing.outputs import Admit
 from rustguard_py.enroll.server.admissions import Admissions
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import PeerChange, Registry

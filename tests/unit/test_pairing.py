@@ -18,8 +18,9 @@ from rustguard_py.enroll.pairing.cookies import Cookies, source_of
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.key_schedule import session_id, stretch
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, Revision, ShareC, ShareS
+from rustguard_py.enroll.pairing.outputs import Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.rate_limit import SourceRateLimits
-from rustguard_py.enroll.pairing.server import Admit, Forgotten, Guessed, Output, PairingServer, Reply
+from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError

@@ -12,7 +12,8 @@ from rustguard_py.enroll.pairing import messages, unconfirmed
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.draw import Draw
-from rustguard_py.enroll.pairing.server import Abandoned, Admit, Guessed, Output, PairingServer, Reply
+from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Guessed, Output, Reply
+from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.window import Limits, Window
 from rustguard_py.model.endpoint import Endpoint
 from support.wire_link import SERVER, SERVER_PRIVATE, TOKEN, World, cheap_stretch
@@ -265,6 +266,28 @@ def test_the_draw_prefers_who_has_guessed_least_and_is_fair_among_them() -> None
     assert set(seen) == {b"a", b"b"}
     assert 1380 < seen[b"a"] < 1620
     assert not draw
+
+
+def test_a_confirm_that_nobody_looks_at_begins_no_further_session() -> None:
+    """While CONFIRMs wait for turns, one with anything in it must not make room for the next session."""
+    server = a_server()
+    share_c = Client(server, HERE).share_c()
+    with_turns(server)
+    total = 0
+    for number in range(300):
+        now = number / 40
+        outputs = server.handle(other_share(share_c, number), HERE, now)
+        total += begun(outputs)
+        for output in outputs:
+            assert isinstance(output, Reply)
+            session = output.datagram[8:16]
+            assert (
+                server.handle(messages.Confirm(session, bytes(1088), bytes(96), bytes(32)).encode(), HERE, now) == []
+            )
+    assert total <= 20 + 8
+    assert server.waiting == 8
+    # Those that waited in vain are no news: they did confirm.
+    assert not any(isinstance(output, Abandoned) and output.count > 20 for output in server.handle_timeout(60.0))
 
 
 def test_a_blocked_source_that_waits_uses_up_no_turn() -> None:

@@ -20,7 +20,8 @@ from rbcl import crypto_scalarmult_ristretto255 as multiply
 
 from rustguard_py.enroll.pairing.cookies import Cookies
 from rustguard_py.enroll.pairing.key_schedule import stretch
-from rustguard_py.enroll.pairing.server import Admit, Forgotten, PairingServer, Reply
+from rustguard_py.enroll.pairing.outputs import Admit, Forgotten, Reply
+from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 
