@@ -26,7 +26,7 @@ from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.planes.contract import EventfulPlane, Keypair
 from rustguard_py.planes.offload import wanted_gso_segments
-from rustguard_py.system.interface import Layout, set_up
+from rustguard_py.system.interface import InterfaceSetup, set_up
 from rustguard_py.system.sockets import bind
 
 PORT = 51820
@@ -65,7 +65,7 @@ def _serve(engine: str, side: str, peers: int, active: int, endpoint: Endpoint) 
     plane = make(engine)
     addresses = tuple(IPv4Interface((address(side, peer), 32)) for peer in range(1, active + 1))
     routes = (IPv4Network((NETWORKS[OTHER[side]], 16)),)
-    set_up(Layout(INTERFACE, MTU, addresses, routes, wanted_gso_segments(MTU)), lambda _: None)
+    set_up(InterfaceSetup(INTERFACE, MTU, addresses, routes, wanted_gso_segments(MTU)), lambda _: None)
     for peer in range(1, peers + 1):
         plane.set_peer(peer, endpoint, [IPv4Network(address(OTHER[side], peer))], 0)
         if peer > active:

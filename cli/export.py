@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from rustguard_py import conf
+from rustguard_py import conf, conf_writer
 from rustguard_py.cli.genkey import warn_if_world_accessible
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import call, listens
@@ -151,10 +151,10 @@ class _Output:
     def write(self, config: conf.Config) -> None:
         """Write the configuration, and report where it went."""
         if self._descriptor is None:
-            click.echo(conf.write(config), nl=False)
+            click.echo(conf_writer.write(config), nl=False)
             sys.stdout.flush()
         else:
-            os.write(self._descriptor, conf.write(config).encode())
+            os.write(self._descriptor, conf_writer.write(config).encode())
             click.echo(f"Written to {self._path}.", err=True)
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -14,7 +14,7 @@ from rustguard_py.state.records import ClientState, NetworkRecord, PeerRecord, S
 
 def of_client(state: ClientState, network: NetworkRecord) -> conf.Config:
     """Return a client's own tunnel as a wg-quick file, which holds the client's private key."""
-    server = conf.Peer(
+    server = conf.PeerSection(
         network.server_key,
         (*network.pools, *network.routes),
         network.preshared_key,
@@ -50,7 +50,7 @@ def of_peer(
         host: The address or name that the peer reaches the server at.
         port: The UDP port there, or None for the server's own.
     """
-    server = conf.Peer(
+    server = conf.PeerSection(
         decode_key(offered["server_key"]),
         tuple(map(ip_network, offered["networks"])),
         preshared_key,

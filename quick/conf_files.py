@@ -8,10 +8,10 @@ import stat
 from pathlib import Path
 from shlex import quote
 
-from rustguard_py import conf
+from rustguard_py import conf, conf_reader, conf_writer
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.quick.routing import table_names
-from rustguard_py.state.files import Files, sync_directory, unusable, write_fresh
+from rustguard_py.state.durable_files import Files, sync_directory, unusable, write_fresh
 
 DIRECTORIES = (Path("/etc/wireguard"), Path("/etc/rustguard"))
 
@@ -83,7 +83,7 @@ def load(path: Path) -> conf.Config:
         raise UsageError(f"{path} isn't UTF-8 text.", f"Check it with: file {quote(str(path))}") from error
     except PermissionError as error:
         raise _not_ours(path) from error
-    return conf.parse(text, str(path), table_names())
+    return conf_reader.parse(text, str(path), table_names())
 
 
 def _not_ours(path: object) -> RefusedError:
@@ -107,7 +107,7 @@ def save(path: Path, config: conf.Config) -> None:
     files = Files()
     temporary = path.with_name(f".{path.name}.new")
     try:
-        os.close(write_fresh(files, temporary, conf.write(config).encode()))
+        os.close(write_fresh(files, temporary, conf_writer.write(config).encode()))
         files.rename(temporary, path)
         sync_directory(files, path.parent)
     except OSError as error:

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from rustguard_py.daemon.steps import Echo
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.system.interface import Echo
 
 log = logging.getLogger(__name__)
 

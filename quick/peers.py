@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from rustguard_py import conf
 from rustguard_py.daemon.status import PeerLine
-from rustguard_py.daemon.steps import Echo
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.model.errors import UnansweredError
 from rustguard_py.model.peer import PeerConfig
+from rustguard_py.system.interface import Echo
 from rustguard_py.system.resolve import has_route, resolve
 
 # How long the start waits for peers' names, seconds. With a default route it must wait for them: once that route is
@@ -22,7 +22,7 @@ _RETRY = 0.5
 Found = dict[conf.HostPort, list[Endpoint]]
 
 
-async def look_up(peers: Sequence[conf.Peer], *, must: bool, say: Echo) -> Found:
+async def look_up(peers: Sequence[conf.PeerSection], *, must: bool, say: Echo) -> Found:
     """Look up the names of all peers that have one.
 
     Args:
@@ -59,26 +59,26 @@ async def look_up(peers: Sequence[conf.Peer], *, must: bool, say: Echo) -> Found
     return found
 
 
-def endpoints(peer: conf.Peer, found: Found) -> list[Endpoint]:
+def endpoints(peer: conf.PeerSection, found: Found) -> list[Endpoint]:
     """Return the addresses of a peer: those that this machine has a route to, or all if there are none."""
     ends = [] if peer.endpoint is None else found.get(peer.endpoint, [])
     return [each for each in ends if has_route(each)] or ends
 
 
-def peer_config(peer: conf.Peer, found: Found) -> PeerConfig:
+def peer_config(peer: conf.PeerSection, found: Found) -> PeerConfig:
     """Return a peer as a tunnel takes it, at the first of its addresses."""
     endpoint = next(iter(endpoints(peer, found)), None)
     return PeerConfig(peer.public_key, peer.allowed_ips, peer.preshared_key, endpoint, peer.keepalive)
 
 
-def name_and_addresses(peer: conf.Peer, found: Found) -> tuple[conf.HostPort | None, list[Endpoint]]:
+def name_and_addresses(peer: conf.PeerSection, found: Found) -> tuple[conf.HostPort | None, list[Endpoint]]:
     """Return the name to look a peer up by and the addresses found for it, or None and no addresses."""
     if peer.endpoint is None or not peer.endpoint.is_name:
         return None, []
     return peer.endpoint, found.get(peer.endpoint, [])
 
 
-def peer_line(peer: conf.Peer) -> PeerLine:
+def peer_line(peer: conf.PeerSection) -> PeerLine:
     """Return what the status shows of a peer, besides its counters."""
 
     def first(version: int) -> str | None:

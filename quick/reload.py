@@ -9,11 +9,11 @@ from rustguard_py import conf
 from rustguard_py.daemon import dns
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.ledger import Left
-from rustguard_py.daemon.steps import Echo
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.quick import peers, routing
 from rustguard_py.quick.running import Running, wanted_steps
 from rustguard_py.quick.tunnel import PlainTunnel
+from rustguard_py.system.interface import Echo
 
 
 async def reload(running: Running, config: conf.Config, voice: Voice) -> list[str]:
@@ -80,6 +80,6 @@ def _change_interface(running: Running, config: conf.Config, voice: Voice, echo:
         echo(f"[#] wg set {running.interface} private-key (hidden)")
 
 
-def _change_peer(plain: PlainTunnel, peer: conf.Peer, found: peers.Found, *, moved: bool) -> None:
+def _change_peer(plain: PlainTunnel, peer: conf.PeerSection, found: peers.Found, *, moved: bool) -> None:
     config = peers.peer_config(peer, found)
     plain.set_peer(config if moved else replace(config, endpoint=None), *peers.name_and_addresses(peer, found))

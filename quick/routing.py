@@ -22,9 +22,9 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py import conf
-from rustguard_py.daemon.steps import MAIN, Firewall, Route, Rule, Step, Sysctl
+from rustguard_py.daemon.steps import Firewall, Route, Rule, Step, Sysctl
 from rustguard_py.model.endpoint import Network
-from rustguard_py.system.interface import with_netlink
+from rustguard_py.system.interface import RT_TABLE_MAIN, with_netlink
 
 # Where wg-quick begins to look for a free table: the number of WireGuard's port.
 FIRST_TABLE = 51820
@@ -84,7 +84,7 @@ def plan(interface: str, config: conf.Config, scheme: Scheme) -> list[Step]:
         if version == 4:
             # Makes the reverse-path filter use the answers' mark when it looks up the route back.
             steps.append(Sysctl("net.ipv4.conf.all.src_valid_mark", "1"))
-        steps.append(Rule(version, priority, MAIN, 0))
+        steps.append(Rule(version, priority, RT_TABLE_MAIN, 0))
         steps.append(Rule(version, priority + 1, scheme.mark, scheme.mark))
     return steps
 

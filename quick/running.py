@@ -11,12 +11,12 @@ from rustguard_py.daemon import dns
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.ledger import Ledger
 from rustguard_py.daemon.program import Program
-from rustguard_py.daemon.steps import Address, Echo, Step
+from rustguard_py.daemon.steps import Address, Step
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.planes import offload
 from rustguard_py.quick import routing
 from rustguard_py.quick.tunnel import PlainTunnel
-from rustguard_py.system.interface import Layout, set_up
+from rustguard_py.system.interface import Echo, InterfaceSetup, set_up
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Running:
     def set_mtu(self, mtu: int, echo: Echo) -> None:
         """Set the MTU of the interface and the tunnel, and bring the interface up."""
         segments = None if self.program.engine.in_kernel else offload.wanted_gso_segments(mtu)
-        set_up(Layout(self.interface, mtu, gso_max_segs=segments), echo)
+        set_up(InterfaceSetup(self.interface, mtu, gso_max_segs=segments), echo)
         self.plain.tunnel.plane.set_mtu(mtu)
         self.mtu = mtu
 

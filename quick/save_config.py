@@ -9,7 +9,7 @@ from ipaddress import ip_interface
 from pyroute2 import IPRoute
 
 from rustguard_py import conf
-from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.endpoint import Endpoint, InterfaceAddress
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.system.interface import with_netlink
 
@@ -34,8 +34,8 @@ def _host_port(endpoint: Endpoint | None) -> conf.HostPort | None:
     return None if endpoint is None else conf.HostPort(endpoint[0], endpoint[1])
 
 
-def _addresses(interface: str) -> tuple[conf.Interface, ...]:
-    def read(netlink: IPRoute) -> list[conf.Interface]:
+def _addresses(interface: str) -> tuple[InterfaceAddress, ...]:
+    def read(netlink: IPRoute) -> list[InterfaceAddress]:
         found = netlink.get_addr(index=socket.if_nametoindex(interface))
         texts = [
             f"{each.get_attr('IFA_LOCAL') or each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}" for each in found

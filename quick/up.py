@@ -18,7 +18,6 @@ from rustguard_py.daemon import dns, runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.daemon.program import Program
-from rustguard_py.daemon.steps import Echo
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RustGuardError
@@ -28,6 +27,7 @@ from rustguard_py.quick.running import Life, Running, wanted_steps
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.state import paths
 from rustguard_py.state.document import Document
+from rustguard_py.system.interface import Echo
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ def check_interface(interface: str, engine: Engine) -> None:
     if not engine.in_kernel:
         Tun(interface, lambda _: None).close()
         return
-    from rustguard_py.kernel.netlink import Device
+    from rustguard_py.kernel.netlink import KernelInterface
 
-    Device.make(interface, "rustguard").remove()
+    KernelInterface.make(interface, "rustguard").remove()
 
 
 def check_fingerprint(network: NetworkRecord, expected: str | None) -> None:

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Any, ClassVar, Final, Self
 
 from rustguard_py.model.keys import KEY_SIZE
+from rustguard_py.state.records import PEER_NAME_LIMIT
 
 # What every datagram of ours begins with, and then the revision of the wire.
 PREFIX: Final = b"RGE"
@@ -30,7 +31,6 @@ TAG_SIZE: Final = 32
 SEAL_OVERHEAD: Final = 16
 EK_SIZE: Final = 1184
 CT_SIZE: Final = 1088
-MAX_NAME_SIZE: Final = 45
 DETAILS_SIZE: Final = 80
 RESULT_BLOCK: Final = 64
 
@@ -328,7 +328,7 @@ class Details:
         flags: 16 bits. None is defined yet, and unknown ones are ignored.
     """
 
-    _LAYOUT: ClassVar = struct.Struct(f"<32sHB{MAX_NAME_SIZE}s")
+    _LAYOUT: ClassVar = struct.Struct(f"<32sHB{PEER_NAME_LIMIT}s")
 
     public_key: bytes
     name: str
@@ -341,8 +341,8 @@ class Details:
             ValueError: The name is too long or not printable.
         """
         name = self.name.encode()
-        if len(name) > MAX_NAME_SIZE or not self.name.isprintable():
-            raise ValueError(f"a name has at most {MAX_NAME_SIZE} printable bytes")
+        if len(name) > PEER_NAME_LIMIT or not self.name.isprintable():
+            raise ValueError(f"a name has at most {PEER_NAME_LIMIT} printable bytes")
         return self._LAYOUT.pack(self.public_key, self.flags, len(name), name)
 
     @classmethod
@@ -351,7 +351,7 @@ class Details:
         if len(data) != DETAILS_SIZE:
             return None
         public_key, flags, length, padded = cls._LAYOUT.unpack(data)
-        if length > MAX_NAME_SIZE or any(padded[length:]):
+        if length > PEER_NAME_LIMIT or any(padded[length:]):
             return None
         try:
             name = padded[:length].decode()

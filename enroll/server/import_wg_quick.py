@@ -105,7 +105,7 @@ def _check_own(given: object, wanted: object, where: str) -> None:
         )
 
 
-def _record(peer: conf.Peer, pool: Pool, name: str, where: str) -> PeerRecord:
+def _record(peer: conf.PeerSection, pool: Pool, name: str, where: str) -> PeerRecord:
     addresses = [each.network_address for each in peer.allowed_ips if each.prefixlen == each.max_prefixlen]
     four = [each for each in addresses if isinstance(each, IPv4Address)]
     six = [each for each in addresses if isinstance(each, IPv6Address)]
@@ -131,7 +131,7 @@ def _record(peer: conf.Peer, pool: Pool, name: str, where: str) -> PeerRecord:
     return PeerRecord(name, peer.public_key, peer.preshared_key, four[0], given6, time.time(), endpoint)
 
 
-def _name(peer: conf.Peer, number: int, taken: set[str]) -> str:
+def _name(peer: conf.PeerSection, number: int, taken: set[str]) -> str:
     name = peer.name if peer.name.isprintable() else ""
     try:
         check_name(name)

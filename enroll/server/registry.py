@@ -15,11 +15,10 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from typing import Literal
 
-from rustguard_py.enroll.pairing.messages import MAX_NAME_SIZE
 from rustguard_py.enroll.server.pool import Pool
 from rustguard_py.model.errors import RefusedError, StateError, UsageError
 from rustguard_py.model.keys import decode_key
-from rustguard_py.state.records import PeerRecord, ServerState, check_name
+from rustguard_py.state.records import PEER_NAME_LIMIT, PeerRecord, ServerState, check_name
 
 # A peer that answers a handshake tries them in turn, for five seconds each.
 PREVIOUS_KEYS = 2
@@ -341,7 +340,7 @@ def _newest_and_last(keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
 def _numbered(name: str, number: int) -> str:
     suffix = f"-{number}"
-    room = MAX_NAME_SIZE - len(suffix)
+    room = PEER_NAME_LIMIT - len(suffix)
     return name.encode()[:room].decode(errors="ignore") + suffix
 
 

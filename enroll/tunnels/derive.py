@@ -12,7 +12,7 @@ from hashlib import sha256
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, generate_private_key
-from rustguard_py.system.interface import NAME_LIMIT
+from rustguard_py.system.interface import INTERFACE_NAME_LIMIT
 
 _SALT = b"rge2 tunnels"
 _LABEL = b"tunnel"
@@ -64,10 +64,10 @@ def interface(first: str, number: int) -> str:
     if number == 0:
         return first
     name = f"{first}-{number}"
-    if len(name.encode()) > NAME_LIMIT:
+    if len(name.encode()) > INTERFACE_NAME_LIMIT:
         raise UsageError(
             f"{name} is too long for an interface's name, and each tunnel needs an interface.",
-            f"Choose an --interface of {NAME_LIMIT - 2} bytes at most.",
+            f"Choose an --interface of {INTERFACE_NAME_LIMIT - 2} bytes at most.",
         )
     return name
 

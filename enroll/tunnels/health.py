@@ -27,16 +27,10 @@ SILENCE = 2.0
 PATIENCE = 2.0
 # Without a session, a handshake is sent again after 5 s, and only the second one counts: the first may be lost.
 SECOND_PATIENCE = 1.0
-# Bytes of WireGuard's empty datagram, which needs no answer.
-_KEEPALIVE_SIZE = 32
 # The kernel counts bytes but not datagrams, and includes handshakes. These sums of bytes can arise between two checks
 # without any data. Data that has exactly such a size is overlooked until the next check.
-_HANDSHAKES = frozenset(
-    wire.INITIATION_SIZE * initiations + wire.RESPONSE_SIZE * responses
-    for initiations in range(3)
-    for responses in range(3)
-)
-_NO_DATA = frozenset(size + _KEEPALIVE_SIZE * keepalives for size in _HANDSHAKES for keepalives in range(3))
+_HANDSHAKES = frozenset({0, *wire.HANDSHAKE_VOLUMES})
+_NO_DATA = frozenset(size + wire.KEEPALIVE_SIZE * keepalives for size in _HANDSHAKES for keepalives in range(3))
 
 
 @dataclass(slots=True)
@@ -113,4 +107,4 @@ class TunnelHealth:
 
 def _is_data(datagrams: int, size: int) -> bool:
     """Return whether these datagrams, or this many bytes, contain more than keepalives and handshakes."""
-    return size > _KEEPALIVE_SIZE * datagrams if datagrams else size not in _NO_DATA
+    return size > wire.KEEPALIVE_SIZE * datagrams if datagrams else size not in _NO_DATA

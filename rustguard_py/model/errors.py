@@ -20,7 +20,7 @@ class RustGuardError(Exception):
 
 
 class UsageError(RustGuardError):
-    """The command line, a file or a message holds something that can't be meant."""
+    """The command line, a file or a message is invalid."""
 
     exit_code = 2
 
@@ -32,13 +32,13 @@ class NotRunningError(RustGuardError):
 
 
 class RefusedError(RustGuardError):
-    """The other end, or we, refused: closed window, wrong token, full or colliding pool, no permission."""
+    """A request was refused: closed window, wrong token, full or colliding pool, or no permission."""
 
     exit_code = 4
 
 
 class UnansweredError(RustGuardError):
-    """Nobody answered in time."""
+    """No answer came in time."""
 
     exit_code = 5
 

@@ -38,7 +38,7 @@ def site(lab: Lab, tmp_path: Path) -> ForkedSite:
             "rustguard_py.cli.status",
             "rustguard_py.enroll.client.start",
             "rustguard_py.enroll.server.start",
-            "rustguard_py.kernel.tunnel",
+            "rustguard_py.kernel.kernel_tunnel",
             "rustguard_py.planes.portable",
         ]
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.kernel import napi
-from rustguard_py.kernel.netlink import Device, PeerChange
+from rustguard_py.kernel.messages import KernelPeerChange
+from rustguard_py.kernel.netlink import KernelInterface
 from support.flows import FLOWS, Stream, carries_all, spread, sysctls
 from support.forked import ForkedSite
 from support.product import HOME4, Machine, eventually
@@ -118,9 +119,9 @@ def test_threaded_napi_is_refused_where_it_is_not_safe_and_taken_by_the_kernel(s
         assert ended.returncode == 4
         assert unsafe in ended.stderr
         assert "--threaded-napi" in ended.stderr
-    device = Device.make("rgtest", "rustguard a test")
+    device = KernelInterface.make("rgtest", "rustguard a test")
     try:
-        device.set_peers([PeerChange(bytes(range(32)), remove=True)])
+        device.set_peers([KernelPeerChange(bytes(range(32)), remove=True)])
         for threaded in (True, False):
             assert napi._set("rgtest", device, threaded=threaded) is None
             assert napi.is_threaded("rgtest") is threaded

@@ -12,7 +12,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
-from rustguard_py.state.files import Files
+from rustguard_py.state.durable_files import Files
 
 # A change to names: each name, and the inode it then bears or None.
 Names = dict[str, int | None]

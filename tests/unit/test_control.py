@@ -23,8 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rustguard_py.daemon.control import server as control_server
+from rustguard_py.daemon.control.client import call
 from rustguard_py.daemon.control.protocol import KINDS, MAX_REQUEST, decode, encode, error_document, error_from
-from rustguard_py.daemon.control.server import MAX_CONNECTIONS, ControlServer, Handler, call
+from rustguard_py.daemon.control.server import MAX_CONNECTIONS, ControlServer, Handler
 from rustguard_py.model.errors import (
     NotRunningError,
     RefusedError,
@@ -365,8 +366,8 @@ def test_another_user_is_kept_out_by_the_mode_and_by_its_credentials(public_path
         in_the_sockets_group = ask_as_nobody(public_path, groups=[public_path.stat().st_gid])
         public_path.chmod(0o666)
         by_credentials = ask_as_nobody(public_path)
-    assert "belongs to somebody else" in by_mode
-    assert in_the_sockets_group == by_credentials == "You may not talk to this daemon."
+    assert "belongs to another user" in by_mode
+    assert in_the_sockets_group == by_credentials == "You have no permission to use this daemon."
     print("row 29: another user: refused by the mode, and by its credentials where the mode lets it in, 3 of 3")
 
 
@@ -377,7 +378,7 @@ def test_a_member_of_the_group_may_ask_by_its_first_group_or_a_further_one(publi
         assert public_path.stat().st_gid == group.gr_gid
         assert ask_as_nobody(public_path, gid=group.gr_gid) == "answered"
         assert ask_as_nobody(public_path, groups=[5, group.gr_gid]) == "answered"
-        assert "belongs to somebody else" in ask_as_nobody(public_path)
+        assert "belongs to another user" in ask_as_nobody(public_path)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.model.errors import StateError
-from rustguard_py.state.files import Files
+from rustguard_py.state.durable_files import Files
 from rustguard_py.state.journal import TimestampJournal
 from support.disk import BreakableFiles, RecordingFiles, put
 

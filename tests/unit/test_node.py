@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
+from rustguard_py.handshaking_peer import HandshakingPeer
 from rustguard_py.node import HandshakeGivenUp, HandshakeUnanswered, SessionStarted
-from rustguard_py.peer import HandshakingPeer
 from rustguard_py.protocol import wire
 from rustguard_py.protocol.cookie import CookieSecrets, cookie_key, cookie_reply
 from rustguard_py.protocol.tai64n import decode

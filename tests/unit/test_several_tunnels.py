@@ -19,12 +19,12 @@ from rustguard_py.enroll.pairing.messages import (
 )
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.enroll.tunnels.health import MISSES, PATIENCE, SECOND_PATIENCE, SILENCE, TunnelHealth
+from rustguard_py.handshaking_peer import HandshakingPeer
 from rustguard_py.model.address import pairing_port
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, public_key
 from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.statistics import PeerStats
-from rustguard_py.peer import HandshakingPeer
 from rustguard_py.state.records import MOST_TUNNELS
 
 KEY = bytes(range(32))

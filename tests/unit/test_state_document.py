@@ -19,7 +19,7 @@ import pytest
 
 from rustguard_py.model.errors import StateError
 from rustguard_py.state.document import Document
-from rustguard_py.state.files import Files
+from rustguard_py.state.durable_files import Files
 from rustguard_py.state.records import PeerRecord, ServerState
 from support.disk import BreakableFiles, Disk, RecordingFiles, put
 from support.other_user import NOBODY, as_user

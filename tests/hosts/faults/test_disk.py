@@ -192,7 +192,7 @@ def test_a_spoilt_state_is_refused_with_the_way_back_which_works(lab: Lab, tmp_p
         copy.unlink()
     refused = where.server.run(f"serve --pool {POOL}", check=False)
     assert refused.returncode == 1
-    assert "No copy beside it is whole" in refused.stderr
+    assert "No copy next to it is valid" in refused.stderr
     assert path.read_bytes() == b""
     print(
         f"row 10: state cut or flipped in {len(ways)} ways: refused each time, and the way back that it names works"

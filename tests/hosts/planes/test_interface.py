@@ -20,7 +20,7 @@ from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.system import interface
 from rustguard_py.system.interface import (
-    Layout,
+    InterfaceSetup,
     free_interface_name,
     interface_exists,
     require_tun,
@@ -75,7 +75,7 @@ def ip(*arguments: str) -> str:
     return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
-LAYOUT = Layout(
+LAYOUT = InterfaceSetup(
     "rg0",
     1420,
     (ip_interface("10.77.0.1/24"), ip_interface("fd77::1/64")),
@@ -153,7 +153,7 @@ def test_undo_after_the_interface_is_gone_says_and_does_nothing() -> None:
 
 @in_fresh_network
 def test_a_change_that_fails_leaves_nothing_of_those_before() -> None:
-    impossible = Layout("rg0", 1420, LAYOUT.addresses, (ip_network("10.78.0.0/16"),) * 2)
+    impossible = InterfaceSetup("rg0", 1420, LAYOUT.addresses, (ip_network("10.78.0.0/16"),) * 2)
     with tun("rg0"):
         with pytest.raises(RustGuardError, match="there already") as caught:
             set_up(impossible, lambda _: None)
@@ -165,7 +165,7 @@ def test_a_change_that_fails_leaves_nothing_of_those_before() -> None:
 @in_fresh_network
 def test_a_missing_interface_is_an_error_not_a_crash() -> None:
     with pytest.raises(RustGuardError, match="no interface rg7"):
-        set_up(Layout("rg7", 1420), lambda _: None)
+        set_up(InterfaceSetup("rg7", 1420), lambda _: None)
 
 
 @in_fresh_network
@@ -183,7 +183,7 @@ def test_it_works_inside_a_running_event_loop() -> None:
 @in_fresh_network
 def test_taken_networks_names_addresses_and_routes_once_and_leaves_out_default_routes() -> None:
     with tun("eth7"), tun("rg0"):
-        set_up(Layout("eth7", 1500, (ip_interface("192.168.7.5/24"),)), lambda _: None)
+        set_up(InterfaceSetup("eth7", 1500, (ip_interface("192.168.7.5/24"),)), lambda _: None)
         set_up(LAYOUT, lambda _: None)
         ip("route", "add", "10.0.0.0/8", "via", "192.168.7.1")
         ip("route", "add", "default", "via", "192.168.7.1")
@@ -223,7 +223,7 @@ def test_the_first_free_name_is_the_lowest() -> None:
 def test_no_capability_is_refused_with_the_way_out() -> None:
     with tun("rg0"):
         with pytest.raises(RefusedError, match="CAP_NET_ADMIN") as caught:
-            as_user(lambda: set_up(Layout("rg0", 1420), lambda _: None))
+            as_user(lambda: set_up(InterfaceSetup("rg0", 1420), lambda _: None))
         assert "sudo" in caught.value.fix
 
 
