@@ -47,6 +47,7 @@ VERBS: Mapping[str, Entry] = {
     "close": Entry("rustguard_py.cli.close_window:command", "Close the server's window."),
     "status": Entry("rustguard_py.cli.status:command", "Show the tunnel, its window and its peers."),
     "peers": Entry("rustguard_py.cli.peers:command", "List, rename, revoke and restore peers."),
+    "audit": Entry("rustguard_py.cli.audit:command", "Show who joined, who was refused, and who changed what."),
     "up": Entry(
         "rustguard_py.cli.up:command", "Bring a tunnel up that a wg-quick file describes, or take its changes."
     ),
