@@ -77,3 +77,25 @@ def rename(above: Path | None, old: str, new: str, state: Path | None) -> None:
     """Give the peer OLD the name NEW."""
     ask(state or above, "rename", {"old": old, "new": new})
     click.echo(f"{old} is now {new}.", err=True)
+
+
+@command.command("reset", examples=[("rustguard peers reset phone", "its clock was wrong, and is right again")])
+@click.argument("who", metavar="NAME|KEY")
+@state_option
+@click.pass_obj
+def reset(above: Path | None, who: str, state: Path | None) -> None:
+    """Forget the time of a peer's last handshake, for a peer whose clock was once far ahead.
+
+    A server refuses handshakes that are older than the last one of the same peer.
+    """
+    answer = ask(state or above, "reset", {"who": who})
+    name = answer["peer"]["name"]
+    if answer["added_again"]:
+        # The kernel kept the timestamp, and forgot it together with the peer.
+        click.echo(
+            f"Removed {name} from the kernel's WireGuard and added it again; its session begins anew.", err=True
+        )
+    elif answer["was"] is None:
+        click.echo(f"There was no handshake of {name} to forget.", err=True)
+    else:
+        click.echo(f"Forgot the handshake of {name} at {answer['was']}: the next one is accepted.", err=True)

@@ -172,6 +172,11 @@ class Admissions:
         self._follow(public_key)
         return True
 
+    def put_in_again(self, public_key: bytes) -> None:
+        """Remove a peer from the tunnel and put it in again: its session ends, and the kernel's timestamp of it."""
+        self._live.take_out(public_key)
+        self._follow(public_key, with_endpoint=True)
+
     async def _save(self, change: Change, *, with_endpoint: bool = False) -> bool:
         try:
             saved = await self._durable(change.undo)
