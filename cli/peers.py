@@ -50,9 +50,17 @@ def command(context: click.Context, as_json: bool, verbose: bool, state: Path | 
 @click.pass_obj
 def revoke(above: Path | None, who: str, state: Path | None) -> None:
     """Shut a peer out at once, and its key for good; its address is free again."""
-    peer = ask(state or above, "revoke", {"who": who})["peer"]
+    answer = ask(state or above, "revoke", {"who": who})
+    peer = answer["peer"]
     click.echo(f"Revoked {peer['name']}; {peer['address4']} is free again.", err=True)
     click.echo(f"To let it join again: rustguard peers restore {peer['public_key']}", err=True)
+    if answer.get("may_know_token"):
+        click.echo(
+            "Whoever had it may still know the shared token, and could join with another key while the window is "
+            "open. Change the token: stop the server, then run `rustguard serve` with another --token. "
+            "Machines that joined so far stay joined and don't need it.",
+            err=True,
+        )
 
 
 @command.command(

@@ -16,7 +16,7 @@ from rustguard_py.enroll.server import clocks
 from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import UsageError
-from rustguard_py.model.keys import decode_key
+from rustguard_py.model.keys import NO_PRESHARED_KEY, decode_key
 from rustguard_py.state.records import PeerRecord
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -77,7 +77,10 @@ class ServerControl:
     # -- peers ----------------------------------------------------------------------------------------------
 
     async def _revoke(self, params: dict[str, Any]) -> dict[str, Any]:
-        return self._line(await self._server.admissions.revoke(_text(params, "who")))
+        record = await self._server.admissions.revoke(_text(params, "who"))
+        # One without a preshared key came from a wg-quick file, and never knew a token.
+        may_know = self._server.has_token and record.preshared_key != NO_PRESHARED_KEY
+        return {**self._line(record), "may_know_token": may_know}
 
     async def _restore(self, params: dict[str, Any]) -> dict[str, Any]:
         await self._server.admissions.restore(_text(params, "key"))

@@ -107,7 +107,9 @@ def test_a_server_records_who_joined_and_who_changed_what(tmp_path: Path) -> Non
         await ask("open", {"seconds": 60})
         await join(server, plane)
         await ask("rename", {"old": "laptop", "new": "desk"})
-        key = (await ask("revoke", {"who": "desk"}))["peer"]["public_key"]
+        revoked = await ask("revoke", {"who": "desk"})
+        assert revoked["may_know_token"]
+        key = revoked["peer"]["public_key"]
         await ask("restore", {"key": key})
         for _ in range(GUESSES_A_SOURCE):
             with pytest.raises(AssertionError):
