@@ -54,10 +54,18 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HandshakeReceived:
-    """A handshake message of types 1 to 3 that passed the gate; MAC1 (types 1 and 2) holds."""
+    """A handshake message of types 1 to 3 that passed the gate; MAC1 (types 1 and 2) holds.
+
+    Attributes:
+        datagram: Whole.
+        source: Where it came from.
+        proven: Whether MAC2 shows that the sender receives there, or it answers a handshake of ours. Those wait apart
+            from the others.
+    """
 
     datagram: bytes
     source: Endpoint
+    proven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,10 @@ class KeypairConfirmed:
 
 @dataclass(frozen=True, slots=True)
 class EndpointMoved:
-    """An authenticated datagram came from elsewhere, or to another address of ours; replies already go there."""
+    """An authenticated datagram came from elsewhere, or to another address of ours; replies already go there.
+
+    Reported at most every 0.1 s and peer, the last one in any case: a peer can move with every datagram.
+    """
 
     peer: PeerId
     endpoint: Endpoint
@@ -165,7 +176,11 @@ class Plane(Protocol):
 
 
 class EventfulPlane(Plane, Protocol):
-    """A plane with its bounded queue of events behind a descriptor."""
+    """A plane with its queue of events behind a descriptor.
+
+    Each kind of event has a bounded lane of its own, and all lanes are served in turn, so no kind takes another's
+    place. Of one peer at most one event of a kind waits, with its last value.
+    """
 
     def fileno(self) -> int:
         """Give the descriptor that is readable while events wait."""

@@ -1,6 +1,6 @@
 """When a peer needs a keepalive or has fallen silent (whitepaper section 6.5; the kernel's timers.c).
 
-Each peer has three timers of its own; `Deadlines` finds the next one of all peers without a tick. A peer that
+Each peer has four timers of its own; `Deadlines` finds the next one of all peers without a tick. A peer that
 neither sends nor receives has no timer set and costs nothing.
 """
 
@@ -25,6 +25,7 @@ class Liveness:
         keepalive_at: Send an empty datagram: data came, and nothing was sent since. Or NEVER.
         no_answer_at: Start a handshake: data was sent, and nothing came since. Or NEVER.
         persistent_at: Send an empty datagram, whatever happened. Or NEVER.
+        report_at: Tell Python where the peer is now. Or NEVER.
         interval: Seconds of the persistent keepalive, 0 for none.
         jitter: Added to NO_ANSWER_TIMEOUT, up to NO_ANSWER_JITTER; drawn anew for each session.
         scheduled_at: The earliest time at which `Deadlines` will look at this peer, or NEVER.
@@ -37,6 +38,7 @@ class Liveness:
         "keepalive_at",
         "no_answer_at",
         "persistent_at",
+        "report_at",
         "scheduled_at",
     )
 
@@ -44,6 +46,7 @@ class Liveness:
         self.keepalive_at = NEVER
         self.no_answer_at = NEVER
         self.persistent_at = NEVER
+        self.report_at = NEVER
         self.scheduled_at = NEVER
         self.interval = 0
         self.jitter = 0.0
@@ -75,14 +78,14 @@ class Liveness:
         self._another = False
 
     def stop(self) -> None:
-        """No session is left: only a persistent keepalive goes on."""
+        """Stop the timers of a session: none is left."""
         self.keepalive_at = self.no_answer_at = NEVER
         self._another = False
 
     @property
     def deadline(self) -> float:
-        """The next of the three, or NEVER."""
-        return min(self.keepalive_at, self.no_answer_at, self.persistent_at)
+        """The next of the four, or NEVER."""
+        return min(self.keepalive_at, self.no_answer_at, self.persistent_at, self.report_at)
 
 
 T = TypeVar("T")

@@ -26,20 +26,14 @@ from functools import partial
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.statistics import PlaneStats, WorkerStats
-from rustguard_py.planes.contract import Event, Fault, ForeignReceived, HandshakeReceived, Keypair
-from rustguard_py.planes.foreign import ForeignPace
-from rustguard_py.planes.gate import HANDSHAKE_QUEUE
+from rustguard_py.planes.contract import Event, Fault, Keypair
+from rustguard_py.planes.event_queue import EventQueue
 from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.outbound import Outbound
 from rustguard_py.planes.transport import Transport
 from rustguard_py.planes.tun import Tun
 from rustguard_py.planes.udp import Udp
 
-# Enrollment datagrams, and events of all kinds, that may wait for Python.
-FOREIGN_QUEUE = 1024
-EVENT_QUEUE = 65536
-# Events given at once: Python handles them before it asks for more, and the gate sees what still waits.
-EVENTS_AT_ONCE = 32
 # How long `close` waits for the loop to end, seconds.
 CLOSE_PATIENCE = 5.0
 # How often to look whether the loop still runs while something is asked of it, seconds.
@@ -52,64 +46,35 @@ SWITCH_INTERVAL = 0.0002
 _MERGES_UDP_FROM = (6, 8, 5)
 
 
-class EventQueue:
-    """Events from the loop's thread to the control thread; a counter for each end, so that neither needs a lock."""
+class Events:
+    """Events from the loop's thread to the control thread, behind a descriptor that is readable while some wait."""
 
-    def __init__(self, drop: Callable[[str], None], clock: Callable[[], float]) -> None:
+    def __init__(self, drop: Callable[[str], None]) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._drop = drop
-        self._clock = clock
-        self._events: deque[Event] = deque()
-        self._signalled = False
-        self._handshakes = [0, 0]
-        self._foreign = [0, 0]
-        self._foreign_pace = ForeignPace()
+        self._queue = EventQueue()
+        self._lock = threading.Lock()
 
     def handshakes(self) -> int:
-        """Say how many handshake datagrams wait."""
-        return self._handshakes[0] - self._handshakes[1]
+        """Return how many handshake datagrams wait."""
+        return self._queue.handshakes()
 
     def put(self, event: Event) -> None:
-        """Loop's end: queue an event, or drop it where too many of its kind wait."""
-        if isinstance(event, HandshakeReceived):
-            if self.handshakes() >= HANDSHAKE_QUEUE:
-                self._drop("handshake_queue")
-                return
-            self._handshakes[0] += 1
-        elif isinstance(event, ForeignReceived):
-            if self._foreign[0] - self._foreign[1] >= FOREIGN_QUEUE:
-                self._drop("foreign_queue")
-                return
-            if not self._foreign_pace.admit(event.datagram, self._clock()):
-                self._drop("foreign_rate")
-                return
-            self._foreign[0] += 1
-        elif len(self._events) >= EVENT_QUEUE and not isinstance(event, Fault):
-            self._drop("event_queue")
-            return
-        self._events.append(event)
-        if not self._signalled:
-            self._signalled = True
-            os.eventfd_write(self.fd, 1)
+        """Queue an event. Count it as dropped if too many of its kind wait."""
+        with self._lock:
+            was_empty = not self._queue
+            dropped = self._queue.put(event)
+            if was_empty and self._queue:
+                os.eventfd_write(self.fd, 1)
+        if dropped is not None:
+            self._drop(dropped)
 
     def take(self) -> list[Event]:
-        """Control thread's end: give the next events, and leave the descriptor readable if there are more."""
-        try:
-            os.eventfd_read(self.fd)
-        except BlockingIOError:
-            return []
-        self._signalled = False
-        events: list[Event] = []
-        while self._events and len(events) < EVENTS_AT_ONCE:
-            event = self._events.popleft()
-            if isinstance(event, HandshakeReceived):
-                self._handshakes[1] += 1
-            elif isinstance(event, ForeignReceived):
-                self._foreign[1] += 1
-            events.append(event)
-        if self._events and not self._signalled:
-            self._signalled = True
-            os.eventfd_write(self.fd, 1)
+        """Take the next events. The descriptor stays readable if there are more."""
+        with self._lock:
+            events = self._queue.take()
+            if events and not self._queue:
+                os.eventfd_read(self.fd)
         return events
 
     def close(self) -> None:
@@ -154,7 +119,7 @@ class PortablePlane:
         tun: Sequence[int] = (),
     ) -> None:
         self._notes: list[str] = []
-        self._events = EventQueue(lambda reason: self._transport.drop(reason), clock)
+        self._events = Events(lambda reason: self._transport.drop(reason))
         try:
             self._tun = Tun.adopt(tun[0], self._note) if tun else Tun(interface, self._note)
         except RustGuardError:
@@ -275,7 +240,7 @@ class PortablePlane:
         return self._events.fd
 
     def poll_events(self) -> list[Event]:
-        """Give the next events, EVENTS_AT_ONCE at most; the descriptor stays readable if there are more."""
+        """Take the next events, 32 at most. The descriptor stays readable if there are more."""
         return self._events.take()
 
     # The loop.

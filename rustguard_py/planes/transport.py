@@ -30,6 +30,7 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     Reason,
 )
+from rustguard_py.planes.foreign import ForeignPace
 from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
 from rustguard_py.planes.keypairs import Keypairs, Session, WarmSessions
@@ -42,6 +43,8 @@ FOREIGN_MAGIC = b"RGE"
 PADDING_MULTIPLE = 16
 # Seconds between two HandshakeWanted of one peer.
 WANTED_INTERVAL = 1.0
+# Seconds between two EndpointMoved of one peer.
+MOVED_INTERVAL = 0.1
 # Packets held for all peers together, so that many silent peers cannot take all memory.
 MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
 
@@ -59,6 +62,7 @@ class Peer:
         "last_received",
         "last_sent",
         "liveness",
+        "moved_at",
         "rx_bytes",
         "rx_packets",
         "tx_bytes",
@@ -73,6 +77,7 @@ class Peer:
         self.liveness = Liveness()
         self.held: deque[bytes] | None = None
         self.wanted_at = float("-inf")
+        self.moved_at = float("-inf")
         self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0
         self.last_received: float | None = None
         self.last_sent: float | None = None
@@ -169,6 +174,7 @@ class Transport:
         self._random = random
         self._backlog = backlog
         self._gate = Gate(public_key, random)
+        self._foreign = ForeignPace()
         self._deadlines: Deadlines[Peer] = Deadlines()
         self._warm = WarmSessions()
         self._transmit: list[tuple[Endpoint, bytes]] = []
@@ -290,7 +296,7 @@ class Transport:
         if datagram[:4] == DATA_HEADER:
             return self._open(datagram, source, now)
         if datagram[:3] == FOREIGN_MAGIC:
-            self._emit(ForeignReceived(datagram, source))
+            self._handle_foreign(datagram, source, now)
         else:
             self._handle_handshake(datagram, source, now)
         return None
@@ -310,6 +316,8 @@ class Transport:
                 self.want(peer, Reason.NO_ANSWER, now)
             if liveness.persistent_at <= now:
                 self._persistent_keepalive(peer, now)
+            if liveness.report_at <= now:
+                self._report_move(peer, now)
             self._deadlines.schedule(peer, liveness)
 
     def poll_timeout(self) -> float | None:
@@ -375,7 +383,7 @@ class Transport:
         peer.liveness.received(now, data=data)
         if not is_same(source, peer.endpoint):
             peer.endpoint = source
-            self._emit(EndpointMoved(peer.id, source))
+            self._report_move(peer, now)
         if session is peer.keypairs.next:
             self._retire(peer.keypairs.confirm(session))
             peer.wanted_at = float("-inf")
@@ -449,26 +457,51 @@ class Transport:
         self.received(peer, session, source, 1, len(datagram), now, data=bool(plaintext))
         return self.inner_packet(peer, plaintext) if plaintext else None
 
+    def _report_move(self, peer: Peer, now: float) -> None:
+        """Tell Python that `peer` is elsewhere.
+
+        If it was told a moment ago, it is told the last place when that moment is over: a peer can move with every
+        datagram.
+        """
+        due = peer.moved_at + MOVED_INTERVAL
+        if now < due:
+            peer.liveness.report_at = due
+            return
+        peer.moved_at = now
+        peer.liveness.report_at = float("inf")
+        if peer.endpoint is not None:
+            self._emit(EndpointMoved(peer.id, peer.endpoint))
+
+    def _handle_foreign(self, datagram: bytes, source: Endpoint, now: float) -> None:
+        if self._foreign.admit(datagram, now):
+            self._emit(ForeignReceived(datagram, source))
+        else:
+            self.drop("foreign_rate")
+
     def _handle_handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
         kind = wire.message_type(datagram)
-        if kind in (wire.INITIATION, wire.RESPONSE):
+        if kind == wire.INITIATION:
             verdict = self._gate.judge(datagram, source, self._backlog(), now)
-            if verdict is Verdict.CHALLENGE:
-                self._transmit.append((source, self._gate.challenge(datagram, source, now)))
-            if verdict is not Verdict.PASS:
-                self.drop(verdict.value)
-                return
-        elif kind == wire.COOKIE_REPLY:
-            # It has no MAC1. Its receiver index must at least be one that we gave out.
-            if len(datagram) != wire.COOKIE_REPLY_SIZE or (
-                int.from_bytes(datagram[4:8], "little") not in self.indices
-            ):
-                self.drop("unknown_index")
-                return
+        elif kind == wire.RESPONSE and self._answers_us(datagram, wire.RESPONSE_SIZE, 8):
+            verdict = self._gate.judge(datagram, source, self._backlog(), now)
+            if verdict is Verdict.PASS:
+                verdict = Verdict.PROVEN
+        elif kind == wire.COOKIE_REPLY and self._answers_us(datagram, wire.COOKIE_REPLY_SIZE, 4):
+            # It has no MAC1.
+            verdict = self._gate.judge_cookie_reply(int.from_bytes(datagram[4:8], "little"), now)
         else:
-            self.drop("unknown_type")
+            self.drop("unknown_index" if kind in (wire.RESPONSE, wire.COOKIE_REPLY) else "unknown_type")
             return
-        self._emit(HandshakeReceived(datagram, source))
+        if verdict in (Verdict.PASS, Verdict.PROVEN):
+            self._emit(HandshakeReceived(datagram, source, proven=verdict is Verdict.PROVEN))
+            return
+        if verdict is Verdict.CHALLENGE:
+            self._transmit.append((source, self._gate.challenge(datagram, source, now)))
+        self.drop(verdict.value)
+
+    def _answers_us(self, datagram: bytes, size: int, at: int) -> bool:
+        """Return whether a datagram has this size, and an index that we gave out at `at`."""
+        return len(datagram) == size and int.from_bytes(datagram[at : at + 4], "little") in self.indices
 
     def _send_keepalive(self, peer: Peer, now: float) -> None:
         """Send what is held, or an empty datagram; without a session ask for one."""

@@ -48,10 +48,13 @@ class _Vector(ctypes.Structure):
     _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t)]
 
 
-def initiation(public_key: bytes, chance: random.Random) -> bytes:
-    """Make a first message with a valid MAC1 for who has this key, and chance in place of what it should hold."""
+def initiation(public_key: bytes, chance: random.Random, given: bytes | None = None) -> bytes:
+    """Make a first message with a valid MAC1 for who has this key, and chance in place of what it should hold.
+
+    With a cookie it has a MAC2 too.
+    """
     body = bytes([wire.INITIATION, 0, 0, 0]) + chance.randbytes(wire.INITIATION_SIZE - 4 - 2 * wire.MAC_SIZE)
-    return cookie.add_macs(body, cookie.mac1_key(public_key), None)
+    return cookie.add_macs(body, cookie.mac1_key(public_key), given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class Flood:
         target: The other end of that link.
         port: Where to.
         rate: How many a second, if the machine can.
-        what: `initiation` (with a valid MAC1 for `public_key`, chance besides) or `hello` (of a join).
+        what: `initiation` (with a valid MAC1 for `public_key`, chance besides), `initiation with a cookie` (one that
+            nobody gave) or `hello` (of a join).
         source: An address; made-up ones by default.
         public_key: Of the target.
     """
@@ -115,8 +119,8 @@ def _mac(end: End) -> str:
 
 
 def _datagram(what: str, public_key: bytes, chance: random.Random) -> bytes:
-    if what == "initiation":
-        return initiation(public_key, chance)
+    if what.startswith("initiation"):
+        return initiation(public_key, chance, chance.randbytes(16) if what.endswith("cookie") else None)
     return messages.Hello(chance.randbytes(messages.NONCE_SIZE), 0).encode()
 
 

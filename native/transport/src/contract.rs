@@ -111,7 +111,14 @@ pub enum Reason {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A handshake message of types 1 to 3 that passed the gate.
-    HandshakeReceived(Box<[u8]>, Endpoint),
+    HandshakeReceived {
+        /// The whole datagram.
+        datagram: Box<[u8]>,
+        /// Where it came from.
+        source: Endpoint,
+        /// Whether MAC2 shows that the sender receives there, or it answers a handshake of ours.
+        proven: bool,
+    },
     /// An enrollment datagram: it begins with `RGE`.
     ForeignReceived(Box<[u8]>, Endpoint),
     /// A session is missing, old or silent. Reported at most once per second and peer.
@@ -119,7 +126,8 @@ pub enum Event {
     /// The first authenticated datagram on a keypair that we made as responder, and its local
     /// index.
     KeypairConfirmed(PeerId, u32),
-    /// An authenticated datagram came from another address, or to another address of ours.
+    /// An authenticated datagram came from another address, or to another address of ours. Reported
+    /// at most every 0.1 s and peer, the last one in any case.
     EndpointMoved(PeerId, Endpoint),
     /// The plane can't go on, or (if not fatal) goes on with less.
     Fault {

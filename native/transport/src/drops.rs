@@ -23,12 +23,11 @@ reasons! {
     BadMac1 "bad_mac1" "The sender doesn't know our public key."
     BadTag "bad_tag" "A datagram is forged or damaged."
     Challenged "challenged" "A handshake was answered by a cookie."
-    EventQueue "event_queue" "Too many events wait for Python."
     ExpiredSession "expired_session" "A datagram came after REJECT-AFTER-TIME."
     ForeignQueue "foreign_queue" "Too many enrollment datagrams wait for Python."
     ForeignRate "foreign_rate" "Enrollment datagrams come too fast for Python."
     HandshakeQueue "handshake_queue" "Too many handshake datagrams wait for Python."
-    HandshakeRate "handshake_rate" "A source that proved its address asks too often."
+    HandshakeRate "handshake_rate" "A source that proved its address, or an answer to us, comes too often."
     HeldTooMany "held_too_many" "Too many packets wait for a handshake."
     InnerLength "inner_length" "A packet's own length doesn't match what was received."
     InnerNotIp "inner_not_ip" "What was received is no IP packet."
@@ -43,6 +42,13 @@ reasons! {
     Superpacket "superpacket" "The host sent a malformed superpacket."
     UnknownIndex "unknown_index" "A datagram's receiver index belongs to no session."
     UnknownType "unknown_type" "A datagram has no type that we know."
+}
+
+impl DropReason {
+    /// Return the word for it in the statistics.
+    pub fn word(self) -> &'static str {
+        WORDS[self as usize]
+    }
 }
 
 /// The counters.

@@ -19,6 +19,8 @@ pub mod cookie;
 mod draft;
 pub mod drops;
 pub mod ethernet;
+pub mod event_queue;
+pub mod foreign;
 pub mod gate;
 pub mod inbound;
 pub mod indices;

@@ -120,8 +120,9 @@ pub fn keypair(object: &Bound<'_, PyAny>) -> PyResult<Keypair> {
 /// Make the contract's object for an event.
 pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>> {
     match event {
-        Event::HandshakeReceived(datagram, source) => {
-            make(py, CONTRACT, "HandshakeReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
+        Event::HandshakeReceived { datagram, source, proven } => {
+            let source = from_endpoint(py, *source)?;
+            make(py, CONTRACT, "HandshakeReceived", (PyBytes::new(py, datagram), source, *proven))
         }
         Event::ForeignReceived(datagram, source) => {
             make(py, CONTRACT, "ForeignReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
@@ -141,6 +142,36 @@ pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>>
         }
         Event::Fault { message, fatal } => make(py, CONTRACT, "Fault", (message, *fatal)),
     }
+}
+
+/// Convert one of the contract's events.
+pub fn to_event(object: &Bound<'_, PyAny>) -> PyResult<Event> {
+    let peer = || object.getattr("peer")?.extract();
+    let datagram = || -> PyResult<Box<[u8]>> { Ok(object.getattr("datagram")?.extract::<&[u8]>()?.into()) };
+    let at = |name: &str| endpoint(&object.getattr(name)?);
+    Ok(match object.get_type().name()?.to_str()? {
+        "HandshakeReceived" => {
+            let proven = object.getattr("proven")?.extract()?;
+            Event::HandshakeReceived { datagram: datagram()?, source: at("source")?, proven }
+        }
+        "ForeignReceived" => Event::ForeignReceived(datagram()?, at("source")?),
+        "HandshakeWanted" => {
+            let reason: String = object.getattr("reason")?.getattr("name")?.extract()?;
+            let reason = match &*reason {
+                "NO_SESSION" => Reason::NoSession,
+                "REKEY" => Reason::Rekey,
+                _ => Reason::NoAnswer,
+            };
+            Event::HandshakeWanted(peer()?, reason)
+        }
+        "KeypairConfirmed" => Event::KeypairConfirmed(peer()?, object.getattr("local_index")?.extract()?),
+        "EndpointMoved" => Event::EndpointMoved(peer()?, at("endpoint")?),
+        "Fault" => Event::Fault {
+            message: object.getattr("message")?.extract()?,
+            fatal: object.getattr("fatal")?.extract()?,
+        },
+        other => return Err(PyValueError::new_err(format!("{other} is no event"))),
+    })
 }
 
 /// Make the contract's PlaneStats.

@@ -9,7 +9,7 @@
 //! that was answered doesn't wait for those that have only begun, nor for a flood of first
 //! messages, which anybody can send in anybody's name.
 
-use transport::contract::Seconds;
+use crate::contract::Seconds;
 
 /// Datagrams of one step per second.
 const RATE: f64 = 1000.0;
