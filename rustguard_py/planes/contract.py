@@ -3,7 +3,7 @@
 Python decides, the plane moves packets. The plane keeps to itself what happens once a packet: nonces, replay
 windows, allowed-IPs both ways, roaming, which keypair is current, keepalives, REKEY-AFTER and REJECT-AFTER
 limits, packets that wait for a first handshake, and the gate in front of Python (MAC1; under load MAC2 and
-cookie replies). Everything else is `rustguard_py.node`'s.
+cookie replies; a server's HELLO and SHARE_C). Everything else is `rustguard_py.node`'s.
 
 Times are seconds of one monotonic clock. Keys are raw bytes.
 """
@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Protocol
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 
 # Packets held a peer until its first handshake is done; the kernel's MAX_STAGED_PACKETS.
@@ -70,7 +71,7 @@ class HandshakeReceived:
 
 @dataclass(frozen=True, slots=True)
 class ForeignReceived:
-    """A datagram that begins with `RGE`: enrollment."""
+    """A datagram that begins with `RGE`: enrollment, as much of it as `Plane.set_pairing` lets through."""
 
     datagram: bytes
     source: Endpoint
@@ -141,6 +142,17 @@ class Plane(Protocol):
         """Be somebody else (32 bytes) from now on: handshakes have to be for this key.
 
         No session sends any more, so what is to be sent waits for a handshake; what comes on them is still taken.
+        """
+
+    def set_pairing(self, gate: PairingGate | None) -> None:
+        """Guard a server's pairing from now on: open the window, change its epoch, or close it (None).
+
+        Call it again when an epoch begins, each 120 s. The plane then answers HELLO itself. It passes a SHARE_C whose
+        cookie holds, and a CONFIRM or FORGET that names a session it has seen in a SHARE_S or RESULT given to `send`;
+        each at a pace per source or session, and then at one for all (`rustguard_py.protocol.pairing_filter`). The
+        rest is dropped and counted. A closed window passes nothing, but for `gate.linger` seconds CONFIRM and FORGET.
+
+        Until the first call, all enrollment datagrams pass at a pace for each step of a join. A client needs no more.
         """
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:

@@ -14,8 +14,8 @@ RATE = 1000.0
 BURST = 2048
 # In a flood they come in runs, this many seconds' worth each: the control side is woken for a run, not for each.
 RUN = 0.02
-# Enrollment's messages 3 and 5 (docs/enrollment.md), after the first three bytes. Any other counts as a first.
-_STEPS = {b"2\x03": 1, b"2\x05": 2}
+# Enrollment's messages 3 and 5 (docs/internals/enrollment.md) of any revision. Any other counts as a first.
+_STEPS = {b"\x03": 1, b"\x05": 2}
 
 
 class ForeignPace:
@@ -28,7 +28,7 @@ class ForeignPace:
     def admit(self, datagram: bytes, now: float) -> bool:
         """Tell whether one more may be looked at."""
         now = now // RUN * RUN
-        step = _STEPS.get(datagram[3:5], 0)
+        step = _STEPS.get(datagram[4:5], 0)
         until = max(self._until[step], now) + 1 / RATE
         if until - now > BURST / RATE:
             return False

@@ -25,6 +25,7 @@ from functools import partial
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats, WorkerStats
 from rustguard_py.planes.contract import Event, Fault, Keypair
 from rustguard_py.planes.event_queue import EventQueue
@@ -165,6 +166,10 @@ class PortablePlane:
         """See `Plane.set_public_key`."""
         self._queue(partial(self._transport.set_public_key, public_key))
 
+    def set_pairing(self, gate: PairingGate | None) -> None:
+        """See `Plane.set_pairing`."""
+        self._queue(lambda: self._transport.set_pairing(gate, self._clock()))
+
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """See `Plane.set_endpoint`."""
         self._queue(partial(self._transport.set_endpoint, peer, endpoint))
@@ -191,7 +196,7 @@ class PortablePlane:
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         """See `Plane.send`."""
-        self._queue(partial(self._transport.send, endpoint, datagram))
+        self._queue(lambda: self._transport.send(endpoint, datagram, self._clock()))
 
     def stats(self) -> PlaneStats:
         """See `Plane.stats`."""

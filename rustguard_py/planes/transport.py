@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from cryptography.exceptions import InvalidTag
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same, plain
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PeerStats, PlaneStats
 from rustguard_py.planes.allowed_ips import AllowedIps
 from rustguard_py.planes.contract import (
@@ -35,7 +36,8 @@ from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
 from rustguard_py.planes.keypairs import Keypairs, Session, WarmSessions
 from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines, Liveness
-from rustguard_py.protocol import wire
+from rustguard_py.protocol import pairing_filter, wire
+from rustguard_py.protocol.pairing_filter import PairingFilter
 
 _UDP = 17
 DATA_HEADER = b"\4\0\0\0"
@@ -47,6 +49,8 @@ WANTED_INTERVAL = 1.0
 MOVED_INTERVAL = 0.1
 # Packets held for all peers together, so that many silent peers cannot take all memory.
 MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
+
+_TOO_FAST = pairing_filter.Drop("foreign_rate")
 
 
 class Peer:
@@ -175,6 +179,8 @@ class Transport:
         self._backlog = backlog
         self._gate = Gate(public_key, random)
         self._foreign = ForeignPace()
+        # Of a server.
+        self._pairing: PairingFilter | None = None
         self._deadlines: Deadlines[Peer] = Deadlines()
         self._warm = WarmSessions()
         self._transmit: list[tuple[Endpoint, bytes]] = []
@@ -216,6 +222,12 @@ class Transport:
         elif turned_on:
             self._persistent_keepalive(known, now)
             self._deadlines.schedule(known, liveness)
+
+    def set_pairing(self, gate: PairingGate | None, now: float) -> None:
+        """See `Plane.set_pairing`."""
+        if self._pairing is None:
+            self._pairing = PairingFilter(self._random)
+        self._pairing.set_gate(gate, now)
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """See `Plane.set_endpoint`."""
@@ -271,8 +283,10 @@ class Transport:
             self._drop_held(known, "no_answer")
             known.liveness.keepalive_at = float("inf")
 
-    def send(self, endpoint: Endpoint, datagram: bytes) -> None:
+    def send(self, endpoint: Endpoint, datagram: bytes, now: float) -> None:
         """See `Plane.send`."""
+        if self._pairing is not None:
+            self._pairing.sent(datagram, now)
         self._transmit.append((endpoint, datagram))
 
     def stats(self) -> PlaneStats:
@@ -473,10 +487,17 @@ class Transport:
             self._emit(EndpointMoved(peer.id, peer.endpoint))
 
     def _handle_foreign(self, datagram: bytes, source: Endpoint, now: float) -> None:
-        if self._foreign.admit(datagram, now):
-            self._emit(ForeignReceived(datagram, source))
+        if self._pairing is None:
+            verdict: pairing_filter.Verdict = pairing_filter.PASS if self._foreign.admit(datagram, now) else _TOO_FAST
         else:
-            self.drop("foreign_rate")
+            verdict = self._pairing.judge(datagram, source, now)
+        match verdict:
+            case pairing_filter.Pass():
+                self._emit(ForeignReceived(datagram, source))
+            case pairing_filter.Answer(answer):
+                self._transmit.append((source, answer))
+            case pairing_filter.Drop(reason):
+                self.drop(reason)
 
     def _handle_handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
         kind = wire.message_type(datagram)

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ring::hmac;
 use zeroize::Zeroizing;
 
 /// Seconds of the plane's clock.
@@ -94,6 +95,37 @@ impl fmt::Debug for Keypair {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Keypair").field("local_index", &self.local_index).finish_non_exhaustive()
     }
+}
+
+/// The secrets of 120 seconds of pairing.
+#[derive(Clone)]
+pub struct PairingEpoch {
+    /// Its number.
+    pub number: u32,
+    /// Makes and checks cookies.
+    pub secret: hmac::Key,
+    /// The server's X25519 public key of this epoch.
+    pub ephemeral: [u8; 32],
+}
+
+impl PairingEpoch {
+    /// Make an epoch whose cookies are made with `secret`.
+    pub fn new(number: u32, secret: &[u8; 32], ephemeral: [u8; 32]) -> Self {
+        Self { number, secret: hmac::Key::new(hmac::HMAC_SHA256, secret), ephemeral }
+    }
+}
+
+/// An open pairing window.
+#[derive(Clone)]
+pub struct PairingGate {
+    /// The server's identity in pairings.
+    pub server_id: [u8; 32],
+    /// The epoch that cookies are made in.
+    pub current: PairingEpoch,
+    /// The epoch before, whose cookies are still valid.
+    pub previous: Option<PairingEpoch>,
+    /// After the window was closed, CONFIRM and FORGET of known sessions pass for so many seconds.
+    pub linger: Seconds,
 }
 
 /// Why a plane wants a handshake.

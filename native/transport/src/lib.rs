@@ -31,6 +31,7 @@ pub mod lanes;
 pub mod liveness;
 mod locks;
 pub mod outbound;
+pub mod pairing;
 pub mod peers;
 pub mod segment;
 pub mod sink;

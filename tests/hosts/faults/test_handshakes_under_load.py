@@ -76,8 +76,8 @@ def test_a_peer_that_moves_with_every_datagram_delays_nobodys_handshake(
     answered = [each for each in took if each is not None]
     moves = len(scene.server.said("moved"))
     print(
-        f"row 38: {rate:,.0f} datagrams/s from two ports by turns ({engine}): "
-        f"{len(took)} handshakes of another peer, {len(took) - len(answered)} unanswered, {statistics.median(answered) * 1000:.1f} ms in the middle, "
+        f"row 38: {rate:,.0f} datagrams/s from two ports by turns ({engine}): {len(took)} handshakes of another, "
+        f"{len(took) - len(answered)} unanswered, {statistics.median(answered) * 1000:.1f} ms in the middle, "
         f"{max(answered) * 1000:.1f} ms at most; {moves} moves reported"
     )
     assert len(answered) == len(took)

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use transport::contract::{Address, Endpoint, Event, Keypair, Network, Reason};
+use transport::contract::{Address, Endpoint, Event, Keypair, Network, PairingEpoch, PairingGate, Reason};
 use transport::peers::PeerCounters;
 use zeroize::Zeroizing;
 
@@ -114,6 +114,24 @@ pub fn keypair(object: &Bound<'_, PyAny>) -> PyResult<Keypair> {
         receive_key: key(&object.getattr("receive_key")?)?,
         initiator: object.getattr("initiator")?.extract()?,
         birth: object.getattr("birth")?.extract()?,
+    })
+}
+
+/// Convert a model.pairing.PairingEpoch.
+fn pairing_epoch(object: &Bound<'_, PyAny>) -> PyResult<PairingEpoch> {
+    let secret = key(&object.getattr("secret")?)?;
+    let ephemeral = *key(&object.getattr("ephemeral")?)?;
+    Ok(PairingEpoch::new(object.getattr("number")?.extract()?, &secret, ephemeral))
+}
+
+/// Convert a model.pairing.PairingGate.
+pub fn pairing_gate(object: &Bound<'_, PyAny>) -> PyResult<PairingGate> {
+    let previous: Option<Bound<'_, PyAny>> = object.getattr("previous")?.extract()?;
+    Ok(PairingGate {
+        server_id: *key(&object.getattr("server_id")?)?,
+        current: pairing_epoch(&object.getattr("current")?)?,
+        previous: previous.map(|given| pairing_epoch(&given)).transpose()?,
+        linger: object.getattr("linger")?.extract()?,
     })
 }
 

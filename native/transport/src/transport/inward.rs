@@ -1,7 +1,8 @@
 //! Datagrams in, one at a time: look up the index, check the window, open, mark the window, roam,
 //! check the inner source.
 //!
-//! Handshakes go through the gate. Enrollment goes to Python unchanged.
+//! Handshakes go through the gate. So does enrollment at a server; elsewhere it goes to Python
+//! unchanged.
 
 use std::ops::Range;
 
@@ -13,6 +14,7 @@ use crate::gate::Verdict;
 use crate::ip::inner_source;
 use crate::keypairs::Session;
 use crate::locks::lock;
+use crate::pairing;
 use crate::peers::Owned;
 use crate::wire::{
     COOKIE_REPLY, COOKIE_REPLY_SIZE, DATA_HEADER_SIZE, DATA_MAGIC, FOREIGN_MAGIC, INITIATION, OVERHEAD, RESPONSE,
@@ -120,10 +122,15 @@ impl Transport {
     }
 
     fn handle_foreign(&self, datagram: &[u8], source: Endpoint, now: Seconds, out: &mut Outbox) {
-        if lock(&self.foreign).admit(datagram, now) {
-            out.events.push(Event::ForeignReceived(datagram.into(), source));
-        } else {
-            self.drops.count(DropReason::ForeignRate, 1);
+        let verdict = match &mut *lock(&self.pairing) {
+            Some(filter) => filter.judge(datagram, source.remote, now, &self.random),
+            None if lock(&self.foreign).admit(datagram, now) => pairing::Verdict::Pass,
+            None => pairing::Verdict::Drop(DropReason::ForeignRate),
+        };
+        match verdict {
+            pairing::Verdict::Pass => out.events.push(Event::ForeignReceived(datagram.into(), source)),
+            pairing::Verdict::Answer(datagram) => out.transmits.push(Transmit { endpoint: source, datagram }),
+            pairing::Verdict::Drop(reason) => self.drops.count(reason, 1),
         }
     }
 

@@ -29,6 +29,7 @@ use crate::indices::{Indices, Random};
 use crate::keypairs::Dead;
 use crate::liveness::Deadlines;
 use crate::locks::lock;
+use crate::pairing::PairingFilter;
 use crate::peers::{Owned, Peer, PeerState};
 use crate::snapshot::SnapshotMap;
 
@@ -65,6 +66,7 @@ pub struct Transport {
     indices: Indices,
     gate: Gate,
     foreign: Mutex<ForeignPace>,
+    pairing: Mutex<Option<PairingFilter>>,
     deadlines: Deadlines<Arc<Peer>>,
     held: AtomicUsize,
     random: Random,
@@ -83,6 +85,7 @@ impl Transport {
             indices: Indices::default(),
             gate: Gate::new(public_key),
             foreign: Mutex::default(),
+            pairing: Mutex::default(),
             deadlines: Deadlines::default(),
             held: AtomicUsize::new(0),
             random,
