@@ -23,10 +23,10 @@ from pathlib import Path
 from rustguard_py.data_path import DataPath
 from rustguard_py.engine import choose
 from rustguard_py.model.clock import now
-from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.planes.contract import EventfulPlane, Keypair
 from rustguard_py.planes.offload import wanted_gso_segments
-from rustguard_py.system.interface import Layout, set_up
+from rustguard_py.system.interface import InterfaceSetup, set_up
 from rustguard_py.system.sockets import bind
 
 PORT = 51820
@@ -65,7 +65,7 @@ def _serve(engine: str, side: str, peers: int, active: int, endpoint: Endpoint) 
     plane = make(engine)
     addresses = tuple(IPv4Interface((address(side, peer), 32)) for peer in range(1, active + 1))
     routes = (IPv4Network((NETWORKS[OTHER[side]], 16)),)
-    set_up(Layout(INTERFACE, MTU, addresses, routes, wanted_gso_segments(MTU)), lambda _: None)
+    set_up(InterfaceSetup(INTERFACE, MTU, addresses, routes, wanted_gso_segments(MTU)), lambda _: None)
     for peer in range(1, peers + 1):
         plane.set_peer(peer, endpoint, [IPv4Network(address(OTHER[side], peer))], 0)
         if peer > active:
@@ -92,12 +92,12 @@ def _resident() -> int:
 
 
 def _idle(engine: str, peers: int, seconds: float) -> None:
-    """Say what so many peers with two networks and three sessions each cost a plane that nobody uses."""
+    """Print what this many peers, with two networks and three sessions each, cost an idle plane."""
     plane = make(engine)
 
     def add(numbers: range) -> None:
         for peer in numbers:
-            networks = [IPv4Network(address("client", peer)), IPv6Network((0xFD << 120 | peer, 128))]
+            networks: list[Network] = [IPv4Network(address("client", peer)), IPv6Network((0xFD << 120 | peer, 128))]
             plane.set_peer(peer, ("127.0.0.1", 9), networks, 0)
             for initiator in (True, True, False):
                 index = plane.reserve_index(peer)

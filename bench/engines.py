@@ -1,4 +1,4 @@
-"""What is measured side by side: each engine joins two hosts of a lab by a tunnel, or by nothing but their link."""
+"""The engines that are compared: each joins two hosts of a lab by a tunnel, or by nothing but their link."""
 
 from __future__ import annotations
 

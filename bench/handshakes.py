@@ -13,6 +13,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class InMemory:
         self.transport = Transport(public_key, emit=self.events.append)
         self.now = 1000.0
         self.reserve_index = self.transport.reserve_index
+        self.set_public_key = self.transport.set_public_key
         self.remove_peer = self.transport.remove_peer
         self.set_endpoint = self.transport.set_endpoint
         self.erase_keypairs = self.transport.erase_keypairs
@@ -45,8 +47,10 @@ class InMemory:
         self.send = self.transport.send
         self.stats = self.transport.stats
 
-    def set_peer(self, peer: int, endpoint: Endpoint | None, allowed: tuple[Network, ...], keepalive: int) -> None:
-        self.transport.set_peer(peer, endpoint, allowed, keepalive, self.now)
+    def set_peer(
+        self, peer: int, endpoint: Endpoint | None, allowed_ips: Sequence[Network], persistent_keepalive: int
+    ) -> None:
+        self.transport.set_peer(peer, endpoint, allowed_ips, persistent_keepalive, self.now)
 
     def install_keypair(self, peer: int, keypair: Keypair) -> None:
         self.transport.install_keypair(peer, keypair, self.now)
@@ -69,7 +73,7 @@ def initiations(clients: list[StaticKey], server: StaticKey, clock: Tai64nClock,
 
 
 def measure(handshakes: int, rounds: int) -> list[float]:
-    """Give handshakes a second, of each round."""
+    """Return the handshakes per second of each round."""
     server = StaticKey(os.urandom(32))
     clients = [StaticKey(os.urandom(32)) for _ in range(PEERS)]
     # An address each: who sends more than 20 a second from one is asked for a cookie first.

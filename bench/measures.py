@@ -82,13 +82,13 @@ def _pings(pair: Pair, running: Running, _: int) -> Sample:
 
 STEPS = {
     "ping": Step(_pings, 1.2),
-    "tcp1": Step(lambda *given: _tcp_with_cpu(*given), 1.4),
-    "tcp4": Step(lambda *given: _tcp(*given, "tcp4", "-P", "4"), 1.4),
-    "tcp1r": Step(lambda *given: _tcp(*given, "tcp1r", "-R"), 1.4),
-    "tcp4r": Step(lambda *given: _tcp(*given, "tcp4r", "-P", "4", "-R"), 1.4),
-    "udp1372": Step(lambda *given: _udp(*given, "udp1372", 1372), 0.4),
-    "udp64": Step(lambda *given: _udp(*given, "udp64", 64), 0.4),
-    "loaded-ping": Step(lambda *given: _ping_under_load(*given), 1.6),
+    "tcp1": Step(lambda pair, running, seconds: _tcp_with_cpu(pair, running, seconds), 1.4),
+    "tcp4": Step(lambda pair, running, seconds: _tcp(pair, running, seconds, "tcp4", "-P", "4"), 1.4),
+    "tcp1r": Step(lambda pair, running, seconds: _tcp(pair, running, seconds, "tcp1r", "-R"), 1.4),
+    "tcp4r": Step(lambda pair, running, seconds: _tcp(pair, running, seconds, "tcp4r", "-P", "4", "-R"), 1.4),
+    "udp1372": Step(lambda pair, running, seconds: _udp(pair, running, seconds, "udp1372", 1372), 0.4),
+    "udp64": Step(lambda pair, running, seconds: _udp(pair, running, seconds, "udp64", 64), 0.4),
+    "loaded-ping": Step(lambda pair, running, seconds: _ping_under_load(pair, running, seconds), 1.6),
 }
 # What it takes to make the hosts, start an engine, and end both.
 START = 2.0

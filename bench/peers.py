@@ -2,7 +2,7 @@
 
     python bench/peers.py [--peers 10000]
 
-Needs root or a user namespace (scripts/in-namespace). Prints a line a figure and, with --json, one document.
+Needs root or a user namespace (scripts/in-namespace). Prints a line per figure and, with --json, one document.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from process import cpu_seconds, resident_mib
 
-from rustguard_py.cli.demo import Machine
+from rustguard_py.cli.machine import Machine
 from rustguard_py.lab.hosts import Host, Lab
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.keys import generate_private_key

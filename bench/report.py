@@ -1,4 +1,4 @@
-"""What came out: a table, JSON, and a plot."""
+"""The results: a table, JSON, and a plot."""
 
 from __future__ import annotations
 

@@ -32,10 +32,10 @@ from report import describe_machine
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from streams import WARM_UP
 
 from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Host, Lab
+from rustguard_py.lab.stream import WARM_UP
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -174,7 +174,7 @@ def throughput(engine: str, rounds: int, seconds: int, said: Console) -> list[di
 def idle(engine: str, seconds: int) -> dict[str, float]:
     """Memory of an idle peer in bytes, and the share of a core that 10,000 idle ones take."""
     with Lab() as lab:
-        argv = [sys.executable, HERE / "end.py", engine, "idle", str(IDLE_PEERS), str(seconds)]
+        argv: list[str | Path] = [sys.executable, HERE / "end.py", engine, "idle", str(IDLE_PEERS), str(seconds)]
         figures: dict[str, float] = json.loads(lab.host("idle").run(argv, timeout=120 + seconds).stdout)
         return figures
 

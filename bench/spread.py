@@ -52,7 +52,7 @@ def simulate(flows: int, tunnels: int, chance: random.Random) -> list[int]:
 
 
 def summarise(way: str, tunnels: int, sets: list[list[int]]) -> dict[str, object]:
-    """Say how even the sets were, each and together."""
+    """Return how even the sets were, each and together."""
     flows = sum(sets[0])
     even = flows / tunnels
     off = [max(abs(count - even) for count in counts) / even for counts in sets]

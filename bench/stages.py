@@ -1,4 +1,4 @@
-"""Where the native plane's time goes on one packet's way out and in: the shares in docs/data-path.md.
+"""Where the native plane's time goes on one packet's way out and in: the shares in docs/internals/data-path.md.
 
     scripts/in-namespace .venv/bin/python bench/stages.py [--seconds N] [--ring]
 
@@ -27,7 +27,7 @@ from links import Way, make_pair
 
 from rustguard_py.lab.hosts import Lab
 
-# Samples a second a thread. Not a round number: nothing shall keep step with it.
+# Samples per second and thread. Not a round number, so that nothing keeps step with it.
 FREQUENCY = 2999
 # Functions that tell a stage, the kernel's and ours. What the compiler took into its caller counts as the caller.
 _CIPHER = r"ring_core_.*(seal|open|poly|chacha)|ring::|transport::(lanes|aead|keypairs)|CRYPTO_memcmp|memcmp"
@@ -76,7 +76,7 @@ def _record(seconds: int, folder: Path, engine: str) -> Path:
 
 
 def stage_of(stack: Iterable[str], stages: dict[str, str]) -> str:
-    """Give the stage of a sample; `stack` has function names, the innermost first."""
+    """Return the stage of a sample; `stack` has function names, the innermost first."""
     for function in stack:
         for stage, pattern in stages.items():
             if re.search(pattern, function):

@@ -45,6 +45,6 @@ def full(engines: Sequence[str]) -> list[Table]:
 
 
 def able(engines: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Give those of the engines that run here, and why the others don't."""
+    """Return which of the engines run here, and why the others don't."""
     reasons = {name: ENGINES[name].why_not() for name in engines}
     return [name for name in engines if not reasons[name]], {name: why for name, why in reasons.items() if why}

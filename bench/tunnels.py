@@ -44,7 +44,7 @@ from rustguard_py.engine import has_native, why_no_kernel
 from rustguard_py.lab.hosts import Host, Lab
 
 HERE = Path(__file__).parent
-DOCS = HERE.parent / "docs"
+DOCS = HERE.parent / "docs/internals"
 STREAMS_PORT = 5202
 ENGINES = ("portable", "native", "kernel")
 TUNNELS = (1, 2, 4)
@@ -118,7 +118,7 @@ def _one(engine: str, tunnels: int, flows: Sequence[int], seconds: int) -> dict[
 
 
 def why_not(engine: str) -> str:
-    """Say why an engine can't be measured here, or nothing."""
+    """Return why an engine can't be measured here, or nothing."""
     if engine == "native" and not has_native():
         return "this installation has no native engine"
     if engine == "kernel":
@@ -133,7 +133,15 @@ def why_not(engine: str) -> str:
 
 def spread(flows: int, sets: int) -> list[dict[str, Any]]:
     """What `spread.py` says of so many flows: the kernel's hash beside chance."""
-    argv = [sys.executable, HERE / "spread.py", "--flows", str(flows), "--sets", str(sets), "--json"]
+    argv: list[str | Path] = [
+        sys.executable,
+        HERE / "spread.py",
+        "--flows",
+        str(flows),
+        "--sets",
+        str(sets),
+        "--json",
+    ]
     rows: list[dict[str, Any]] = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout)
     return rows
 
@@ -251,7 +259,7 @@ def print_tables(document: dict[str, Any], console: Console) -> None:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The figures for the most flows, as docs/performance.md has them."""
+    """The figures for the most flows, as docs/internals/performance.md has them."""
     cores = range(document["machine"]["cores"])
     titles = [
         *("engine", "tunnels", "TCP, Mbit/s", "÷ one tunnel's", "CPU s/GB: sender, receiver, whole machine"),
@@ -281,7 +289,7 @@ def _most_flows(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def publish(document: dict[str, Any], docs: Path) -> list[Path]:
-    """Draw the plot that docs/performance.md shows, and put the table there; gives the files written.
+    """Draw the plot that docs/internals/performance.md shows, and put the table there; return the files written.
 
     A run with the kernel's engine is another machine's, and has a plot and a table of its own.
     """
@@ -372,7 +380,7 @@ def _arguments() -> argparse.Namespace:
         metavar="N",
         help="that an engine may take to start (20; an emulated machine needs 120)",
     )
-    parser.add_argument("--docs", action="store_true", help="put table and plot into docs/ as well")
+    parser.add_argument("--docs", action="store_true", help="put table and plot into docs/internals/ as well")
     parser.add_argument("--from", dest="kept", type=Path, metavar="FILE", help="what an earlier run gave as JSON")
     parser.add_argument("--json", action="store_true", help="print the document instead of tables")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`rustguard export`: a wg-quick file for a machine that runs a stock WireGuard."""
+"""`rustguard export`: write a wg-quick file for a machine that runs stock WireGuard."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from rustguard_py import conf
+from rustguard_py import conf, conf_writer
 from rustguard_py.cli.genkey import warn_if_world_accessible
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import call, listens
@@ -23,38 +23,40 @@ from rustguard_py.state import paths
     examples=[
         (
             "sudo rustguard export --new phone -o phone.conf",
-            "on a server: let a phone in that runs the WireGuard app",
+            "on a server: admit a phone that runs the WireGuard app",
         ),
-        ("sudo rustguard export --new phone | qrencode -t ansiutf8", "the same, as a code for its camera"),
-        ("sudo rustguard export -o home.conf", "on a client: its own tunnel, to be run by WireGuard instead"),
+        ("sudo rustguard export --new phone | qrencode -t ansiutf8", "the same, as a QR code for its camera"),
+        ("sudo rustguard export -o home.conf", "on a client: its own tunnel, for WireGuard to run instead"),
     ],
 )
 @click.argument("server", metavar="[HOST[:PORT]]", required=False)
-@click.option("--new", "name", metavar="NAME", help="On a server: make keys for a new peer, and let it in.")
-@click.option("--endpoint", metavar="HOST[:PORT]", help="Where the new peer reaches this server.")
+@click.option("--new", "name", metavar="NAME", help="On a server: make keys for a new peer, and admit it.")
+@click.option("--endpoint", metavar="HOST[:PORT]", help="Address at which the new peer reaches this server.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="A new file, mode 0600, in place of standard output.",
+    help="Write to a new file, mode 0600, instead of standard output.",
 )
 @state_option
 def command(
     server: str | None, name: str | None, endpoint: str | None, output: Path | None, state: Path | None
 ) -> None:
-    """Write a wg-quick file that any WireGuard takes. It holds a private key.
+    """Write a wg-quick file that any WireGuard can read. It contains a private key.
 
-    On a client: its own tunnel, of the network joined last or of HOST. On a server, with --new: a new peer's.
+    On a client: the tunnel to the network joined last, or to HOST. On a server, with --new: the tunnel of a new peer.
     """
     if name is None and endpoint is not None:
-        raise UsageError("--endpoint is for a new peer.", "Add: --new NAME")
+        raise UsageError("--endpoint is only for a new peer.", "Add: --new NAME")
     if name is not None and server is not None:
-        raise UsageError(f"With --new there is no {server}.", "Where the peer reaches this server: --endpoint HOST")
+        raise UsageError(
+            f"With --new, {server} can't be given.", "To say where the peer reaches this server: --endpoint HOST"
+        )
     with _Output(output) as out:
         if name is None:
             out.write(_own(server, state))
-            click.echo("It has this machine's key: run it here or there, not in two places at once.", err=True)
+            click.echo("It contains this machine's key: use it on one machine at a time.", err=True)
         else:
             out.write(_new(name, endpoint, state))
 
@@ -68,9 +70,9 @@ def _own(server: str | None, state: Path | None) -> conf.Config:
     directory = paths.state_directory("client", state)
     kept = Document.peek(directory)
     if kept is not None and kept.get("role") == "server":
-        raise _only_the_peer_has_it()
+        raise _server_has_no_tunnel()
     if kept is None and Document.peek(paths.state_directory("server", None)) is not None:
-        raise _only_the_peer_has_it()
+        raise _server_has_no_tunnel()
     if kept is None:
         raise UsageError(
             f"Nothing was joined here ({directory}).", "Join with: sudo rustguard join HOST --token SECRET"
@@ -84,7 +86,7 @@ def _own(server: str | None, state: Path | None) -> conf.Config:
     return of_client(client, network)
 
 
-def _only_the_peer_has_it() -> UsageError:
+def _server_has_no_tunnel() -> UsageError:
     return UsageError(
         "This is a server, and only a peer itself has its private key.",
         "For a new peer: rustguard export --new NAME. For one that joined: rustguard export, on that machine.",
@@ -108,7 +110,7 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
         offered = admissions.admit_at_rest(directory, name, public_key(private), preshared)
     config = export.of_peer(offered, private, preshared, host, port)
     click.echo(
-        f"Let in {offered['name']}, {offered['addresses'][0]}. Its key is in this file and nowhere else.", err=True
+        f"Admitted {offered['name']}, {offered['addresses'][0]}. Its key is in this file and nowhere else.", err=True
     )
     if endpoint is None:
         where = config.peers[0].endpoint
@@ -121,12 +123,14 @@ def _likely() -> str:
 
     found = likely_address()
     if found == "HOST":
-        raise UsageError("This machine has no address that others could reach.", "Say it: --endpoint HOST[:PORT]")
+        raise UsageError(
+            "This machine has no address that others could reach.", "Give one with: --endpoint HOST[:PORT]"
+        )
     return found
 
 
 class _Output:
-    """Where the file goes; made before anything is done, and gone again if that fails."""
+    """The output, made before anything else is done; a file is removed again if that fails."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -139,16 +143,18 @@ class _Output:
         try:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         except FileExistsError as error:
-            raise RefusedError(f"There is a file {self._path} already.", "Name another, or move it away.") from error
+            raise RefusedError(
+                f"There is a file {self._path} already.", "Name another one, or move it away."
+            ) from error
         return self
 
     def write(self, config: conf.Config) -> None:
-        """Write it."""
+        """Write the configuration, and report where it went."""
         if self._descriptor is None:
-            click.echo(conf.write(config), nl=False)
+            click.echo(conf_writer.write(config), nl=False)
             sys.stdout.flush()
         else:
-            os.write(self._descriptor, conf.write(config).encode())
+            os.write(self._descriptor, conf_writer.write(config).encode())
             click.echo(f"Written to {self._path}.", err=True)
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from rustguard_py.cli.secret import find_token, is_weak, read_token
-from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
+from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import UsageError
 from rustguard_py.state.records import MOST_TUNNELS
 
-# How long `--open` alone opens the window for: time to walk to the other machine.
+# How long `--open` without a number opens the window: time to walk to the other machine.
 OPEN_SECONDS = 600
 
 
@@ -27,12 +27,14 @@ OPEN_SECONDS = 600
             "a server; open the window when it's needed",
         ),
         ("sudo rustguard serve --pool 10.150.0.0/24 --token - --open", "asks for the token, open for ten minutes"),
-        ("sudo rustguard serve", "again, with all that was kept; nobody new can join"),
+        ("sudo rustguard serve", "again, with everything that was kept; nobody new can join"),
     ],
 )
 @click.option("--pool", metavar="CIDR", help="IPv4 addresses to give out, /30 or wider; kept after the first start.")
 @click.option(
-    "--pool6", metavar="CIDR", help="The same for IPv6, a /64; `none` for none. Default: made once and kept."
+    "--pool6",
+    metavar="CIDR",
+    help="The same for IPv6, a /64; `none` for none. Default: made at the first start and kept.",
 )
 @token_options
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="UDP port; kept.  [default: 51820]")
@@ -46,15 +48,19 @@ OPEN_SECONDS = 600
     help=f"Open the window from the start, for {OPEN_SECONDS} s if no number is given.",
 )
 @click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
-@click.option("--mtu", type=click.IntRange(1280, 65000), metavar="N", help="Of the interface; kept.  [default: 1420]")
+@click.option(
+    "--mtu", type=click.IntRange(1280, 65000), metavar="N", help="MTU of the interface; kept.  [default: 1420]"
+)
 @click.option(
     "--tunnels",
     type=click.IntRange(1, MOST_TUNNELS),
     metavar="N",
-    help="Tunnels to each client, a port, key and interface each; flows are spread over them; kept.  [default: 1]",
+    help="Number of tunnels to each client, each with its own port, key and interface; flows are spread over "
+    "them; kept.  [default: 1]",
 )
-@click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
+@click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @data_path_options
+@log_level_option("info")
 @state_option
 def command(
     pool: str | None,
@@ -72,57 +78,52 @@ def command(
 ) -> None:
     """Run a server in the foreground, until Ctrl-C or SIGTERM.
 
-    It owns a pool of addresses and lets in who knows the token while the window is open (`rustguard open`).
-    Its key, its peers and their addresses are kept and there again at the next start.
+    It owns a pool of addresses and admits anyone who knows the token while the window is open (`rustguard open`).
+    Its key, its peers and their addresses are kept for the next start.
     """
-    pool4 = network4(pool)
+    pool4 = _network4(pool)
     network6 = _network6(pool6)
     secret = _token(token, token_file)
 
     from rustguard_py.cli.foreground import run
-    from rustguard_py.enroll.server.start import ServeOptions, serve
+    from rustguard_py.enroll.server.settings import Settings
+    from rustguard_py.enroll.server.start import PairingOptions, ServeOptions, serve
     from rustguard_py.state.paths import state_directory
 
     options = ServeOptions(
         directory=state_directory("server", state),
-        token=secret,
-        pool4=pool4,
-        pool6=network6,
-        use_pool6=pool6 != "none",
-        port=port,
-        open_for=open_for,
-        interface=interface,
-        mtu=mtu,
-        tunnels=tunnels,
+        settings=Settings(pool4, network6, pool6 != "none", port, mtu, tunnels),
+        pairing=PairingOptions(secret, open_for),
         data_path=data_path,
+        interface=interface,
         group=group,
     )
     run(lambda voice: serve(options, voice))
 
 
 def _token(option: str | None, file: Path | None) -> str | None:
-    """Find the token, asking for it on a terminal only: a service without one serves those who joined before."""
+    """Return the token, asking for it on a terminal only: a service without one serves the peers it has."""
     token = find_token(option, file)
     if token is None and sys.stdin.isatty():
         return read_token(None, None)
     if token is not None and is_weak(token):
-        click.echo("The token is easily guessed: take three or four random words.", err=True)
+        click.echo("The token is easily guessed: use three or four random words.", err=True)
     return token
 
 
-def network4(text: str | None) -> IPv4Network | None:
-    """Read `--pool`; None where it wasn't given.
+def _network4(text: str | None) -> IPv4Network | None:
+    """Return the network of `--pool`, or None if it wasn't given.
 
     Raises:
-        UsageError: It is no network, or has no room for a peer.
+        UsageError: It isn't a network, or has no room for a peer.
     """
     if text is None:
         return None
     try:
         network = IPv4Network(text)
     except ValueError as error:
-        mend = "Write it like 10.150.0.0/24: the first address of the network, and its prefix length."
-        raise UsageError(f"--pool: {error}.", mend) from error
+        fix = "Write it like 10.150.0.0/24: the first address of the network, and its prefix length."
+        raise UsageError(f"--pool: {error}.", fix) from error
     if network.prefixlen > 30:
         raise UsageError(f"--pool {network} has no room for a peer.", "A /30 has room for one, a /24 for 253.")
     return network

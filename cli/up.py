@@ -1,4 +1,4 @@
-"""`rustguard up`: a tunnel that a wg-quick file describes."""
+"""`rustguard up`: bring up the tunnel of a wg-quick file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from rustguard_py.cli.verb import Verb, data_path_options
+from rustguard_py.cli.verb import Verb, data_path_options, log_level_option
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.data_path import DataPath
 from rustguard_py.state import paths
 
-# A changed file may have names to look up and programs to tell.
+# A changed file may have names to look up, and DNS programs to run.
 RELOAD_SECONDS = 60.0
 
 
@@ -19,17 +19,23 @@ RELOAD_SECONDS = 60.0
     "up",
     cls=Verb,
     examples=[
-        ("sudo rustguard up wg0", "what /etc/wireguard/wg0.conf says; in the background"),
+        ("sudo rustguard up wg0", "the tunnel of /etc/wireguard/wg0.conf, in the background"),
         ("sudo rustguard up ./office.conf", "the same for a file elsewhere; the interface is called office"),
-        ("sudo rustguard up wg0", "again, when the file has changed: what differs is changed, sessions stay"),
+        (
+            "sudo rustguard up wg0",
+            "again, when the file has changed: only the differences are applied, sessions stay",
+        ),
         ("sudo rustguard up wg0 --foreground", "for a service: until SIGTERM or Ctrl-C"),
     ],
 )
 @click.argument("file", metavar="FILE|NAME")
-@click.option("--foreground", is_flag=True, help="Stay; without it the command ends when the tunnel is up.")
-@click.option("--group", metavar="NAME", help="Who beside root may use the control socket.")
+@click.option(
+    "--foreground", is_flag=True, help="Stay in the foreground; without it the command ends when the tunnel is up."
+)
+@click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 @data_path_options
+@log_level_option("info")
 def command(
     file: str,
     foreground: bool,
@@ -39,15 +45,15 @@ def command(
 ) -> None:
     """Bring up the tunnel that the wg-quick file FILE describes, or /etc/wireguard/NAME.conf, as wg-quick does.
 
-    Every key of wg(8) and wg-quick(8) counts. If it is up already, what differs in the file is changed.
+    Every key of wg(8) and wg-quick(8) is supported. If the tunnel is up already, changes in the file are applied.
     """
     from rustguard_py.quick import conf_files
 
     path = conf_files.find(file)
     interface = conf_files.interface_of(file)
     conf_files.load(path)
-    if said := conf_files.warning(path):
-        click.echo(f"Warning: {said}", err=True)
+    if warning := conf_files.warning(path):
+        click.echo(f"Warning: {warning}", err=True)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
     socket = paths.find_socket(directory)
     if socket is not None and listens(socket):

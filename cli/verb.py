@@ -1,4 +1,4 @@
-"""What verbs share: examples in their help, the options that several have."""
+"""Parts that verbs share: examples in their help, and common options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rustguard_py.data_path import DataPath
 Function = TypeVar("Function", bound=Callable[..., Any])
 Examples = Sequence[tuple[str, str]]
 
+LOG_LEVEL = "rustguard_py.log_level"
+
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -21,7 +23,7 @@ class Verb(click.Command):
     """A command whose help ends with examples.
 
     Args:
-        examples: Pairs of a command line and what it's for.
+        examples: Pairs of a command line and its purpose.
     """
 
     def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
@@ -35,13 +37,13 @@ class Verb(click.Command):
 
 
 class VerbGroup(Verb, click.Group):
-    """The same for a command with commands of its own."""
+    """A `Verb` that has commands of its own."""
 
     command_class = Verb
 
 
 def write_examples(formatter: click.HelpFormatter, examples: Examples) -> None:
-    """Write a section of command lines, each with what it's for on a line of its own."""
+    """Write a section of command lines, each with its purpose on the next line."""
     if not examples:
         return
     with formatter.section("Examples"):
@@ -57,7 +59,7 @@ def state_option(function: Function) -> Function:
         metavar="DIR",
         envvar="RUSTGUARD_STATE",
         show_envvar=True,
-        help="State directory; says which daemon is meant when several run.",
+        help="State directory; selects the daemon when several run.",
     )(function)
 
 
@@ -66,10 +68,30 @@ def json_option(function: Function) -> Function:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON with a schema number.")(function)
 
 
+def log_level_option(default: str) -> Callable[[Function], Function]:
+    """Return what adds `--log-level`, whose help names the default.
+
+    There is no parameter: `rustguard_py.cli.logs` reads the choice from the context.
+    """
+    return click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+        envvar="RUSTGUARD_LOG",
+        show_envvar=True,
+        expose_value=False,
+        callback=_keep_log_level,
+        help=f"Least severity that is logged.  [default: {default}]",
+    )
+
+
+def _keep_log_level(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    context.meta[LOG_LEVEL] = value
+
+
 def token_options(function: Function) -> Function:
     """Add `--token` and `--token-file`; the parameters are `token: str | None`, `token_file: Path | None`.
 
-    What was given becomes the token by `rustguard_py.cli.secret.read_token`.
+    `rustguard_py.cli.secret.read_token` turns them into the token.
     """
     by_file = click.option(
         "--token-file",
@@ -80,14 +102,14 @@ def token_options(function: Function) -> Function:
     by_value = click.option(
         "--token",
         metavar="SECRET",
-        help="The shared token; `-` reads standard input. Others may see a command line: better --token-file, "
+        help="The shared token; `-` reads standard input. Others can see a command line, so prefer --token-file, "
         "RUSTGUARD_TOKEN or standard input.",
     )
     return by_value(by_file(function))
 
 
 def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what chooses the data path; the parameter is `data_path: DataPath`."""
+    """Add the options that choose the data path; the parameter is `data_path: DataPath`."""
 
     @wraps(function)
     def with_data_path(
@@ -98,18 +120,19 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
     by_napi = click.option(
         "--threaded-napi",
         is_flag=True,
-        help="Let the kernel's engine receive in a thread each peer (Linux 6.16 or newer; else refused).",
+        help="Let the kernel's engine receive in one thread per peer (refused before Linux 6.16).",
     )
     by_xdp = click.option(
         "--xdp",
         metavar="IFACE",
-        help="Let the native engine take and send UDP by AF_XDP on this interface; where the kernel refuses, "
-        "the ordinary sockets are used and it is said.",
+        help="Let the native engine receive and send UDP with AF_XDP on this interface; where the kernel refuses, "
+        "ordinary sockets are used, with a line that says so.",
     )
     by_uring = click.option(
         "--uring",
         is_flag=True,
-        help="Let the native engine use io_uring; where the kernel refuses, system calls are used and it is said.",
+        help="Let the native engine use io_uring; where the kernel refuses, system calls are used, with a line that "
+        "says so.",
     )
     by_queues = click.option(
         "--queues",
@@ -117,7 +140,7 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
         callback=_check_queues,
         default="auto",
         show_default=True,
-        help="Queues of the interface, not with the kernel's engine; auto: by the number of cores.",
+        help="Number of queues of the interface (not with the kernel's engine); auto: by the number of cores.",
     )
     by_engine = click.option(
         "--engine",
@@ -126,7 +149,7 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         envvar="RUSTGUARD_ENGINE",
         show_envvar=True,
-        help="What moves the packets; auto takes the fastest that runs here, and `status -v` says why.",
+        help="Engine that moves the packets; auto takes the fastest that runs here, and `status -v` says why.",
     )
     return by_engine(by_queues(by_uring(by_xdp(by_napi(with_data_path)))))
 

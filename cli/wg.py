@@ -1,4 +1,4 @@
-"""`rustguard-wg`: what wg-quick(8) starts where the kernel has no WireGuard."""
+"""`rustguard-wg`: the user-space WireGuard that wg-quick(8) starts where the kernel has none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from rustguard_py import __version__
 from rustguard_py.cli.app import INTERRUPTED, report
-from rustguard_py.cli.verb import Verb
+from rustguard_py.cli.verb import Verb, log_level_option
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import RustGuardError, UsageError
 
@@ -31,17 +31,18 @@ _LEVELS = {"silent": logging.CRITICAL + 1, "error": logging.WARNING, "verbose": 
             "sudo WG_QUICK_USERSPACE_IMPLEMENTATION=rustguard-wg wg-quick up wg0",
             "wg-quick's own file, where the kernel has no WireGuard",
         ),
-        ("sudo ip link delete wg0", "the end; or remove /var/run/wireguard/wg0.sock"),
+        ("sudo ip link delete wg0", "stop it; or remove /var/run/wireguard/wg0.sock"),
     ],
 )
 @click.version_option(__version__, "--version", "-v", prog_name="rustguard-wg")
 @click.option("-f", "--foreground", is_flag=True, envvar="WG_PROCESS_FOREGROUND", help="Stay in the foreground.")
+@log_level_option("LOG_LEVEL, else error")
 @click.argument("interface", metavar="INTERFACE")
 def command(foreground: bool, interface: str) -> None:
     """Make a WireGuard interface in user space, for wg(8) and wg-quick(8) to set up.
 
     Variables: LOG_LEVEL (silent, error, verbose, debug), RUSTGUARD_ENGINE (native, portable), WG_TUN_FD and
-    WG_UAPI_FD (descriptors to use in place of making interface and socket).
+    WG_UAPI_FD (descriptors of an existing interface and socket to use).
     """
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.conf_files import interface_of
@@ -53,19 +54,18 @@ def command(foreground: bool, interface: str) -> None:
     directory = _directory(interface)
     options = WgOptions(interface, directory, _engine(), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
     background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
-    logging.getLogger("rustguard_py").setLevel(level)
 
     def ready() -> None:
         if background is not None:
             background.ready()
 
-    run(lambda voice: serve(options, voice, ready))
+    run(lambda voice: serve(options, voice, ready), level)
 
 
 def _engine() -> Engine:
     from rustguard_py import engine
 
-    # The kernel's WireGuard needs no program in its place.
+    # The kernel's WireGuard needs no program, so `auto` and `kernel` mean the fastest of our own engines.
     fastest = "native" if engine.has_native() else "portable"
     wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
     return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted))
@@ -89,12 +89,12 @@ def _descriptor(variable: str) -> int | None:
     if not given:
         return None
     if not given.isdecimal():
-        raise UsageError(f"{variable} must be a descriptor's number.", f"Unset it: unset {variable}")
+        raise UsageError(f"{variable} must be the number of a descriptor.", f"Unset it: unset {variable}")
     return int(given)
 
 
 def main() -> NoReturn:
-    """Be the program."""
+    """Run the program."""
     try:
         command.main(sys.argv[1:], prog_name="rustguard-wg", standalone_mode=False)
     except click.ClickException as error:

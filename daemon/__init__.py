@@ -1,1 +1,1 @@
-"""What any running tunnel needs, whether `serve`, `join`, `up` or `rustguard-wg` made it."""
+"""Parts that every running tunnel uses, whether `serve`, `join`, `up` or `rustguard-wg` made it."""

@@ -1,4 +1,4 @@
-"""How `serve` and `join` talk to the person in front of them."""
+"""Output of `serve` and `join` for the person at the terminal."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """Each takes a line of prose.
+    """Two functions that print a line.
 
     Attributes:
-        change: A change to the system, `[#] ip …`.
-        say: Anything else.
+        change: Prints a change to the system, `[#] ip …`.
+        say: Prints anything else.
     """
 
     change: Callable[[str], None]

@@ -1,4 +1,4 @@
-"""Name servers while a tunnel is up: told to systemd-resolved or to resolvconf, whichever has charge here."""
+"""Name servers while a tunnel is up, set through systemd-resolved or resolvconf."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from pyroute2 import IPRoute
 
-from rustguard_py.daemon.steps import Echo, run
+from rustguard_py.daemon.steps import run
 from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.system.interface import Echo
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _ORDER = Path("/etc/resolvconf/interface-order")
@@ -19,10 +20,10 @@ _RESOLVECTL, _RESOLVCONF = "resolvectl", "resolvconf"
 
 
 def manager() -> str:
-    """Say which program takes name servers here.
+    """Return the program that sets name servers on this machine.
 
     Raises:
-        RefusedError: None does.
+        RefusedError: There is none.
     """
     resolved = "systemd/resolve" in str(_RESOLV_CONF.resolve()) and shutil.which(_RESOLVECTL)
     if not resolved and shutil.which(_RESOLVCONF):
@@ -30,14 +31,14 @@ def manager() -> str:
     if shutil.which(_RESOLVECTL):
         return _RESOLVECTL
     raise RefusedError(
-        "The file sets DNS, and this machine has neither resolvconf nor systemd-resolved to take it.",
+        "The file sets DNS, but this machine has neither resolvconf nor systemd-resolved.",
         "Install one, `sudo apt-get install openresolv`, or take the DNS line out.",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Dns:
-    """Name servers and search domains, used for all names while the tunnel is up."""
+    """Name servers and search domains for all names while the tunnel is up."""
 
     interface: str
     servers: tuple[str, ...]
@@ -46,7 +47,7 @@ class Dns:
     outlives: ClassVar[bool] = True
 
     def prepare(self) -> str:
-        """The memo is the program that is told."""
+        """See `steps.Step`. The memo is the program that sets the name servers."""
         return manager()
 
     def apply(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
@@ -54,14 +55,14 @@ class Dns:
         if memo == _RESOLVECTL:
             if self.servers:
                 _tell([_RESOLVECTL, "dns", self.interface, *self.servers], "", echo)
-            # `~.`: every name is asked of them.
+            # `~.`: these servers are used for every name.
             every = ("~.",) if self.servers else ()
             _tell([_RESOLVECTL, "domain", self.interface, *every, *self.search], "", echo)
             return
         lines = [f"nameserver {server}" for server in self.servers]
         if self.search:
             lines.append(f"search {' '.join(self.search)}")
-        # Metric 0 and exclusive: these and no others.
+        # Metric 0 and exclusive: only these servers.
         only = ["-m", "0", "-x"] if self.servers else []
         _tell([_RESOLVCONF, "-a", self._record, *only], "".join(f"{line}\n" for line in lines), echo)
 
@@ -71,13 +72,13 @@ class Dns:
         argv = [_RESOLVECTL, "revert", self.interface] if memo == _RESOLVECTL else forced
         echo(f"[#] {' '.join(argv)}")
         done = run(argv)
-        # resolved forgets an interface that is gone by itself.
+        # systemd-resolved drops the settings of an interface that is gone.
         if memo == _RESOLVCONF and (done is None or done.returncode):
             echo(f"[!] {_RESOLVCONF} failed: look at {_RESOLV_CONF}, and run the line above again.")
 
     @property
     def _record(self) -> str:
-        """Debian's resolvconf sorts by name, and its list begins with tunnels: `tun.wg0` comes before `eth0`."""
+        """The record's name. Debian's resolvconf sorts by it: its list puts `tun.wg0` before `eth0`."""
         if _ORDER.is_file():
             for line in _ORDER.read_text().splitlines():
                 if match := re.fullmatch(r"\s*([A-Za-z0-9-]+)\*\s*", line):

@@ -1,7 +1,7 @@
-"""What a tunnel has changed on this machine, in order; on disk too, so that it can be taken back after a crash.
+"""The ledger: the changes that a tunnel made to this machine, in order, kept on disk to be undone after a crash.
 
-A step that outlives the interface is written down before it is done. The file lies in the runtime directory, beside
-the control socket: a reboot takes both it and what it tells of away.
+A step that outlives the interface is written to the ledger before it is done. The file is in the runtime directory,
+next to the control socket. A reboot removes both the file and the changes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pyroute2 import IPRoute
 from rustguard_py import conf
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
-from rustguard_py.daemon.steps import Echo, Step, Sysctl
+from rustguard_py.daemon.steps import Step, Sysctl
 from rustguard_py.model.errors import StateError
-from rustguard_py.state.files import Files, read_private, write_fresh
-from rustguard_py.system.interface import with_netlink
+from rustguard_py.state.durable_files import Files, read_private, write_fresh
+from rustguard_py.system.interface import Echo, with_netlink
 
 _KINDS: Mapping[str, type[Any]] = {each.__name__: each for each in (steps.Rule, Sysctl, steps.Firewall, Dns)}
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a tunnel that was killed left, beside the steps.
+    """What a killed tunnel left behind, besides the steps.
 
     Attributes:
-        interface: Its name.
-        hooks: To run as it should have.
+        interface: The interface's name.
+        hooks: The commands that it would have run.
     """
 
     interface: str
@@ -44,8 +44,8 @@ class Ledger:
     """The steps of one tunnel.
 
     Args:
-        path: Of the file, in a directory that exists.
-        left: What goes into it beside the steps.
+        path: The file, in an existing directory.
+        left: What the file has besides the steps.
     """
 
     def __init__(self, path: Path, left: Left) -> None:
@@ -55,7 +55,7 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path) -> Ledger | None:
-        """Read what a tunnel that was killed left; None where there is nothing.
+        """Return the ledger of a killed tunnel, or None if there is none.
 
         Raises:
             StateError: The file can't be read.
@@ -70,16 +70,16 @@ class Ledger:
             ledger._done = {steps.from_json(_KINDS, step): memo for step, memo in value["steps"]}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StateError(
-                f"{path} can't be read, and it tells what a tunnel that was killed has changed.",
-                f"Look at `ip rule` and your DNS, then remove it: rm {path}",
+                f"{path} can't be read. It has the changes that a killed tunnel made to this machine.",
+                f"Check `ip rule` and your DNS, then remove it: rm {path}",
             ) from error
         return ledger
 
     def become(self, wanted: Sequence[Step], echo: Echo) -> None:
-        """Take back what isn't wanted any more, last first, then do what is new, in order.
+        """Undo steps that are no longer wanted, last one first. Then do the new ones, in order.
 
         Raises:
-            RustGuardError: A step was refused; those before it are done, and `undo` takes them back.
+            RustGuardError: A step was refused. Earlier ones are done, and `undo` undoes them.
         """
         kept = set(wanted)
 
@@ -96,7 +96,7 @@ class Ledger:
         with_netlink(work)
 
     def undo(self, echo: Echo) -> None:
-        """Take back what outlives the interface, last first; the rest goes with it. The file goes too."""
+        """Undo the steps that outlive the interface, last one first, and remove the file."""
 
         def work(netlink: IPRoute) -> None:
             for step in reversed([each for each in self._done if each.outlives]):
@@ -107,7 +107,7 @@ class Ledger:
         self._path.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Write the file; it holds hooks, so it is ours alone."""
+        """Write the file. Only we may read it, because it has hooks."""
         lasting = [[steps.to_json(step), memo] for step, memo in self._done.items() if step.outlives]
         hooks = {name: getattr(self.left.hooks, name) for name in conf.Hooks.__slots__}
         content = json.dumps({"interface": self.left.interface, "hooks": hooks, "steps": lasting}).encode()
@@ -127,7 +127,7 @@ class Ledger:
             step.undo(netlink, memo, echo)
 
     def _memo(self, step: Step) -> str:
-        """What it needs to be taken back: for a variable that another tunnel has set, what it was before that."""
+        """Return the memo of a step. For a variable that another tunnel has set, it is the value before that."""
         others = self._others_memo(step) if isinstance(step, Sysctl) else None
         return step.prepare() if others is None else others
 

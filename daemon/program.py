@@ -1,4 +1,4 @@
-"""What runs: role, state directory, interface, engine."""
+"""The running program: role, state directory, interface and engine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rustguard_py.state.paths import Role
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What runs.
+    """The running program.
 
     Attributes:
-        role: Of the state that it runs on.
-        directory: Where that lies.
+        role: The role of its state.
+        directory: The state directory.
         interface: The name of its interface.
-        engine: What moves its packets.
-        began: When, on the clock of `rustguard_py.model.clock`.
+        engine: The engine that runs its tunnel.
+        began: When it started, on the clock of `rustguard_py.model.clock`.
     """
 
     role: Role

@@ -1,4 +1,4 @@
-"""What server and client do alike to start and to end; whatever is made, the exit stack undoes."""
+"""Steps that server and client share to start and to stop. The exit stack undoes everything that they make."""
 
 from __future__ import annotations
 
@@ -18,30 +18,38 @@ from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.daemon.uapi.socket import UapiSocket, show
 from rustguard_py.engine import Engine
 from rustguard_py.model.endpoint import Network
-from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.planes import offload
 from rustguard_py.state import paths
 from rustguard_py.system import sockets as udp_sockets
-from rustguard_py.system.interface import NAME_LIMIT, Layout, interface_exists, require_tun, set_up
+from rustguard_py.system.interface import InterfaceSetup, check_interface_name, interface_exists, require_tun, set_up
 from rustguard_py.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
 
-def check_interface(name: str, engine: Engine) -> None:
-    """Refuse where no interface of that name can be made."""
-    if not 0 < len(name.encode()) <= NAME_LIMIT:
-        raise UsageError(f"{name!r} can't name an interface.", f"Use a name of 1 to {NAME_LIMIT} bytes.")
+def check_interface(name: str, engine: Engine, if_taken: str = "Choose another: --interface NAME") -> None:
+    """Check that an interface of this name can be made.
+
+    Args:
+        name: The interface's name.
+        engine: The engine that will run it.
+        if_taken: The proposed fix if an interface of this name exists.
+
+    Raises:
+        RustGuardError: It can't be made.
+    """
+    check_interface_name(name)
     if not engine.in_kernel:
         require_tun()
     if interface_exists(name):
-        raise RefusedError(f"There is an interface {name} already.", "Choose another: --interface NAME")
+        raise RefusedError(f"There is an interface {name} already.", if_taken)
 
 
 def bind(stack: AsyncExitStack, port: int) -> list[socket.socket]:
-    """Open a UDP port (0: any) in each family."""
+    """Return sockets on a UDP port (0 for any), one per family."""
     sockets = udp_sockets.bind(port)
     for each in sockets:
         stack.callback(each.close)
@@ -58,16 +66,16 @@ def make_tunnel(
     *,
     several: bool = False,
 ) -> tuple[AnyTunnel, KeptTimestamps]:
-    """Make an interface and a tunnel on it, with the timestamps kept in a state directory; nobody listens yet.
+    """Make an interface and a tunnel on it, without listeners. Return the tunnel and the timestamps of its state.
 
     Args:
         stack: Undoes it.
-        program: What runs.
+        program: The running program.
         private_key: 32 bytes.
-        sockets: Of the tunnel's port.
-        mtu: Of the interface, bytes.
-        pairing: Where enrollment is answered if the kernel has the tunnel's port.
-        several: Whether others come beside it.
+        sockets: Bound to the tunnel's port.
+        mtu: The interface's MTU, bytes.
+        pairing: Sockets for enrollment if the kernel has the tunnel's port.
+        several: Whether this is one of several tunnels.
     """
     timestamps = KeptTimestamps(program.directory)
     stack.callback(timestamps.close)
@@ -91,12 +99,12 @@ def make_kernel_tunnel(
     *,
     several: bool,
 ) -> AnyTunnel:
-    """Make an interface of the kernel's WireGuard and a tunnel on it; `make_tunnel` says what each argument is."""
+    """Return a tunnel on a new interface of the kernel's WireGuard. `make_tunnel` documents the arguments."""
     from rustguard_py.kernel import napi
-    from rustguard_py.kernel.netlink import Device
-    from rustguard_py.kernel.tunnel import KernelTunnel
+    from rustguard_py.kernel.kernel_tunnel import KernelTunnel
+    from rustguard_py.kernel.netlink import KernelInterface
 
-    device = Device.make(interface, kernel_alias(program.directory))
+    device = KernelInterface.make(interface, kernel_alias(program.directory))
     stack.callback(device.remove)
     notes = napi.settle(interface, device, wanted=program.engine.threaded_napi)
     tunnel = KernelTunnel(private_key, device, sockets, pairing, several=several, notes=notes)
@@ -105,16 +113,16 @@ def make_kernel_tunnel(
 
 
 def kernel_alias(directory: Path) -> str:
-    """What the kernel's interface of a state directory is recognised by, beside its key."""
+    """Return the alias that marks the kernel's interface of a state directory."""
     return f"rustguard {directory.absolute()}".encode("ascii", "replace").decode()
 
 
 def remove_leftovers(private_keys: Collection[bytes] | None, directory: Path) -> bool:
-    """Remove the interfaces that a killed program of this state directory left: the kernel keeps its own.
+    """Remove the kernel's interfaces that a killed program of this state directory left behind.
 
     Args:
-        private_keys: Only those of one of these keys (32 bytes each); None for any.
-        directory: Whose lock the caller holds.
+        private_keys: Only interfaces with one of these keys (32 bytes each); None for any.
+        directory: The state directory, whose lock the caller holds.
 
     Returns:
         Whether there was one.
@@ -135,25 +143,25 @@ def lay_out(
     *,
     in_kernel: bool = False,
 ) -> None:
-    """Give the interface its addresses and routes, and bring it up."""
+    """Return the interface its addresses and routes, and bring it up."""
     segments = None if in_kernel else offload.wanted_gso_segments(mtu)
-    layout = Layout(interface, mtu, tuple(addresses), tuple(routes), gso_max_segs=segments)
+    layout = InterfaceSetup(interface, mtu, tuple(addresses), tuple(routes), gso_max_segs=segments)
     stack.callback(set_up(layout, voice.change).undo, voice.change)
 
 
 async def answer_wg(
     stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, identity: Callable[[], tuple[bytes, int]]
 ) -> None:
-    """Let wg(8) show a tunnel that has commands of its own, unless another program has the name there.
+    """Let wg(8) show, but not change, a tunnel, unless another program already answers for the interface's name.
 
     Args:
         stack: Undoes it.
-        tunnel: It.
-        interface: Its name.
-        identity: Gives the private key, 32 bytes, and the UDP port.
+        tunnel: The tunnel.
+        interface: The interface's name.
+        identity: Returns the private key (32 bytes) and the UDP port.
     """
     if not isinstance(tunnel, Tunnel):
-        return  # wg(8) asks the kernel itself
+        return  # wg(8) asks the kernel directly
     wg = UapiSocket(interface, lambda: show(tunnel, *identity()), None)
     try:
         await wg.start()
@@ -164,23 +172,23 @@ async def answer_wg(
 
 
 async def answer(stack: AsyncExitStack, directory: Path, handlers: Mapping[str, Handler], group: str | None) -> None:
-    """Answer at the control socket of a state directory."""
+    """Start the control socket of a state directory."""
     control = ControlServer(paths.announce(directory), handlers, group)
     stack.callback(paths.withdraw, directory)
     await control.start()
     stack.push_async_callback(control.close)
 
 
-def stop_on_signals(stopped: asyncio.Event) -> None:
-    """Have SIGTERM, SIGINT and SIGHUP (the terminal was closed) set what ends the program in good order."""
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` on SIGTERM, SIGINT and SIGHUP (the terminal was closed), so that the program ends in order."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # Ignored from the start is what `nohup` and a shell's `&` ask for.
+        # `nohup` and a shell's `&` start a program with signals ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 async def until_stopped(tunnel: AnyTunnel) -> None:
-    """Return when a signal came.
+    """Wait until the tunnel stops.
 
     Raises:
         RustGuardError: The data plane broke.
@@ -191,7 +199,7 @@ async def until_stopped(tunnel: AnyTunnel) -> None:
 
 
 async def until_all_stopped(stopped: asyncio.Event, tunnels: Sequence[AnyTunnel]) -> None:
-    """Return when `stopped` is set; a tunnel that breaks ends nothing while another runs.
+    """Wait until `stopped` is set. A tunnel that breaks doesn't end the program while another runs.
 
     Raises:
         RustGuardError: The last data plane broke.
@@ -208,7 +216,7 @@ async def until_all_stopped(stopped: asyncio.Event, tunnels: Sequence[AnyTunnel]
                 if not running or task.exception() is None:
                     task.result()
                     return
-                log.error("a tunnel of several broke, the others go on: %s", task.exception())
+                log.error("one of several tunnels broke, the others go on: %s", task.exception())
     finally:
         for task in (stop, *running):
             task.cancel()

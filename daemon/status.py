@@ -1,4 +1,4 @@
-"""The status document: what a daemon tells of itself over the control socket (schema 1, docs/commands.md)."""
+"""The status documents that a daemon sends over the control socket (schema 1, docs/reference/json.md)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from rustguard_py.model.keys import fingerprint
 from rustguard_py.model.statistics import PeerStats, WorkerStats
 from rustguard_py.model.tunnel import AnyTunnel
 
-SCHEMA = 1
-# A session is renewed every 120 s while anything is sent; a peer heard from since then is there.
+STATUS_SCHEMA = 1
+# A peer heard within this time is active, seconds: sessions are renewed every 120 s while anything is sent.
 ACTIVE_FOR = 180.0
 
 
 @dataclass(frozen=True, slots=True)
 class PeerLine:
-    """What only the caller knows of a peer.
+    """A peer's data that only the caller knows.
 
     Attributes:
+        name: The peer's name.
         public_key: 32 bytes.
-        endpoint: Where it was last known to be, from before the start.
+        address4: Its inner IPv4 address.
+        address6: Its inner IPv6 address.
+        endpoint: Its last known endpoint from before the start.
         keepalive: Seconds, 0 for none.
+        has_to_join_again: Whether it can't connect before it joins again.
     """
 
     name: str
@@ -35,21 +39,22 @@ class PeerLine:
     address6: str | None
     endpoint: str | None
     keepalive: int = 0
+    has_to_join_again: bool = False
 
 
 def peers(
     tunnels: Sequence[AnyTunnel], lines: Iterable[PeerLine], now: float, *, keys: Sequence[bytes] | None = None
 ) -> dict[str, Any]:
-    """Describe each peer, over all tunnels to it; each plane's counters are read once.
+    """Return the document of all peers, with counters over all tunnels. Each plane's counters are read once.
 
     Args:
-        tunnels: The first first: it says where the peer is.
+        tunnels: All tunnels. The first one has the peer's endpoint.
         lines: The peers.
         now: The time.
-        keys: The peer's public key in each tunnel where it has several; there is one line then.
+        keys: With one peer that has several keys, its public key in each tunnel.
     """
     stats = [tunnel.plane.stats().peers for tunnel in tunnels]
-    return {"schema": SCHEMA, "peers": [_peer(tunnels, line, stats, now, keys) for line in lines]}
+    return {"schema": STATUS_SCHEMA, "peers": [_peer(tunnels, line, stats, now, keys) for line in lines]}
 
 
 def _peer(
@@ -67,13 +72,14 @@ def _peer(
     counters = [each for _, each in found]
     began = max((peer.session_began for peer, _ in found if peer.session_began is not None), default=None)
     heard = max((each.last_received for each in counters if each.last_received is not None), default=None)
+    known = line.endpoint is not None or began is not None
     return {
         "name": line.name,
         "public_key": b64encode(line.public_key).decode(),
         "address4": line.address4,
         "address6": line.address6,
         "endpoint": (endpoint_text(counters[0].endpoint) if counters else None) or line.endpoint,
-        "state": _state(heard, now, known=line.endpoint is not None or began is not None),
+        "state": "has-to-join-again" if line.has_to_join_again else _state(heard, now, known=known),
         "last_handshake": None if began is None else round(now - began, 3),
         "last_received": None if heard is None else round(now - heard, 3),
         "rx_bytes": sum(each.rx_bytes for each in counters),
@@ -93,7 +99,7 @@ def _state(heard: float | None, now: float, *, known: bool) -> str:
 
 
 def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[str, Any]:
-    """Describe what either end's status has: the program, its key, and the planes' counters but for the peers'."""
+    """Return the members that the status of server and client share: program, key, and counters of the planes."""
     own_key = tunnels[0].node.public_key
     stats = [tunnel.plane.stats() for tunnel in tunnels]
     drops: dict[str, int] = {}
@@ -101,7 +107,7 @@ def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[s
         for reason, count in each.drops.items():
             drops[reason] = drops.get(reason, 0) + count
     return {
-        "schema": SCHEMA,
+        "schema": STATUS_SCHEMA,
         "role": program.role,
         "state_directory": str(program.directory),
         "pid": os.getpid(),
@@ -125,9 +131,9 @@ def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[s
 
 
 def broken(tunnels: Sequence[AnyTunnel]) -> list[str]:
-    """Warn of each tunnel that broke while others go on."""
+    """Return a warning for each tunnel that broke while others go on."""
     return [
-        f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart mends it."
+        f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart fixes it."
         for place, tunnel in enumerate(tunnels)
         if tunnel.fault is not None
     ]

@@ -1,7 +1,7 @@
-"""The changes that a tunnel makes to the system, each of which can be taken back, and told of in a file.
+"""The changes that a tunnel makes to the system. Each one can be undone, and written to a file.
 
-A step is equal to another when they make the same change: so what a changed configuration asks for can be compared
-with what is there. What is needed to take one back beyond the step itself (what a variable was before) is its memo.
+Two steps are equal if they make the same change, so the steps of a changed configuration can be compared with those
+already done. A step's memo is what undoing it needs besides the step itself, such as a variable's old value.
 """
 
 from __future__ import annotations
@@ -18,16 +18,11 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py.model.errors import RustGuardError
-from rustguard_py.system.interface import explain
+from rustguard_py.system.interface import IFA_F_NODAD, RT_TABLE_MAIN, SYSCTLS, Echo, explain
 
-Echo = Callable[[str], None]
-
-# include/uapi/linux/rtnetlink.h, fib_rules.h and if_addr.h.
-MAIN = 254
+# include/uapi/linux/fib_rules.h.
 _FIB_RULE_INVERT = 0x02
-_IFA_F_NODAD = 0x02
-_SYSCTLS = Path("/proc/sys")
-# A program that asks a daemon, over D-Bus for example, may wait for it.
+# Time limit for a program, seconds: it may wait for a daemon, for example over D-Bus.
 PROGRAM_SECONDS = 30.0
 
 
@@ -35,23 +30,23 @@ class Step(Protocol):
     """One change.
 
     Attributes:
-        outlives: Whether it is still there when the interface is gone, as it is after a crash.
+        outlives: Whether the change remains when the interface is gone, for example after a crash.
     """
 
     outlives: ClassVar[bool]
 
     def prepare(self) -> str:
-        """Look at what taking it back will need; nothing is changed."""
+        """Return the memo. Nothing is changed."""
 
     def apply(self, netlink: IPRoute, memo: str, echo: Echo, /) -> None:
-        """Do it.
+        """Make the change.
 
         Raises:
             RustGuardError: It was refused.
         """
 
     def undo(self, netlink: IPRoute, memo: str, echo: Echo, /) -> None:
-        """Take it back; what is gone already is no error."""
+        """Undo the change, if it is still there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +64,8 @@ class Address:
 
     def apply(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
-        # Until duplicate address detection ends nothing can be bound to it, and nobody else could have it here.
-        nodad = {"flags": _IFA_F_NODAD} if ":" in self.address else {}
+        # Without this, nothing could bind to it until duplicate address detection ends. Nobody else can have it here.
+        nodad = {"flags": IFA_F_NODAD} if ":" in self.address else {}
         _do(
             netlink,
             f"{self._command('add')}{' nodad' if nodad else ''}",
@@ -95,11 +90,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A network behind the interface, in a routing table."""
+    """A route to a network behind the interface."""
 
     interface: str
     network: str
-    table: int = MAIN
+    table: int = RT_TABLE_MAIN
 
     outlives: ClassVar[bool] = False
 
@@ -116,7 +111,7 @@ class Route:
         _take_back(lambda: _do(netlink, self._command("delete"), echo, "route", "del", **self._what()))
 
     def _command(self, verb: str) -> str:
-        table = "" if self.table == MAIN else f" table {self.table}"
+        table = "" if self.table == RT_TABLE_MAIN else f" table {self.table}"
         return f"ip {_flag(self.network)} route {verb} {self.network} dev {self.interface}{table}"
 
     def _what(self) -> dict[str, Any]:
@@ -126,13 +121,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A routing rule: all that isn't marked takes a table; or the main table counts, but for its default route.
+    """A routing rule: packets without a mark use a table; or, for mark 0, a table without its default route.
 
     Attributes:
         version: 4 or 6.
-        priority: The lower, the earlier.
-        table: The one to look in.
-        mark: What isn't marked so; 0 for the rule that suppresses the default route.
+        priority: Lower ones are looked at first.
+        table: The routing table.
+        mark: Packets with this mark don't match. 0 for the rule that suppresses the default route.
     """
 
     version: int
@@ -155,7 +150,7 @@ class Rule:
         _take_back(lambda: _do(netlink, self._command("delete"), echo, "rule", "del", **self._what()))
 
     def _command(self, verb: str) -> str:
-        where = "main" if self.table == MAIN else self.table
+        where = "main" if self.table == RT_TABLE_MAIN else self.table
         what = f"not fwmark {self.mark} table {where}" if self.mark else f"table {where} suppress_prefixlength 0"
         return f"ip -{self.version} rule {verb} {what} priority {self.priority}"
 
@@ -169,11 +164,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A variable of the kernel, set.
+    """The value of a kernel variable (sysctl).
 
     Attributes:
-        name: With dots.
-        value: What it shall be.
+        name: The name with dots.
+        value: The new value.
     """
 
     name: str
@@ -198,8 +193,8 @@ class Sysctl:
         try:
             self._path.write_text(self.value)
         except OSError as error:
-            mend = "Run as root; in a container, have it set from outside."
-            raise RustGuardError(f"{self.name} can't be set: {error.strerror}.", mend) from error
+            fix = "Run as root; in a container, have it set from outside."
+            raise RustGuardError(f"{self.name} can't be set: {error.strerror}.", fix) from error
 
     def undo(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `Step`."""
@@ -210,22 +205,23 @@ class Sysctl:
 
     @property
     def _path(self) -> Path:
-        return _SYSCTLS / self.name.replace(".", "/")
+        return SYSCTLS / self.name.replace(".", "/")
 
 
 @dataclass(frozen=True, slots=True)
 class Firewall:
-    """Two things that a default route through the tunnel needs of nftables, one family each.
+    """The nftables rules for a default route through the tunnel, for one family.
 
-    What comes to the tunnel's address from elsewhere than the tunnel or this machine is dropped: on another link
-    nobody may talk to it, or find out by trying whether it is ours. And the mark of what we send to peers is kept
-    with its connection, and given to the answers: else a strict reverse-path filter takes them for strays.
+    They drop packets to the tunnel's addresses that come neither from the tunnel nor from this machine, so
+    nobody on another link can talk to these addresses or probe for them. They also save the mark of datagrams
+    to peers with the connection and restore it for the answers, which a strict reverse-path filter would drop
+    otherwise.
 
     Attributes:
-        interface: The tunnel's.
+        interface: The tunnel's interface.
         version: 4 or 6.
-        addresses: The tunnel's, of this family, without prefix lengths.
-        mark: Of what is sent to peers.
+        addresses: The tunnel's addresses of this family, without prefix lengths.
+        mark: The mark of datagrams to peers.
     """
 
     interface: str
@@ -276,7 +272,7 @@ class Firewall:
             "\n".join([f"chain {name} {{", f"type filter hook {hook} priority {priority};", *rules, "}", ""])
             for name, (hook, priority, rules) in chains.items()
         )
-        # Emptied first: a table of this name is a leftover of ours.
+        # Deleted first, because a table of this name is our own leftover.
         return f"table {self._table}\ndelete table {self._table}\ntable {self._table} {{\n{body}}}\n"
 
 
@@ -284,12 +280,12 @@ class Firewall:
 
 
 def to_json(step: Step) -> dict[str, Any]:
-    """Write a step that outlives a crash."""
+    """Return a step as JSON values."""
     return {"kind": type(step).__name__, **asdict(step)}  # type: ignore[call-overload]
 
 
 def from_json(kinds: Mapping[str, type[Any]], value: Mapping[str, Any]) -> Step:
-    """Read what `to_json` gave; TypeError or KeyError if it didn't."""
+    """Return the step in JSON values from `to_json`. TypeError or KeyError if they are invalid."""
     given = {name: tuple(each) if isinstance(each, list) else each for name, each in value.items() if name != "kind"}
     step: Step = kinds[value["kind"]](**given)
     return step
@@ -299,7 +295,7 @@ def from_json(kinds: Mapping[str, type[Any]], value: Mapping[str, Any]) -> Step:
 
 
 def run(argv: list[str], stdin: str = "") -> subprocess.CompletedProcess[str] | None:
-    """Run a program of the system to its end; None where it is missing, a failure where it does not end."""
+    """Run a program to its end. Return None if it is missing, and a failure if it doesn't end in time."""
     try:
         return subprocess.run(  # noqa: S603 - names are constants, and no shell reads the rest
             argv, input=stdin, capture_output=True, text=True, check=False, timeout=PROGRAM_SECONDS
@@ -327,7 +323,7 @@ def _index(interface: str) -> int:
     try:
         return socket.if_nametoindex(interface)
     except OSError as error:
-        raise RustGuardError(f"There is no interface {interface} any more.", "Something else removed it.") from error
+        raise RustGuardError(f"There is no interface {interface} any more.", "Another program removed it.") from error
 
 
 def _flag(address: str) -> str:

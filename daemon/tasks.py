@@ -1,4 +1,4 @@
-"""Tasks that run beside the one that somebody waits for, and end with it."""
+"""Background tasks of a program, which end with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Tasks:
-    """A set of them; what one raises is logged and ends nothing else."""
+    """A set of background tasks. What a task raises is logged and doesn't affect the others."""
 
     __slots__ = ("_running",)
 
@@ -19,13 +19,13 @@ class Tasks:
         self._running: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Begin one; from within the running loop."""
+        """Start a task. Call it inside the running loop."""
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._done)
 
     async def close(self) -> None:
-        """Cancel those that run, and return when they have ended."""
+        """Cancel all running tasks and wait until they end."""
         running = list(self._running)
         for task in running:
             task.cancel()

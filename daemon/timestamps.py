@@ -1,4 +1,4 @@
-"""The timestamp journal of a running tunnel: synced every second, and no reason to stop when the disk refuses."""
+"""The timestamp journal of a running tunnel. It is synced every second, and a full disk doesn't stop the tunnel."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SYNC_SECONDS = 1.0
 
 
 class KeptTimestamps:
-    """What `node.Timestamps` asks for, kept in the journal of a state directory.
+    """`node.Timestamps`, kept in the journal of a state directory.
 
-    A session lives for 180 s. A tunnel that shook no hands while its disk is full would be dead for everybody three
-    minutes later, so a timestamp that can't be written is no error here: this process knows it all the same, and
-    tries to write it every second. Only if it also dies before there is room, an initiation of that time can be
-    answered once more; no session comes of it, as who replays it has no keys.
+    A session lives for 180 s. If a full disk stopped handshakes, the tunnel would be dead for everybody three minutes
+    later. So a timestamp that can't be written is no error: it is kept in memory, and writing is tried again every
+    second. If the process also dies before there is room, an initiation of that time can be replayed and is answered
+    once more. No session comes of it, because the attacker doesn't have the keys.
 
     Attributes:
-        refused: Whether the disk refused last time.
+        refused: Whether the last write failed.
 
     Raises:
         StateError: The journal can't be opened.
@@ -36,7 +36,7 @@ class KeptTimestamps:
         self.refused = False
 
     def greatest(self, key: bytes) -> bytes | None:
-        """Give the greatest timestamp (12 bytes) recorded for a key (32 bytes), or None."""
+        """Return the greatest timestamp (12 bytes) recorded for a key (32 bytes), or None."""
         return self._journal.greatest(key)
 
     def record(self, key: bytes, timestamp: bytes) -> None:
@@ -47,7 +47,7 @@ class KeptTimestamps:
             self._note(error)
 
     async def keep_synced(self) -> None:
-        """Make what was recorded outlive a power cut, again and again; ends when it is cancelled."""
+        """Sync the journal every SYNC_SECONDS, so that it survives a power cut. Runs until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SYNC_SECONDS)

@@ -1,1 +1,1 @@
-"""wg-quick's files, run: a WireGuard interface that nobody enrols at, its routes, its DNS and its hooks."""
+"""wg-quick's files: a WireGuard interface without enrollment, with its routes, DNS and hooks."""

@@ -1,4 +1,4 @@
-"""Where wg-quick's files lie, read and written."""
+"""wg-quick's files: where they are, how they are read and written."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import stat
 from pathlib import Path
 from shlex import quote
 
-from rustguard_py import conf
+from rustguard_py import conf, conf_reader, conf_writer
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.quick.routing import table_names
-from rustguard_py.state.files import Files, sync_directory, unusable, write_fresh
+from rustguard_py.state.durable_files import Files, sync_directory, unusable, write_fresh
 
 DIRECTORIES = (Path("/etc/wireguard"), Path("/etc/rustguard"))
 
@@ -19,10 +19,10 @@ _NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
 
 
 def interface_of(given: str) -> str:
-    """Give the interface that is meant by its name or by that of its file, `NAME.conf`; nothing is looked at.
+    """Return the name of the interface for a name or for the path of a file `NAME.conf`; no file is looked at.
 
     Raises:
-        UsageError: No interface can be called so.
+        UsageError: It can't be the name of an interface.
     """
     name = Path(given).name.removesuffix(".conf") if _is_path(given) else given
     if _NAME.fullmatch(name) is None or name in (".", ".."):
@@ -34,11 +34,11 @@ def interface_of(given: str) -> str:
 
 
 def find(given: str) -> Path:
-    """Find the file that is meant: a path, or a name in /etc/wireguard or /etc/rustguard.
+    """Return the path of a file given by its path, or by its name in /etc/wireguard or /etc/rustguard.
 
     Raises:
-        UsageError: It isn't there, or isn't called as such a file is.
-        RefusedError: We may not look.
+        UsageError: It doesn't exist, or its name doesn't end in .conf.
+        RefusedError: We have no permission to look.
     """
     try:
         return _find(given, interface_of(given))
@@ -53,7 +53,7 @@ def _find(given: str, name: str) -> Path:
             raise UsageError(f"There is no file {given}.", "Name a wg-quick file, or an interface that has one.")
         if path.suffix != ".conf":
             raise UsageError(
-                f"{given} isn't called as such a file is.", f"For an interface {name}, call it {name}.conf."
+                f"The name of {given} doesn't end in .conf.", f"For an interface {name}, call the file {name}.conf."
             )
         return path.resolve()
     places = [directory / f"{name}.conf" for directory in DIRECTORIES]
@@ -62,7 +62,7 @@ def _find(given: str, name: str) -> Path:
             return path.resolve()
     raise UsageError(
         f"There is no file for {name}: neither {' nor '.join(map(str, places))}.",
-        "Put it there (mode 600), or name the file itself.",
+        "Put it there (mode 600), or give the path of the file.",
     )
 
 
@@ -74,30 +74,32 @@ def load(path: Path) -> conf.Config:
     """Read a file.
 
     Raises:
-        UsageError: It holds something that can't be meant.
-        RefusedError: We may not read it.
+        UsageError: It is malformed.
+        RefusedError: We have no permission to read it.
     """
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} isn't text in UTF-8.", f"Look at it: file {quote(str(path))}") from error
+        raise UsageError(f"{path} isn't UTF-8 text.", f"Check it with: file {quote(str(path))}") from error
     except PermissionError as error:
         raise _not_ours(path) from error
-    return conf.parse(text, str(path), table_names())
+    return conf_reader.parse(text, str(path), table_names())
 
 
 def _not_ours(path: object) -> RefusedError:
-    return RefusedError(f"{path} may not be read.", "Run the same command as root: `sudo rustguard …`.")
+    return RefusedError(
+        f"There is no permission to read {path}.", "Run the same command as root: `sudo rustguard …`."
+    )
 
 
 def warning(path: Path) -> str | None:
-    """Say so if others can read a file, as wg-quick does; else None."""
+    """Return a warning if other users can read the file, as wg-quick gives one, or None."""
     reachable = path.stat().st_mode & path.parent.stat().st_mode & stat.S_IRWXO
-    return f"Others can read {path}, which holds keys: chmod 600 {quote(str(path))}" if reachable else None
+    return f"Other users can read {path}, which contains keys: chmod 600 {quote(str(path))}" if reachable else None
 
 
 def save(path: Path, config: conf.Config) -> None:
-    """Put a file in place of what is there, mode 0600; whole or not at all.
+    """Replace a file, mode 0600; it is written whole or not at all.
 
     Raises:
         StateError: It couldn't be written.
@@ -105,7 +107,7 @@ def save(path: Path, config: conf.Config) -> None:
     files = Files()
     temporary = path.with_name(f".{path.name}.new")
     try:
-        os.close(write_fresh(files, temporary, conf.write(config).encode()))
+        os.close(write_fresh(files, temporary, conf_writer.write(config).encode()))
         files.rename(temporary, path)
         sync_directory(files, path.parent)
     except OSError as error:

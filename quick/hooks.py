@@ -1,4 +1,4 @@
-"""PreUp, PostUp, PreDown and PostDown: lines for a shell."""
+"""PreUp, PostUp, PreDown and PostDown: lines that a shell runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from rustguard_py.daemon.steps import Echo
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.system.interface import Echo
 
 log = logging.getLogger(__name__)
 
 
 async def run(lines: Sequence[str], interface: str, echo: Echo) -> None:
-    """Run each to its end, in order; `%i` is the interface. What they say goes to our stderr.
+    """Run each line to its end, in order; `%i` is the interface. Their output goes to our stderr.
 
     Raises:
-        RustGuardError: One failed; those after it were not run.
+        RustGuardError: One failed; the lines after it were not run.
     """
     shell = shutil.which("bash") or "sh"
     for line in lines:
@@ -29,11 +29,11 @@ async def run(lines: Sequence[str], interface: str, echo: Echo) -> None:
         echo(f"[#] {command}")
         code = await _run_one(shell, command)
         if code:
-            raise RustGuardError(f"`{command}` ended with {code}.", "Correct that line of the file, or take it out.")
+            raise RustGuardError(f"`{command}` ended with {code}.", "Correct that line of the file, or remove it.")
 
 
 async def run_all(lines: Sequence[str], interface: str, echo: Echo) -> list[str]:
-    """Run each, whatever becomes of those before; give what failed, a sentence each."""
+    """Run each line even if an earlier one failed; return a sentence for each that failed."""
     failed = []
     for line in lines:
         try:
@@ -45,7 +45,8 @@ async def run_all(lines: Sequence[str], interface: str, echo: Echo) -> list[str]
 
 
 async def _run_one(shell: str, command: str) -> int:
-    # A session of its own: a Ctrl-C at the terminal is for us, and what is ended with us is the whole command.
+    # A session of its own, for two reasons: a Ctrl-C at the terminal is meant for us, and when we are cancelled the
+    # whole process group of the command can be ended.
     process = await asyncio.create_subprocess_exec(
         shell,
         "-c",

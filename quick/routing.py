@@ -1,8 +1,8 @@
-"""Which routes and rules a configuration asks for, the way wg-quick does it.
+"""The routes and rules that a configuration asks for, as wg-quick makes them.
 
-A default route goes into a table of its own. A rule sends there all that isn't marked; what the tunnel itself sends
-to its peers is, so it never goes around in circles. Another rule lets the main table count first for everything but
-its default route: the local network stays where it is.
+A default route goes into a table of its own. A rule sends all packets without a mark to that table. The tunnel's own
+datagrams to its peers are marked, so they never loop back into the tunnel. Another rule consults the main table
+first, without its default route, so the local network stays reachable.
 
     ip route add 0.0.0.0/0 dev wg0 table 51820
     ip rule add not fwmark 51820 table 51820
@@ -22,13 +22,13 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py import conf
-from rustguard_py.daemon.steps import MAIN, Firewall, Route, Rule, Step, Sysctl
+from rustguard_py.daemon.steps import Firewall, Route, Rule, Step, Sysctl
 from rustguard_py.model.endpoint import Network
-from rustguard_py.system.interface import with_netlink
+from rustguard_py.system.interface import RT_TABLE_MAIN, with_netlink
 
-# Where wg-quick begins to look for a free table; WireGuard's port.
+# Where wg-quick begins to look for a free table: the number of WireGuard's port.
 FIRST_TABLE = 51820
-# Of a WireGuard datagram around a packet, over IPv6, as wg-quick counts it.
+# Bytes of a WireGuard datagram around a packet, over IPv6, as wg-quick counts them.
 OVERHEAD = 80
 USUAL_MTU = 1500
 _TABLE_NAMES = (Path("/usr/share/iproute2/rt_tables"), Path("/etc/iproute2/rt_tables"))
@@ -37,11 +37,12 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a default route is taken here.
+    """The numbers used for a default route through the tunnel.
 
     Attributes:
-        mark: Of what goes to peers, and the number of the table; 0 where no default route is wanted.
-        priorities: Of the first of the two rules, by IP version; the second follows.
+        mark: Mark of the datagrams to peers, and number of the table. Without a default route it is the file's
+            FwMark, or 0.
+        priorities: Pairs of an IP version and the priority of its first rule; its second rule has the next one.
     """
 
     mark: int
@@ -49,14 +50,14 @@ class Scheme:
 
 
 def default_versions(config: conf.Config) -> list[int]:
-    """Say for which IP versions the scheme is needed."""
+    """Return the IP versions that have a default route through the tunnel."""
     if config.table != conf.AUTO:
         return []
     return sorted({network.version for network in config.networks if network.prefixlen == 0})
 
 
 def choose_scheme(config: conf.Config, before: Scheme | None = None) -> Scheme:
-    """Choose mark and priorities: those from before where there are some, else free ones."""
+    """Return mark and priorities: those of `before` where it has them, else free ones."""
     versions = default_versions(config)
     asked = config.fwmark or 0
     if not versions:
@@ -72,15 +73,18 @@ def choose_scheme(config: conf.Config, before: Scheme | None = None) -> Scheme:
 
 
 def plan(interface: str, config: conf.Config, scheme: Scheme) -> list[Step]:
-    """List the routes, rules and what goes with them, in order; for an interface that is up and has its addresses."""
+    """Return the routes and rules, and the firewall and sysctl that rules need, in the order to apply them.
+
+    The interface must be up and have its addresses.
+    """
     steps: list[Step] = list(_routes(interface, config, scheme))
     for version, priority in scheme.priorities:
         own = tuple(str(address.ip) for address in config.addresses if address.version == version)
         steps.append(Firewall(interface, version, own, scheme.mark))
         if version == 4:
-            # So that the reverse-path filter looks up the way back with the mark that the answers were given.
+            # Makes the reverse-path filter use the answers' mark when it looks up the route back.
             steps.append(Sysctl("net.ipv4.conf.all.src_valid_mark", "1"))
-        steps.append(Rule(version, priority, MAIN, 0))
+        steps.append(Rule(version, priority, RT_TABLE_MAIN, 0))
         steps.append(Rule(version, priority + 1, scheme.mark, scheme.mark))
     return steps
 
@@ -91,7 +95,7 @@ def _routes(interface: str, config: conf.Config, scheme: Scheme) -> Iterator[Ste
     if isinstance(config.table, int):
         yield from (Route(interface, str(network), config.table) for network in config.networks)
         return
-    # The kernel has made a route to the network of each address.
+    # The kernel has already made a route to the network of each address.
     connected = {address.network for address in config.addresses}
     versions = dict(scheme.priorities)
     for network in config.networks:
@@ -115,13 +119,13 @@ def _free_table(netlink: IPRoute) -> int:
 
 
 def _free_priority(netlink: IPRoute, version: int) -> int:
-    """Give the first of two priorities before those of all rules but the local table's, as `ip rule add` does."""
+    """Return the first of two priorities ahead of every rule except the local table's, as `ip rule add` does."""
     found = [rule.get_attr("FRA_PRIORITY") or 0 for rule in netlink.get_rules(family=_FAMILIES[version])]
     return max(1, min((each for each in found if each > 2), default=32766) - 2)
 
 
 def find_mtu(config: conf.Config, endpoints: list[str]) -> int:
-    """Give the file's MTU, or what fits the links to the peers, else the default route's.
+    """Return the file's MTU, or one that fits the links to the peers, else the default route's link.
 
     Args:
         config: The file.
@@ -152,12 +156,12 @@ def _mtu_towards(netlink: IPRoute, destination: str | None) -> int:
             if (index := route.get_attr("RTA_OIF")) is not None:
                 return int(netlink.get_links(index)[0].get_attr("IFLA_MTU") or 0)
     except (NetlinkError, OSError):
-        pass  # no way there now
+        pass  # there is no route now
     return 0
 
 
 def table_names() -> dict[str, int]:
-    """Read the names that iproute2 has for routing tables."""
+    """Return the numbers of routing tables by the names that iproute2 has for them."""
     names = dict(conf.TABLES)
     for path in _TABLE_NAMES:
         if path.is_file():

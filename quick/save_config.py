@@ -1,4 +1,4 @@
-"""What SaveConfig writes: the file as the running interface has it."""
+"""SaveConfig: the file as the running interface has it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from ipaddress import ip_interface
 from pyroute2 import IPRoute
 
 from rustguard_py import conf
-from rustguard_py.model.endpoint import Endpoint
-from rustguard_py.quick.device import Device
+from rustguard_py.model.endpoint import Endpoint, InterfaceAddress
+from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.system.interface import with_netlink
 
 
-def current(config: conf.Config, device: Device, interface: str, port: int) -> conf.Config:
-    """Give the configuration with the addresses and peers that there are now, and where those peers are.
+def current(config: conf.Config, plain: PlainTunnel, interface: str, port: int) -> conf.Config:
+    """Return the configuration with the interface's addresses and its peers' endpoints as they are now.
 
-    A peer that is where its name says keeps the name.
+    A peer whose name still stands for its endpoint keeps the name.
     """
-    stats = device.tunnel.plane.stats().peers
+    stats = plain.tunnel.plane.stats().peers
     peers = []
     for peer in config.peers:
-        known = device.tunnel.node.get(peer.public_key)
+        known = plain.tunnel.node.get(peer.public_key)
         endpoint = None if known is None or known.id not in stats else stats[known.id].endpoint
-        name = device.name_of(peer.public_key, endpoint)
+        name = plain.name_of(peer.public_key, endpoint)
         peers.append(replace(peer, endpoint=name or _host_port(endpoint) or peer.endpoint))
     addresses = _addresses(interface) or config.addresses
     return replace(config, addresses=addresses, listen_port=port, peers=tuple(peers))
@@ -34,8 +34,8 @@ def _host_port(endpoint: Endpoint | None) -> conf.HostPort | None:
     return None if endpoint is None else conf.HostPort(endpoint[0], endpoint[1])
 
 
-def _addresses(interface: str) -> tuple[conf.Interface, ...]:
-    def read(netlink: IPRoute) -> list[conf.Interface]:
+def _addresses(interface: str) -> tuple[InterfaceAddress, ...]:
+    def read(netlink: IPRoute) -> list[InterfaceAddress]:
         found = netlink.get_addr(index=socket.if_nametoindex(interface))
         texts = [
             f"{each.get_attr('IFA_LOCAL') or each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}" for each in found
@@ -45,4 +45,4 @@ def _addresses(interface: str) -> tuple[conf.Interface, ...]:
     try:
         return tuple(address for address in with_netlink(read) if not address.is_link_local)
     except OSError:
-        return ()  # it is gone
+        return ()  # the interface is gone

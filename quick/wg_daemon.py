@@ -1,8 +1,8 @@
 """`rustguard-wg`: a user-space WireGuard that wg(8) and wg-quick(8) set up, as they do wireguard-go.
 
-It makes the interface and answers at wg(8)'s socket; addresses, routes and `up` are others' to set. It ends when the
-interface or the socket goes. Its UDP port stays in the network namespace where it was started, wherever the interface
-is moved to.
+It makes the interface and answers at wg(8)'s socket. Other programs set addresses and routes, and bring the interface
+up. It ends when the interface or the socket is removed. Its UDP port stays in the network namespace in which it was
+started, even if the interface is moved to another one.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from rustguard_py.state.document import Document
 from rustguard_py.system.interface import with_netlink
 from rustguard_py.system.netwatch import NetWatch
 
-# Of an interface that we make, as wireguard-go's.
+# MTU of an interface that we make, as wireguard-go's.
 MTU = 1420
 _SIOCGIFMTU = 0x8921
 
 
 @dataclass(frozen=True, slots=True)
 class WgOptions:
-    """What the command was told.
+    """The command line of `rustguard-wg`; only `serve` reads it.
 
     Attributes:
         interface: Its name.
         directory: Where timestamps are kept.
-        engine: What moves the packets; a plane of ours.
-        tun: A TUN descriptor to use in place of making an interface (WG_TUN_FD), or None.
-        uapi: A listening socket to use in place of making one (WG_UAPI_FD), or None.
+        engine: One of our own engines.
+        tun: Descriptor of an existing TUN device to use (WG_TUN_FD), or None to make one.
+        uapi: Descriptor of an existing listening socket to use (WG_UAPI_FD), or None to make one.
     """
 
     interface: str
@@ -56,22 +56,26 @@ class WgOptions:
 
 
 async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> None:
-    """Run until a signal comes, or interface or socket go.
+    """Run until a signal comes, or the interface or the socket is removed.
 
     Args:
-        options: What to do.
-        voice: How to talk.
-        ready: Called once wg(8) can ask.
+        options: The command line.
+        voice: Prints what happens.
+        ready: Called once wg(8) is answered.
 
     Raises:
-        RustGuardError: It can't be done.
+        RustGuardError: It can't start.
     """
     async with AsyncExitStack() as stack:
         document = Document.open(options.directory)
         stack.callback(document.close)
         timestamps = KeptTimestamps(options.directory)
         stack.callback(timestamps.close)
-        queues = _open(options, stack, voice)
+        if options.tun is not None:
+            queues = [Tun.adopt(options.tun, voice.say)]
+            stack.callback(queues[0].close)
+        else:
+            queues = _make_interface(stack, voice, options.interface, options.engine)
         name = queues[0].name
         device = WgDevice(options.engine, queues, _mtu(name) or MTU, timestamps)
         stack.callback(device.close)
@@ -84,8 +88,8 @@ async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> 
         await wg.start()
         watch = NetWatch(lambda: _follow(device, name))
         stack.callback(watch.close)
-        runtime.stop_on_signals(device.stopped)
-        voice.say(f"{name} is there, engine {options.engine.name}; set it up with wg(8).")
+        runtime.stop_on_signals(device.stopped.set)
+        voice.say(f"{name} is ready, engine {options.engine.name}; set it up with wg(8).")
         ready()
         await _until_stopped(device, wg)
         if device.fault is not None:
@@ -99,17 +103,12 @@ async def _until_stopped(device: WgDevice, wg: UapiSocket) -> None:
                 await device.stopped.wait()
 
 
-def _open(options: WgOptions, stack: AsyncExitStack, voice: Voice) -> list[Tun]:
-    """Make the interface's queues, or take the one that was given."""
-    if options.tun is not None:
-        queues = [Tun.adopt(options.tun, voice.say)]
-        stack.callback(queues[0].close)
-        return queues
-    runtime.check_interface(options.interface, options.engine)
+def _make_interface(stack: AsyncExitStack, voice: Voice, interface: str, engine: Engine) -> list[Tun]:
+    """Make the interface, and return its queues."""
+    runtime.check_interface(interface, engine)
     queues = []
-    several = options.engine.queues > 1
-    for _ in range(options.engine.queues):
-        tun = Tun(options.interface, voice.say, several=several)
+    for _ in range(engine.queues):
+        tun = Tun(interface, voice.say, several=engine.queues > 1)
         stack.callback(tun.close)
         queues.append(tun)
     _prepare(queues[0].name)
@@ -117,13 +116,13 @@ def _open(options: WgOptions, stack: AsyncExitStack, voice: Voice) -> list[Tun]:
 
 
 def _prepare(name: str) -> None:
-    """Give it WireGuard's MTU; it stays down, as who sets it up expects."""
+    """Set WireGuard's MTU. The interface stays down, as wg-quick expects."""
     segments = offload.wanted_gso_segments(MTU)
 
     def work(netlink: IPRoute) -> None:
         (index,) = netlink.link_lookup(ifname=name)
         netlink.link("set", index=index, mtu=MTU)
-        # A kernel that has no such knob sends a runt message now and then.
+        # A kernel without this setting costs some throughput: now and then a superpacket needs a second message.
         with suppress(Exception):
             netlink.link("set", index=index, gso_max_segs=segments)
 
@@ -131,7 +130,7 @@ def _prepare(name: str) -> None:
 
 
 def _follow(device: WgDevice, name: str) -> None:
-    """Take a changed MTU; of an interface that was moved to another namespace nothing is seen."""
+    """Follow a changed MTU. An interface that was moved to another namespace can't be seen any more."""
     mtu = _mtu(name)
     if mtu is not None:
         device.set_mtu(mtu)

@@ -1,4 +1,4 @@
-"""An interface that wg(8) sets up: keyed, re-keyed, its port moved and its peers changed while it runs."""
+"""An interface that wg(8) sets up: its key, port and peers change while it runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import errno
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rustguard_py.daemon.uapi.protocol import KEY_SIZE, DeviceChange, DeviceState, PeerChange, UapiError
+from rustguard_py.daemon.uapi.protocol import DeviceChange, DeviceState, PeerChange, UapiError
 from rustguard_py.daemon.uapi.socket import show
 from rustguard_py.engine import Engine
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, RustGuardError
-from rustguard_py.model.keys import generate_private_key, public_key
+from rustguard_py.model.keys import KEY_SIZE, generate_private_key, public_key
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.node import Timestamps
@@ -28,14 +28,14 @@ class WgDevice:
     """One interface, from within the running loop.
 
     Args:
-        engine: What moves the packets.
+        engine: The engine that moves the packets.
         queues: Of the interface; they stay the caller's.
         mtu: Of the interface, bytes.
-        timestamps: Kept for its peers.
+        timestamps: Handshake timestamps of its peers.
 
     Attributes:
-        stopped: Set when the plane broke: the interface is gone, most likely.
-        fault: Why.
+        stopped: Set when the plane broke, most likely because the interface is gone.
+        fault: The error that broke it.
     """
 
     def __init__(self, engine: Engine, queues: Sequence[Tun], mtu: int, timestamps: Timestamps) -> None:
@@ -44,11 +44,11 @@ class WgDevice:
         self._private_key: bytes | None = None
         self._fwmark = 0
         self._peers: dict[bytes, PeerConfig] = {}
-        # Whose each network is: it moves to whom it was given last.
+        # The peer that each network belongs to: the one that it was given to last.
         self._owners: dict[Network, bytes] = {}
         sockets = bind(0)
         self._port = int(sockets[0].getsockname()[1])
-        # Without a key it is somebody whom nobody knows: it answers no one, and has no peers.
+        # Until wg(8) sets a key, a random one takes its place: no peer knows it, so nothing is answered.
         key = generate_private_key()
         plane = engine.make_plane(public_key(key), queues[0].name, sockets, mtu, [each.fd for each in queues])
         self._tunnel = Tunnel.make(key, plane, timestamps, Listeners())
@@ -60,7 +60,7 @@ class WgDevice:
         self._tunnel.plane.set_mtu(mtu)
 
     def show(self) -> DeviceState:
-        """Give what wg(8) shows."""
+        """Return the state that wg(8) shows."""
         return show(self._tunnel, self._private_key, self._port, self._fwmark)
 
     def close(self) -> None:
@@ -71,10 +71,10 @@ class WgDevice:
     # -- changes --------------------------------------------------------------------------------------------
 
     def change(self, change: DeviceChange) -> None:
-        """Do what is asked.
+        """Apply a change.
 
         Raises:
-            UapiError: EADDRINUSE: the port is taken. Nothing is changed then.
+            UapiError: EADDRINUSE: the port is taken. Nothing has changed then.
         """
         self._change_port(change.listen_port)
         self._change_key(change.private_key)
@@ -111,7 +111,7 @@ class WgDevice:
             if known is not None:
                 self._remove(change.public_key)
             return
-        # Nobody is their own peer, as the kernel has it.
+        # Our own key can't be a peer, as in the kernel.
         if (known is None and change.update_only) or change.public_key == self._tunnel.node.public_key:
             return
         config = known or PeerConfig(change.public_key, ())
@@ -120,7 +120,7 @@ class WgDevice:
         if change.persistent_keepalive is not None:
             config = replace(config, persistent_keepalive=change.persistent_keepalive)
         config = replace(config, allowed_ips=self._allow(config, change), endpoint=change.endpoint)
-        # Kept without an endpoint: the node knows where the peer is now.
+        # Kept without an endpoint, because the node knows where the peer is now.
         self._peers[change.public_key] = replace(config, endpoint=None)
         self._tunnel.node.set_peer(config)
 

@@ -6,9 +6,19 @@ from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.contract import Event, Keypair
 
-__all__ = ["EventQueue", "Plane", "Transport", "aead", "uring_refusal"]
+__all__ = [
+    "EventQueue",
+    "Plane",
+    "Transport",
+    "aead",
+    "ristretto_from_hash",
+    "ristretto_multiply",
+    "uring_refusal",
+]
 
 def aead() -> str: ...
+def ristretto_from_hash(uniform: bytes) -> bytes: ...
+def ristretto_multiply(scalar: bytes, element: bytes) -> bytes | None: ...
 def uring_refusal() -> str | None: ...
 
 @final

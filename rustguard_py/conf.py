@@ -1,57 +1,30 @@
-"""Configuration files of wg(8) and wg-quick(8): read, written, compared. Pure.
+"""Configuration files of wg(8) and wg-quick(8): what a file holds, and how two files differ.
 
-What wg and wg-quick take is taken: keys in any case, comments, lists with commas, a scalar given twice (the last
-counts), keys that may come more than once. What they would refuse, or pass over in silence, is an error that names
-the line and what mends it.
+`conf_reader` reads a file and `conf_writer` writes one. All three do no I/O.
 """
 
 from __future__ import annotations
 
-import re
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv6Address,
-    IPv6Interface,
-    ip_address,
-    ip_interface,
-    ip_network,
-)
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 
-from rustguard_py.model.endpoint import Network
-from rustguard_py.model.errors import UsageError
-from rustguard_py.model.keys import NO_PRESHARED_KEY
-
-Address = IPv4Address | IPv6Address
-Interface = IPv4Interface | IPv6Interface
+from rustguard_py.model.endpoint import InterfaceAddress, IpAddress, Network
+from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
 
 AUTO, OFF = "auto", "off"
-# What iproute2 knows by name without /etc/iproute2/rt_tables.
+# The names that iproute2 knows without /etc/iproute2/rt_tables.
 TABLES: Mapping[str, int] = {"default": 253, "main": 254, "local": 255}
 MTU_LEAST, MTU_MOST = 576, 65000
-
-_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
-_LOOKS_LIKE_ADDRESS = re.compile(r"[0-9.]+|.*:.*")
-_DOMAIN = re.compile(r"~?[A-Za-z0-9_.-]+|~\.")
-_HOST = re.compile(r"[A-Za-z0-9_.-]+")
-# What wg-easy, PiVPN and others put around a peer's name in the comment above it.
-_NAME_DRESS = re.compile(
-    r"^(?:begin\s+|end\s+|client:\s*|(?:friendly_)?name\s*[=:]\s*)|\s*\([0-9a-f-]{32,36}\)$", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """Where a peer is, as the file has it.
+    """An Endpoint value of the file.
 
     Attributes:
         host: A name, or an address without brackets.
-        port: UDP.
+        port: The UDP port.
     """
 
     host: str
@@ -62,7 +35,7 @@ class HostPort:
 
     @property
     def is_name(self) -> bool:
-        """Whether it has to be looked up."""
+        """Whether the host is a name that must be resolved."""
         try:
             ip_address(self.host.partition("%")[0])
         except ValueError:
@@ -71,17 +44,17 @@ class HostPort:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class PeerSection:
     """A [Peer] section.
 
     Attributes:
         public_key: 32 bytes.
-        preshared_key: 32 bytes, zeros for none.
-        allowed_ips: Host bits cleared; each network belongs to one peer of a file, the last that names it.
-        endpoint: None when it finds us.
+        allowed_ips: Networks with host bits cleared. A network that several peers name belongs to the last one.
+        preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
+        endpoint: None for a peer that contacts us.
         keepalive: Seconds, 0 for none.
-        name: From the comment above or at the top of the section; empty for none.
-        line: Of its public key in the file, 0 for none; not compared.
+        name: From the comment above the section or at its top; empty for none. Not compared.
+        line: The line of the public key in the file, 0 for none. Not compared.
     """
 
     public_key: bytes
@@ -95,7 +68,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Lines for a shell, in order; `%i` stands for the interface."""
+    """Shell commands, in order. `%i` stands for the interface's name."""
 
     pre_up: tuple[str, ...] = ()
     post_up: tuple[str, ...] = ()
@@ -105,391 +78,58 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole file.
+    """The content of a file.
 
     Attributes:
         private_key: 32 bytes.
-        listen_port: None for any.
-        fwmark: Of what is sent to peers; None where the file says nothing, 0 for `off`.
-        addresses: Of the interface.
+        listen_port: None for any free port.
+        fwmark: The mark of datagrams to peers: None if the file has none, 0 for `off`.
+        addresses: The interface's addresses.
         dns: Name servers.
-        search: Domains to look names up in.
-        mtu: None to find it out.
-        table: `AUTO`, `OFF`, or a routing table's number.
-        hooks: What to run when.
-        save: Whether going down writes the file anew.
+        search: Search domains.
+        mtu: None to choose it automatically.
+        table: `AUTO`, `OFF`, or the number of a routing table.
+        hooks: The commands to run.
+        save: Whether `down` writes the current state back to the file (SaveConfig).
         peers: In the file's order.
     """
 
     private_key: bytes = field(repr=False)
     listen_port: int | None = None
     fwmark: int | None = None
-    addresses: tuple[Interface, ...] = ()
-    dns: tuple[Address, ...] = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
+    dns: tuple[IpAddress, ...] = ()
     search: tuple[str, ...] = ()
     mtu: int | None = None
     table: int | str = AUTO
     hooks: Hooks = Hooks()
     save: bool = False
-    peers: tuple[Peer, ...] = ()
+    peers: tuple[PeerSection, ...] = ()
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """What lies behind the interface: all allowed IPs, each once, the narrowest first."""
+        """All networks behind the interface, each once, the narrowest first."""
         found = dict.fromkeys(network for peer in self.peers for network in peer.allowed_ips)
         return tuple(sorted(found, key=lambda network: -network.prefixlen))
 
 
-# -- reading ------------------------------------------------------------------------------------------------
-
-
-def parse(text: str, where: str = "the file", tables: Mapping[str, int] = TABLES) -> Config:
-    """Read a file.
-
-    Args:
-        text: What is in it.
-        where: How errors call it.
-        tables: Routing tables by name.
-
-    Raises:
-        UsageError: Something in it can't be meant; which line, and what mends it.
-    """
-    reader = _Reader(where, tables)
-    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
-        reader.take(number, line)
-    return reader.end()
-
-
-class _Reader:
-    """A file half read."""
-
-    def __init__(self, where: str, tables: Mapping[str, int]) -> None:
-        self._where = where
-        self._tables = tables
-        self._line = 0
-        self._section: str | None = None
-        self._interface: dict[str, Any] = {}
-        self._interface_line = 0
-        self._peers: list[dict[str, Any]] = []
-        self._comment = ""
-
-    def take(self, number: int, line: str) -> None:
-        """Read the next line."""
-        self._line = number
-        stripped, mark, comment = line.partition("#")
-        stripped = stripped.strip()
-        if "\0" in line:
-            self._refuse("there is a NUL character", "It isn't a text file: look at it with `file` or an editor.")
-        if stripped.startswith("["):
-            self._begin(stripped)
-        elif stripped:
-            self._set(stripped)
-        elif mark:
-            self._name(comment)
-
-    def end(self) -> Config:
-        """Give what was read, when all of it was."""
-        if "private_key" not in self._interface:
-            self._line = self._interface_line
-            if not self._line:
-                self._refuse("there is no [Interface] section", "Begin the file with it, and a PrivateKey below.")
-            self._refuse("[Interface] has no PrivateKey", "Make one with `rustguard genkey`: PrivateKey = …")
-        peers = [self._peer(given) for given in self._peers]
-        hooks = Hooks(**{name: self._interface.pop(name, ()) for name in Hooks.__slots__})
-        return Config(**self._interface, hooks=hooks, peers=tuple(_settle(peers)))
-
-    # -- structure
-
-    def _begin(self, header: str) -> None:
-        match header.lower():
-            case "[interface]":
-                self._interface_line = self._interface_line or self._line
-            case "[peer]":
-                self._peers.append({"line": self._line, "name": self._comment})
-            case _:
-                self._refuse(f"there is no section {header}", "The sections are [Interface] and [Peer].")
-        self._section = header.lower()
-        self._comment = ""
-
-    def _name(self, comment: str) -> None:
-        name = comment.strip("# \t")
-        while name != (bare := _NAME_DRESS.sub("", name).strip()):
-            name = bare
-        if self._section == "[peer]" and len(self._peers[-1]) == 2 and not self._peers[-1]["name"]:
-            self._peers[-1]["name"] = name
-        else:
-            self._comment = name
-
-    def _set(self, line: str) -> None:
-        self._comment = ""
-        key, equals, value = (part.strip() for part in line.partition("="))
-        keys = _PEER_KEYS if self._section == "[peer]" else _INTERFACE_KEYS
-        found = keys.get(key.lower())
-        if not equals:
-            self._refuse(f"`{key}` has no `=`", "Each line is `Key = value`, a [Section], or a # comment.")
-        if self._section is None:
-            self._refuse(f"{key} comes before any section", "Write [Interface] above it.")
-        if found is None:
-            self._refuse_key(key)
-        if not value and key.lower() not in _MAY_BE_EMPTY:
-            self._refuse(f"{key} has no value", "Give it one, or take the line out.")
-        target = self._peers[-1] if self._section == "[peer]" else self._interface
-        found(self, target, value)
-
-    def _refuse_key(self, key: str) -> NoReturn:
-        own, other = _INTERFACE_KEYS, _PEER_KEYS
-        section, elsewhere = "[Interface]", "[Peer]"
-        if self._section == "[peer]":
-            own, other, section, elsewhere = other, own, elsewhere, section
-        if key.lower() in other:
-            self._refuse(f"{key} belongs into {elsewhere}, and this is {section}", f"Move it below {elsewhere}.")
-        spelled = {name.lower(): name for name in _SPELLED}
-        close = get_close_matches(key.lower(), own, 1, 0.7)
-        mend = f"Did you mean {spelled[close[0]]}?" if close else "Take it out: neither wg nor wg-quick has it."
-        self._refuse(f"{section} has no key {key}", mend)
-
-    def _peer(self, given: dict[str, Any]) -> Peer:
-        if "public_key" not in given:
-            self._line = given["line"]
-            self._refuse("this [Peer] has no PublicKey", "Ask its owner: `wg show INTERFACE public-key` there.")
-        return Peer(**given)
-
-    def _refuse(self, what: str, mend: str) -> NoReturn:
-        place = f"{self._where}, line {self._line}" if self._line else self._where
-        raise UsageError(f"{place}: {what}.", mend)
-
-    # -- values
-
-    def _key(self, name: str, value: str) -> bytes:
-        if _KEY.fullmatch(value) is None:
-            # It may be secret: how long it is says enough.
-            size = f"this has {len(value)}" if len(value) != 44 else "this is none"
-            self._refuse(f"{name} is no key: one has 44 characters of base64, {size}", "Copy it again, whole.")
-        return b64decode(value)
-
-    def _number(self, name: str, value: str, least: int, most: int) -> int:
-        try:
-            number = int(value, 0) if value.lower().startswith("0x") else int(value)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most or not value.isascii():
-            self._refuse(f"{name} = {value} is no number from {least} to {most}", "Correct it.")
-        return number
-
-    def _private_key(self, to: dict[str, Any], value: str) -> None:
-        to["private_key"] = self._key("PrivateKey", value)
-
-    def _listen_port(self, to: dict[str, Any], value: str) -> None:
-        to["listen_port"] = self._number("ListenPort", value, 0, 65535) or None
-
-    def _fwmark(self, to: dict[str, Any], value: str) -> None:
-        to["fwmark"] = 0 if value.lower() == OFF else self._number("FwMark", value, 0, 2**32 - 1)
-
-    def _address(self, to: dict[str, Any], value: str) -> None:
-        to["addresses"] = to.get("addresses", ()) + tuple(
-            self._parsed(ip_interface, "Address", each, "10.0.0.2/24 or fd00::2/64") for each in _words(value)
-        )
-
-    def _dns(self, to: dict[str, Any], value: str) -> None:
-        for word in _words(value):
-            if _LOOKS_LIKE_ADDRESS.fullmatch(word):
-                to["dns"] = (*to.get("dns", ()), self._parsed(ip_address, "DNS", word, "10.0.0.1 or fd00::1"))
-            elif _DOMAIN.fullmatch(word):
-                to["search"] = (*to.get("search", ()), word)
-            else:
-                self._refuse(f"DNS = {word} is neither an address nor a domain", "Write it like 10.0.0.1 or lan.")
-
-    def _mtu(self, to: dict[str, Any], value: str) -> None:
-        to["mtu"] = self._number("MTU", value, MTU_LEAST, MTU_MOST)
-
-    def _table(self, to: dict[str, Any], value: str) -> None:
-        word = value.lower()
-        if word in (AUTO, OFF):
-            to["table"] = word
-        elif value in self._tables:
-            to["table"] = self._tables[value]
-        elif value[:1].isdigit():
-            to["table"] = self._number("Table", value, 1, 2**32 - 1)
-        else:
-            names = ", ".join(sorted(self._tables))
-            self._refuse(f"there is no routing table {value}", f"Write off, auto, a number, or one of: {names}.")
-
-    def _save_config(self, to: dict[str, Any], value: str) -> None:
-        if value.lower() not in ("true", "false"):
-            self._refuse(f"SaveConfig = {value} is neither true nor false", "Write true or false.")
-        to["save"] = value.lower() == "true"
-
-    def _public_key(self, to: dict[str, Any], value: str) -> None:
-        key = self._key("PublicKey", value)
-        for peer in self._peers[:-1]:
-            if peer.get("public_key") == key:
-                mend = "Put all that belongs to it into one section: one of the two would be lost."
-                self._refuse(f"the peer {value[:8]}… is there already, at line {peer['line']}", mend)
-        to["public_key"] = key
-        to["line"] = self._line
-
-    def _preshared_key(self, to: dict[str, Any], value: str) -> None:
-        to["preshared_key"] = self._key("PresharedKey", value)
-
-    def _allowed_ips(self, to: dict[str, Any], value: str) -> None:
-        if signed := [each for each in _words(value) if each[0] in "+-"]:
-            mend = "Write all networks of this peer, without signs: only `wg set` adds to those that it has."
-            self._refuse(f"AllowedIPs = {signed[0]} begins with a sign", mend)
-        networks = (
-            self._parsed(lambda text: ip_network(text, strict=False), "AllowedIPs", each, "10.0.0.0/24 or ::/0")
-            for each in _words(value)
-        )
-        to["allowed_ips"] = tuple(dict.fromkeys((*to.get("allowed_ips", ()), *networks)))
-
-    def _endpoint(self, to: dict[str, Any], value: str) -> None:
-        host, colon, port = value.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        mend = "Write it like vpn.example:51820, 192.0.2.1:51820 or [2001:db8::1]:51820."
-        if not colon or not host or value.endswith("]"):
-            self._refuse(f"Endpoint = {value} has no port", mend)
-        if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-            self._refuse(f"Endpoint = {value}: {port or 'nothing'} is no port", mend)
-        given = HostPort(host, int(port))
-        if given.is_name and (_HOST.fullmatch(host) is None or re.fullmatch(r"[0-9.]+", host)):
-            self._refuse(f"Endpoint = {value}: {host} is neither a name nor an address", mend)
-        to["endpoint"] = given
-
-    def _keepalive(self, to: dict[str, Any], value: str) -> None:
-        off = value.lower() == OFF
-        to["keepalive"] = 0 if off else self._number("PersistentKeepalive", value, 0, 65535)
-
-    def _parsed(self, parse: Callable[[str], Any], name: str, value: str, like: str) -> Any:
-        try:
-            return parse(value)
-        except ValueError:
-            self._refuse(f"{name} = {value} is no address", f"Write it like {like}.")
-
-
-_Setter = Callable[[_Reader, dict[str, Any], str], None]
-
-
-def _hook(name: str) -> _Setter:
-    def add(_: _Reader, to: dict[str, Any], value: str) -> None:
-        to[name] = (*to.get(name, ()), value)
-
-    return add
-
-
-_INTERFACE_KEYS: Mapping[str, _Setter] = {
-    "privatekey": _Reader._private_key,
-    "listenport": _Reader._listen_port,
-    "fwmark": _Reader._fwmark,
-    "address": _Reader._address,
-    "dns": _Reader._dns,
-    "mtu": _Reader._mtu,
-    "table": _Reader._table,
-    "preup": _hook("pre_up"),
-    "postup": _hook("post_up"),
-    "predown": _hook("pre_down"),
-    "postdown": _hook("post_down"),
-    "saveconfig": _Reader._save_config,
-}
-_PEER_KEYS: Mapping[str, _Setter] = {
-    "publickey": _Reader._public_key,
-    "presharedkey": _Reader._preshared_key,
-    "allowedips": _Reader._allowed_ips,
-    "endpoint": _Reader._endpoint,
-    "persistentkeepalive": _Reader._keepalive,
-}
-_SPELLED = [
-    *("PrivateKey", "ListenPort", "FwMark", "Address", "DNS", "MTU", "Table"),
-    *("PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig"),
-    *("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"),
-]
-_MAY_BE_EMPTY = {"allowedips", "address", "dns"}
-
-
-def _words(value: str) -> list[str]:
-    return value.replace(",", " ").split()
-
-
-def _settle(peers: list[Peer]) -> Iterator[Peer]:
-    """Leave each network to the last peer that names it, as WireGuard does."""
-    owner = {network: peer.public_key for peer in peers for network in peer.allowed_ips}
-    for peer in peers:
-        own = tuple(network for network in peer.allowed_ips if owner[network] == peer.public_key)
-        yield replace(peer, allowed_ips=own)
-
-
-# -- writing ------------------------------------------------------------------------------------------------
-
-
-def write(config: Config) -> str:
-    """Write a file that `parse`, wg-quick and the WireGuard apps read; it holds the private key."""
-    return "\n".join([*_interface_lines(config), *(line for peer in config.peers for line in _peer_lines(peer)), ""])
-
-
-def _interface_lines(config: Config) -> Iterator[str]:
-    yield "[Interface]"
-    yield f"PrivateKey = {_base64(config.private_key)}"
-    yield from (f"Address = {address}" for address in config.addresses)
-    if config.dns or config.search:
-        yield f"DNS = {', '.join(map(str, (*config.dns, *config.search)))}"
-    for key, value in (("ListenPort", config.listen_port), ("MTU", config.mtu)):
-        if value is not None:
-            yield f"{key} = {value}"
-    if config.fwmark is not None:
-        yield f"FwMark = {config.fwmark:#x}" if config.fwmark else "FwMark = off"
-    if config.table != AUTO:
-        yield f"Table = {config.table}"
-    hooks = config.hooks
-    named = (
-        ("PreUp", hooks.pre_up),
-        ("PostUp", hooks.post_up),
-        ("PreDown", hooks.pre_down),
-        ("PostDown", hooks.post_down),
-    )
-    yield from (f"{key} = {line}" for key, lines in named for line in lines)
-    if config.save:
-        yield "SaveConfig = true"
-
-
-def _peer_lines(peer: Peer) -> Iterator[str]:
-    yield ""
-    if peer.name:
-        yield f"# {peer.name}"
-    yield "[Peer]"
-    yield f"PublicKey = {_base64(peer.public_key)}"
-    if peer.preshared_key != NO_PRESHARED_KEY:
-        yield f"PresharedKey = {_base64(peer.preshared_key)}"
-    if peer.allowed_ips:
-        yield f"AllowedIPs = {', '.join(map(str, peer.allowed_ips))}"
-    if peer.endpoint is not None:
-        yield f"Endpoint = {peer.endpoint}"
-    if peer.keepalive:
-        yield f"PersistentKeepalive = {peer.keepalive}"
-
-
-def _base64(key: bytes) -> str:
-    return b64encode(key).decode()
-
-
-# -- comparing ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What leads from one file to another while the tunnel runs.
+    """The changes to peers between two versions of a file.
 
     Attributes:
-        peers: New ones, and those that something changed of.
-        moved: Public keys of those of them whose endpoint the file has anew: another stays where it is.
-        removed: Public keys.
+        peers: New and changed peers.
+        moved: Public keys of those `peers` whose endpoint changed in the file. The others keep their current one.
+        removed: Public keys of removed peers.
     """
 
-    peers: tuple[Peer, ...]
+    peers: tuple[PeerSection, ...]
     moved: frozenset[bytes]
     removed: tuple[bytes, ...]
 
 
 def compare(old: Config, new: Config) -> Changes:
-    """Find which peers differ. All else is not here: key, port and system are told how they shall be."""
+    """Return which peers differ. Other settings need no comparison: they are simply set again."""
     before = {peer.public_key: peer for peer in old.peers}
     after = {peer.public_key: peer for peer in new.peers}
     changed = tuple(peer for key, peer in after.items() if before.get(key) != peer)
@@ -501,10 +141,10 @@ def compare(old: Config, new: Config) -> Changes:
     )
 
 
-def _endpoint_of(peer: Peer | None) -> HostPort | None:
+def _endpoint_of(peer: PeerSection | None) -> HostPort | None:
     return None if peer is None else peer.endpoint
 
 
 def short(key: bytes) -> str:
-    """Give enough of a public key to tell it from others, as people see it."""
-    return f"{_base64(key)[:8]}…"
+    """Return the first characters of a public key in base64, enough for people to recognise it."""
+    return f"{encode_key(key)[:8]}…"

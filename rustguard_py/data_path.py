@@ -1,4 +1,4 @@
-"""What somebody asked of the data path; `rustguard_py.engine` chooses by it."""
+"""The data path that a command line asks for; `rustguard_py.engine` chooses the engine by it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DataPath:
-    """As on the command line, unchecked.
+    """Options as typed, not yet checked.
 
     Attributes:
         engine: One of `engine.ENGINES`.
-        queues: Of the interface: `auto` or a number.
-        uring: Whether the native engine shall use io_uring; where the kernel refuses, it runs without.
-        xdp: The Ethernet interface that the native engine shall use AF_XDP on; the same.
-        threaded_napi: Whether the kernel's engine shall receive in threads.
+        queues: Number of queues of the interface, or `auto`.
+        uring: Whether the native engine uses io_uring; it runs without where the kernel refuses it.
+        xdp: The Ethernet interface on which the native engine uses AF_XDP, or None; it runs without where the kernel
+            refuses it.
+        threaded_napi: Whether the kernel's engine receives in threads.
     """
 
     engine: str = "auto"

@@ -1,4 +1,4 @@
-"""Which data plane runs a tunnel, and why."""
+"""The choice of the engine that moves a tunnel's packets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.planes.contract import EventfulPlane
 
 ENGINES = ("auto", "kernel", "native", "portable")
-# What RUSTGUARD_AEAD may be. `auto` seals and opens sixteen packets at once where the processor can.
+# Values of RUSTGUARD_AEAD. `auto` seals and opens sixteen packets at once where the processor can.
 _AEADS = ("auto", "ring")
-# A queue has two threads that are busy when traffic is: one for either direction.
-_THREADS_A_QUEUE = 2
-# More than this many don't pay: a peer's datagrams come in on one of them anyway.
+# A queue has two threads that are busy under traffic, one per direction.
+_THREADS_PER_QUEUE = 2
+# More queues than this bring nothing: all datagrams of one peer come in on the same queue.
 _MOST_QUEUES = 8
 # The kernel's MAX_TAP_QUEUES.
 _QUEUES_LIMIT = 256
@@ -26,15 +26,16 @@ _QUEUES_LIMIT = 256
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A choice.
+    """A chosen engine.
 
     Attributes:
-        name: One of `ENGINES` but `auto`.
-        reason: Why this one, for people.
-        queues: Of the interface.
-        uring: Whether the plane is to use io_uring where it can.
-        xdp: The interface to use AF_XDP on.
-        threaded_napi: Whether the kernel is to receive in threads.
+        name: One of `ENGINES`, but not `auto`.
+        reason: Why it was chosen, for people.
+        queues: Number of queues of the interface.
+        uring: Whether the native engine uses io_uring where the kernel allows it.
+        xdp: The Ethernet interface on which the native engine uses AF_XDP, or None.
+        threaded_napi: Whether the kernel's engine receives in threads.
+        queues_asked: Whether the number of queues was given on the command line.
     """
 
     name: str
@@ -43,17 +44,18 @@ class Engine:
     uring: bool = False
     xdp: str | None = None
     threaded_napi: bool = False
+    queues_asked: bool = False
 
     @property
     def in_kernel(self) -> bool:
-        """Whether the kernel shakes hands and moves the packets: no plane of ours is made."""
+        """Whether this is the kernel's engine, which also does the handshakes: no plane is made then."""
         return self.name == "kernel"
 
-    def for_tunnels(self, tunnels: int, queues: str) -> Engine:
-        """Give the same for several tunnels: a queue each, unless a number of `queues` was asked for."""
+    def for_tunnels(self, tunnels: int) -> Engine:
+        """Return the same engine for several tunnels: one queue each, unless a number of queues was asked for."""
         if self.in_kernel:
             return replace(self, reason=f"{self.reason}; {tunnels} tunnels")
-        if queues != "auto":
+        if self.queues_asked:
             return self
         return replace(self, queues=1, reason=f"{self.reason}; {tunnels} tunnels of one queue each")
 
@@ -69,13 +71,13 @@ class Engine:
 
         Args:
             public_key: Ours, 32 bytes.
-            interface: The name that the interface shall have.
-            sockets: Bound UDP sockets, one a family; the plane owns them from here on.
+            interface: Name of the interface.
+            sockets: Bound UDP sockets, one per family; the plane owns them from now on.
             mtu: Of the interface, bytes.
-            tun: Descriptors of its queues where it is there already; they stay the caller's.
+            tun: Descriptors of the interface's queues if it exists already; they stay the caller's.
         """
-        # Imported here, so that who only asks for a status doesn't pay for it.
-        assert not self.in_kernel, "the kernel has no plane of ours"  # noqa: S101
+        assert not self.in_kernel, "the kernel's engine has no plane"  # noqa: S101
+        # Imported here, so that verbs that only ask for a status start faster.
         if self.name == "native":
             from rustguard_py.planes.native import NativePlane
 
@@ -95,72 +97,89 @@ class Engine:
 
 
 def has_native() -> bool:
-    """Say whether this installation has the native plane."""
+    """Return whether this installation has the native engine."""
     return find_spec("rustguard_py._native") is not None
 
 
 def uring_refusal() -> str | None:
-    """Say why the native plane can't use io_uring here; None if it can."""
+    """Return why the native engine can't use io_uring here, or None if it can."""
     from rustguard_py import _native
 
     return _native.uring_refusal()
 
 
 def choose(asked: DataPath) -> Engine:
-    """Choose an engine: with `auto` the fastest that is here.
+    """Choose an engine; `auto` is the fastest that runs here.
 
     Args:
-        asked: What was asked for.
+        asked: The command line's wishes.
 
     Raises:
-        UsageError: There is no such engine, that is no number of queues, the engine hasn't what was asked for, both
-            io_uring and AF_XDP are wanted, or RUSTGUARD_AEAD is neither auto nor ring.
-        RefusedError: It isn't here, the interface isn't here or isn't Ethernet, or threaded NAPI isn't safe here.
+        UsageError: An option or RUSTGUARD_AEAD has a value that doesn't exist, or two options exclude each other.
+        RefusedError: The engine isn't available here, the AF_XDP interface is missing or isn't Ethernet, or threaded
+            NAPI isn't safe on this kernel.
     """
-    wanted, queues, uring, xdp = asked.engine, asked.queues, asked.uring, asked.xdp
-    if wanted not in ENGINES:
-        raise UsageError(f"There is no engine {wanted!r}.", f"Choose one of: {', '.join(ENGINES)}.")
-    if queues != "auto" and not (queues.isdecimal() and 1 <= int(queues) <= _QUEUES_LIMIT):
-        raise UsageError(f"{queues!r} is no number of queues.", f"Give a number from 1 to {_QUEUES_LIMIT}, or auto.")
-    if wanted == "portable" and uring:
-        raise UsageError("The portable engine has no io_uring.", "Leave out --uring, or use: --engine native")
-    if wanted == "portable" and xdp is not None:
-        raise UsageError("The portable engine has no AF_XDP.", "Leave out --xdp, or use: --engine native")
-    if uring and xdp is not None:
-        raise UsageError("io_uring and AF_XDP can't be used together.", "Leave out --uring or --xdp.")
-    ours = _of_ours(asked)
-    if asked.threaded_napi and wanted not in ("auto", "kernel"):
-        raise UsageError(
-            f"--threaded-napi is of the kernel's engine, not of the {wanted} one.",
-            "Leave it out, or use: --engine kernel",
-        )
+    _check(asked)
+    wanted, ours = asked.engine, _of_ours(asked)
     if wanted == "kernel" or asked.threaded_napi:
         why = "asked for" if wanted == "kernel" else "--threaded-napi needs it"
         return _kernel(ours, why, threaded_napi=asked.threaded_napi)
     if wanted == "auto" and ours is None and why_no_kernel() is None:
         return Engine("kernel", "the fastest: this kernel has WireGuard")
-    if (wanted == "native" or uring or xdp is not None) and not has_native():
+    if (wanted == "native" or asked.uring or asked.xdp is not None) and not has_native():
         raise RefusedError(
-            "This installation has no native engine: there was no cargo, or too old a one, when it was installed.",
+            "This installation has no native engine: cargo was missing or too old when it was installed.",
             "Install cargo (1.85 or newer) and install RustGuard again; or use: --engine portable"
-            + (", without --uring" if uring else ", without --xdp" if xdp is not None else ""),
+            + (", without --uring" if asked.uring else ", without --xdp" if asked.xdp is not None else ""),
         )
-    if xdp is not None:
+    if asked.xdp is not None:
         from rustguard_py.system.interface import require_ethernet
 
-        require_ethernet(xdp)
+        require_ethernet(asked.xdp)
     if wanted == "portable" or not has_native():
         why = "asked for" if wanted == "portable" else "the native engine was not built at installation"
-        return Engine("portable", why + _portable_queues(queues))
+        return Engine("portable", why + _portable_queues(asked.queues), queues_asked=asked.queues != "auto")
+    return _native(asked, "asked for" if wanted == "native" else f"{ours} needs it" if ours else "the fastest here")
+
+
+def _check(asked: DataPath) -> None:
+    """Refuse values that don't exist and options that exclude each other."""
+    wanted, queues = asked.engine, asked.queues
+    if wanted not in ENGINES:
+        raise UsageError(f"There is no engine {wanted!r}.", f"Choose one of: {', '.join(ENGINES)}.")
+    if queues != "auto" and not (queues.isdecimal() and 1 <= int(queues) <= _QUEUES_LIMIT):
+        raise UsageError(
+            f"{queues!r} is not a number of queues.", f"Give a number from 1 to {_QUEUES_LIMIT}, or auto."
+        )
+    if wanted == "portable" and asked.uring:
+        raise UsageError("The portable engine has no io_uring.", "Leave out --uring, or use: --engine native")
+    if wanted == "portable" and asked.xdp is not None:
+        raise UsageError("The portable engine has no AF_XDP.", "Leave out --xdp, or use: --engine native")
+    if asked.uring and asked.xdp is not None:
+        raise UsageError("io_uring and AF_XDP can't be used together.", "Leave out --uring or --xdp.")
+    if asked.threaded_napi and wanted not in ("auto", "kernel"):
+        raise UsageError(
+            f"--threaded-napi is an option of the kernel's engine, not of the {wanted} one.",
+            "Leave it out, or use: --engine kernel",
+        )
+
+
+def _native(asked: DataPath, why: str) -> Engine:
     if (aead := os.environ.get("RUSTGUARD_AEAD", "auto")) not in _AEADS:
-        raise UsageError(f"RUSTGUARD_AEAD={aead!r} is no AEAD.", f"Choose one of: {', '.join(_AEADS)}.")
-    why = "asked for" if wanted == "native" else f"{ours} needs it" if ours else "the fastest here"
-    number, chosen = _queues(queues, os.cpu_count() or 1)
-    return Engine("native", f"{why}; {chosen}{_uring(uring)}; AEAD: {_aead()}", number, uring, xdp)
+        raise UsageError(f"There is no AEAD {aead!r} (RUSTGUARD_AEAD).", f"Choose one of: {', '.join(_AEADS)}.")
+    number, chosen = _queues(asked.queues, os.cpu_count() or 1)
+    return Engine(
+        "native",
+        f"{why}; {chosen}{_uring(asked.uring)}; AEAD: {_aead()}",
+        number,
+        asked.uring,
+        asked.xdp,
+        queues_asked=asked.queues != "auto",
+    )
 
 
 def _aead() -> str:
-    """Say what seals and opens packets in the native plane."""
+    """Return the name of the native engine's AEAD implementation."""
     from rustguard_py import _native
 
     return _native.aead()
@@ -174,14 +193,14 @@ def _uring(wanted: bool) -> str:
 
 
 def why_no_kernel() -> str | None:
-    """Say in one sentence why the kernel's WireGuard can't be used, or None where it can."""
+    """Return a sentence that says why the kernel's WireGuard can't be used, or None if it can."""
     from rustguard_py.kernel import netlink
 
     return netlink.why_absent()
 
 
 def _of_ours(asked: DataPath) -> str | None:
-    """Name an option that only our own engines have, if one was given."""
+    """Return an option that was given and that only our own engines have, or None."""
     if asked.uring:
         return "--uring"
     if asked.xdp is not None:
@@ -191,10 +210,12 @@ def _of_ours(asked: DataPath) -> str | None:
 
 def _kernel(ours: str | None, why: str, *, threaded_napi: bool) -> Engine:
     if ours is not None:
-        raise UsageError(f"{ours} is for RustGuard's own engines, not for the kernel's.", "Leave one of the two out.")
+        raise UsageError(
+            f"{ours} is an option of RustGuard's own engines, not of the kernel's.", "Leave one of the two out."
+        )
     if (absent := why_no_kernel()) is not None:
-        mend = "Load it: sudo modprobe wireguard (Linux 5.6 or newer); or use: --engine auto"
-        raise RefusedError(absent, mend + (", without --threaded-napi" if threaded_napi else ""))
+        fix = "Load it: sudo modprobe wireguard (Linux 5.6 or newer); or use: --engine auto"
+        raise RefusedError(absent, fix + (", without --threaded-napi" if threaded_napi else ""))
     if threaded_napi:
         from rustguard_py.kernel import napi
 
@@ -206,12 +227,12 @@ def _kernel(ours: str | None, why: str, *, threaded_napi: bool) -> Engine:
 def _portable_queues(queues: str) -> str:
     if queues in ("auto", "1"):
         return ""
-    return "; it uses one queue whatever --queues says, because Python runs one thread at a time"
+    return "; it uses one queue despite --queues, because Python runs one thread at a time"
 
 
 def _queues(wanted: str, cores: int) -> tuple[int, str]:
-    """Give how many queues, and why."""
+    """Return the number of queues, and the reason for it."""
     if wanted != "auto":
         return int(wanted), f"{wanted} queues asked for"
-    number = min(_MOST_QUEUES, max(1, cores // _THREADS_A_QUEUE))
+    number = min(_MOST_QUEUES, max(1, cores // _THREADS_PER_QUEUE))
     return number, f"{number} queue{'s' if number > 1 else ''} of two threads for {cores} cores"

@@ -1,7 +1,7 @@
-"""WireGuard's deciding half: who is a peer, when to shake hands, when to give up, when to forget keys.
+"""The deciding half of WireGuard: which peers there are, when to shake hands, give up and erase keys.
 
-Sans-IO. In come the plane's events and the time; out go commands to the plane, what happened, and when to call
-again. A handshake as initiator passes through these functions, in this order:
+It does no I/O. It takes the plane's events and the time. It returns commands to the plane, events, and the time of
+the next call. A handshake as initiator passes through these functions, in this order:
 
     handle_event(HandshakeWanted)    the plane has a packet and no session, or one that is old or silent
       _begin / _initiate             a new ephemeral key and index; message 1 goes out, a retry is due in 5 s
@@ -15,7 +15,7 @@ and as responder:
       _consume_initiation            known key? newer timestamp? then message 2 goes out, the keypair is `next`
     handle_event(KeypairConfirmed)   the first datagram came in on it: the session stands
 
-Whitepaper sections 5 and 6; where it leaves a choice, Linux's drivers/net/wireguard/{noise,timers}.c is followed.
+Source: whitepaper sections 5 and 6, and where they leave a choice, Linux's drivers/net/wireguard/{noise,timers}.c.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from rustguard_py.handshaking_peer import HandshakingPeer
 from rustguard_py.model.endpoint import Endpoint, PeerId, is_same, plain
 from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.timers import REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT
-from rustguard_py.peer import HandshakingPeer
 from rustguard_py.planes.contract import (
     EndpointMoved,
     Event,
@@ -47,17 +47,17 @@ from rustguard_py.protocol.cookie import add_macs, open_cookie
 from rustguard_py.protocol.noise import Initiator, InvalidHandshakeError, Received, StaticKey, TransportKeys
 from rustguard_py.protocol.tai64n import Tai64nClock
 
-# Section 6.4: retries are spread by up to a third of a second.
+# Section 6.4: retries are delayed by a random time of up to a third of a second.
 REKEY_TIMEOUT_JITTER = 1 / 3
-# Section 6.3: no key outlives this.
+# Section 6.3: no key is kept longer, seconds.
 ERASE_AFTER_TIME = 3 * REJECT_AFTER_TIME
-# The kernel's INITIATIONS_PER_SECOND: a peer that repeats itself faster is not worth a Diffie-Hellman.
+# The kernel's INITIATIONS_PER_SECOND: faster initiations of a peer aren't worth a Diffie-Hellman. Seconds.
 MIN_INITIATION_INTERVAL = 1 / 50
 
 
 @dataclass(frozen=True, slots=True)
 class SessionStarted:
-    """A handshake is complete on both sides as far as we can know."""
+    """A handshake is complete on both sides, as far as this side can know."""
 
     peer: HandshakingPeer
     initiator: bool
@@ -65,7 +65,7 @@ class SessionStarted:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeUnanswered:
-    """An initiation had no answer for REKEY-TIMEOUT; another goes out. `attempts` counts those sent so far."""
+    """An initiation had no answer for REKEY-TIMEOUT, and the next is sent. `attempts` counts those sent before."""
 
     peer: HandshakingPeer
     attempts: int
@@ -73,14 +73,14 @@ class HandshakeUnanswered:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeGivenUp:
-    """No answer for REKEY-ATTEMPT-TIME; the next packet begins anew."""
+    """No answer for REKEY-ATTEMPT-TIME; the next packet begins again."""
 
     peer: HandshakingPeer
 
 
 @dataclass(frozen=True, slots=True)
 class PeerMoved:
-    """A peer is elsewhere now: an authenticated message came from there."""
+    """A peer has another endpoint: an authenticated message came from there."""
 
     peer: HandshakingPeer
     endpoint: Endpoint
@@ -90,16 +90,16 @@ NodeEvent = SessionStarted | HandshakeUnanswered | HandshakeGivenUp | PeerMoved
 
 
 class Timestamps(Protocol):
-    """The greatest TAI64N (12 bytes) under each public key (32 bytes), kept over restarts.
+    """The greatest TAI64N (12 bytes) sent with each public key (32 bytes), kept over restarts.
 
-    Under a peer's key stands the greatest that it sent, under ours the greatest that we sent.
+    For a peer's key it is the greatest that the peer sent, for our own key the greatest that we sent.
     """
 
     def greatest(self, key: bytes, /) -> bytes | None:
-        """Give it, or None."""
+        """Return it, or None."""
 
     def record(self, key: bytes, timestamp: bytes, /) -> None:
-        """Keep it, before the message that it belongs to is answered or sent."""
+        """Record a timestamp, before its message is sent or answered."""
 
 
 class Node:
@@ -107,10 +107,10 @@ class Node:
 
     Args:
         static: Our key.
-        plane: Takes the commands.
-        timestamps: Outlives us.
-        wall: Unix time in nanoseconds, as `time.time_ns`; for TAI64N only.
-        random: Gives n random bytes.
+        plane: Where commands go.
+        timestamps: Kept over restarts.
+        wall: Returns Unix time in nanoseconds, as `time.time_ns`; only for TAI64N.
+        random: Returns n random bytes.
     """
 
     asks_freely = True
@@ -134,7 +134,7 @@ class Node:
         self._by_id: dict[PeerId, HandshakingPeer] = {}
         self._by_index: dict[int, HandshakingPeer] = {}
         self._next_id = 1
-        # (deadline, peer id); an entry is stale when the peer's deadline is another by now.
+        # (deadline, peer id). An entry is stale if the peer's deadline has changed since.
         self._deadlines: list[tuple[float, PeerId]] = []
         self._events: deque[NodeEvent] = deque()
 
@@ -144,11 +144,11 @@ class Node:
         return iter(self._by_key.values())
 
     def get(self, public_key: bytes) -> HandshakingPeer | None:
-        """Find a peer by its key (32 bytes)."""
+        """Return the peer with this public key (32 bytes), or None."""
         return self._by_key.get(public_key)
 
     def set_peer(self, config: PeerConfig) -> HandshakingPeer:
-        """Add a peer, or change one; its session stays unless the preshared key is another."""
+        """Add a peer or change it, and return it. Its session stays unless the preshared key changes."""
         peer = self._by_key.get(config.public_key)
         if peer is None:
             peer = HandshakingPeer(self._next_id, config)
@@ -165,7 +165,7 @@ class Node:
         return peer
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
-        """Send to `endpoint` from now on, a handshake under way too, until the peer is heard from elsewhere."""
+        """Send to `endpoint`, including a handshake under way, until the peer is heard from elsewhere."""
         if peer.endpoint == endpoint:
             return
         peer.endpoint = endpoint
@@ -181,10 +181,10 @@ class Node:
         return self.static.public
 
     def set_private_key(self, private_key: bytes, now: float) -> None:
-        """Use another private key (32 bytes) from now on; the peers stay, but for one that has this key itself.
+        """Use another private key (32 bytes) from now on. A peer that has the same key is removed.
 
-        As in the kernel: what they send on their sessions is still taken, while what is to be sent to them needs a
-        new handshake. One that is under way begins anew.
+        As in the kernel, existing sessions still receive, but sending needs a new handshake. A handshake under way
+        starts again.
         """
         self.static = static = StaticKey(private_key)
         self._clock = Tai64nClock(self._wall, self._timestamps.greatest(static.public))
@@ -200,7 +200,7 @@ class Node:
                 self.begin_handshake(peer, now)
 
     def remove_peer(self, public_key: bytes) -> bool:
-        """Forget a peer, at once; False if there was none."""
+        """Remove a peer at once. Return whether there was one."""
         peer = self._by_key.pop(public_key, None)
         if peer is None:
             return False
@@ -212,7 +212,7 @@ class Node:
     # -- in -------------------------------------------------------------------------------------------------
 
     def handle_event(self, event: Event, now: float) -> None:
-        """Take what the plane says. Enrollment and faults are not the node's and are passed over."""
+        """Handle an event of the plane. Enrollment datagrams and faults aren't the node's and are ignored."""
         match event:
             case HandshakeReceived(datagram, source):
                 self._handle_handshake(datagram, source, now)
@@ -233,10 +233,10 @@ class Node:
                 pass
 
     def begin_handshake(self, peer: Peer, now: float, patience: float = REKEY_ATTEMPT_TIME) -> None:
-        """Send an initiation, at most one each REKEY-TIMEOUT, again until it is answered or `patience` is over."""
+        """Send initiations, at most one per REKEY-TIMEOUT, until one is answered or after `patience` seconds."""
         own = self._by_id[peer.id]
         if own.attempt_began is not None:
-            # Somebody still wants to send: the 90 s count from here, as the kernel restarts its count of retries.
+            # There is more to send, so the 90 s start again, as the kernel restarts its count of retries.
             own.attempt_began = now
             return
         if own.initiation_sent is not None and now - own.initiation_sent < REKEY_TIMEOUT:
@@ -245,11 +245,11 @@ class Node:
         self._initiate(own, now)
 
     def ask(self, peer: Peer, now: float) -> None:
-        """Shake hands to learn whether a peer answers; its session stays."""
+        """Start a handshake to learn whether a peer answers. Its session stays."""
         self.begin_handshake(peer, now)
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due; call it when `poll_timeout` says so."""
+        """Do what is due. Call it at the time that `poll_timeout` returns."""
         while self._deadlines and self._deadlines[0][0] <= now:
             due, peer_id = heapq.heappop(self._deadlines)
             peer = self._by_id.get(peer_id)
@@ -264,7 +264,7 @@ class Node:
     # -- out ------------------------------------------------------------------------------------------------
 
     def poll_timeout(self) -> float | None:
-        """Give the time at which `handle_timeout` is next needed, or None."""
+        """Return when `handle_timeout` is needed next, or None."""
         while self._deadlines:
             due, peer_id = self._deadlines[0]
             peer = self._by_id.get(peer_id)
@@ -274,7 +274,7 @@ class Node:
         return None
 
     def poll_event(self) -> NodeEvent | None:
-        """Give the next thing that happened, or None."""
+        """Return the next event, or None."""
         return self._events.popleft() if self._events else None
 
     # -- initiator ------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class Node:
         endpoint = peer.endpoint
         static_static = self._static_static(peer)
         if endpoint is None or static_static is None:
-            peer.end_attempt()  # without an endpoint, it must find us
+            peer.end_attempt()  # without an endpoint the peer has to contact us
             return
         timestamp = self._clock.next()
         self._timestamps.record(self.static.public, timestamp)
@@ -353,14 +353,14 @@ class Node:
             timestamp = received.open_timestamp(static_static)
             if not self._is_new(peer, timestamp, now):
                 return
-            # Kept before anything is answered: a replay must fail after a crash too.
+            # Recorded before the answer, so a replay fails even after a crash.
             self._timestamps.record(peer.config.public_key, timestamp)
             peer.initiation_consumed = now
             index = self._new_index(peer)
             message, keys = received.respond(index, self._preshared_key(peer), self._random)
         except InvalidHandshakeError:
             return
-        # One handshake a peer, as in the kernel: answering it ends our own that crossed it on the way.
+        # One handshake per peer, as in the kernel: answering this one ends ours that crossed it.
         peer.initiator = None
         peer.pending_index = None
         peer.unconfirmed = True
@@ -369,7 +369,10 @@ class Node:
         self._send_handshake(peer, message, source, now)
 
     def _preshared_key(self, peer: HandshakingPeer) -> bytes:
-        """Choose for a response; only the initiator notices a wrong one, so an unconfirmed one makes us change."""
+        """Return the preshared key for a response.
+
+        Only the initiator notices a wrong one. So if the last response was not confirmed, the next key is tried.
+        """
         keys = peer.config.preshared_keys
         if peer.unconfirmed:
             peer.key_in_use = (peer.key_in_use + 1) % len(keys)
@@ -394,7 +397,7 @@ class Node:
                 self._consume_cookie(datagram, now)
 
     def _consume_cookie(self, datagram: bytes, now: float) -> None:
-        # The endpoint stays: a captured reply proves nothing of where it comes from.
+        # The endpoint stays: a cookie reply can be replayed from anywhere.
         reply = wire.parse_cookie_reply(datagram)
         peer = self._by_index.get(reply.receiver) if reply is not None else None
         if reply is None or peer is None or not peer.last_mac1:
@@ -432,7 +435,7 @@ class Node:
 
     @staticmethod
     def _forget_local(peer: HandshakingPeer) -> None:
-        """Leave it to the kernel which address of ours handshakes go out from: the one known may be the trouble."""
+        """Let the kernel choose the local address again, because the known one may be the reason for no answer."""
         if peer.endpoint is not None:
             peer.endpoint = plain(peer.endpoint)
 
@@ -440,7 +443,7 @@ class Node:
         if peer.static_static is None:
             try:
                 peer.static_static = self.static.shared_with(peer.config.public_key)
-            except InvalidHandshakeError:  # a low-order key can't shake hands
+            except InvalidHandshakeError:  # the peer has a low-order key, so no handshake can succeed
                 return None
         return peer.static_static
 

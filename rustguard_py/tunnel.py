@@ -1,7 +1,7 @@
-"""One running tunnel: node and plane put together on an event loop.
+"""One running tunnel: a node and its plane on an event loop.
 
-The plane's events go to the node, the node's deadline to the loop's timer, enrollment datagrams to whoever asked
-for them. All of it runs in the loop's thread; the plane moves packets in its own.
+The plane's events go to the node, the node's deadline sets the loop's timer, and enrollment datagrams go to the
+listener. All this runs in the loop's thread. The plane moves packets in its own threads.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ class Tunnel:
     """A node on its plane.
 
     Attributes:
-        node: Its peers; call `wake` after changing them.
-        plane: Where packets move.
-        fault: What ended it, set once; `stopped` is then set as well.
+        node: The peers. Call `wake` after changing them.
+        plane: What moves the packets.
+        listeners: Callbacks for what happens.
+        fault: The error that ended the tunnel. When it is set, `stopped` is set too.
+        stopped: Set when the tunnel must end.
     """
 
     node: Node
@@ -45,18 +47,18 @@ class Tunnel:
 
     @classmethod
     def make(cls, private_key: bytes, plane: EventfulPlane, timestamps: Timestamps, listeners: Listeners) -> Tunnel:
-        """Put an identity (32 bytes) on a plane."""
+        """Return a tunnel with this private key (32 bytes) on a plane."""
         node = Node(StaticKey(private_key), plane, timestamps, wall=time.time_ns, random=os.urandom)
         return cls(node, plane, listeners)
 
     def start(self) -> None:
-        """Begin to handle events; from within the running loop."""
+        """Start handling events. Call it inside the running loop."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.plane.fileno(), self._on_events)
         self.wake()
 
     def close(self) -> None:
-        """Stop and close the plane; the interface goes with it. May be called twice."""
+        """Stop, and close the plane with its interface. May be called twice."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -66,7 +68,7 @@ class Tunnel:
         self.plane.close()
 
     def wake(self) -> None:
-        """Do what is due and set the timer to the node's next deadline."""
+        """Do what is due, and set the timer to the node's next deadline."""
         if self._loop is None:
             return
         self.node.handle_timeout(now())
@@ -109,8 +111,8 @@ class Tunnel:
         if not fatal:
             log.warning("%s", message)
             return
-        mend = "Start again. Did something else remove the interface? If not, and if it persists, report it."
-        self.fault = RustGuardError(f"The data plane stopped: {message}", mend)
+        fix = "Start again. If no other program removed the interface and this happens again, please report it."
+        self.fault = RustGuardError(f"The data plane stopped: {message}", fix)
         self.stopped.set()
 
     def _report(self) -> None:
@@ -127,11 +129,11 @@ class Tunnel:
                     if listeners.moved is not None:
                         listeners.moved(peer, endpoint)
                 case HandshakeGivenUp(peer):
-                    log.info("a peer at %s did not answer for 90 s; its held packets are dropped", peer.endpoint)
+                    log.info("the peer at %s did not answer for 90 s: its held packets are dropped", peer.endpoint)
 
 
 def send_keepalive(tunnel: AnyTunnel, peer: Peer) -> None:
-    """Send a peer an empty datagram now: turning persistent keepalives on sends one."""
+    """Send a keepalive to a peer now, by turning its persistent keepalives on."""
     config = replace(peer.config, endpoint=None)
     wanted = config.persistent_keepalive
     for seconds in (0, wanted) if wanted else (1, 0):

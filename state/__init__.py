@@ -1,1 +1,1 @@
-"""What must outlive the process: identity, peers, timestamps, and where they lie."""
+"""State that outlives the process: identity, peers, timestamps, and the directories that they are kept in."""

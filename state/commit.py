@@ -1,4 +1,4 @@
-"""Group commit: callers that arrive together share one save."""
+"""Group commit: concurrent callers share one save."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ T = TypeVar("T")
 
 
 class GroupCommit(Generic[T]):
-    """Saves in a thread, one save at a time, for any number of callers of one event loop.
+    """Saves in a thread, one save at a time, for any number of callers in one event loop.
 
     Args:
-        snapshot: Called in the loop's thread just before a save; what it gives must not change afterwards.
-        save: Called in a thread with the snapshot; returns when it is durable.
-        executor: Where; the loop's own by default.
+        snapshot: Called in the loop's thread just before a save. Its result must not change afterwards.
+        save: Called in a thread with the snapshot. It returns when the snapshot is durable.
+        executor: Runs the thread; the loop's own by default.
 
     Attributes:
-        saves: How many saves were begun.
+        saves: Number of saves begun.
     """
 
     def __init__(
@@ -33,9 +33,9 @@ class GroupCommit(Generic[T]):
         self._runner: asyncio.Task[None] | None = None
 
     async def commit(self) -> None:
-        """Return when a save that began after this call has ended; raise what it raised.
+        """Wait for a save that begins after this call. Raise what it raises.
 
-        A caller that is cancelled leaves the save to the others.
+        Cancelling a caller doesn't cancel the save.
         """
         loop = asyncio.get_running_loop()
         if self._next is None:
@@ -46,7 +46,7 @@ class GroupCommit(Generic[T]):
         await asyncio.shield(waited_for)
 
     async def drain(self) -> None:
-        """Return when no save runs or is wanted: to be awaited before what `save` writes to is closed."""
+        """Wait until no save runs or is wanted. Await it before closing what `save` writes to."""
         while self._runner is not None:
             await asyncio.wait({self._runner})
 
@@ -65,6 +65,6 @@ class GroupCommit(Generic[T]):
             await loop.run_in_executor(self._executor, self._save, self._snapshot())
         except Exception as error:
             waiters.set_exception(error)
-            waiters.exception()  # Seen, even when every caller has gone.
+            waiters.exception()  # Marks it as retrieved, even if every caller was cancelled.
         else:
             waiters.set_result(None)

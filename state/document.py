@@ -1,14 +1,14 @@
-"""One durable JSON document: `state.json` in a directory of its own, with a lock and the one before beside it.
+"""One durable JSON document: `state.json` in its own directory, with a lock and a backup of the previous version.
 
-The order of a save, and why each state that a crash can leave loads what was there before or what was being saved:
+A save has four steps. After a crash at any point, loading returns the old document or the new one:
 
 1. `state.json.new` is written and fsynced. Until step 3 nothing reads it.
 2. `state.json` gets a second name, which is renamed to `state.json.bak`. `state.json` itself stays in place.
-3. `state.json.new` is renamed to `state.json`: the old one or the new one, both fsynced, bears that name.
+3. `state.json.new` is renamed to `state.json`: the old one or the new one, both fsynced, has that name.
 4. The directory is fsynced. Only now does `save` return.
 
-The first save of all writes `state.json.first` instead, so that a first save that was cut short (nothing was ever
-acknowledged: the directory is as good as new) can be told from a `state.json` that was lost (refused).
+The very first save writes `state.json.first` instead of `state.json.new`. So an interrupted first save (the directory
+counts as new) differs from a lost `state.json` (which is refused).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shlex import quote
 
 from rustguard_py.model.errors import StateError
 from rustguard_py.state import envelope
-from rustguard_py.state.files import (
+from rustguard_py.state.durable_files import (
     Files,
     make_directory,
     read_private,
@@ -31,14 +31,14 @@ from rustguard_py.state.files import (
     write_fresh,
 )
 
-# What filesystems without hard links answer, or a file that has too many.
+# Errors of filesystems without hard links, or of a file with too many.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class Document:
-    """The document of one directory, locked while this object is open.
+    """The document of one directory, which is locked while this object is open.
 
-    Call `load` once, then `save` as often as needed, one at a time and from any thread; `close` at the end.
+    Call `load` once, then `save` as often as needed, one save at a time and from any thread. Call `close` at the end.
     """
 
     __slots__ = ("_durable", "_files", "_generation", "_lock", "directory", "path")
@@ -53,10 +53,10 @@ class Document:
 
     @classmethod
     def open(cls, directory: Path, files: Files | None = None) -> Document:
-        """Make the directory (0700) where there is none, and lock it.
+        """Lock the directory, and make it (0700) if it doesn't exist.
 
         Raises:
-            StateError: Another process has it, others can write in it, or the kernel refuses.
+            StateError: Another process has locked it, others can write in it, or the kernel refused.
         """
         files = files or Files()
         directory = directory.resolve()
@@ -74,7 +74,7 @@ class Document:
 
     @classmethod
     def peek(cls, directory: Path) -> dict[str, object] | None:
-        """Give the data last saved in a directory that may be another process's, or None where nothing is.
+        """Return the data last saved in a directory that another process may have locked, or None if there is none.
 
         Raises:
             StateError: See `load`.
@@ -83,11 +83,11 @@ class Document:
         return document.load() if os.path.lexists(document.path) else None
 
     def load(self) -> dict[str, object] | None:
-        """Give the data last saved, or None where nothing ever was.
+        """Return the data last saved, or None if nothing was ever saved.
 
         Raises:
-            StateError: The file can't be trusted or read, or it is gone while a copy of it is there. The mend names
-                the command that goes back to a copy that verifies.
+            StateError: The file can't be trusted or read, or it is missing although there is a copy. The error names
+                the command that restores a valid copy.
         """
         found: tuple[int, dict[str, object]] | None = None
         try:
@@ -96,7 +96,7 @@ class Document:
                 found = envelope.decode(content)
             elif any(os.path.lexists(copy) for copy in self._copies()):
                 raise self._refusal("is missing, though a copy of it is there")
-            # A process killed between the rename and the fsync of the directory leaves this for us to do.
+            # A process that was killed between the rename and the directory's fsync left this to be done.
             sync_directory(self._files, self.directory)
         except envelope.DamagedError as error:
             raise self._refusal(f"can't be trusted: {error}") from error
@@ -109,14 +109,14 @@ class Document:
         return data
 
     def save(self, data: Mapping[str, object]) -> None:
-        """Put data in place of what is there; durable on return.
+        """Replace the data. It is durable on return.
 
         Args:
-            data: JSON values, or a member's `envelope.Canonical` in place of one.
+            data: JSON values. A member may be an `envelope.Canonical` instead.
 
         Raises:
-            StateError: It couldn't be made durable. What is on disk is whole, the old or the new, and the next save
-                may be tried at any time.
+            StateError: The data couldn't be made durable. The document on disk is whole, the old or the new one, and
+                the next save may be tried at any time.
         """
         if self._generation is None:
             raise RuntimeError("save before a load that succeeded")
@@ -131,7 +131,7 @@ class Document:
             raise unusable("written", self.path, error) from error
 
     def close(self) -> None:
-        """Give the lock back. May be called twice."""
+        """Release the lock. May be called twice."""
         if self._lock is not None:
             self._files.close(self._lock)
             self._lock = None
@@ -145,7 +145,7 @@ class Document:
         self._durable = True
 
     def _keep_the_one_before(self) -> None:
-        # A rename between two names of one inode does nothing, so a failed save may have left this one.
+        # A rename between two names of one inode does nothing, so this name may remain from a failed save.
         second_name = self._beside("bak.new")
         with suppress(FileNotFoundError):
             self._files.unlink(second_name)
@@ -170,8 +170,8 @@ class Document:
     def _newer(self, schema: int) -> StateError:
         return StateError(
             f"{self.path} was written by a later version of RustGuard "
-            f"(schema {schema}, this one knows {envelope.SCHEMA}).",
-            f"Upgrade RustGuard. If that can't be: {self._way_back()}",
+            f"(schema {schema}, this one knows {envelope.STATE_SCHEMA}).",
+            f"Upgrade RustGuard. If that is impossible: {self._way_back()}",
         )
 
     def _way_back(self) -> str:
@@ -182,12 +182,12 @@ class Document:
                 if content is not None:
                     copies.append((envelope.decode(content)[0], copy))
         if not copies:
-            return f"No copy beside it is whole. Restore it from a backup, or start anew: {self._start_anew()}"
+            return f"No copy next to it is valid. Restore it from a backup, or start again: {self._start_again()}"
         generation, copy = max(copies)
         command = f"mv {quote(str(copy))} {quote(str(self.path))}"
-        return f"Go back to the copy beside it (save number {generation}; later changes are lost): {command}"
+        return f"Go back to the copy next to it (save number {generation}; later changes are lost): {command}"
 
-    def _start_anew(self) -> str:
+    def _start_again(self) -> str:
         where = str(self.directory)
         return f"mv {quote(where)} {quote(where + '.damaged')} (every peer must then join again)"
 
@@ -196,7 +196,7 @@ def _take(files: Files, directory: Path, lock: int) -> None:
     try:
         files.flock(lock)
         holder_line = b"%d\n" % os.getpid()
-        # In this order: on a full disk there is room for what was there before.
+        # In this order, because even on a full disk the existing bytes can be overwritten.
         files.write(lock, holder_line, 0)
         files.truncate(lock, len(holder_line))
     except BlockingIOError as error:
@@ -204,7 +204,7 @@ def _take(files: Files, directory: Path, lock: int) -> None:
         who = f"process {holder}" if holder.isdecimal() else "another process"
         stop = f"kill {holder}" if holder.isdecimal() else "stop the other one"
         raise StateError(
-            f"{directory} is in use by {who}.", f"Stop that one ({stop}), or choose another with --state DIR."
+            f"{directory} is in use by {who}.", f"Stop it ({stop}), or choose another directory with --state DIR."
         ) from error
     except OSError as error:
         raise unusable("locked", directory / "lock", error) from error

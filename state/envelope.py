@@ -1,4 +1,4 @@
-"""What is around the data in `state.json`: a schema number, a generation and a checksum over all of it."""
+"""The envelope of the data in `state.json`: a schema number, a generation, and a checksum of all."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import json
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
-SCHEMA = 1
+STATE_SCHEMA = 1
 
 _MEMBERS = {"schema", "generation", "checksum", "data"}
 
 
 class Canonical(bytes):
-    """A value's JSON as it is saved and summed: what seldom changes is made into it once, for many saves."""
+    """A value's JSON in the form that is saved and checksummed. Make it once for values that seldom change."""
 
     @classmethod
     def of(cls, value: object) -> Canonical:
-        """Make it of JSON values."""
+        """Return the canonical form of JSON values."""
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return cls(text.encode())
 
     @classmethod
     def array(cls, items: Iterable[Canonical]) -> Canonical:
-        """Make an array's of its items'."""
+        """Return the canonical form of an array from those of its items."""
         return cls(b"[" + b",".join(items) + b"]")
 
 
 class DamagedError(Exception):
-    """The bytes aren't what was written; the text says in which way."""
+    """The bytes aren't what was written. The message says how."""
 
 
 class NewerSchemaError(Exception):
-    """A later version of this program wrote it.
+    """A later version of this program wrote the document.
 
     Args:
         schema: Its schema number.
@@ -43,30 +43,30 @@ class NewerSchemaError(Exception):
 
 
 def encode(generation: int, data: Mapping[str, object]) -> bytes:
-    """Wrap data: one line of JSON, UTF-8.
+    """Return data in its envelope: one line of JSON in UTF-8.
 
     Args:
-        generation: Counts saves, from 1.
-        data: JSON values, or a member's `Canonical` in place of one; a NaN or an infinity is a ValueError.
+        generation: The number of the save, from 1.
+        data: JSON values. A member may be `Canonical` instead. NaN and infinity raise ValueError.
     """
     body = _canonical(data)
-    head = b'{"schema":%d,"generation":%d,"checksum":"' % (SCHEMA, generation)
-    checksum = _checksum(SCHEMA, generation, body).encode()
+    head = b'{"schema":%d,"generation":%d,"checksum":"' % (STATE_SCHEMA, generation)
+    checksum = _checksum(STATE_SCHEMA, generation, body).encode()
     return b"".join((head, checksum, b'","data":', body, b"}\n"))
 
 
 def decode(content: bytes) -> tuple[int, dict[str, object]]:
-    """Unwrap: the generation and the data.
+    """Return the generation and the data of an envelope.
 
     Raises:
-        DamagedError: Anything but what `encode` gives (the space between JSON's tokens is free).
-        NewerSchemaError: A schema number above ours, not explained by damage.
+        DamagedError: The content isn't from `encode`. Only white space between JSON tokens may differ.
+        NewerSchemaError: The schema number is above ours, and damage doesn't explain it.
     """
     envelope = _parse(content)
     schema, generation, data = (envelope.get(name) for name in ("schema", "generation", "data"))
     if type(schema) is not int or schema < 1:
         raise DamagedError("its schema number is unknown")
-    if schema > SCHEMA:
+    if schema > STATE_SCHEMA:
         _refuse_schema(schema, envelope)
     if envelope.keys() != _MEMBERS or type(generation) is not int or not isinstance(data, dict):
         raise DamagedError("its outer members aren't schema, generation, checksum and data")
@@ -76,12 +76,12 @@ def decode(content: bytes) -> tuple[int, dict[str, object]]:
 
 
 def _refuse_schema(schema: int, envelope: dict[str, object]) -> None:
-    # A flipped bit turns 1 into 3, 5 or 9: if the checksum holds with our number, that's what happened.
+    # A flipped bit can turn 1 into 3, 5 or 9. If the checksum is right with our number, that happened.
     generation, data = envelope.get("generation"), envelope.get("data")
     if (
         type(generation) is int
         and isinstance(data, dict)
-        and envelope.get("checksum") == _checksum(SCHEMA, generation, _canonical(data))
+        and envelope.get("checksum") == _checksum(STATE_SCHEMA, generation, _canonical(data))
     ):
         raise DamagedError("its schema number was altered")
     raise NewerSchemaError(schema)

@@ -1,11 +1,11 @@
-"""The greatest TAI64N timestamp of each key, kept through a crash in an append-only file.
+"""The greatest TAI64N timestamp of each key, kept in an append-only file that survives crashes.
 
-A responder must refuse an initiation whose timestamp isn't above the greatest it has had from that peer (WireGuard
-paper, section 5.1), also after a restart; and what we sent must never go back, whatever the wall clock does.
+A responder must refuse an initiation whose timestamp isn't above the greatest from that peer (whitepaper, 5.1),
+even after a restart. And the timestamps that we send must never go back, even if the wall clock does.
 
-The file `timestamps` is a row of records of 48 bytes: public key 32, TAI64N 12, CRC-32 of both 4 (big-endian). A
-record is in the kernel's hands before `record` returns, so kill -9 loses nothing; `sync` makes it outlive a
-power cut. A record that a crash tore or that the disk spoilt is skipped: each one says all there is to say.
+The file `timestamps` is a sequence of 48-byte records: public key (32), TAI64N (12), CRC-32 of both (4, big-endian).
+The kernel has a record before `record` returns, so SIGKILL loses nothing. `sync` makes it survive a power cut. Torn
+or damaged records are skipped, because each record is complete in itself.
 """
 
 from __future__ import annotations
@@ -17,25 +17,21 @@ from pathlib import Path
 from struct import Struct
 from zlib import crc32
 
+from rustguard_py.model.clock import TIMESTAMP_SIZE
 from rustguard_py.model.errors import StateError
-from rustguard_py.state.files import Files, read_private, sync_directory, unusable, write_all, write_fresh
+from rustguard_py.model.keys import KEY_SIZE
+from rustguard_py.state.durable_files import Files, read_private, sync_directory, unusable, write_all, write_fresh
 
-KEY_SIZE = 32
-TIMESTAMP_SIZE = 12
-
-_RECORD = Struct(">32s12sI")
+_RECORD = Struct(f">{KEY_SIZE}s{TIMESTAMP_SIZE}sI")
 # The file is rewritten when it exceeds both.
 _COMPACT_ABOVE = 64 * 1024
 _COMPACT_RATIO = 4
 
 
 class TimestampJournal:
-    """The journal of one state directory; open it while holding that directory's `Document`.
+    """The journal of one state directory. Open it while holding that directory's `Document`.
 
-    `record` and `greatest` belong to one thread (the loop's); `sync` may run in another.
-
-    Attributes:
-        bad: How many spoilt records were skipped when it was opened; a torn tail isn't one.
+    Call `record` and `greatest` in one thread, the loop's. `sync` may run in another.
     """
 
     __slots__ = ("_bad", "_descriptor", "_dirty", "_end", "_files", "_greatest", "_path", "_syncing", "_writing")
@@ -47,17 +43,17 @@ class TimestampJournal:
         self._descriptor: int | None = None
         self._end = 0
         self._bad = 0
-        # What is in memory isn't all in the file, or the disk has lost some of it: only rewriting it mends that.
+        # The file lacks some of what is in memory, so it must be rewritten.
         self._dirty = False
         self._writing = threading.Lock()
         self._syncing = threading.Lock()
 
     @classmethod
     def open(cls, directory: Path, files: Files | None = None) -> TimestampJournal:
-        """Read the journal of a state directory, or make an empty one.
+        """Open the journal of a state directory, or make an empty one.
 
         Raises:
-            StateError: It can't be read or written, or others can get at it.
+            StateError: It can't be read or written, or others can access it.
         """
         journal = cls(directory.resolve() / "timestamps", files or Files())
         try:
@@ -68,27 +64,27 @@ class TimestampJournal:
 
     @property
     def bad(self) -> int:
-        """How many spoilt records were skipped when it was opened; a torn tail isn't one."""
+        """Number of damaged records that were skipped when it was opened. A torn tail doesn't count."""
         return self._bad
 
     def greatest(self, key: bytes) -> bytes | None:
-        """Give the greatest timestamp (12 bytes, they sort as bytes do) recorded for a key, or None."""
+        """Return the greatest timestamp (12 bytes) recorded for a key, or None. Timestamps sort as bytes do."""
         return self._greatest.get(key)
 
     def record(self, key: bytes, timestamp: bytes) -> None:
-        """Record a timestamp (12 bytes) for a key (32 bytes); one that isn't above the greatest changes nothing.
+        """Record a timestamp (12 bytes) for a key (32 bytes), if it is above the greatest one.
 
         Raises:
-            StateError: It couldn't be written. This process knows it all the same, and `sync` tries again.
+            StateError: It couldn't be written. It is kept in memory, and `sync` tries again.
         """
         if len(key) != KEY_SIZE or len(timestamp) != TIMESTAMP_SIZE:
-            raise ValueError("a key has 32 bytes, a timestamp 12")
+            raise ValueError(f"a key has {KEY_SIZE} bytes, a timestamp {TIMESTAMP_SIZE}")
         if timestamp <= self._greatest.get(key, b""):
             return
         with self._writing:
             self._greatest[key] = timestamp
             try:
-                # At its own offset: what a failed write left is written over, so records stay aligned.
+                # At its own offset, so it overwrites what a failed write left, and records stay aligned.
                 write_all(self._files, self._open_descriptor(), _pack(key, timestamp), self._end)
             except OSError as error:
                 self._dirty = True
@@ -96,12 +92,12 @@ class TimestampJournal:
             self._end += _RECORD.size
 
     def sync(self) -> None:
-        """Make all that was recorded before this call outlive a power cut; rewrites the file when it has grown.
+        """Make all earlier records survive a power cut. If the file has grown too large, rewrite it.
 
-        Takes as long as the disk does: call it in a thread, within a second or so of a `record`.
+        It waits for the disk, so call it in a thread, about a second after a `record`.
 
         Raises:
-            StateError: It couldn't. The next call tries again.
+            StateError: The disk refused. The next call tries again.
         """
         with self._syncing:
             try:
@@ -110,7 +106,7 @@ class TimestampJournal:
                 else:
                     self._files.fdatasync(self._open_descriptor())
             except OSError as error:
-                # After a failed fdatasync the kernel forgets which pages it owes the disk.
+                # After a failed fdatasync, the kernel doesn't write the lost pages again.
                 self._dirty = True
                 raise unusable("written", self._path, error) from error
 
@@ -149,7 +145,7 @@ class TimestampJournal:
                 greatest[key] = timestamp
 
     def _compact(self) -> None:
-        """Rewrite the file with the greatest of each key. Records made meanwhile are carried over."""
+        """Rewrite the file with the greatest timestamp of each key, including those recorded meanwhile."""
         with self._writing:
             live = dict(self._greatest)
         content = b"".join(_pack(key, timestamp) for key, timestamp in live.items())

@@ -1,4 +1,4 @@
-"""Reads the members of a JSON object strictly: each is there, of its type, and none is left over."""
+"""Reads a JSON object strictly: each member must be there, have its type, and none may be left over."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 class Members:
-    """The members of one JSON object, each to be taken once.
+    """The members of one JSON object, each of which is taken once.
 
     Args:
-        value: What should be a JSON object.
-        where: How to name it in an error: `peers[17]`; empty for the outermost.
+        value: The JSON object.
+        where: The object's name in errors, `peers[17]`; empty for the outermost.
     """
 
     __slots__ = ("_left", "_where")
@@ -28,19 +28,19 @@ class Members:
         self._where = where
 
     def name(self, member: str) -> str:
-        """Name a member as an error does: `peers[17].name`."""
+        """Return a member's name in errors: `peers[17].name`."""
         return f"{self._where}.{member}" if self._where else member
 
     def bad(self, member: str, why: str) -> StateError:
-        """Make the error for a member that can't be meant; `why` must hold no secret."""
+        """Return the error for an invalid member. `why` must contain no secret."""
         return _bad(self.name(member), why)
 
     def has(self, member: str) -> bool:
-        """Say whether a member is there that may be left out."""
+        """Return whether an optional member is there."""
         return member in self._left
 
     def take(self, member: str) -> object:
-        """Take a member, whatever it is."""
+        """Take a member of any type."""
         if member not in self._left:
             raise self.bad(member, "is missing")
         return self._left.pop(member)
@@ -75,18 +75,18 @@ class Members:
         return [self._key(f"{member}[{index}]", text) for index, text in enumerate(self._texts(member))]
 
     def parsed(self, member: str, parse: Callable[[str], T]) -> T:
-        """Take a string that `parse` (a constructor of ipaddress) makes something of, or raises ValueError."""
+        """Take a string and return its parsed value. `parse`, such as `IPv4Address`, may raise ValueError."""
         return self._parse(member, self.text(member), parse)
 
     def optional(self, member: str, parse: Callable[[str], T]) -> T | None:
-        """Take the same, or None for null."""
+        """Take a string and return its parsed value, or None for null."""
         if self._left.get(member, "") is None:
             del self._left[member]
             return None
         return self.parsed(member, parse)
 
     def each(self, member: str, parse: Callable[[str], T]) -> tuple[T, ...]:
-        """Take a list of the same."""
+        """Take a list of strings and return their parsed values."""
         texts = enumerate(self._texts(member))
         return tuple(self._parse(f"{member}[{index}]", text, parse) for index, text in texts)
 
@@ -98,7 +98,7 @@ class Members:
         return value
 
     def end(self) -> None:
-        """Refuse what was not taken: dropping it silently would lose it at the next save."""
+        """Refuse members that were not taken, because the next save would lose them."""
         for member in self._left:
             raise self.bad(member, "is not known to this version")
 
@@ -120,11 +120,11 @@ class Members:
         try:
             return parse(text)
         except ValueError as error:
-            raise self.bad(member, f"can't be meant: {error}") from None
+            raise self.bad(member, f"is invalid: {error}") from None
 
 
 def _bad(name: str, why: str) -> StateError:
     return StateError(
         f"The state can't be used: {name} {why}.",
-        "Go back to the state.json.bak beside it, or upgrade RustGuard if a later version wrote it.",
+        "Go back to the state.json.bak next to it, or upgrade RustGuard if a later version wrote it.",
     )

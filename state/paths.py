@@ -1,6 +1,6 @@
-"""Where things lie: state directories, the runtime directory, control sockets and whose they are.
+"""Paths: state directories, the runtime directory, and control sockets with their state directories.
 
-Beside the control socket `<digest>.sock` lies `<digest>.state`, one line: the state directory that it belongs to.
+Next to each control socket `<digest>.sock` there is a marker `<digest>.state`. Its one line is the state directory.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rustguard_py.model.errors import StateError
 
 Role = Literal["server", "client", "tunnel"]
 
-# sun_path holds 108 bytes, the last a zero; `control.bind` adds a dot and its process id, of up to 7 digits, to the
-# name at first.
+# sun_path has 108 bytes, the last of them zero. `control.server.bind` first adds a dot and its process id, up to 7
+# digits, to the name.
 _SOCKET_PATH_LIMIT = 107 - 8
 _MARKER_LIMIT = 4096
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -31,10 +31,10 @@ _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A daemon that runs, or ran and was killed: connecting tells.
+    """A daemon that runs, or was killed. Connecting to its socket tells which.
 
     Attributes:
-        state_directory: Resolved.
+        state_directory: Its state directory, resolved.
         socket: Its control socket.
     """
 
@@ -43,11 +43,11 @@ class Candidate:
 
 
 def state_directory(role: Role, override: Path | None = None) -> Path:
-    """Choose the state directory; it isn't made here.
+    """Return the state directory. It isn't made here.
 
     Args:
-        role: Whose.
-        override: What `--state` said; else `RUSTGUARD_STATE`, else /var/lib/rustguard/<role> for root, else the
+        role: The role of the state.
+        override: The value of `--state`; else `RUSTGUARD_STATE`, else /var/lib/rustguard/<role> for root, else the
             user's own state directory.
     """
     named = override or _from_environment("RUSTGUARD_STATE")
@@ -55,14 +55,14 @@ def state_directory(role: Role, override: Path | None = None) -> Path:
         return named.expanduser().resolve()
     if os.geteuid() == 0:
         return Path("/var/lib/rustguard", role)
-    # Here and not above: most commands run as root, or are told where.
+    # Imported here, because most commands run as root or with a given directory and don't need it.
     from platformdirs import user_state_path
 
     return user_state_path("rustguard", appauthor=False) / role
 
 
 def tunnel_directory(name: str) -> Path:
-    """Give the state directory of a tunnel that a wg-quick file makes, by its interface; it isn't made here."""
+    """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here."""
     if os.geteuid() == 0:
         return Path("/var/lib/rustguard/tunnels", name)
     from platformdirs import user_state_path
@@ -71,10 +71,10 @@ def tunnel_directory(name: str) -> Path:
 
 
 def runtime_directory() -> Path:
-    """Give the directory of control sockets, making it (0755 as root, 0700 for a user) where there is none.
+    """Return the directory of control sockets. If it doesn't exist, make it (0755 for root, 0700 for others).
 
     Raises:
-        StateError: Somebody else could put a socket of theirs in it or in its place.
+        StateError: Another user could put a socket in it or replace it.
     """
     directory = _runtime_path()
     try:
@@ -98,7 +98,7 @@ def runtime_directory() -> Path:
 
 
 def control_socket(state_directory: Path) -> Path:
-    """Name the control socket of the daemon of a state directory; the runtime directory is made.
+    """Return the control socket's path for a state directory, and make the runtime directory.
 
     Raises:
         StateError: The runtime directory can't be trusted, or its path is too long for a socket.
@@ -113,12 +113,12 @@ def control_socket(state_directory: Path) -> Path:
 
 
 def undo_file(state_directory: Path) -> Path:
-    """Name the file that tells what the daemon of a state directory has changed; the runtime directory is made."""
+    """Return the path of the ledger for a state directory, and make the runtime directory."""
     return control_socket(state_directory).with_suffix(".undo")
 
 
 def announce(state_directory: Path) -> Path:
-    """Write down whose the control socket is, and give its path; to be called by the daemon before it binds."""
+    """Write the control socket's marker and return the socket's path. The daemon calls this before it binds."""
     socket = control_socket(state_directory)
     marker = socket.with_suffix(".state")
     temporary = socket.with_suffix(f".{os.getpid()}")
@@ -136,18 +136,18 @@ def announce(state_directory: Path) -> Path:
 
 
 def withdraw(state_directory: Path) -> None:
-    """Remove the control socket of a state directory and what tells whose it is, if they are there."""
+    """Remove the control socket of a state directory and its marker, if they are there."""
     socket = control_socket(state_directory)
     for path in (socket, socket.with_suffix(".state")):
         path.unlink(missing_ok=True)
 
 
 def running() -> list[Candidate]:
-    """List the daemons that may be running, by state directory: ours, and root's for those whom it lets in.
+    """Return the daemons that may be running, ours and root's, sorted by state directory.
 
-    Nothing is made, and a directory, socket or marker that another user could have put there is left out.
+    Nothing is made. Directories, sockets and markers that another user could have made are left out.
     """
-    owners = {_SYSTEM_RUNTIME: 0, _runtime_path(): os.geteuid()}
+    owners = {_system_runtime_path(): 0, _runtime_path(): os.geteuid()}
     found = set()
     for directory, owner in owners.items():
         with suppress(OSError):
@@ -157,7 +157,7 @@ def running() -> list[Candidate]:
 
 
 def find_socket(state_directory: Path) -> Path | None:
-    """Find the socket of the daemon of a state directory among `running`, ours before root's."""
+    """Return the control socket of a state directory's daemon, ours before root's, or None."""
     wanted = state_directory.resolve()
     sockets = [candidate.socket for candidate in running() if candidate.state_directory == wanted]
     return min(sockets, key=lambda socket: socket.parent != _runtime_path(), default=None)
@@ -168,12 +168,17 @@ def _runtime_path() -> Path:
     if named is not None:
         return named.expanduser().absolute()
     if os.geteuid() == 0:
-        return _SYSTEM_RUNTIME
+        return _system_runtime_path()
     from platformdirs import user_runtime_path
 
-    # It warns of a user without $XDG_RUNTIME_DIR (sudo -u, cron): a folder is chosen all the same, and checked by us.
+    # It warns about a user without $XDG_RUNTIME_DIR (sudo -u, cron), but still chooses a directory, which we check.
     with warnings.catch_warnings(action="ignore"):
         return user_runtime_path("rustguard", appauthor=False)
+
+
+def _system_runtime_path() -> Path:
+    # RUSTGUARD_SYSTEM_RUNTIME keeps the daemons of this machine out of sight of the tests and of what they start.
+    return (_from_environment("RUSTGUARD_SYSTEM_RUNTIME") or _SYSTEM_RUNTIME).absolute()
 
 
 def _from_environment(variable: str) -> Path | None:
@@ -182,7 +187,7 @@ def _from_environment(variable: str) -> Path | None:
 
 
 def _trouble(directory: Path, owner: int) -> str | None:
-    """Say why a directory can't be trusted, or None. Its parent counts too: who owns that may swap it."""
+    """Return why a directory can't be trusted, or None. The parent's owner counts too, because it could swap it."""
     status, parent = directory.lstat(), directory.parent.stat()
     if stat.S_ISLNK(status.st_mode):
         return "is a symbolic link"
@@ -198,9 +203,10 @@ def _trouble(directory: Path, owner: int) -> str | None:
 
 
 def _owners_above(owner: int) -> set[int]:
-    """Say who may own the directory above one: its owner, root, and in a user namespace whoever isn't mapped into it.
+    """Return the users who may own the parent of a directory: its owner and root.
 
-    There the machine's root can't be told from its other users; it is the owner of /tmp and /run all the same.
+    In a user namespace, so may users who aren't mapped into it. There the machine's root, which owns /tmp and /run,
+    can't be told from the machine's other users.
     """
     owners = {0, owner}
     with suppress(OSError):

@@ -1,11 +1,12 @@
-"""What the two ends keep: a server its identity, pools, peers and spent guesses; a client what `join` got.
+"""The state that is saved: a server's identity, pools, peers and used guesses, and a client's networks.
 
-Each record goes to JSON values and back, strictly: a member that is missing, unknown or can't be meant is a
-`StateError` that names it. Secrets are left out of every repr.
+Each record converts to JSON values and back, strictly: a missing, unknown or invalid member is a `StateError` that
+names it. Secrets are left out of every repr.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import (
@@ -18,38 +19,39 @@ from ipaddress import (
     ip_network,
 )
 
-from rustguard_py.model.keys import KEY_SIZE, encode_key, fingerprint
+from rustguard_py.model.address import LAST_PORT
+from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key, fingerprint
 from rustguard_py.state.envelope import Canonical
 from rustguard_py.state.members import Members
 
-NAME_LIMIT = 45
+PEER_NAME_LIMIT = 45
 _COUNT_LIMIT = 2**53
 _MTU_LEAST = 576
-# So many further ones fit a RESULT beside the rest, with a name of any length.
+# This many further tunnels fit into RESULT besides the rest, with a name of any length.
 MOST_TUNNELS = 8
 
 
 def check_name(name: str) -> str:
-    """Give a peer's name back if it is one: 1 to 45 bytes of UTF-8, else ValueError."""
-    if not 1 <= len(name.encode()) <= NAME_LIMIT:
-        raise ValueError(f"a name has 1 to {NAME_LIMIT} bytes of UTF-8")
+    """Return a peer's name if it is valid: 1 to 45 bytes of UTF-8. Raise ValueError otherwise."""
+    if not 1 <= len(name.encode()) <= PEER_NAME_LIMIT:
+        raise ValueError(f"a name has 1 to {PEER_NAME_LIMIT} bytes of UTF-8")
     return name
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRecord:
-    """A peer as its server knows it.
+    """A peer, as its server keeps it.
 
     Attributes:
         name: 1 to 45 bytes of UTF-8.
         public_key: 32 bytes.
         preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
-        previous_preshared_keys: Those before, the newest first, until the peer was heard with a newer one: a client
-            that was killed while it joined again doesn't have the newest yet.
+        previous_preshared_keys: Older keys, the newest first, until the peer was heard with a newer one. A client
+            that was killed while it joined again doesn't have the newest key yet.
         address4: Its inner IPv4 address.
         address6: Its inner IPv6 address.
-        joined: When, in seconds of Unix time.
-        endpoint: Where it was last seen, as the caller writes it.
+        joined: When it joined, Unix time in seconds.
+        endpoint: Its last known endpoint, as text.
     """
 
     name: str
@@ -63,14 +65,32 @@ class PeerRecord:
     _saved: Canonical | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Here too, so that what from_json would refuse at the next start can't be saved today.
+        # Checked here too, so that nothing is saved that `from_json` would refuse at the next start.
         check_name(self.name)
         keys = (self.public_key, self.preshared_key, *self.previous_preshared_keys)
         if any(len(key) != KEY_SIZE for key in keys):
             raise ValueError(f"a key has {KEY_SIZE} bytes")
 
+    @property
+    def preshared_keys(self) -> tuple[bytes, ...]:
+        """All that the peer may connect with, the newest first."""
+        return (self.preshared_key, *self.previous_preshared_keys)
+
+    @property
+    def has_to_join_again(self) -> bool:
+        """Whether the peer enrolled with the first RustGuard, whose protocol is gone, so that it can't connect.
+
+        Such a peer has no preshared key. Its enrollment saved an empty endpoint; the import of the first RustGuard's
+        peer list named it after its IPv4 address and gave it no IPv6 address. A peer of a wg-quick file may lack a
+        preshared key too, but has neither mark.
+        """
+        if self.preshared_key != NO_PRESHARED_KEY:
+            return False
+        imported = re.fullmatch(rf"peer-{re.escape(str(self.address4))}(-[0-9]+)?", self.name)
+        return self.endpoint == "" or (imported is not None and self.address6 is None)
+
     def to_json(self) -> dict[str, object]:
-        """Give its members as JSON values."""
+        """Return the members as JSON values."""
         return {
             "name": self.name,
             "public_key": encode_key(self.public_key),
@@ -83,7 +103,7 @@ class PeerRecord:
         }
 
     def to_save(self) -> Canonical:
-        """Give the same as it is saved: made once, for with each peer that changes all are saved."""
+        """Return the JSON to save. It is made once per record, because each save contains all peers."""
         saved = self._saved
         if saved is None:
             saved = Canonical.of(self.to_json())
@@ -92,7 +112,7 @@ class PeerRecord:
 
     @classmethod
     def from_json(cls, value: object, where: str = "peer") -> PeerRecord:
-        """Read what `to_json` gave."""
+        """Return the record in JSON values from `to_json`."""
         members = Members(value, where)
         record = cls(
             name=members.parsed("name", check_name),
@@ -110,12 +130,12 @@ class PeerRecord:
 
 @dataclass(frozen=True, slots=True)
 class GuessRecord:
-    """The guesses spent in one enrollment window: a crash must not reset them.
+    """The guesses used in one enrollment window, which a crash must not reset.
 
     Attributes:
         window: The window's number, counted from 1 over the server's life; 0 before the first.
-        used: Failed confirmations in it, from everywhere.
-        by_source: The same by source, as the window names sources.
+        used: Failed confirmations in the window, from all sources.
+        by_source: Failed confirmations by source, as the window names sources.
     """
 
     window: int = 0
@@ -123,12 +143,12 @@ class GuessRecord:
     by_source: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """Give its members as JSON values."""
+        """Return the members as JSON values."""
         return {"window": self.window, "used": self.used, "by_source": dict(self.by_source)}
 
     @classmethod
     def from_json(cls, value: object, where: str = "guesses") -> GuessRecord:
-        """Read what `to_json` gave."""
+        """Return the record in JSON values from `to_json`."""
         members = Members(value, where)
         window, used = (members.integer(name, 0, _COUNT_LIMIT) for name in ("window", "used"))
         value = members.take("by_source")
@@ -141,19 +161,19 @@ class GuessRecord:
 
 @dataclass(slots=True)
 class ServerState:
-    """All that a server must not forget. Live: the loop's thread changes it and saves its `snapshot`.
+    """A server's whole state. The loop's thread changes it, and saves its `snapshot`.
 
     Attributes:
         private_key: 32 bytes, the server's identity.
-        server_id: 32 random bytes that strangers may see, not derived from the key.
-        pool4: Where peers' IPv4 addresses come from.
-        pool6: The same for IPv6, or None.
+        server_id: 32 random bytes that strangers may see. They aren't derived from the key.
+        pool4: The pool of the peers' IPv4 addresses.
+        pool6: The pool of their IPv6 addresses, or None.
         port: The UDP port.
-        mtu: Of the tunnel's interface, here and on each client, bytes.
-        peers: By public key.
+        mtu: The MTU of the tunnel's interface here and on each client, bytes.
+        peers: Peers by public key.
         revoked: Public keys that may not join again.
-        guesses: What the enrollment window has spent.
-        tunnels: How many there are to each client that takes them, the first included.
+        guesses: The guesses used in the enrollment window.
+        tunnels: Number of tunnels to each client that supports several, including the first.
     """
 
     private_key: bytes = field(repr=False)
@@ -168,11 +188,11 @@ class ServerState:
     tunnels: int = 1
 
     def snapshot(self) -> ServerState:
-        """Copy what changes (the records themselves don't), quickly: `to_save` may then run in another thread."""
+        """Return a copy, for which `to_save` can run in another thread. Records never change, so it is quick."""
         return replace(self, peers=dict(self.peers), revoked=set(self.revoked))
 
     def to_json(self) -> dict[str, object]:
-        """Give its members as JSON values."""
+        """Return the members as JSON values."""
         return {
             "role": "server",
             "private_key": encode_key(self.private_key),
@@ -184,18 +204,18 @@ class ServerState:
             "peers": [peer.to_json() for peer in self.peers.values()],
             "revoked": sorted(encode_key(key) for key in self.revoked),
             "guesses": self.guesses.to_json(),
-            # Left out as long as it can be: an earlier version refuses what it doesn't know.
+            # Left out while possible, because earlier versions refuse members that they don't know.
             **({"tunnels": self.tunnels} if self.tunnels > 1 else {}),
         }
 
     def to_save(self) -> dict[str, object]:
-        """Give the same for `Document.save`, quickly where few peers have changed since the last time."""
+        """Return the members for `Document.save`. It is quick if few peers changed since the last save."""
         others = replace(self, peers={}).to_json()
         return {**others, "peers": Canonical.array(peer.to_save() for peer in self.peers.values())}
 
     @classmethod
     def from_json(cls, value: object) -> ServerState:
-        """Read what `to_json` gave; two peers with one key, name or address are refused as well."""
+        """Return the record in JSON values from `to_json`. Two peers with one key, name or address are refused."""
         members = Members(value)
         _check_role(members, "server")
         state = cls(
@@ -203,7 +223,7 @@ class ServerState:
             server_id=members.key("server_id"),
             pool4=members.parsed("pool4", IPv4Network),
             pool6=members.optional("pool6", IPv6Network),
-            port=members.integer("port", 1, 65535),
+            port=members.integer("port", 1, LAST_PORT),
             mtu=members.integer("mtu", _MTU_LEAST, 65535),
             peers=_peers(members),
             revoked=set(members.keys("revoked")),
@@ -216,48 +236,48 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True)
 class TunnelRecord:
-    """A tunnel to a server beside the first.
+    """A further tunnel to a server, besides the first.
 
     Attributes:
-        server_key: Its public key, 32 bytes.
-        port: Its UDP port.
+        server_key: The server's public key in this tunnel, 32 bytes.
+        port: The server's UDP port of this tunnel.
     """
 
     server_key: bytes
     port: int
 
     def to_json(self) -> dict[str, object]:
-        """Give its members as JSON values."""
+        """Return the members as JSON values."""
         return {"server_key": encode_key(self.server_key), "port": self.port}
 
     @classmethod
     def from_json(cls, value: object, where: str = "tunnel") -> TunnelRecord:
-        """Read what `to_json` gave."""
+        """Return the record in JSON values from `to_json`."""
         members = Members(value, where)
-        record = cls(members.key("server_key"), members.integer("port", 1, 65535))
+        record = cls(members.key("server_key"), members.integer("port", 1, LAST_PORT))
         members.end()
         return record
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkRecord:
-    """One network that a client has joined: what RESULT gave, and how the server was reached.
+    """A network that a client has joined: the content of RESULT, and how to reach the server.
 
     Attributes:
-        host: The server, as it was typed: resolved again while handshakes fail.
-        port: Its UDP port, the tunnel's.
-        server_key: Its public key, 32 bytes; a later join that meets another is refused.
+        host: The server as it was typed. It is resolved again while handshakes fail.
+        port: The tunnel's UDP port on the server.
+        server_key: The server's public key, 32 bytes. A later join that finds another key is refused.
         preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
         name: Our name there.
-        address4: Our address with the pool's prefix length, `10.150.0.2/24`.
+        address4: Our address with the pool's prefix length, such as `10.150.0.2/24`.
         address6: The same for IPv6.
-        routes: What else lies behind the server.
-        mtu: Of the tunnel's interface, bytes.
+        routes: Further networks behind the server.
+        mtu: The MTU of the tunnel's interface, bytes.
         keepalive: Seconds between persistent keepalives, 0 for none.
-        gateway4: The server's inner address.
-        gateway6: The same for IPv6.
-        joined: When, in seconds of Unix time.
-        tunnels: Those beside the first.
+        gateway4: The server's inner IPv4 address.
+        gateway6: The server's inner IPv6 address.
+        joined: When we joined, Unix time in seconds.
+        tunnels: The tunnels besides the first.
     """
 
     host: str
@@ -276,22 +296,27 @@ class NetworkRecord:
     tunnels: tuple[TunnelRecord, ...] = ()
 
     @property
+    def has_to_join_again(self) -> bool:
+        """Whether it was joined with the first RustGuard's protocol, the only one that gave no preshared key."""
+        return self.preshared_key == NO_PRESHARED_KEY
+
+    @property
     def fingerprint(self) -> str:
-        """The server's, as `join --server` takes it."""
+        """The server's fingerprint, for `join --server`."""
         return fingerprint(self.server_key)
 
     @property
     def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
-        """Our own."""
+        """Our own addresses."""
         return tuple(address for address in (self.address4, self.address6) if address is not None)
 
     @property
     def pools(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """The networks that our own addresses lie in."""
+        """The networks of our own addresses."""
         return tuple(address.network for address in self.addresses)
 
     def to_json(self) -> dict[str, object]:
-        """Give its members as JSON values."""
+        """Return the members as JSON values."""
         return {
             "host": self.host,
             "port": self.port,
@@ -311,12 +336,12 @@ class NetworkRecord:
 
     @classmethod
     def from_json(cls, value: object, where: str = "network") -> NetworkRecord:
-        """Read what `to_json` gave."""
+        """Return the record in JSON values from `to_json`."""
         members = Members(value, where)
         tunnels = enumerate(members.array("tunnels") if members.has("tunnels") else [])
         record = cls(
             host=members.text("host"),
-            port=members.integer("port", 1, 65535),
+            port=members.integer("port", 1, LAST_PORT),
             server_key=members.key("server_key"),
             preshared_key=members.key("preshared_key"),
             name=members.parsed("name", check_name),
@@ -336,25 +361,25 @@ class NetworkRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClientState:
-    """All that a client must not forget. Saved with its key alone before the first join asks anybody anything.
+    """A client's whole state. It is saved with only the key before the first join sends anything.
 
     Attributes:
-        private_key: 32 bytes, the same for every network and for good.
-        networks: The one joined last first.
+        private_key: 32 bytes. The same for every network, and never changed.
+        networks: The networks, the one joined last first.
     """
 
     private_key: bytes = field(repr=False)
     networks: tuple[NetworkRecord, ...] = ()
 
     def network(self, host: str | None = None, port: int | None = None) -> NetworkRecord | None:
-        """Find the network joined last, or the one of a host (and port) as typed."""
+        """Return the network joined last, or the one of a host (and port) as typed, or None."""
         for network in self.networks:
             if host in (None, network.host) and port in (None, network.port):
                 return network
         return None
 
     def with_network(self, network: NetworkRecord) -> ClientState:
-        """Put a network first, in place of one with the same server key or the same host and port."""
+        """Return a state with this network first, replacing one with the same server key or host and port."""
         others = (
             other
             for other in self.networks
@@ -363,7 +388,7 @@ class ClientState:
         return replace(self, networks=(network, *others))
 
     def to_json(self) -> dict[str, object]:
-        """Give its members as JSON values."""
+        """Return the members as JSON values."""
         return {
             "role": "client",
             "private_key": encode_key(self.private_key),
@@ -372,7 +397,7 @@ class ClientState:
 
     @classmethod
     def from_json(cls, value: object) -> ClientState:
-        """Read what `to_json` gave."""
+        """Return the record in JSON values from `to_json`."""
         members = Members(value)
         _check_role(members, "client")
         private_key = members.key("private_key")
@@ -389,7 +414,7 @@ def _text(address: object) -> str | None:
 def _check_role(members: Members, role: str) -> None:
     found = members.text("role")
     if found != role:
-        raise members.bad("role", f'is "{found[:10]}", and a {role} was asked to use it')
+        raise members.bad("role", f'is "{found[:10]}", but a {role} was started with it')
 
 
 def _peers(members: Members) -> dict[bytes, PeerRecord]:
@@ -406,7 +431,7 @@ def _peers(members: Members) -> dict[bytes, PeerRecord]:
         }
         for member, mark in unique.items():
             if mark is not None and mark in taken:
-                raise members.bad(f"{where}.{member}", "is another peer's too")
+                raise members.bad(f"{where}.{member}", "is also another peer's")
             taken.add(mark)
         peers[peer.public_key] = peer
     return peers

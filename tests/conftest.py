@@ -1,6 +1,7 @@
 """What a test may need of the machine: skipped with the reason where it isn't there, an error under CI.
 
-With the environment variable CI set, a run fails at its end if a test was skipped for such a reason.
+With the environment variable CI set, a run fails at its end if a test was skipped for such a reason, or if the native
+plane isn't built.
 
 `make test` has several workers (pytest-xdist), as most tests wait more than they compute: all that a test makes has a
 name or a namespace of its own. What floods is marked `alone`: it comes last, when no other test runs.
@@ -9,6 +10,7 @@ name or a namespace of its own. What floods is marked `alone`: it comes last, wh
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
@@ -28,17 +30,21 @@ _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_second_uid": ("a second user id", machine.why_no_second_uid),
 }
 _MOST_WORKERS = 8
+# The long run repeats more: a test may take this many times its limit.
+_SOAK_TIMES = 12
 # Everything there needs hosts, which `lab` gives.
 _WITH_HOSTS = [Path(__file__).parent / name for name in ("hosts", "conformance")]
+_NUMBERS = itertools.count()
 # Of a test's report, as `user_properties` come to us from a worker too.
 _MISSED = "missed"
 
 
 class _Missed:
-    """Which tests couldn't be run here: said at the end, and under CI a failure."""
+    """Which tests couldn't be run here: listed at the end of a CI run, which then fails."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        why_not = _native()[1]
+        self._lines = [f"all tests of the native plane: {why_not}"] if why_not else []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "setup":
@@ -61,6 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
     `python -c` looks for modules in the working folder first, and there ./rustguard_py hides the installed package.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
+    # Also for what runs between two tests; each test has its own.
+    os.environ["RUSTGUARD_SYSTEM_RUNTIME"] = "/nonexistent"
     # Neither the folder of examples (a run as root would leave one that others can't write) nor a slow machine nor
     # chance shall make a property fail: the examples are the same in each run, and others in the long one.
     settings.register_profile(
@@ -74,18 +82,25 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, (what, _) in _NEEDS.items():
         config.addinivalue_line("markers", f"{name}: needs {what}")
     config.addinivalue_line("markers", "alone: floods, and so runs while no other test does")
+    config.addinivalue_line("markers", "fault(*rows): rows of docs/internals/reliability.md that it tests; -k row_3_")
     # A worker's reports go to who started it, who then decides.
     if os.environ.get("CI") and not _is_worker(config):
         config.pluginmanager.register(_Missed())
 
 
-def pytest_report_header() -> str:
-    """Say what the native plane seals with: what the processor lacks isn't tested."""
+def _native() -> tuple[str, str]:
+    """Return which native plane is tested, and why there is none; one of them is empty."""
     try:
         from rustguard_py import _native
-    except ImportError:
-        return "native plane: not built"
-    return f"native plane: AEAD: {_native.aead()}"
+    except ImportError as error:
+        return "", f"it isn't built here: {error}"
+    # What the processor lacks isn't tested, so the AEAD that it chooses counts too.
+    return f"{_native.__file__}, AEAD: {_native.aead()}", ""
+
+
+def pytest_report_header() -> str:
+    """Return which native plane is tested."""
+    return f"native plane: {''.join(_native())}"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -102,19 +117,29 @@ def _is_alone(item: pytest.Item) -> bool:
     return item.get_closest_marker("alone") is not None
 
 
+def _seconds(item: pytest.Item) -> float:
+    """Return a test's time limit."""
+    marked = item.get_closest_marker("timeout")
+    return float(marked.args[0] if marked else item.config.getini("timeout"))
+
+
 # Before pytest-xdist reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in a folder that needs hosts, and put last what runs alone."""
+    """Mark what lies in a folder that needs hosts, put last what runs alone, and give the long run its time."""
     for item in items:
+        if os.environ.get("RUSTGUARD_SOAK") == "1":
+            item.add_marker(pytest.mark.timeout(_SOAK_TIMES * _seconds(item)), append=False)
         if any(item.path.is_relative_to(folder) for folder in _WITH_HOSTS):
             item.add_marker("needs_namespaces")
         if _is_alone(item):
             item.add_marker(pytest.mark.xdist_group("alone"))
+        item.extra_keyword_matches.update(f"row_{row}_" for mark in item.iter_markers("fault") for row in mark.args)
     items.sort(key=_is_alone)
 
 
-@pytest.hookimpl(wrapper=True)
+# Around pytest-timeout's: a test's time begins when the others let it run.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """In a worker, have what is to run alone wait for the others, and the others for it."""
     if not _is_worker(item.config):
@@ -135,6 +160,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if item.get_closest_marker(name) and (reason := cache(why_not)()):
             item.user_properties.append((_MISSED, f"needs {what}: {reason}"))
             pytest.skip(f"needs {what}: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Hide this machine's daemons and settings from a test and from the programs that it starts.
+
+    Nothing is made: directly in the folder of all tests, which is ours alone, whoever needs them may make them.
+    """
+    number = next(_NUMBERS)
+    for variable, name in (
+        ("RUSTGUARD_RUNTIME", "run"),
+        ("RUSTGUARD_SYSTEM_RUNTIME", "system"),
+        ("XDG_STATE_HOME", "state"),
+    ):
+        monkeypatch.setenv(variable, str(tmp_path_factory.getbasetemp() / f"{name}-{number}"))
+    for variable in ("RUSTGUARD_STATE", "RUSTGUARD_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture

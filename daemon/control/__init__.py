@@ -1,1 +1,1 @@
-"""The control socket: its language, its server and its client."""
+"""The control socket: its protocol, server and client."""

@@ -1,10 +1,6 @@
-"""The control socket's language, and the side that asks. Imports little: every short command goes through here.
+"""The client of the control socket.
 
-One JSON object a line, both ways:
-
-    {"v": 1, "id": 1, "method": "open", "params": {"seconds": 60}}
-    {"v": 1, "id": 1, "result": {"remaining": 60.0}}
-    {"v": 1, "id": 1, "error": {"kind": "refused", "message": "…", "mend": "…"}}
+It imports little, because every short command of the command line goes through it.
 """
 
 from __future__ import annotations
@@ -26,22 +22,19 @@ from rustguard_py.model.errors import (
 
 
 def call(path: Path, method: str, params: Mapping[str, Any] | None = None, timeout: float = 5.0) -> dict[str, Any]:
-    """Ask a daemon one thing.
+    """Send one request to a daemon and return its result.
 
     Args:
-        path: Its socket.
-        method: What to do.
-        params: With what.
-        timeout: Seconds for everything together.
-
-    Returns:
-        The result.
+        path: The control socket.
+        method: The method's name.
+        params: The method's parameters.
+        timeout: Seconds for the whole call.
 
     Raises:
-        NotRunningError: Nobody listens there.
-        RefusedError: We may not talk to it, or it refused.
+        NotRunningError: No daemon listens there.
+        RefusedError: No permission to connect, or the daemon refused.
         UnansweredError: No answer in time.
-        RustGuardError: What the daemon said, with its own class.
+        RustGuardError: The daemon's error, with the class that it has there.
     """
     deadline = time.monotonic() + timeout
     request = encode({"v": VERSION, "id": 1, "method": method, "params": dict(params or {})})
@@ -50,7 +43,7 @@ def call(path: Path, method: str, params: Mapping[str, Any] | None = None, timeo
             connection.settimeout(_left(deadline))
             connection.sendall(request)
         except (BrokenPipeError, ConnectionResetError):
-            # It hung up, likely after saying why: that can still be read.
+            # The daemon hung up, probably after sending the reason, which can still be read.
             pass
         except TimeoutError:
             raise _unanswered(path) from None
@@ -65,7 +58,7 @@ def call(path: Path, method: str, params: Mapping[str, Any] | None = None, timeo
 
 
 def listens(path: Path) -> bool:
-    """Say whether a daemon holds this socket, even one that is too busy for us or not ours to talk to."""
+    """Return whether a daemon listens on this socket, even if it is too busy or refuses us."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(str(path))
@@ -80,7 +73,7 @@ def _connect(path: Path, deadline: float) -> socket.socket:
     check_length(path)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        # In the kernel's queue, not with settimeout: that gives up at once when the listener's backlog is full.
+        # SO_SNDTIMEO waits in the kernel's queue. settimeout would fail at once if the listener's backlog is full.
         microseconds = int(_left(deadline) * 1e6)
         connection.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *divmod(microseconds, 1_000_000))
@@ -92,7 +85,7 @@ def _connect(path: Path, deadline: float) -> socket.socket:
     except PermissionError:
         connection.close()
         raise RefusedError(
-            f"{path} belongs to somebody else: you may not talk to this daemon.",
+            f"{path} belongs to another user: you have no permission to use this daemon.",
             "Run the same command with `sudo`, or as a member of the socket's group.",
         ) from None
     except OSError:
@@ -115,7 +108,7 @@ def _read_line(connection: socket.socket, path: Path, deadline: float) -> bytes:
             raise RustGuardError(f"The daemon at {path} hung up without an answer.", "Try again, then read its log.")
         received += piece
         if len(received) > MAX_RESPONSE:
-            raise RustGuardError("The daemon's answer doesn't end.", "Restart the daemon.")
+            raise RustGuardError("The daemon's answer is too long.", "Restart the daemon.")
     return bytes(received)
 
 
@@ -133,4 +126,4 @@ def _not_running(path: Path) -> NotRunningError:
 
 
 def _unanswered(path: Path) -> UnansweredError:
-    return UnansweredError(f"The daemon at {path} doesn't answer.", "Look whether it is stopped or overloaded.")
+    return UnansweredError(f"The daemon at {path} doesn't answer.", "Check whether it is stopped or overloaded.")

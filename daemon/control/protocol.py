@@ -1,4 +1,11 @@
-"""The language of the control socket: one JSON object a line, each way."""
+"""The protocol of the control socket: one JSON object per line, both ways.
+
+A request, an answer, and an error in its place:
+
+    {"v": 1, "id": 1, "method": "open", "params": {"seconds": 60}}
+    {"v": 1, "id": 1, "result": {"remaining": 60.0}}
+    {"v": 1, "id": 1, "error": {"kind": "refused", "message": "…", "mend": "…"}}
+"""
 
 from __future__ import annotations
 
@@ -17,15 +24,10 @@ from rustguard_py.model.errors import (
 )
 
 VERSION = 1
-
-
-# A request's line, in bytes. Answers may be longer: 10,000 peers are about 3 MB.
+# Bytes of a line. Answers may be longer than requests: 10,000 peers take about 3 MB.
 MAX_REQUEST = 64 * 1024
-
-
 MAX_RESPONSE = 64 * 1024 * 1024
-
-
+# Kinds of errors, by the class that the client raises.
 KINDS: Mapping[str, type[RustGuardError]] = {
     "failed": RustGuardError,
     "usage": UsageError,
@@ -37,15 +39,15 @@ KINDS: Mapping[str, type[RustGuardError]] = {
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """Write one message as a line, in ASCII: JSON may hold halves of characters that UTF-8 can't."""
+    """Return a message as one line of ASCII. JSON may have unpaired surrogates, which UTF-8 can't encode."""
     return json.dumps(message, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """Read one line.
+    """Return the message in a line.
 
     Raises:
-        UsageError: It isn't one JSON object of this version.
+        UsageError: The line isn't a JSON object of this version.
     """
     try:
         message = json.loads(line, parse_constant=_refuse_constant)
@@ -62,13 +64,14 @@ def decode(line: bytes) -> dict[str, Any]:
 
 
 def error_document(error: RustGuardError) -> dict[str, str]:
-    """Say an error on the wire."""
+    """Return an error as the JSON object for it."""
     kind = next(name for cls in type(error).__mro__ for name, known in KINDS.items() if known is cls)
-    return {"kind": kind, "message": error.message, "mend": error.mend}
+    # The key keeps its old name, because older daemons and commands know it by that.
+    return {"kind": kind, "message": error.message, "mend": error.fix}
 
 
 def error_from(document: Any) -> RustGuardError:
-    """Make the error that the wire said; an unknown kind is a plain failure."""
+    """Return the error in a JSON object. An unknown kind becomes a RustGuardError."""
     if not isinstance(document, dict):
         return RustGuardError("The daemon answered with something that can't be read.")
     cls = KINDS.get(str(document.get("kind")), RustGuardError)
@@ -76,10 +79,10 @@ def error_from(document: Any) -> RustGuardError:
 
 
 def check_length(path: Path) -> None:
-    """Refuse a path that can't be a Unix socket's.
+    """Check that a path can be a Unix socket's.
 
     Raises:
-        UsageError: It's longer than 107 bytes (unix(7)).
+        UsageError: It is longer than 107 bytes (unix(7)).
     """
     if len(bytes(path)) > 107:
         raise UsageError(

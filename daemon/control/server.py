@@ -1,8 +1,8 @@
-"""The control socket's server: who may ask, how much, and what is answered (the language: `control_client`).
+"""The server of the control socket: who may connect, how many at once, and what each request is answered.
 
-A connection waits for a request, works on one at a time, and is closed when idle for too long. There are two
-classes of peers, root and ourselves on one side, members of the group on the other: each has its own places,
-and when they are taken the one idle longest goes, so that nobody can crowd out anybody by just holding on.
+A connection works on one request at a time and is closed after it was idle for too long. There are two classes of
+clients: root and our own user are privileged, members of the group are not. Each class has its own places. When all
+are taken, the connection that was idle longest is closed, so nobody can lock others out by holding connections open.
 """
 
 from __future__ import annotations
@@ -22,22 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rustguard_py.daemon.control.client import call
 from rustguard_py.daemon.control.protocol import MAX_REQUEST, VERSION, check_length, decode, encode, error_document
 from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UsageError
-
-__all__ = ["MAX_CONNECTIONS", "ControlServer", "Handler", "call"]
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]
 
 SOCKET_MODE = 0o660
-# Of each class.
+# Per class of clients.
 MAX_CONNECTIONS = 64
 IDLE_SECONDS = 30.0
 BACKLOG = 128
-# How long to leave waiting connections alone when the process has no descriptor left and nobody can go.
+# How long to stop accepting when no descriptor is left and no connection can be closed, seconds.
 PAUSE_SECONDS = 1.0
-# include/uapi/asm-generic/socket.h; Python has no name for it.
+# include/uapi/asm-generic/socket.h; the socket module doesn't name it.
 _SO_PEERGROUPS = 59
 
 log = logging.getLogger(__name__)
@@ -45,13 +42,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """One that was let in.
+    """An accepted connection.
 
     Attributes:
-        socket: Its end here.
-        privileged: Whether root or ourselves.
-        idle_since: Loop time since when nothing was asked, or None while it's being answered.
-        task: Serves it.
+        socket: Our end.
+        privileged: Whether the client is root or our own user.
+        idle_since: Loop time since when it is idle, or None while a request is answered.
+        task: The task that serves it.
     """
 
     socket: socket.socket
@@ -61,15 +58,15 @@ class _Connection:
 
 
 class ControlServer:
-    """Answers at a Unix socket.
+    """Answers requests at a Unix socket.
 
     Args:
-        path: Where. Its directory exists.
-        handlers: By method; each gets the parameters and gives the result, a JSON object, or raises
-            `RustGuardError`, which the asking side raises again.
-        group: Name of the group whose members may ask too, or None.
-        max_connections: At once, of root and ourselves, and again of the group's members.
-        idle_seconds: After which a connection that asks nothing is closed.
+        path: The socket's path, in an existing directory.
+        handlers: Handlers by method. Each takes the parameters and returns the result, a JSON object, or raises a
+            `RustGuardError`, which the client raises again.
+        group: Name of the group whose members may connect too, or None.
+        max_connections: Most connections at once per class of clients.
+        idle_seconds: Time after which an idle connection is closed.
     """
 
     def __init__(
@@ -88,15 +85,15 @@ class ControlServer:
         self._idle_seconds = idle_seconds
         self._listener: socket.socket | None = None
         self._ours: tuple[int, int] | None = None
-        # In the order they came.
+        # In the order in which they came.
         self._connections: dict[_Connection, None] = {}
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Start listening.
 
         Raises:
             StateError: Another daemon listens there.
-            RefusedError: Something that isn't a socket lies there, or we may not make one.
+            RefusedError: The path isn't a socket, or we have no permission to make one.
             UsageError: The path is too long.
         """
         self._listener = bind(self._path, self._group)
@@ -105,7 +102,7 @@ class ControlServer:
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def close(self) -> None:
-        """Hang up, stop listening, and remove the socket if it's still ours. May be called twice."""
+        """Close all connections, stop listening, and remove the socket if it is still ours. May be called twice."""
         if self._listener is None:
             return
         asyncio.get_running_loop().remove_reader(self._listener)
@@ -121,7 +118,7 @@ class ControlServer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _accept(self) -> None:
-        # All that wait, before any is served: a crowd must not stand between root and its answer.
+        # Accept all that wait before any is served, so that a crowd can't delay root.
         for _ in range(BACKLOG):
             if self._listener is None:
                 return
@@ -139,7 +136,8 @@ class ControlServer:
         privileged = _is_privileged(connection)
         if not privileged and not _is_member(connection, self._group):
             _hang_up(
-                connection, RefusedError("You may not talk to this daemon.", "Run the same command with `sudo`.")
+                connection,
+                RefusedError("You have no permission to use this daemon.", "Run the same command with `sudo`."),
             )
             return
         places = self._max_connections - sum(other.privileged == privileged for other in self._connections)
@@ -150,7 +148,7 @@ class ControlServer:
         entry = _Connection(connection, privileged, loop.time())
         self._connections[entry] = None
         entry.task = loop.create_task(self._serve(entry))
-        # Not by the task itself: one cancelled before its first step runs no line of its own.
+        # Not in the task itself: if it is cancelled before its first step, none of its code runs.
         entry.task.add_done_callback(lambda _: self._forget(entry))
 
     def _forget(self, entry: _Connection) -> None:
@@ -175,7 +173,7 @@ class ControlServer:
         log.warning("control socket: can't accept: %s", error.strerror)
         if error.errno in {errno.EMFILE, errno.ENFILE} and self._push_out(False):
             return
-        # The listener stays readable, so watching it on would keep the loop busy.
+        # The listener stays readable, so watching it would keep the loop busy.
         loop = asyncio.get_running_loop()
         loop.remove_reader(listener)
         loop.call_later(PAUSE_SECONDS, self._resume, listener)
@@ -215,14 +213,14 @@ class ControlServer:
             return encode({"v": VERSION, "id": identity, "error": error_document(error)})
         except Exception:
             log.exception("control socket: %.40r failed", method)
-            failure = RustGuardError("The daemon met an error of its own.", "Read its log, and please report it.")
+            failure = RustGuardError("The daemon had an internal error.", "See its log, and please report it.")
             return encode({"v": VERSION, "id": identity, "error": error_document(failure)})
 
     async def _handle(self, method: Any, params: Any) -> dict[str, Any]:
         handler = self._handlers.get(method) if isinstance(method, str) else None
         if handler is None:
             raise UsageError(
-                "This daemon doesn't know how to do that.",
+                "This daemon doesn't know that request.",
                 "The command may be newer than the daemon: restart the daemon.",
             )
         if not isinstance(params, dict):
@@ -232,21 +230,18 @@ class ControlServer:
 
 
 def bind(path: Path, group: int | None) -> socket.socket:
-    """Listen at a path that nobody else listens at.
+    """Return a non-blocking socket that listens at a path where no other daemon listens.
 
-    The socket gets its mode and group under another name and before it listens, then takes its place in one
-    step: at no time can anybody connect whom `SOCKET_MODE` keeps out. Only a dead socket is replaced.
+    The socket gets its mode and group under a temporary name before it listens, and is then renamed. So at no time
+    can anybody connect whom `SOCKET_MODE` excludes. Only a dead socket is replaced.
 
     Args:
-        path: Where.
+        path: The socket's path.
         group: The socket's group, or None for the process's own.
-
-    Returns:
-        The listening socket, not blocking.
 
     Raises:
         StateError: Another daemon listens there.
-        RefusedError: Something that isn't a socket lies there, or we may not make one.
+        RefusedError: The path isn't a socket, or we have no permission to make one.
         UsageError: The path is too long.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
@@ -254,7 +249,7 @@ def bind(path: Path, group: int | None) -> socket.socket:
     _check_place(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        # Linux gives a bound socket's file the mode that the socket has.
+        # On Linux, a bound socket's file gets the mode of the socket.
         os.fchmod(listener.fileno(), 0o600)
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -269,7 +264,7 @@ def bind(path: Path, group: int | None) -> socket.socket:
         with suppress(OSError):
             temporary.unlink()
         message = f"The control socket {path} can't be made: {error.strerror}."
-        raise RefusedError(message, f"Look at who may write there: `ls -ld {path.parent}`.") from error
+        raise RefusedError(message, f"Check who may write there: `ls -ld {path.parent}`.") from error
     return listener
 
 
@@ -280,7 +275,7 @@ def _check_place(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise RefusedError(
-            f"{path} isn't a socket, so it's neither followed nor removed: somebody else put it there.",
+            f"{path} isn't a socket. RustGuard didn't make it, so it's neither followed nor removed.",
             f"Look at it, `ls -l {path}`, and move it away.",
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
@@ -289,7 +284,7 @@ def _check_place(path: Path) -> None:
         except ConnectionRefusedError:
             return
         except BlockingIOError:
-            # Its queue is full: it lives.
+            # Its queue is full, so somebody listens.
             pass
         except OSError as error:
             message = f"{path} is a socket that can't be tried: {error.strerror}."
@@ -318,8 +313,8 @@ def _is_member(connection: socket.socket, group: int | None) -> bool:
         return False
     if _credentials(connection)[2] == group:
         return True
-    # The kernel's word for the other groups, since Linux 4.13: no name service is asked. Python reads 1,024 bytes
-    # at most; who is in more than 256 groups isn't known here.
+    # The kernel knows the other groups since Linux 4.13, so no name service is needed. Python reads at most 1,024
+    # bytes, so a client in more than 256 groups isn't recognised.
     with suppress(OSError):
         groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
         return group in struct.unpack(f"{len(groups) // 4}I", groups)
@@ -327,7 +322,7 @@ def _is_member(connection: socket.socket, group: int | None) -> bool:
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int, int]:
-    """Give process, user and group at the other end (unix(7), SO_PEERCRED)."""
+    """Return process, user and group of the client (unix(7), SO_PEERCRED)."""
     layout = struct.Struct("3i")
     pid, uid, gid = layout.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
     return pid, uid, gid

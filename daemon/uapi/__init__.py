@@ -1,1 +1,1 @@
-"""What wg(8) asks of a user-space WireGuard: the language and the socket."""
+"""WireGuard's cross-platform interface for wg(8): its protocol and its socket."""

@@ -1,10 +1,10 @@
-"""The words of WireGuard's cross-platform interface, which wg(8) speaks to a user-space WireGuard.
+"""WireGuard's cross-platform interface (wireguard.com/xplatform), with which wg(8) talks to a user-space WireGuard.
 
-A request is lines of `key=value` ended by an empty line: `get=1` alone, or `set=1` and what to change. The answer
-ends with `errno=N` and an empty line, N as errno(3) has it, negative, 0 for success (wireguard.com/xplatform).
+A request is lines of `key=value` and an empty line: `get=1` alone, or `set=1` and the changes. The answer ends with
+`errno=N` and an empty line. N is 0 for success or a negative errno(3).
 
-Text in, values out, and back; nothing is done here. A request is read to its end before any of it is done, so that
-one that holds an error changes nothing.
+This module only converts between text and values. A request is parsed to its end before any of it is done, so a
+request with an error changes nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import TypeVar
 
 from rustguard_py.model.endpoint import Endpoint, Network
+from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY
 
-KEY_SIZE = 32
 _TRUE = "true"
 
 T = TypeVar("T")
@@ -27,8 +27,8 @@ class UapiError(Exception):
     """A request can't be done.
 
     Args:
-        code: As errno(3) has it, positive.
-        message: For the log; no secret in it.
+        code: An errno(3), positive.
+        message: For the log, without secrets.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -38,17 +38,17 @@ class UapiError(Exception):
 
 @dataclass(slots=True)
 class PeerChange:
-    """What a request says of one peer; None where it says nothing.
+    """A request's changes to one peer. None leaves a setting as it is.
 
     Attributes:
         public_key: 32 bytes.
-        remove: Forget it.
-        update_only: Do nothing where it isn't known.
-        preshared_key: 32 bytes, zeros for none.
+        remove: Remove the peer.
+        update_only: Do nothing if there is no such peer.
+        preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
         endpoint: Where to send.
         persistent_keepalive: Seconds, 0 for none.
-        replace_allowed_ips: Take away those it has before adding.
-        allowed_ips: To add (True) or take away (False), in order.
+        replace_allowed_ips: Remove all existing networks first.
+        allowed_ips: Networks to add (True) or remove (False), in order.
     """
 
     public_key: bytes
@@ -63,14 +63,14 @@ class PeerChange:
 
 @dataclass(slots=True)
 class DeviceChange:
-    """What a `set` request says; None where it says nothing.
+    """The changes in a `set` request. None leaves a setting as it is.
 
     Attributes:
         private_key: 32 bytes, zeros for none.
-        listen_port: 0 for any.
+        listen_port: 0 for any free port.
         fwmark: 0 for none.
-        replace_peers: Forget all peers first.
-        peers: In the order of the request; the same may come again.
+        replace_peers: Remove all existing peers first.
+        peers: In the order of the request. The same peer may come twice.
     """
 
     private_key: bytes | None = field(default=None, repr=False)
@@ -86,13 +86,13 @@ class PeerState:
 
     Attributes:
         public_key: 32 bytes.
-        preshared_key: 32 bytes, zeros for none.
-        endpoint: None while it isn't known.
+        preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
+        endpoint: None while unknown.
         last_handshake: Unix time in nanoseconds, 0 for never.
     """
 
     public_key: bytes
-    preshared_key: bytes = field(default=bytes(KEY_SIZE), repr=False)
+    preshared_key: bytes = field(default=NO_PRESHARED_KEY, repr=False)
     endpoint: Endpoint | None = None
     last_handshake: int = 0
     rx_bytes: int = 0
@@ -107,7 +107,7 @@ class DeviceState:
 
     Attributes:
         private_key: 32 bytes; None while there is none.
-        listen_port: UDP.
+        listen_port: The UDP port.
         fwmark: 0 for none.
     """
 
@@ -121,12 +121,12 @@ class DeviceState:
 
 
 def ending(code: int) -> str:
-    """Give the last lines of an answer; `code` as errno(3) has it, positive, 0 for success."""
+    """Return the last lines of an answer. `code` is a positive errno(3), or 0 for success."""
     return f"errno={-code}\n\n"
 
 
 def format_device(device: DeviceState) -> str:
-    """Write what `get` answers, but for the `ending`."""
+    """Return the answer to `get`, without the `ending`."""
     lines = []
     if device.private_key is not None:
         lines.append(f"private_key={device.private_key.hex()}")
@@ -155,7 +155,7 @@ def _peer_lines(peer: PeerState) -> Iterable[str]:
 
 
 def format_endpoint(endpoint: Endpoint) -> str:
-    """Write `192.0.2.1:51820` or `[fe80::1%eth0]:51820`."""
+    """Return an endpoint as `192.0.2.1:51820` or `[fe80::1%eth0]:51820`."""
     host, port = endpoint[:2]
     scope = f"%{endpoint[3]}" if len(endpoint) == 4 and endpoint[3] and "%" not in host else ""
     return f"[{host}{scope}]:{port}" if ":" in host else f"{host}:{port}"
@@ -165,13 +165,13 @@ def format_endpoint(endpoint: Endpoint) -> str:
 
 
 def parse_set(lines: Sequence[str]) -> DeviceChange:
-    """Read what follows `set=1`.
+    """Return the changes in the lines after `set=1`.
 
     Args:
-        lines: `key=value` each, without the empty one at the end.
+        lines: `key=value` each, without the empty line at the end.
 
     Raises:
-        UapiError: EPROTO: no such line. EINVAL: no such key or value.
+        UapiError: EPROTO for a malformed line, EINVAL for an unknown key or value.
     """
     change = DeviceChange()
     for line in lines:
@@ -225,7 +225,7 @@ def _set_of_peer(peer: PeerChange, key: str, value: str) -> None:
 
 
 def _key(name: str, value: str) -> bytes:
-    # Its value may be a secret, and isn't repeated.
+    # The value may be secret, so no message repeats it.
     key = _parsed(bytes.fromhex, value, name, "is not hexadecimal")
     if len(key) != KEY_SIZE or len(value) != 2 * KEY_SIZE:
         raise UapiError(errno.EINVAL, f"{name} has {len(value)} characters, not {2 * KEY_SIZE}")

@@ -1,7 +1,7 @@
-"""The socket that wg(8) finds a user-space WireGuard by: /var/run/wireguard/INTERFACE.sock.
+"""The socket at which wg(8) finds a user-space WireGuard: /var/run/wireguard/INTERFACE.sock.
 
-Whoever may connect may do everything, so it is root's alone (mode 0600). RUSTGUARD_WG_SOCKETS names another
-directory; empty, it says that there shall be no such socket.
+Clients may do everything, so the socket is only root's (mode 0600). RUSTGUARD_WG_SOCKETS names another directory. If
+it is empty, no such socket is made.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ log = logging.getLogger(__name__)
 
 DIRECTORY = "/var/run/wireguard"
 VARIABLE = "RUSTGUARD_WG_SOCKETS"
-# How often to look whether the socket is still ours, seconds.
+# How often to check that the socket is still ours, seconds.
 LOOK = 1.0
-# Of one request: a peer with a hundred allowed IPs takes some 5 KiB.
+# Bytes of a line: each allowed IP has a line of its own.
 _LONGEST_LINE = 1 << 12
 
 
 class UapiSocket:
-    """Answers what wg(8) asks about one interface.
+    """Answers the requests of wg(8) for one interface.
 
     Args:
-        interface: Its name.
-        show: Gives what there is.
-        change: Does what is asked, or raises UapiError; None where nobody but us may change anything.
-        listener: A listening socket to use in place of one of our own.
+        interface: The interface's name.
+        show: Returns the current state.
+        change: Makes the requested changes or raises UapiError; None if wg(8) may change nothing.
+        listener: A listening socket to use instead of making one.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class UapiSocket:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Start listening.
 
         Raises:
-            StateError: Somebody else answers there.
-            RustGuardError: We may make no socket there.
+            StateError: Another program answers there.
+            RustGuardError: No socket can be made there.
         """
         listener = self._given or self._make()
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_LONGEST_LINE)
@@ -95,7 +95,7 @@ class UapiSocket:
         return listener
 
     def is_there(self) -> bool:
-        """Say whether the socket still lies where wg(8) looks for it; one that was given is its giver's to mind."""
+        """Return whether the socket is still at its path. A given listener is not checked."""
         if self._inode is None:
             return True
         try:
@@ -160,7 +160,7 @@ class UapiSocket:
 
 
 async def _read_request(reader: asyncio.StreamReader) -> list[str] | None:
-    """Read lines up to an empty one; None at the end of the connection."""
+    """Return the lines up to an empty one, or None at the end of the connection."""
     lines: list[str] = []
     while True:
         try:
@@ -175,7 +175,7 @@ async def _read_request(reader: asyncio.StreamReader) -> list[str] | None:
 
 
 def given_listener(descriptor: int) -> socket.socket:
-    """Take over a listening socket that was handed down (WG_UAPI_FD)."""
+    """Return the listening socket of an inherited descriptor (WG_UAPI_FD)."""
     os.set_inheritable(descriptor, False)
     listener = socket.socket(fileno=descriptor)
     listener.setblocking(False)
@@ -186,12 +186,12 @@ def given_listener(descriptor: int) -> socket.socket:
 
 
 def show(tunnel: Tunnel, private_key: bytes | None, port: int, fwmark: int = 0) -> DeviceState:
-    """Give what wg(8) shows of a tunnel.
+    """Return what wg(8) shows of a tunnel.
 
     Args:
-        tunnel: Any.
-        private_key: 32 bytes; None where there is none. wg(8) computes the public key of it.
-        port: UDP.
+        tunnel: The tunnel.
+        private_key: 32 bytes, or None if there is none. wg(8) computes the public key from it.
+        port: The UDP port.
         fwmark: 0 for none.
     """
     counters = tunnel.plane.stats().peers
@@ -214,7 +214,7 @@ def show(tunnel: Tunnel, private_key: bytes | None, port: int, fwmark: int = 0) 
 
 
 def _wall(peer: Peer) -> int:
-    """Give when the last handshake was, Unix time in nanoseconds; 0 for never."""
+    """Return the Unix time of the last handshake in nanoseconds, 0 for never."""
     if peer.session_began is None:
         return 0
     return time.time_ns() - round((now() - peer.session_began) * 1e9)

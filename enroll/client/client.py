@@ -1,6 +1,6 @@
 """The client while it runs: it carries traffic and stays connected.
 
-While handshakes fail the server's name is resolved again, and when the network changes we say so at once.
+While handshakes fail the server's name is resolved again. When the network changes the server hears from us at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.enroll.tunnels.bundle import TICK, Bundle
 from rustguard_py.model.clock import now
-from rustguard_py.model.endpoint import Endpoint, endpoint_text
+from rustguard_py.model.endpoint import Endpoint, endpoint_text, with_port
 from rustguard_py.model.errors import UnansweredError
 from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
@@ -27,26 +27,27 @@ from rustguard_py.tunnel import send_keepalive
 
 log = logging.getLogger(__name__)
 
-# How often the server's name is looked up while it isn't found, seconds.
+# Time between two look-ups of the server's name while it isn't found, seconds.
 LOOK_AGAIN = 2.0
 
 
-class Client:
+class RunningClient:
     """A client that runs.
 
     Args:
-        tunnel: Tells us from now on what it hears.
-        network: What to connect to.
-        timestamps: Those of the tunnel.
-        interface: Its name.
-        voice: How to talk.
-        bundle: That tunnel and those beside it, or None where there is one.
+        tunnel: The first tunnel; this client becomes its listener.
+        network: The network to connect to.
+        timestamps: The tunnel's.
+        interface: Name of the tunnel's interface.
+        voice: Prints what happens.
+        bundle: All tunnels, or None if there is only one.
 
     Attributes:
-        tunnels: All of them, the first first.
-        server_keys: The server's public key in each, 32 bytes.
-        stopped: Set to end it.
-        unanswered: How many handshakes in a row the server left unanswered.
+        tunnels: All tunnels, the first one first.
+        server_keys: The server's public key in each tunnel, 32 bytes.
+        interface: Name of the first tunnel's interface.
+        stopped: Set to stop the client.
+        unanswered: Number of handshakes in a row that the server left unanswered.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Client:
         self.network = network
         self.unanswered = 0
         self._timestamps = timestamps
-        self._interface = interface
+        self.interface = interface
         self._voice = voice
         self._tasks = Tasks()
         self._resolving = False
@@ -78,23 +79,23 @@ class Client:
         self._connected = False
 
     def connect(self, endpoint: Endpoint | None) -> None:
-        """Tell the tunnels of the server."""
+        """Set the server as the peer of every tunnel, at this endpoint if it is known."""
         network = self.network
         allowed = (*network.pools, *network.routes)
         for number, (tunnel, key) in enumerate(zip(self.tunnels, self.server_keys, strict=True)):
             preshared_key = derive.preshared_key(network.preshared_key, number)
-            place = endpoint if number == 0 or endpoint is None else self._beside(endpoint, number)
+            place = endpoint if number == 0 or endpoint is None else with_port(endpoint, self._ports[number])
             tunnel.node.set_peer(PeerConfig(key, allowed, preshared_key, place, network.keepalive))
         if self.bundle is not None:
             self.bundle.add(network.host, self.server_keys, allowed)
 
     async def run(self) -> None:
-        """Carry traffic until a signal or a fault stops the tunnel; `connect` comes before.
+        """Carry traffic until a signal or a fault stops the client. To be called after `connect`.
 
         Raises:
             RustGuardError: The data plane broke.
         """
-        stop_on_signals(self.stopped)
+        stop_on_signals(self.stopped.set)
         for tunnel in self.tunnels:
             tunnel.start()
         watch = NetWatch(self._on_network_change)
@@ -114,29 +115,25 @@ class Client:
         return self._peer(0)
 
     def _peer(self, number: int) -> Peer:
-        """The server, as one of the tunnels knows it."""
+        """Return the server as one of the tunnels knows it."""
         peer = self.tunnels[number].node.get(self.server_keys[number])
         assert peer is not None  # noqa: S101 - `connect` put it there and nothing takes it out
         return peer
 
-    def _beside(self, endpoint: Endpoint, number: int) -> Endpoint:
-        """Where another tunnel's port is, by the first's."""
-        return (endpoint[0], self._ports[number], *endpoint[2:])
-
     async def _follow(self) -> None:
-        """Have those that don't carry look for the server where the first one has found it."""
+        """Point the tunnels that don't carry at the address where the first one has found the server."""
         bundle = self.bundle
-        assert bundle is not None  # noqa: S101 - there are several
+        assert bundle is not None  # noqa: S101 - `run` starts this with a bundle only
         while True:
             await asyncio.sleep(TICK)
             found, carrying = self._server.endpoint, bundle.carrying(self.network.server_key)
             for number, tunnel in enumerate(self.tunnels):
                 if number and number not in carrying and found is not None and tunnel.fault is None:
-                    tunnel.node.set_endpoint(self._peer(number), self._beside(found, number), now())
+                    tunnel.node.set_endpoint(self._peer(number), with_port(found, self._ports[number]), now())
                     tunnel.wake()
 
     def _reach_out(self) -> None:
-        """Shake hands now, with an address that this machine has a route to."""
+        """Begin a handshake now, at an address that this machine has a route to."""
         endpoint = self._server.endpoint
         if endpoint is None or not has_route(endpoint):
             self._resolve()
@@ -156,23 +153,23 @@ class Client:
         if not self._connected:
             self._connected = True
             where = endpoint_text(peer.endpoint)
-            self._voice.say(f"Connected to {self.network.host} at {where} on {self._interface}.")
+            self._voice.say(f"Connected to {self.network.host} at {where} on {self.interface}.")
 
     def _on_unanswered(self, peer: Peer, attempts: int) -> None:
         self.unanswered = attempts
         if peer.endpoint is not None and peer.endpoint not in self._tried:
             self._tried.append(peer.endpoint)
         if attempts == 1:
-            log.info("%s does not answer; trying on, with its name resolved again", self.network.host)
+            log.info("%s does not answer; trying again, with its name resolved again", self.network.host)
         self._resolve()
 
     def _on_network_change(self) -> None:
-        # Our address may be another: the server learns it from the next datagram, which this makes come at once.
+        # Our address may have changed. The server learns the new one from our next datagram, so one is sent at once.
         self._reach_out()
-        self._say_we_are_here()
+        self._send_keepalives()
 
-    def _say_we_are_here(self) -> None:
-        """Send an empty datagram, whenever the last handshake was."""
+    def _send_keepalives(self) -> None:
+        """Send an empty datagram over every tunnel, however recent its last handshake is."""
         for number, tunnel in enumerate(self.tunnels):
             if (peer := self._peer(number)).config.persistent_keepalive:
                 send_keepalive(tunnel, peer)
@@ -185,7 +182,7 @@ class Client:
 
     async def _look_up(self) -> None:
         try:
-            # Without an endpoint nothing is sent, so nothing fails and has the name looked up again.
+            # A failed handshake starts a look-up, but without an endpoint there is no handshake that could fail.
             while not await self._find() and self._server.endpoint is None:
                 await asyncio.sleep(LOOK_AGAIN)
         finally:
@@ -195,13 +192,13 @@ class Client:
         try:
             found = await resolve(self.network.host, self.network.port)
         except UnansweredError:
-            return False  # no network or no name server
+            return False  # there is no network or no name server
         endpoint = next_to_try(found, self._tried)
         if endpoint is not None:
             self._tried.append(endpoint)
         if endpoint is not None and endpoint != self._server.endpoint:
             self.tunnel.node.set_endpoint(self._server, endpoint, now())
             self.tunnel.node.begin_handshake(self._server, now())
-            self._say_we_are_here()
+            self._send_keepalives()
             self.tunnel.wake()
         return endpoint is not None

@@ -1,4 +1,4 @@
-"""What a client's control socket answers: the status, its one peer, and what it warns of."""
+"""Answers of a client's control socket: the status with its warnings, and its one peer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.status import PeerLine, broken, common, peers
-from rustguard_py.enroll.client.client import Client
+from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.keys import fingerprint
@@ -16,19 +16,19 @@ _OF_A_SERVER = ("open", "close", "revoke", "restore", "rename")
 
 
 class ClientControl:
-    """Answers for a client.
+    """Answers requests about a client.
 
     Args:
-        client: Whom.
-        program: What it runs as.
+        client: The client.
+        program: Its role, directory, interface and engine.
     """
 
-    def __init__(self, client: Client, program: Program) -> None:
+    def __init__(self, client: RunningClient, program: Program) -> None:
         self._client = client
         self._program = program
 
     def handlers(self) -> dict[str, Handler]:
-        """What is answered to, by method."""
+        """Return the handlers by method."""
         return {"status": self._status, "peers": self._peers, **dict.fromkeys(_OF_A_SERVER, _not_here)}
 
     def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
@@ -66,4 +66,6 @@ class ClientControl:
 
 
 def _not_here(_params: dict[str, Any]) -> dict[str, Any]:
-    raise RefusedError("This daemon is a client; windows and peers are its server's.", "Run it on the server.")
+    raise RefusedError(
+        "This daemon is a client; the window and the peers belong to its server.", "Run it on the server."
+    )

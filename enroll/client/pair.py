@@ -1,4 +1,4 @@
-"""Carries a join over real sockets: sends what `pairing_client` wants, hands it what comes back."""
+"""A join over real sockets: sends the datagrams of `PairingClient` and hands it what comes back."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rustguard_py.model.errors import UnansweredError
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
 _REFUSED = errno.ECONNREFUSED.to_bytes(4, sys.byteorder)
-# How long the first datagram waits at the tunnel's port before it goes to the other port too, seconds: another
-# server may have that one.
+# How long the first datagram is tried at the tunnel's port alone before it goes to the other port too, seconds.
+# The other port may belong to another server.
 _OTHERS_AFTER = 0.3
-# So often must every address of the server have refused before we believe that nothing listens there, and so often
-# must nothing have gone out before we believe that there is no way.
+# Number of refusals from every address of the server that prove that nothing listens there. Also the number of
+# datagrams that can't be sent that prove that there is no route.
 _REFUSALS = 3
 
 
@@ -34,13 +34,13 @@ async def ask(
     """Run a join to its end.
 
     Args:
-        client: A fresh one.
-        sockets: Bound, one a family; they stay open and go on to be the tunnel's.
-        servers: The addresses that the server may have.
-        others: Where it may answer besides: at its other port.
+        client: A new one.
+        sockets: Bound, one per family. They stay open, and the tunnel uses them afterwards.
+        servers: The server's possible addresses.
+        others: The same addresses with the port that pairing may be answered on instead.
 
     Raises:
-        RustGuardError: It failed; the error says why.
+        RustGuardError: The join failed; the error says why.
     """
     asking = _Asking(client, sockets, servers, others)
     try:
@@ -96,7 +96,7 @@ class _Asking:
         if self._all_refused():
             where = self._servers[0]
             raise UnansweredError(
-                f"Nothing listens on UDP port {where[1]} of {where[0]}: that machine says so itself.",
+                f"Nothing listens on UDP port {where[1]} of {where[0]}: that machine refused the datagrams.",
                 "Start the server there: sudo rustguard serve …; or check the port.",
             )
         if outcome is None or self._unreachable is not None:
@@ -107,7 +107,7 @@ class _Asking:
         raise outcome.error()
 
     def _all_refused(self) -> bool:
-        """Whether nothing listens at the tunnel's port, wherever the server may be; of the other it tells nothing."""
+        """Return whether every address refused the tunnel's port. The other port is not looked at."""
         return all(self._refused.get((place[0], place[1]), 0) >= _REFUSALS for place in self._servers)
 
     def _transmit(self) -> None:
@@ -124,7 +124,7 @@ class _Asking:
             self._done.set_result(None)
 
     def _transmit_to_others(self, datagram: bytes) -> None:
-        """The first time after a moment, unless somebody has answered by then."""
+        """Send to the other port too. The first datagram waits, and is dropped if an answer comes meanwhile."""
         if self._others_timer is None:
             loop = asyncio.get_running_loop()
             self._others_timer = loop.call_later(_OTHERS_AFTER, self._transmit_to_others, datagram)
@@ -133,11 +133,11 @@ class _Asking:
             self._send(datagram, place)
 
     def _send(self, datagram: bytes, place: Endpoint) -> str | None:
-        """Send; give why it didn't work, or None."""
+        """Send a datagram; return why it couldn't be sent, or None."""
         each = self._sockets.get(socket.AF_INET6 if ":" in place[0] else socket.AF_INET)
         if each is None:
-            return "this machine lacks that kind of address"
-        # An error of an earlier datagram may be reported first: it clears, and we try once more.
+            return "this machine has no address of that family"
+        # The error of an earlier datagram may be reported first. Reporting clears it, so we try once more.
         for _ in range(2):
             try:
                 each.sendto(datagram, place)
@@ -171,7 +171,7 @@ class _Asking:
 
 
 def _take_errors(each: socket.socket) -> list[tuple[str, int]]:
-    """Give where the datagrams went that were refused; the errors are forgotten."""
+    """Return the destinations of the datagrams that were refused, and clear the errors."""
     refused = []
     try:
         while True:

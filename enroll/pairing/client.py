@@ -1,24 +1,22 @@
-"""The client's side of an enrollment: datagrams in, datagrams and one outcome out; no socket, no clock.
+"""The client's side of an enrollment: datagrams in, datagrams and one outcome out. No socket, no clock.
 
 ::
 
     HELLO ──► CHALLENGE ──► SHARE_C ──► SHARE_S ──► CONFIRM ──► RESULT ──► Joined | Failed
 
-Each step is sent again, the same bytes, about once a second and ten times at most; once somebody has answered, after
-up to two seconds and sixteen times, so that a crowd is through before any of it gives up.
+Each step is retransmitted unchanged about once a second, at most ten times. Once the server has answered, the waits
+grow to two seconds and there are sixteen, so that many clients can join at once before any of them gives up.
 
-What others can do to it. Off the path nobody knows nonce_c, so nothing they send is looked at twice. On the path
-anybody may write CHALLENGEs, SHARE_Ss and RESULTs, faster than the server does. Therefore nothing that isn't
-authenticated ends the join: a CHALLENGE or SHARE_S that leads nowhere is put beside the ones that come later, and
-those are tried when the first stays unanswered. Within reason: `MAX_CHALLENGES` of the first, `MAX_SERVER_IDS`
-different servers (each costs a stretching), and `MAX_CONFIRMS` CONFIRMs, because each CONFIRM lets the one who
-made the SHARE_S test one token. Who can also stop packets can of course stop the join.
+Attackers. Off the path, nobody knows nonce_c, so their datagrams are dropped. On the path, anyone can send
+CHALLENGEs, SHARE_Ss and RESULTs faster than the server. So nothing unauthenticated ends the join: if a CHALLENGE or
+SHARE_S leads nowhere, those that arrived later are tried. Limits: `MAX_CHALLENGES` CHALLENGEs, `MAX_SERVER_IDS`
+servers (each costs a stretching), and `MAX_CONFIRMS` CONFIRMs, because each lets whoever made the SHARE_S test one
+token. An attacker who can drop packets can stop the join.
 
-A wrong Tb may be the other end's word for a wrong token, a garbled RESULT, a forged one, or the consequence of a
-CHALLENGE or SHARE_C that was garbled on the way. So all is asked once more: the same RESULT again rules a garbled
-one out, the same SHARE_S again says that our share arrived as it was sent, another CHALLENGE of the same server_id
-that we stretched the token for the right server. Only then, and after the server had the time to give a right
-answer, does the join end. That costs no second guess.
+A wrong Tb can mean a wrong token, a garbled RESULT, a forged one, or a CHALLENGE or SHARE_C that was garbled on the
+way. So a wrong Tb is believed once all steps were repeated, which costs no second guess. The same RESULT again shows
+that it wasn't garbled, the same SHARE_S again that our share arrived as it was sent, and another CHALLENGE with the
+same server_id that the token was stretched for the right server. The server then had time for a right answer too.
 """
 
 from __future__ import annotations
@@ -31,17 +29,28 @@ from enum import Enum
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing import messages
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
-from rustguard_py.enroll.pairing.key_schedule import Keys, associated_data, channel_identifier, session_id, stretch
+from rustguard_py.enroll.pairing.key_schedule import (
+    Keys,
+    Opening,
+    associated_data,
+    channel_identifier,
+    session_id,
+    shared_secret,
+    stretch,
+)
 from rustguard_py.enroll.pairing.messages import (
     Admission,
     Challenge,
     Confirm,
     Details,
+    Forget,
     Hello,
     Result,
+    Revision,
     ShareC,
     ShareS,
     parse_outcome,
@@ -55,13 +64,13 @@ RETRANSMISSIONS: Final = 10
 MAX_CHALLENGES: Final = 8
 MAX_SERVER_IDS: Final = 3
 MAX_CONFIRMS: Final = 3
-# Once somebody answers, each wait is longer by this, up to so long, and there are so many: a crowd drains at the
-# server's 500 shares a second, and who asks too seldom lets it wait in vain.
+# Once the server has answered: factor between two waits, longest wait in seconds, number of waits. The server answers
+# 500 shares per second; clients that ask too rarely leave some of that unused.
 _BACKOFF = 1.2
 _LONGEST_SECONDS = 2.0
 _PATIENT_RETRANSMISSIONS = 16
 _JITTER = 0.25
-# After a first wrong Tb: how soon to ask again, and how often before believing it without the full proof.
+# After a first wrong Tb: seconds between two requests, and how many before it is believed without the full proof.
 _RECHECK_SECONDS = 0.5
 _RECHECKS = 6
 
@@ -71,7 +80,7 @@ class Transmit:
     """Send this datagram.
 
     Attributes:
-        destination: Where; None for every place where the server may be (each address, and its other port).
+        destination: Where to; None for every address and port where the server may be.
     """
 
     datagram: bytes
@@ -80,30 +89,33 @@ class Transmit:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The server took us in, and proved that it knows the token.
+    """The server admitted us, and proved that it knows the token.
 
     Attributes:
-        admission: What it gave us; `admission.server_key` is its public key.
+        admission: What the server assigned; `admission.server_key` is its public key.
         preshared_key: For the WireGuard peer, 32 bytes.
         server: The socket address that answered.
+        forget: The datagram that takes the admission back, for a client that can't use it.
     """
 
     admission: Admission
     preshared_key: bytes = field(repr=False)
     server: Endpoint
+    forget: bytes = field(repr=False)
 
 
 class Failure(Enum):
     """Why a join ended."""
 
     SILENT = "nobody answered"
-    IGNORED = "the server is there and open, and then stopped answering"
+    IGNORED = "the server answered at first, then stopped"
     UNCONFIRMED = "the server never answered the confirmation"
     WRONG_TOKEN = "the other end doesn't know the token"  # noqa: S105 - not a secret, the lack of one
     WRONG_SERVER = "the server has another key than expected"
     FULL = "the server's pool is full"
     REVOKED = "the server has revoked this key"
     INVITE_USED = "the invite has been used"
+    OTHER_REVISION = "the server speaks another revision of the pairing"
     INCOMPATIBLE = "the server's answer isn't understood"
 
 
@@ -113,16 +125,16 @@ class Failed:
 
     Attributes:
         failure: Why.
-        detail: A sentence more, where there is one: the fingerprint met, the status not understood.
+        detail: One more sentence, or empty: the fingerprint of the wrong server.
     """
 
     failure: Failure
     detail: str = ""
 
     def error(self) -> RustGuardError:
-        """Make the error that tells a person what happened and what mends it."""
-        kind, message, mend = _ERRORS[self.failure]
-        return kind(f"{message} {self.detail}".rstrip(), mend)
+        """Return the error that says what happened and how to fix it."""
+        kind, message, fix = _ERRORS[self.failure]
+        return kind(f"{message} {self.detail}".rstrip(), fix)
 
 
 _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
@@ -133,25 +145,25 @@ _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
     ),
     Failure.IGNORED: (
         UnansweredError,
-        "The server answered, then fell silent: its window closed meanwhile, it is crowded, or there were too many "
-        "wrong tokens from this address.",
-        "On the server, look at: rustguard status; then run: rustguard open 60",
+        "The server answered at first, then stopped: its window closed, too many clients are joining, or there were "
+        "too many wrong tokens from this address.",
+        "On the server, run: rustguard status; then: rustguard open 60",
     ),
     Failure.UNCONFIRMED: (
         UnansweredError,
-        "The server went through the pairing with us but never confirmed it: its window closed meanwhile, it can't "
-        "save its state, or large datagrams don't get through.",
-        "On the server, look at: rustguard status; then join again, which gives the same address.",
+        "The server paired with us but never confirmed it: its window closed, it can't save its state, or large "
+        "datagrams don't get through.",
+        "On the server, run: rustguard status; then join again, which gives the same address.",
     ),
     Failure.WRONG_TOKEN: (
         RefusedError,
         "The other end doesn't know this token.",
-        "Check the token with whoever runs the server; each wrong try is counted there.",
+        "Check the token with whoever runs the server, where each wrong guess is counted.",
     ),
     Failure.WRONG_SERVER: (
         RefusedError,
         "Somebody who knows the token answered, but with another key than the expected server's.",
-        "Compare with the line that `rustguard serve` printed; if the server was set up anew, give its new "
+        "Compare it with the line that `rustguard serve` printed. If the server was set up again, give its new "
         "fingerprint with --server.",
     ),
     Failure.FULL: (
@@ -165,6 +177,11 @@ _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
         "Ask whoever runs the server, or join with a new key.",
     ),
     Failure.INVITE_USED: (RefusedError, "This invite has been used already.", "Ask for another one."),
+    Failure.OTHER_REVISION: (
+        RefusedError,
+        "The server speaks another revision of the pairing, so one of the two programs is older.",
+        "Install the same version of rustguard on both machines; `rustguard --version` prints it.",
+    ),
     Failure.INCOMPATIBLE: (
         RefusedError,
         "The server's answer isn't understood, so it is probably newer than this program.",
@@ -180,7 +197,7 @@ _REFUSALS: Final = {
 
 @dataclass(slots=True, eq=False, repr=False)
 class _Attempt:
-    """One CHALLENGE that was taken up."""
+    """One CHALLENGE that was answered."""
 
     challenge: Challenge
     server: Endpoint
@@ -193,9 +210,9 @@ class _Confirmation:
     """One SHARE_S that was confirmed.
 
     Attributes:
-        denials: RESULTs with a wrong Tb that came; the same one twice is no accident.
-        denied: Whether that happened.
-        echoed: Whether the SHARE_S came again after the first denial: our share had arrived ungarbled.
+        denials: The RESULTs with a wrong Tb.
+        denied: Whether one of them came twice, which rules out a garbled one.
+        echoed: Whether the SHARE_S came again after the first denial, so that our share had arrived ungarbled.
     """
 
     attempt: _Attempt
@@ -208,30 +225,31 @@ class _Confirmation:
 
 
 class PairingClient:
-    """Joins a server: `poll_transmit` after each call gives what to send, `outcome` ends it.
+    """Joins a server. After each call, `poll_transmit` returns what to send; `outcome` is set at the end.
 
     Args:
-        token: As the person typed it.
-        public_key: Our WireGuard public key, 32 bytes.
-        name: What to be called, at most 45 bytes of printable UTF-8; "" leaves it to the server.
-        random: Gives so many random bytes.
+        token: As typed.
+        private_key: Our WireGuard key, 32 bytes. The server learns the public half, and that we own it.
+        name: The name to ask for, at most 45 bytes of printable UTF-8; "" leaves it to the server.
+        random: Returns the requested number of random bytes.
         now: Monotonic seconds.
         token_id: 0, or the number of an invite.
         expected: The fingerprint given with `--server`; case, spaces and dashes don't matter.
-        known_server: The server's public key kept from an earlier join.
-        stretching: `schedule.stretch`; called once for each server that answers, about 80 ms.
+        known_server: The server's public key, 32 bytes, kept from an earlier join. An impostor without its private
+            half then can't test the token.
+        stretching: `key_schedule.stretch`. Called once per server that answers; takes about 80 ms.
 
     Attributes:
         outcome: None until the join has ended.
 
     Raises:
-        UsageError: The name or the fingerprint can't be meant.
+        UsageError: The name or the fingerprint isn't valid.
     """
 
     def __init__(
         self,
         token: str,
-        public_key: bytes,
+        private_key: bytes,
         name: str,
         random: Callable[[int], bytes],
         now: float,
@@ -242,15 +260,18 @@ class PairingClient:
         stretching: Callable[[str, bytes], bytes] = stretch,
     ) -> None:
         try:
-            self._details = Details(public_key, name).encode()
+            self._static = X25519PrivateKey.from_private_bytes(private_key)
+            self._details = Details(self._static.public_key().public_bytes_raw(), name).encode()
         except ValueError as error:
-            raise UsageError(f"{name!r} can't be a name: {error}.", "Give another with --name.") from error
+            raise UsageError(f"{name!r} can't be a name: {error}.", "Choose another with --name.") from error
         self._token = token
         self._token_id = token_id
         self._random = random
         self._stretching = stretching
         self._expected = None if expected is None else parse_fingerprint(expected)
         self._known_server = known_server
+        self._ephemeral = X25519PrivateKey.from_private_bytes(random(32))
+        self._server_secret = b"" if known_server is None else shared_secret(self._ephemeral, known_server) or b""
         self._stretched: dict[bytes, bytes] = {}
         self._hello = Hello(random(messages.NONCE_SIZE), token_id)
         self._spare_challenges: list[tuple[Challenge, Endpoint]] = []
@@ -260,18 +281,19 @@ class PairingClient:
         self._transmits: deque[Transmit] = deque([Transmit(self._hello.encode(), None)])
         self._tries = 0
         self._deadline = now + self._interval()
+        self._other_revision: bytes | None = None
         self.outcome: Joined | Failed | None = None
 
     def poll_transmit(self) -> Transmit | None:
-        """Give the next datagram to send, or None for now."""
+        """Return the next datagram to send, or None for now."""
         return self._transmits.popleft() if self._transmits else None
 
     def poll_timeout(self) -> float | None:
-        """When to call `handle_timeout`; None once the join has ended."""
+        """Return when to call `handle_timeout`; None once the join has ended."""
         return None if self.outcome is not None else self._deadline
 
     def handle(self, datagram: bytes, source: Endpoint, now: float) -> None:
-        """Take a datagram that came in; what is malformed, strange or forged changes nothing."""
+        """Handle a datagram from the network. A malformed, foreign or forged one changes nothing."""
         if self.outcome is not None:
             return
         kind = messages.kind_of(datagram)
@@ -281,34 +303,45 @@ class PairingClient:
             self._handle_share_s(datagram, now)
         elif kind == messages.RESULT:
             self._handle_result(datagram, now)
+        else:
+            self._handle_revision(datagram)
 
     def handle_timeout(self, now: float) -> None:
-        """Send again what stayed unanswered, or give up."""
+        """Retransmit what is unanswered, or give up."""
         if self.outcome is not None or now < self._deadline:
             return
         denials = any(confirmation.denials for confirmation in self._confirmations)
         if self._confirmations and all(map(self._is_settled, self._confirmations)):
-            self._end(Failed(Failure.WRONG_TOKEN))
+            self._end(self._denied())
         elif self._tries >= (_RECHECKS if denials else self._retransmissions()):
-            self._end(Failed(Failure.WRONG_TOKEN if denials else self._silence()))
+            self._end(self._denied() if denials else Failed(self._silence()))
         else:
             self._tries += 1
             self._deadline = now + (_RECHECK_SECONDS if denials else self._interval())
             self._retransmit()
 
     def _is_settled(self, confirmation: _Confirmation) -> bool:
-        """Tell whether nothing but a wrong token explains the denials."""
-        server_id = confirmation.attempt.challenge.server_id
-        vouchers = sum(challenge.server_id == server_id for challenge, _ in self._challenges())
+        """Return whether only a wrong token can explain the denials."""
+        said = _said_by_server(confirmation.attempt.challenge)
+        vouchers = sum(_said_by_server(challenge) == said for challenge, _ in self._challenges())
         return confirmation.denied and confirmation.echoed and vouchers > 1
 
     def _challenges(self) -> list[tuple[Challenge, Endpoint]]:
         return [(attempt.challenge, attempt.server) for attempt in self._attempts] + self._spare_challenges
 
+    def _denied(self) -> Failed:
+        """The other end couldn't follow: it lacks the token, or the private key of the server that we know."""
+        if self._known_server is None:
+            return Failed(Failure.WRONG_TOKEN)
+        known = fingerprint(self._known_server)
+        return Failed(Failure.WRONG_TOKEN, f"Or it isn't the server joined before, whose fingerprint is {known}.")
+
     def _silence(self) -> Failure:
         if self._confirmations:
             return Failure.UNCONFIRMED
-        return Failure.IGNORED if self._attempts else Failure.SILENT
+        if self._attempts:
+            return Failure.IGNORED
+        return Failure.SILENT if self._other_revision is None else Failure.OTHER_REVISION
 
     def _retransmissions(self) -> int:
         return _PATIENT_RETRANSMISSIONS if self._attempts else RETRANSMISSIONS
@@ -319,14 +352,14 @@ class PairingClient:
         return min(wait, _LONGEST_SECONDS) * (1 + _JITTER * fraction)
 
     def _progress(self, now: float) -> None:
-        """A new step begins, with tries of its own."""
+        """Begin a new step, with its own retransmissions."""
         self._tries = 0
         self._deadline = now + self._interval()
 
     def _retransmit(self) -> None:
-        """Send the last step again, and the earlier ones when that doesn't help.
+        """Retransmit the last step, and the earlier ones too if that doesn't help.
 
-        The first answer that we took up may have been garbled or forged, or the server gave the session up.
+        The answer that we used may have been garbled or forged, or the server may have dropped the session.
         """
         if self._spare_shares and len(self._confirmations) < MAX_CONFIRMS:
             self._confirm(*self._spare_shares.pop(0))
@@ -338,22 +371,28 @@ class PairingClient:
         if not self._confirmations or denials or self._tries >= 2:
             for attempt in self._attempts:
                 self._transmits.append(Transmit(attempt.share_c, attempt.server))
-        # Seldom once somebody has answered: in a crowd others still wait for their first answer.
+        # Rarely once the server has answered: other clients may still be waiting for their first answer.
         if not self._attempts or denials or (self._tries % 5 == 4 and not self._confirmations):
             self._transmits.append(Transmit(self._hello.encode(), None))
 
     def _take_up_spare(self) -> None:
-        """Try another CHALLENGE: any while no SHARE_S has come, one of another server once we were denied.
+        """Answer another CHALLENGE: any one while no SHARE_S has come, one of another server once all denied us.
 
-        Another than those that denied: one whose SHARE_S has not come either may have been garbled elsewhere.
+        A server that denied us isn't tried again, but one whose SHARE_S has not come is.
         """
-        denying = {confirmation.attempt.challenge.server_id for confirmation in self._confirmations}
+        denying = {_said_by_server(confirmation.attempt.challenge) for confirmation in self._confirmations}
         denied = all(confirmation.denials for confirmation in self._confirmations)
         for spare in self._spare_challenges:
-            if denied and spare[0].server_id not in denying:
+            if denied and _said_by_server(spare[0]) not in denying:
                 self._spare_challenges.remove(spare)
                 self._take_up(*spare)
                 return
+
+    def _handle_revision(self, datagram: bytes) -> None:
+        """Remember that a server of another revision answered: it says why nobody else does."""
+        message = Revision.parse(datagram)
+        if message is not None and hmac.compare_digest(message.nonce_c, self._hello.nonce_c):
+            self._other_revision = message.revision
 
     def _handle_challenge(self, datagram: bytes, source: Endpoint, now: float) -> None:
         challenge = Challenge.parse(datagram)
@@ -379,7 +418,9 @@ class PairingClient:
             challenge.epoch,
             challenge.cookie,
             self._token_id,
+            messages.KNOWS_SERVER if self._server_secret else 0,
             share.public,
+            self._ephemeral.public_key().public_bytes_raw(),
         )
         attempt = _Attempt(challenge, server, share, message.encode())
         self._attempts.append(attempt)
@@ -419,10 +460,11 @@ class PairingClient:
         return None
 
     def _confirm(self, message: ShareS, attempt: _Attempt) -> bool:
-        """Run our half of CPace and encapsulate; False for a share of low order or a key that isn't one."""
+        """Run our half of CPace and encapsulate; False for an invalid share or a key that isn't one."""
         challenge = attempt.challenge
         k = attempt.share.exchange(message.share)
-        if k is None:
+        client_secret = shared_secret(self._static, challenge.ephemeral)
+        if k is None or client_secret is None:
             return False
         try:
             ss, ct = MLKEM768PublicKey.from_public_bytes(message.ek).encapsulate()
@@ -432,8 +474,9 @@ class PairingClient:
         sid = challenge.nonce_c + challenge.nonce_s
         isk = intermediate_session_key(sid, k, attempt.share.public, ad, message.share, ad)
         transcript = self._hello.encode() + challenge.encode() + attempt.share_c + message.encode()
-        keys = Keys.derive(transcript, ct, isk, ss)
-        sealed = keys.seal_details(self._details)
+        opening = Opening.derive(transcript, ct, isk, ss, self._server_secret)
+        sealed = opening.seal_details(self._details)
+        keys = opening.keys(client_secret)
         confirm = Confirm(message.session, ct, sealed, keys.client_tag(sealed)).encode()
         self._confirmations.append(_Confirmation(attempt, message.session, keys, confirm))
         self._transmits.append(Transmit(confirm, attempt.server))
@@ -462,7 +505,7 @@ class PairingClient:
             confirmation.denials.add(datagram)
 
     def _read(self, confirmation: _Confirmation, message: Result) -> Joined | Failed:
-        """Read a RESULT whose Tb is right."""
+        """Return the outcome in a RESULT whose Tb is right."""
         plaintext = confirmation.keys.open_outcome(message.sealed)
         members = None if plaintext is None else parse_outcome(plaintext)
         if members is None:
@@ -474,7 +517,9 @@ class PairingClient:
         if admission is None:
             return Failed(Failure.INCOMPATIBLE)
         wrong = wrong_server(admission.server_key, self._expected, self._known_server)
-        return wrong or Joined(admission, confirmation.keys.psk, confirmation.attempt.server)
+        session = confirmation.session
+        forget = Forget(session, confirmation.keys.forget_tag(session)).encode()
+        return wrong or Joined(admission, confirmation.keys.psk, confirmation.attempt.server, forget)
 
     def _end(self, outcome: Joined | Failed) -> None:
         self.outcome = outcome
@@ -486,13 +531,18 @@ class PairingClient:
         self._confirmations.clear()
 
 
+def _said_by_server(challenge: Challenge) -> tuple[bytes, int, bytes]:
+    """Return what a server says in every CHALLENGE of an epoch: two that agree on it weren't garbled on the way."""
+    return challenge.server_id, challenge.epoch, challenge.ephemeral
+
+
 def wrong_server(key: bytes, expected: str | None, known: bytes | None) -> Failed | None:
-    """Tell a server whose key isn't the one that was wanted.
+    """Return the failure if a server's key isn't the expected one, else None.
 
     Args:
-        key: The one it has, 32 bytes.
-        expected: The fingerprint given with `--server`, as `parse_fingerprint` gives it.
-        known: The key kept from an earlier join.
+        key: The server's public key, 32 bytes.
+        expected: The fingerprint given with `--server`, as `parse_fingerprint` returns it, or None.
+        known: The public key from an earlier join, or None.
     """
     met = fingerprint(key)
     if (known is None or known == key) and expected in (None, met):

@@ -1,11 +1,11 @@
-"""CPace over X25519 with SHA-512: two sides that share a password agree on a key, and a recorder learns nothing.
+"""CPace over ristretto255 with SHA-512: two sides that share a password agree on a key.
 
-CPACE-X25519-SHA512 of draft-irtf-cfrg-cpace, initiator and responder roles. Who doesn't hold the password can
-test one guess a run, online: a share commits to the generator, and so to the password, that it was made with.
+CPACE-RISTR255-SHA512 of draft-irtf-cfrg-cpace (revision 21), initiator and responder roles. A recorder
+learns nothing. A side that doesn't hold the password can test one guess per run, and only online: a share
+commits to the generator it was made with, and so to one password.
 
-Timing: the map to the curve works in Python integers, which isn't constant-time. What varies with it is one
-point made from the password and a session id that is fresh for each run, and the password is a stretched secret
-of 32 bytes. Runs can't be averaged, and one run's timing narrows nothing that a dictionary could be tried on.
+Timing: everything that depends on the password is SHA-512 or an operation of `ristretto`, and both take the
+same time for every value.
 """
 
 from __future__ import annotations
@@ -13,25 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha512
 
-from nacl.bindings import crypto_scalarmult
-from nacl.exceptions import RuntimeError as SodiumError
+from rustguard_py.enroll.pairing.ristretto import ELEMENT_SIZE, GROUP, SCALAR_SIZE, UNIFORM_SIZE
 
-SHARE_SIZE = 32
+SHARE_SIZE = ELEMENT_SIZE
 ISK_SIZE = 64
 
-_DSI = b"CPace255"
-_DSI_ISK = b"CPace255_ISK"
+_DSI = b"CPaceRistretto255"
+_DSI_ISK = b"CPaceRistretto255_ISK"
 # The block size of SHA-512: the password fills the first block with zeros, so that CI and sid start the second.
 _HASH_BLOCK = 128
 
-# Curve25519: v^2 = u^3 + A u^2 + u over the field of P elements; 2 is the non-square that Elligator 2 takes.
-_P = 2**255 - 19
-_A = 486662
-_NON_SQUARE = 2
-
 
 def lv(data: bytes) -> bytes:
-    """Prefix data with its length as LEB128 (the draft's prepend_len)."""
+    """Return data prefixed with its length as LEB128 (the draft's prepend_len)."""
     length = len(data)
     prefix = bytearray()
     while length >= 0x80:
@@ -42,45 +36,29 @@ def lv(data: bytes) -> bytes:
 
 
 def lv_cat(*parts: bytes) -> bytes:
-    """Concatenate the parts, each prefixed with its length."""
+    """Return the parts concatenated, each prefixed with its length."""
     return b"".join(map(lv, parts))
 
 
-def elligator2(field_element: bytes) -> bytes:
-    """Map 32 bytes onto Curve25519 (RFC 9380, section 6.7.1, the u coordinate alone).
-
-    Args:
-        field_element: Little-endian; the highest bit is ignored, as in RFC 7748.
-
-    Returns:
-        The u coordinate, 32 bytes little-endian.
-    """
-    r = int.from_bytes(field_element, "little") & (1 << 255) - 1
-    # 1 + 2 r^2 is never 0: -1/2 is not a square modulo P.
-    v = -_A * pow(1 + _NON_SQUARE * r * r, -1, _P) % _P
-    gx = v * (v * v + _A * v + 1) % _P
-    is_square = pow(gx, (_P - 1) // 2, _P) != _P - 1
-    u = v if is_square else -v - _A
-    return (u % _P).to_bytes(32, "little")
-
-
 def generator(prs: bytes, ci: bytes, sid: bytes) -> bytes:
-    """Make the run's generator out of the password.
+    """Return the run's generator, made from the password: an element, 32 bytes.
 
     Args:
         prs: The password-related string, any length.
         ci: The channel identifier: who talks to whom, and about what.
         sid: The session id, fresh for each run.
-
-    Returns:
-        A u coordinate, 32 bytes.
     """
     padding = bytes(max(0, _HASH_BLOCK - len(lv(prs)) - len(lv(_DSI)) - 1))
-    return elligator2(sha512(lv_cat(_DSI, prs, padding, ci, sid)).digest()[:32])
+    uniform = sha512(lv_cat(_DSI, prs, padding, ci, sid)).digest()
+    return GROUP.from_hash(uniform[:UNIFORM_SIZE])
 
 
 class Share:
-    """One side's secret scalar and the public share made with it. Used for one run.
+    """One side's secret scalar and the public share made with it. For one run only.
+
+    Args:
+        run_generator: From `generator`.
+        random: Returns so many random bytes.
 
     Attributes:
         public: The share to send, 32 bytes (Ya or Yb).
@@ -89,25 +67,28 @@ class Share:
     __slots__ = ("_scalar", "public")
 
     def __init__(self, run_generator: bytes, random: Callable[[int], bytes]) -> None:
-        self._scalar = random(32)
-        self.public = crypto_scalarmult(self._scalar, run_generator)
+        # Below 2^252, and so below the group's order, as the draft samples scalars (section 8.3).
+        scalar = bytearray(random(SCALAR_SIZE))
+        scalar[-1] &= 0x0F
+        self._scalar = bytes(scalar)
+        public = GROUP.multiply(self._scalar, run_generator)
+        if public is None:
+            raise ValueError("a scalar of 0, or a generator that encodes no element")
+        self.public = public
 
     def exchange(self, other: bytes) -> bytes | None:
-        """Return the Diffie-Hellman value K, 32 bytes, or None for a share of low order: the run must end."""
-        try:
-            return crypto_scalarmult(self._scalar, other)
-        except SodiumError:
-            return None
+        """Return the Diffie-Hellman value K, 32 bytes. None for an invalid share: the run must end."""
+        return GROUP.multiply(self._scalar, other)
 
 
 def intermediate_session_key(
     sid: bytes, k: bytes, initiator_share: bytes, ad_a: bytes, responder_share: bytes, ad_b: bytes
 ) -> bytes:
-    """Derive the ISK, 64 bytes (the draft's transcript_ir: the initiator's share first).
+    """Return the ISK, 64 bytes (the draft's transcript_ir: the initiator's share first).
 
     Args:
         sid: The session id.
-        k: What `Share.exchange` gave.
+        k: What `Share.exchange` returned.
         initiator_share: Ya, 32 bytes.
         ad_a: The initiator's associated data, ADa.
         responder_share: Yb, 32 bytes.

@@ -1,8 +1,7 @@
-"""The six datagrams of an enrollment, and the JSON inside the last one (docs/enrollment.md).
+"""The datagrams of an enrollment, and the JSON inside a RESULT (docs/internals/enrollment.md).
 
-Every parser takes any bytes and returns a message or None: what is malformed is dropped without an answer, and
-nothing here raises on what came from the network. Encoding then parsing gives the same message, and the other
-way around: there is one encoding of each.
+Every parser takes any bytes and returns a message, or None for malformed ones, which are dropped without an answer.
+No parser raises. Each message has exactly one encoding.
 """
 
 from __future__ import annotations
@@ -16,18 +15,22 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, ClassVar, Final, Self
 
-MAGIC: Final = b"RGE2"
+from rustguard_py.model.keys import KEY_SIZE
+from rustguard_py.state.records import PEER_NAME_LIMIT
+
+# What every datagram of ours begins with, and then the revision of the wire.
+PREFIX: Final = b"RGE"
+REVISION_BYTE: Final = b"3"
+MAGIC: Final = PREFIX + REVISION_BYTE
 MAX_DATAGRAM: Final = 1232
 NONCE_SIZE: Final = 16
 COOKIE_SIZE: Final = 16
 SERVER_ID_SIZE: Final = 32
 SESSION_SIZE: Final = 8
-KEY_SIZE: Final = 32
 TAG_SIZE: Final = 32
 SEAL_OVERHEAD: Final = 16
 EK_SIZE: Final = 1184
 CT_SIZE: Final = 1088
-MAX_NAME_SIZE: Final = 45
 DETAILS_SIZE: Final = 80
 RESULT_BLOCK: Final = 64
 
@@ -37,8 +40,13 @@ SHARE_C: Final = 3
 SHARE_S: Final = 4
 CONFIRM: Final = 5
 RESULT: Final = 6
+FORGET: Final = 7
+REVISION: Final = 8
 
-_HEADERS = {kind: MAGIC + bytes([kind, 0, 0, 0]) for kind in (HELLO, CHALLENGE, SHARE_C, SHARE_S, CONFIRM, RESULT)}
+# Flags of SHARE_C: the client knows the server's key, and has keyed its tag with it.
+KNOWS_SERVER: Final = 1
+
+_HEADERS = {kind: MAGIC + bytes([kind, 0, 0, 0]) for kind in range(HELLO, REVISION + 1)}
 _KINDS = {header: kind for kind, header in _HEADERS.items()}
 _HEADER_SIZE = 8
 _RESULT_FIXED = _HEADER_SIZE + SESSION_SIZE + TAG_SIZE
@@ -46,13 +54,24 @@ MAX_RESULT_JSON: Final = (MAX_DATAGRAM - _RESULT_FIXED - SEAL_OVERHEAD) // RESUL
 
 
 def kind_of(datagram: bytes) -> int | None:
-    """Tell which of the six messages a datagram says it is, or None for none of them."""
+    """Return which message a datagram says it is, or None for none of this revision."""
     return _KINDS.get(datagram[:_HEADER_SIZE])
+
+
+def other_revision(datagram: bytes) -> bytes | None:
+    """Return the nonce_c, 16 bytes, of a HELLO of another revision of the wire; None for anything else.
+
+    Every revision begins a HELLO like this: `RGE`, its own byte, the type 1, three zeros, nonce_c.
+    """
+    header = datagram[:_HEADER_SIZE]
+    if len(datagram) < Revision.SIZE or not header.startswith(PREFIX) or header[3:4] == REVISION_BYTE:
+        return None
+    return datagram[_HEADER_SIZE : Revision.SIZE] if header[4:] == bytes([HELLO, 0, 0, 0]) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """1, client to server, 128 bytes: longer than its answer, so that nobody is hit with more than they sent."""
+    """1, client to server, 128 bytes. It is longer than its answer, so it can't be used to amplify a flood."""
 
     SIZE: ClassVar = 128
     _LAYOUT: ClassVar = struct.Struct("<8s16sI100s")
@@ -61,12 +80,12 @@ class Hello:
     token_id: int
 
     def encode(self) -> bytes:
-        """Give the datagram, 128 bytes."""
+        """Return the datagram, 128 bytes."""
         return self._LAYOUT.pack(_HEADERS[HELLO], self.nonce_c, self.token_id, b"")
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, nonce_c, token_id, zeros = cls._LAYOUT.unpack(datagram)
@@ -77,52 +96,81 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """2, server to client, 96 bytes. The server keeps nothing of it."""
+    """2, server to client, 124 bytes. The server keeps nothing of it.
 
-    SIZE: ClassVar = 96
-    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16s32s4s")
+    Attributes:
+        nonce_c: 16 bytes, the client's.
+        nonce_s: 16 bytes, the server's.
+        epoch: Counts the secrets that cookies are made with; 32 bits.
+        cookie: 16 bytes.
+        server_id: 32 bytes.
+        ephemeral: The server's X25519 public key of that epoch, 32 bytes.
+    """
+
+    SIZE: ClassVar = 124
+    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16s32s32s")
 
     nonce_c: bytes
     nonce_s: bytes
     epoch: int
     cookie: bytes
     server_id: bytes
+    ephemeral: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 96 bytes."""
+        """Return the datagram, 124 bytes."""
         return self._LAYOUT.pack(
-            _HEADERS[CHALLENGE], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.server_id, b""
+            _HEADERS[CHALLENGE], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.server_id, self.ephemeral
         )
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
-        header, nonce_c, nonce_s, epoch, cookie, server_id, zeros = cls._LAYOUT.unpack(datagram)
-        if header != _HEADERS[CHALLENGE] or any(zeros):
-            return None
-        return cls(nonce_c, nonce_s, epoch, cookie, server_id)
+        header, *fields = cls._LAYOUT.unpack(datagram)
+        return cls(*fields) if header == _HEADERS[CHALLENGE] else None
 
 
 @dataclass(frozen=True, slots=True)
 class ShareC:
-    """3, client to server, 96 bytes: the challenge handed back with the client's CPace share Ya."""
+    """3, client to server, 132 bytes: the challenge handed back with the client's CPace share Ya.
 
-    SIZE: ClassVar = 96
-    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16sI32s")
+    Attributes:
+        nonce_c: 16 bytes, the client's.
+        nonce_s: 16 bytes, the server's.
+        epoch: The challenge's.
+        cookie: The challenge's, 16 bytes.
+        token_id: Which token, 0 for the one given to `serve`.
+        flags: `KNOWS_SERVER`, or 0.
+        share: Ya, 32 bytes.
+        ephemeral: The client's X25519 public key for this run, 32 bytes.
+    """
+
+    SIZE: ClassVar = 132
+    _LAYOUT: ClassVar = struct.Struct("<8s16s16sI16sII32s32s")
 
     nonce_c: bytes
     nonce_s: bytes
     epoch: int
     cookie: bytes
     token_id: int
+    flags: int
     share: bytes
+    ephemeral: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 96 bytes."""
+        """Return the datagram, 132 bytes."""
         return self._LAYOUT.pack(
-            _HEADERS[SHARE_C], self.nonce_c, self.nonce_s, self.epoch, self.cookie, self.token_id, self.share
+            _HEADERS[SHARE_C],
+            self.nonce_c,
+            self.nonce_s,
+            self.epoch,
+            self.cookie,
+            self.token_id,
+            self.flags,
+            self.share,
+            self.ephemeral,
         )
 
     @classmethod
@@ -131,7 +179,8 @@ class ShareC:
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
-        return cls(*fields) if header == _HEADERS[SHARE_C] else None
+        message = cls(*fields)
+        return message if header == _HEADERS[SHARE_C] and message.flags in (0, KNOWS_SERVER) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +195,12 @@ class ShareS:
     ek: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 1,232 bytes."""
+        """Return the datagram, 1,232 bytes."""
         return self._LAYOUT.pack(_HEADERS[SHARE_S], self.session, self.share, self.ek)
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
@@ -171,12 +220,12 @@ class Confirm:
     tag: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram, 1,232 bytes."""
+        """Return the datagram, 1,232 bytes."""
         return self._LAYOUT.pack(_HEADERS[CONFIRM], self.session, self.ct, self.sealed, self.tag)
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         if len(datagram) != cls.SIZE:
             return None
         header, *fields = cls._LAYOUT.unpack(datagram)
@@ -189,7 +238,7 @@ class Result:
 
     Attributes:
         session: 8 bytes.
-        sealed: A multiple of 64 and 16 bytes.
+        sealed: A multiple of 64 bytes, plus 16.
         tag: Tb, 32 bytes.
     """
 
@@ -198,12 +247,12 @@ class Result:
     tag: bytes
 
     def encode(self) -> bytes:
-        """Give the datagram."""
+        """Return the datagram."""
         return _HEADERS[RESULT] + self.session + self.sealed + self.tag
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
-        """Read a datagram, or return None."""
+        """Return the message in a datagram, or None if it isn't one."""
         json_size = len(datagram) - _RESULT_FIXED - SEAL_OVERHEAD
         if not 0 < json_size <= MAX_RESULT_JSON or json_size % RESULT_BLOCK:
             return None
@@ -214,51 +263,107 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """7, client to server, 48 bytes: take back what this session admitted, because the client can't use it.
+
+    Attributes:
+        session: 8 bytes.
+        tag: Proves that the client that was admitted sends it, 32 bytes.
+    """
+
+    SIZE: ClassVar = 48
+    _LAYOUT: ClassVar = struct.Struct("<8s8s32s")
+
+    session: bytes
+    tag: bytes
+
+    def encode(self) -> bytes:
+        """Return the datagram, 48 bytes."""
+        return self._LAYOUT.pack(_HEADERS[FORGET], self.session, self.tag)
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram, or return None."""
+        if len(datagram) != cls.SIZE:
+            return None
+        header, *fields = cls._LAYOUT.unpack(datagram)
+        return cls(*fields) if header == _HEADERS[FORGET] else None
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """8, server to client, 24 bytes: the answer to a HELLO of another revision. Its header names the server's own.
+
+    Attributes:
+        nonce_c: That HELLO's, 16 bytes.
+        revision: The byte after `RGE` in the header.
+    """
+
+    SIZE: ClassVar = _HEADER_SIZE + NONCE_SIZE
+
+    nonce_c: bytes
+    revision: bytes = REVISION_BYTE
+
+    def encode(self) -> bytes:
+        """Return the datagram, 24 bytes."""
+        return PREFIX + self.revision + bytes([REVISION, 0, 0, 0]) + self.nonce_c
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self | None:
+        """Read a datagram of any revision, or return None."""
+        if len(datagram) != cls.SIZE or not datagram.startswith(PREFIX):
+            return None
+        if datagram[4:_HEADER_SIZE] != bytes([REVISION, 0, 0, 0]):
+            return None
+        return cls(datagram[_HEADER_SIZE:], datagram[3:4])
+
+
+@dataclass(frozen=True, slots=True)
 class Details:
-    """What a client says of itself, sealed inside CONFIRM; 80 bytes.
+    """What a client says about itself, sealed inside CONFIRM; 80 bytes.
 
     Attributes:
         public_key: The client's WireGuard public key, 32 bytes.
         name: At most 45 bytes of UTF-8, printable; empty leaves the choice to the server.
-        flags: 16 bits, none of them defined yet; unknown ones are ignored.
+        flags: 16 bits. None is defined yet, and unknown ones are ignored.
     """
 
-    _LAYOUT: ClassVar = struct.Struct(f"<32sHB{MAX_NAME_SIZE}s")
+    _LAYOUT: ClassVar = struct.Struct(f"<32sHB{PEER_NAME_LIMIT}s")
 
     public_key: bytes
     name: str
     flags: int = 0
 
     def encode(self) -> bytes:
-        """Give the 80 bytes.
+        """Return the 80 bytes.
 
         Raises:
             ValueError: The name is too long or not printable.
         """
         name = self.name.encode()
-        if len(name) > MAX_NAME_SIZE or not self.name.isprintable():
-            raise ValueError(f"a name has at most {MAX_NAME_SIZE} printable bytes")
+        if len(name) > PEER_NAME_LIMIT or not self.name.isprintable():
+            raise ValueError(f"a name has at most {PEER_NAME_LIMIT} printable bytes")
         return self._LAYOUT.pack(self.public_key, self.flags, len(name), name)
 
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
-        """Read the 80 bytes, or return None."""
+        """Return the details in 80 bytes, or None if they are malformed."""
         if len(data) != DETAILS_SIZE:
             return None
         public_key, flags, length, padded = cls._LAYOUT.unpack(data)
-        if length > MAX_NAME_SIZE or any(padded[length:]):
+        if length > PEER_NAME_LIMIT or any(padded[length:]):
             return None
         try:
             name = padded[:length].decode()
         except UnicodeDecodeError:
             return None
-        # A name is shown in terminals and logs: no escape sequences, no line breaks, no direction marks.
+        # Names appear in terminals and logs, so escape sequences, line breaks and direction marks are refused.
         return cls(public_key, name, flags) if name.isprintable() else None
 
 
 @dataclass(frozen=True, slots=True)
 class FurtherTunnel:
-    """One of a server's tunnels beside the first.
+    """One of a server's further tunnels.
 
     Attributes:
         server_key: Its public key, 32 bytes.
@@ -271,10 +376,10 @@ class FurtherTunnel:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The content of a RESULT whose status is "ok": all that the client needs for its tunnel.
+    """The content of a RESULT with status "ok": everything that the client needs for its tunnel.
 
     Attributes:
-        name: The name that the server keeps for this client.
+        name: The client's name at the server.
         address4: The client's address with the pool's prefix length ("10.77.0.2/24").
         address6: The same over IPv6, or None.
         server_key: The server's WireGuard public key, 32 bytes.
@@ -284,7 +389,7 @@ class Admission:
         routes: Further networks behind the server.
         gateway4: The server's address in the tunnel.
         gateway6: The same over IPv6, or None.
-        tunnels: Further ones between the same two.
+        tunnels: The server's further tunnels.
     """
 
     name: str
@@ -300,7 +405,7 @@ class Admission:
     tunnels: tuple[FurtherTunnel, ...] = ()
 
     def to_mapping(self) -> dict[str, Any]:
-        """Give what `encode_outcome` takes, status "ok" included."""
+        """Return what `encode_outcome` takes, status "ok" included."""
         further = [{"key": base64.b64encode(each.server_key).decode(), "port": each.port} for each in self.tunnels]
         return {
             "status": "ok",
@@ -319,7 +424,7 @@ class Admission:
 
     @classmethod
     def from_mapping(cls, members: Mapping[str, Any]) -> Self | None:
-        """Read and check an "ok"; unknown members are ignored. None when something is missing or can't be meant."""
+        """Return a checked "ok", or None if a member is missing or invalid. Unknown members are ignored."""
         try:
             address6, gateway6 = members.get("address6"), members.get("gateway6")
             return cls(
@@ -340,10 +445,10 @@ class Admission:
 
 
 def encode_outcome(members: Mapping[str, Any]) -> bytes:
-    """Write the JSON of a RESULT, padded with zeros to a multiple of 64 bytes.
+    """Return the JSON of a RESULT, padded with zeros to a multiple of 64 bytes.
 
     Raises:
-        ValueError: It doesn't fit a RESULT (1,152 bytes).
+        ValueError: It doesn't fit into a RESULT (1,152 bytes).
     """
     text = json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode()
     padded = text + bytes(-len(text) % RESULT_BLOCK)
@@ -353,7 +458,7 @@ def encode_outcome(members: Mapping[str, Any]) -> bytes:
 
 
 def parse_outcome(padded: bytes) -> dict[str, Any] | None:
-    """Read the padded JSON of a RESULT: an object with a textual "status", or None."""
+    """Return the JSON of a RESULT, or None if it isn't an object with a textual "status"."""
     try:
         members = json.loads(padded.rstrip(b"\0"))
     except (ValueError, RecursionError):
@@ -364,7 +469,7 @@ def parse_outcome(padded: bytes) -> dict[str, Any] | None:
 
 
 def _text(value: object) -> str:
-    # The ipaddress classes take integers and bytes too: only text is meant here.
+    # The ipaddress classes accept integers and bytes too, but only text is valid here.
     if not isinstance(value, str):
         raise TypeError("not text")
     return value

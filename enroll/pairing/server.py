@@ -1,8 +1,8 @@
-"""The server's side of an enrollment: datagrams in, outputs out; no socket, no clock, no disk.
+"""The server's side of an enrollment: datagrams in, outputs out. It has no socket, no clock and no disk.
 
-The states of one session, and what each is kept for::
+The phases of a session, and how long each lasts::
 
-    HELLO ──► CHALLENGE                     nothing is kept: the cookie carries it
+    HELLO ──► CHALLENGE                     no session yet: the cookie holds all there is
     SHARE_C ─► HALF_OPEN ── 15 s ──► gone
                   │  │
        wrong Ta   │  └ right Ta ─► ADMITTING ── answer() ──► FINISHED ── 120 s ──► gone
@@ -10,16 +10,16 @@ The states of one session, and what each is kept for::
                DENIED ─────┘           └ forget() ──► HALF_OPEN
                   └ 120 s ──► gone
 
-An admission is durable before it is answered: `Admit` asks the caller to choose and save, `PairingServer.answer` then
-makes the RESULT. A wrong token is durable before it is answered too: the RESULT that says so travels inside
-`Guessed`, to be sent once the record in it is on disk.
+An admission is durable before it is answered. `Admit` asks the caller to choose an address and save, and then
+`PairingServer.answer` makes the RESULT. A wrong guess is durable before it is answered too: `Guessed` contains the
+RESULT that denies it, to be sent once the record in it is on disk.
 
-What counts as a guess is a session, not a datagram. CPace binds a share to one password at most, so whatever
-number of CONFIRMs come in one session, they test one token. The first wrong one is charged; should the right one
-follow in the same session (a bit flipped on the way, or somebody else wrote into it), that proves that it wasn't
-a guess and the charge is taken back. So noise on the path, or a stranger's forged CONFIRM, spends nobody's budget.
+A guess is a session, not a datagram. CPace binds a share to at most one password, so all CONFIRMs of one session
+together test one token. The first wrong CONFIRM is charged. If the right one follows in the same session, then the
+wrong one was no guess (a bit flipped on the way, or somebody else wrote it), and the charge is refunded. So neither
+noise on the path nor a stranger's forged CONFIRM spends anyone's budget.
 
-A run of the client, known by its nonce_c, is admitted once: a CONFIRM of the same run that arrives late, in a
+A run of a client, identified by its nonce_c, is admitted once. A CONFIRM of the same run that arrives late, in a
 second session, must not replace the preshared key that the client already uses.
 """
 
@@ -34,12 +34,31 @@ from math import inf
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing import messages
-from rustguard_py.enroll.pairing.cookies import Cookies, Pace, SourcePaces, source_of
+from rustguard_py.enroll.pairing.cookies import Cookies, source_of
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
-from rustguard_py.enroll.pairing.key_schedule import Keys, associated_data, channel_identifier, session_id
-from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, ShareC, ShareS
+from rustguard_py.enroll.pairing.key_schedule import (
+    Keys,
+    Opening,
+    associated_data,
+    channel_identifier,
+    session_id,
+    shared_secret,
+)
+from rustguard_py.enroll.pairing.messages import (
+    Challenge,
+    Confirm,
+    Details,
+    Forget,
+    Hello,
+    Result,
+    Revision,
+    ShareC,
+    ShareS,
+)
+from rustguard_py.enroll.pairing.rate_limit import RateLimit, SourceRateLimits
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.state.records import GuessRecord
@@ -51,11 +70,11 @@ SHARE_BURST: Final = 100
 HALF_OPEN_SESSIONS: Final = 4096
 HALF_OPEN_SECONDS: Final = 15.0
 REPLY_SECONDS: Final = 120.0
-# Some 20 MiB at most, where 120 s of joins at the full pace would be four times as many.
+# At most 20 MiB or so. 120 s of joins at the full rate would be four times as many sessions.
 FINISHED_SESSIONS: Final = 16384
-# CONFIRMs evaluated a session. Noise and forgeries need some, a flood of them is cut off.
+# CONFIRMs evaluated per session. Noise and forgeries use up a few; a flood of them is cut off.
 _EVALUATIONS = 32
-# What stands in a denial's place of sealed JSON: one block and the seal's tag.
+# Bytes in a denial where a RESULT has sealed JSON: one block and the seal's tag.
 _DENIAL_SEALED = messages.RESULT_BLOCK + messages.SEAL_OVERHEAD
 
 
@@ -69,18 +88,18 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Somebody proved that they know a token: choose an address and a name, make it durable and live, then answer.
+    """A client proved that it knows a token: choose an address and a name, make that durable and live, then answer.
 
-    Call `answer` when that is done (also with a refusal such as "full"), or `forget` when it can't be saved. The same
-    key may come again, with another preshared key: the latest one holds.
+    Call `answer` when that is done, also for a refusal such as "full", or `forget` if it couldn't be saved. The same
+    key may join again with another preshared key. The latest one counts.
 
     Attributes:
         session: 8 bytes, for `answer` and `forget`.
-        token_id: Which token, 0 for the one given to `serve`.
-        public_key: The client's WireGuard public key, 32 bytes.
+        token_id: The token's number, 0 for the one given to `serve`.
+        public_key: The client's WireGuard public key, 32 bytes; it has proved that it owns it.
         name: What it wants to be called; printable, may be empty.
-        preshared_key: The new peer's, 32 bytes.
-        source: Where it is; proven by the cookie.
+        preshared_key: For the new peer, 32 bytes.
+        source: The client's address, proven by the cookie.
     """
 
     session: bytes
@@ -92,17 +111,30 @@ class Admit:
 
 
 @dataclass(frozen=True, slots=True)
-class Guessed:
-    """The count of wrong tokens: make the record durable, then send the reply.
-
-    It comes again when the client repeats itself. A record that is on disk needn't be saved again; one whose save is
-    under way or failed must be waited for again, or a crash would forget a guess that was answered.
+class Forgotten:
+    """The client can't use what it was given, and proved that it is the one: take the admission back.
 
     Attributes:
-        record: What is to be on disk.
-        token_id: The token that was tried.
-        source: Where it came from; proven by the cookie. Charged is its /32 or /64.
-        reply: What to send afterwards. None: a charge was taken back, and nothing waits for it.
+        public_key: The client's, 32 bytes.
+        source: Where it is.
+    """
+
+    public_key: bytes
+    source: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Guessed:
+    """The count of wrong tokens has changed: make the record durable, then send the reply.
+
+    It comes again when the client repeats its CONFIRM. A record that is on disk needn't be saved again. If its save
+    is under way or failed, wait for a save again; otherwise a crash could forget a guess that was answered.
+
+    Attributes:
+        record: What has to be on disk.
+        token_id: The number of the token that was tried.
+        source: The client's address, proven by the cookie. Its /32 or /64 was charged.
+        reply: What to send afterwards. None if a charge was refunded, which needs no reply.
     """
 
     record: GuessRecord
@@ -111,13 +143,13 @@ class Guessed:
     reply: Reply | None
 
 
-Output = Reply | Admit | Guessed
+Output = Reply | Admit | Forgotten | Guessed
 
 
 class _Phase(Enum):
-    HALF_OPEN = "waits for a CONFIRM"
-    DENIED = "got a wrong one"
-    ADMITTING = "waits for the caller to save"
+    HALF_OPEN = "waiting for a CONFIRM"
+    DENIED = "got a wrong CONFIRM"
+    ADMITTING = "waiting for the caller to save"
     FINISHED = "answered"
 
 
@@ -141,12 +173,16 @@ class _Kem:
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class _Session:
-    """One SHARE_C and what became of it.
+class _PairingSession:
+    """One SHARE_C and everything that followed it.
 
     Attributes:
         opening: Messages 1 to 3; with `share_s` the transcript.
-        share_c: Message 3 alone, under which the session is found again.
+        share_c: Message 3 alone; the session is found by it when it is repeated.
+        ephemeral: The server's key pair that the CHALLENGE named.
+        server_secret: X25519 of the server's static and the client's ephemeral key, or empty.
+        public_key: The client's, once it has proved that it owns it.
+        forget: The tag that takes the admission back, once it was answered.
         keys: Those of the CONFIRM that is being admitted.
         answered: That CONFIRM; after the answer its SHA-256.
         charged: The window in which this session was counted as a wrong guess.
@@ -162,11 +198,15 @@ class _Session:
     opening: bytes
     isk: bytes
     kem: _Kem
+    ephemeral: X25519PrivateKey
+    server_secret: bytes
     phase: _Phase
     expires: float = inf
     keys: Keys | None = None
     answered: bytes = b""
     result: bytes = b""
+    public_key: bytes = b""
+    forget: bytes = b""
     charged: int | None = None
     evaluations: int = 0
     denials: dict[bytes, bytes] | None = None
@@ -176,64 +216,74 @@ class _Session:
 
 
 class PairingServer:
-    """Pairs clients while its window is open; silent otherwise.
+    """Pairs clients while its window is open, and is silent otherwise.
 
     Args:
         server_id: 32 random bytes that the state keeps.
-        tokens: The stretched tokens (`schedule.stretch`) by their ids; read at each SHARE_C, so it may change.
-        window: The pairing window; opened and closed by the caller, charged here.
-        random: Gives so many random bytes.
+        private_key: The server's WireGuard key, 32 bytes.
+        tokens: The stretched tokens (`key_schedule.stretch`) by number. Read at each SHARE_C, so it may change.
+        window: The pairing window; the caller opens and closes it; guesses are charged here.
+        random: Returns the requested number of random bytes.
         now: Monotonic seconds.
+
+    Attributes:
+        window: The same.
+        outdated: HELLOs of other revisions that were answered while the window was open.
     """
 
     def __init__(
         self,
         server_id: bytes,
+        private_key: bytes,
         tokens: Mapping[int, bytes],
         window: Window,
         random: Callable[[int], bytes],
         now: float,
     ) -> None:
         self.window = window
+        self.outdated = 0
         self._server_id = server_id
+        self._static = X25519PrivateKey.from_private_bytes(private_key)
         self._tokens = tokens
         self._random = random
         self._cookies = Cookies(random, now)
-        self._challenges = SourcePaces(CHALLENGES_A_SECOND, CHALLENGE_BURST, random)
-        self._shares_by_source = SourcePaces(CHALLENGES_A_SECOND, CHALLENGE_BURST, random)
-        self._shares = Pace(SHARES_A_SECOND, SHARE_BURST)
+        self._challenges = SourceRateLimits(CHALLENGES_A_SECOND, CHALLENGE_BURST, random)
+        self._shares_by_source = SourceRateLimits(CHALLENGES_A_SECOND, CHALLENGE_BURST, random)
+        self._shares = RateLimit(SHARES_A_SECOND, SHARE_BURST)
         self._kem: _Kem | None = None
-        self._sessions: dict[bytes, _Session] = {}
-        self._by_share_c: dict[bytes, _Session] = {}
-        self._runs: dict[bytes, _Session] = {}
-        # Within a phase all live equally long: the first one in is the first one out.
-        self._phases: dict[_Phase, dict[bytes, _Session]] = {phase: {} for phase in _Phase}
+        self._sessions: dict[bytes, _PairingSession] = {}
+        self._by_share_c: dict[bytes, _PairingSession] = {}
+        self._runs: dict[bytes, _PairingSession] = {}
+        # Within a phase all sessions last equally long, so the first one in expires first.
+        self._phases: dict[_Phase, dict[bytes, _PairingSession]] = {phase: {} for phase in _Phase}
 
     def handle(self, datagram: bytes, source: Endpoint, now: float) -> list[Output]:
-        """Take a datagram that came in.
+        """Handle a datagram from the network.
 
         Args:
-            datagram: Any bytes, any length; what is malformed is dropped.
+            datagram: Any bytes of any length. Malformed ones are dropped.
             source: Its sender's socket address.
             now: Monotonic seconds.
 
         Returns:
-            What to do, in this order.
+            What the caller must do, in this order.
         """
         self.handle_timeout(now)
         kind = messages.kind_of(datagram)
         if kind == messages.CONFIRM:
             return self._handle_confirm(datagram, source, now)
+        if kind == messages.FORGET:
+            return self._handle_forget(datagram, source)
         if self._kem is None:
             return []
         if kind == messages.HELLO:
             return self._handle_hello(datagram, source, now)
         if kind == messages.SHARE_C:
             return self._handle_share_c(datagram, source, now, self._kem)
-        return []
+        return self._handle_other_revision(datagram, source, now)
 
     def answer(self, session: bytes, result: Mapping[str, Any], now: float) -> list[Output]:
-        """Make the RESULT of an admission that is durable and live, or of a refusal.
+        """Return the RESULT of an admission that is durable and live, or of a refusal.
 
         Args:
             session: From `Admit`.
@@ -241,10 +291,10 @@ class PairingServer:
             now: Monotonic seconds.
 
         Returns:
-            The reply to send; nothing when the session isn't waiting for an answer.
+            The reply to send; empty if the session isn't waiting for an answer.
 
         Raises:
-            ValueError: The result doesn't fit a datagram (1,152 bytes of JSON); the session still waits.
+            ValueError: The result doesn't fit into a datagram (1,152 bytes of JSON). The session still waits.
         """
         waiting = self._phases[_Phase.ADMITTING].get(session)
         if waiting is None or waiting.keys is None:
@@ -253,6 +303,7 @@ class PairingServer:
         tag = waiting.keys.server_tag(waiting.answered, sealed)
         waiting.result = Result(session, sealed, tag).encode()
         waiting.answered = sha256(waiting.answered).digest()
+        waiting.forget = waiting.keys.forget_tag(session)
         waiting.keys = None
         waiting.isk = b""
         waiting.opening = b""
@@ -262,7 +313,7 @@ class PairingServer:
         return [Reply(waiting.result, waiting.source)]
 
     def forget(self, session: bytes, now: float) -> None:
-        """Take an `Admit` back, because it couldn't be saved: the client's next CONFIRM asks again."""
+        """Drop an `Admit` that couldn't be saved, so that the client's next CONFIRM asks again."""
         waiting = self._phases[_Phase.ADMITTING].get(session)
         if waiting is None:
             return
@@ -272,16 +323,16 @@ class PairingServer:
         self._move(waiting, _Phase.HALF_OPEN, now)
 
     def poll_timeout(self) -> float | None:
-        """When to call `handle_timeout` at the latest: to erase what has expired."""
+        """Return when `handle_timeout` must be called to erase what has expired; None for never."""
         due = [next(iter(sessions.values())).expires for sessions in self._phases.values() if sessions]
         if self.window.ends is not None:
             due.append(self.window.ends)
         return min((at for at in due if at < inf), default=None)
 
     def handle_timeout(self, now: float) -> None:
-        """Erase what has expired, and what a closed window leaves; harmless at any time.
+        """Erase what has expired, and the secrets of a closed window. Harmless at any time.
 
-        Call it also right after the window was closed, so that its secrets go at once.
+        Call it right after closing the window too, so that its secrets are erased at once.
         """
         self._cookies.rotate(now)
         for sessions in self._phases.values():
@@ -297,7 +348,7 @@ class PairingServer:
 
     @property
     def half_open(self) -> int:
-        """How many sessions wait for a CONFIRM."""
+        """How many sessions are waiting for a CONFIRM."""
         return len(self._phases[_Phase.HALF_OPEN])
 
     def _handle_hello(self, datagram: bytes, source: Endpoint, now: float) -> list[Output]:
@@ -306,8 +357,16 @@ class PairingServer:
             return []
         nonce_s = self._random(messages.NONCE_SIZE)
         cookie = self._cookies.make(source, hello.nonce_c, nonce_s, hello.token_id)
-        challenge = Challenge(hello.nonce_c, nonce_s, self._cookies.epoch, cookie, self._server_id)
+        ephemeral = self._cookies.ephemeral.public_key().public_bytes_raw()
+        challenge = Challenge(hello.nonce_c, nonce_s, self._cookies.epoch, cookie, self._server_id, ephemeral)
         return [Reply(challenge.encode(), source)]
+
+    def _handle_other_revision(self, datagram: bytes, source: Endpoint, now: float) -> list[Output]:
+        nonce_c = messages.other_revision(datagram)
+        if nonce_c is None or not self._challenges.take(source_of(source), now):
+            return []
+        self.outdated += 1
+        return [Reply(Revision(nonce_c).encode(), source)]
 
     def _handle_share_c(self, datagram: bytes, source: Endpoint, now: float, kem: _Kem) -> list[Output]:
         message = ShareC.parse(datagram)
@@ -327,16 +386,29 @@ class PairingServer:
         return [Reply(session.share_s(), source)]
 
     def _may_begin(self, origin: str, now: float) -> bool:
-        # The source's own pace first: one that is too fast must not spend everybody's.
+        # The source's own limit first: a source that is too fast must not use up the overall limit.
         if not self.window.may_guess(origin, now):
             return False
         return self._shares_by_source.take(origin, now) and self._shares.take(now)
 
-    def _begin(self, message: ShareC, datagram: bytes, source: Endpoint, kem: _Kem) -> _Session | None:
-        """Run the server's half of CPace; None for a share of low order."""
+    def _begin(self, message: ShareC, datagram: bytes, source: Endpoint, kem: _Kem) -> _PairingSession | None:
+        """Run the server's half of CPace; None for an invalid share or ephemeral key."""
+        ephemeral = self._cookies.ephemeral_of(message.epoch)
+        server_secret: bytes | None = b""
+        if message.flags & messages.KNOWS_SERVER:
+            server_secret = shared_secret(self._static, message.ephemeral)
+        if ephemeral is None or server_secret is None:
+            return None
         hello = Hello(message.nonce_c, message.token_id)
-        challenge = Challenge(message.nonce_c, message.nonce_s, message.epoch, message.cookie, self._server_id)
-        # An unknown token goes the same way as a known one, with a secret that nobody has.
+        challenge = Challenge(
+            message.nonce_c,
+            message.nonce_s,
+            message.epoch,
+            message.cookie,
+            self._server_id,
+            ephemeral.public_key().public_bytes_raw(),
+        )
+        # An unknown token is handled like a known one, with a secret that nobody has.
         unknown = self._random(32)
         prs = self._tokens.get(message.token_id, unknown)
         sid = message.nonce_c + message.nonce_s
@@ -345,7 +417,7 @@ class PairingServer:
         if k is None:
             return None
         ad = associated_data(hello, challenge)
-        return _Session(
+        return _PairingSession(
             session=session_id(message.nonce_c, message.nonce_s, share.public, kem.ek),
             source=source,
             token_id=message.token_id,
@@ -355,11 +427,13 @@ class PairingServer:
             opening=hello.encode() + challenge.encode() + datagram,
             isk=intermediate_session_key(sid, k, message.share, ad, share.public, ad),
             kem=kem,
+            ephemeral=ephemeral,
+            server_secret=server_secret,
             phase=_Phase.HALF_OPEN,
         )
 
-    def _keep(self, session: _Session, now: float) -> None:
-        # The oldest goes: an honest client is through in a moment, one who only fills the table isn't.
+    def _keep(self, session: _PairingSession, now: float) -> None:
+        # The oldest session is dropped: an honest client finishes in a moment, one who fills the table doesn't.
         self._make_room(_Phase.HALF_OPEN, HALF_OPEN_SESSIONS)
         self._sessions[session.session] = session
         self._by_share_c[session.share_c] = session
@@ -374,50 +448,66 @@ class PairingServer:
             return []
         digest = sha256(datagram).digest()
         if session.phase is _Phase.FINISHED:
-            # Also after the window closed: what was made durable is told to who asked for it.
+            # Also after the window closed: the admission is durable, so the client gets its answer.
             return [Reply(session.result, source)] if digest == session.answered else []
         if session.denials is not None and digest in session.denials:
             return [self._guessed(session, session.denials[digest])]
         if not self._may_evaluate(session, now):
             return []
-        keys = self._check(session, message)
-        if keys is None:
+        checked = self._check(session, message)
+        if checked is None:
             return [self._deny(session, digest, now)]
-        return self._admit(session, message, datagram, keys, now)
+        return self._admit(session, datagram, *checked, now)
 
-    def _may_evaluate(self, session: _Session, now: float) -> bool:
-        # Asked again here: many sessions may have been opened before the first one failed.
+    def _may_evaluate(self, session: _PairingSession, now: float) -> bool:
+        # Checked again here: many sessions may have been opened before the first one failed.
         if session.charged is None and not self.window.may_guess(source_of(session.source), now):
             return False
         session.evaluations += 1
         return session.evaluations <= _EVALUATIONS
 
-    def _check(self, session: _Session, message: Confirm) -> Keys | None:
-        """Derive the keys and check Ta; None when it is wrong."""
+    def _check(self, session: _PairingSession, message: Confirm) -> tuple[Details, Keys] | None:
+        """Open the details, derive the keys and check Ta: the token is right, and the client owns its key."""
         ss = session.kem.private.decapsulate(message.ct)
-        keys = Keys.derive(session.opening + session.share_s(), message.ct, session.isk, ss)
-        return keys if hmac.compare_digest(keys.client_tag(message.sealed), message.tag) else None
+        transcript = session.opening + session.share_s()
+        opening = Opening.derive(transcript, message.ct, session.isk, ss, session.server_secret)
+        plaintext = opening.open_details(message.sealed)
+        details = None if plaintext is None else Details.parse(plaintext)
+        client_secret = None if details is None else shared_secret(session.ephemeral, details.public_key)
+        if details is None or client_secret is None:
+            return None
+        keys = opening.keys(client_secret)
+        return (details, keys) if hmac.compare_digest(keys.client_tag(message.sealed), message.tag) else None
 
-    def _deny(self, session: _Session, digest: bytes, now: float) -> Guessed:
+    def _handle_forget(self, datagram: bytes, source: Endpoint) -> list[Output]:
+        message = Forget.parse(datagram)
+        session = None if message is None else self._phases[_Phase.FINISHED].get(message.session)
+        if message is None or session is None or session.source != source:
+            return []
+        if not hmac.compare_digest(session.forget, message.tag):
+            return []
+        return [Forgotten(session.public_key, source)]
+
+    def _deny(self, session: _PairingSession, digest: bytes, now: float) -> Guessed:
         if session.charged is None:
             session.charged = self.window.number
             self.window.charge(source_of(session.source))
             self._move(session, _Phase.DENIED, now)
-        # Random where a seal and Tb would be: the client sees a wrong Tb, and nothing else can be made of it.
+        # Random bytes in place of a seal and Tb: the client sees a wrong Tb and learns nothing else.
         denial = Result(session.session, self._random(_DENIAL_SEALED), self._random(messages.TAG_SIZE)).encode()
         if session.denials is None:
             session.denials = {}
         session.denials[digest] = denial
         return self._guessed(session, denial)
 
-    def _guessed(self, session: _Session, denial: bytes | None) -> Guessed:
+    def _guessed(self, session: _PairingSession, denial: bytes | None) -> Guessed:
         reply = None if denial is None else Reply(denial, session.source)
         return Guessed(self.window.record, session.token_id, session.source, reply)
 
-    def _admit(self, session: _Session, message: Confirm, datagram: bytes, keys: Keys, now: float) -> list[Output]:
-        plaintext = keys.open_details(message.sealed)
-        details = None if plaintext is None else Details.parse(plaintext)
-        if details is None or session.nonce_c in self._runs:
+    def _admit(
+        self, session: _PairingSession, datagram: bytes, details: Details, keys: Keys, now: float
+    ) -> list[Output]:
+        if session.nonce_c in self._runs:
             return []
         outputs: list[Output] = []
         if session.charged is not None:
@@ -426,13 +516,14 @@ class PairingServer:
                 outputs.append(self._guessed(session, None))
             session.charged = None
         session.keys = keys
+        session.public_key = details.public_key
         session.answered = datagram
         self._runs[session.nonce_c] = session
         self._move(session, _Phase.ADMITTING, now)
         admit = Admit(session.session, session.token_id, details.public_key, details.name, keys.psk, session.source)
         return [*outputs, admit]
 
-    def _move(self, session: _Session, phase: _Phase, now: float) -> None:
+    def _move(self, session: _PairingSession, phase: _Phase, now: float) -> None:
         self._phases[session.phase].pop(session.session, None)
         session.phase = phase
         session.expires = now + _LIFETIMES[phase]
@@ -443,7 +534,7 @@ class PairingServer:
         if len(sessions) >= limit:
             self._drop(next(iter(sessions.values())))
 
-    def _drop(self, session: _Session) -> None:
+    def _drop(self, session: _PairingSession) -> None:
         self._phases[session.phase].pop(session.session, None)
         self._sessions.pop(session.session, None)
         self._by_share_c.pop(session.share_c, None)

@@ -1,4 +1,4 @@
-"""The pairing window: how long strangers may try, and how often they may be wrong."""
+"""The pairing window: how long clients may pair, and how many wrong tokens are allowed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GUESSES_A_WINDOW = 20
 
 
 class Closed(Enum):
-    """Why a window isn't open; the value is for people."""
+    """Why a window isn't open. The value is for people."""
 
     NEVER_OPENED = "not opened since the start"
     TIME = "its time ran out"
@@ -24,16 +24,16 @@ class Closed(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WindowState:
-    """A window, for `status`.
+    """The state of a window, for `status`.
 
     Attributes:
-        is_open: Whether tokens are tried now.
+        is_open: Whether clients may pair now.
         remaining: Seconds left, 0.0 when closed.
-        number: Counts the windows of this server's life.
-        guesses: Wrong tokens in it so far.
-        guesses_allowed: How many close it.
+        number: Counts the windows since this server was first started.
+        guesses: Wrong tokens so far.
+        guesses_allowed: How many wrong tokens close the window.
         closed: Why it is closed; None while it is open.
-        blocked: Sources that used up their tries.
+        blocked: Sources that used up their guesses.
     """
 
     is_open: bool
@@ -46,13 +46,13 @@ class WindowState:
 
 
 class Window:
-    """A window on a monotonic clock: what the wall clock does is of no concern here.
+    """A window on a monotonic clock; changes of the wall clock don't affect it.
 
-    It is closed at first. Whoever calls `open`, `resume` or `close` then makes `record` durable; a changed count
-    is handed out by `rustguard_py.enroll.pairing.server` for the same purpose.
+    It is closed at first. The caller of `open`, `resume` or `close` must then make `record` durable. When a count
+    changes, `rustguard_py.enroll.pairing.server` returns the record for the same purpose.
 
     Args:
-        record: What was kept of the last window, if anything was.
+        record: What was saved of the last window, or None.
     """
 
     __slots__ = ("_by_source", "_closed", "_ended", "_ends", "_used", "number")
@@ -67,7 +67,7 @@ class Window:
         self._ends: float | None = None
 
     def open(self, seconds: float, now: float) -> None:
-        """Begin a window with fresh budgets, or replace the one that is open: a person asked for it.
+        """Open a window with fresh budgets, in place of one that is open. For when a person asked for it.
 
         Args:
             seconds: More than 0, at most 86,400.
@@ -84,10 +84,10 @@ class Window:
         self._ends = now + seconds
 
     def resume(self, seconds: float, now: float) -> bool:
-        """Open after a start (`serve --open`), which nobody may have asked for: a crash gives no fresh budget.
+        """Open a window after a start (`serve --open`). This may be a restart after a crash, so budgets aren't reset.
 
-        A window that was open when the last process died goes on with what was counted in it. One that closed over
-        wrong tokens stays closed until a person opens it.
+        A window that was open when the last process died continues with its counts. One that closed because of wrong
+        tokens stays closed until a person opens it.
 
         Args:
             seconds: More than 0, at most 86,400.
@@ -110,14 +110,14 @@ class Window:
         return True
 
     def close(self) -> None:
-        """Close now, by hand or because the server is being stopped in good order. Closed already: no change."""
+        """Close now, because a person asked for it or the server stops. No effect if it is closed already."""
         if self._ends is not None:
             self._ends = None
             self._ended = True
             self._closed = Closed.PERSON
 
     def is_open(self, now: float) -> bool:
-        """Tell whether tokens may be tried now."""
+        """Return whether clients may pair now."""
         if self._ends is not None and now >= self._ends:
             self._ends = None
             self._ended = True
@@ -126,19 +126,19 @@ class Window:
 
     @property
     def ends(self) -> float | None:
-        """When the window closes by itself, in monotonic seconds; None when it is closed."""
+        """When the window closes by itself, in monotonic seconds; None if it is closed."""
         return self._ends
 
     def remaining(self, now: float) -> float:
-        """Seconds left, 0.0 when closed."""
+        """Return the seconds left, 0.0 when closed."""
         return self._ends - now if self.is_open(now) and self._ends is not None else 0.0
 
     def may_guess(self, source: str, now: float) -> bool:
-        """Tell whether a source (see `cookies.source_of`) may still have a token evaluated."""
+        """Return whether a source (see `cookies.source_of`) may still have a token evaluated."""
         return self.is_open(now) and self._by_source.get(source, 0) < GUESSES_A_SOURCE
 
     def charge(self, source: str) -> GuessRecord:
-        """Count a wrong token; the one too many closes the window. The record is to be made durable."""
+        """Count a wrong token; the last allowed one closes the window. The caller makes the record durable."""
         self._used += 1
         self._by_source[source] = self._by_source.get(source, 0) + 1
         if self._used >= GUESSES_A_WINDOW and self._ends is not None:
@@ -147,7 +147,7 @@ class Window:
         return self.record
 
     def refund(self, source: str) -> GuessRecord:
-        """Take one back: it was a garbled datagram, as what followed in the same session proved."""
+        """Take a charge back: the same session proved afterwards that it was only a garbled datagram."""
         left = self._by_source.get(source, 0) - 1
         self._used = max(0, self._used - 1)
         if left > 0:
@@ -158,16 +158,16 @@ class Window:
 
     @property
     def record(self) -> GuessRecord:
-        """What to keep on disk, so that a crash gives nobody a second budget.
+        """What must be on disk, so that a crash gives nobody a second budget.
 
-        A window that ended by its clock or by hand leaves its number alone: the next one begins at zero.
+        For a window that ran out of time or was closed by hand, that is only its number; the next one begins at zero.
         """
         if self._ended:
             return GuessRecord(self.number)
         return GuessRecord(self.number, self._used, dict(self._by_source))
 
     def state(self, now: float) -> WindowState:
-        """Describe the window for `status`."""
+        """Return the window's state, for `status`."""
         is_open = self.is_open(now)
         return WindowState(
             is_open=is_open,
@@ -181,7 +181,7 @@ class Window:
 
 
 def _check(seconds: float) -> None:
-    # Written so that a NaN is refused too.
+    # Written so that NaN is refused too.
     if not 0 < seconds <= MAX_SECONDS:
         raise UsageError(
             f"A window can be open for more than 0 and at most {MAX_SECONDS} seconds (24 hours), not {seconds}.",

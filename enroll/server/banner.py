@@ -1,11 +1,11 @@
-"""What `serve` says once it runs: above all the line to type on a machine that shall join."""
+"""The lines that `serve` prints once it runs, with the command to type on a machine that is to join."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
 from rustguard_py.daemon.program import Program
-from rustguard_py.enroll.server.server import Server
+from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.model.address import pairing_port
 from rustguard_py.model.clock import now
@@ -13,8 +13,8 @@ from rustguard_py.model.keys import fingerprint
 from rustguard_py.system.networks import taken_networks
 
 
-def introduce(server: Server, program: Program, say: Callable[[str], None]) -> None:
-    """Say what runs, and how to join."""
+def introduce(server: RunningServer, program: Program, say: Callable[[str], None]) -> None:
+    """Print what runs, and how to join."""
     state, interface, engine = server.state, program.interface, program.engine
     pools = f"{state.pool4}" + (f" and {server.pool6}" if server.pool6 else "")
     say(f"Serving {pools} on {interface},")
@@ -29,9 +29,9 @@ def introduce(server: Server, program: Program, say: Callable[[str], None]) -> N
         say(f"{len(own)} tunnels, UDP ports {state.port} and {others}: forward all.")
     say(f"Peers known: {len(state.peers)}.")
     if not server.has_token:
-        say("No token was given: nobody new can join until a start with one.")
+        say("There is no token, so nobody new can join. To admit new machines, start again with: --token SECRET")
         return
-    say("On each machine that shall join:")
+    say("On each machine that is to join:")
     mark = fingerprint(server.public_key)
     say(f"  sudo rustguard join {likely_address(own)}:{state.port} --server {mark} --token -")
     if not server.window.is_open(now()):
@@ -39,7 +39,11 @@ def introduce(server: Server, program: Program, say: Callable[[str], None]) -> N
 
 
 def likely_address(own: Collection[str] = ()) -> str:
-    """Give an address that others may reach this machine at, none of the interfaces `own`; HOST for none."""
+    """Return an address where other machines may reach this one, or HOST if there is none.
+
+    Args:
+        own: Interfaces whose addresses don't count.
+    """
     taken = [what for _, what in taken_networks(exclude=own) if what.startswith("address ")]
     addresses = [what.split()[1].partition("/")[0] for what in taken if not what.endswith(" on lo")]
     usable = [each for each in addresses if "." in each]

@@ -1,8 +1,7 @@
-"""What a server's control socket answers: the window, the peers, the status and what it warns of."""
+"""The answers of a server's control socket: window, peers, status and warnings."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,11 @@ from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.status import PeerLine, broken, common, peers
 from rustguard_py.enroll import export
 from rustguard_py.enroll.pairing.window import Closed, WindowState
-from rustguard_py.enroll.server import admissions
-from rustguard_py.enroll.server.server import Server
+from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.model.clock import now
-from rustguard_py.model.errors import StateError, UsageError
+from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import decode_key
 from rustguard_py.state.records import PeerRecord
-
-log = logging.getLogger(__name__)
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
@@ -32,21 +28,21 @@ _CLOSED = {
 
 
 class ServerControl:
-    """Answers for a server.
+    """Answers for a running server.
 
     Args:
-        server: Whom.
+        server: The server.
         program: What it runs as.
-        why_no_ipv6: Why the kept IPv6 pool isn't in use, for people, or None.
+        why_no_ipv6: Why the saved IPv6 pool isn't in use, as a sentence, or None.
     """
 
-    def __init__(self, server: Server, program: Program, why_no_ipv6: str | None) -> None:
+    def __init__(self, server: RunningServer, program: Program, why_no_ipv6: str | None) -> None:
         self._server = server
         self._program = program
         self._why_no_ipv6 = why_no_ipv6
 
     def handlers(self) -> dict[str, Handler]:
-        """What is answered to, by method."""
+        """Return the handlers by method."""
         return {
             "status": self._status,
             "peers": self._peers,
@@ -77,40 +73,20 @@ class ServerControl:
     # -- peers ----------------------------------------------------------------------------------------------
 
     async def _revoke(self, params: dict[str, Any]) -> dict[str, Any]:
-        server = self._server
-        change = server.registry.revoke(_text(params, "who"))
-        # Its greatest timestamp stays: should it be let in again, what it sent before must not count.
-        # Shut out first: if the disk refuses, the person is told and the peer is let in again.
-        server.take_out(change.record.public_key)
-        if not await server.saver.durable(change.undo):
-            server.put_in(change.record, with_endpoint=True)
-            raise _not_saved()
-        log.info("%s is revoked", change.record.name)
-        return self._line(change.record)
+        return self._line(await self._server.admissions.revoke(_text(params, "who")))
 
     async def _restore(self, params: dict[str, Any]) -> dict[str, Any]:
-        server = self._server
-        key = server.registry.restore(_text(params, "key"))
-        if not await server.saver.durable(lambda: server.state.revoked.add(key)):
-            raise _not_saved()
+        await self._server.admissions.restore(_text(params, "key"))
         return {}
 
     async def _rename(self, params: dict[str, Any]) -> dict[str, Any]:
-        change = self._server.registry.rename(_text(params, "old"), _text(params, "new"))
-        if not await self._server.saver.durable(change.undo):
-            raise _not_saved()
-        return self._line(change.record)
+        return self._line(await self._server.admissions.rename(_text(params, "old"), _text(params, "new")))
 
     async def _admit(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Let a peer in whose keys somebody has made here: it has no RustGuard to join with."""
-        server = self._server
+        """Admit a peer whose keys were made here: it runs stock WireGuard and can't join."""
         keys = decode_key(_text(params, "public_key")), decode_key(_text(params, "preshared_key"))
-        change = admissions.admit(server.registry, _text(params, "name"), *keys)
-        if not await server.saver.durable(change.undo):
-            raise _not_saved()
-        server.put_in(change.record, with_endpoint=False)
-        log.info("%s is let in", change.record.name)
-        return export.offer(server.state, change.record)
+        record = await self._server.admissions.admit_stock(_text(params, "name"), *keys)
+        return export.offer(self._server.state, record)
 
     def _line(self, record: PeerRecord) -> dict[str, Any]:
         return {"peer": peers(self._server.tunnels, [_peer_line(record)], now())["peers"][0]}
@@ -141,8 +117,8 @@ class ServerControl:
         }
         if not _forwards():
             status["notes"].append(
-                "Peers reach this machine, and not each other or what is behind it: net.ipv4.ip_forward is 0. "
-                "To forward: sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
+                "Peers reach this machine, but neither each other nor the networks behind it, because "
+                "net.ipv4.ip_forward is 0. To forward: sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
             )
         return status
 
@@ -164,15 +140,11 @@ class ServerControl:
         return warnings
 
 
-def _not_saved() -> StateError:
-    return StateError("The change could not be saved.", "Make room on the disk and try again.")
-
-
 def _forwards() -> bool:
     try:
         return _IP_FORWARD.read_text().strip() != "0"
     except OSError:
-        return True  # nobody knows
+        return True  # unknown, so there is nothing to warn of
 
 
 def _peer_line(record: PeerRecord) -> PeerLine:
@@ -182,6 +154,7 @@ def _peer_line(record: PeerRecord) -> PeerLine:
         None if record.address4 is None else str(record.address4),
         None if record.address6 is None else str(record.address6),
         record.endpoint,
+        has_to_join_again=record.has_to_join_again,
     )
 
 
@@ -193,7 +166,7 @@ def _text(params: dict[str, Any], name: str) -> str:
 
 
 def _window_document(state: WindowState) -> dict[str, Any]:
-    """Describe the pairing window."""
+    """Return the pairing window as JSON values."""
     return {
         "open": state.is_open,
         "remaining": round(state.remaining, 3),

@@ -1,4 +1,4 @@
-"""A server made of a wg-quick file: its identity, port and pools, and its peers, who needn't notice."""
+"""A server made from a wg-quick file: its identity, port, pools and peers. The peers need no change."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ from pathlib import Path
 
 from rustguard_py import conf
 from rustguard_py.enroll.server.pool import Pool
-from rustguard_py.enroll.server.start import DEFAULT_MTU
-from rustguard_py.model.address import DEFAULT_PORT
+from rustguard_py.model.defaults import DEFAULT_MTU, DEFAULT_PORT
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import PeerRecord, ServerState, check_name
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What was taken over.
+class Imported:
+    """A server read from a file.
 
     Attributes:
-        state: The server's.
-        left_out: What of the file a server has no use for, by key.
+        state: The server's state.
+        left_out: Keys of the file that a server doesn't use.
     """
 
     state: ServerState
     left_out: tuple[str, ...]
 
 
-def take_over(config: conf.Config, where: str) -> Taken:
-    """Read a server out of a wg-quick file.
+def read_server(config: conf.Config, where: str) -> Imported:
+    """Return the server that a wg-quick file describes.
 
     Args:
         config: The file.
-        where: How errors call it.
+        where: Name of the file for errors.
 
     Raises:
-        UsageError: The file isn't a server's, or has what a server of ours can't have.
+        UsageError: The file isn't a server's, or describes something that our server can't do.
     """
     pool4, pool6 = _pools(config, where)
     pool = Pool(pool4, pool6)
@@ -55,22 +54,22 @@ def take_over(config: conf.Config, where: str) -> Taken:
         record = _record(peer, pool, _name(peer, number, names), f"{where}, line {peer.line}")
         state.peers[record.public_key] = record
         names.add(record.name)
-    return Taken(state, tuple(_left_out(config)))
+    return Imported(state, tuple(_left_out(config)))
 
 
 def save(directory: Path, state: ServerState) -> None:
-    """Keep it as a server's first state.
+    """Save a server's first state.
 
     Raises:
-        RefusedError: There is a server's state already.
-        StateError: It can't be saved, or a server runs on that directory.
+        RefusedError: The directory has a server's state already.
+        StateError: It can't be saved, or a server is running on that directory.
     """
     document = Document.open(directory)
     try:
         if document.load() is not None:
             raise RefusedError(
                 f"There is a server here already ({directory}), with a key of its own.",
-                "Make another beside it: --state DIR, here and for `rustguard serve`.",
+                "Make another one with: --state DIR, here and for `rustguard serve`.",
             )
         document.save(state.to_json())
     finally:
@@ -81,14 +80,14 @@ def _pools(config: conf.Config, where: str) -> tuple[IPv4Network, IPv6Network | 
     if any(network.prefixlen == 0 for peer in config.peers for network in peer.allowed_ips):
         raise UsageError(
             f"{where} is a client's file: it sends everything through its peer.",
-            "It needs no import: rustguard up FILE",
+            "Use it without import: rustguard up FILE",
         )
     every = config.addresses
     four = [each for each in every if isinstance(each, IPv4Interface) and each.network.prefixlen <= 30]
     six = [each for each in every if isinstance(each, IPv6Interface) and each.network.prefixlen <= 64]
     if len(four) != 1 or len(six) > 1:
         raise UsageError(
-            f"{where} has {len(four)} IPv4 and {len(six)} IPv6 networks, and a server has one pool of each.",
+            f"{where} has {len(four)} IPv4 and {len(six)} IPv6 networks, but a server has one pool of each.",
             "Write one address with its network, such as Address = 10.0.0.1/24, and for IPv6 one of a /64, or none.",
         )
     _check_own(four[0].ip, four[0].network[1], where)
@@ -101,20 +100,20 @@ def _pools(config: conf.Config, where: str) -> tuple[IPv4Network, IPv6Network | 
 def _check_own(given: object, wanted: object, where: str) -> None:
     if given != wanted:
         raise UsageError(
-            f"{where}: a server has the first address of its pool, {wanted}, and this one is {given}.",
+            f"{where}: a server has the first address of its pool, {wanted}, but this file has {given}.",
             "Give it that address, or keep the file for `rustguard up`.",
         )
 
 
-def _record(peer: conf.Peer, pool: Pool, name: str, where: str) -> PeerRecord:
+def _record(peer: conf.PeerSection, pool: Pool, name: str, where: str) -> PeerRecord:
     addresses = [each.network_address for each in peer.allowed_ips if each.prefixlen == each.max_prefixlen]
     four = [each for each in addresses if isinstance(each, IPv4Address)]
     six = [each for each in addresses if isinstance(each, IPv6Address)]
     if len(addresses) != len(peer.allowed_ips) or len(four) != 1 or len(six) > 1:
         raise UsageError(
-            f"{where}: this peer has AllowedIPs {', '.join(map(str, peer.allowed_ips)) or 'none'}, and a server of "
-            "ours gives each peer one IPv4 address, and one IPv6 address that goes with it.",
-            "Write that alone, or keep the file for `rustguard up`.",
+            f"{where}: this peer has AllowedIPs {', '.join(map(str, peer.allowed_ips)) or 'none'}, but a RustGuard "
+            "server gives each peer one IPv4 address, and one IPv6 address that goes with it.",
+            "Write only those, or keep the file for `rustguard up`.",
         )
     if not pool.take(peer.public_key, four[0]):
         raise UsageError(
@@ -125,14 +124,14 @@ def _record(peer: conf.Peer, pool: Pool, name: str, where: str) -> PeerRecord:
         wanted = f"{address6}, with the same last number as {four[0]}" if address6 else "none: Address has no IPv6"
         raise UsageError(
             f"{where}: the IPv6 address of this peer would be {wanted}.",
-            "Change it here and on the peer, or take it out.",
+            "Change it here and on the peer, or remove it.",
         )
     endpoint = None if peer.endpoint is None or peer.endpoint.is_name else str(peer.endpoint)
     given6 = six[0] if six else None
     return PeerRecord(name, peer.public_key, peer.preshared_key, four[0], given6, time.time(), endpoint)
 
 
-def _name(peer: conf.Peer, number: int, taken: set[str]) -> str:
+def _name(peer: conf.PeerSection, number: int, taken: set[str]) -> str:
     name = peer.name if peer.name.isprintable() else ""
     try:
         check_name(name)

@@ -1,4 +1,4 @@
-"""The addresses that a server gives out, and ranges that don't get into anybody's way."""
+"""The addresses that a server gives to its peers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ _SERVER: Final = 1
 
 
 class Pool:
-    """Lowest free address first; the server has the first host address, the last is the broadcast's.
+    """A pool that gives out the lowest free address first.
 
-    Memory: a byte an address up to the highest one in use, and an entry a peer.
+    The server has the first host address. The last address is the broadcast address and never given out.
+    Memory: one byte per address up to the highest one in use, and one entry per peer.
 
     Args:
         network4: /30 or larger.
-        network6: The peers' IPv6 addresses: this prefix and the host number that their IPv4 address has.
+        network6: The prefix of IPv6 addresses, or None. A peer's IPv6 and IPv4 addresses have the same host number.
 
     Raises:
         UsageError: A network is too small.
@@ -29,26 +30,26 @@ class Pool:
     def __init__(self, network4: IPv4Network, network6: IPv6Network | None = None) -> None:
         if network4.prefixlen > _SMALLEST:
             raise UsageError(
-                f"The pool {network4} has no room for a server and a peer.", "Take a /30 or larger, say a /24."
+                f"The pool {network4} has no room for a server and a peer.", "Use a /30 or larger, such as a /24."
             )
         if network6 is not None and network6.num_addresses < network4.num_addresses:
             raise UsageError(
-                f"The IPv6 pool {network6} is smaller than the IPv4 pool {network4}.", "Take a /64 for --pool6."
+                f"The IPv6 pool {network6} is smaller than the IPv4 pool {network4}.", "Use a /64 for --pool6."
             )
         self.network4 = network4
         self.network6 = network6
-        # By host number; the broadcast address, of number `_limit`, is never given.
+        # By host number: 1 if in use. `_limit` is the broadcast address, which is never given out.
         self._limit = network4.num_addresses - 1
         self._used = bytearray(b"\1\1")
         self._hosts: dict[bytes, int] = {}
 
     def __len__(self) -> int:
-        """How many peers have an address."""
+        """Return how many peers have an address."""
         return len(self._hosts)
 
     @property
     def capacity(self) -> int:
-        """How many peers can have one."""
+        """How many peers can have an address."""
         return self._limit - _SERVER - 1
 
     @property
@@ -57,10 +58,10 @@ class Pool:
         return self._addresses(_SERVER)
 
     def allocate(self, public_key: bytes) -> tuple[IPv4Address, IPv6Address | None] | None:
-        """Give a key the lowest free addresses, or those that it has; None when the pool is full."""
+        """Return the addresses of a key, which gets the lowest free ones if it has none; None if the pool is full."""
         host = self._hosts.get(public_key)
         if host is None:
-            # A search by memchr: some microseconds for a /16.
+            # This is a memchr: a few microseconds for a /16.
             host = self._used.find(0)
             if host < 0:
                 host = len(self._used)
@@ -70,10 +71,10 @@ class Pool:
         return self._addresses(host)
 
     def take(self, public_key: bytes, address4: IPv4Address) -> bool:
-        """Give a key this very address: kept from before, or chosen. Gives back the one that it had.
+        """Assign a certain address to a key, in place of the one that it had.
 
         Returns:
-            False, and nothing is changed, when the address isn't the pool's, or is the server's or somebody else's.
+            Whether that was possible. If the address is outside the pool, the server's or in use, nothing changes.
         """
         host = int(address4) - int(self.network4.network_address)
         if self._hosts.get(public_key) == host:
@@ -85,7 +86,7 @@ class Pool:
         return True
 
     def release(self, public_key: bytes) -> None:
-        """Take a key's addresses back; they are the next to be given if they are the lowest."""
+        """Take a key's addresses back, if it has any."""
         host = self._hosts.pop(public_key, None)
         if host is not None:
             self._used[host] = 0

@@ -1,33 +1,74 @@
-"""Who is enrolled, under which name and address: the one place that changes a server's peers.
+"""The peers of a server: their keys, names and addresses. Only this module changes them.
 
-Every change is made in memory first and returns what takes it back, so that the caller can make it durable before
-anybody hears of it, and undo it when the disk refuses.
+A change takes effect in memory at once, so that two peers never get the same name or address. It becomes durable
+later, when the state is saved. Until the caller reports how that went (`Change.keep` or `Change.undo`), the names and
+the address that the key had are reserved, so that an undo can always give them back.
+
+Several changes of one key may wait at the same time, because each save contains all changes made before it. When the
+last of them is reported, the newest one that is durable decides what the key has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from typing import Literal
 
 from rustguard_py.enroll.server.pool import Pool
 from rustguard_py.model.errors import RefusedError, StateError, UsageError
 from rustguard_py.model.keys import decode_key
-from rustguard_py.state.records import PeerRecord, ServerState, check_name
+from rustguard_py.state.records import PEER_NAME_LIMIT, PeerRecord, ServerState, check_name
 
-Undo = Callable[[], None]
-
-# A peer that answers tries them in turn, five seconds each.
+# A peer that answers a handshake tries them in turn, for five seconds each.
 PREVIOUS_KEYS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """A peer that may come in once `record` is durable; `undo` takes it back."""
+class Change:
+    """A change of one key that was made in memory and isn't known to be durable.
+
+    Attributes:
+        public_key: The key, 32 bytes.
+        keep: Report that the change is durable. Only the first call of `keep` or `undo` counts.
+        undo: Report that it couldn't be saved. Takes the change back, unless a newer one of this key is durable.
+    """
+
+    public_key: bytes
+    keep: Callable[[], None]
+    undo: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerChange(Change):
+    """A change of a peer.
+
+    Attributes:
+        record: The peer after the change; for a revocation, the peer that was removed.
+    """
 
     record: PeerRecord
-    undo: Undo
+
+
+@dataclass(slots=True)
+class _Unsaved:
+    """A key with changes that aren't reported yet.
+
+    Attributes:
+        record: The peer as the disk has it, or None.
+        revoked: Whether the disk has the key as revoked.
+        made: How many changes were made; they are numbered from 1.
+        saved: The number of the newest change that is durable, 0 for none.
+        waiting: The numbers of the changes that aren't reported yet.
+        names: The names that the key had in the meantime. No other key gets them.
+    """
+
+    record: PeerRecord | None
+    revoked: bool
+    made: int = 0
+    saved: int = 0
+    waiting: set[int] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
 
 
 class Registry:
@@ -37,128 +78,135 @@ class Registry:
         state: Changed in place.
 
     Raises:
-        StateError: A kept peer's address is not one of the pool's.
+        StateError: The address of a saved peer isn't in the pool.
     """
 
-    __slots__ = ("_names", "_numbers", "pool", "state")
+    __slots__ = ("_names", "_numbers", "_unsaved", "pool", "state")
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self.pool = Pool(state.pool4, state.pool6)
         self._names: dict[str, bytes] = {}
-        # For each name that several wished for, the first number that may be free: a crowd of one name comes at once.
+        # For each name that several peers asked for, the first number that may be free. Many clients with the same
+        # name may join at once, and none of them searches from the start.
         self._numbers: dict[str, int] = {}
+        self._unsaved: dict[bytes, _Unsaved] = {}
         for record in state.peers.values():
             if record.address4 is None or not self.pool.take(record.public_key, record.address4):
                 raise StateError(
-                    f"The kept address {record.address4} of {record.name} is not one of the pool {state.pool4}.",
-                    "Start with the pool that it was given out of, or revoke that peer first.",
+                    f"The saved address {record.address4} of {record.name} isn't in the pool {state.pool4}.",
+                    "Start with the pool that the address is from, or revoke that peer first.",
                 )
             self._names[record.name] = record.public_key
 
+    # -- changes --------------------------------------------------------------------------------------------
+
     def admit(
         self, public_key: bytes, wished: str, preshared_key: bytes, endpoint: str | None, at: float
-    ) -> Admitted | Literal["full", "revoked"]:
-        """Give a key its name and address: those that it had, or the wished name and the lowest free address.
+    ) -> PeerChange | Literal["full", "revoked"]:
+        """Assign a name and an address to a key.
+
+        A known key keeps those that it has. A new one gets the wished name and the lowest free address, or the name
+        and address of a peer of that name that has to join again (see `PeerRecord.has_to_join_again`).
 
         Args:
             public_key: 32 bytes.
             wished: The name that the client asks for; empty for any.
-            preshared_key: 32 bytes, of this enrollment.
+            preshared_key: 32 bytes, from this enrollment.
             endpoint: Where the client is, if that is known.
             at: Unix time in seconds.
+
+        Returns:
+            The change; "full" when the pool has no free address; "revoked" when the key is revoked.
         """
         if public_key in self.state.revoked:
             return "revoked"
         before = self.state.peers.get(public_key)
         if before is not None:
-            # They stay good until a newer one was used: the client may be killed before it has kept that, and again
-            # at its next try.
-            record = replace(
-                before,
-                preshared_key=preshared_key,
-                previous_preshared_keys=_newest_and_last((before.preshared_key, *before.previous_preshared_keys)),
-                endpoint=endpoint,
-                address6=before.address6 or self._address6(public_key),
-            )
-            self.state.peers[public_key] = record
-            return Admitted(record, lambda: self._put_back(before, record))
+            return self._admit_again(before, preshared_key, endpoint)
+        self._replace_stale(wished, public_key)
         addresses = self.pool.allocate(public_key)
         if addresses is None:
             return "full"
-        address4, address6 = addresses
-        name = self._free_name(wished or "peer")
-        record = PeerRecord(name, public_key, preshared_key, address4, address6, at, endpoint)
-        self._insert(record)
-        return Admitted(record, lambda: self._take_out(record))
+        name = self._free_name(wished or "peer", public_key)
+        record = PeerRecord(name, public_key, preshared_key, *addresses, at, endpoint)
+        return self._change_peer(record)
 
-    def revoke(self, who: str) -> Admitted:
-        """Shut a peer out for good; its address is free again.
+    def revoke(self, who: str) -> PeerChange:
+        """Remove a peer and refuse its key from now on. Its address is free again once that is durable.
+
+        Args:
+            who: Its name or public key (base64).
 
         Raises:
             RefusedError: There is no such peer.
         """
         record = self.find(who)
-        self._take_out(record)
-        self.state.revoked.add(record.public_key)
+        change = self._change(record.public_key, None, revoked=True)
+        return PeerChange(change.public_key, change.keep, change.undo, record)
 
-        def undo() -> None:
-            self.state.revoked.discard(record.public_key)
-            if record.address4 is not None and self.pool.take(record.public_key, record.address4):
-                self._insert(record)
-
-        return Admitted(record, undo)
-
-    def restore(self, key: str) -> bytes:
-        """Let a revoked key enrol again; give it.
+    def restore(self, key: str) -> Change:
+        """Allow a revoked public key (base64) to enroll again.
 
         Raises:
             RefusedError: It isn't revoked.
         """
         public_key = _key(key)
         if public_key is None or public_key not in self.state.revoked:
-            raise RefusedError(f"{key} is not a revoked public key.", "See them: rustguard peers --json")
-        self.state.revoked.discard(public_key)
-        return public_key
+            raise RefusedError(
+                f"{key} is not a revoked public key.", "Use the key that `rustguard peers revoke` printed."
+            )
+        return self._change(public_key, self.state.peers.get(public_key), revoked=False)
 
-    def rename(self, old: str, new: str) -> Admitted:
-        """Give a peer another name.
+    def rename(self, old: str, new: str) -> PeerChange:
+        """Rename a peer.
 
         Raises:
             RefusedError: There is no such peer, or the name is taken.
-            UsageError: That is no name.
+            UsageError: `new` can't be a name.
         """
         record = self.find(old)
-        try:
-            check_name(new)
-        except ValueError as error:
-            raise UsageError(f"{new!r} is no name: {error}.") from error
-        if not new.isprintable():
-            raise UsageError("A name is of printable characters.")
+        require_name(new)
         if self._names.get(new, record.public_key) != record.public_key:
             raise RefusedError(f"There is a peer {new} already.", "Choose another name.")
-        renamed = replace(record, name=new)
-        self._rename(record, renamed)
-        return Admitted(renamed, lambda: self._rename(renamed, record))
+        # One that has to join again may be known by its name alone.
+        endpoint = "" if record.has_to_join_again else record.endpoint
+        return self._change_peer(replace(record, name=new, endpoint=endpoint))
 
     def find(self, who: str) -> PeerRecord:
-        """Find a peer by name or public key (base64).
+        """Return a peer by its name or public key (base64).
 
         Raises:
             RefusedError: There is none.
         """
-        public_key = self._names.get(who) or _key(who)
-        record = self.state.peers.get(public_key) if public_key is not None else None
+        named = self.state.peers.get(self._names.get(who, b""))
+        # A name that the peer had before may still be reserved for it.
+        record = named if named is not None and named.name == who else self.state.peers.get(_key(who) or b"")
         if record is None:
-            raise RefusedError(f"There is no peer {who!r}.", "See the peers: rustguard peers")
+            raise RefusedError(f"There is no peer {who!r}.", "List the peers: rustguard peers")
         return record
 
+    def durable(self, public_key: bytes) -> PeerRecord | None:
+        """Return a peer as it may be in the tunnel now; None if that must wait for a save.
+
+        This is the newest record of the key that is on disk, provided that the peer as it is listed still accepts the
+        record's preshared key.
+        """
+        listed, unsaved = self.state.peers.get(public_key), self._unsaved.get(public_key)
+        if listed is None or unsaved is None:
+            return listed
+        saved = unsaved.record
+        return saved if saved is not None and saved.preshared_key in listed.preshared_keys else None
+
     def settled(self, public_key: bytes, place: int) -> PeerRecord | None:
-        """Drop the preshared keys before the one that a peer has used; give the record if that changed it.
+        """Drop the preshared keys older than the one that a peer has used.
 
         Args:
             public_key: 32 bytes.
-            place: Which one it was, counted from the newest, 0.
+            place: Which of the peer's preshared keys it used, counted from the newest, 0.
+
+        Returns:
+            The changed record; None if there was nothing to drop.
         """
         record = self.state.peers.get(public_key)
         if record is None or len(record.previous_preshared_keys) <= place:
@@ -173,13 +221,92 @@ class Registry:
         if record is not None:
             self.state.peers[public_key] = replace(record, endpoint=endpoint)
 
+    # -- how a change is made, and reported -----------------------------------------------------------------
+
+    def _admit_again(self, before: PeerRecord, preshared_key: bytes, endpoint: str | None) -> PeerChange:
+        # Older keys stay valid until a newer one is used. The client may be killed before it has saved the new one,
+        # and again when it tries once more.
+        previous = () if before.has_to_join_again else _newest_and_last(before.preshared_keys)
+        record = replace(
+            before,
+            preshared_key=preshared_key,
+            previous_preshared_keys=previous,
+            endpoint=endpoint,
+            address6=before.address6 or self._address6(before.public_key),
+        )
+        return self._change_peer(record)
+
+    def _replace_stale(self, name: str, public_key: bytes) -> None:
+        """Make way for a new key that joins under the name of a peer that has to join again."""
+        stale = self.state.peers.get(self._names.get(name, b""))
+        if stale is None or not stale.has_to_join_again or stale.public_key in self._unsaved:
+            return
+        # There is no undo: nobody can connect with the old key, and the disk still has it if this join isn't saved.
+        del self.state.peers[stale.public_key]
+        self._give_up(stale.name)
+        self.pool.release(stale.public_key)
+        if stale.address4 is not None:
+            self.pool.take(public_key, stale.address4)
+
+    def _change_peer(self, record: PeerRecord) -> PeerChange:
+        change = self._change(record.public_key, record, revoked=False)
+        return PeerChange(change.public_key, change.keep, change.undo, record)
+
+    def _change(self, public_key: bytes, record: PeerRecord | None, *, revoked: bool) -> Change:
+        before = self.state.peers.get(public_key)
+        unsaved = self._unsaved.get(public_key)
+        if unsaved is None:
+            unsaved = self._unsaved[public_key] = _Unsaved(before, public_key in self.state.revoked)
+        unsaved.made += 1
+        number = unsaved.made
+        unsaved.waiting.add(number)
+        unsaved.names |= {each.name for each in (before, record) if each is not None}
+        self._set(public_key, record, revoked=revoked)
+
+        def keep() -> None:
+            if number in unsaved.waiting and number > unsaved.saved:
+                unsaved.saved, unsaved.record, unsaved.revoked = number, record, revoked
+            self._report(public_key, unsaved, number)
+
+        return Change(public_key, keep, lambda: self._report(public_key, unsaved, number))
+
+    def _report(self, public_key: bytes, unsaved: _Unsaved, number: int) -> None:
+        """Stop waiting for a change; after the last one, settle what the key has."""
+        if number not in unsaved.waiting:
+            return
+        unsaved.waiting.remove(number)
+        if unsaved.waiting:
+            return
+        del self._unsaved[public_key]
+        if unsaved.saved < unsaved.made:
+            self._set(public_key, unsaved.record, revoked=unsaved.revoked)
+        record = self.state.peers.get(public_key)
+        for name in unsaved.names:
+            if record is None or name != record.name:
+                self._give_up(name)
+        if record is None:
+            self.pool.release(public_key)
+
+    def _set(self, public_key: bytes, record: PeerRecord | None, *, revoked: bool) -> None:
+        if record is None:
+            self.state.peers.pop(public_key, None)
+        else:
+            self.state.peers[public_key] = record
+            self._names[record.name] = public_key
+        if revoked:
+            self.state.revoked.add(public_key)
+        else:
+            self.state.revoked.discard(public_key)
+
+    # -- names and addresses --------------------------------------------------------------------------------
+
     def _address6(self, public_key: bytes) -> IPv6Address | None:
-        """The one that goes with its IPv4 address, for a peer that joined while there was no IPv6 pool."""
+        """Return the IPv6 address that belongs to its IPv4 address, for a peer from before there was an IPv6 pool."""
         addresses = self.pool.allocate(public_key)
         return None if addresses is None else addresses[1]
 
-    def _free_name(self, wished: str) -> str:
-        if wished not in self._names:
+    def _free_name(self, wished: str, public_key: bytes) -> str:
+        if self._names.get(wished, public_key) == public_key:
             return wished
         number = self._numbers.get(wished, 2)
         while (name := _numbered(wished, number)) in self._names:
@@ -191,35 +318,29 @@ class Registry:
         del self._names[name]
         self._numbers.clear()
 
-    def _insert(self, record: PeerRecord) -> None:
-        self.state.peers[record.public_key] = record
-        self._names[record.name] = record.public_key
 
-    def _take_out(self, record: PeerRecord) -> None:
-        if self.state.peers.pop(record.public_key, None) is not None:
-            self._give_up(record.name)
-            self.pool.release(record.public_key)
+def require_name(name: str) -> None:
+    """Check a name that a person gave a peer.
 
-    def _put_back(self, before: PeerRecord, record: PeerRecord) -> None:
-        if self.state.peers.get(record.public_key) is record:
-            self.state.peers[record.public_key] = before
-
-    def _rename(self, old: PeerRecord, new: PeerRecord) -> None:
-        if self.state.peers.get(old.public_key) is not old:
-            return
-        self.state.peers[old.public_key] = new
-        self._give_up(old.name)
-        self._names[new.name] = new.public_key
+    Raises:
+        UsageError: It can't be a name; the message says why.
+    """
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise UsageError(f"{name!r} can't be a name: {error}.") from error
+    if not name.isprintable():
+        raise UsageError("A name can only have printable characters.")
 
 
 def _newest_and_last(keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Leave so many that a peer which has any of them is let in soon; the last is the one that it used last."""
+    """Return the keys to keep. They are few, so that a peer with any of them connects soon; the last is in use."""
     return keys if len(keys) <= PREVIOUS_KEYS else (*keys[: PREVIOUS_KEYS - 1], keys[-1])
 
 
 def _numbered(name: str, number: int) -> str:
     suffix = f"-{number}"
-    room = 45 - len(suffix)
+    room = PEER_NAME_LIMIT - len(suffix)
     return name.encode()[:room].decode(errors="ignore") + suffix
 
 

@@ -1,4 +1,4 @@
-"""Making a server's state durable: one save for all who wait, again while the disk refuses, later what can wait."""
+"""Save a server's state: one save for all callers that wait, retried while the disk refuses."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rustguard_py.state.records import ServerState
 
 log = logging.getLogger(__name__)
 
-# What may be lost in a crash without harm is saved this long after it changed.
+# Seconds until a change is saved that may be lost in a crash without harm.
 LAZY_SECONDS = 30.0
-# After the disk refused; a person who made room wants to see it.
+# Seconds until a failed save is tried again. Short, so that a person who made room sees the effect.
 RETRY_SECONDS = 3.0
 
 
 class Saver:
-    """Saves the state of a running server, whoever changed it.
+    """Saves the state of a running server.
 
     Args:
-        state: Live; a snapshot of it is what is saved.
-        write: Makes a document durable, as `Document.save`; called in a thread, one call at a time.
+        state: The live state; each save writes a snapshot of it.
+        write: Makes a document durable, like `Document.save`. Called in a thread, one call at a time.
         lazy: Seconds that `save_soon` may take.
-        retry: Seconds until a save that failed is tried again.
+        retry: Seconds until a failed save is tried again.
 
     Attributes:
-        failed: Whether the disk refused last time.
+        failed: Whether the last save failed.
     """
 
     def __init__(
@@ -49,10 +49,12 @@ class Saver:
         self._tasks = Tasks()
 
     async def save(self) -> None:
-        """Return when all that was changed is durable; while the disk refuses, try again beside and say so.
+        """Save, and return once all changes made before the call are durable.
+
+        A failure is logged, and the save is retried in the background until it succeeds.
 
         Raises:
-            StateError: The disk refused this time.
+            StateError: It couldn't be saved this time.
         """
         try:
             await self._commit.commit()
@@ -67,7 +69,7 @@ class Saver:
         self.failed = False
 
     async def durable(self, undo: Callable[[], None]) -> bool:
-        """Save a change that was just made; if the disk refuses, undo it and say False."""
+        """Save a change that was just made, and return whether that worked; if not, call `undo`."""
         try:
             await self.save()
         except StateError:
@@ -76,11 +78,11 @@ class Saver:
         return True
 
     def save_soon(self) -> None:
-        """Have a change saved that a crash may lose."""
+        """Save some time later, for a change that may be lost in a crash."""
         self._save_in(self._lazy)
 
     async def finish(self) -> None:
-        """Save what is not yet saved, and return when nothing is written any more."""
+        """Save a last time, and return when no more writes follow."""
         if self._timer is not None:
             self._timer.cancel()
         await self._tasks.close()
@@ -101,9 +103,9 @@ class Saver:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._tasks.spawn(self._save_beside())
+        self._tasks.spawn(self._save_in_background())
 
-    async def _save_beside(self) -> None:
-        # What the disk refuses `save` has told, and comes again by itself.
+    async def _save_in_background(self) -> None:
+        # `save` has logged the failure and set the timer for the next try.
         with suppress(StateError):
             await self.save()

@@ -1,6 +1,6 @@
-"""The server while it runs: who wants to join is let in, and the peers are put into the tunnel.
+"""A running server: it pairs clients, admits them, and keeps its peers in the tunnel.
 
-A join: datagram → `PairingServer` → `Admit` → registry → state durable → tunnel → answer.
+A join: datagram → `PairingServer` → `Admit` → `Admissions` (registry, disk, tunnel) → answer.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Any
@@ -20,12 +19,14 @@ from rustguard_py.enroll.pairing.key_schedule import stretch
 from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
 from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingServer, Reply
 from rustguard_py.enroll.pairing.window import Window
-from rustguard_py.enroll.server.registry import Admitted, Registry
+from rustguard_py.enroll.server.admissions import Admissions
+from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.enroll.tunnels.bundle import Bundle
 from rustguard_py.model.address import parse_endpoint
 from rustguard_py.model.clock import now
+from rustguard_py.model.defaults import DEFAULT_KEEPALIVE
 from rustguard_py.model.endpoint import Endpoint, Network, endpoint_text
 from rustguard_py.model.errors import RefusedError, StateError
 from rustguard_py.model.keys import NO_PRESHARED_KEY
@@ -35,27 +36,27 @@ from rustguard_py.state.records import PeerRecord
 
 log = logging.getLogger(__name__)
 
-# What a joining client is told: often enough for the usual NAT.
-CLIENT_KEEPALIVE = 25
-# Peers with a known address are greeted after a start, so that they needn't notice by themselves (15 s).
+# After a start the server begins a handshake with each peer whose endpoint is known. Without that, peers would take
+# 15 s to notice that their session is gone.
 GREETINGS_A_SECOND = 100
 
 
-class Server:
-    """A server that runs.
+class RunningServer:
+    """A running server.
 
     Args:
-        tunnel: Tells us from now on what it hears.
-        registry: Its peers, and the state that they are in.
+        tunnel: The first tunnel; its events come here from now on.
+        registry: The peers, and the state that holds them.
         saver: Makes that state durable.
-        timestamps: Those of the tunnel.
-        pool6: The one in use: None also while this machine has no IPv6, whatever is kept for later.
-        bundle: That tunnel and those beside it, or None where there is one.
+        timestamps: The tunnel's.
+        pool6: The IPv6 pool in use. None also while this machine has no IPv6, even if the state has a pool.
+        bundle: All tunnels, or None if there is only one.
 
     Attributes:
-        tunnels: All of them, the first first.
-        stopped: Set to end it.
-        state: What is kept.
+        admissions: Changes the peers.
+        tunnels: All tunnels, the first one first.
+        stopped: Set it to stop the server.
+        state: What is saved.
         window: The pairing window.
     """
 
@@ -79,6 +80,7 @@ class Server:
         self.registry = registry
         self.state = registry.state
         self.saver = saver
+        self.admissions = Admissions(registry, saver.durable, self)
         self.timestamps = timestamps
         self.pool6 = pool6
         self.window = Window(self.state.guesses)
@@ -90,21 +92,20 @@ class Server:
 
     @property
     def public_key(self) -> bytes:
-        """Ours, 32 bytes."""
+        """The server's public key, 32 bytes."""
         return self.tunnel.node.public_key
 
     @property
     def addresses(self) -> list[IPv4Interface | IPv6Interface]:
-        """Our own inner addresses: the first of each pool."""
+        """The server's own inner addresses, the first of each pool."""
         return own_addresses(self.state.pool4, self.pool6)
 
     # -- life -----------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Put the peers in, greet them, and serve until a signal or a fault stops it."""
-        stop_on_signals(self.stopped)
-        for record in self.state.peers.values():
-            self.put_in(record, with_endpoint=True)
+        """Put the peers into the tunnel, start it, and begin a handshake with each peer whose endpoint is known."""
+        stop_on_signals(self.stopped.set)
+        self.admissions.begin()
         for tunnel in self.tunnels:
             tunnel.start()
         if self.bundle is not None:
@@ -113,7 +114,7 @@ class Server:
         self._tasks.spawn(self.timestamps.keep_synced())
 
     async def finish(self) -> None:
-        """Stop what runs beside, and save what is not yet saved."""
+        """Stop the background tasks, close the window, and save."""
         await self._tasks.close()
         self.window.close()
         self.state.guesses = self.window.record
@@ -132,17 +133,18 @@ class Server:
 
     @property
     def has_token(self) -> bool:
-        """Whether anybody new can join at all."""
+        """Whether a token was given; without one nobody new can join."""
         return self._pairing is not None
 
     async def take_token(self, token: str) -> None:
-        """Let in who knows this token while the window is open. Takes a tenth of a second, in a thread."""
+        """Admit anyone who knows this token while the window is open. Takes a tenth of a second, in a thread."""
         loop = asyncio.get_running_loop()
         prs = await loop.run_in_executor(None, stretch, token, self.state.server_id)
-        self._pairing = PairingServer(self.state.server_id, {0: prs}, self.window, os.urandom, now())
+        state = self.state
+        self._pairing = PairingServer(state.server_id, state.private_key, {0: prs}, self.window, os.urandom, now())
 
     async def resume_window(self, seconds: float) -> None:
-        """Open the window at the start, or leave it closed and say why."""
+        """Open the window at the start; if it must stay closed, log why."""
         if not self.window.resume(seconds, now()):
             log.warning("the window stays closed: too many wrong tokens were tried; rustguard open 60 reopens it")
         try:
@@ -156,9 +158,9 @@ class Server:
         """Open the window because a person asked for it.
 
         Raises:
-            UsageError: That is no time to be open for.
+            UsageError: `seconds` is out of bounds.
             RefusedError: There is no token.
-            StateError: It can't be saved; the window is closed then.
+            StateError: It couldn't be saved; the window is closed.
         """
         if not self.has_token:
             raise RefusedError("This server was started without a token.", "Start it again with: --token SECRET")
@@ -167,7 +169,7 @@ class Server:
         try:
             await self._save_guesses()
         except StateError:
-            # Who is told that it failed must not leave it open.
+            # The person sees an error, so the window must not stay open.
             self.window.close()
             self._mind_pairing()
             raise
@@ -177,7 +179,7 @@ class Server:
         """Close the window now, and save that.
 
         Raises:
-            StateError: It can't be saved; the window is closed all the same.
+            StateError: It couldn't be saved; the window is closed all the same.
         """
         self.window.close()
         self._mind_pairing()
@@ -189,7 +191,7 @@ class Server:
         await self.saver.save()
 
     def _mind_pairing(self) -> None:
-        """Erase what has expired, and come back when the next thing does."""
+        """Erase what has expired, and set the timer for what expires next."""
         if self._pairing is None:
             return
         self._pairing.handle_timeout(now())
@@ -238,29 +240,29 @@ class Server:
             log.exception("internal error: a join from %s could not be answered", endpoint_text(join.source))
             replies = []
         if not replies:
-            # The client asks again; otherwise its session would wait for ever.
+            # The client asks again. Without this, its session would wait forever.
             pairing.forget(join.session, now())
         self._carry_out(pairing, replies)
 
     async def _let_in(self, join: Admit) -> dict[str, Any] | None:
-        """Give what to answer, once it is true and durable; None when it can't be saved."""
+        """Return the answer to a join once it is true and durable; None if the client must ask again."""
         endpoint = endpoint_text(join.source) or ""
-        admitted = self.registry.admit(join.public_key, join.name, join.preshared_key, endpoint, time.time())
-        if not isinstance(admitted, Admitted):
-            log.warning("a join from %s was refused: %s", endpoint, admitted)
-            return {"status": admitted}
-        if not await self.saver.durable(admitted.undo):
+        admitted = await self.admissions.admit(join.public_key, join.name, join.preshared_key, endpoint)
+        if admitted is None:
             return None
-        self.put_in(admitted.record, with_endpoint=False)
+        if not isinstance(admitted, PeerRecord):
+            reason = {"full": "the pool is used up", "revoked": "its key is revoked"}[admitted]
+            log.warning("a join from %s was refused: %s", endpoint, reason)
+            return {"status": admitted}
         if self.bundle is not None:
-            # It may have fewer tunnels than it had.
-            self.bundle.forget_ways(join.public_key)
+            # It may have fewer tunnels than before.
+            self.bundle.start_over(join.public_key)
         peer = self.tunnel.node.get(join.public_key)
         if peer is not None:
-            # The cookie has proven the address, and `join` pairs from the port that its tunnel then uses.
+            # The cookie proved the address, and `join` pairs from the port that its tunnel then uses.
             self.tunnel.node.set_endpoint(peer, join.source, now())
-        log.info("%s joined from %s as %s", admitted.record.name, endpoint, admitted.record.address4)
-        return self._admission(admitted.record).to_mapping()
+        log.info("%s joined from %s as %s", admitted.name, endpoint, admitted.address4)
+        return self._admission(admitted).to_mapping()
 
     def _admission(self, record: PeerRecord) -> Admission:
         state = self.state
@@ -275,7 +277,7 @@ class Server:
             server_key=self.public_key,
             port=state.port,
             mtu=state.mtu,
-            keepalive=CLIENT_KEEPALIVE,
+            keepalive=DEFAULT_KEEPALIVE,
             routes=(),
             gateway4=state.pool4[1],
             gateway6=gateway6,
@@ -287,15 +289,15 @@ class Server:
         )
 
     async def _count(self, guess: Guessed) -> None:
-        """Answer a wrong token once it is counted on disk; the same one again, counted already, at once."""
+        """Answer a wrong token once its guess is counted on disk; at once if that was done before."""
         if guess.record != self._guesses_saved:
             if guess.reply is not None and guess.record != self.state.guesses:
-                log.warning("a wrong token was tried from %s", guess.source)
+                log.warning("a wrong token was tried from %s", endpoint_text(guess.source))
             self.state.guesses = guess.record
             try:
                 await self.saver.save()
             except StateError:
-                # Not counted on disk, so not answered: what is asked again is saved again.
+                # Not counted on disk, so not answered. When the client asks again, it is saved again.
                 return
             self._guesses_saved = guess.record
         if guess.reply is not None:
@@ -305,7 +307,7 @@ class Server:
     # -- peers in the tunnel --------------------------------------------------------------------------------
 
     def put_in(self, record: PeerRecord, *, with_endpoint: bool) -> None:
-        """Tell the tunnels of a peer, or of a change to one."""
+        """Add a peer to the tunnels, or change it there. Only `admissions` calls this."""
         allowed: list[Network] = []
         if record.address4 is not None:
             allowed.append(IPv4Network(record.address4))
@@ -314,13 +316,13 @@ class Server:
         endpoint = parse_endpoint(record.endpoint) if with_endpoint and record.endpoint else None
         for number, tunnel in enumerate(self.tunnels):
             if number and record.preshared_key == NO_PRESHARED_KEY:
-                break  # imported from a wg-quick file: stock WireGuard has one tunnel
+                break  # from a wg-quick file: stock WireGuard uses one tunnel
             tunnel.node.set_peer(
                 PeerConfig(
                     record.public_key,
                     tuple(allowed),
                     derive.preshared_key(record.preshared_key, number),
-                    # In the others it is found by its own handshake: that it takes them is not known before.
+                    # In the other tunnels the peer begins the handshake, because only then it is known to use them.
                     endpoint if number == 0 else None,
                     previous_preshared_keys=tuple(
                         derive.preshared_key(each, number) for each in record.previous_preshared_keys
@@ -331,7 +333,7 @@ class Server:
             self.bundle.add(record.name, [record.public_key] * len(self.tunnels), allowed)
 
     def take_out(self, public_key: bytes) -> None:
-        """Tell the tunnels to forget a peer, at once."""
+        """Remove a peer from the tunnels at once. Only `admissions` calls this."""
         for tunnel in self.tunnels:
             tunnel.node.remove_peer(public_key)
         if self.bundle is not None:
@@ -340,10 +342,16 @@ class Server:
     def _on_session(self, place: int, peer: Peer) -> None:
         if self.bundle is not None:
             self.bundle.session(place, peer)
-        record = self.registry.settled(peer.config.public_key, peer.key_in_use)
-        if record is not None:
-            self.put_in(record, with_endpoint=False)
-            self.saver.save_soon()
+        record = self.state.peers.get(peer.config.public_key)
+        if record is None or not record.previous_preshared_keys:
+            return
+        # The peer may be joining again, so that the record has a newer key than the tunnel.
+        used = peer.config.preshared_keys[peer.key_in_use]
+        for age, key in enumerate(record.preshared_keys):
+            if derive.preshared_key(key, place) == used:
+                if self.admissions.settled(record.public_key, age):
+                    self.saver.save_soon()
+                return
 
     def _on_moved(self, peer: Peer, endpoint: Endpoint) -> None:
         self.registry.moved(peer.config.public_key, endpoint_text(endpoint) or "")
@@ -351,7 +359,7 @@ class Server:
 
 
 def own_addresses(pool4: IPv4Network, pool6: IPv6Network | None) -> list[IPv4Interface | IPv6Interface]:
-    """Give a server's inner addresses: the first of each pool."""
+    """Return a server's own inner addresses, the first of each pool."""
     own: list[IPv4Interface | IPv6Interface] = [IPv4Interface((pool4[1], pool4.prefixlen))]
     if pool6 is not None:
         own.append(IPv6Interface((pool6[1], pool6.prefixlen)))

@@ -1,1 +1,1 @@
-"""Several tunnels between one server and one client, below both."""
+"""Several tunnels between one server and one client: what both ends share."""

@@ -1,4 +1,4 @@
-"""Make several tunnels and put them together."""
+"""Make the further tunnels, and put all of them together."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def make_further(
     mtu: int,
     timestamps: KeptTimestamps,
 ) -> list[AnyTunnel]:
-    """Make the interfaces and tunnels beside the first; nobody listens yet.
+    """Make the further tunnels and their interfaces. They have no listeners yet.
 
     Args:
-        stack: Undoes it.
+        stack: Closes them at the end.
         program: What runs.
-        private_keys: Of these tunnels, 32 bytes each.
-        sockets: Of each one's port.
-        mtu: Of the interfaces, bytes.
+        private_keys: One for each further tunnel, 32 bytes.
+        sockets: The sockets of each one's port.
+        mtu: The MTU of the interfaces, bytes.
         timestamps: The first tunnel's.
     """
     made: list[AnyTunnel] = []
@@ -61,7 +61,7 @@ def make_bundle(
     *,
     first_has_routes: bool,
 ) -> Bundle:
-    """Put tunnels together, the first first; `lay_out_bundle` comes once it is known who is reached over them."""
+    """Put tunnels together, the first one first. Call `lay_out_bundle` once their peers are known."""
     members = [
         Member(tunnel, derive.interface(program.interface, number), port)
         for number, (tunnel, port) in enumerate(zip(tunnels, ports, strict=True))
@@ -79,7 +79,7 @@ def lay_out_bundle(
     *,
     in_kernel: bool = False,
 ) -> None:
-    """Give the interfaces beside the first our addresses, bring them up, and make the routes over all."""
+    """Set our addresses on the further interfaces, bring them up, and make the routes over all interfaces."""
     hosts = host_addresses(addresses)
     for member in bundle.members[1:]:
         lay_out(stack, voice, member.interface, mtu, hosts, in_kernel=in_kernel)
@@ -89,5 +89,5 @@ def lay_out_bundle(
 
 
 def host_addresses(addresses: Iterable[IPv4Interface | IPv6Interface]) -> list[IPv4Interface | IPv6Interface]:
-    """Give the same addresses without their networks: the kernel then adds no route."""
+    """Return the addresses without their networks, so that the kernel adds no routes."""
     return [type(each)((each.ip, each.max_prefixlen)) for each in addresses]

@@ -1,11 +1,11 @@
-"""Several tunnels between the same two ends, each with a plane of its own: who is reached over which of them.
+"""Several tunnels between the same two ends, each with its own plane: who is reached over which of them.
 
-Every half second a look: what went and came over each tunnel → `way` → which tunnels carry → `multipath` routes.
-While data moves, something is sent over each of them from look to look, so that the other end can tell which live.
+Every half second: counters of each tunnel → `TunnelHealth` → which tunnels carry → `Multipath` routes. While data
+moves, something is sent over each tunnel between two checks, so that the other end can tell which ones work.
 
-The first tunnel is the one that everybody has. Another carries for a peer once a session stands there, so that who
-knows nothing of further tunnels is left alone; it carries no longer when it is found dead while another isn't, and
-again when a handshake succeeds. With none that is known to be good, the first carries.
+Every peer has the first tunnel. Another tunnel carries traffic for a peer once it has a session with it, so nothing
+is sent to a peer over tunnels that it doesn't know. It stops when it is found dead while another tunnel works, and
+starts again after the next handshake. If no tunnel is known to work, the first one carries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from rustguard_py.enroll.tunnels.health import Way
+from rustguard_py.enroll.tunnels.health import TunnelHealth
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.peer import Peer
@@ -31,11 +31,11 @@ from rustguard_py.tunnel import send_keepalive
 log = logging.getLogger(__name__)
 
 TICK = 0.5
-# A look so long after the one before shows nothing: who looks late may also have what came still to be handled.
+# A check that runs this long after the one before is ignored: what arrived may not be handled yet either.
 _LATE = 2 * TICK
-# Data that moved within so many seconds may have more to come.
+# Seconds. After data moved this recently, more may come.
 _ACTIVE = 10.0
-# A peer that wasn't heard for longer, over any tunnel, is away: it isn't asked about those that are dead.
+# Seconds. A peer that wasn't heard for longer, over any tunnel, is away: its dead tunnels aren't tried.
 _NEAR = 15.0
 _NOTHING = PeerStats()
 
@@ -45,9 +45,9 @@ class Member:
     """One tunnel of a bundle.
 
     Attributes:
-        tunnel: Runs; the caller's.
-        interface: Its name.
-        port: UDP, the server's.
+        tunnel: The running tunnel. The caller closes it.
+        interface: The name of its interface.
+        port: Its UDP port at the server.
     """
 
     tunnel: AnyTunnel
@@ -57,22 +57,22 @@ class Member:
 
 @dataclass(slots=True)
 class _Partner:
-    """Who is reached over the tunnels.
+    """The other end of the tunnels.
 
     Attributes:
         name: For the log.
         keys: Its public key in each tunnel.
-        networks: Those that lie behind it.
-        ways: One each tunnel.
-        several: Whether a session ever stood in a tunnel but the first: there is more than one to look at.
-        moved_at: When data last went or came, over any tunnel.
-        heard_at: When anything last came, over any tunnel.
+        networks: The networks behind it.
+        health: The health of each tunnel to it.
+        several: Whether it ever had a session in a tunnel other than the first.
+        moved_at: When data last moved, over any tunnel.
+        heard_at: When anything last arrived, over any tunnel.
     """
 
     name: str
     keys: tuple[bytes, ...]
     networks: tuple[Network, ...]
-    ways: list[Way] = field(default_factory=list)
+    health: list[TunnelHealth] = field(default_factory=list)
     several: bool = False
     moved_at: float = float("-inf")
     heard_at: float = float("-inf")
@@ -81,19 +81,19 @@ class _Partner:
         return tuple(self.proven()) or (0,)
 
     def proven(self) -> list[int]:
-        return [place for place, way in enumerate(self.ways) if way.proven]
+        return [place for place, health in enumerate(self.health) if health.proven]
 
     def is_active(self, at: float) -> bool:
         return at - self.moved_at < _ACTIVE
 
 
 class Bundle:
-    """The tunnels and who is reached over them.
+    """All tunnels, and who is reached over them.
 
     Args:
-        members: The first tunnel first.
-        routes: Over their interfaces, in this order.
-        first_has_routes: Whether what goes over the first alone needs no route of ours.
+        members: The tunnels, the first one first.
+        routes: Routes over their interfaces, in the same order.
+        first_has_routes: Whether the first interface already has the routes that it needs when it carries alone.
     """
 
     def __init__(self, members: Sequence[Member], routes: Multipath, *, first_has_routes: bool) -> None:
@@ -104,60 +104,60 @@ class Bundle:
         self._partners: dict[bytes, _Partner] = {}
         self._by_key: dict[tuple[int, bytes], _Partner] = {}
         self._asks_freely = all(member.tunnel.node.asks_freely for member in self.members)
-        self._looked = float("-inf")
+        self._checked = float("-inf")
 
-    # -- who there is ---------------------------------------------------------------------------------------
+    # -- partners -------------------------------------------------------------------------------------------
 
     def add(self, name: str, keys: Sequence[bytes], networks: Sequence[Network]) -> None:
-        """Reach somebody over the tunnels, or take a change of whom; at first over the first.
+        """Add a partner, or change it. A new one is reached over the first tunnel at first.
 
         Args:
             name: For the log.
             keys: Its public key in each tunnel, 32 bytes.
-            networks: What lies behind it.
+            networks: The networks behind it.
         """
         known = self._partners.get(keys[0])
-        ways = known.ways if known is not None else [Way() for _ in self.members]
+        health = known.health if known is not None else [TunnelHealth() for _ in self.members]
         several = known is not None and known.several
-        partner = _Partner(name, tuple(keys), tuple(networks), ways, several)
+        partner = _Partner(name, tuple(keys), tuple(networks), health, several)
         self._partners[partner.keys[0]] = partner
         for place, key in enumerate(partner.keys):
             self._by_key[place, key] = partner
 
-    def forget_ways(self, key: bytes) -> None:
-        """Begin anew with somebody: over the first tunnel, until others are proven."""
+    def start_over(self, key: bytes) -> None:
+        """Reach a partner over the first tunnel alone, until others are proven again. `key`: in the first tunnel."""
         if (partner := self._partners.get(key)) is not None:
-            partner.ways = [Way() for _ in self.members]
+            partner.health = [TunnelHealth() for _ in self.members]
             partner.several = False
 
     def remove(self, key: bytes) -> None:
-        """Forget somebody, by the key in the first tunnel."""
+        """Remove a partner, by its key in the first tunnel."""
         if (partner := self._partners.pop(key, None)) is not None:
             for place, each in enumerate(partner.keys):
                 self._by_key.pop((place, each), None)
 
     def session(self, place: int, peer: Peer) -> None:
-        """Note that a session began in a tunnel."""
+        """Note that a peer's session began in the tunnel at `place`."""
         partner = self._by_key.get((place, peer.config.public_key))
         if partner is None:
             return
-        way = partner.ways[place]
-        if not way.proven and len(partner.carrying()) < len(self.members):
+        health = partner.health[place]
+        if not health.proven and len(partner.carrying()) < len(self.members):
             log.info("%s is reached over %s", partner.name, self.members[place].interface)
-        way.prove()
+        health.prove()
         self._changed.set()
         partner.several = partner.several or place > 0
 
-    # -- watching -------------------------------------------------------------------------------------------
+    # -- checking -------------------------------------------------------------------------------------------
 
     def begin(self) -> list[str]:
-        """Set what the system needs and make the first routes; give what was refused, for people."""
+        """Prepare the system and make the first routes. Return what was refused, as sentences."""
         self._routes.prepare()
         self._routes.apply(self.wanted_routes())
         return self._routes.notes
 
     async def watch(self) -> None:
-        """Keep the routes to what carries; ends when it is cancelled."""
+        """Keep the routes on the tunnels that carry, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             self.observe(now())
@@ -169,11 +169,11 @@ class Bundle:
                 await asyncio.wait_for(self._changed.wait(), TICK)
 
     def carrying(self, key: bytes) -> tuple[int, ...]:
-        """Give the places of the tunnels that carry for somebody, by the key in the first."""
+        """Return the places of the tunnels that carry for a partner, by its key in the first tunnel."""
         return self._partners[key].carrying()
 
     def wanted_routes(self) -> dict[Network, tuple[int, ...]]:
-        """Give the places of the tunnels that each network is to be reached over."""
+        """Return the places of the tunnels that each network is to be reached over."""
         routes: dict[Network, tuple[int, ...]] = {}
         for partner in self._partners.values():
             carrying = partner.carrying()
@@ -182,14 +182,14 @@ class Bundle:
         return routes
 
     def observe(self, at: float) -> None:
-        """Look at each tunnel once: keep alive what carries, leave what is dead, ask what is silent or was dead."""
-        late, self._looked = at - self._looked > _LATE, at
+        """Check each tunnel: keep those that carry alive, leave dead ones, ask over silent ones and dead ones."""
+        late, self._checked = at - self._checked > _LATE, at
         several = [each for each in self._partners.values() if each.several]
         if not several:
             return
         stats = [None if _broken(member) else member.tunnel.plane.stats() for member in self.members]
         for partner in several:
-            self._look_at(partner, stats, at)
+            self._check(partner, stats, at)
             if not late:
                 self._leave_dead(partner, at)
             self._reach(partner, at)
@@ -197,51 +197,51 @@ class Bundle:
             if not _broken(member):
                 member.tunnel.wake()
 
-    def _look_at(self, partner: _Partner, stats: Sequence[PlaneStats | None], at: float) -> None:
-        for place, (way, read) in enumerate(zip(partner.ways, stats, strict=True)):
+    def _check(self, partner: _Partner, stats: Sequence[PlaneStats | None], at: float) -> None:
+        for place, (health, read) in enumerate(zip(partner.health, stats, strict=True)):
             peer = self._peer(partner, place)
             if peer is None or read is None:
-                way.proven = way.heard = False
+                health.proven = health.heard = False
                 continue
-            way.observe(read.peers.get(peer.id, _NOTHING), at)
-            if way.moved:
+            health.observe(read.peers.get(peer.id, _NOTHING), at)
+            if health.moved:
                 partner.moved_at = at
-            if way.heard:
+            if health.heard:
                 partner.heard_at = at
 
     def _leave_dead(self, partner: _Partner, at: float) -> None:
         peers = self._peers(partner)
-        heard = any(partner.ways[place].heard for place in partner.proven())
+        heard = any(partner.health[place].heard for place in partner.proven())
         dead: dict[int, str] = {}
         for place in partner.proven():
-            way, peer = partner.ways[place], peers[place]
-            assert peer is not None  # noqa: S101 - else it isn't proven
+            health, peer = partner.health[place], peers[place]
+            assert peer is not None  # noqa: S101 - without a peer it isn't proven
             session = _has_session(peer, at)
             if not partner.is_active(at):
-                way.missed = 0
-            elif heard and not way.heard and session:
-                way.missed += 1
-            if why := way.why_dead(peer, at, session=session, asks_freely=self._asks_freely):
+                health.missed = 0
+            elif heard and not health.heard and session:
+                health.missed += 1
+            if why := health.why_dead(peer, at, session=session, asks_freely=self._asks_freely):
                 dead[place] = why
-        sound = [place for place in partner.proven() if place not in dead and not partner.ways[place].is_silent(at)]
+        sound = [place for place in partner.proven() if place not in dead and not partner.health[place].is_silent(at)]
         for place, why in dead.items() if sound else ():
-            partner.ways[place].proven = False
-            log.info("%s is reached over %s no longer: %s", partner.name, self.members[place].interface, why)
+            partner.health[place].proven = False
+            log.info("%s is no longer reached over %s: %s", partner.name, self.members[place].interface, why)
 
     def _reach(self, partner: _Partner, at: float) -> None:
-        """Send what the other end needs to hear, and ask for what we do."""
-        for place, (way, peer) in enumerate(zip(partner.ways, self._peers(partner), strict=True)):
+        """Send what the other end needs to hear, and begin the handshakes that this end needs."""
+        for place, (health, peer) in enumerate(zip(partner.health, self._peers(partner), strict=True)):
             if peer is None or peer.endpoint is None:
                 continue
             tunnel, session = self.members[place].tunnel, _has_session(peer, at)
-            if not way.proven:
+            if not health.proven:
                 asks = at - partner.heard_at < _NEAR
             else:
-                # A session that ended with nothing to say is made anew by one end: two handshakes that cross end
-                # each other.
+                # Only one end renews a session that expired while idle, because two handshakes that start at once
+                # cancel each other.
                 renews = not session and partner.is_active(at) and not self._first_has_routes
-                asks = renews or (way.is_silent(at) and self._asks_freely)
-                if session and partner.is_active(at) and not way.sent:
+                asks = renews or (health.is_silent(at) and self._asks_freely)
+                if session and partner.is_active(at) and not health.sent:
                     send_keepalive(tunnel, peer)
             if asks:
                 tunnel.node.ask(peer, at)
@@ -253,10 +253,10 @@ class Bundle:
         member = self.members[place]
         return None if _broken(member) else member.tunnel.node.get(partner.keys[place])
 
-    # -- telling --------------------------------------------------------------------------------------------
+    # -- reporting ------------------------------------------------------------------------------------------
 
     def report(self, at: float) -> list[dict[str, Any]]:
-        """Describe each tunnel, for the status: its share of what all of them moved, and who it carries for."""
+        """Return each tunnel for the status, as JSON values: its share of the traffic, how many it carries for."""
         stats = [member.tunnel.plane.stats() for member in self.members]
         sizes = [
             (sum(p.rx_bytes for p in s.peers.values()), sum(p.tx_bytes for p in s.peers.values())) for s in stats
@@ -278,7 +278,7 @@ class Bundle:
         ]
 
     def close(self) -> None:
-        """Take the routes out and put back what was set."""
+        """Remove the routes and restore what was set."""
         self._routes.close()
 
 

@@ -1,6 +1,7 @@
-"""The tunnels of a network beside its first: their keys, ports, interfaces and timestamps (docs/enrollment.md).
+"""The further tunnels of a network: their keys, ports, interfaces and timestamps (docs/enrollment.md).
 
-The server's tunnels have a key each, made from its own; all of them know a client by the one key that it joined with.
+Each of the server's tunnels has its own key, derived from the server's. A client has one key in all of them, the one
+that it joined with.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from hashlib import sha256
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, generate_private_key
-from rustguard_py.system.interface import NAME_LIMIT
+from rustguard_py.system.interface import INTERFACE_NAME_LIMIT
 
 _SALT = b"rge2 tunnels"
 _LABEL = b"tunnel"
 
 
 def private_key(identity: bytes, number: int) -> bytes:
-    """Give the private key (32 bytes) of a server's tunnel: the first has the server's own.
+    """Return the private key (32 bytes) of a server's tunnel. The first tunnel has the server's own.
 
     Args:
         identity: The server's private key, 32 bytes.
-        number: Of the tunnel, from 0.
+        number: The tunnel's, from 0.
     """
     if number == 0:
         return identity
@@ -30,24 +31,24 @@ def private_key(identity: bytes, number: int) -> bytes:
 
 
 def port(first: int, number: int) -> int:
-    """Give a tunnel's UDP port at the server.
+    """Return a tunnel's UDP port at the server.
 
-    The one after the first's is left out whatever the engine: pairing is answered there where the kernel has the
-    first's, and `auto` may choose the kernel's at one start and not at the next, while clients know the ports.
+    The port after the first tunnel's is left out. With the kernel's engine, pairing is answered there. It is left out
+    with the other engines too: `auto` may choose another engine at the next start, and clients know the ports.
 
     Args:
-        first: The first tunnel's.
-        number: Of the tunnel, from 0.
+        first: The first tunnel's port.
+        number: The tunnel's, from 0.
     """
     return first + number + (number > 0)
 
 
 def preshared_key(joined: bytes, number: int) -> bytes:
-    """Give the preshared key (32 bytes) of a tunnel; none is used by two.
+    """Return the preshared key (32 bytes) of a tunnel. No two tunnels use the same.
 
     Args:
-        joined: What the join gave, 32 bytes: that of the first.
-        number: Of the tunnel, from 0.
+        joined: The preshared key from the join, 32 bytes; the first tunnel uses it.
+        number: The tunnel's, from 0.
     """
     if number == 0 or joined == NO_PRESHARED_KEY:
         return joined
@@ -55,30 +56,31 @@ def preshared_key(joined: bytes, number: int) -> bytes:
 
 
 def interface(first: str, number: int) -> str:
-    """Name a tunnel's interface after the first one's.
+    """Return the name of a tunnel's interface, made from the first one's.
 
     Raises:
-        UsageError: There is no room for it in a name.
+        UsageError: The name would be too long.
     """
     if number == 0:
         return first
     name = f"{first}-{number}"
-    if len(name.encode()) > NAME_LIMIT:
+    if len(name.encode()) > INTERFACE_NAME_LIMIT:
         raise UsageError(
-            f"{name} is too long to name an interface, and each tunnel needs one.",
-            f"Give an --interface of {NAME_LIMIT - 2} bytes at most.",
+            f"{name} is too long for an interface's name, and each tunnel needs an interface.",
+            f"Choose an --interface of {INTERFACE_NAME_LIMIT - 2} bytes at most.",
         )
     return name
 
 
 class FurtherTimestamps:
-    """What `node.Timestamps` asks for: a tunnel's own in the journal of all.
+    """The `node.Timestamps` of one further tunnel, in the journal that all tunnels share.
 
-    The tunnels stamp one after the other but are not heard in that order: each has its own greatest.
+    The tunnels' handshakes get increasing timestamps but may arrive in another order, so each tunnel has its own
+    greatest timestamp.
 
     Args:
         kept: The journal.
-        number: Of the tunnel, from 1.
+        number: The tunnel's, from 1.
     """
 
     __slots__ = ("_kept", "_prefix")

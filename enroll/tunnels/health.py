@@ -1,13 +1,15 @@
-"""Whether one tunnel of several still carries what goes to a peer: the rules, without clock or socket.
+"""Whether a tunnel to a peer, one of several, still works: the rules, without clock or socket.
 
-WireGuard notices after 20 s that nobody answers. A way that is one of several is left sooner, because its flows have
-another. While data moves between the two ends, over whichever way, each sends something over every way between two
-looks, be it an empty datagram. So a way by which nothing comes, look after look, while something comes by another is
-dead, however late both ends look or a handshake is answered. Who leaves it sends nothing over it any more, which is
-how the other end hears that it is dead one way.
+WireGuard takes 20 s to notice that nobody answers. With several tunnels a dead one can be left sooner, because its
+flows have another tunnel to go over. Both ends check each tunnel every half second.
 
-An end that no data reached doesn't know that there is any. Who sent data and hears nothing for SILENCE therefore asks
-by a handshake, and without an answer for PATIENCE, or with nothing heard since, the way is dead.
+- While data moves between the two ends, over any tunnel, each end sends something over every tunnel between two
+  checks, if only an empty datagram. So a tunnel over which nothing arrives, check after check, while another one is
+  heard, is dead. This holds however late a check runs or a handshake is answered.
+- An end that leaves a dead tunnel sends nothing over it any more. So the other end notices too if the tunnel is dead
+  in one direction only.
+- An end that no data reaches doesn't know that there is any. So an end that sent data and hears nothing for SILENCE
+  begins a handshake. If that isn't answered within PATIENCE, or nothing was heard since, the tunnel is dead.
 """
 
 from __future__ import annotations
@@ -18,36 +20,30 @@ from rustguard_py.model.peer import Peer
 from rustguard_py.model.statistics import PeerStats
 from rustguard_py.protocol import wire
 
-# Looks in a row, half a second apart, at which another way was heard and this one wasn't.
+# Checks in a row at which another tunnel was heard and this one wasn't.
 MISSES = 5
 # Seconds.
 SILENCE = 2.0
 PATIENCE = 2.0
-# A handshake that begins a session is sent a second time after 5 s: one may be lost.
+# Without a session, a handshake is sent again after 5 s, and only the second one counts: the first may be lost.
 SECOND_PATIENCE = 1.0
-# An empty datagram of WireGuard's: nobody owes an answer to it.
-_KEEPALIVE_SIZE = 32
-# Where bytes are counted and datagrams aren't, and handshakes among them, these are what moves without data from look
-# to look. Data of just such a size is taken for none, until the next look.
-_HANDSHAKES = frozenset(
-    wire.INITIATION_SIZE * initiations + wire.RESPONSE_SIZE * responses
-    for initiations in range(3)
-    for responses in range(3)
-)
-_NO_DATA = frozenset(size + _KEEPALIVE_SIZE * keepalives for size in _HANDSHAKES for keepalives in range(3))
+# The kernel counts bytes but not datagrams, and includes handshakes. These sums of bytes can arise between two checks
+# without any data. Data that has exactly such a size is overlooked until the next check.
+_HANDSHAKES = frozenset({0, *wire.HANDSHAKE_VOLUMES})
+_NO_DATA = frozenset(size + wire.KEEPALIVE_SIZE * keepalives for size in _HANDSHAKES for keepalives in range(3))
 
 
 @dataclass(slots=True)
-class Way:
-    """One tunnel to one peer.
+class TunnelHealth:
+    """The health of one tunnel to one peer.
 
     Attributes:
-        proven: Whether a handshake went both ways since it was last found dead.
-        heard: Whether anything came between the last two looks.
+        proven: Whether a handshake completed since the tunnel was last found dead.
+        heard: Whether anything arrived between the last two checks.
         sent: Whether data was sent between them.
-        moved: Whether data went or came between them.
-        missed: Looks in a row at which others were heard and this one wasn't.
-        waiting_since: When data was sent that nothing was heard after; None if none was.
+        moved: Whether data was sent or arrived between them.
+        missed: Checks in a row at which other tunnels were heard and this one wasn't.
+        waiting_since: When data was first sent with nothing heard since; None if something was heard.
     """
 
     proven: bool = False
@@ -62,13 +58,13 @@ class Way:
     _tx_bytes: int = 0
 
     def prove(self) -> None:
-        """A session began: a handshake went there and back."""
+        """Note that a session began, so that a handshake completed."""
         self.proven = True
         self.missed = 0
         self.waiting_since = None
 
     def observe(self, counters: PeerStats, now: float) -> None:
-        """Take the counters of the peer on that tunnel: a look."""
+        """Check the tunnel, by the peer's counters on it."""
         sent, sent_size = counters.tx_packets - self._tx_packets, counters.tx_bytes - self._tx_bytes
         heard, heard_size = counters.rx_packets - self._rx_packets, counters.rx_bytes - self._rx_bytes
         self._tx_packets, self._tx_bytes = counters.tx_packets, counters.tx_bytes
@@ -83,22 +79,22 @@ class Way:
             self.waiting_since = now
 
     def is_silent(self, now: float) -> bool:
-        """Whether it is time to ask by a handshake."""
+        """Return whether it is time to ask by a handshake."""
         return self.waiting_since is not None and now - self.waiting_since >= SILENCE
 
     def why_dead(self, peer: Peer, now: float, *, session: bool, asks_freely: bool = True) -> str | None:
-        """Say what shows that nothing goes this way any more, for the log; None if nothing does.
+        """Return what shows that the tunnel is dead, for the log; None if it seems to work.
 
         Args:
-            peer: As that tunnel knows it.
-            now: When.
-            session: Whether it has one that may still be used.
-            asks_freely: Whether it stays when a handshake asks; else the way is left before that.
+            peer: The peer as that tunnel knows it.
+            now: Monotonic seconds.
+            session: Whether there is a session that may still be used.
+            asks_freely: Whether asking by a handshake leaves the session as it is. If not, silence alone is enough.
         """
         if self.missed >= MISSES:
-            return f"nothing came {self.missed} times while others were heard"
+            return f"nothing arrived at {self.missed} checks while others were heard"
         if session and not asks_freely and self.is_silent(now):
-            return f"nothing came for {SILENCE:g} s after data"
+            return f"nothing arrived for {SILENCE:g} s after data was sent"
         if peer.attempt_began is None or peer.initiation_sent is None:
             return None
         asked = now - peer.initiation_sent
@@ -110,5 +106,5 @@ class Way:
 
 
 def _is_data(datagrams: int, size: int) -> bool:
-    """Whether some of these datagrams, or of so many bytes, are more than keepalives."""
-    return size > _KEEPALIVE_SIZE * datagrams if datagrams else size not in _NO_DATA
+    """Return whether these datagrams, or this many bytes, contain more than keepalives and handshakes."""
+    return size > wire.KEEPALIVE_SIZE * datagrams if datagrams else size not in _NO_DATA

@@ -1,7 +1,6 @@
-"""The counters of a WireGuard interface's peers, out of the messages of a dump: include/uapi/linux/wireguard.h.
+"""Decodes only the peers' counters from a dump of a WireGuard interface (include/uapi/linux/wireguard.h).
 
-They are read twice a second where there are several tunnels. pyroute2 takes 120 µs to decode a peer, this a
-thirtieth of that.
+They are read twice per second with several tunnels. pyroute2 takes 120 µs to decode a peer, this a thirtieth of that.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from struct import Struct
 
 from rustguard_py.model.endpoint import Endpoint
 
-# WGDEVICE_A_PEERS, and of WGPEER_A those that count.
+# WGDEVICE_A_PEERS, and the WGPEER_A attributes that matter here.
 _PEERS = 8
 _PUBLIC_KEY, _ENDPOINT, _LAST_HANDSHAKE, _RX_BYTES, _TX_BYTES = 1, 4, 6, 7, 8
 # struct nlmsghdr and struct genlmsghdr.
@@ -33,11 +32,12 @@ _FAMILY = Struct("=H")
 
 @dataclass(slots=True)
 class Counters:
-    """What is known of a peer.
+    """The counters of one peer.
 
     Attributes:
         last_handshake: Unix time in seconds, or None.
-        rx_bytes: Of whole WireGuard datagrams, handshakes among them; so are `tx_bytes`.
+        rx_bytes: Bytes of whole WireGuard datagrams, including handshakes.
+        tx_bytes: The same for what was sent.
     """
 
     endpoint: Endpoint | None = None
@@ -47,7 +47,7 @@ class Counters:
 
 
 def decode(messages: Iterable[bytes]) -> dict[bytes, Counters]:
-    """Give the counters by public key (32 bytes); a peer whose networks fill several messages is in each of these."""
+    """Return the counters by public key (32 bytes)."""
     found: dict[bytes, Counters] = {}
     for message in messages:
         for kind, begin, end in _attributes(message, _HEADERS, len(message)):
@@ -71,7 +71,7 @@ def _add(found: dict[bytes, Counters], message: bytes, begin: int, end: int) -> 
             read.last_handshake = seconds + nanoseconds / 1e9 if seconds else None
         elif kind == _ENDPOINT:
             read.endpoint = _endpoint(message[first:last])
-    # What goes on in another message has the key and networks there, and nothing else.
+    # A peer that continues in another message has only its key and more networks there.
     found.setdefault(key, read)
 
 
@@ -86,7 +86,7 @@ def _endpoint(address: bytes) -> Endpoint:
 
 
 def _attributes(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Give type, begin and end of each attribute's content."""
+    """Yield type, begin and end of each attribute's content."""
     while at < end:
         length, kind = _ATTRIBUTE.unpack_from(message, at)
         yield kind & _TYPE, at + _ATTRIBUTE.size, at + length

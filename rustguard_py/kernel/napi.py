@@ -1,7 +1,7 @@
-"""Threaded NAPI of the kernel's WireGuard: a thread for each peer's reception, where that is safe.
+"""Threaded NAPI of the kernel's WireGuard: one receiving thread per peer, where that is safe.
 
-From 6.16 on Linux turns it on by itself. Stable releases took that change alone, and there a peer's reception can
-stall for good (CVE-2026-52945) until a later release took it back: it is turned off where it is found on there.
+From 6.16 on, Linux turns it on by itself. Some stable releases took only that change, and there a peer's reception
+can stall forever (CVE-2026-52945). Later stable releases reverted it. On an affected release it is turned off here.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING
 from rustguard_py.model.errors import RefusedError, RustGuardError
 
 if TYPE_CHECKING:
-    from rustguard_py.kernel.netlink import Device
+    from rustguard_py.kernel.netlink import KernelInterface
 
 Version = tuple[int, int, int]
 
 SAFE_FROM: Version = (6, 16, 0)
-# The releases that stall, the first and the last of each series.
+# First and last affected release of each series.
 STALLING = {(5, 15): (186, 200), (6, 1): (142, 163), (6, 6): (94, 126), (6, 12): (34, 73)}
 _SYSFS = Path("/sys/class/net")
 _NUMBERS = r"(\d+)\.(\d+)(?:\.(\d+))?"
 
 
 def linux_version(release: str, version: str) -> Version | None:
-    """Read which Linux a kernel was made of; None if it doesn't say.
+    """Return the Linux version that a kernel was built from, or None if it can't be told.
 
     Args:
-        release: As `uname -r` has it. Debian's may name the series alone: `6.1.0-56-amd64` is not 6.1.0.
-        version: As `uname -v` has it: `#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-16)`.
+        release: From `uname -r`. Debian's may name only the series: `6.1.0-56-amd64` is not 6.1.0.
+        version: From `uname -v`: `#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-16)`.
     """
     found = re.search(rf"\bDebian {_NUMBERS}", version) or re.match(_NUMBERS, release)
     if found is None:
@@ -41,15 +41,15 @@ def linux_version(release: str, version: str) -> Version | None:
 
 
 def this_linux() -> Version | None:
-    """Read it of the kernel that runs."""
-    told = os.uname()
-    return linux_version(told.release, told.version)
+    """Return the Linux version of the running kernel."""
+    system = os.uname()
+    return linux_version(system.release, system.version)
 
 
 def why_unsafe(linux: Version | None) -> str | None:
-    """Say in one sentence why threaded NAPI isn't to be turned on, or None where it is safe."""
+    """Return in one sentence why threaded NAPI must stay off, or None if it is safe."""
     if linux is None:
-        return f"It can't be told from {os.uname().release!r} which Linux this is made of."
+        return f"The release {os.uname().release!r} doesn't tell which Linux version this kernel was built from."
     if linux >= SAFE_FROM:
         return None
     name = ".".join(map(str, linux))
@@ -60,28 +60,28 @@ def why_unsafe(linux: Version | None) -> str | None:
 
 
 def require() -> None:
-    """Refuse where it isn't safe.
+    """Check that threaded NAPI is safe on this kernel.
 
     Raises:
-        RefusedError: With the reason.
+        RefusedError: It isn't, with the reason.
     """
     if (unsafe := why_unsafe(this_linux())) is not None:
         raise RefusedError(unsafe, "Leave out --threaded-napi, or run Linux 6.16 or newer.")
 
 
-def settle(interface: str, device: Device, *, wanted: bool) -> list[str]:
-    """Turn it on for a fresh interface if that is wanted, or off if it is on where it isn't safe.
+def settle(interface: str, device: KernelInterface, *, wanted: bool) -> list[str]:
+    """Turn threaded NAPI on for a new interface if requested, or off if it is on where it isn't safe.
 
     Args:
-        interface: The name; it has no peer yet.
-        device: The same.
-        wanted: Whether it was asked for; then `require` came before.
+        interface: The interface's name. It has no peer yet.
+        device: The same interface.
+        wanted: Whether it was requested. Call `require` first in that case.
 
     Returns:
-        What a person should know of it, one sentence each.
+        Notes for people, one sentence each.
 
     Raises:
-        RefusedError: It is wanted and can't be turned on.
+        RefusedError: It was requested and can't be turned on.
     """
     before = is_threaded(interface)
     if wanted:
@@ -98,25 +98,25 @@ def settle(interface: str, device: Device, *, wanted: bool) -> list[str]:
 
 
 def is_threaded(interface: str) -> bool | None:
-    """Say whether an interface receives in threads; None where /sys doesn't tell: it shows one namespace's alone."""
+    """Return whether an interface receives in threads; None if /sys, which shows one namespace, doesn't have it."""
     try:
         return (_SYSFS / interface / "threaded").read_text().strip() == "1"
     except OSError:
         return None
 
 
-def _set(interface: str, device: Device, *, threaded: bool) -> str | None:
-    """Set it; give why not, or None."""
-    from rustguard_py.kernel.netlink import PeerChange
+def _set(interface: str, device: KernelInterface, *, threaded: bool) -> str | None:
+    """Set it. Return why that failed, or None."""
+    from rustguard_py.kernel.messages import KernelPeerChange
 
-    # The kernel takes it while there is a peer, and keeps to it for those to come.
+    # The kernel accepts the change only while there is a peer. It holds for later peers too.
     stand_in = os.urandom(32)
     try:
-        device.set_peers([PeerChange(stand_in)])
+        device.set_peers([KernelPeerChange(stand_in)])
         try:
             (_SYSFS / interface / "threaded").write_text("1" if threaded else "0")
         finally:
-            device.set_peers([PeerChange(stand_in, remove=True)])
+            device.set_peers([KernelPeerChange(stand_in, remove=True)])
     except OSError as error:
         if error.errno == errno.ENOENT:
             return "/sys shows no such interface: is it that of another network namespace?"

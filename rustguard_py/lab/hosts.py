@@ -1,9 +1,9 @@
-"""Hosts in network namespaces on one machine: for the demo, the tests and the measurements.
+"""Hosts in network namespaces on one machine, for the demo, the tests and the measurements.
 
-A host is a network namespace that a small holder process keeps alive. Nothing has a name in `/run/netns`, so
-nothing can be left behind there; programs enter through `/proc/PID/ns/net`. The holder waits for the end of
-its standard input: when the lab ends, or whoever made it is killed (SIGKILL included), it kills what still
-runs in its namespace and ends, and the kernel takes the namespace and its interfaces with it.
+A host is a network namespace that a small holder process keeps alive. Programs enter through `/proc/PID/ns/net`. No
+namespace has a name in `/run/netns`, so none can be left behind there. The holder waits for the end of its standard
+input. When the lab ends, or its process is killed (even with SIGKILL), the holder kills all programs in its namespace
+and ends. The kernel then removes the namespace with its interfaces.
 
     with Lab() as lab:
         alice, bob = lab.host("alice"), lab.host("bob")
@@ -37,12 +37,12 @@ from typing import IO, Self
 
 from rustguard_py.model.errors import RustGuardError, UnansweredError, UsageError
 
-# What a program that was asked to end (SIGTERM) gets before it is killed, in seconds.
+# Time between SIGTERM and SIGKILL for a program, seconds.
 GRACE = 5.0
-# Debian keeps nft and ethtool where only root's PATH looks.
+# Debian has nft and ethtool in directories that are only in root's PATH.
 _PATH = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
 _TOOLS = {"unshare": "util-linux", "nsenter": "util-linux", "ip": "iproute2"}
-# Duplicate address detection would keep each new IPv6 address from use for a second.
+# Duplicate address detection would block each new IPv6 address for a second.
 _HOLDER = """
 {mounts}
 ip link set lo up || exit 1
@@ -61,7 +61,7 @@ while pids= && inside; [ "$pids" ] && [ $((tries += 1)) -le 100 ]; do
 done
 """
 _OWN_RUN = "mount -t tmpfs -o mode=755 tmpfs /run || exit 1\n"
-# A copy, as an overlay needs a newer kernel; what its user may not read is left out.
+# A copy, because an overlay needs a newer kernel. Unreadable files are left out.
 _OWN_FILES = """
 mount -t tmpfs -o mode=755 tmpfs /var/lib || exit 1
 cp -a /etc /run/etc 2> /dev/null
@@ -95,7 +95,7 @@ class End:
         return self.address6.ip
 
     def readdress(self, address: str) -> None:
-        """Take another address, given with its prefix length, in place of the one of that family."""
+        """Replace the address of one family. The new one is given with its prefix length."""
         new = ip_interface(address)
         old = self.address4 if isinstance(new, IPv4Interface) else self.address6
         lines = [f"addr del {old} dev {self.interface}"] if old is not None else []
@@ -106,7 +106,7 @@ class End:
             self.address6 = new
 
     def drop_address(self, version: int) -> None:
-        """Do without the address of IP version 4 or 6."""
+        """Remove the address of IP version 4 or 6."""
         old = self.address4 if version == 4 else self.address6
         if old is None:
             return
@@ -147,11 +147,12 @@ class Host:
             start_new_session=True,
         )
         self.pid = self._holder.pid
-        # A host without a /run of its own puts nothing where this machine's wg(8) looks.
-        self._environment = {"PATH": _PATH, **({} if own_run else {"RUSTGUARD_WG_SOCKETS": ""})}
+        # A host with a /run of its own looks there alone; one without puts nothing where this machine's wg(8) looks.
+        unset = ("RUSTGUARD_RUNTIME", "RUSTGUARD_SYSTEM_RUNTIME") if own_run else ("RUSTGUARD_WG_SOCKETS",)
+        self._environment = {"PATH": _PATH, **dict.fromkeys(unset, "")}
         self._enter = ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
         if own_run:
-            # Entering a mount namespace lands at its root: go back to where the caller is.
+            # Entering a mount namespace changes to its root, so change back to the caller's directory.
             self._enter += [f"--mount=/proc/{self.pid}/ns/mnt", f"--wdns={Path.cwd()}"]
         self._programs: list[subprocess.Popen[str]] = []
         said = self._holder.stdout
@@ -163,7 +164,7 @@ class Host:
         return f"Host({self.name!r}, pid={self.pid})"
 
     def command(self, argv: Sequence[str | Path]) -> list[str]:
-        """The command line that runs `argv` in this host, for who starts programs by other means."""
+        """Return the command line that runs `argv` in this host."""
         return [*self._enter, "--", *map(str, argv)]
 
     def run(
@@ -175,13 +176,13 @@ class Host:
         stdin: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end and keep what it says.
+        """Run a program to its end and return its result and output.
 
         Args:
             argv: The program and its arguments; no shell.
             timeout: Seconds after which it is killed and subprocess.TimeoutExpired raised.
-            check: Whether a non-zero exit raises RustGuardError, with what it said on stderr.
-            stdin: What it reads; nothing by default.
+            check: Whether a non-zero exit raises RustGuardError, with its stderr.
+            stdin: Its input, empty by default.
             env: Variables added to ours.
         """
         done = subprocess.run(  # noqa: S603 - the caller's program is the point
@@ -208,11 +209,11 @@ class Host:
         stderr: _Stream = None,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
-        """Start a program and come back; it is ended with the lab. Its pid is the Popen's.
+        """Start a program, which ends with the lab. Its process id is that of the Popen.
 
         Args:
             argv: The program and its arguments; no shell.
-            log: A file to append stdout and stderr to, in place of the next two.
+            log: A file to append stdout and stderr to, instead of the next two.
             stdin: As subprocess.Popen takes it.
             stdout: As subprocess.Popen takes it.
             stderr: As subprocess.Popen takes it.
@@ -236,7 +237,7 @@ class Host:
         return program
 
     def wait_listening(self, protocol: str, port: int, seconds: float = 10.0) -> None:
-        """Wait until a program here listens on a port, on whatever address.
+        """Wait until a program in this host listens on a port, on any address.
 
         Args:
             protocol: `tcp` or `udp`.
@@ -244,7 +245,7 @@ class Host:
             seconds: How long to wait.
 
         Raises:
-            UnansweredError: None did.
+            UnansweredError: No program did.
         """
         tables = [Path(f"/proc/{self.pid}/net/{protocol}{family}") for family in ("", "6")]
         # Of the kernel's tables: state LISTEN, and for UDP "not connected".
@@ -259,7 +260,7 @@ class Host:
             time.sleep(0.01)
 
     def ip(self, lines: Sequence[str]) -> None:
-        """Run `ip` commands, in order, in one go (`ip -batch`), up to the first that fails."""
+        """Run `ip` commands in order (`ip -batch`), up to the first that fails."""
         self.run(["ip", "-batch", "-"], stdin="".join(f"{line}\n" for line in lines))
 
     def nft(self, rules: str) -> None:
@@ -271,12 +272,12 @@ class Host:
         self.run(["sh", "-c", f'echo "$1" > "/proc/sys/{name.replace(".", "/")}"', "sh", str(value)])
 
     def forward(self) -> None:
-        """Become a router, for IPv4 and IPv6."""
+        """Make the host a router for IPv4 and IPv6."""
         self.sysctl("net.ipv4.ip_forward", 1)
         self.sysctl("net.ipv6.conf.all.forwarding", 1)
 
     def masquerade(self, out: End, *, forget_after: int | None = None) -> None:
-        """Translate the addresses (and, where taken, ports) of what is forwarded out of `out`, for both families.
+        """Translate the source addresses (and taken ports) of packets forwarded out of `out`, in both families.
 
         Args:
             out: The end that faces the outside.
@@ -306,7 +307,7 @@ class Host:
         )
 
     def stop(self) -> None:
-        """Ask the programs to end, kill those that don't, and give up the namespace."""
+        """End the programs, kill those that don't end, and remove the namespace."""
         for program in self._programs:
             if program.poll() is None:
                 program.send_signal(signal.SIGTERM)
@@ -326,7 +327,7 @@ class Host:
 
 @dataclass(slots=True)
 class Lab:
-    """Some hosts and the links between them; a context manager that leaves nothing behind.
+    """Hosts and the links between them. It is a context manager and leaves nothing behind.
 
     Raises:
         RustGuardError: When a host is made and this process may not make network namespaces.
@@ -360,10 +361,10 @@ class Lab:
 
         Args:
             name: For people, and part of interface names.
-            own_run: Whether it has an empty `/run` of its own. It then also has its own mounts: what is mounted
-                later elsewhere isn't seen there. For programs with fixed names there (wireguard-go).
-            own_files: Whether, beside that, `/etc` is a copy that it may change, and `/var/lib` is empty and its own.
-                From outside they are `/proc/PID/root/etc` and so on.
+            own_run: Whether the host has its own, empty `/run`, for programs with fixed names there (wireguard-go).
+                It then has its own mounts, so later mounts elsewhere aren't visible in it.
+            own_files: Whether the host also has its own copy of `/etc` and its own, empty `/var/lib`. From outside
+                they are `/proc/PID/root/etc` and so on.
         """
         made = Host(name, own_run=own_run, own_files=own_files)
         self.hosts.append(made)
@@ -372,18 +373,18 @@ class Lab:
     def link(
         self, a: Host, b: Host, *, ipv4: str | None = None, ipv6: str | None = None, mtu: int = 1500
     ) -> tuple[End, End]:
-        """Join two hosts by a veth pair. The first two addresses of each network are theirs, in order.
+        """Join two hosts with a veth pair. They get the first two addresses of each network, in order.
 
         Args:
             a: One host.
             b: The other.
             ipv4: Its network, such as `192.0.2.0/24`.
             ipv6: Its network, such as `2001:db8::/64`.
-            mtu: Of both ends.
+            mtu: The MTU of both ends.
         """
         ours, theirs = _interface_name(a, b), _interface_name(b, a)
-        # Where both ends have one number, the kernel takes up to a second to see a carrier (its linkwatch calls
-        # an event urgent if an interface's number isn't its peer's), and IPv6 waits for that.
+        # If both ends had the same number, the kernel would take up to a second to see a carrier, and IPv6 waits for
+        # that: its linkwatch treats an event as urgent only if an interface's number differs from its peer's.
         index = 10 + sum(len(host.ends) for host in self.hosts)
         a.ip(
             [
@@ -428,12 +429,12 @@ class Lab:
         return left, left_gateway, right_gateway, right
 
     def loss(self, host: Host, fraction: float) -> None:
-        """Lose this fraction of what arrives at (or is routed by) a host over its links; 0 ends it.
+        """Drop this fraction of the packets that arrive at a host (or pass through it) over its links; 0 ends it.
 
-        ARP and IPv6 neighbour discovery are spared, as are packets inside a tunnel.
+        ARP, IPv6 neighbour discovery and packets inside a tunnel aren't dropped.
 
         Args:
-            host: Where it is lost. For both ways of a link call it for both hosts.
+            host: The host that drops. For both directions of a link, call it for both hosts.
             fraction: 0 to 1, in steps of 1/1000.
         """
         if not 0 <= fraction <= 1:
@@ -454,13 +455,13 @@ class Lab:
         )
 
     def udp_segmentation(self, host: Host, *, on: bool) -> None:
-        """Say whether a host's links take a UDP GSO message whole, as veth does and many networks don't."""
+        """Set whether a host's links take a UDP GSO message whole, as veth does and many networks don't."""
         for end in host.ends:
             host.run(["ethtool", "-K", end.interface, "tx-udp-segmentation", "on" if on else "off"])
 
 
 def _interface_name(host: Host, towards: Host) -> str:
-    """A name for an interface of `host`: who is there, cut to the kernel's 15 characters, numbered if taken."""
+    """Return an interface name for `host`: the other host's name, cut to 15 characters and numbered if taken."""
     taken = {end.interface for end in host.ends}
     stem = towards.name[:12]
     return next(name for n in range(1000) if (name := f"{stem}{n or ''}") not in taken)

@@ -1,9 +1,10 @@
-"""One TCP stream as fast as it goes between two hosts of a lab: a program for each end, with nothing to install.
+"""Measures one TCP stream between two hosts of a lab. Each end is a program, with nothing to install.
 
-    python -m rustguard_py.lab.stream take ADDRESS PORT SECONDS      prints "ready", then what arrived in Mbit/s
-    python -m rustguard_py.lab.stream send ADDRESS PORT              until the other end has enough
+    python -m rustguard_py.lab.stream take ADDRESS PORT SECONDS      prints "ready", then the throughput in Mbit/s
+    python -m rustguard_py.lab.stream send ADDRESS PORT              until the other end closes
 
-The first second is left out. No byte of it is looked at (MSG_TRUNC), so that the way between is the work.
+The first second isn't counted. The receiver discards the bytes in the kernel (MSG_TRUNC), so the path between the
+hosts is the bottleneck.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PATIENCE = 20.0
 
 
 def take(address: str, port: int, seconds: float) -> float:
-    """Let one sender come, and give what arrives in Mbit/s (10⁶)."""
+    """Accept one sender and return its throughput in Mbit/s (10⁶)."""
     buffer = bytearray(1 << 20)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, port), family=family) as listener:

@@ -1,1 +1,1 @@
-"""Value types that every room shares. Imports nothing of the project."""
+"""Value types that all packages share. They import nothing else of the project."""

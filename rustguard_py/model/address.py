@@ -1,4 +1,4 @@
-"""A server's address as people type it: a name, an IPv4 or an IPv6 address, perhaps with a port."""
+"""A server's address as people type it: a name, an IPv4 address or an IPv6 address, with or without a port."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from ipaddress import IPv6Address, ip_address
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UsageError
 
-# WireGuard's customary one, which a server has unless it is told another.
-DEFAULT_PORT = 51820
 LAST_PORT = 65535
 
 _WITH_BRACKETS = re.compile(r"\[(?P<host>[0-9A-Fa-f:.%\w-]+)\](?::(?P<port>\d+))?")
@@ -17,10 +15,10 @@ _WITHOUT = re.compile(r"(?P<host>[^\s:\[\]]+)(?::(?P<port>\d+))?")
 
 
 def parse(text: str) -> tuple[str, int | None]:
-    """Split `HOST[:PORT]`; an IPv6 address with a port needs brackets.
+    """Return host and port (or None) of `HOST[:PORT]`. An IPv6 address with a port needs brackets.
 
     Raises:
-        UsageError: It's neither.
+        UsageError: The text isn't an address, or the port isn't a UDP port.
     """
     if text.count(":") > 1 and not text.startswith("["):
         if _is_ipv6(text):
@@ -29,10 +27,10 @@ def parse(text: str) -> tuple[str, int | None]:
     else:
         match = _WITH_BRACKETS.fullmatch(text) or _WITHOUT.fullmatch(text)
     if match is None:
-        raise UsageError(f"{text!r} is no address.", "Write it like home.example:51820 or [2001:db8::1]:51820.")
+        raise UsageError(f"{text!r} is not an address.", "Write it like home.example:51820 or [2001:db8::1]:51820.")
     port = match["port"]
     if port is not None and not 1 <= int(port) <= LAST_PORT:
-        raise UsageError(f"{port} is no UDP port.", "Ports go from 1 to 65535; RustGuard's is 51820.")
+        raise UsageError(f"{port} is not a UDP port.", "Ports go from 1 to 65535. RustGuard's is 51820.")
     return match["host"], None if port is None else int(port)
 
 
@@ -45,10 +43,10 @@ def _is_ipv6(text: str) -> bool:
 
 
 def pairing_port(port: int) -> int:
-    """Give the port beside a tunnel's that pairing is answered on where the kernel has the tunnel's to itself.
+    """Return the port for pairing with the kernel's engine, which keeps the tunnel's port for itself: the next one.
 
     Raises:
-        UsageError: There is none.
+        UsageError: The tunnel's port is the last one.
     """
     if port >= LAST_PORT:
         raise UsageError(
@@ -59,7 +57,7 @@ def pairing_port(port: int) -> int:
 
 
 def parse_endpoint(text: str) -> Endpoint | None:
-    """Read a kept endpoint, `192.0.2.1:51820` or `[2001:db8::1]:51820`; None for what is none."""
+    """Return the endpoint of `192.0.2.1:51820` or `[2001:db8::1]:51820`, or None for a name or a missing port."""
     host, port = parse(text)
     if port is None:
         return None

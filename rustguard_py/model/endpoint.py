@@ -1,34 +1,38 @@
-"""Where a peer is, which networks are behind it, and the number that stands for it."""
+"""Where a peer is reached, the networks behind it, and its number.
+
+An endpoint can also carry the local address at which the peer was heard. Replies go out from that address, so the
+peer sees the source that it sent to. Use `heard`, `local_of` and `plain` for it, and `is_same` to compare it too.
+"""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import cast
 
+# The number by which a plane knows a peer.
 PeerId = int
 
-
+IpAddress = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+# An address with the prefix length of its network, as an interface has it.
+InterfaceAddress = IPv4Interface | IPv6Interface
 
-
-# An address as the socket module gives it: (host, port), or (host, port, flowinfo, scope_id) over IPv6.
+# An address as the socket module has it: (host, port), or (host, port, flowinfo, scope_id) for IPv6.
 Endpoint = tuple[str, int] | tuple[str, int, int, int]
 
 
 class _Heard(tuple[str | int, ...]):
-    """An endpoint that also knows at which address of ours it was heard."""
+    """An endpoint with the local address at which it was heard."""
 
     local: bytes
 
 
 def heard(endpoint: Endpoint, local: bytes) -> Endpoint:
-    """Give an endpoint from which a datagram came to an address of ours: what goes to it goes out from there.
-
-    It equals the plain one.
+    """Return an endpoint that remembers the local address at which it was heard. It equals the plain endpoint.
 
     Args:
-        endpoint: Where it came from.
-        local: Where it came to, 4 or 16 bytes.
+        endpoint: The source of a datagram.
+        local: The datagram's destination, 4 or 16 bytes.
     """
     made = _Heard(endpoint)
     made.local = local
@@ -36,22 +40,27 @@ def heard(endpoint: Endpoint, local: bytes) -> Endpoint:
 
 
 def local_of(endpoint: Endpoint | None) -> bytes | None:
-    """Give the address of ours that `endpoint` was heard at, 4 or 16 bytes; None leaves the choice to the kernel."""
+    """Return the local address (4 or 16 bytes) at which `endpoint` was heard, or None to let the kernel choose."""
     return endpoint.local if isinstance(endpoint, _Heard) else None
 
 
 def plain(endpoint: Endpoint) -> Endpoint:
-    """Give an endpoint without the address of ours that it was heard at."""
+    """Return an endpoint without its local address."""
     return cast(Endpoint, tuple(endpoint)) if isinstance(endpoint, _Heard) else endpoint
 
 
+def with_port(endpoint: Endpoint, port: int) -> Endpoint:
+    """Return another UDP port at the same address."""
+    return (endpoint[0], port, *endpoint[2:])
+
+
 def is_same(one: Endpoint | None, other: Endpoint | None) -> bool:
-    """Say whether two endpoints are one, their addresses of ours included."""
+    """Return whether two endpoints are the same, including their local addresses."""
     return one is other or (one == other and local_of(one) == local_of(other))
 
 
 def endpoint_text(endpoint: Endpoint | None) -> str | None:
-    """Write an endpoint as people do: `192.0.2.1:51820`, `[2001:db8::1]:51820`."""
+    """Return an endpoint as text: `192.0.2.1:51820`, `[2001:db8::1]:51820`, or None for None."""
     if endpoint is None:
         return None
     host, port = endpoint[0], endpoint[1]

@@ -1,4 +1,4 @@
-"""Every error a user can meet: what happened, and the command or change that mends it."""
+"""Every error a user can meet: what happened, and the command or change that fixes it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ class RustGuardError(Exception):
 
     Args:
         message: What happened and why that is likely, one or two sentences, no secret in it.
-        mend: What to run or change to mend it; empty where there is nothing to do.
+        fix: What to run or change to fix it; empty where there is nothing to do.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, mend: str = "") -> None:
+    def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.fix = fix
 
 
 class UsageError(RustGuardError):
-    """The command line, a file or a message holds something that can't be meant."""
+    """The command line, a file or a message is invalid."""
 
     exit_code = 2
 
@@ -32,13 +32,13 @@ class NotRunningError(RustGuardError):
 
 
 class RefusedError(RustGuardError):
-    """The other end, or we, refused: closed window, wrong token, full or colliding pool, no permission."""
+    """A request was refused: closed window, wrong token, full or colliding pool, or no permission."""
 
     exit_code = 4
 
 
 class UnansweredError(RustGuardError):
-    """Nobody answered in time."""
+    """No answer came in time."""
 
     exit_code = 5
 

@@ -1,4 +1,4 @@
-"""Curve25519 keys as WireGuard has them: 32 raw bytes, 44 characters of base64, `wg genkey` and `wg pubkey`."""
+"""Curve25519 keys as WireGuard uses them: 32 raw bytes, 44 characters of base64, `wg genkey` and `wg pubkey`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from rustguard_py.model.errors import UsageError
 
 KEY_SIZE = 32
+# WireGuard's own value for a peer without a preshared key.
+NO_PRESHARED_KEY = bytes(KEY_SIZE)
 FINGERPRINT_LENGTH = 16
 
 _ENCODED_LENGTH = 44
 
 
 def generate_private_key(randomness: Callable[[int], bytes] = secrets.token_bytes) -> bytes:
-    """Make a private key: 32 random bytes, clamped (RFC 7748, section 5) as `wg genkey` does.
+    """Return a new private key: 32 random bytes, clamped (RFC 7748, section 5) as `wg genkey` does.
 
     Args:
-        randomness: Gives as many secret random bytes as it is asked for.
+        randomness: Returns as many secret random bytes as requested.
     """
     key = bytearray(randomness(KEY_SIZE))
     key[0] &= 248
@@ -30,22 +32,21 @@ def generate_private_key(randomness: Callable[[int], bytes] = secrets.token_byte
 
 
 def public_key(private_key: bytes) -> bytes:
-    """Compute the public key (32 bytes) of a private one (32 bytes): X25519 with the base point."""
-    # Here and not above: records and paths are read by commands that need no cryptography.
-
+    """Return the public key (32 bytes) of a private key (32 bytes): X25519 with the base point."""
+    # Imported here because commands that only read records and paths must start without cryptography.
     return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
 
 
 def fingerprint(public_key: bytes) -> str:
-    """Give what `join --server` takes: the first 16 base32 characters (80 bits) of SHA-256 of a public key."""
+    """Return the fingerprint for `join --server`: 16 base32 characters (80 bits) of SHA-256 of a public key."""
     return b32encode(sha256(public_key).digest()).decode()[:FINGERPRINT_LENGTH]
 
 
 def parse_fingerprint(text: str) -> str:
-    """Read a fingerprint as a person types it: case, spaces and dashes don't matter.
+    """Return the fingerprint that a person typed, without spaces and dashes and in capitals.
 
     Raises:
-        UsageError: It can't be one.
+        UsageError: The text isn't a fingerprint.
     """
     plain = text.replace(" ", "").replace("-", "").upper()
     try:
@@ -61,17 +62,17 @@ def parse_fingerprint(text: str) -> str:
 
 
 def encode_key(key: bytes) -> str:
-    """Write a key of 32 bytes as 44 characters of base64."""
+    """Return a key of 32 bytes as 44 characters of base64."""
     if len(key) != KEY_SIZE:
         raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
     return b64encode(key).decode()
 
 
 def decode_key(text: str) -> bytes:
-    """Read a key as `wg` does: exactly 44 characters of canonical base64, no space around them.
+    """Return the 32 bytes of a key. As for `wg`, it is exactly 44 characters of canonical base64.
 
     Raises:
-        UsageError: It is anything else. The message doesn't repeat it: it may be a secret.
+        UsageError: The text isn't a key. The message doesn't repeat it, because it may be a secret.
     """
     try:
         key = b64decode(text, validate=True)
@@ -82,6 +83,3 @@ def decode_key(text: str) -> bytes:
             "That isn't a WireGuard key: one is 44 characters of base64.", "Make one with: rustguard genkey"
         )
     return key
-
-
-NO_PRESHARED_KEY = bytes(32)

@@ -1,4 +1,4 @@
-"""What is set for a peer, and the part of its state that both engines keep."""
+"""A peer's configuration, and the part of its runtime state that all engines have."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rustguard_py.model.keys import NO_PRESHARED_KEY
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """What is set for a peer from outside.
+    """A peer's configuration.
 
     Attributes:
         public_key: 32 bytes.
-        allowed_ips: Networks whose packets go to it and may come from it.
-        preshared_key: 32 bytes, zeros for none.
-        endpoint: Where to find it at first, or None when it finds us.
-        persistent_keepalive: Seconds, 0 for none.
-        previous_preshared_keys: Others that the peer may still have, 32 bytes each; tried in turn.
+        allowed_ips: Networks behind the peer: packets to them are sent to it, and it may send packets from them.
+        preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
+        endpoint: Where to reach it first, or None to wait until it sends something.
+        persistent_keepalive: Seconds between keepalives, 0 for none.
+        previous_preshared_keys: Older keys (32 bytes each) that the peer may still use. They are tried in turn.
     """
 
     public_key: bytes
@@ -30,22 +30,23 @@ class PeerConfig:
 
     @property
     def preshared_keys(self) -> tuple[bytes, ...]:
-        """All of them, the newest first."""
+        """All preshared keys, the newest first."""
         return self.preshared_key, *self.previous_preshared_keys
 
 
 class Peer:
-    """The runtime of a peer, whoever shakes hands with it. Times are the monotonic clock's, None for never.
+    """A peer's runtime state, in every engine. Times are those of `model.clock`, None for never.
 
     Attributes:
-        id: The number that the plane knows it by.
-        config: What was set last.
-        endpoint: Where it was last heard from, or set to.
-        attempt_began: When the current run of initiations began; None while none is under way, and in the kernel.
+        id: The plane's number for it.
+        config: Its current configuration.
+        endpoint: Where it was last heard from, or the endpoint that was set since.
+        attempt_began: When the current run of initiations began, None while there is none. Always None where the
+            kernel shakes hands.
         attempts: Initiations sent in the current run.
-        initiation_sent: When the last one went out.
+        initiation_sent: When the last initiation was sent.
         session_began: When the newest session was made or, as responder, confirmed.
-        key_in_use: Which of the config's `preshared_keys` was used last; 0 is the newest.
+        key_in_use: Index into the configuration's `preshared_keys` of the key used last; 0 is the newest.
     """
 
     __slots__ = (

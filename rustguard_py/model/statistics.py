@@ -1,4 +1,4 @@
-"""Counters of a peer, of a worker and of a whole plane."""
+"""Counters: per peer, per worker and of a whole plane."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rustguard_py.model.endpoint import Endpoint, PeerId
 
 @dataclass(slots=True)
 class PeerStats:
-    """Counters of one peer. Bytes are those of whole WireGuard datagrams, as the kernel's counters are.
+    """Counters of one peer. Bytes count whole WireGuard datagrams, as the kernel's counters do.
 
     Attributes:
-        last_received: When the last authenticated datagram came, or None.
-        last_sent: When the last datagram went out, or None.
+        last_received: When the last authenticated datagram was received, or None.
+        last_sent: When the last datagram was sent, or None.
         handshakes: Keypairs installed.
-        drops: Packets dropped on their way to it, and datagrams of its sessions, forged ones too.
+        drops: Packets to the peer that were dropped, and dropped datagrams of its sessions, including forged ones.
     """
 
     endpoint: Endpoint | None = None
@@ -29,21 +29,22 @@ class PeerStats:
     drops: int = 0
 
 
-# Entries of a histogram of batch sizes.
+# Number of classes in a histogram of batch sizes.
 BATCH_CLASSES = 16
 
 
 @dataclass(slots=True)
 class WorkerStats:
-    """Counters of one worker: a thread that moves packets in batches, each as many as waited.
+    """Counters of one worker: a thread that moves packets in batches. A batch is all that waited at that moment.
 
     Attributes:
-        name: `out-0` for the way out of the first queue, `in-0` for its way in, `loop-0` for both in one.
-        packets: Datagrams handed to the network, and taken from it.
-        bytes: Of these datagrams.
-        batch_sizes: BATCH_CLASSES numbers: how many batches had 1 datagram, 2 or 3, 4 to 7 and so on. The last also
-            counts the larger ones.
-        system_calls: That it made, those to look in vain and to sleep included.
+        name: `out-0` for the outbound thread of the first queue, `in-0` for its inbound thread, `loop-0` for one
+            thread that does both.
+        packets: Datagrams sent and received.
+        bytes: The size of these datagrams.
+        batch_sizes: BATCH_CLASSES numbers: how many batches had 1 datagram, 2 or 3, 4 to 7 and so on. The last one
+            also counts all larger batches.
+        system_calls: All system calls made, including those that found nothing and those that slept.
     """
 
     name: str
@@ -54,11 +55,11 @@ class WorkerStats:
 
     @property
     def batches(self) -> int:
-        """How many batches there were."""
+        """Number of batches."""
         return sum(self.batch_sizes)
 
     def count(self, packets: int, size: int) -> None:
-        """Count a batch of `packets` datagrams, `size` bytes together."""
+        """Count one batch of `packets` datagrams with `size` bytes in total."""
         if packets:
             self.packets += packets
             self.bytes += size
@@ -70,10 +71,10 @@ class PlaneStats:
     """Counters of a plane.
 
     Attributes:
-        peers: By peer.
-        drops: Datagrams and packets dropped, by reason (a short snake_case word each).
-        notes: What the plane does without, and why (a refused offload), one sentence each.
-        workers: One each; none where packets aren't moved by workers.
+        peers: Counters by peer.
+        drops: Dropped datagrams and packets by reason, a short word in snake_case.
+        notes: Features that the plane runs without and why (a refused offload), one sentence each.
+        workers: Counters per worker. Empty for the kernel's engine.
     """
 
     peers: dict[PeerId, PeerStats] = field(default_factory=dict)

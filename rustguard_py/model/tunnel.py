@@ -1,4 +1,7 @@
-"""What a running tunnel is to whoever runs it, whether its handshakes are ours or the kernel's."""
+"""The interface of a running tunnel, whether Python or the kernel does its handshakes.
+
+`AnyTunnel` is the tunnel, `Peers` its peers, `Mover` what moves its packets, `Listeners` the callbacks.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from rustguard_py.model.timers import REKEY_ATTEMPT_TIME
 
 
 class Peers(Protocol):
-    """The peers of a tunnel, whoever shakes hands with them: `rustguard_py.node.Node` says what each does.
+    """The peers of a tunnel. `rustguard_py.node.Node` documents the methods.
 
     Attributes:
-        asks_freely: Whether asking somebody leaves the session as it is.
+        asks_freely: Whether `ask` leaves the peer's session as it is.
     """
 
     asks_freely: bool
@@ -29,7 +32,7 @@ class Peers(Protocol):
         """Our public key, 32 bytes."""
 
     def __iter__(self) -> Iterator[Peer]:
-        """Go through all."""
+        """Iterate over all peers."""
 
     def get(self, public_key: bytes) -> Peer | None:
         """See `Node.get`."""
@@ -50,35 +53,35 @@ class Peers(Protocol):
         """See `Node.set_private_key`."""
 
     def ask(self, peer: Peer, now: float) -> None:
-        """Shake hands whether or not there is a session, to learn if the peer answers; once each REKEY-TIMEOUT."""
+        """Start a handshake, even with a session, to learn whether the peer answers. Once per REKEY-TIMEOUT."""
 
 
 class Mover(Protocol):
-    """What moves a tunnel's packets, as far as who runs a tunnel sees it."""
+    """What moves a tunnel's packets: the part of a plane that all engines have."""
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
-        """Send one datagram of enrollment as it is. An unreachable network is not an error."""
+        """Send one enrollment datagram as it is. An unreachable network is not an error."""
 
     def set_pairing(self, gate: PairingGate | None) -> None:
         """See `rustguard_py.planes.contract.Plane.set_pairing`."""
 
     def stats(self) -> PlaneStats:
-        """Read the counters."""
+        """Return the current counters."""
 
     def set_fwmark(self, mark: int) -> None:
-        """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+        """Set the mark of all datagrams sent from now on, for the system's routing rules; 0 for no mark."""
 
     def set_mtu(self, mtu: int) -> None:
-        """Follow the interface's MTU, bytes."""
+        """Adopt the interface's new MTU, in bytes."""
 
 
 class AnyTunnel(Protocol):
-    """A running tunnel: `Tunnel`, whose handshakes are ours, or `rustguard_py.kernel.tunnel.KernelTunnel`.
+    """A running tunnel: `rustguard_py.tunnel.Tunnel`, or `KernelTunnel` where the kernel does the handshakes.
 
     Attributes:
-        listeners: Who is told what happens.
-        fault: What ended it, set once; `stopped` is then set as well.
-        stopped: Set to end it.
+        listeners: Callbacks for what happens.
+        fault: The error that ended the tunnel. When it is set, `stopped` is set too.
+        stopped: Set when the tunnel must end.
     """
 
     listeners: Listeners
@@ -87,38 +90,38 @@ class AnyTunnel(Protocol):
 
     @property
     def node(self) -> Peers:
-        """Its peers; call `wake` after changing them."""
+        """The peers. Call `wake` after changing them."""
 
     @property
     def plane(self) -> Mover:
-        """Where packets move."""
+        """What moves the packets."""
 
     def start(self) -> None:
-        """Begin to handle events; from within the running loop."""
+        """Start handling events. Call it inside the running loop."""
 
     def close(self) -> None:
-        """Stop; the interface goes with it. May be called twice."""
+        """Stop, and remove the interface. May be called twice."""
 
     def wake(self) -> None:
-        """Do what is due, after a change."""
+        """Do what is due. Call it after a change."""
 
     def set_port(self, port: int) -> int:
-        """Move to another UDP port, 0 for any that is free; give which. Sessions stay.
+        """Move to another UDP port (0 for any free one) and return it. Sessions stay.
 
         Raises:
-            RefusedError: It's taken; the one before stays.
+            RefusedError: The port is taken. The tunnel keeps its old one.
         """
 
 
 @dataclass(slots=True)
 class Listeners:
-    """Who wants to know what of a tunnel; each is called in the loop's thread.
+    """Callbacks of a tunnel, each called in the loop's thread.
 
     Attributes:
-        foreign: An enrollment datagram, its source, and the time.
-        unanswered: A peer's handshake goes unanswered; how many initiations went out so far.
+        foreign: An enrollment datagram came. Takes it, its source and the time.
+        unanswered: A handshake had no answer. Takes the peer and the number of initiations sent so far.
         session: A peer's session began.
-        moved: A peer is elsewhere.
+        moved: A peer has another endpoint.
     """
 
     foreign: Callable[[bytes, Endpoint, float], None] | None = None

@@ -1,7 +1,7 @@
-"""Which peer an inner address belongs to: longest prefix, both families (whitepaper section 2).
+"""Finds the peer of an inner address: longest prefix first, both families (whitepaper section 2).
 
-One dictionary a prefix length in use, tried from the longest: most tables hold one or two lengths, so a look-up
-is one or two hashes, at 10,000 prefixes as at one.
+There is one dictionary per prefix length in use, tried from the longest. Most tables have one or two lengths, so a
+look-up takes one or two hashes, whether there are 10,000 prefixes or one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Family(Generic[T]):
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
-        # By host bits (32 less the prefix length): the networks, shifted right by those.
+        # By host bits (32 less the prefix length for IPv4): owners by network, shifted right by the host bits.
         self.tables: dict[int, dict[int, T]] = {}
         # The same, longest prefix first.
         self.levels: list[tuple[int, dict[int, T]]] = []
@@ -51,19 +51,19 @@ class _Family(Generic[T]):
 
 
 class AllowedIps(Generic[T]):
-    """Networks to their owners. An owner is told apart by identity and must be hashable."""
+    """A map from networks to their owners. Owners are compared by identity and must be hashable."""
 
     __slots__ = ("_owned", "_v4", "_v6")
 
     def __init__(self) -> None:
         self._v4 = _Family[T](32)
         self._v6 = _Family[T](128)
-        # The networks set for an owner, packed: family and host bits in one byte each, then the address. An
-        # entry may meanwhile be another's: removing looks first.
+        # The networks set for an owner, packed: family and host bits in one byte each, then the address. A
+        # network may have moved to another owner since, which `discard` checks.
         self._owned: dict[T, bytes] = {}
 
     def set(self, owner: T, networks: Iterable[Network]) -> None:
-        """Make `networks` those of `owner`: others of it go, and each moves here from whoever had it."""
+        """Replace the networks of `owner`. A network that another owner has moves to this one."""
         self.remove(owner)
         packed = bytearray()
         for network in networks:
@@ -75,7 +75,7 @@ class AllowedIps(Generic[T]):
             self._owned[owner] = bytes(packed)
 
     def remove(self, owner: T) -> None:
-        """Forget all networks that are `owner`'s."""
+        """Remove all networks of `owner`."""
         packed = self._owned.pop(owner, b"")
         at = 0
         while at < len(packed):
@@ -86,6 +86,6 @@ class AllowedIps(Generic[T]):
             at = end
 
     def find(self, address: bytes) -> T | None:
-        """Give the owner of a packed address (4 or 16 bytes), or None."""
+        """Return the owner of a packed address (4 or 16 bytes), or None."""
         family = self._v4 if len(address) == 4 else self._v6
         return family.find(int.from_bytes(address, "big"))

@@ -1,9 +1,14 @@
-"""Packets that came in one batch into superpackets for the TUN device: what GRO does in the kernel.
+"""Merges the packets of one batch into superpackets for the TUN device, as GRO does in the kernel.
 
-Stages for the packets from some row on: the first one's headers say what may follow (same flow, same header but
-for lengths, sequence, identification, checksums); the rows that do follow are found for all rows at once; the
-checksums of that run are verified, since the kernel will trust a superpacket; one header is made for all. A
-packet that can't be merged is given as it is, and the kernel verifies it. No packet is held for the next batch.
+Stages, from some row on:
+
+1. The first packet's headers determine which rows can follow: the same flow, and the same header except for lengths,
+   sequence number, identification and checksums.
+2. The rows that do follow are found for all rows at once.
+3. The checksums of that run are verified, because the kernel will trust a superpacket.
+4. One header is made for the run.
+
+A packet that can't be merged is passed on as it is, and the kernel verifies it. No packet is held for the next batch.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from rustguard_py.planes.offload import (
     IPPROTO_UDP,
     MAX_SEGMENTS,
     NEEDS_CHECKSUM,
+    SHAPES_KEPT,
     TCP_CHECKSUM_OFFSET,
     UDP_CHECKSUM_OFFSET,
     Vnet,
@@ -28,17 +34,16 @@ from rustguard_py.planes.offload import (
 
 _INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint32)
 ACK, PSH = 0x10, 0x08
-_SHAPES_KEPT = 48
 
 
 class Run(NamedTuple):
-    """Rows that go out together.
+    """Rows that are written together.
 
     Attributes:
         first: The first row.
         stop: The row after the last.
-        source: The inner source address (4 or 16 bytes) of them all; b"" for a single packet, not looked at.
-        parts: To be written at once: virtio_net_hdr with headers, then payloads; empty for a single packet.
+        source: The inner source address (4 or 16 bytes) of all rows, or b"" for a single packet.
+        parts: The superpacket for one write: virtio_net_hdr with headers, then payloads. Empty for a single packet.
     """
 
     first: int
@@ -48,7 +53,7 @@ class Run(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What a packet that may be merged looks like."""
+    """The shape of a packet that can be merged."""
 
     transport: int
     header: int
@@ -60,8 +65,8 @@ class _Kind(NamedTuple):
         return self.transport == 20
 
 
-class _Shape:
-    """The views for packets of one kind in rows of one stride, and the columns in which they may differ."""
+class _MergeShape:
+    """Views over packets of one kind in rows of one stride, and masks of the columns in which they may differ."""
 
     __slots__ = (
         "exact_mask",
@@ -83,7 +88,7 @@ class _Shape:
         view = memoryview(buffer)
         self.kind = kind
         self.stride = stride
-        # Compared four bytes at a time: all headers are multiples of that.
+        # Compared four bytes at a time: all header sizes are multiples of four.
         self.headers = np.ndarray((rows, header // 4), "<u4", buffer, 0, (stride, 4))
         exact = bytearray(b"\xff" * header)
         # IPv4 identification and checksum; sequence number and checksum.
@@ -98,11 +103,11 @@ class _Shape:
             loose[transport + 13] &= ~PSH
         else:
             loose[transport + 4] = loose[transport + 5] = 0
-        # What rows share that have full size, and what the last row shares with them.
+        # What all rows of full size share, and what the last row shares with them.
         self.exact_mask = np.frombuffer(exact, "<u4")
         self.loose_mask = int.from_bytes(loose, "little")
         self.sequence = np.ndarray((rows,), ">u4", buffer, transport + 4, (stride,))
-        # In 32 bits, so that sequence numbers wrap by themselves.
+        # In 32 bits, so sequence numbers wrap by themselves.
         self.steps = _INDEX[:rows] * np.uint32(size - header)
         self.ip_sums = RowSums(buffer, 0, 20, stride, rows)
         self.transport_sums = RowSums(buffer, transport, size - transport, stride, rows)
@@ -113,25 +118,25 @@ class _Shape:
 
 
 class Coalescer:
-    """Finds what can be merged among rows of `buffer`.
+    """Finds the rows of `buffer` that can be merged.
 
     Args:
-        buffer: Holds the packets, one a row; padding and rubbish may follow each in its row. One row more than
-            is used must fit.
-        udp: Merge UDP too. Not on kernels before 6.8.5, which break VXLAN and Geneve in such superpackets.
+        buffer: The packets, one per row. Padding or old bytes may follow each packet in its row. The buffer must
+            have room for one more row than is used.
+        udp: Whether to merge UDP too. Kernels before 6.8.5 break VXLAN and Geneve in such superpackets.
     """
 
     def __init__(self, buffer: bytearray, *, udp: bool = True) -> None:
         self.buffer = buffer
         self.udp = udp
         self._view = memoryview(buffer)
-        self._shapes: dict[tuple[int, _Kind], _Shape] = {}
+        self._shapes: dict[tuple[int, _Kind], _MergeShape] = {}
 
     def runs(self, count: int, stride: int, last: int) -> list[Run]:
         """Divide `count` rows into runs, in order.
 
         Args:
-            count: Rows, at `stride` bytes from each other; MAX_SEGMENTS at most.
+            count: Number of rows, at most MAX_SEGMENTS, `stride` bytes apart.
             stride: The size of each row but the last.
             last: The size of the last.
         """
@@ -153,9 +158,9 @@ class Coalescer:
             return single
         shape = self._shapes.get((stride, kind))
         if shape is None:
-            if len(self._shapes) >= _SHAPES_KEPT:
+            if len(self._shapes) >= SHAPES_KEPT:
                 self._shapes.clear()
-            shape = self._shapes[stride, kind] = _Shape(self.buffer, stride, kind)
+            shape = self._shapes[stride, kind] = _MergeShape(self.buffer, stride, kind)
         stop, tail = self._extent(shape, first, count, last)
         if stop < first + 2:
             return single
@@ -166,9 +171,10 @@ class Coalescer:
         return self._merge(shape, first, stop, tail, addresses_sum)
 
     def _examine(self, at: int, room: int) -> _Kind | None:
-        """Look at the packet at `at`; None if it can't begin a superpacket.
+        """Return the kind of the packet at `at`, or None if it can't begin a superpacket.
 
-        That is: no TCP or UDP, IP options or extension headers, fragments, TCP flags but ACK, no payload.
+        It can't if it isn't TCP or UDP, is a fragment, has no payload, or has IP options, extension headers or TCP
+        flags other than ACK.
         """
         packet = self.buffer
         if packet[at] == 0x45:
@@ -194,18 +200,18 @@ class Coalescer:
         return _Kind(transport, header, size, protocol == IPPROTO_TCP) if header < size <= room else None
 
     def _same_flow(self, one: int, other: int) -> bool:
-        """Compare addresses and ports: quick, and enough to keep mixed flows from the costly look."""
+        """Return whether addresses and ports are equal. This quick check spares mixed flows the costly one."""
         begin, end = (12, 24) if self.buffer[one] >> 4 == 4 else (8, 44)
         return self._view[one + begin : one + end] == self._view[other + begin : other + end]
 
-    def _extent(self, shape: _Shape, first: int, count: int, last: int) -> tuple[int, int]:
-        """Give the row after the run that begins at `first`, and the size of its last packet.
+    def _extent(self, shape: _MergeShape, first: int, count: int, last: int) -> tuple[int, int]:
+        """Return the row after the run that begins at `first`, and the size of its last packet.
 
-        Rows follow that have the same size and header, in sequence; after them one more that is smaller or has
-        PSH, either of which ends a superpacket.
+        Rows follow while they have the same size and header and are in sequence. One smaller row, or one with PSH,
+        may come last: it ends a superpacket.
         """
         kind, stride = shape.kind, shape.stride
-        # The very last row may hold less than the views suppose: it is left to the look at the tail.
+        # The last row may be shorter than the views assume, so `_tail` looks at it.
         rows = count - first if last == stride else count - first - 1
         headers = shape.headers[first : first + rows]
         masked = (headers & shape.exact_mask).tobytes()
@@ -223,8 +229,8 @@ class Coalescer:
             return stop + 1, tail
         return stop, kind.size
 
-    def _tail(self, shape: _Shape, first: int, row: int, room: int) -> int:
-        """Give the size of the packet in `row` if it can end the run that began at `first`, or 0."""
+    def _tail(self, shape: _MergeShape, first: int, row: int, room: int) -> int:
+        """Return the size of the packet in `row` if it can end the run that began at `first`, or 0."""
         kind, stride = shape.kind, shape.stride
         if room < kind.header:
             return 0
@@ -244,11 +250,11 @@ class Coalescer:
             in_place = packet[transport + 4] << 8 | packet[transport + 5] == size - kind.transport
         return size if in_place else 0
 
-    def _verified(self, shape: _Shape, first: int, stop: int, tail: int, addresses: int) -> bool:
-        """Say whether every checksum of the run holds. With its field in, a good sum is 0 modulo 65535."""
+    def _verified(self, shape: _MergeShape, first: int, stop: int, tail: int, addresses: int) -> bool:
+        """Return whether every checksum of the run holds. A sum that includes its field must be 0 modulo 65535."""
         transport, _, size, tcp = shape.kind
         end = (stop - 1) * shape.stride
-        # The last row's sum is made over the full size too: with zeros behind it that changes nothing.
+        # The last row is summed over the full size too. The zeros behind it don't change the sum.
         self._view[end + tail : end + size] = bytes(size - tail)
         sums = shape.transport_sums.big_endian(first, stop)
         sums += addresses + (IPPROTO_TCP if tcp else IPPROTO_UDP) + size - transport
@@ -257,7 +263,7 @@ class Coalescer:
             return False
         return transport != 20 or not (shape.ip_sums.big_endian(first, stop) % 65535).any()
 
-    def _merge(self, shape: _Shape, first: int, stop: int, tail: int, addresses: int) -> Run:
+    def _merge(self, shape: _MergeShape, first: int, stop: int, tail: int, addresses: int) -> Run:
         kind = shape.kind
         transport, header, size, tcp = kind
         at, end = first * shape.stride, (stop - 1) * shape.stride

@@ -1,11 +1,19 @@
-"""What every data plane does, and how Python talks to it: commands in, events out.
+"""The contract between Python and a data plane: commands go in, events come out.
 
-Python decides, the plane moves packets. The plane keeps to itself what happens once a packet: nonces, replay
-windows, allowed-IPs both ways, roaming, which keypair is current, keepalives, REKEY-AFTER and REJECT-AFTER
-limits, packets that wait for a first handshake, and the gate in front of Python (MAC1; under load MAC2 and
-cookie replies; a server's HELLO and SHARE_C). Everything else is `rustguard_py.node`'s.
+The plane does everything that happens per packet:
 
-Times are seconds of one monotonic clock. Keys are raw bytes.
+- nonces, replay windows, and which keypair is current;
+- allowed IPs in both directions, and roaming;
+- keepalives, and the limits REKEY-AFTER and REJECT-AFTER;
+- holding packets until a first handshake is done;
+- the gate in front of Python: MAC1, and under load MAC2 and cookie replies; a server's HELLO and SHARE_C.
+
+Everything else is decided by `rustguard_py.node`: handshakes, retries, timestamps, preshared keys.
+
+There are two planes. `portable` is the readable one, in Python, and `native` the fast one, in Rust. One conformance
+suite tests both.
+
+Times are seconds of `rustguard_py.model.clock`. Keys are raw bytes. Sections are the whitepaper's.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 
-# Packets held a peer until its first handshake is done; the kernel's MAX_STAGED_PACKETS.
+# Packets held per peer until a handshake is done; the kernel's MAX_STAGED_PACKETS.
 MAX_STAGED_PACKETS = 128
 
 
@@ -29,8 +37,8 @@ class Keypair:
     """The transport keys of one finished handshake (section 5.4.5).
 
     Attributes:
-        local_index: Our 32-bit index, the receiver field of what we get; from `Plane.reserve_index`.
-        remote_index: Theirs, the receiver field of what we send.
+        local_index: Our 32-bit index, from `Plane.reserve_index`: the receiver field of what we receive.
+        remote_index: The peer's index: the receiver field of what we send.
         send_key: 32 bytes.
         receive_key: 32 bytes.
         initiator: Whether we sent the initiation. A responder's keypair is `next` until a datagram confirms it.
@@ -79,7 +87,7 @@ class ForeignReceived:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeWanted:
-    """A session is missing, old or silent. Said again, at most once a second, as often as a packet meets that."""
+    """A peer needs a handshake. Repeated while packets need one, at most once per second."""
 
     peer: PeerId
     reason: Reason
@@ -87,7 +95,7 @@ class HandshakeWanted:
 
 @dataclass(frozen=True, slots=True)
 class KeypairConfirmed:
-    """The first authenticated datagram came in on a keypair that we made as responder."""
+    """The first authenticated datagram came in on a keypair that we installed as responder."""
 
     peer: PeerId
     local_index: int
@@ -95,7 +103,7 @@ class KeypairConfirmed:
 
 @dataclass(frozen=True, slots=True)
 class EndpointMoved:
-    """An authenticated datagram came from elsewhere, or to another address of ours; replies already go there.
+    """An authenticated datagram came from another endpoint or to another local address. Replies already go there.
 
     Reported at most every 0.1 s and peer, the last one in any case: a peer can move with every datagram.
     """
@@ -106,7 +114,7 @@ class EndpointMoved:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The plane can't go on, or (fatal False) goes on with less and says so once."""
+    """The plane has stopped (fatal), or it runs on without some feature (not fatal, reported once)."""
 
     message: str
     fatal: bool
@@ -116,10 +124,10 @@ Event = HandshakeReceived | ForeignReceived | HandshakeWanted | KeypairConfirmed
 
 
 class Plane(Protocol):
-    """The commands. They may be called from the control thread at any time and take effect in order.
+    """The commands. The control thread may call them at any time; they take effect in order.
 
-    An endpoint that an event gave knows the address of ours that the datagram came to: what is sent to it goes out
-    from there. Where the kernel refuses that, and once a peer doesn't answer, the kernel chooses again.
+    An endpoint from an event knows the local address that its datagram came to, and replies go out from that address.
+    If the kernel refuses the address, or the peer stops answering, the kernel chooses one again.
     """
 
     def set_peer(
@@ -129,19 +137,19 @@ class Plane(Protocol):
         allowed_ips: Sequence[Network],
         persistent_keepalive: int,
     ) -> None:
-        """Add a peer or change it; its sessions stay.
+        """Add a peer or change it. Its sessions stay.
 
         Args:
-            peer: The caller's number for it.
-            endpoint: Where to send, or None to keep what is known.
-            allowed_ips: Networks whose packets go to it and may come from it; each moves here from other peers.
+            peer: The caller's number for the peer.
+            endpoint: Where to send, or None to keep the known endpoint.
+            allowed_ips: All networks behind the peer. A network that another peer has moves to this one.
             persistent_keepalive: Seconds between keepalives while nothing is sent, 0 for none.
         """
 
     def set_public_key(self, public_key: bytes) -> None:
-        """Be somebody else (32 bytes) from now on: handshakes have to be for this key.
+        """Take another identity (32 bytes): from now on the gate only passes handshakes for this key.
 
-        No session sends any more, so what is to be sent waits for a handshake; what comes on them is still taken.
+        Existing sessions still receive but no longer send, so outgoing packets wait for a new handshake.
         """
 
     def set_pairing(self, gate: PairingGate | None) -> None:
@@ -156,35 +164,35 @@ class Plane(Protocol):
         """
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
-        """Send to `endpoint` from now on, until an authenticated datagram comes from elsewhere. No event follows."""
+        """Send to `endpoint` until an authenticated datagram comes from elsewhere. It causes no event."""
 
     def remove_peer(self, peer: PeerId) -> None:
-        """Forget a peer, its keys, indices and held packets."""
+        """Forget a peer with its keys, indices and held packets."""
 
     def reserve_index(self, peer: PeerId) -> int:
-        """Give a fresh random 32-bit index for a handshake; the peer's reserved, unused one is given back."""
+        """Return a new random 32-bit index for a handshake. The peer's reserved but unused index is freed."""
 
     def install_keypair(self, peer: PeerId, keypair: Keypair) -> None:
-        """Put a keypair in place.
+        """Install a keypair.
 
-        An initiator's becomes current and is used at once: held packets go out, or an empty one (a keepalive) where
-        none is held. A responder's becomes next until a datagram confirms it.
+        As initiator it becomes current and is used at once: held packets are sent, or a keepalive if none is held.
+        As responder it becomes next, and current when a datagram confirms it.
         """
 
     def erase_keypairs(self, peer: PeerId) -> None:
         """Erase all keys of a peer (section 6.3: none lives longer than 3 * REJECT-AFTER-TIME)."""
 
     def drop_held(self, peer: PeerId) -> None:
-        """Drop the packets that wait for a handshake: it was given up."""
+        """Drop the packets that wait for a handshake, because it was given up."""
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         """Send one datagram as it is (handshakes, enrollment). An unreachable network is not an error."""
 
     def stats(self) -> PlaneStats:
-        """Read the counters."""
+        """Return the current counters."""
 
     def close(self) -> None:
-        """Stop, close every descriptor, drop the interface. May be called twice."""
+        """Stop, close all descriptors and remove the interface. May be called twice."""
 
 
 class EventfulPlane(Plane, Protocol):
@@ -195,20 +203,20 @@ class EventfulPlane(Plane, Protocol):
     """
 
     def fileno(self) -> int:
-        """Give the descriptor that is readable while events wait."""
+        """Return the descriptor that is readable while events wait."""
 
     def poll_events(self) -> list[Event]:
-        """Take the events that wait; the descriptor is no longer readable."""
+        """Take the next events. The descriptor stays readable if there are more."""
 
     def set_fwmark(self, mark: int) -> None:
-        """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+        """Set the mark of all datagrams sent from now on, for the system's routing rules; 0 for no mark."""
 
     def set_mtu(self, mtu: int) -> None:
-        """Follow the interface's MTU, bytes."""
+        """Adopt the interface's new MTU, in bytes."""
 
     def rebind(self, sockets: Sequence[socket.socket]) -> None:
-        """Move to other bound UDP sockets, at most one a family, which are the plane's from here on.
+        """Move to other bound UDP sockets, at most one per family. The plane owns them from now on.
 
-        The mark goes along, and so does all else: peers, sessions, what the interface holds. The sockets before are
-        closed with what waits in them. Back when that is done.
+        Mark, peers, sessions and the packets in the interface stay. The old sockets are closed, and datagrams that
+        wait in them are lost. Returns when this is done.
         """

@@ -1,8 +1,8 @@
-"""What a handshake datagram must show before it may cost Python a Diffie-Hellman (whitepaper sections 5.3, 5.4.7).
+"""The gate: what a handshake datagram must prove before it costs Python a Diffie-Hellman (sections 5.3, 5.4.7).
 
-In order: its length; MAC1, which shows that the sender knows our public key; then, from a source that asks too
-often, or from everybody while we are under load, MAC2, which shows that the sender receives at its address. Any MAC2
-but zero is checked before the datagram gets the place of a sender who proves something.
+First its length is checked, then MAC1, which proves that the sender knows our public key. A source that sends too
+often, and everybody while we are under load, must also send MAC2, which proves that the sender can receive at
+its address. Any MAC2 but zero is checked before the datagram gets the place of a sender who proves something.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from ipaddress import IPv6Address
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.protocol import cookie, wire
 
-# Handshake datagrams that may wait for Python; the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
+# Handshake datagrams that may wait for Python: the kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
 HANDSHAKE_QUEUE = 4096
-# From this many on we are under load, and for a second after it was last so; also while as many more in a second
-# would have to be taken as soon as it ended.
+# With this many waiting we are under load, and for LOAD_LASTS seconds afterwards. It also lasts while as many
+# within that time would have passed without it.
 LOADED_QUEUE = HANDSHAKE_QUEUE // 8
 LOAD_LASTS = 1.0
-# A source's budget, over /32 or /64 (the kernel's ratelimiter).
+# Budget of a source, a /32 or /64: datagrams per second, and at once (the kernel's ratelimiter).
 RATE = 20.0
 BURST = 5
-# Sources remembered at once, of each kind.
+# Sources remembered at once per kind of budget.
 SOURCES = 8192
-# Seconds between two searches for those whose bucket is full again.
+# Seconds between two searches for sources whose bucket is full again.
 SWEEP_INTERVAL = 0.1
 
 
@@ -42,9 +42,9 @@ class Verdict(Enum):
 
 
 class SourceBudget:
-    """A token bucket per source: RATE a second, BURST at once.
+    """A token bucket per source: RATE tokens per second, BURST at once.
 
-    One number a source is kept: when its bucket will be full again. Who has a full bucket needs none.
+    One number is kept per source: when its bucket is full again. A source with a full bucket isn't kept.
     """
 
     __slots__ = ("_full_at", "_swept_at")
@@ -54,10 +54,9 @@ class SourceBudget:
         self._swept_at = float("-inf")
 
     def spend(self, source: bytes | str | int, now: float) -> bool:
-        """Take a token of `source`; give False where none is left.
+        """Take a token of `source`. Return False if there is none.
 
-        With SOURCES of them not yet full again, a new source is given False: that many at once are a flood from
-        made-up addresses.
+        If SOURCES buckets aren't full, a new source gets False too: that is a flood from forged addresses.
         """
         full_at = self._full_at.get(source)
         if full_at is None:
@@ -72,7 +71,7 @@ class SourceBudget:
         return True
 
     def _forget_full(self, now: float) -> bool:
-        # Looking through all of them for each datagram of a flood would do the flood's work for it.
+        # A search for each datagram would make the flood more expensive for us.
         if now - self._swept_at < SWEEP_INTERVAL:
             return False
         self._swept_at = now
@@ -81,7 +80,7 @@ class SourceBudget:
 
 
 def source_network(source: Endpoint) -> bytes | str:
-    """Give what a budget belongs to: the IPv4 address, or the first 64 bits of an IPv6 one."""
+    """Return the key of a source's budget: the IPv4 address, or the first 64 bits of an IPv6 one."""
     host = source[0]
     if ":" not in host:
         return host
@@ -91,12 +90,12 @@ def source_network(source: Endpoint) -> bytes | str:
 class Gate:
     """The gate of one plane.
 
-    Two budgets are kept for each source: one for datagrams that prove their address by MAC2, one for those that
-    do not. So who floods in another's name takes nothing from the other but the comfort of not being challenged.
+    Each source has two budgets: one for datagrams that prove their address with MAC2, one for all others. So a flood
+    from a forged address can only cause its real owner to be challenged.
 
     Args:
-        public_key: Ours, 32 bytes.
-        random: Gives n random bytes.
+        public_key: Our own, 32 bytes.
+        random: Returns n random bytes.
     """
 
     __slots__ = (
@@ -120,22 +119,22 @@ class Gate:
         # Of each receiver index of ours, for cookie replies.
         self._answers = SourceBudget()
         self._loaded_until = float("-inf")
-        # Datagrams under load that would have passed without.
+        # Datagrams that would have passed without load.
         self._pressing = 0
 
     def set_public_key(self, public_key: bytes) -> None:
-        """Guard the owner of another key (32 bytes) from now on."""
+        """Use another public key (32 bytes) from now on."""
         self._mac1_key = cookie.mac1_key(public_key)
         self._cookie_key = cookie.cookie_key(public_key)
 
     def judge(self, datagram: bytes, source: Endpoint, backlog: int, now: float) -> Verdict:
-        """Judge a datagram of type 1 or 2.
+        """Return what to do with a datagram of type 1 or 2.
 
         Args:
-            datagram: Whole.
+            datagram: The whole datagram.
             source: Where it came from.
-            backlog: Handshake datagrams that wait for Python now.
-            now: Seconds.
+            backlog: Number of handshake datagrams that wait for Python.
+            now: The time.
         """
         size = wire.INITIATION_SIZE if datagram[0] == wire.INITIATION else wire.RESPONSE_SIZE
         if len(datagram) != size:
@@ -161,20 +160,20 @@ class Gate:
         return Verdict.PROVEN if self._answers.spend(receiver, now) else Verdict.TOO_OFTEN
 
     def _passes(self, network: bytes | str, now: float) -> bool:
-        """Say whether a datagram passes that proves nothing."""
+        """Return whether a datagram passes without proving its address."""
         in_budget = self._unproven.spend(network, now)
         if now >= self._loaded_until:
             self._pressing = 0
             return in_budget
         self._pressing += in_budget
         if self._pressing >= LOADED_QUEUE:
-            # The node would only be handed as many in vain each second.
+            # Ending the load now would pass as many again at once.
             self._pressing = 0
             self._loaded_until = now + LOAD_LASTS
         return False
 
     def challenge(self, datagram: bytes, source: Endpoint, now: float) -> bytes:
-        """Make the cookie reply (64 bytes) to a datagram of type 1 or 2 that was challenged."""
+        """Return the cookie reply (64 bytes) to a challenged datagram of type 1 or 2."""
         sender = int.from_bytes(datagram[4:8], "little")
         mac1 = datagram[-2 * wire.MAC_SIZE : -wire.MAC_SIZE]
         given = self._secrets.cookie_for(source, now)

@@ -1,17 +1,20 @@
-"""From the network to the TUN device, a message at a time.
+"""The inbound path: from the network to the TUN device, one message at a time.
 
-The kernel gives datagrams of one source and size as one message. Stages: look at all headers at once and divide
-the datagrams into runs of one session with consecutive counters; check the window; open each into a row; only
-then mark the window, roam, confirm; merge the rows into superpackets; check each one's source; write it.
-Whatever isn't such a run (single datagrams, handshakes, forgeries, what came out of order) goes one by one
-through `Transport.handle_datagram`.
+The kernel delivers datagrams of one source and size as one message. Stages:
+
+1. Look at all headers at once, and divide the datagrams into runs of one session with consecutive counters.
+2. Check the replay window, and open each datagram into a row.
+3. Only then mark the window, roam and confirm the session.
+4. Merge the rows into superpackets, check the source of each, and write it.
+
+Everything else (single datagrams, handshakes, forgeries, datagrams out of order) goes one by one through
+`Transport.handle_datagram`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 
@@ -21,47 +24,45 @@ from cryptography.exceptions import InvalidTag
 from rustguard_py.model.endpoint import Endpoint, is_same
 from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
+from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.coalesce import Coalescer
 from rustguard_py.planes.offload import MAX_SEGMENTS
-from rustguard_py.planes.transport import DATA_HEADER, Peer, Transport
+from rustguard_py.planes.plane_peer import PlanePeer
+from rustguard_py.planes.transport import Transport
 from rustguard_py.planes.tun import Tun
 from rustguard_py.planes.udp import Udp
+from rustguard_py.protocol.wire import DATA_OVERHEAD, DATA_PREFIX
 
-_OVERHEAD = 32
 _MESSAGE = 65536
-# A layout of small views takes up to 40 KiB.
-_LAYOUTS_KEPT = 48
-_INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint64)
-_run_all = deque[object](maxlen=0).extend
 
 
-class _Layout:
-    """The message buffer seen as datagrams of one size, and the rows that their plaintexts go to."""
+class _OpenLayout:
+    """Views over the message buffer as datagrams of one size, and over the rows for their plaintexts."""
 
     __slots__ = ("ciphertexts", "counters", "heads", "indices", "nonces", "plaintexts", "rows")
 
     def __init__(self, message: bytearray, plain: bytearray, size: int) -> None:
         self.rows = rows = min(MAX_SEGMENTS, _MESSAGE // size)
         view, plain_view = memoryview(message), memoryview(plain)
-        stride = size - _OVERHEAD
+        stride = size - DATA_OVERHEAD
         starts = range(0, rows * size, size)
         self.heads = np.ndarray((rows,), "<u8", message, 0, (size,))
         self.indices = np.ndarray((rows,), "<u4", message, 4, (size,))
         self.counters = np.ndarray((rows,), "<u8", message, 8, (size,))
-        # As when sealing: with the index set to zero the nonce is a piece of the message.
+        # As when sealing: once the index is set to zero, the nonce is a part of the message.
         self.nonces = [view[start + 4 : start + 16] for start in starts]
         self.ciphertexts = [view[start + 16 : start + size] for start in starts]
         self.plaintexts = [plain_view[row * stride : (row + 1) * stride] for row in range(rows)]
 
 
 class Inbound:
-    """The way in of one interface.
+    """The inbound path of one interface.
 
     Args:
-        transport: The rules, and the peers.
+        transport: The rules and the peers.
         tun: The device.
         merge_udp: Whether UDP packets may be merged.
-        note: Called with a sentence for what it does without.
+        note: Called with a sentence for each feature that is missing.
         worker: Counts what comes in.
     """
 
@@ -72,31 +73,31 @@ class Inbound:
         self._note = note
         self._transport = transport
         self._tun = tun
-        # Twice the size: a message may be received behind what was gathered before.
+        # Twice the size: a message can be received behind the datagrams gathered before.
         self._message = bytearray(2 * _MESSAGE)
         self._view = memoryview(self._message)
         self._into = [self._view[:_MESSAGE]]
-        # One row more than a message can fill: the coalescer's views need the room.
+        # One row more than a message can fill, for the coalescer's views.
         self._plain = bytearray(2 * _MESSAGE)
         self._plain_view = memoryview(self._plain)
         self._coalescer = Coalescer(self._plain, udp=merge_udp)
         self._merging = True
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, _OpenLayout] = {}
 
     def pump(self, udp: Udp, now: float) -> bool:
-        """Take one message from the socket to the device; give False if there was none.
+        """Move one message from the socket to the device. Return False if there was none.
 
         Raises:
-            OSError: The socket is gone. What the network says of something sent earlier is counted only.
+            OSError: The socket is gone. Errors of datagrams sent earlier are only counted.
         """
         received = self._receive(udp, 0)
         if received is None:
             return False
         size, segment, source = received
-        if size != segment or size <= _OVERHEAD or self._message[:4] != DATA_HEADER:
+        if size != segment or size <= DATA_OVERHEAD or self._message[:4] != DATA_PREFIX:
             self._take(size, segment, source, now)
             return True
-        # The kernel gives datagrams one by one here: gather those of one source and size as if it had not.
+        # The kernel delivered a single datagram: gather more of the same source and size into a message.
         total = size
         while total + size <= _MESSAGE and total < MAX_SEGMENTS * size:
             received = self._receive(udp, total)
@@ -115,7 +116,7 @@ class Inbound:
         return True
 
     def _receive(self, udp: Udp, offset: int) -> tuple[int, int, Endpoint] | None:
-        """Receive a message to `offset`; None if there is none, or word of something sent earlier that failed."""
+        """Receive a message at `offset`. None if there is none, or only an error of a datagram sent earlier."""
         try:
             return udp.receive([self._view[offset : offset + _MESSAGE]] if offset else self._into)
         except BlockingIOError:
@@ -127,10 +128,10 @@ class Inbound:
             return None
 
     def _take(self, size: int, segment: int, source: Endpoint, now: float) -> None:
-        """Handle the message at the start of the buffer: datagrams of `segment` bytes, the last perhaps shorter."""
+        """Handle the message at the start of the buffer: datagrams of `segment` bytes, the last maybe shorter."""
         count = -(-size // segment) if segment else 1
         self._worker.count(count, size)
-        if count > 1 and segment > _OVERHEAD and count <= MAX_SEGMENTS and self._message[:4] == DATA_HEADER:
+        if count > 1 and segment > DATA_OVERHEAD and count <= MAX_SEGMENTS and self._message[:4] == DATA_PREFIX:
             self._batch(size, segment, count, source, now)
         else:
             self._one_by_one(0, size, segment or 1, source, now)
@@ -143,15 +144,15 @@ class Inbound:
                 self._write_one(inner)
 
     def _batch(self, size: int, segment: int, count: int, source: Endpoint, now: float) -> None:
-        """Divide `count` datagrams into runs: the last may be shorter, the others have `segment` bytes."""
+        """Divide `count` datagrams into runs. All have `segment` bytes, but the last may be shorter."""
         layout = self._layouts.get(segment)
         if layout is None:
-            if len(self._layouts) >= _LAYOUTS_KEPT:
+            if len(self._layouts) >= LAYOUTS_KEPT:
                 self._layouts.clear()
-            layout = self._layouts[segment] = _Layout(self._message, self._plain, segment)
+            layout = self._layouts[segment] = _OpenLayout(self._message, self._plain, segment)
         last = size - (count - 1) * segment
-        # A short last datagram is in the views too; one that has no whole header is left out of the runs.
-        rows = count if last >= _OVERHEAD else count - 1
+        # A short last datagram is in the views too. Without a whole header it is left out of the runs.
+        rows = count if last >= DATA_OVERHEAD else count - 1
         first = 0
         ends = [rows] if self._in_order(layout, rows) else self._ends(layout, rows)
         for stop in ends:
@@ -160,24 +161,24 @@ class Inbound:
         if rows != count:
             self._one_by_one(rows * segment, size, segment, source, now)
 
-    def _in_order(self, layout: _Layout, rows: int) -> bool:
-        """Say whether all are of one session and in order: comparing bytes is numpy's quickest way."""
+    def _in_order(self, layout: _OpenLayout, rows: int) -> bool:
+        """Return whether all are of one session and in order. Comparing bytes is fastest with numpy."""
         if layout.heads[:rows].tobytes() != self._message[:8] * rows:
             return False
         counters = layout.counters[:rows]
-        return bool(counters.tobytes() == (_INDEX[:rows] + counters[0]).tobytes())
+        return bool(counters.tobytes() == (INDEX[:rows] + counters[0]).tobytes())
 
     @staticmethod
-    def _ends(layout: _Layout, rows: int) -> list[int]:
-        """Give the row after each run of one session with consecutive counters."""
+    def _ends(layout: _OpenLayout, rows: int) -> list[int]:
+        """Return the row after each run of one session with consecutive counters."""
         heads, counters = layout.heads[:rows], layout.counters[:rows]
         follows = (counters[1:] == counters[:-1] + np.uint64(1)) & (heads[1:] == heads[:-1])
         return [*(np.nonzero(~follows)[0] + 1).tolist(), rows]
 
     def _run(
-        self, layout: _Layout, first: int, stop: int, segment: int, last: int, source: Endpoint, now: float
+        self, layout: _OpenLayout, first: int, stop: int, segment: int, last: int, source: Endpoint, now: float
     ) -> None:
-        """Open a run of consecutive counters and deliver it; give it to the slow way if anything is odd."""
+        """Open a run of consecutive counters and deliver it. If anything is unusual, it goes one by one."""
         start, end = first * segment, (stop - 1) * segment + last
         count = stop - first
         counter = int(layout.counters[first])
@@ -185,7 +186,7 @@ class Inbound:
         if (
             found is None
             or count < 2
-            or self._message[start : start + 4] != DATA_HEADER
+            or self._message[start : start + 4] != DATA_PREFIX
             or counter < found[1].window.next
             or counter + count > REJECT_AFTER_MESSAGES
             or found[1].expired(now)
@@ -198,23 +199,23 @@ class Inbound:
         layout.indices[first:stop] = 0
         try:
             nonces, ciphertexts = layout.nonces[first : first + full], layout.ciphertexts[first : first + full]
-            _run_all(map(open_, nonces, ciphertexts, repeat(None), layout.plaintexts))
+            run_all(map(open_, nonces, ciphertexts, repeat(None), layout.plaintexts))
             if full != count:
                 ciphertext = layout.ciphertexts[stop - 1][: last - 16]
-                open_(layout.nonces[stop - 1], ciphertext, None, layout.plaintexts[full][: last - _OVERHEAD])
+                open_(layout.nonces[stop - 1], ciphertext, None, layout.plaintexts[full][: last - DATA_OVERHEAD])
         except InvalidTag:
-            # Somebody put a forgery among them, or one was damaged: find out which.
+            # One of them is forged or damaged: going one by one finds it.
             layout.indices[first:stop] = session.local_index
             self._one_by_one(start, end, segment, source, now)
             return
         session.window.mark_run(counter, count)
         self._transport.received(peer, session, source, count, end - start, now, data=True)
-        if last == _OVERHEAD:
+        if last == DATA_OVERHEAD:
             count, last = count - 1, segment
-        self._deliver(peer, count, segment - _OVERHEAD, last - _OVERHEAD)
+        self._deliver(peer, count, segment - DATA_OVERHEAD, last - DATA_OVERHEAD)
 
-    def _deliver(self, peer: Peer, count: int, stride: int, last: int) -> None:
-        """Write the packets in the first `count` rows, merged where they can be."""
+    def _deliver(self, peer: PlanePeer, count: int, stride: int, last: int) -> None:
+        """Write the packets in the first `count` rows, merged where possible."""
         if not self._merging:
             self._deliver_singly(peer, 0, count, count, stride, last)
             return
@@ -224,7 +225,7 @@ class Inbound:
             elif not run.parts or not self._write_merged(run.parts):
                 self._deliver_singly(peer, run.first, run.stop, count, stride, last)
 
-    def _deliver_singly(self, peer: Peer, first: int, stop: int, count: int, stride: int, last: int) -> None:
+    def _deliver_singly(self, peer: PlanePeer, first: int, stop: int, count: int, stride: int, last: int) -> None:
         for row in range(first, stop):
             size = last if row + 1 == count else stride
             packet = self._transport.inner_packet(peer, bytes(self._plain_view[row * stride : row * stride + size]))
@@ -232,7 +233,7 @@ class Inbound:
                 self._write_one(packet)
 
     def _write_merged(self, parts: list[bytes | memoryview]) -> bool:
-        """Write a superpacket; give False, and merge no more, if the kernel will have none."""
+        """Write a superpacket. Return False, and stop merging, if the kernel refuses superpackets."""
         self._worker.system_calls += 1
         try:
             os.writev(self._tun.fd, parts)
@@ -253,5 +254,5 @@ class Inbound:
             self._count_refused(error)
 
     def _count_refused(self, error: OSError) -> None:
-        """The interface is down, or wants no such packet: nothing to stop for."""
+        """Count a packet that the interface refused, because it is down or the packet is invalid."""
         self._transport.drop(f"interface_{errno.errorcode.get(error.errno or 0, 'error').lower()}")

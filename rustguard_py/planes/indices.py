@@ -1,4 +1,4 @@
-"""The receiver indices that we gave out: random, 32 bits, none twice (whitepaper section 5.4.2)."""
+"""The receiver indices in use: random, 32 bits, each used once (whitepaper section 5.4.2)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rustguard_py.model.endpoint import PeerId
 
 
 class Indices:
-    """Indices reserved for a handshake, and those in use by a session. Safe to call from several threads.
+    """Indices that are reserved for a handshake or used by a session. Safe to call from several threads.
 
     Args:
-        random: Gives n random bytes.
+        random: Returns n random bytes.
     """
 
     __slots__ = ("_lock", "_random", "_reserved", "_used")
@@ -24,7 +24,7 @@ class Indices:
         self._used: set[int] = set()
 
     def reserve(self, peer: PeerId) -> int:
-        """Give an index that nobody has; the one that `peer` reserved before and did not use is free again."""
+        """Return a free index. The one that `peer` reserved before and did not use is freed."""
         with self._lock:
             self._used.discard(self._reserved.pop(peer, -1))
             index = int.from_bytes(self._random(4), "little")
@@ -35,19 +35,19 @@ class Indices:
             return index
 
     def take(self, peer: PeerId, index: int) -> None:
-        """Put an index to use: it is no longer merely reserved."""
+        """Mark an index as used by a session."""
         with self._lock:
             if self._reserved.get(peer) == index:
                 del self._reserved[peer]
             self._used.add(index)
 
     def release(self, index: int) -> None:
-        """Free an index that a session had."""
+        """Free the index of a session."""
         with self._lock:
             self._used.discard(index)
 
     def forget(self, peer: PeerId) -> None:
-        """Free what `peer` reserved and did not use."""
+        """Free the index that `peer` reserved and did not use."""
         with self._lock:
             self._used.discard(self._reserved.pop(peer, -1))
 

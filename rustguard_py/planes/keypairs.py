@@ -1,4 +1,4 @@
-"""The sessions of one peer: which key sends, which may still receive (whitepaper sections 6.1 to 6.3)."""
+"""The sessions of one peer: which one sends and which ones may receive (whitepaper sections 6.1 to 6.3)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from rustguard_py.model.timers import (
 )
 from rustguard_py.planes.contract import Keypair
 from rustguard_py.planes.replay_window import ReplayWindow
+from rustguard_py.protocol.wire import DATA_PREFIX
 
-# How many sessions keep their two ciphers ready.
+# How many sessions keep their two cipher objects.
 WARM_SESSIONS = 512
 
 
 class WarmSessions:
-    """The sessions that have ciphers made, a bounded number.
+    """The sessions that have cipher objects, a bounded number.
 
-    A cipher object takes 2.3 KiB and a microsecond to make: 10,000 sessions with two each would be 46 MiB.
+    A cipher object takes 2.3 KiB and a microsecond to make. For 10,000 sessions with two each that would be 46 MiB.
     """
 
     __slots__ = ("_sessions",)
@@ -32,23 +33,23 @@ class WarmSessions:
         self._sessions: deque[Session] = deque()
 
     def add(self, session: Session) -> None:
-        """Note that `session` has its ciphers; the one that got its own first may lose them."""
+        """Add a session that made its ciphers. If there are too many, the oldest one drops its own."""
         self._sessions.append(session)
         if len(self._sessions) > WARM_SESSIONS:
             self._sessions.popleft().cool()
 
 
 class Session:
-    """One keypair at work: counters, replay window, limits.
+    """A keypair in use, with its counters, replay window and limits.
 
     Attributes:
-        local_index: Ours, in what we receive.
+        local_index: Our index, in datagrams that we receive.
         initiator: Whether we sent the initiation.
         birth: When the handshake ended.
         counter: The nonce of the next datagram to send.
-        window: Of the counters received.
+        window: The replay window of the received counters.
         header: The first 8 bytes of each data message: type 4 and the receiver's index.
-        asked: Whether a datagram received late in its life has already asked for a handshake.
+        asked: Whether a datagram received late in the session has already asked for a handshake.
     """
 
     __slots__ = (
@@ -70,7 +71,7 @@ class Session:
         self.birth = keypair.birth
         self.counter = 0
         self.window = ReplayWindow()
-        self.header = b"\4\0\0\0" + keypair.remote_index.to_bytes(4, "little")
+        self.header = DATA_PREFIX + keypair.remote_index.to_bytes(4, "little")
         self.asked = False
         self._keys = (keypair.send_key, keypair.receive_key)
         self._warm = warm
@@ -78,12 +79,12 @@ class Session:
 
     @property
     def sealer(self) -> ChaCha20Poly1305:
-        """The AEAD for what we send."""
+        """The AEAD for sending."""
         return (self._ciphers or self._heat())[0]
 
     @property
     def opener(self) -> ChaCha20Poly1305:
-        """The AEAD for what we receive."""
+        """The AEAD for receiving."""
         return (self._ciphers or self._heat())[1]
 
     def _heat(self) -> tuple[ChaCha20Poly1305, ChaCha20Poly1305]:
@@ -93,15 +94,15 @@ class Session:
         return self._ciphers
 
     def cool(self) -> None:
-        """Give the ciphers back; they are made again when needed."""
+        """Drop the ciphers. They are made again when needed."""
         self._ciphers = None
 
     def expired(self, now: float) -> bool:
-        """Say whether REJECT-AFTER-TIME is over: it may neither send nor receive."""
+        """Return whether REJECT-AFTER-TIME is over, so the session may neither send nor receive."""
         return now - self.birth >= REJECT_AFTER_TIME
 
     def claim(self, count: int, now: float) -> int | None:
-        """Take `count` nonces; give the first, or None where the session may no longer send that many."""
+        """Take `count` nonces. Return the first, or None if the session may no longer send that many."""
         first = self.counter
         if first + count > REJECT_AFTER_MESSAGES or now - self.birth >= REJECT_AFTER_TIME:
             return None
@@ -109,19 +110,19 @@ class Session:
         return first
 
     def end_sending(self) -> None:
-        """Have it send no more; what comes in on it is still taken."""
+        """Stop sending with this session. It still receives."""
         self.counter = REJECT_AFTER_MESSAGES
 
     def room(self, now: float) -> int:
-        """Give how many datagrams may still be sent."""
+        """Return how many datagrams the session may still send."""
         return 0 if self.expired(now) else REJECT_AFTER_MESSAGES - self.counter
 
     def worn_by_sending(self, now: float) -> bool:
-        """Say whether, after sending, a new handshake is due: REKEY-AFTER-TIME counts for the initiator only."""
+        """Return whether a new handshake is due after sending. REKEY-AFTER-TIME applies only to the initiator."""
         return self.counter > REKEY_AFTER_MESSAGES or (self.initiator and now - self.birth >= REKEY_AFTER_TIME)
 
     def worn_by_receiving(self, now: float) -> bool:
-        """Say, once, whether a datagram that came this late calls for a new handshake."""
+        """Return whether a datagram that was received now requires a new handshake. True only once."""
         if self.asked or not self.initiator or now - self.birth < REKEY_AFTER_TIME_RECEIVING:
             return False
         self.asked = True
@@ -132,9 +133,9 @@ class Keypairs:
     """The sessions of one peer.
 
     Attributes:
-        current: Sends; None before the first handshake.
-        next: Made by us as responder; current once a datagram has come on it.
-        previous: The one before; may still receive what was under way.
+        current: The session that sends, or None before the first handshake.
+        next: Made as responder. It becomes current when a datagram comes in on it.
+        previous: The session before. It may still receive datagrams that were under way.
     """
 
     __slots__ = ("current", "next", "previous")
@@ -145,11 +146,11 @@ class Keypairs:
         self.previous: Session | None = None
 
     def install(self, session: Session) -> list[Session]:
-        """Put a new session in its place; give those that are now dead."""
+        """Install a new session. Return the sessions that are now dead."""
         dead = [self.previous]
         if session.initiator:
             if self.next is not None:
-                # Both ends started a handshake: the responder's is as new as the current one is old.
+                # Both ends started a handshake: the responder's session is newer than the current one.
                 dead.append(self.current)
                 self.previous = self.next
                 self.next = None
@@ -163,7 +164,7 @@ class Keypairs:
         return [one for one in dead if one is not None]
 
     def confirm(self, session: Session) -> list[Session]:
-        """An authenticated datagram came on `session`, which is `next`: it sends now. Give the dead ones."""
+        """Make `session`, the next one, current. Return the sessions that are now dead."""
         dead = [] if self.previous is None else [self.previous]
         self.previous = self.current
         self.current = session
@@ -171,13 +172,13 @@ class Keypairs:
         return dead
 
     def end_sending(self) -> None:
-        """Have those that send, or would, send no more."""
+        """Stop sending with the current and the next session."""
         for session in (self.current, self.next):
             if session is not None:
                 session.end_sending()
 
     def clear(self) -> list[Session]:
-        """Drop all; give them."""
+        """Remove all sessions and return them."""
         dead = [one for one in (self.current, self.next, self.previous) if one is not None]
         self.current = self.next = self.previous = None
         return dead

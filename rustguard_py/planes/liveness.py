@@ -1,7 +1,7 @@
-"""When a peer needs a keepalive or has fallen silent (whitepaper section 6.5; the kernel's timers.c).
+"""When a peer needs a keepalive or is silent (whitepaper section 6.5; the kernel's timers.c).
 
-Each peer has four timers of its own; `Deadlines` finds the next one of all peers without a tick. A peer that
-neither sends nor receives has no timer set and costs nothing.
+Each peer has four timers. `Deadlines` finds the next one of all peers without a periodic tick. A peer that neither
+sends nor receives has no timer set and costs nothing.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from typing import Generic, TypeVar
 
 from rustguard_py.model.timers import KEEPALIVE_TIMEOUT, REKEY_TIMEOUT
 
-# Data was sent, and nothing heard, for this long: the session is taken for lost.
+# If data was sent and nothing came for this long, the session is considered lost.
 NO_ANSWER_TIMEOUT = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
-# Up to this much is added by chance, so that both ends do not start a handshake at the same moment.
+# A random time of up to this is added, so that both ends don't start a handshake at once.
 NO_ANSWER_JITTER = 0.334
 NEVER = float("inf")
 
 
 class Liveness:
-    """The timers of one peer. Call the methods as things happen; `due` says which timers ran out.
+    """The timers of one peer. Call its methods as things happen; `Deadlines.due` finds the timers that ran out.
 
     Attributes:
-        keepalive_at: Send an empty datagram: data came, and nothing was sent since. Or NEVER.
-        no_answer_at: Start a handshake: data was sent, and nothing came since. Or NEVER.
-        persistent_at: Send an empty datagram, whatever happened. Or NEVER.
-        report_at: Tell Python where the peer is now. Or NEVER.
-        interval: Seconds of the persistent keepalive, 0 for none.
-        jitter: Added to NO_ANSWER_TIMEOUT, up to NO_ANSWER_JITTER; drawn anew for each session.
-        scheduled_at: The earliest time at which `Deadlines` will look at this peer, or NEVER.
+        keepalive_at: When to send a keepalive, because data came and nothing was sent since; or NEVER.
+        no_answer_at: When to start a handshake, because data was sent and nothing came since; or NEVER.
+        persistent_at: When to send the next persistent keepalive, or NEVER.
+        report_at: When to tell Python where the peer is now, or NEVER.
+        interval: Seconds between persistent keepalives, 0 for none.
+        jitter: Random time added to NO_ANSWER_TIMEOUT, up to NO_ANSWER_JITTER; a new one per session.
+        scheduled_at: The earliest time at which `Deadlines` looks at this peer, or NEVER.
     """
 
     __slots__ = (
@@ -53,7 +53,7 @@ class Liveness:
         self._another = False
 
     def sent(self, now: float, *, data: bool) -> None:
-        """An authenticated datagram went out; `data` unless it was a keepalive or a handshake."""
+        """Note that an authenticated datagram was sent; `data` unless a keepalive or a handshake."""
         self.keepalive_at = NEVER
         if self.interval:
             self.persistent_at = now + self.interval
@@ -61,7 +61,7 @@ class Liveness:
             self.no_answer_at = now + NO_ANSWER_TIMEOUT + self.jitter
 
     def received(self, now: float, *, data: bool) -> None:
-        """An authenticated datagram came in; `data` unless it was a keepalive or a handshake."""
+        """Note that an authenticated datagram came; `data` unless a keepalive or a handshake."""
         self.no_answer_at = NEVER
         if self.interval:
             self.persistent_at = now + self.interval
@@ -73,7 +73,7 @@ class Liveness:
             self._another = True
 
     def keepalive_ran_out(self, now: float) -> None:
-        """The keepalive went out. If more data had come while it was pending, there will be another."""
+        """Note that the keepalive was sent. If more data came while it was pending, another will follow."""
         self.keepalive_at = now + KEEPALIVE_TIMEOUT if self._another else NEVER
         self._another = False
 
@@ -84,7 +84,7 @@ class Liveness:
 
     @property
     def deadline(self) -> float:
-        """The next of the four, or NEVER."""
+        """The earliest of the four times, or NEVER."""
         return min(self.keepalive_at, self.no_answer_at, self.persistent_at, self.report_at)
 
 
@@ -92,10 +92,10 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """The next deadline over all peers: a heap whose stale entries are left until they surface.
+    """The next deadline over all peers: a heap whose stale entries stay until they reach the top.
 
-    A timer that moves later (each packet moves the persistent one) touches nothing: the old entry surfaces, is
-    found to be early, and goes back with the right time. Only a timer that moves earlier adds an entry.
+    A timer that moves later (each packet moves the persistent one) changes nothing in the heap: its old entry reaches
+    the top too early and goes back with the right time. Only a timer that moves earlier adds an entry.
     """
 
     __slots__ = ("_heap", "_order")
@@ -105,7 +105,7 @@ class Deadlines(Generic[T]):
         self._order = 0
 
     def schedule(self, owner: T, liveness: Liveness) -> None:
-        """Call after a timer of `owner` may have been set."""
+        """Note the deadline of `owner`. Call it when a timer may have been set."""
         deadline = liveness.deadline
         if deadline < liveness.scheduled_at:
             liveness.scheduled_at = deadline
@@ -113,11 +113,11 @@ class Deadlines(Generic[T]):
             heapq.heappush(self._heap, (deadline, self._order, owner, liveness))
 
     def next(self) -> float | None:
-        """Give the time to call `due`, or None. It may be early, never late."""
+        """Return the time to call `due`, or None. It may be early, never late."""
         return self._heap[0][0] if self._heap else None
 
     def due(self, now: float) -> list[T]:
-        """Take out the owners that have a timer at or before `now`; schedule each again afterwards."""
+        """Remove and return the owners with a timer at or before `now`. Schedule each again afterwards."""
         owners = []
         while self._heap and self._heap[0][0] <= now:
             at, _, owner, liveness = heapq.heappop(self._heap)

@@ -1,48 +1,48 @@
 """The native plane: packets move in Rust, in threads that never take the interpreter's lock (`native/`).
 
-This module makes it look like `portable`: the same constructor, the same methods, the same errors. Commands are
-done at once in the caller's thread; events come through the same bounded queue behind a descriptor.
+This module gives it the same constructor, methods and errors as `portable`. Commands are done at once in the caller's
+thread. Events come through a bounded queue with a descriptor, as in `portable`.
 """
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Sequence
 
 from rustguard_py import _native
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
-from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.contract import Event, Keypair
-from rustguard_py.planes.tun import not_ours
+from rustguard_py.planes.tun import not_made, not_ours
+from rustguard_py.system.interface import check_interface_name
 
 
 class NativePlane:
-    """`Plane` in Rust, for Linux from 4.18 on; what the kernel lacks is done without, and said.
+    """`Plane` in Rust, for Linux 4.18 and later. It runs without features that the kernel lacks, and notes them.
 
     It starts at once. The interface has no address and is down until the caller sets it up. Its clock is
-    CLOCK_BOOTTIME (`rustguard_py.model.clock`).
+    `rustguard_py.model.clock`.
 
     Args:
-        public_key: Ours, 32 bytes.
+        public_key: Our own, 32 bytes.
         interface: The name of the TUN interface to make.
-        sockets: Bound UDP sockets, at most one a family; the plane owns them from now on.
-        mtu: Of the interface.
-        queues: Of the interface, each with a thread for either direction.
-        uring: Whether to use io_uring; where the kernel refuses it, the plane does without and notes it.
-        xdp: The interface to use AF_XDP on; what the kernel refuses is said, and the sockets carry all.
-        merge_udp: Whether to merge UDP packets for the interface; None decides by the kernel's release.
-        tun: Descriptors of the queues of an interface that is there already, in place of making one. They stay the
-            caller's, and the interface with them.
+        sockets: Bound UDP sockets, at most one per family; the plane owns them from now on.
+        mtu: The interface's MTU.
+        queues: Queues of the interface, each with one thread per direction.
+        uring: Whether to use io_uring. If the kernel refuses it, the plane runs without and notes it.
+        xdp: The interface to use AF_XDP on. If the kernel refuses it, the plane uses its sockets and notes it.
+        merge_udp: Whether to merge UDP packets for the interface. None decides by the kernel's release.
+        tun: Descriptors of the queues of an existing interface, to use instead of making one. The caller keeps them
+            and the interface.
 
     Attributes:
-        interface: What the kernel named it.
+        interface: The interface's name.
 
     Raises:
         RefusedError: The interface can't be made; the sockets are still the caller's.
-        UsageError: The name is no interface name.
+        UsageError: The name can't be an interface's.
     """
 
     def __init__(
@@ -58,8 +58,7 @@ class NativePlane:
         merge_udp: bool | None = None,
         tun: Sequence[int] = (),
     ) -> None:
-        if not 0 < len(interface.encode()) < 16:
-            raise UsageError(f"{interface!r} can't name an interface.", "Use a name of 1 to 15 bytes.")
+        check_interface_name(interface)
         try:
             self._plane = _native.Plane(
                 public_key,
@@ -75,7 +74,7 @@ class NativePlane:
         except OSError as error:
             raise _refused(interface, error) from error
         self.interface = self._plane.interface
-        # The plane has copies.
+        # The plane has its own copies.
         for bound in sockets:
             bound.close()
 
@@ -134,7 +133,7 @@ class NativePlane:
         self._plane.close()
 
     def set_fwmark(self, mark: int) -> None:
-        """Mark what is sent from now on (SO_MARK), for the system's routing rules; 0 for no mark."""
+        """See `EventfulPlane.set_fwmark`."""
         self._plane.set_fwmark(mark)
 
     def set_mtu(self, mtu: int) -> None:
@@ -142,29 +141,21 @@ class NativePlane:
         self._plane.set_mtu(mtu)
 
     def rebind(self, sockets: Sequence[socket.socket]) -> None:
-        """See `EventfulPlane.rebind`. Waits for the threads, which end and are started anew."""
+        """See `EventfulPlane.rebind`. Waits until the threads have ended and started again."""
         self._plane.rebind([bound.fileno() for bound in sockets])
         for bound in sockets:
             bound.close()
 
     def fileno(self) -> int:
-        """Give the descriptor that is readable while events wait."""
+        """Return the descriptor that is readable while events wait."""
         return self._plane.fileno()
 
     def poll_events(self) -> list[Event]:
-        """Give the next events, 32 at most; the descriptor stays readable if there are more."""
+        """Return the next events, at most 32. The descriptor stays readable if there are more."""
         return self._plane.poll_events()
 
 
 def _refused(interface: str, error: OSError) -> RefusedError:
     if str(error.filename).startswith("descriptor "):
         return not_ours(error)
-    if error.filename == "/dev/net/tun":
-        return RefusedError(
-            f"/dev/net/tun can't be opened: {error.strerror}.",
-            "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
-        )
-    mend = "Run as root, or with CAP_NET_ADMIN."
-    if error.errno == errno.EBUSY:
-        mend = f"Look with `ip link show {interface}` who has it, or choose another --interface."
-    return RefusedError(f"Interface {interface} can't be made: {error.strerror}.", mend)
+    return not_made(interface, error)

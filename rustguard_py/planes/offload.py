@@ -1,13 +1,15 @@
-"""The headers by which the kernel takes and gives many packets as one.
+"""The kernel's headers for many packets in one read or write.
 
-On the TUN device each packet has a `virtio_net_hdr` in front (linux/virtio_net.h); on UDP sockets the segment
-size travels in a control message (linux/udp.h).
+On the TUN device, each packet has a `virtio_net_hdr` in front (linux/virtio_net.h). On UDP sockets, a control message
+has the segment size (linux/udp.h).
 """
 
 from __future__ import annotations
 
 import struct
 from typing import NamedTuple
+
+from rustguard_py.protocol.wire import DATA_OVERHEAD
 
 VNET_SIZE = 10
 # Flags, GSO type, header length, segment size, checksum start, checksum offset; the host's byte order.
@@ -29,9 +31,11 @@ IPPROTO_UDP = 17
 SOL_UDP = 17
 UDP_SEGMENT = 103
 UDP_GRO = 104
-# Segments in one message (UDP_MAX_SEGMENTS of older kernels), and bytes in one.
+# Segments per message (UDP_MAX_SEGMENTS of older kernels), and bytes per message.
 MAX_SEGMENTS = 64
 MAX_MESSAGE = 65507
+# Views over a buffer are kept for this many shapes of superpacket.
+SHAPES_KEPT = 48
 
 
 class Vnet(NamedTuple):
@@ -40,10 +44,10 @@ class Vnet(NamedTuple):
     Attributes:
         flags: NEEDS_CHECKSUM or 0.
         gso_type: One of GSO_*, perhaps with GSO_ECN.
-        header_size: Of all headers; a hint that not every sender sets.
-        gso_size: Payload bytes a segment.
+        header_size: Bytes of all headers; only a hint, not always set.
+        gso_size: Payload bytes per segment.
         checksum_start: Where the transport header begins.
-        checksum_offset: Of the checksum field in it, which holds the sum of the pseudo-header.
+        checksum_offset: Where its checksum field is. The field holds the sum of the pseudo-header.
     """
 
     flags: int
@@ -55,22 +59,22 @@ class Vnet(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes | bytearray | memoryview) -> Vnet:
-        """Parse the first 10 bytes."""
+        """Return the header in the first 10 bytes."""
         return cls(*_VNET.unpack_from(data))
 
     def encode(self) -> bytes:
-        """Give the 10 bytes."""
+        """Return the 10 bytes."""
         return _VNET.pack(*self)
 
 
 def segments_in_message(datagram_size: int) -> int:
-    """Say how many datagrams of that size fit one message."""
+    """Return how many datagrams of this size fit into one message."""
     return max(1, min(MAX_SEGMENTS, MAX_MESSAGE // datagram_size))
 
 
 def wanted_gso_segments(mtu: int) -> int:
-    """Give the `gso_max_segs` to set on the interface: a superpacket then fills one message, with no runt after it.
+    """Return the `gso_max_segs` for the interface, with which a superpacket exactly fills one message.
 
-    At an MTU of 1420 TCP makes 47 segments of 64 KiB while 45 datagrams fit a message.
+    At an MTU of 1420, TCP cuts 64 KiB into 47 segments, but only 45 datagrams fit into a message.
     """
-    return segments_in_message(mtu + 32)
+    return segments_in_message(mtu + DATA_OVERHEAD)

@@ -1,14 +1,17 @@
-"""From the TUN device to the network, a batch at a time.
+"""The outbound path: from the TUN device to the network, one batch at a time.
 
-Stages: drain the device into rows, until it is empty or a superpacket came; divide the rows into runs of one
-destination and size; look up the peer; complete checksums, or cut the superpacket; claim a run of nonces; seal
-each packet into one message; send that message with one call.
+Stages:
+
+1. Read packets from the device into rows until it is empty or a superpacket came.
+2. Divide the rows into runs of one destination and size, and look up the peer.
+3. Complete the checksums, or cut the superpacket.
+4. Claim a run of nonces, and seal each packet into one message.
+5. Send that message with one system call.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 
@@ -17,7 +20,9 @@ from numpy.typing import NDArray
 
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.statistics import WorkerStats
+from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.checksum import RowSums, sum_bytes
+from rustguard_py.planes.inner_packet import destination, ip_length, is_looped, padded
 from rustguard_py.planes.offload import (
     MAX_MESSAGE,
     MAX_SEGMENTS,
@@ -26,27 +31,23 @@ from rustguard_py.planes.offload import (
     Vnet,
     segments_in_message,
 )
+from rustguard_py.planes.plane_peer import PlanePeer
 from rustguard_py.planes.segment import Segmenter
-from rustguard_py.planes.transport import Peer, Transport, destination, ip_length, is_looped, padded
+from rustguard_py.planes.transport import Transport
+from rustguard_py.protocol.wire import DATA, DATA_OVERHEAD
 
-_INDEX = np.arange(MAX_SEGMENTS, dtype=np.uint64)
-_DATA_HEADER = np.array((4, 0), np.uint32)
-# A packet begins at a multiple of four in its row: numpy adds aligned words faster.
+# Type 4 and a receiver index of zero.
+_SEALING_HEADER = np.array((DATA, 0), np.uint32)
+# Each packet begins at a multiple of four in its row, because numpy adds aligned words faster.
 _LEAD = 2
 _PACKET = _LEAD + VNET_SIZE
 _MAX_PACKET = 65536
-# A layout of small views takes up to 40 KiB.
-_LAYOUTS_KEPT = 48
-# Data header in front, tag behind.
-_OVERHEAD = 32
 
 Send = Callable[[memoryview | bytes, int, Endpoint], bool]
-# Calls a function for its effect, over arguments in parallel, without a Python loop.
-_run_all = deque[object](maxlen=0).extend
 
 
-class _Layout:
-    """The message buffer seen as datagrams of one size, or (`sources`) the rows that they are sealed from."""
+class _SealLayout:
+    """Views over the message buffer as datagrams of one size."""
 
     __slots__ = ("counters", "headers", "nonces", "size", "targets")
 
@@ -56,15 +57,15 @@ class _Layout:
         starts = range(0, rows * size, size)
         self.size = size
         self.targets = [view[start + 16 : start + size] for start in starts]
-        # The AEAD's nonce is four zero bytes and the counter. The header has the receiver's index in front of
-        # the counter: it is zero while the packets are sealed, so that the nonce is a piece of the message.
+        # The AEAD's nonce is four zero bytes and the counter. In the header, the receiver's index is in front of the
+        # counter. It stays zero while the packets are sealed, so the nonce is a part of the message.
         self.nonces = [view[start + 4 : start + 16] for start in starts]
         self.headers = np.ndarray((rows, 2), "<u4", message, 0, (size, 4))
         self.counters = np.ndarray((rows,), "<u8", message, 8, (size,))
 
 
 class _RowShape:
-    """The rows of the read buffer seen as packets of one size, with the checksum field in one place (0, 0: none)."""
+    """Views over the read buffer's rows as packets of one size, with one place of the checksum field (0, 0: none)."""
 
     __slots__ = ("capacity", "fields", "full", "padding", "sources", "sums")
 
@@ -72,7 +73,7 @@ class _RowShape:
         size, begin, offset = key
         view = memoryview(buffer)
         self.full = full = padded(size, mtu)
-        self.capacity = segments_in_message(full + _OVERHEAD)
+        self.capacity = segments_in_message(full + DATA_OVERHEAD)
         self.sources = [view[at : at + full] for at in range(_PACKET, rows * row, row)]
         self.padding = np.ndarray((rows, full - size), np.uint8, buffer, _PACKET + size, (row, 1))
         self.sums = RowSums(buffer, _PACKET + begin, size - begin, row, rows)
@@ -80,13 +81,13 @@ class _RowShape:
 
 
 class Outbound:
-    """The way out of one interface.
+    """The outbound path of one interface.
 
     Args:
-        transport: The rules, and the peers.
+        transport: The rules and the peers.
         tun: A non-blocking TUN descriptor with virtio_net_hdr.
-        send: Sends a message as datagrams of a size to an endpoint; it raises nothing. False: not from the endpoint's
-            address of ours.
+        send: Sends a message as datagrams of one size to an endpoint, and never raises. It returns False if the
+            kernel refused the endpoint's local address.
         worker: Counts what goes out.
     """
 
@@ -97,7 +98,7 @@ class Outbound:
         self._tun = tun
         self._send = send
         mtu = transport.mtu
-        self._rows = segments_in_message(mtu + _OVERHEAD)
+        self._rows = segments_in_message(mtu + DATA_OVERHEAD)
         self._row = row = (_PACKET + padded(mtu, mtu) + 15) // 16 * 16
         self._buffer = bytearray(self._rows * row + _PACKET + 2 * _MAX_PACKET)
         self._view = memoryview(self._buffer)
@@ -108,7 +109,7 @@ class Outbound:
         self._staging = memoryview(self._segmenter.staging)
         self._message = bytearray(2 * MAX_MESSAGE)
         self._message_view = memoryview(self._message)
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, _SealLayout] = {}
         self._sources: dict[int, list[memoryview]] = {}
         self._shapes: dict[tuple[int, int, int], _RowShape] = {}
         self._heads = self._columns(_LEAD, VNET_SIZE)
@@ -119,7 +120,7 @@ class Outbound:
         return np.ndarray((self._rows, size), np.uint8, self._buffer, offset, (self._row, 1))
 
     def pump(self, now: float) -> bool:
-        """Take one batch from the device to the network; give False if there was none.
+        """Move one batch from the device to the network. Return False if there was none.
 
         Raises:
             OSError: The device is gone.
@@ -141,7 +142,7 @@ class Outbound:
                 break
             at = len(sizes) * row + _LEAD
             if buffer[at + 1] or size > mtu:
-                # It may have run over the rows behind it.
+                # It may extend over the rows behind it.
                 self._singles(sizes, now)
                 self._large(at + VNET_SIZE, size, now)
                 return True
@@ -150,7 +151,7 @@ class Outbound:
         return bool(sizes)
 
     def _singles(self, sizes: list[int], now: float) -> None:
-        """Send the packets of the first rows, those that go together in one message."""
+        """Send the packets of the first rows, those of one run in one message."""
         first, count = 0, len(sizes)
         while first < count:
             size, start = sizes[first], first * self._row + _PACKET
@@ -169,7 +170,7 @@ class Outbound:
             first = stop
 
     def _same(self, first: int, stop: int, address: bytes) -> int:
-        """Give the row after those that have the virtio_net_hdr and the destination of the first."""
+        """Return the row after the last that has the first row's virtio_net_hdr and destination."""
         rows = stop - first
         addresses = self._addresses4 if len(address) == 4 else self._addresses6
         heads = self._heads[first:stop].tobytes()
@@ -181,7 +182,7 @@ class Outbound:
                 return row
         return stop
 
-    def _send_run(self, peer: Peer, first: int, stop: int, size: int, now: float) -> None:
+    def _send_run(self, peer: PlanePeer, first: int, stop: int, size: int, now: float) -> None:
         """Send rows of one size to one peer."""
         at = first * self._row + _LEAD
         vnet = Vnet.decode(self._view[at : at + VNET_SIZE])
@@ -189,11 +190,11 @@ class Outbound:
         key = (size, vnet.checksum_start, vnet.checksum_offset) if unchecked else (size, 0, 0)
         shape = self._shapes.get(key)
         if shape is None:
-            if len(self._shapes) >= _LAYOUTS_KEPT:
+            if len(self._shapes) >= LAYOUTS_KEPT:
                 self._shapes.clear()
             shape = self._shapes[key] = _RowShape(self._buffer, self._row, self._rows, self._transport.mtu, key)
         if unchecked:
-            # The field holds the pseudo-header's sum.
+            # The field holds the sum of the pseudo-header.
             sums = shape.sums.big_endian(first, stop)
             np.subtract(65535, sums % 65535, out=shape.fields[first:stop], casting="unsafe")
         if shape.full != size:
@@ -201,8 +202,8 @@ class Outbound:
         for begin in range(first, stop, shape.capacity):
             self._seal(peer, shape.sources[begin : min(stop, begin + shape.capacity)], shape.full, now)
 
-    def _send_one(self, peer: Peer, at: int, size: int, now: float) -> None:
-        """Send the one packet at `at`: for so few the fixed costs of numpy and of the layouts don't pay."""
+    def _send_one(self, peer: PlanePeer, at: int, size: int, now: float) -> None:
+        """Send the one packet at `at`. For one packet, numpy and layouts cost more than they save."""
         packet = bytearray(self._view[at : at + size])
         if self._buffer[at - VNET_SIZE] & NEEDS_CHECKSUM:
             vnet = Vnet.decode(self._view[at - VNET_SIZE : at])
@@ -222,7 +223,7 @@ class Outbound:
                 peer.forget_local()
 
     def _large(self, at: int, size: int, now: float) -> None:
-        """Send a superpacket, or a packet larger than the MTU."""
+        """Send a superpacket, or a single packet larger than the MTU."""
         peer = self._peer(destination(self._view[at : at + size]), 1)
         if peer is None:
             return
@@ -236,8 +237,8 @@ class Outbound:
         except ValueError:
             self._transport.drop("superpacket", peer=peer)
 
-    def _is_looped(self, peer: Peer, packet: bytearray | memoryview, count: int = 1) -> bool:
-        """Say whether what begins with `packet` is our own, and count it: what goes with it would come back too."""
+    def _is_looped(self, peer: PlanePeer, packet: bytearray | memoryview, count: int = 1) -> bool:
+        """Return whether `packet` is a datagram of our own, and count the `count` packets of its batch as dropped."""
         session = peer.keypairs.current
         if session is None or not is_looped(packet, session.header):
             return False
@@ -247,13 +248,13 @@ class Outbound:
     def _staged(self, stride: int) -> list[memoryview]:
         sources = self._sources.get(stride)
         if sources is None:
-            if len(self._sources) >= _LAYOUTS_KEPT:
+            if len(self._sources) >= LAYOUTS_KEPT:
                 self._sources.clear()
-            starts = range(0, segments_in_message(stride + _OVERHEAD) * stride, stride)
+            starts = range(0, segments_in_message(stride + DATA_OVERHEAD) * stride, stride)
             sources = self._sources[stride] = [self._staging[at : at + stride] for at in starts]
         return sources
 
-    def _peer(self, address: bytes, packets: int) -> Peer | None:
+    def _peer(self, address: bytes, packets: int) -> PlanePeer | None:
         peer = self._transport.allowed.find(address) if address else None
         if peer is None:
             self._transport.drop("no_peer", packets)
@@ -262,11 +263,11 @@ class Outbound:
             return None
         return peer
 
-    def _seal(self, peer: Peer, sources: list[memoryview], last: int, now: float) -> None:
-        """Seal packets of one size, but the last which may be shorter, into one message and send it."""
+    def _seal(self, peer: PlanePeer, sources: list[memoryview], last: int, now: float) -> None:
+        """Seal packets of one size into one message and send it. The last packet may be shorter."""
         if self._is_looped(peer, sources[0], len(sources)):
             return
-        count, size = len(sources), len(sources[0]) + _OVERHEAD
+        count, size = len(sources), len(sources[0]) + DATA_OVERHEAD
         session = peer.keypairs.current
         nonce = None if session is None else session.claim(count, now)
         if session is None or nonce is None or peer.endpoint is None:
@@ -275,17 +276,17 @@ class Outbound:
             return
         layout = self._layout(size)
         header = session.header
-        layout.headers[:count] = _DATA_HEADER
-        np.add(_INDEX[:count], np.uint64(nonce), out=layout.counters[:count])
+        layout.headers[:count] = _SEALING_HEADER
+        np.add(INDEX[:count], np.uint64(nonce), out=layout.counters[:count])
         seal = session.sealer.encrypt_into
         total = count * size
-        if last + _OVERHEAD == size:
-            _run_all(map(seal, layout.nonces[:count], sources, repeat(None), layout.targets))
+        if last + DATA_OVERHEAD == size:
+            run_all(map(seal, layout.nonces[:count], sources, repeat(None), layout.targets))
         else:
-            _run_all(map(seal, layout.nonces[: count - 1], sources, repeat(None), layout.targets))
+            run_all(map(seal, layout.nonces[: count - 1], sources, repeat(None), layout.targets))
             target = layout.targets[count - 1][: last + 16]
             seal(layout.nonces[count - 1], sources[-1][:last], None, target)
-            total += last + _OVERHEAD - size
+            total += last + DATA_OVERHEAD - size
         layout.headers[:count, 1] = int.from_bytes(header[4:8], "little")
         self._packets += count
         self._bytes += total
@@ -293,10 +294,10 @@ class Outbound:
             peer.forget_local()
         self._transport.sent(peer, session, count, total, now, data=True)
 
-    def _layout(self, size: int) -> _Layout:
+    def _layout(self, size: int) -> _SealLayout:
         layout = self._layouts.get(size)
         if layout is None:
-            if len(self._layouts) >= _LAYOUTS_KEPT:
+            if len(self._layouts) >= LAYOUTS_KEPT:
                 self._layouts.clear()
-            layout = self._layouts[size] = _Layout(self._message, size)
+            layout = self._layouts[size] = _SealLayout(self._message, size)
         return layout

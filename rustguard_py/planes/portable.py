@@ -1,12 +1,15 @@
-"""The portable plane: one poll loop in one thread; the readable description of the contract.
+"""The portable plane: a poll loop in one thread. It is the readable description of the contract.
 
-Each turn of the loop: take the commands that came; do what is due; move one batch from the TUN device to the
-network (`outbound`) and one message from each socket to the device (`inbound`); send what `transport` has to
-send; sleep only when nothing moved. One thread, since the AEAD holds the interpreter's lock while it works: a
-second one was measured to cost 20 %.
+Each turn of the loop:
 
-The control thread talks to the loop through a queue of commands behind an eventfd; the loop answers through a
-bounded queue of events behind another (`fileno`, `poll_events`). Nothing blocks: not a command, not an event.
+1. Wait until something is ready or due.
+2. Do the commands that came, move one batch from the TUN device to the network (`outbound`), and one message from
+   each socket to the device (`inbound`).
+3. Do what is due, and send what `transport` wants to send.
+
+There is one thread, because the AEAD holds the interpreter's lock while it works: a second thread cost 20 % when
+measured. The control thread sends commands through a queue with an eventfd. The loop sends events through a bounded
+queue with another (`event_queue`). Neither side ever blocks on them.
 """
 
 from __future__ import annotations
@@ -37,13 +40,13 @@ from rustguard_py.planes.udp import Udp
 
 # How long `close` waits for the loop to end, seconds.
 CLOSE_PATIENCE = 5.0
-# How often to look whether the loop still runs while something is asked of it, seconds.
+# How often `rebind` checks that the loop still runs while it waits, seconds.
 _LOOK = 0.5
-# How long another thread may keep the interpreter's lock while the loop waits for it, seconds. The loop gives the
-# lock up at each system call: beside a busy control thread Python's own 5 ms left 16 Mbit/s where this left 870,
-# for 13 % of the control thread's speed.
+# How long another thread may keep the interpreter's lock while the loop waits for it, seconds. The loop releases the
+# lock at each system call. With a busy control thread, Python's default of 5 ms left 16 Mbit/s and this value
+# left 870, at the cost of 13 % of the control thread's speed.
 SWITCH_INTERVAL = 0.0002
-# The kernel's UDP superpackets broke VXLAN and Geneve inside them before this release.
+# Before this release, the kernel broke VXLAN and Geneve inside UDP superpackets.
 _MERGES_UDP_FROM = (6, 8, 5)
 
 
@@ -90,18 +93,18 @@ class PortablePlane:
     switch interval is lowered to SWITCH_INTERVAL for the whole process.
 
     Args:
-        public_key: Ours, 32 bytes.
+        public_key: Our own, 32 bytes.
         interface: The name of the TUN interface to make.
-        sockets: Bound UDP sockets, at most one a family; the plane owns them from now on.
-        mtu: Of the interface.
-        random: Gives n random bytes.
-        clock: The time of everything, seconds.
-        merge_udp: Whether to merge UDP packets for the interface; None decides by the kernel's release.
-        tun: The descriptor of an interface that is there already, in place of making one; further queues of it are
-            left alone. It stays the caller's, and the interface with it.
+        sockets: Bound UDP sockets, at most one per family; the plane owns them from now on.
+        mtu: The interface's MTU.
+        random: Returns n random bytes.
+        clock: Returns the time in seconds.
+        merge_udp: Whether to merge UDP packets for the interface. None decides by the kernel's release.
+        tun: Descriptors of an existing interface, to use instead of making one. Only the first is used. The caller
+            keeps them and the interface.
 
     Attributes:
-        interface: What the kernel named it.
+        interface: The interface's name.
 
     Raises:
         RefusedError: The interface can't be made; the sockets are still the caller's.
@@ -147,7 +150,7 @@ class PortablePlane:
         self._thread = threading.Thread(target=self._main, name=f"plane {self.interface}", daemon=True)
         self._thread.start()
 
-    # Commands. Each is queued and done by the loop, in order; `reserve_index` and `stats` answer at once.
+    # Commands. The loop does them in order; `reserve_index` and `stats` answer at once.
 
     def set_peer(
         self,
@@ -219,7 +222,7 @@ class PortablePlane:
         self._events.close()
 
     def set_fwmark(self, mark: int) -> None:
-        """Mark what is sent from now on (SO_MARK), for the system's routing rules; 0 for no mark."""
+        """See `EventfulPlane.set_fwmark`."""
         # As bytes: setsockopt takes no int above 2^31 - 1.
         for udp in self._udp.values():
             udp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
@@ -241,7 +244,7 @@ class PortablePlane:
     # Events.
 
     def fileno(self) -> int:
-        """Give the descriptor that is readable while events wait."""
+        """Return the descriptor that is readable while events wait."""
         return self._events.fd
 
     def poll_events(self) -> list[Event]:
@@ -256,7 +259,7 @@ class PortablePlane:
             os.eventfd_write(self._wake, 1)
 
     def _main(self) -> None:
-        """Run the loop. Whatever ends it, the descriptors are closed and Python is told."""
+        """Run the loop. Whatever ends it, Python gets a fault and the descriptors are closed."""
         try:
             self._loop()
         except Exception as error:
@@ -271,7 +274,7 @@ class PortablePlane:
     def _loop(self) -> None:
         transport, clock, worker = self._transport, self._clock, self._worker
         poll, tun = self._poll, self._tun.fd
-        # The first is told of first: a packet that came after a command is to find that done.
+        # poll reports them in this order, so a command is done before a packet that came after it.
         for fd in (self._wake, tun, *(udp.fd for udp in self._udp.values())):
             poll.register(fd, select.POLLIN)
         sockets = {udp.fd: udp for udp in self._udp.values()}
@@ -303,7 +306,7 @@ class PortablePlane:
     def _set_mtu(self, mtu: int) -> None:
         if mtu != self._transport.mtu:
             self._transport.set_mtu(mtu)
-            # Its buffers are laid out for one.
+            # Its buffers are laid out for one MTU.
             self._outbound = self._make_outbound()
 
     def _rebind(self, sockets: Sequence[socket.socket], done: threading.Event) -> None:
@@ -322,16 +325,16 @@ class PortablePlane:
         done.set()
 
     def _note(self, note: str) -> None:
-        """Say once what the plane does without."""
+        """Note a missing feature, and report it once."""
         if note not in self._notes:
             self._notes.append(note)
             self._events.put(Fault(note, fatal=False))
 
     def _send_message(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> bool:
-        """Send datagrams; what the network has against it is counted, nothing more.
+        """Send datagrams. Errors of the network are only counted.
 
         Returns:
-            False where it did not go out from the endpoint's address of ours, which the kernel refuses.
+            False if the kernel refused the endpoint's local address and another one was used.
         """
         udp = self._udp.get(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET)
         if udp is None:

@@ -1,20 +1,20 @@
-"""The replay window of one receiving key (whitepaper section 5.4.6; RFC 6479 for the idea of a wide one).
+"""The replay window of one receiving key (whitepaper section 5.4.6; RFC 6479 for a wide window).
 
-What is kept is the set of counters *not yet seen* below the highest, as the bits of one integer: in traffic
-without loss it is zero, costs no memory, and a run of n counters moves it by one shift.
+It keeps the counters below the highest that were *not yet seen*, as the bits of one integer. Without loss this is
+zero and takes no memory, and a run of n counters moves it with one shift.
 """
 
 from __future__ import annotations
 
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
 
-# How far behind the highest counter a datagram may still come in; the kernel's is 8,128.
+# How far behind the highest counter a datagram may be. The kernel allows 8,128.
 WINDOW_SIZE = 8192
 _MASK = (1 << (WINDOW_SIZE + 1)) - 1
 
 
 class ReplayWindow:
-    """Says which counters are fresh. Mark a counter only after its datagram was authenticated.
+    """The counters seen so far. Mark a counter only after its datagram was authenticated.
 
     Attributes:
         next: One more than the highest counter seen; 0 at first.
@@ -24,11 +24,11 @@ class ReplayWindow:
 
     def __init__(self) -> None:
         self.next = 0
-        # Bit d stands for the counter `next - 1 - d`: 1 where it has not been seen.
+        # Bit d stands for the counter `next - 1 - d`. It is 1 if that counter has not been seen.
         self._missing = 0
 
     def fresh(self, counter: int) -> bool:
-        """Say whether `counter` is below REJECT-AFTER-MESSAGES, in the window and not yet seen."""
+        """Return whether `counter` is below REJECT-AFTER-MESSAGES, in the window and not yet seen."""
         behind = self.next - 1 - counter
         if behind < 0:
             return counter < REJECT_AFTER_MESSAGES
@@ -44,12 +44,12 @@ class ReplayWindow:
             self._missing &= -2
 
     def mark_run(self, counter: int, count: int) -> None:
-        """Mark `count` counters from `counter` on as seen; none may be below `next`."""
+        """Mark `count` counters, from `counter` on, as seen. None may be below `next`."""
         self._advance(counter + count - self.next)
         self._missing &= -1 << count
 
     def _advance(self, steps: int) -> None:
-        """Move the highest up by `steps`; what is passed is missing until it is marked."""
+        """Raise the highest counter by `steps`. The skipped ones are missing until they are marked."""
         self.next += steps
         if steps > WINDOW_SIZE:
             self._missing = _MASK

@@ -1,9 +1,13 @@
-"""A superpacket from the TUN device into the packets it stands for.
+"""Cuts a superpacket from the TUN device into packets.
 
-Stages, each over all rows at once: the header is copied to every row and the payload behind it; lengths, IPv4
-identifications, sequence numbers and flags are set; checksums are put together from the payload's sums and a
-base that all rows share. Whatever depends only on the shape of the superpacket (views into the buffers) is made
-once a shape: a numpy view costs about as much as a row's checksum.
+Stages, each for all rows at once:
+
+1. The header is copied to every row, and the payload behind it.
+2. Lengths, IPv4 identifications, sequence numbers and flags are set.
+3. Checksums are the sum of the payload's sums and a base that all rows share.
+
+Views into the buffers depend only on the shape of the superpacket. They are kept per shape, because making a numpy
+view costs about as much as a row's checksum.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rustguard_py.planes.checksum import RowSums, sum_bytes
+from rustguard_py.planes.inner_packet import padded
 from rustguard_py.planes.offload import (
     GSO_ECN,
     GSO_TCP4,
@@ -22,27 +27,27 @@ from rustguard_py.planes.offload import (
     GSO_UDP,
     MAX_MESSAGE,
     MAX_SEGMENTS,
+    SHAPES_KEPT,
     TCP_CHECKSUM_OFFSET,
     UDP_CHECKSUM_OFFSET,
     Vnet,
     segments_in_message,
 )
-from rustguard_py.planes.transport import padded
+from rustguard_py.protocol.wire import DATA_OVERHEAD
 
 _INDEX = np.arange(MAX_SEGMENTS, dtype=np.int64)
 FIN, PSH, CWR = 0x01, 0x08, 0x80
 # In the first byte of the IPv4 fragment field.
 DONT_FRAGMENT = 0x40
-_SHAPES_KEPT = 48
 
 
 class Rows(NamedTuple):
-    """Packets in the staging buffer: row i at i * stride, padded with zeros to the stride.
+    """Packets in the staging buffer: row i is at i * stride, padded with zeros to the stride.
 
     Attributes:
-        rows: How many.
+        rows: Number of rows.
         stride: The padded size of each but the last.
-        last: The padded size of the last, not above the stride.
+        last: The padded size of the last, at most the stride.
     """
 
     rows: int
@@ -50,8 +55,8 @@ class Rows(NamedTuple):
     last: int
 
 
-class _Shape:
-    """The views for one shape of superpacket, from one row of it on."""
+class _CutShape:
+    """Views for one shape of superpacket, from one of its rows on."""
 
     __slots__ = (
         "capacity",
@@ -75,7 +80,7 @@ class _Shape:
         self.start = start
         self.size = header + mss
         self.stride = stride = padded(self.size, segmenter.mtu)
-        self.capacity = rows = segments_in_message(stride + 32)
+        self.capacity = rows = segments_in_message(stride + DATA_OVERHEAD)
         staging, buffer = segmenter.staging, segmenter.buffer
 
         def column(kind: str, offset: int) -> NDArray[np.generic]:
@@ -90,12 +95,12 @@ class _Shape:
         self.ip_checksum = column(">u2", 10)
         self.sequence = column(">u4", transport + 4)
         self.transport_checksum = column(">u2", transport + checksum)
-        # In 32 bits, so that sequence numbers wrap by themselves.
+        # In 32 bits, so sequence numbers wrap by themselves.
         self.steps = _INDEX[:rows].astype(np.uint32) * np.uint32(mss)
 
 
 class _Superpacket(NamedTuple):
-    """Where a superpacket lies in the buffer, and how it is made up."""
+    """Where a superpacket is in the buffer, and its layout."""
 
     at: int
     size: int
@@ -107,11 +112,11 @@ class _Superpacket(NamedTuple):
 
 
 class Segmenter:
-    """Cuts superpackets that lie in `buffer` into rows of `staging`.
+    """Cuts superpackets in `buffer` into rows of `staging`.
 
     Args:
-        buffer: Where superpackets are read to; 64 KiB of it or more must follow each of them.
-        mtu: Padding does not go over it.
+        buffer: Where superpackets are read to. At least 64 KiB must follow each superpacket.
+        mtu: Padding doesn't exceed it.
     """
 
     def __init__(self, buffer: bytearray, mtu: int) -> None:
@@ -120,13 +125,13 @@ class Segmenter:
         self.staging = bytearray(2 * MAX_MESSAGE)
         self._view = memoryview(buffer)
         self._staging_view = memoryview(self.staging)
-        self._shapes: dict[tuple[int, int, int, int, int], _Shape] = {}
+        self._shapes: dict[tuple[int, int, int, int, int], _CutShape] = {}
 
     def segment(self, at: int, size: int, vnet: Vnet) -> Iterator[Rows]:
-        """Cut the superpacket of `size` bytes at `at`; use each `Rows` before asking for the next.
+        """Cut the superpacket of `size` bytes at `at`. Use each `Rows` before asking for the next.
 
         Raises:
-            ValueError: The headers don't add up.
+            ValueError: The headers are inconsistent.
         """
         whole = self._examine(at, size, vnet)
         total = -(-(size - whole.header) // whole.mss)
@@ -155,19 +160,19 @@ class Segmenter:
             raise ValueError("superpacket whose segments don't fit")
         return _Superpacket(at, size, transport, header, mss, tcp, self.buffer[at] >> 4 == 4)
 
-    def _shape(self, whole: _Superpacket, done: int) -> _Shape:
+    def _shape(self, whole: _Superpacket, done: int) -> _CutShape:
         start = whole.at + whole.header + done * whole.mss
         checksum = TCP_CHECKSUM_OFFSET if whole.tcp else UDP_CHECKSUM_OFFSET
         key = (start, whole.header, whole.transport, checksum, whole.mss)
         shape = self._shapes.get(key)
         if shape is None:
-            if len(self._shapes) >= _SHAPES_KEPT:
+            if len(self._shapes) >= SHAPES_KEPT:
                 self._shapes.clear()
-            shape = self._shapes[key] = _Shape(self, key)
+            shape = self._shapes[key] = _CutShape(self, key)
         return shape
 
-    def _cut(self, whole: _Superpacket, shape: _Shape, done: int, count: int, last: int, *, final: bool) -> None:
-        """Fill `count` rows with the segments from number `done` on; the last has `last` bytes of payload."""
+    def _cut(self, whole: _Superpacket, shape: _CutShape, done: int, count: int, last: int, *, final: bool) -> None:
+        """Fill `count` rows with segments from number `done` on. The last has `last` bytes of payload."""
         mss, transport = whole.mss, whole.transport
         full = count if last == mss else count - 1
         head = bytearray(self._view[whole.at : whole.at + whole.header])
@@ -198,11 +203,11 @@ class Segmenter:
         np.subtract(65535, sums % 65535, out=shape.transport_checksum[:count], casting="unsafe")
 
     @staticmethod
-    def _make_header(whole: _Superpacket, shape: _Shape, head: bytearray) -> tuple[int | None, int, int, int]:
-        """Make `head` the header that all rows share, with zeros for what differs from row to row.
+    def _make_header(whole: _Superpacket, shape: _CutShape, head: bytearray) -> tuple[int | None, int, int, int]:
+        """Turn `head` into the header that all rows share, with zeros where rows differ.
 
         Returns:
-            The IPv4 identification if it has to differ, TCP sequence number, TCP flags, and the sum of the
+            The IPv4 identification if rows must differ in it, TCP sequence number, TCP flags, and the sum of the
             transport header and the pseudo-header of a full row.
         """
         transport, length = whole.transport, shape.size - whole.transport
@@ -212,7 +217,7 @@ class Segmenter:
             head[2:4] = shape.size.to_bytes(2, "big")
             head[10:12] = b"\0\0"
             if head[6] & DONT_FRAGMENT:
-                # What can't be fragmented needs no identification (RFC 6864): all rows keep the same.
+                # A packet that can't be fragmented needs no identification (RFC 6864), so all rows keep the same.
                 head[10:12] = (65535 - sum_bytes(head[:transport]) % 65535).to_bytes(2, "big")
             else:
                 identification = head[4] << 8 | head[5]
@@ -227,13 +232,13 @@ class Segmenter:
         else:
             head[transport + 4 : transport + 6] = length.to_bytes(2, "big")
         checksum = transport + (TCP_CHECKSUM_OFFSET if whole.tcp else UDP_CHECKSUM_OFFSET)
-        # The field holds the pseudo-header's sum with the superpacket's length in it.
+        # The field holds the sum of the pseudo-header, with the superpacket's length.
         pseudo = (head[checksum] << 8 | head[checksum + 1]) - (whole.size - transport) + length
         head[checksum : checksum + 2] = b"\0\0"
         return identification, sequence, flags, pseudo + sum_bytes(head[transport:])
 
-    def _copy_last(self, whole: _Superpacket, shape: _Shape, row: int, last: int) -> int:
-        """Copy the payload of the short last row, with zeros up to the stride; give its sum."""
+    def _copy_last(self, whole: _Superpacket, shape: _CutShape, row: int, last: int) -> int:
+        """Copy the payload of the short last row, with zeros up to the stride. Return its sum."""
         begin = shape.start + row * whole.mss
         source = self._view[begin : begin + last]
         begin = row * shape.stride + whole.header
@@ -243,9 +248,9 @@ class Segmenter:
         return sum_bytes(source)
 
     def _flag(
-        self, shape: _Shape, offset: int, flags: int, sums: NDArray[np.int64], *, first: bool, final: bool
+        self, shape: _CutShape, offset: int, flags: int, sums: NDArray[np.int64], *, first: bool, final: bool
     ) -> None:
-        """Set CWR in the first segment, FIN and PSH in the last: they belong to no other."""
+        """Set CWR only in the first segment, FIN and PSH only in the last."""
         if first and flags & CWR:
             self.staging[offset] |= CWR
             sums[0] += CWR
@@ -253,8 +258,8 @@ class Segmenter:
             self.staging[(len(sums) - 1) * shape.stride + offset] |= flags & (FIN | PSH)
             sums[-1] += flags & (FIN | PSH)
 
-    def _shorten(self, whole: _Superpacket, shape: _Shape, row: int, less: int, sums: NDArray[np.int64]) -> None:
-        """Correct the lengths of the last row, `less` bytes shorter, and what they were summed into."""
+    def _shorten(self, whole: _Superpacket, shape: _CutShape, row: int, less: int, sums: NDArray[np.int64]) -> None:
+        """Correct the lengths of the last row, which is `less` bytes shorter, and the sums that include them."""
         staging, begin = self.staging, row * shape.stride
 
         def lower(place: int) -> None:
@@ -263,7 +268,7 @@ class Segmenter:
 
         lower(begin + (2 if whole.v4 else 4))
         if whole.v4:
-            # The field is the complement: a smaller length makes it larger.
+            # The field is a complement, so a smaller length makes it larger.
             field = (staging[begin + 10] << 8 | staging[begin + 11]) + less
             staging[begin + 10 : begin + 12] = ((field - 1) % 65535 + 1).to_bytes(2, "big")
         sums[row] -= less

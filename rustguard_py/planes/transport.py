@@ -1,11 +1,13 @@
 """The plane's rules without sockets: bytes and `now` in, bytes and events out.
 
-Call `handle_packet`, `handle_datagram` and `handle_timeout`; then send what `poll_transmit` gives, and come back
-at `poll_timeout` at the latest. The steps of a packet out are route, claim a nonce, pad, seal; of a datagram in
-look up the index, check the window, open, mark the window, roam, check the inner source. `portable` does the
-same steps for whole batches, with the pieces of this class.
+Call `handle_packet`, `handle_datagram` and `handle_timeout`. Then send what `poll_transmit` returns, and call
+`handle_timeout` again no later than `poll_timeout`. The steps are:
 
-Timers and their order are the kernel's (drivers/net/wireguard: send.c, receive.c, timers.c).
+- packet out: route, claim a nonce, pad, seal;
+- datagram in: look up the index, check the window, open, mark the window, roam, check the inner source.
+
+`outbound` and `inbound` do the same steps for whole batches, with methods of this class. Timers and their order are
+the kernel's (drivers/net/wireguard: send.c, receive.c, timers.c).
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
 
-from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same, plain
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same
 from rustguard_py.model.pairing import PairingGate
-from rustguard_py.model.statistics import PeerStats, PlaneStats
+from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.allowed_ips import AllowedIps
 from rustguard_py.planes.contract import (
     MAX_STAGED_PACKETS,
@@ -31,132 +33,43 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     Reason,
 )
-from rustguard_py.planes.foreign import ForeignPace
+from rustguard_py.planes.foreign_pace import ForeignPace
 from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
-from rustguard_py.planes.keypairs import Keypairs, Session, WarmSessions
-from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines, Liveness
+from rustguard_py.planes.inner_packet import destination, padded
+from rustguard_py.planes.keypairs import Session, WarmSessions
+from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines
+from rustguard_py.planes.plane_peer import PlanePeer
 from rustguard_py.protocol import pairing_filter, wire
 from rustguard_py.protocol.pairing_filter import PairingFilter
+from rustguard_py.protocol.wire import DATA_PREFIX, FOREIGN_PREFIX
 
-_UDP = 17
-DATA_HEADER = b"\4\0\0\0"
-FOREIGN_MAGIC = b"RGE"
-PADDING_MULTIPLE = 16
-# Seconds between two HandshakeWanted of one peer.
+# Seconds between two HandshakeWanted for the same peer.
 WANTED_INTERVAL = 1.0
-# Seconds between two EndpointMoved of one peer.
+# Seconds between two EndpointMoved events of one peer.
 MOVED_INTERVAL = 0.1
-# Packets held for all peers together, so that many silent peers cannot take all memory.
+# Packets held for all peers together, so that many silent peers can't use up the memory.
 MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
 
 _TOO_FAST = pairing_filter.Drop("foreign_rate")
-
-
-class Peer:
-    """What a plane knows of one peer; `stats` has the counters in the contract's words."""
-
-    __slots__ = (
-        "drops",
-        "endpoint",
-        "handshakes",
-        "held",
-        "id",
-        "keypairs",
-        "last_received",
-        "last_sent",
-        "liveness",
-        "moved_at",
-        "rx_bytes",
-        "rx_packets",
-        "tx_bytes",
-        "tx_packets",
-        "wanted_at",
-    )
-
-    def __init__(self, number: PeerId) -> None:
-        self.id = number
-        self.endpoint: Endpoint | None = None
-        self.keypairs = Keypairs()
-        self.liveness = Liveness()
-        self.held: deque[bytes] | None = None
-        self.wanted_at = float("-inf")
-        self.moved_at = float("-inf")
-        self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0
-        self.last_received: float | None = None
-        self.last_sent: float | None = None
-
-    def forget_local(self) -> None:
-        """Leave it to the kernel which of our addresses to write from: what was known may be the trouble."""
-        if self.endpoint is not None:
-            self.endpoint = plain(self.endpoint)
-
-    def stats(self) -> PeerStats:
-        """Give the counters."""
-        return PeerStats(
-            self.endpoint,
-            self.rx_bytes,
-            self.tx_bytes,
-            self.rx_packets,
-            self.tx_packets,
-            self.last_received,
-            self.last_sent,
-            self.handshakes,
-            self.drops,
-        )
-
-
-def padded(size: int, mtu: int) -> int:
-    """Give the length that an inner packet of `size` bytes is sealed at: a multiple of 16, not over the MTU."""
-    if size > mtu:
-        last = size % mtu
-        return size - last + min(mtu, last + -last % PADDING_MULTIPLE)
-    return min(mtu, size + -size % PADDING_MULTIPLE)
-
-
-def is_looped(packet: bytes | bytearray | memoryview, header: bytes) -> bool:
-    """Say whether a packet is itself a datagram of the session with this header.
-
-    Its peer can't be reached but through itself then, and sealing it would go on for ever.
-    """
-    if packet[0] >> 4 == 4:
-        start = (packet[0] & 15) * 4 + 8
-        return packet[9] == _UDP and packet[start : start + 8] == header
-    return packet[6] == _UDP and packet[48:56] == header
-
-
-def destination(packet: bytes | bytearray | memoryview) -> bytes:
-    """Give the packed destination of an IP packet, or b"" for what is none."""
-    if len(packet) >= 20 and packet[0] >> 4 == 4:
-        return bytes(packet[16:20])
-    if len(packet) >= 40 and packet[0] >> 4 == 6:
-        return bytes(packet[24:40])
-    return b""
-
-
-def ip_length(packet: bytes | bytearray | memoryview) -> int:
-    """Give the length that an IP packet itself names."""
-    if packet[0] >> 4 == 4:
-        return packet[2] << 8 | packet[3]
-    return 40 + (packet[4] << 8 | packet[5])
 
 
 class Transport:
     """All peers of one interface.
 
     Args:
-        public_key: Ours, 32 bytes, for MAC1.
-        emit: Called with each event, at once.
-        random: Gives n random bytes.
-        mtu: Of the inner interface; padding does not go over it.
-        backlog: How many emitted HandshakeReceived wait for Python.
+        public_key: Our own, 32 bytes, for MAC1.
+        emit: Called with each event at once.
+        random: Returns n random bytes.
+        mtu: The inner interface's MTU, which padding doesn't exceed.
+        backlog: Returns how many emitted HandshakeReceived wait for Python.
 
     Attributes:
-        allowed: Inner addresses to peers.
-        drops: What was dropped, by reason.
-        indices: The receiver indices given out.
-        peers: By number.
-        sessions: By local index.
+        allowed: Peers by inner address.
+        drops: Number of drops by reason.
+        indices: The receiver indices in use.
+        peers: Peers by number.
+        sessions: PlanePeer and session by local index.
     """
 
     def __init__(
@@ -169,10 +82,10 @@ class Transport:
         backlog: Callable[[], int] = lambda: 0,
     ) -> None:
         self.mtu = mtu
-        self.peers: dict[PeerId, Peer] = {}
-        self.allowed: AllowedIps[Peer] = AllowedIps()
+        self.peers: dict[PeerId, PlanePeer] = {}
+        self.allowed: AllowedIps[PlanePeer] = AllowedIps()
         self.indices = Indices(random)
-        self.sessions: dict[int, tuple[Peer, Session]] = {}
+        self.sessions: dict[int, tuple[PlanePeer, Session]] = {}
         self.drops: dict[str, int] = {}
         self._emit = emit
         self._random = random
@@ -181,16 +94,16 @@ class Transport:
         self._foreign = ForeignPace()
         # Of a server.
         self._pairing: PairingFilter | None = None
-        self._deadlines: Deadlines[Peer] = Deadlines()
+        self._deadlines: Deadlines[PlanePeer] = Deadlines()
         self._warm = WarmSessions()
         self._transmit: list[tuple[Endpoint, bytes]] = []
         self._held = 0
 
     def set_mtu(self, mtu: int) -> None:
-        """Follow the inner interface."""
+        """Adopt the inner interface's new MTU."""
         self.mtu = mtu
 
-    # Commands of the contract; those that send or time something take `now`.
+    # Commands of the contract. Those that send or set a timer take `now`.
 
     def set_public_key(self, public_key: bytes) -> None:
         """See `Plane.set_public_key`."""
@@ -210,7 +123,7 @@ class Transport:
         """See `Plane.set_peer`. Turning the persistent keepalive on sends one at once."""
         known = self.peers.get(peer)
         if known is None:
-            known = self.peers[peer] = Peer(peer)
+            known = self.peers[peer] = PlanePeer(peer)
         if endpoint is not None:
             known.endpoint = endpoint
         self.allowed.set(known, allowed_ips)
@@ -296,7 +209,7 @@ class Transport:
     # Packets and time.
 
     def handle_packet(self, packet: bytes, now: float) -> None:
-        """Take one inner IP packet to its peer: sealed, or held while there is no session."""
+        """Seal one inner IP packet for its peer, or hold it while there is no session."""
         peer = self.allowed.find(destination(packet)) if packet else None
         if peer is None:
             self.drop("no_peer")
@@ -306,10 +219,10 @@ class Transport:
             self.hold(peer, packet, now)
 
     def handle_datagram(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
-        """Take one datagram from the network; give the inner packet in it, if there is one to deliver."""
-        if datagram[:4] == DATA_HEADER:
+        """Handle one datagram from the network. Return the inner packet to deliver, if there is one."""
+        if datagram[:4] == DATA_PREFIX:
             return self._open(datagram, source, now)
-        if datagram[:3] == FOREIGN_MAGIC:
+        if datagram[:3] == FOREIGN_PREFIX:
             self._handle_foreign(datagram, source, now)
         else:
             self._handle_handshake(datagram, source, now)
@@ -335,24 +248,24 @@ class Transport:
             self._deadlines.schedule(peer, liveness)
 
     def poll_timeout(self) -> float | None:
-        """Give when to call `handle_timeout`, at the latest, or None."""
+        """Return the latest time to call `handle_timeout`, or None."""
         return self._deadlines.next()
 
     def poll_transmit(self) -> list[tuple[Endpoint, bytes]]:
-        """Give the datagrams to send, in order; each is given once."""
+        """Remove and return the datagrams to send, in order."""
         transmit, self._transmit = self._transmit, []
         return transmit
 
-    # Pieces, which `portable` uses for whole batches.
+    # Steps that `outbound` and `inbound` use for whole batches.
 
-    def drop(self, reason: str, count: int = 1, peer: Peer | None = None) -> None:
-        """Count something dropped, that `peer` sent or should have got."""
+    def drop(self, reason: str, count: int = 1, peer: PlanePeer | None = None) -> None:
+        """Count drops of what `peer` sent or should have received."""
         self.drops[reason] = self.drops.get(reason, 0) + count
         if peer is not None:
             peer.drops += count
 
-    def hold(self, peer: Peer, packet: bytes, now: float) -> None:
-        """Keep a packet until there is a session, and ask for one; the oldest gives way."""
+    def hold(self, peer: PlanePeer, packet: bytes, now: float) -> None:
+        """Hold a packet until there is a session, and ask for one. If too many are held, the oldest is dropped."""
         held = peer.held
         if held is None:
             held = peer.held = deque()
@@ -367,14 +280,14 @@ class Transport:
             self.drop("held_too_many", peer=peer)
         self.want(peer, Reason.NO_SESSION, now)
 
-    def want(self, peer: Peer, reason: Reason, now: float) -> None:
-        """Ask Python for a handshake, once a second a peer at most."""
+    def want(self, peer: PlanePeer, reason: Reason, now: float) -> None:
+        """Ask Python for a handshake, at most once per WANTED_INTERVAL and peer."""
         if now - peer.wanted_at >= WANTED_INTERVAL:
             peer.wanted_at = now
             self._emit(HandshakeWanted(peer.id, reason))
 
-    def sent(self, peer: Peer, session: Session, packets: int, size: int, now: float, *, data: bool) -> None:
-        """Note that `packets` datagrams, of `size` bytes together, were sealed to go to `peer`."""
+    def sent(self, peer: PlanePeer, session: Session, packets: int, size: int, now: float, *, data: bool) -> None:
+        """Note that `packets` datagrams, `size` bytes in total, were sealed for `peer`."""
         peer.tx_packets += packets
         peer.tx_bytes += size
         peer.last_sent = now
@@ -385,11 +298,11 @@ class Transport:
             self.want(peer, Reason.REKEY, now)
 
     def received(
-        self, peer: Peer, session: Session, source: Endpoint, packets: int, size: int, now: float, *, data: bool
+        self, peer: PlanePeer, session: Session, source: Endpoint, packets: int, size: int, now: float, *, data: bool
     ) -> None:
-        """Note that `packets` authentic datagrams, of `size` bytes together, came from `source`.
+        """Note that `packets` authentic datagrams, `size` bytes in total, came from `source`.
 
-        This is where a peer roams, and where a responder's session becomes the current one.
+        Here a peer roams, and a responder's session becomes the current one.
         """
         peer.rx_packets += packets
         peer.rx_bytes += size
@@ -407,8 +320,8 @@ class Transport:
             self.want(peer, Reason.REKEY, now)
         self._deadlines.schedule(peer, peer.liveness)
 
-    def inner_packet(self, peer: Peer, plaintext: bytes) -> bytes | None:
-        """Give the IP packet in what `peer` sent, without its padding; None if it may not send that."""
+    def inner_packet(self, peer: PlanePeer, plaintext: bytes) -> bytes | None:
+        """Return the IP packet from `peer` without its padding, or None if the peer may not send it."""
         size = len(plaintext)
         if size >= 20 and plaintext[0] >> 4 == 4:
             length = plaintext[2] << 8 | plaintext[3]
@@ -427,8 +340,8 @@ class Transport:
             return None
         return plaintext[:length]
 
-    def seal(self, peer: Peer, packet: bytes | bytearray, now: float) -> bytes | None:
-        """Seal one packet (b"" for a keepalive) to `peer`; None where no session may send it."""
+    def seal(self, peer: PlanePeer, packet: bytes | bytearray, now: float) -> bytes | None:
+        """Return one packet (b"" for a keepalive) sealed for `peer`, or None if no session may send it."""
         session = peer.keypairs.current
         nonce = None if session is None else session.claim(1, now)
         if session is None or nonce is None or peer.endpoint is None:
@@ -439,7 +352,7 @@ class Transport:
         self.sent(peer, session, 1, len(datagram), now, data=bool(packet))
         return datagram
 
-    def _transmit_sealed(self, peer: Peer, packet: bytes, now: float) -> bool:
+    def _transmit_sealed(self, peer: PlanePeer, packet: bytes, now: float) -> bool:
         datagram = self.seal(peer, packet, now)
         if datagram is None or peer.endpoint is None:
             return False
@@ -471,7 +384,7 @@ class Transport:
         self.received(peer, session, source, 1, len(datagram), now, data=bool(plaintext))
         return self.inner_packet(peer, plaintext) if plaintext else None
 
-    def _report_move(self, peer: Peer, now: float) -> None:
+    def _report_move(self, peer: PlanePeer, now: float) -> None:
         """Tell Python that `peer` is elsewhere.
 
         If it was told a moment ago, it is told the last place when that moment is over: a peer can move with every
@@ -524,18 +437,18 @@ class Transport:
         """Return whether a datagram has this size, and an index that we gave out at `at`."""
         return len(datagram) == size and int.from_bytes(datagram[at : at + 4], "little") in self.indices
 
-    def _send_keepalive(self, peer: Peer, now: float) -> None:
-        """Send what is held, or an empty datagram; without a session ask for one."""
+    def _send_keepalive(self, peer: PlanePeer, now: float) -> None:
+        """Send the held packets, or else a keepalive. Without a session, ask for one."""
         if peer.held:
             self._send_held(peer, now)
         elif peer.endpoint is not None and not self._transmit_sealed(peer, b"", now):
             self.want(peer, Reason.NO_SESSION, now)
 
-    def _persistent_keepalive(self, peer: Peer, now: float) -> None:
+    def _persistent_keepalive(self, peer: PlanePeer, now: float) -> None:
         peer.liveness.persistent_at = now + peer.liveness.interval
         self._send_keepalive(peer, now)
 
-    def _send_held(self, peer: Peer, now: float) -> None:
+    def _send_held(self, peer: PlanePeer, now: float) -> None:
         held, peer.held = peer.held, None
         if not held:
             return
@@ -544,7 +457,7 @@ class Transport:
             if not self._transmit_sealed(peer, packet, now):
                 self.hold(peer, packet, now)
 
-    def _drop_held(self, peer: Peer, reason: str) -> None:
+    def _drop_held(self, peer: PlanePeer, reason: str) -> None:
         held, peer.held = peer.held, None
         if held:
             self._held -= len(held)

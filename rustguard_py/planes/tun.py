@@ -1,4 +1,4 @@
-"""The TUN device: packets and superpackets of the host (Linux, Documentation/networking/tuntap.rst)."""
+"""The TUN device, for packets and superpackets of the host (Linux, Documentation/networking/tuntap.rst)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import struct
 from collections.abc import Callable
 
-from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.errors import RefusedError
 from rustguard_py.planes.offload import PLAIN_VNET
+from rustguard_py.system.interface import TUN_DEVICE, check_interface_name
 
 _TUNSETIFF = 0x400454CA
 _TUNGETIFF = 0x800454D2
@@ -24,7 +25,7 @@ _OFFLOAD_TSO4 = 0x02
 _OFFLOAD_TSO6 = 0x04
 _OFFLOAD_USO4 = 0x20
 _OFFLOAD_USO6 = 0x40
-# What to ask for, best first; USO is there from Linux 6.2.
+# The offloads to request, best first. USO exists from Linux 6.2.
 _OFFLOADS = (
     (
         _OFFLOAD_CHECKSUM | _OFFLOAD_TSO4 | _OFFLOAD_TSO6 | _OFFLOAD_USO4 | _OFFLOAD_USO6,
@@ -39,62 +40,70 @@ _OFFLOADS = (
 
 
 def not_ours(error: OSError) -> RefusedError:
-    """Say that a descriptor can't be used as a queue of a TUN interface."""
+    """Return the error for a descriptor that can't be used as a queue of a TUN interface."""
     return RefusedError(
-        f"What was given as a TUN descriptor can't be used: {error.strerror}.",
+        f"The given TUN descriptor can't be used: {error.strerror}.",
         "Open it with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR, or let RustGuard make the interface.",
     )
 
 
-class Tun:
-    """A queue of an interface of ours; the interface is gone when its last one is closed.
+def not_made(name: str, error: OSError) -> RefusedError:
+    """Return the error for a TUN interface that couldn't be made."""
+    if error.filename == str(TUN_DEVICE):
+        return RefusedError(
+            f"/dev/net/tun can't be opened: {error.strerror}.",
+            "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
+        )
+    if error.errno == errno.EBUSY:
+        return RefusedError(
+            f"Interface {name} can't be made: {error.strerror}.",
+            f"See what it is with `ip link show {name}`, or choose another --interface.",
+        )
+    return RefusedError(f"Interface {name} can't be made: {error.strerror}.", "Run as root, or with CAP_NET_ADMIN.")
 
-    Addresses, routes, MTU, `up` and `gso_max_segs` (`offload.wanted_gso_segments`) are the caller's to set.
+
+class Tun:
+    """A queue of our TUN interface. The interface is removed when its last queue is closed.
+
+    The caller sets addresses, routes, MTU, `up` and `gso_max_segs` (`offload.wanted_gso_segments`).
 
     Args:
         name: The interface to make, up to 15 bytes; a `%d` in it is replaced by a free number.
-        note: Called with a sentence for what it does without.
-        several: Whether it may have more queues, each a `Tun` of the same name.
+        note: Called with a sentence for each feature that is missing.
+        several: Whether the interface may have more queues, each a `Tun` of the same name.
 
     Attributes:
-        name: What the kernel named it.
-        fd: Non-blocking. Reads give a virtio_net_hdr and a packet or superpacket.
+        name: The interface's name.
+        fd: A non-blocking descriptor. Each read returns a virtio_net_hdr and a packet or superpacket.
 
     Raises:
         RefusedError: No permission, no /dev/net/tun, or the name is taken.
-        UsageError: The name is no interface name.
+        UsageError: The name can't be an interface's.
     """
 
     __slots__ = ("fd", "name")
 
     def __init__(self, name: str, note: Callable[[str], None], *, several: bool = False) -> None:
-        if not 0 < len(name.encode()) < 16:
-            raise UsageError(f"{name!r} can't name an interface.", "Use a name of 1 to 15 bytes.")
+        check_interface_name(name)
         try:
-            self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise RefusedError(
-                f"/dev/net/tun can't be opened: {error.strerror}.",
-                "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
-            ) from error
+            raise not_made(name, error) from error
         try:
             flags = _WANTED | (_IFF_MULTI_QUEUE if several else 0)
             request = fcntl.ioctl(self.fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
             self._ask_offloads(note)
         except OSError as error:
             os.close(self.fd)
-            mend = "Run as root, or with CAP_NET_ADMIN."
-            if error.errno == errno.EBUSY:
-                mend = f"Look with `ip link show {name}` who has it, or choose another --interface."
-            raise RefusedError(f"Interface {name} can't be made: {error.strerror}.", mend) from error
+            raise not_made(name, error) from error
         self.name = request[:16].rstrip(b"\0").decode()
 
     @classmethod
     def adopt(cls, descriptor: int, note: Callable[[str], None]) -> Tun:
-        """Take a copy of somebody else's queue; closing it leaves the interface to its owner.
+        """Return a copy of somebody else's queue. Closing it doesn't remove the interface.
 
         Raises:
-            RefusedError: It is none, or gives frames of another shape.
+            RefusedError: The descriptor isn't a TUN queue, or has other flags.
         """
         tun = cls.__new__(cls)
         tun.fd = -1
@@ -121,22 +130,22 @@ class Tun:
                 return
 
     def write(self, packet: bytes | memoryview) -> None:
-        """Give the host one packet; it verifies the checksums itself.
+        """Write one packet to the host, which verifies its checksums.
 
         Raises:
-            OSError: The interface is down, or the packet is none.
+            OSError: The interface is down, or the packet is invalid.
         """
         os.writev(self.fd, (PLAIN_VNET, packet))
 
     def close(self) -> None:
-        """Remove the interface. May be called twice."""
+        """Close the queue. May be called twice."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def _examine(descriptor: int) -> str:
-    """Give the interface's name; refuse what gives frames of another shape than ours."""
+    """Return the interface's name. Raise OSError if its frames aren't like ours."""
     name, flags = struct.unpack("16sH22x", fcntl.ioctl(descriptor, _TUNGETIFF, bytes(40)))
     if flags & _WANTED != _WANTED:
         raise OSError(errno.EMEDIUMTYPE, os.strerror(errno.EMEDIUMTYPE))

@@ -1,4 +1,4 @@
-"""The tunnel's UDP sockets: one port, both families, with the kernel's batching."""
+"""The tunnel's UDP sockets: one per family, all on one port, with the kernel's batching."""
 
 from __future__ import annotations
 
@@ -11,46 +11,43 @@ from collections.abc import Callable, Sequence
 
 from rustguard_py.model.endpoint import Endpoint, heard, local_of, plain
 from rustguard_py.planes.offload import SOL_UDP, UDP_GRO, UDP_SEGMENT
-from rustguard_py.system.sockets import (
-    _IP_MTU_DISCOVER,
-    _PMTUDISC_DONT,
-    _SO_RCVBUFFORCE,
-    _SO_SNDBUFFORCE,
-    BUFFER_SIZE,
-)
 
-# How long to wait for room in the send buffer before a message is given up, seconds.
+# How long to wait for room in the send buffer before a message is dropped, seconds.
 SEND_PATIENCE = 0.5
-# Of a receiver's control messages: a datagram's size, and an in6_pktinfo or the shorter in_pktinfo.
+# Room for the control messages of a receive: the segment size, and an in6_pktinfo or the shorter in_pktinfo.
 _CONTROL_SIZE = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(20)
 _IP_PKTINFO = 8
 _MULTICAST = 0xFF
 _IPV4_SIZE = 4
-# What may be said of a datagram for the address of ours that it was to go out from.
+# Errors with which the kernel may refuse the local address of a datagram.
 _REFUSES_LOCAL = frozenset(
     (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH),
 )
-_IPV6_MTU_DISCOVER = 23
+# Bytes of each socket's buffers, both ways.
+BUFFER_SIZE = 7 << 20
+# include/uapi/asm-generic/socket.h, linux/in.h and linux/in6.h; the socket module doesn't name them.
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
 
 
 def _origin(local: bytes) -> tuple[int, int, bytes]:
-    """Give the control message that has a datagram go out from `local`; the route decides on the interface."""
+    """Return the control message that sends a datagram from `local`. The route decides on the interface."""
     if len(local) == _IPV4_SIZE:
         return socket.IPPROTO_IP, _IP_PKTINFO, bytes(4) + local + bytes(4)
     return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local + bytes(4)
 
 
 class Udp:
-    """One bound socket, adopted: it is closed with this.
+    """One bound socket, which is closed with this object.
 
     Args:
         bound: A bound datagram socket.
-        note: Called with a sentence for what it does without; the same may come again.
+        note: Called with a sentence for each feature that is missing; the same may come again.
 
     Attributes:
         family: AF_INET or AF_INET6.
-        segmenting: Whether the kernel cuts messages into datagrams for us.
-        system_calls: To receive, send and wait for room, so far.
+        segmenting: Whether the kernel cuts messages into datagrams.
+        system_calls: Calls so far to receive, send and wait for room.
     """
 
     __slots__ = ("_heard", "_note", "_receive", "_writable", "family", "fd", "segmenting", "socket", "system_calls")
@@ -65,7 +62,7 @@ class Udp:
         self._writable = select.poll()
         self._writable.register(self.fd, select.POLLOUT)
         self._receive = bound.recvmsg_into
-        # The source of the last message and the address of ours that it came to, and both in one.
+        # The source of the last message, the local address that it came to, and the endpoint made of both.
         self._heard: tuple[Endpoint, bytes, Endpoint] | None = None
         bound.setblocking(False)
         for forced, ordinary in (
@@ -80,13 +77,13 @@ class Udp:
             bound.setsockopt(SOL_UDP, UDP_GRO, 1)
         except OSError:
             note("The kernel gives UDP datagrams one by one (no UDP_GRO).")
-        # As in the kernel's WireGuard: routers on the way may fragment what is too large for them.
+        # As in the kernel's WireGuard, routers on the way may fragment datagrams.
         with contextlib.suppress(OSError):
             if self.family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
             else:
                 bound.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
-        # A kernel that can't say which address a datagram came to chooses from which to answer.
+        # If the kernel can't report the local address of a datagram, it also chooses the source of the answer.
         with contextlib.suppress(OSError):
             if self.family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -94,11 +91,11 @@ class Udp:
                 bound.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
     def receive(self, into: list[memoryview]) -> tuple[int, int, Endpoint]:
-        """Receive one message: bytes, the size of each datagram in it but the last, and where it came from.
+        """Receive one message. Return its size, the size of each datagram in it but the last, and its source.
 
         Raises:
             BlockingIOError: There is none.
-            OSError: What the network said of something sent earlier.
+            OSError: The network reported an error of a datagram sent earlier.
         """
         self.system_calls += 1
         size, control, _, source = self._receive(into, _CONTROL_SIZE)
@@ -107,24 +104,24 @@ class Udp:
             if level == SOL_UDP and kind == UDP_GRO:
                 segment = int.from_bytes(data[:4], sys.byteorder)
             elif level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-                # Of a broadcast this is the address to answer from.
+                # For a broadcast this is the address to answer from.
                 source = self._at(source, data[4:8])
             elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and data[0] != _MULTICAST:
                 source = self._at(source, data[:16])
         return size, segment, source
 
     def _at(self, source: Endpoint, local: bytes) -> Endpoint:
-        """Give `source` as heard at an address of ours: the same object as long as both stay."""
+        """Return `source` as heard at a local address: the same object as long as both stay the same."""
         last = self._heard
         if last is None or last[0] != source or last[1] != local:
             last = self._heard = (source, local, heard(source, local))
         return last[2]
 
     def send_from(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> bool:
-        """Send as `send` does, but where the kernel refuses our address in `endpoint`, from one of its own choice.
+        """Send as `send` does. If the kernel refuses the endpoint's local address, let it choose another.
 
         Returns:
-            Whether it went out from the endpoint's address of ours, if that has one.
+            False if the local address was refused.
 
         Raises:
             OSError: The network refused it either way.
@@ -132,7 +129,7 @@ class Udp:
         try:
             self.send(message, segment, endpoint)
         except OSError as error:
-            # Cutting may be refused for the address too: what went out datagram by datagram went out from it.
+            # The kernel may also refuse to cut because of the address. Then `send` has sent single datagrams from it.
             if error.errno not in _REFUSES_LOCAL or local_of(endpoint) is None:
                 raise
             self.send(message, segment, plain(endpoint))
@@ -140,10 +137,10 @@ class Udp:
         return True
 
     def send(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> None:
-        """Send `message` as datagrams of `segment` bytes, the last perhaps shorter, `MAX_SEGMENTS` at most.
+        """Send `message` as datagrams of `segment` bytes, at most `MAX_SEGMENTS`; the last may be shorter.
 
-        Waits up to SEND_PATIENCE for room in the buffer: so the TUN device fills and whoever sends notices. Where
-        the kernel refuses to cut the message it is sent datagram by datagram, none lost.
+        Waits up to SEND_PATIENCE for room in the buffer. Meanwhile the TUN device fills, which slows the sender down.
+        If the kernel refuses to cut the message, it is sent datagram by datagram and nothing is lost.
 
         Raises:
             OSError: The network refused it; TimeoutError when there was no room.
@@ -159,7 +156,7 @@ class Udp:
                 cut = (SOL_UDP, UDP_SEGMENT, segment.to_bytes(2, sys.byteorder))
                 self._send(message, (cut, *origin), endpoint)
             except OSError as error:
-                # EINVAL and EMSGSIZE: not for this size on this path. EIO: the device can't at all.
+                # EINVAL and EMSGSIZE: it can't be cut at this size on this path. EIO: the device can't cut at all.
                 if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
                     raise
                 self.segmenting = error.errno != errno.EIO

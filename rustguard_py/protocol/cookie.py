@@ -1,4 +1,4 @@
-"""MAC1, MAC2 and cookies: who may cost us a Diffie-Hellman (whitepaper sections 5.3, 5.4.4, 5.4.7)."""
+"""MAC1, MAC2 and cookies, which keep strangers from costing us a Diffie-Hellman (sections 5.3, 5.4.4, 5.4.7)."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ from rustguard_py.protocol.wire import MAC_SIZE, CookieReply
 
 LABEL_MAC1 = b"mac1----"
 LABEL_COOKIE = b"cookie--"
-# How long a cookie, and the secret behind it, is good (section 5.4.7).
+# How long a cookie and the secret behind it are valid, seconds (section 5.4.7).
 COOKIE_SECRET_LIFETIME = 120.0
 NO_MAC = bytes(MAC_SIZE)
 
 
 def mac1_key(public_key: bytes) -> bytes:
-    """Give the 32-byte key of MAC1 for messages sent to `public_key` (32 bytes)."""
+    """Return the 32-byte key of MAC1 for messages sent to `public_key` (32 bytes)."""
     return blake2s(LABEL_MAC1 + public_key).digest()
 
 
 def cookie_key(public_key: bytes) -> bytes:
-    """Give the 32-byte key that seals the cookies which `public_key` (32 bytes) hands out."""
+    """Return the 32-byte key that seals the cookies that the owner of `public_key` (32 bytes) hands out."""
     return blake2s(LABEL_COOKIE + public_key).digest()
 
 
 def mac(key: bytes, data: bytes) -> bytes:
-    """Keyed BLAKE2s with 16 bytes out; `key` has at most 32."""
+    """Return the keyed BLAKE2s of `data`, 16 bytes; `key` has at most 32."""
     return blake2s(data, key=key, digest_size=MAC_SIZE).digest()
 
 
 def add_macs(message: bytes, key: bytes, cookie: bytes | None) -> bytes:
-    """Append MAC1, and MAC2 (zeros without a cookie), to message 1 or 2.
+    """Return message 1 or 2 with MAC1 and MAC2 (zeros without a cookie) appended.
 
     Args:
         message: The message without MACs.
         key: `mac1_key` of the receiver.
-        cookie: The 16 bytes that the receiver gave us less than 120 s ago, or None.
+        cookie: The receiver's cookie (16 bytes), less than 120 s old, or None.
     """
     message += mac(key, message)
     return message + (NO_MAC if cookie is None else mac(cookie, message))
 
 
 def mac1_holds(datagram: bytes, key: bytes) -> bool:
-    """Say whether message 1 or 2, whole, carries the right MAC1 under `mac1_key` of us."""
+    """Return whether MAC1 of a whole message 1 or 2 is right under our own `mac1_key`."""
     covered = len(datagram) - 2 * MAC_SIZE
     return hmac.compare_digest(mac(key, datagram[:covered]), datagram[covered:-MAC_SIZE])
 
 
 def cookie_reply(receiver: int, cookie: bytes, mac1: bytes, key: bytes, random: Callable[[int], bytes]) -> bytes:
-    """Make message 3 (64 bytes): `cookie` (16) for the sender of the message whose MAC1 is `mac1` (16).
+    """Return message 3 (64 bytes): a sealed `cookie` for the sender of the message with MAC1 `mac1`.
 
     Args:
         receiver: The sender index of that message.
-        cookie: From `CookieSecrets.cookie_for`.
-        mac1: Bound as additional data, so that only who knows the message can use the reply.
-        key: `cookie_key` of us.
-        random: Gives n random bytes.
+        cookie: 16 bytes from `CookieSecrets.cookie_for`.
+        mac1: 16 bytes. As additional data, so only those who know the message can use the reply.
+        key: Our own `cookie_key`.
+        random: Returns n random bytes.
     """
     nonce = random(24)
     sealed = crypto_aead_xchacha20poly1305_ietf_encrypt(cookie, mac1, nonce, key)
@@ -72,11 +72,11 @@ def cookie_reply(receiver: int, cookie: bytes, mac1: bytes, key: bytes, random: 
 
 
 def open_cookie(reply: CookieReply, mac1: bytes, key: bytes) -> bytes | None:
-    """Open message 3: the 16-byte cookie, or None where it does not answer our message with `mac1`.
+    """Return the cookie (16 bytes) in message 3, or None if it doesn't answer our message with MAC1 `mac1`.
 
     Args:
         reply: The parsed message.
-        mac1: MAC1 of the last handshake message that we sent to that peer.
+        mac1: MAC1 of the last handshake message sent to that peer.
         key: `cookie_key` of the peer.
     """
     try:
@@ -87,7 +87,7 @@ def open_cookie(reply: CookieReply, mac1: bytes, key: bytes) -> bytes | None:
 
 
 def source_bytes(source: Endpoint) -> bytes:
-    """Give address and port as bytes: 4 + 2 over IPv4, 16 + 2 over IPv6."""
+    """Return address and port as bytes: 4 + 2 for IPv4, 16 + 2 for IPv6."""
     host, port = source[0], source[1]
     if ":" in host:
         packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
@@ -97,10 +97,10 @@ def source_bytes(source: Endpoint) -> bytes:
 
 
 class CookieSecrets:
-    """Our own changing secret, and the cookies made of it.
+    """Our rotating secret, and the cookies made with it.
 
     Args:
-        random: Gives n random bytes.
+        random: Returns n random bytes.
     """
 
     __slots__ = ("_born", "_previous", "_random", "_secret")
@@ -120,11 +120,11 @@ class CookieSecrets:
         return self._secret
 
     def cookie_for(self, source: Endpoint, now: float) -> bytes:
-        """Give the 16-byte cookie of an address and port."""
+        """Return the cookie (16 bytes) of an address and port."""
         return mac(self._rotate(now), source_bytes(source))
 
     def mac2_holds(self, datagram: bytes, source: Endpoint, now: float) -> bool:
-        """Say whether message 1 or 2, whole, ends in a MAC2 made with a cookie that we gave `source`."""
+        """Return whether a whole message 1 or 2 has a MAC2 made with a cookie that we gave to `source`."""
         address = source_bytes(source)
         for secret in (self._rotate(now), self._previous):
             if secret is None:

@@ -1,8 +1,7 @@
 """The handshake Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, as the whitepaper writes it (section 5.4).
 
-The names are the paper's: C is the chaining key, H the hash, S a static and E an ephemeral key, Q the
-preshared key, tau and kappa what a key derivation gives. The initiator's side is `Initiator`, the
-responder's `Received`.
+Names are the paper's: C is the chaining key, H the hash, S a static key, E an ephemeral key, Q the preshared key;
+tau and kappa are outputs of a key derivation. `Initiator` is the initiator's side, `Received` the responder's.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _H0 = blake2s(_C0 + IDENTIFIER).digest()
 
 
 class InvalidHandshakeError(Exception):
-    """The message is not from who it says, or not for us. Dropped without an answer."""
+    """The message isn't authentic, or it isn't for us. It is dropped without an answer."""
 
 
 def _hash(data: bytes) -> bytes:
@@ -34,19 +33,19 @@ def _hash(data: bytes) -> bytes:
 
 
 def kdf1(key: bytes, material: bytes) -> bytes:
-    """KDF_1 of section 5.4: 32 bytes of HKDF over HMAC-BLAKE2s."""
+    """Return KDF_1 of section 5.4: 32 bytes of HKDF over HMAC-BLAKE2s."""
     return hmac.digest(hmac.digest(key, material, "blake2s"), b"\x01", "blake2s")
 
 
 def kdf2(key: bytes, material: bytes) -> tuple[bytes, bytes]:
-    """KDF_2 of section 5.4: twice 32 bytes."""
+    """Return KDF_2 of section 5.4: twice 32 bytes."""
     tau0 = hmac.digest(key, material, "blake2s")
     tau1 = hmac.digest(tau0, b"\x01", "blake2s")
     return tau1, hmac.digest(tau0, tau1 + b"\x02", "blake2s")
 
 
 def kdf3(key: bytes, material: bytes) -> tuple[bytes, bytes, bytes]:
-    """KDF_3 of section 5.4: three times 32 bytes."""
+    """Return KDF_3 of section 5.4: three times 32 bytes."""
     tau0 = hmac.digest(key, material, "blake2s")
     tau1 = hmac.digest(tau0, b"\x01", "blake2s")
     tau2 = hmac.digest(tau0, tau1 + b"\x02", "blake2s")
@@ -54,10 +53,10 @@ def kdf3(key: bytes, material: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def dh(private: X25519PrivateKey, public: bytes) -> bytes:
-    """X25519 (RFC 7748): 32 bytes.
+    """Return the X25519 (RFC 7748) of both keys, 32 bytes.
 
     Raises:
-        InvalidHandshakeError: `public` is a low-order point, which would make the secret known to all.
+        InvalidHandshakeError: `public` is a low-order point, for which anybody could compute the secret.
     """
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
@@ -77,7 +76,7 @@ def _open(key: bytes, ciphertext: bytes, h: bytes) -> bytes:
 
 
 class StaticKey:
-    """A long-lived key pair of ours.
+    """Our long-lived key pair.
 
     Args:
         private_key: 32 bytes.
@@ -88,26 +87,27 @@ class StaticKey:
     def __init__(self, private_key: bytes) -> None:
         self.private = X25519PrivateKey.from_private_bytes(private_key)
         self.public = self.private.public_key().public_bytes_raw()
-        # H after the responder's static key is known: the same for every initiation sent to us.
+        # H after the responder's static key was mixed in: the same for every initiation to us.
         self.responder_hash = _hash(_H0 + self.public)
 
     def shared_with(self, public_key: bytes) -> bytes:
-        """DH of both static keys (32 bytes), which a peer's entry keeps."""
+        """Return the DH of both static keys (32 bytes). Each peer's entry keeps it."""
         return dh(self.private, public_key)
 
 
 @dataclass(frozen=True, slots=True)
 class TransportKeys:
-    """What a finished handshake gives (section 5.4.5): 32 bytes each."""
+    """The keys of a finished handshake (section 5.4.5), 32 bytes each."""
 
     send: bytes
     receive: bytes
 
 
 class Initiator:
-    """Our half of a handshake that we began; kept from the initiation until its response.
+    """The initiator's half of a handshake, kept from the initiation until its response.
 
-    `message` is what to send, without MACs.
+    Attributes:
+        message: Message 1 without MACs.
     """
 
     __slots__ = ("_c", "_ephemeral", "_h", "message")
@@ -127,9 +127,9 @@ class Initiator:
             static: Our key.
             remote: The responder's public key, 32 bytes.
             static_static: `static.shared_with(remote)`.
-            timestamp: TAI64N, 12 bytes, greater than any sent before.
+            timestamp: TAI64N (12 bytes), greater than any sent before.
             index: Our reserved index.
-            random: Gives n random bytes.
+            random: Returns n random bytes.
 
         Raises:
             InvalidHandshakeError: `remote` is a low-order point.
@@ -149,7 +149,7 @@ class Initiator:
         self.message = Initiation(index, e, sealed_static, sealed_timestamp).encode()
 
     def consume_response(self, static: StaticKey, response: Response, preshared_key: bytes) -> TransportKeys:
-        """Check message 2 (section 5.4.3) and derive the keys.
+        """Verify message 2 (section 5.4.3) and return the keys.
 
         Args:
             static: Our key.
@@ -157,7 +157,7 @@ class Initiator:
             preshared_key: 32 bytes, zeros for none.
 
         Raises:
-            InvalidHandshakeError: It does not answer our initiation; this half stays as it was.
+            InvalidHandshakeError: It doesn't answer our initiation. This half stays as it was.
         """
         e = response.ephemeral
         c = kdf1(self._c, e)
@@ -172,9 +172,10 @@ class Initiator:
 
 
 class Received:
-    """The responder's half: message 1 opened as far as the initiator's public key.
+    """The responder's half of a handshake: message 1, opened as far as the initiator's public key.
 
-    `remote` is that key (32 bytes), not yet proven: `open_timestamp` proves it.
+    Attributes:
+        remote: That key, 32 bytes. Only `open_timestamp` proves that the sender has it.
     """
 
     __slots__ = ("_c", "_ephemeral", "_h", "_sealed_timestamp", "_sender", "remote")
@@ -183,7 +184,7 @@ class Received:
         """Open the static key (section 5.4.2).
 
         Raises:
-            InvalidHandshakeError: Not for us, or a low-order point.
+            InvalidHandshakeError: The message isn't for us, or has a low-order point.
         """
         e = initiation.ephemeral
         c = kdf1(_C0, e)
@@ -197,13 +198,13 @@ class Received:
         self._sender = initiation.sender
 
     def open_timestamp(self, static_static: bytes) -> bytes:
-        """Open the TAI64N (12 bytes), which proves that the initiator holds the key.
+        """Return the TAI64N (12 bytes). Opening it proves that the initiator has the key `remote`.
 
         Args:
             static_static: DH of our static key and `remote`.
 
         Raises:
-            InvalidHandshakeError: It doesn't.
+            InvalidHandshakeError: The initiator doesn't have the key.
         """
         self._c, kappa = kdf2(self._c, static_static)
         timestamp = _open(kappa, self._sealed_timestamp, self._h)
@@ -213,12 +214,12 @@ class Received:
     def respond(
         self, index: int, preshared_key: bytes, random: Callable[[int], bytes]
     ) -> tuple[bytes, TransportKeys]:
-        """Make message 2 (section 5.4.3, without MACs) and the keys; after `open_timestamp`.
+        """Return message 2 (section 5.4.3) without MACs, and the keys. Call it after `open_timestamp`.
 
         Args:
             index: Our reserved index.
             preshared_key: 32 bytes, zeros for none.
-            random: Gives n random bytes.
+            random: Returns n random bytes.
 
         Raises:
             InvalidHandshakeError: The initiator's ephemeral or static key is a low-order point.

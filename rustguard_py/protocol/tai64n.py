@@ -1,38 +1,37 @@
-"""TAI64N timestamps: 12 bytes that a peer only accepts if greater than all it has seen (whitepaper 5.1).
+"""TAI64N timestamps: 12 bytes, accepted only if greater than all earlier ones of a peer (whitepaper, 5.1).
 
-https://cr.yp.to/libtai/tai64.html: 8 bytes of TAI seconds and 4 of nanoseconds, big-endian.
+The format (https://cr.yp.to/libtai/tai64.html) is 8 bytes of TAI seconds and 4 of nanoseconds, big-endian.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-TAI64N_SIZE = 12
-# TAI was 10 s ahead of UTC in 1970; like the kernel's WireGuard, no later leap second is counted.
+# TAI was 10 s ahead of UTC in 1970. As in the kernel's WireGuard, later leap seconds are not counted.
 _TAI64_EPOCH = 2**62 + 10
 _BILLION = 10**9
-# As the kernel does: coarse enough that the timestamp tells nothing of our processor, finer than the
-# 20 ms between two initiations that a responder accepts.
+# The kernel's rounding: coarse enough to reveal nothing about the processor, finer than the 20 ms that a responder
+# requires between two initiations.
 _GRAIN = 2**24
 
 
 def encode(nanoseconds: int) -> bytes:
-    """Give the TAI64N of a Unix time in nanoseconds."""
+    """Return the TAI64N of a Unix time in nanoseconds."""
     seconds, rest = divmod(nanoseconds, _BILLION)
     return (seconds + _TAI64_EPOCH).to_bytes(8, "big") + rest.to_bytes(4, "big")
 
 
 def decode(timestamp: bytes) -> int:
-    """Give the Unix time in nanoseconds of a TAI64N (12 bytes)."""
+    """Return the Unix time in nanoseconds of a TAI64N (12 bytes)."""
     seconds = int.from_bytes(timestamp[:8], "big") - _TAI64_EPOCH
     return seconds * _BILLION + int.from_bytes(timestamp[8:], "big")
 
 
 class Tai64nClock:
-    """Gives timestamps that only ever rise, whatever the wall clock does.
+    """A source of timestamps that only ever rise, even if the wall clock goes back.
 
     Args:
-        wall: Gives the Unix time in nanoseconds, as `time.time_ns`.
+        wall: Returns the Unix time in nanoseconds, as `time.time_ns`.
         greatest: The greatest timestamp that this identity ever sent, or None.
     """
 
@@ -43,7 +42,7 @@ class Tai64nClock:
         self._last = None if greatest is None else decode(greatest)
 
     def next(self) -> bytes:
-        """Give a timestamp greater than all before."""
+        """Return a timestamp greater than all before."""
         now = self._wall()
         now -= now % _BILLION % _GRAIN
         if self._last is not None and now <= self._last:

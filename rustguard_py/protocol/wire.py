@@ -1,6 +1,6 @@
 """The four messages of WireGuard, byte for byte (whitepaper section 5.4).
 
-Integers are little-endian. Parsers give None for what is not a message of that type; they never raise.
+Integers are little-endian. Parsers return None for anything but a message of their type and never raise.
 """
 
 from __future__ import annotations
@@ -18,8 +18,21 @@ RESPONSE_SIZE = 92
 COOKIE_REPLY_SIZE = 64
 DATA_HEADER_SIZE = 16
 TAG_SIZE = 16
-# A keepalive: a data message that carries nothing.
-KEEPALIVE_SIZE = DATA_HEADER_SIZE + TAG_SIZE
+# Header and tag around each packet.
+DATA_OVERHEAD = DATA_HEADER_SIZE + TAG_SIZE
+# A keepalive is a data message that carries no packet.
+KEEPALIVE_SIZE = DATA_OVERHEAD
+# What one or two initiations and responses measure together, in bytes. Data, padded to multiples of 16, never does.
+HANDSHAKE_VOLUMES = frozenset(
+    INITIATION_SIZE * initiations + RESPONSE_SIZE * responses
+    for initiations in range(3)
+    for responses in range(3)
+    if initiations + responses
+)
+# The first bytes of every data message: its type and three reserved zeros.
+DATA_PREFIX = DATA.to_bytes(4, "little")
+# The first bytes of every enrollment datagram, which shares the tunnel's port.
+FOREIGN_PREFIX = b"RGE"
 MAC_SIZE = 16
 
 _INITIATION = struct.Struct("<II32s48s28s")
@@ -37,7 +50,7 @@ class Initiation(NamedTuple):
     timestamp: bytes
 
     def encode(self) -> bytes:
-        """Give the 116 bytes that MAC1 covers."""
+        """Return the 116 bytes that MAC1 covers."""
         return _INITIATION.pack(INITIATION, *self)
 
 
@@ -50,24 +63,24 @@ class Response(NamedTuple):
     empty: bytes
 
     def encode(self) -> bytes:
-        """Give the 60 bytes that MAC1 covers."""
+        """Return the 60 bytes that MAC1 covers."""
         return _RESPONSE.pack(RESPONSE, *self)
 
 
 class CookieReply(NamedTuple):
-    """Message 3: 64 bytes, the cookie sealed to whoever knows the MAC1 it answers."""
+    """Message 3: 64 bytes. The cookie is sealed for the sender of the MAC1 that it answers."""
 
     receiver: int
     nonce: bytes
     cookie: bytes
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Return the whole message."""
         return _COOKIE_REPLY.pack(COOKIE_REPLY, *self)
 
 
 def message_type(datagram: bytes) -> int:
-    """Give the type, 1 to 4, or 0 for anything else; the three reserved bytes must be zero."""
+    """Return the message type, 1 to 4, or 0 for anything else. The three reserved bytes must be zero."""
     if len(datagram) < 4 or datagram[1] or datagram[2] or datagram[3]:
         return 0
     kind = datagram[0]
@@ -75,26 +88,26 @@ def message_type(datagram: bytes) -> int:
 
 
 def parse_initiation(datagram: bytes) -> Initiation | None:
-    """Parse message 1; its MACs are not looked at."""
+    """Return message 1 or None. Its MACs aren't checked."""
     if len(datagram) != INITIATION_SIZE or message_type(datagram) != INITIATION:
         return None
     return Initiation(*_INITIATION.unpack_from(datagram)[1:])
 
 
 def parse_response(datagram: bytes) -> Response | None:
-    """Parse message 2; its MACs are not looked at."""
+    """Return message 2 or None. Its MACs aren't checked."""
     if len(datagram) != RESPONSE_SIZE or message_type(datagram) != RESPONSE:
         return None
     return Response(*_RESPONSE.unpack_from(datagram)[1:])
 
 
 def parse_cookie_reply(datagram: bytes) -> CookieReply | None:
-    """Parse message 3."""
+    """Return message 3 or None."""
     if len(datagram) != COOKIE_REPLY_SIZE or message_type(datagram) != COOKIE_REPLY:
         return None
     return CookieReply(*_COOKIE_REPLY.unpack(datagram)[1:])
 
 
 def data_header(receiver: int, counter: int) -> bytes:
-    """Give the 16 bytes in front of a data message's sealed packet."""
+    """Return the 16 bytes in front of a data message's sealed packet."""
     return _DATA_HEADER.pack(DATA, receiver, counter)

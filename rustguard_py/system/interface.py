@@ -1,6 +1,6 @@
-"""The interface of a tunnel as the system sees it: MTU, addresses, routes, and what is taken already.
+"""A tunnel's interface in the system: MTU, addresses and routes, and checks of what the machine has already.
 
-Each change is echoed as the `ip` command that does the same, the way wg-quick does, and can be taken back.
+Each change is echoed as the equivalent `ip` command, as wg-quick does, and can be undone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv6Interface
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,20 +20,22 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from rustguard_py.model.endpoint import Network
-from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.endpoint import InterfaceAddress, Network
+from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
 
-Interface = IPv4Interface | IPv6Interface
 Echo = Callable[[str], None]
 Result = TypeVar("Result")
 
+# IFNAMSIZ without the zero at the end.
+INTERFACE_NAME_LIMIT = 15
 TUN_DEVICE = Path("/dev/net/tun")
-IPV6_SYSCTLS = Path("/proc/sys/net/ipv6")
+SYSCTLS = Path("/proc/sys")
+IPV6_SYSCTLS = SYSCTLS / "net/ipv6"
 
 # include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h.
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
-_IFA_F_NODAD = 0x02
+IFA_F_NODAD = 0x02
 _IN6_ADDR_GEN_MODE_NONE = 1
 # linux/sockios.h, linux/if_arp.h
 _SIOCGIFHWADDR = 0x8927
@@ -42,27 +43,27 @@ _ARPHRD_ETHER = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What an existing interface shall get.
+class InterfaceSetup:
+    """The settings for an existing interface.
 
     Attributes:
-        name: Of the interface.
-        mtu: Bytes of an IP packet.
-        addresses: With their prefix; the kernel adds the route to each one's network.
-        routes: Further networks that lie behind the interface.
-        gso_max_segs: The most segments in one superpacket, or None to leave it.
+        name: The interface's name.
+        mtu: Greatest size of an IP packet, bytes.
+        addresses: With prefix lengths. The kernel adds the route to each address's network.
+        routes: Further networks behind the interface.
+        gso_max_segs: The most segments in one superpacket, or None to leave it as it is.
     """
 
     name: str
     mtu: int
-    addresses: tuple[Interface, ...] = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
     routes: tuple[Network, ...] = ()
     gso_max_segs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """One change: the command that says it, and the call that does it."""
+    """One change: its `ip` command, and the call that does it."""
 
     command: str
     apply: Callable[[IPRoute], Any]
@@ -70,11 +71,11 @@ class _Change:
 
 @dataclass(slots=True)
 class Applied:
-    """What was changed on an interface.
+    """The changes made to an interface.
 
     Attributes:
-        name: Of the interface.
-        notes: What was refused and gone without, one sentence each.
+        name: The interface's name.
+        notes: Refused changes that aren't needed, one sentence each.
     """
 
     name: str
@@ -82,14 +83,14 @@ class Applied:
     _undo: list[_Change] = field(default_factory=list)
 
     def undo(self, echo: Echo) -> None:
-        """Take everything back, last change first; what is gone already is no error. May be called twice."""
+        """Undo all changes, last one first. What is already gone is skipped. May be called twice."""
         with suppress(RustGuardError):
             with_netlink(lambda netlink: self._take_back(netlink, echo))
 
     def _take_back(self, netlink: IPRoute, echo: Echo) -> None:
         while self._undo:
             change = self._undo.pop()
-            # An interface that went away took its addresses and routes with it.
+            # An interface that is gone took its addresses and routes with it.
             with suppress(NetlinkError):
                 change.apply(netlink)
                 echo(f"[#] {change.command}")
@@ -104,19 +105,19 @@ class Applied:
             self._undo.append(undo)
 
 
-def set_up(layout: Layout, echo: Echo) -> Applied:
-    """Give an existing interface its MTU, addresses and routes, and bring it up.
+def set_up(layout: InterfaceSetup, echo: Echo) -> Applied:
+    """Return an existing interface its MTU, addresses and routes, and bring it up.
 
     Args:
-        layout: What it shall get.
-        echo: Called with one line a change, `[#] ip …`.
+        layout: The settings.
+        echo: Called with one line per change, `[#] ip …`.
 
     Returns:
-        What takes it all back.
+        The changes, to be undone.
 
     Raises:
-        RefusedError: We may not change interfaces.
-        RustGuardError: The kernel refused a change. Everything done before it was taken back.
+        RefusedError: No permission to change interfaces.
+        RustGuardError: The kernel refused a change. Earlier changes were undone.
     """
     applied = Applied(layout.name)
     try:
@@ -128,9 +129,9 @@ def set_up(layout: Layout, echo: Echo) -> Applied:
 
 
 def with_netlink(work: Callable[[IPRoute], Result]) -> Result:
-    """Do something with a socket to the kernel's routing (rtnetlink(7)), and wait for it."""
+    """Call `work` with a socket to the kernel's routing (rtnetlink(7)) and return its result."""
 
-    # pyroute2 drives an event loop of its own, which can't run inside a running one: a thread for each task.
+    # pyroute2 runs its own event loop, which can't run inside another, so each call gets a thread.
     def run() -> Result:
         with IPRoute() as netlink:
             return work(netlink)
@@ -140,45 +141,55 @@ def with_netlink(work: Callable[[IPRoute], Result]) -> Result:
 
 
 def explain(error: NetlinkError, command: str) -> RustGuardError:
-    """Word the kernel's refusal of an `ip` command for people, with the mend."""
+    """Return the kernel's refusal of an `ip` command as an error for people."""
     code = int(error.code)
     if code == errno.EPERM:
         message = f"`{command}` was refused: changing interfaces needs root or the capability CAP_NET_ADMIN."
-        mend = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
-        return RefusedError(message, mend)
+        fix = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
+        return RefusedError(message, fix)
     if code in {errno.EACCES, errno.EOPNOTSUPP} and " -6 " in command:
         message = f"`{command}` was refused: IPv6 is switched off on this machine or interface."
         return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
     if code == errno.EEXIST:
         message = f"`{command}` was refused: it's there already, likely another VPN's or a leftover."
-        return RustGuardError(message, "Look who has it: `ip address` and `ip route`; then choose another address.")
+        return RustGuardError(message, "Find it with `ip address` and `ip route`, then choose another address.")
     reason = errno.errorcode.get(code, str(code))
     return RustGuardError(
         f"`{command}` was refused by the kernel ({reason}).", "Try that command as root to see more."
     )
 
 
+def check_interface_name(name: str) -> None:
+    """Refuse a name that the kernel can't give an interface.
+
+    Raises:
+        UsageError: It is empty or longer than INTERFACE_NAME_LIMIT bytes.
+    """
+    if not 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT:
+        raise UsageError(f"{name!r} can't name an interface.", f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes.")
+
+
 def interface_names() -> set[str]:
-    """Name every interface of this network namespace."""
+    """Return the names of all interfaces in this network namespace."""
     return {name for _, name in socket.if_nameindex()}
 
 
 def interface_exists(name: str) -> bool:
-    """Say whether an interface has this name."""
+    """Return whether an interface has this name."""
     return name in interface_names()
 
 
 def free_interface_name(prefix: str = "rg") -> str:
-    """Give the first of `prefix0`, `prefix1`, … that no interface has."""
+    """Return the first unused name of `prefix0`, `prefix1` and so on."""
     taken = interface_names()
     return next(name for name in (f"{prefix}{number}" for number in count()) if name not in taken)
 
 
 def why_no_ipv6() -> str | None:
-    """Say in one sentence why this machine has no IPv6, or None where it has."""
+    """Return in one sentence why this machine has no IPv6, or None if it has."""
     if not IPV6_SYSCTLS.is_dir():
         return "This machine's kernel runs without IPv6."
-    # A new interface takes `default`; writing `all` writes every one.
+    # A new interface takes `default`. Writing `all` sets every existing one.
     for scope in ("all", "default"):
         path = IPV6_SYSCTLS / "conf" / scope / "disable_ipv6"
         with suppress(OSError):
@@ -188,7 +199,7 @@ def why_no_ipv6() -> str | None:
 
 
 def require_ethernet(name: str) -> None:
-    """Check that an interface is there and is an Ethernet one.
+    """Check that an interface exists and is an Ethernet interface.
 
     Raises:
         RefusedError: It isn't.
@@ -198,11 +209,11 @@ def require_ethernet(name: str) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()[:15]))
     except OSError as error:
-        raise RefusedError(f"There is no interface {name!r}.", "Look with `ip link` what there is.") from error
+        raise RefusedError(f"There is no interface {name!r}.", "List the interfaces with `ip link`.") from error
     if struct.unpack_from("H", answer, 16)[0] != _ARPHRD_ETHER:
         raise RefusedError(
-            f"{name} is no Ethernet interface: AF_XDP can't be used on it.",
-            "Name the interface that the peers' datagrams come in on (`ip route get` a peer's address), "
+            f"{name} is not an Ethernet interface: AF_XDP can't be used on it.",
+            "Name the interface that the peers' datagrams come in on (`ip route get` with a peer's address), "
             "or leave out --xdp.",
         )
 
@@ -219,17 +230,17 @@ def require_tun() -> None:
             return
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{TUN_DEVICE} is missing, and tunnels are made of it."
-        raise RustGuardError(message, _tun_mend()) from error
+        raise RustGuardError(message, _tun_fix()) from error
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EPERM}:
             message = f"{TUN_DEVICE} may not be opened: {error.strerror}."
-            raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_mend()}") from error
-        # ENODEV, ENXIO: the node is there, the module isn't.
+            raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_fix()}") from error
+        # ENODEV, ENXIO: the device node exists, its kernel module isn't loaded.
         message = f"{TUN_DEVICE} can't be opened ({error.strerror}): its kernel module is likely not loaded."
-        raise RustGuardError(message, _tun_mend()) from error
+        raise RustGuardError(message, _tun_fix()) from error
 
 
-def _apply(netlink: IPRoute, layout: Layout, applied: Applied, echo: Echo) -> None:
+def _apply(netlink: IPRoute, layout: InterfaceSetup, applied: Applied, echo: Echo) -> None:
     name = layout.name
     found = netlink.link_lookup(ifname=name)
     if not found:
@@ -258,7 +269,7 @@ def _apply(netlink: IPRoute, layout: Layout, applied: Applied, echo: Echo) -> No
 
 
 def _keep_quiet(netlink: IPRoute, index: int, name: str, echo: Echo) -> None:
-    # As the kernel's own WireGuard does: no link-local address, so no router solicitation starts a handshake.
+    # As in the kernel's WireGuard: without a link-local address, no router solicitation starts a handshake.
     command = f"ip link set dev {name} addrgenmode none"
     inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE)]}
     with suppress(NetlinkError):
@@ -278,14 +289,14 @@ def _limit_segments(netlink: IPRoute, index: int, segments: int, applied: Applie
         echo(f"[#] {command}")
 
 
-def _address_changes(index: int, name: str, address: Interface) -> tuple[_Change, _Change]:
+def _address_changes(index: int, name: str, address: InterfaceAddress) -> tuple[_Change, _Change]:
     what: dict[str, Any] = {
         "index": index,
         "address": str(address.ip),
         "prefixlen": address.network.prefixlen,
     }
-    # Nobody else on the link could hold the address, and until DAD ends nothing can be bound to it.
-    nodad = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
+    # Nobody else on this link can have the address, and until DAD ends nothing can be bound to it.
+    nodad = {"flags": IFA_F_NODAD} if address.version == 6 else {}
     suffix = " nodad" if nodad else ""
     return (
         _Change(
@@ -305,7 +316,7 @@ def _route_changes(index: int, name: str, network: Network) -> tuple[_Change, _C
     )
 
 
-def _tun_mend() -> str:
+def _tun_fix() -> str:
     match _container():
         case "docker" | "podman" as engine:
             return f"Start the container with `{engine} run --device /dev/net/tun --cap-add NET_ADMIN …`."
@@ -324,14 +335,10 @@ def _container() -> str | None:
         if Path(path).exists():
             return engine
     with suppress(OSError):
-        # Written by systemd from what the manager tells PID 1: `lxc`, `docker`, `podman`, `systemd-nspawn`.
+        # From systemd, which got it from the container manager: `lxc`, `docker`, `podman`, `systemd-nspawn`.
         manager = Path("/run/systemd/container").read_text().strip()
         return "lxc" if manager.startswith("lxc") else manager
     with suppress(OSError):
         if b"container=lxc" in Path("/proc/1/environ").read_bytes():
             return "lxc"
     return None
-
-
-# IFNAMSIZ without the zero at the end.
-NAME_LIMIT = 15

@@ -1,8 +1,7 @@
-"""Routes over several interfaces at once (ECMP), flow by flow, and what the system needs set for them.
+"""Routes over several interfaces at once (ECMP), flow by flow, and the system settings that they need.
 
-A flow is an address and port at either end and a protocol: the kernel hashes these (layer 4), so that the packets of
-one flow stay on one interface and in order. Each interface has the same source addresses: a reply is then let in by
-whichever it comes.
+A flow is a protocol and the address and port at both ends. The kernel hashes these (layer 4), so the packets of a
+flow stay on one interface and in order. All interfaces have the same addresses, so a reply is accepted on any.
 """
 
 from __future__ import annotations
@@ -18,35 +17,35 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from rustguard_py.model.endpoint import Network
+from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RustGuardError
-from rustguard_py.system.interface import Echo, Interface, explain, with_netlink
+from rustguard_py.system.interface import SYSCTLS, Echo, explain, with_netlink
 
 log = logging.getLogger(__name__)
 
-_SYSCTLS = Path("/proc/sys/net")
+_NET_SYSCTLS = SYSCTLS / "net"
 _HASH_POLICIES = ("ipv4/fib_multipath_hash_policy", "ipv6/fib_multipath_hash_policy")
 _LAYER_4 = "1"
-# Values of rp_filter, include/linux/inetdevice.h; the greater of the interface's and of `all` holds.
+# Values of rp_filter (include/linux/inetdevice.h). The greater of the interface's value and that of `all` applies.
 _STRICT, _LOOSE = "1", "2"
-# The kernel takes several IPv6 interfaces in one route with a gateway only. No packet is ever addressed to this one:
-# a TUN interface has no neighbours.
+# The kernel accepts several IPv6 interfaces in one route only with a gateway. No packet is ever sent to this one,
+# because a TUN interface has no neighbours.
 _GATEWAY6 = "fe80::1"
 
 
 class Multipath:
-    """The routes over some interfaces, which are there, are up and have the source addresses.
+    """Routes over several interfaces, which are up and have the source addresses.
 
     Args:
-        interfaces: Their names; a route says which of them by their places here.
+        interfaces: The interfaces' names. A route refers to them by index.
         sources: Our address in each family.
-        echo: Called with one line a change, as `netif.set_up` does.
+        echo: Called with one line per change, as in `system.interface.set_up`.
 
     Attributes:
-        notes: What was refused and gone without, one sentence each.
+        notes: Refused changes that aren't needed, one sentence each.
     """
 
-    def __init__(self, interfaces: Sequence[str], sources: Sequence[Interface], echo: Echo) -> None:
+    def __init__(self, interfaces: Sequence[str], sources: Sequence[InterfaceAddress], echo: Echo) -> None:
         self.notes: list[str] = []
         self._interfaces = tuple(interfaces)
         self._sources = {source.version: str(source.ip) for source in sources}
@@ -55,34 +54,34 @@ class Multipath:
         self._before: dict[Path, str] = {}
         self._refused = False
         self._closed = False
-        # Whoever waited for `apply` in a thread may be gone while that still runs.
+        # `close` may be called while `apply` still runs in a thread.
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
-        """Have the kernel hash by layer 4, and not refuse what comes in by another interface than it would go out by.
+        """Have the kernel hash by layer 4, and accept packets on any of the interfaces.
 
-        What is set so already is left alone.
+        Settings that are already right stay as they are.
         """
         for name in _HASH_POLICIES:
-            self._set(_SYSCTLS / name, _LAYER_4)
-        everywhere = _read(_SYSCTLS / "ipv4/conf/all/rp_filter")
+            self._set(_NET_SYSCTLS / name, _LAYER_4)
+        everywhere = _read(_NET_SYSCTLS / "ipv4/conf/all/rp_filter")
         for interface in self._interfaces:
-            own = _SYSCTLS / "ipv4/conf" / interface / "rp_filter"
-            # A route that leaves an interface out for a while would make a strict filter drop what still comes by it.
+            own = _NET_SYSCTLS / "ipv4/conf" / interface / "rp_filter"
+            # While a route leaves an interface out, a strict filter would drop packets that still come in on it.
             if _STRICT in (everywhere, _read(own)) and _LOOSE not in (everywhere, _read(own)):
                 self._set(own, _LOOSE)
 
     def differs(self, routes: Mapping[Network, tuple[int, ...]]) -> bool:
-        """Say whether `apply` would change anything."""
+        """Return whether `apply` would change anything."""
         return self._routes != routes
 
     def apply(self, routes: Mapping[Network, tuple[int, ...]]) -> None:
-        """Have these routes and no others; may be called in a thread.
+        """Set exactly these routes. May be called in a thread.
 
-        What the kernel refuses (an interface is gone) is said once and tried again by the next call.
+        A refusal by the kernel (an interface is gone) is logged once, and the next call tries again.
 
         Args:
-            routes: For each network the places of the interfaces that its flows are spread over, at least one.
+            routes: For each network, the indices of the interfaces to spread its flows over, at least one.
         """
         with self._lock:
             if self._closed:
@@ -97,14 +96,14 @@ class Multipath:
                 self._refused = False
 
     def close(self) -> None:
-        """Take the routes out and put back what was set. May be called twice."""
+        """Remove the routes and restore the settings. May be called twice."""
         with self._lock, suppress(RustGuardError):
             self._closed = True
             with_netlink(self._take_out)
         self._routes.clear()
         while self._before:
             path, value = self._before.popitem()
-            # That of an interface went away with it.
+            # The setting of an interface that is gone went with it.
             with suppress(OSError):
                 path.write_text(value)
                 self._echo(f"[#] sysctl -w {_sysctl(path)}={value}")
@@ -124,7 +123,7 @@ class Multipath:
     def _apply(self, netlink: IPRoute, routes: Mapping[Network, tuple[int, ...]]) -> None:
         places = {name: index for index, name in socket.if_nameindex()}
         for network in [each for each in self._routes if each not in routes]:
-            # It went away with its interfaces if it isn't there.
+            # A route that is missing was removed with its interfaces.
             with suppress(NetlinkError):
                 self._do(netlink.route, "del", network, (), places)
             del self._routes[network]
@@ -183,4 +182,4 @@ def _read(path: Path) -> str | None:
 
 
 def _sysctl(path: Path) -> str:
-    return ".".join(("net", *path.relative_to(_SYSCTLS).parts))
+    return ".".join(("net", *path.relative_to(_NET_SYSCTLS).parts))

@@ -1,4 +1,4 @@
-"""Hears from the kernel when this machine's links, addresses or routes change (rtnetlink(7))."""
+"""Watches the machine's links, addresses and routes for changes (rtnetlink(7))."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 # linux/rtnetlink.h: RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
-# A changed address comes with several messages in a row: act once they have come.
+# A changed address causes several messages in a row. Wait this long for them, seconds.
 _SETTLE = 0.1
 
 
 class NetWatch:
-    """Calls back, soon after and once, when the network of this machine changed; from within the running loop.
+    """Calls `changed` once, shortly after the machine's network changed. Make it inside the running loop.
 
     Args:
-        changed: What to call.
+        changed: The callback.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -35,7 +35,7 @@ class NetWatch:
         except BlockingIOError:
             pass
         except OSError:
-            pass  # ENOBUFS: messages were lost, which is a change all the same
+            pass  # ENOBUFS: messages were lost, which also means a change
         if self._timer is None:
             self._timer = self._loop.call_later(_SETTLE, self._fire)
 

@@ -1,4 +1,4 @@
-"""Which networks this machine has already, and which are free."""
+"""The networks that this machine already uses, and a free one."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _DEFAULT_HALVES = 1
 
 
 def taken_networks(exclude: Collection[str] = ()) -> list[tuple[Network, str]]:
-    """List the networks that this machine has or knows a way to.
+    """Return the networks of this machine's addresses and routes.
 
-    Addresses of all interfaces and unicast routes of the main table, without default routes (two halves of
-    one included), IPv6 link-local addresses, which every interface has, and what belongs to `exclude`.
+    These are the addresses of all interfaces and the unicast routes of the main table. Default routes (also as two
+    halves) and IPv6 link-local addresses, which every interface has, are left out.
 
     Args:
         exclude: Interfaces to leave out.
 
     Returns:
-        Each network once, with what it is: `address 192.168.1.5/24 on eth0` or
+        Each network once, with its description: `address 192.168.1.5/24 on eth0` or
         `route 10.0.0.0/8 via 192.168.1.1 on eth0`.
     """
     taken: dict[Network, str] = {}
@@ -55,7 +55,7 @@ def _addresses(netlink: IPRoute, names: dict[int, str]) -> Iterator[tuple[Networ
             continue
         what = f"address {near}/{length} on {names.get(index, index)}"
         if near != far:
-            # Point to point: the prefix belongs to the far end.
+            # Point to point: the prefix is that of the far end.
             yield ip_network(near), what, index
         network = ip_interface(f"{far or near}/{length}").network
         if not (network.version == 6 and network.is_link_local):
@@ -85,7 +85,7 @@ def _name_route(message: Any, network: Network, interface: str | None) -> str:
     return f"route {network}{via}{on}{several}"
 
 
-# Private space (RFC 1918), each with the offset to begin at: not where home routers and container engines begin.
+# Private networks (RFC 1918), each with the offset to start at, away from the ranges of home routers and containers.
 _PRIVATE: Final = (
     (IPv4Network("10.0.0.0/8"), 150 << 16),
     (IPv4Network("172.16.0.0/12"), 8 << 16),
@@ -97,29 +97,25 @@ _Label = TypeVar("_Label")
 
 
 def collisions(pool: Network, taken: Iterable[tuple[Network, _Label]]) -> list[_Label]:
-    """List what shares an address with the pool.
+    """Return the labels of the networks that overlap with the pool, in the given order.
 
-    A default route isn't a collision: it holds every address and means none of them.
+    A default route never collides, because it doesn't stand for the addresses in it.
 
     Args:
-        pool: Of either family.
-        taken: Networks of either family, each with what to call it.
-
-    Returns:
-        What those that collide are called, in the order given.
+        pool: A network of either family.
+        taken: Networks of either family, each with a label.
     """
     return [label for network, label in taken if network.prefixlen and _overlap(pool, network)]
 
 
 def propose(taken: Iterable[Network], prefixlen: int = 24) -> IPv4Network | None:
-    """Find a private network that shares no address with any of those taken.
+    """Return a private network that overlaps with none of those taken, or None if there is none of this size.
+
+    The result is the same for the same arguments.
 
     Args:
-        taken: Of either family; default routes don't count.
-        prefixlen: The size wanted, 8 to 30.
-
-    Returns:
-        The same one for the same arguments; None when there is none of this size.
+        taken: Networks of either family. Default routes don't count.
+        prefixlen: The size of the network, 8 to 30.
     """
     obstacles = [n for n in taken if isinstance(n, IPv4Network) and n.prefixlen]
     for space, start in _PRIVATE:
@@ -135,12 +131,12 @@ def propose(taken: Iterable[Network], prefixlen: int = 24) -> IPv4Network | None
 
 
 def make_ula(random: Callable[[int], bytes]) -> IPv6Network:
-    """Make a unique local /64 (RFC 4193, section 3.1): fd, 40 random bits, subnet 0."""
+    """Return a new unique local /64 (RFC 4193, section 3.1): fd, 40 random bits, subnet 0."""
     return IPv6Network((b"\xfd" + random(5) + bytes(10), 64))
 
 
 def _overlap(one: Network, other: Network) -> bool:
-    # Between the families there is nothing to share, and `overlaps` refuses to compare them.
+    # Networks of different families never overlap, and `overlaps` refuses to compare them.
     if isinstance(one, IPv4Network):
         return isinstance(other, IPv4Network) and one.overlaps(other)
     return isinstance(other, IPv6Network) and one.overlaps(other)

@@ -1,4 +1,4 @@
-"""From a host name to the addresses that this machine has a route to."""
+"""Resolves host names to addresses, and finds those that this machine has a route to."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from rustguard_py.model.errors import UnansweredError
 
 
 async def resolve(host: str, port: int) -> list[Endpoint]:
-    """Find the addresses of a host, best first.
+    """Return the addresses of a host, best first.
 
     Raises:
-        UnansweredError: The name has none, or nobody can say now.
+        UnansweredError: The name has no address, or it can't be resolved now.
     """
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except OSError as error:
-        mend = "Check the name, and that this machine has a network; an address works without names."
-        raise UnansweredError(f"The name {host} can't be resolved: {error.strerror}.", mend) from error
+        fix = "Check the name and this machine's network connection. An address works without name resolution."
+        raise UnansweredError(f"The name {host} can't be resolved: {error.strerror}.", fix) from error
     families = {socket.AF_INET, socket.AF_INET6}
     return list(dict.fromkeys(address for family, _, _, _, address in found if family in families))  # type: ignore[misc]
 
 
 def has_route(endpoint: Endpoint) -> bool:
-    """Say whether this machine would know where to send a datagram to that address; nothing is sent."""
+    """Return whether this machine has a route to an address. Nothing is sent."""
     family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -37,11 +37,11 @@ def has_route(endpoint: Endpoint) -> bool:
 
 
 def next_to_try(found: list[Endpoint], tried: list[Endpoint]) -> Endpoint | None:
-    """Take each address that we have a route to in turn while none answers; None where there is none.
+    """Return the next address with a route, each in turn, or None if no address has a route.
 
     Args:
-        found: What a name stands for.
-        tried: Those that didn't answer; emptied when that is all of them.
+        found: The addresses of a name.
+        tried: Addresses that didn't answer. Emptied when all were tried.
     """
     reachable = [each for each in found if has_route(each)]
     fresh = [each for each in reachable if each not in tried]

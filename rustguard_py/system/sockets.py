@@ -1,4 +1,4 @@
-"""UDP sockets of one port in each family, with room for bursts."""
+"""UDP sockets: one per family, all on one port."""
 
 from __future__ import annotations
 
@@ -8,34 +8,19 @@ from collections.abc import Sequence
 
 from rustguard_py.model.errors import RefusedError
 
-BUFFER_SIZE = 7 << 20
-
-
-# Tries to find a port free over both families, when any will do.
+# Attempts to find a port that is free in both families.
 _PORT_TRIES = 16
 
 
-_SO_RCVBUFFORCE = 33
-
-
-_SO_SNDBUFFORCE = 32
-
-
-_IP_MTU_DISCOVER = 10
-
-
-_PMTUDISC_DONT = 0
-
-
 def bind(port: int, hosts: Sequence[str] = ("0.0.0.0", "::")) -> list[socket.socket]:  # noqa: S104
-    """Bind a socket for each address of `hosts`, all on one port.
+    """Return a bound socket for each address of `hosts`, all on one port.
 
     Args:
-        port: 0 for any.
+        port: 0 for any free port.
         hosts: IPv4 and IPv6 addresses. A family that this machine lacks is left out.
 
     Raises:
-        RefusedError: The port is taken, or no family is there.
+        RefusedError: The port is taken, or the machine has neither family.
     """
     for attempt in range(_PORT_TRIES):
         sockets: list[socket.socket] = []
@@ -51,7 +36,7 @@ def bind(port: int, hosts: Sequence[str] = ("0.0.0.0", "::")) -> list[socket.soc
                 continue
             raise RefusedError(
                 f"UDP port {port} can't be bound: {error.strerror}.",
-                "Look with `ss -ulnp` who has it, or choose another --port.",
+                "See which program has it with `ss -ulnp`, or choose another --port.",
             ) from error
         if sockets:
             return sockets

@@ -1,4 +1,4 @@
-"""What each implementation of WireGuard promises: one suite for ours, with either plane, and for wireguard-go."""
+"""What every implementation of WireGuard promises: one suite for both of our planes and for wireguard-go."""
 
 from __future__ import annotations
 

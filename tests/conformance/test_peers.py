@@ -1,4 +1,4 @@
-"""Where a peer is, which addresses are its own, and who is none."""
+"""Where a peer is, which addresses are its own, and who is no peer."""
 
 from __future__ import annotations
 

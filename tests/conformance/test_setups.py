@@ -15,7 +15,7 @@ FORGETS = 2
 
 
 def _behind_a_nat(lab: Lab, implementation: Implementation) -> tuple[Pair, End]:
-    """Give one behind a NAT and the other outside, who have a session, and the NAT's end outside."""
+    """Return a host behind a NAT and one outside, with a session between them, and the NAT's outer end."""
     one, router, other = lab.host("one", own_run=True), lab.host("router"), lab.host("other", own_run=True)
     here, _, out, there = lab.through(one, router, other, nets4=("192.168.9.0/24", "192.0.2.0/24"))
     router.masquerade(out, forget_after=FORGETS)
@@ -25,6 +25,7 @@ def _behind_a_nat(lab: Lab, implementation: Implementation) -> tuple[Pair, End]:
     return pair, out
 
 
+@pytest.mark.fault(14)
 def test_a_persistent_keepalive_keeps_a_nat_open_that_forgets_after_two_seconds(
     lab: Lab, implementation: Implementation
 ) -> None:
@@ -40,7 +41,8 @@ def test_a_persistent_keepalive_keeps_a_nat_open_that_forgets_after_two_seconds(
     ping(other, HERE4)
 
 
-def test_row_14_a_nat_that_maps_to_another_port_is_followed_at_the_next_packet(
+@pytest.mark.fault(14)
+def test_a_nat_that_maps_to_another_port_is_followed_at_the_next_packet(
     lab: Lab, implementation: Implementation
 ) -> None:
     pair, out = _behind_a_nat(lab, implementation)

@@ -1,10 +1,11 @@
-"""Everything here needs a kernel with WireGuard, and hosts in network namespaces; `make test-kernel` runs it where
-both are: in a virtual machine. There each start of Python takes long, so that programs are forks."""
+"""Tests that need a kernel with WireGuard, and hosts in network namespaces.
+
+`make test-kernel` runs them in a virtual machine that has both. Starting Python takes long there, so programs are
+forks."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pytest
@@ -19,23 +20,12 @@ _MOST_SECONDS = 240
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lies in this folder."""
+    seconds = _MOST_SECONDS * (4 if os.environ.get("RUSTGUARD_SOAK") == "1" else 1)
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker("needs_namespaces")
             item.add_marker("needs_kernel_wireguard")
-
-
-def _expired(_number: int, _frame: object) -> None:
-    raise TimeoutError(f"the test took more than {_MOST_SECONDS} s")
-
-
-@pytest.fixture(autouse=True)
-def _bounded(soak: bool) -> Iterator[None]:
-    before = signal.signal(signal.SIGALRM, _expired)
-    signal.alarm(_MOST_SECONDS * (4 if soak else 1))
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+            item.add_marker(pytest.mark.timeout(seconds), append=False)
 
 
 @pytest.fixture
@@ -48,7 +38,7 @@ def site(lab: Lab, tmp_path: Path) -> ForkedSite:
             "rustguard_py.cli.status",
             "rustguard_py.enroll.client.start",
             "rustguard_py.enroll.server.start",
-            "rustguard_py.kernel.tunnel",
+            "rustguard_py.kernel.kernel_tunnel",
             "rustguard_py.planes.portable",
         ]
     )

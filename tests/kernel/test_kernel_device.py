@@ -1,4 +1,4 @@
-"""What is set in the kernel is there when it is read, in whatever number; and what one may without being root."""
+"""What is set in the kernel can be read back, however many there are; and what works without root."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.kernel import netlink
-from rustguard_py.kernel.netlink import Device, PeerChange
+from rustguard_py.kernel.messages import KernelPeerChange
+from rustguard_py.kernel.netlink import KernelInterface
 from rustguard_py.lab.hosts import Lab
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RustGuardError
@@ -33,17 +34,17 @@ def networks(number: int) -> list[Network]:
 
 
 @pytest.fixture
-def device() -> Iterator[Device]:
-    made = Device.make("rgtest", ALIAS)
+def device() -> Iterator[KernelInterface]:
+    made = KernelInterface.make("rgtest", ALIAS)
     yield made
     made.remove()
 
 
-def test_a_thousand_peers_are_read_as_they_were_set(device: Device) -> None:
+def test_a_thousand_peers_are_read_as_they_were_set(device: KernelInterface) -> None:
     private_key = generate_private_key()
     device.configure(private_key=private_key, port=5555, fwmark=0xABCD)
     wanted = [
-        PeerChange(
+        KernelPeerChange(
             os.urandom(32),
             os.urandom(32),
             ("192.0.2.1", 1 + number) if number % 2 else ("fe80::1", 1 + number, 0, 2),
@@ -54,7 +55,7 @@ def test_a_thousand_peers_are_read_as_they_were_set(device: Device) -> None:
     ]
     # One has more than fit a message, either way.
     many = [ip_network(f"172.{16 + n // 65536}.{n // 256 % 256}.{n % 256}") for n in range(1500)]
-    wanted[500] = PeerChange(wanted[500].public_key, os.urandom(32), None, 5, many)
+    wanted[500] = KernelPeerChange(wanted[500].public_key, os.urandom(32), None, 5, many)
     device.set_peers(wanted)
 
     state = device.read(allowed_ips=True)
@@ -70,10 +71,10 @@ def test_a_thousand_peers_are_read_as_they_were_set(device: Device) -> None:
     a, b, c, *rest = (each.public_key for each in wanted)
     device.set_peers(
         [
-            *(PeerChange(key, remove=True) for key in rest),
-            PeerChange(b, allowed_ips=networks(0)),
-            PeerChange(c, keepalive=7, update_only=True),
-            PeerChange(bytes(range(32)), keepalive=7, update_only=True),
+            *(KernelPeerChange(key, remove=True) for key in rest),
+            KernelPeerChange(b, allowed_ips=networks(0)),
+            KernelPeerChange(c, keepalive=7, update_only=True),
+            KernelPeerChange(bytes(range(32)), keepalive=7, update_only=True),
         ]
     )
     state = device.read(allowed_ips=True)

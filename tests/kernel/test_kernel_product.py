@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from base64 import b64encode
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,14 @@ from support.forked import ForkedSite
 from support.product import HOME4, INNER, Machine, eventually
 
 PATIENCE = 60.0
+
+
+def _started_clean(machine: Machine, program: subprocess.Popen[str]) -> bool:
+    return machine.alive(program) and "Removed the interface" in machine.said()
+
+
+def _has_route(home: Machine, running: subprocess.Popen[str]) -> bool:
+    return home.alive(running) and "10.9.0.0/16 dev office" in home.host.run(["ip", "route"]).stdout
 
 
 def reaches(machine: Machine, address: str) -> None:
@@ -77,9 +87,7 @@ def test_what_a_killed_server_left_is_replaced_and_its_peers_come_back(site: For
     serving = home.start("serve --engine kernel")
     joining = laptop.start("join --engine kernel")
     for machine, program in ((home, serving), (laptop, joining)):
-        eventually(
-            lambda m=machine, p=program: m.alive(p) and "Removed the interface" in m.said(), PATIENCE, "a clean start"
-        )
+        eventually(partial(_started_clean, machine, program), PATIENCE, "a clean start")
     reaches(laptop, INNER)
     reaches(home, "10.150.0.2")
     for program in (joining, serving):
@@ -110,11 +118,7 @@ def test_a_wg_quick_tunnel_is_the_kernels_and_a_killed_one_is_taken_back(site: F
     words = f"up {file} --foreground --engine kernel"
     for end in ("down", "kill"):
         running = home.start(words)
-        eventually(
-            lambda p=running: home.alive(p) and "10.9.0.0/16 dev office" in home.host.run(["ip", "route"]).stdout,
-            PATIENCE,
-            "the tunnel",
-        )
+        eventually(partial(_has_route, home, running), PATIENCE, "the tunnel")
         shown = home.host.run(["wg", "show", "office", "dump"]).stdout.split()
         assert shown[1:4] == [b64encode(public_key(mine)).decode(), "4444", "0x77"]
         assert shown[4] == b64encode(other).decode()

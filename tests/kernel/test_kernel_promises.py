@@ -1,7 +1,7 @@
-"""What tests/conformance holds every WireGuard to, the kernel's own is held to: what that fails is a wrong test.
+"""The kernel's own WireGuard passes tests/conformance too: a test that it fails is wrong.
 
-Here are those of its tests that another WireGuard than ours passes only in part, or that look into its rules; a
-virtual machine has no time for all.
+Here are the tests that another WireGuard passes only in part, or that look into its rules. A virtual machine has no
+time for all of them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from netns.test_peers import (
+from conformance.test_peers import (
     test_a_public_key_of_low_order_has_nothing_sent_to_it,
     test_allowed_ips_move_with_what_they_let_in_and_out,
 )
-from netns.test_setups import test_a_route_to_the_peer_through_its_own_tunnel_does_not_run_away
-from netns.test_source import test_answers_come_from_an_address_of_another_interface
-from netns.test_traffic import test_a_narrow_link_on_the_way_is_passed_in_fragments
+from conformance.test_setups import test_a_route_to_the_peer_through_its_own_tunnel_does_not_run_away
+from conformance.test_source import test_answers_come_from_an_address_of_another_interface
+from conformance.test_traffic import test_a_narrow_link_on_the_way_is_passed_in_fragments
 from support.wireguards import Implementation
 
 __all__ = [

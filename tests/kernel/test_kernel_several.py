@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from rustguard_py.kernel import napi
-from rustguard_py.kernel.netlink import Device, PeerChange
+from rustguard_py.kernel.messages import KernelPeerChange
+from rustguard_py.kernel.netlink import KernelInterface
 from support.flows import FLOWS, Stream, carries_all, spread, sysctls
 from support.forked import ForkedSite
 from support.product import HOME4, Machine, eventually
@@ -20,7 +22,7 @@ TUNNELS = 2
 
 def carry(machines: tuple[Machine, ...], tunnels: int) -> None:
     for machine in machines:
-        eventually(lambda m=machine: carries_all(m, tunnels), PATIENCE, f"{tunnels} tunnels")  # type: ignore[misc]
+        eventually(partial(carries_all, machine, tunnels), PATIENCE, f"{tunnels} tunnels")
 
 
 # Both ends the kernel's; in the long run each of ours on one side too.
@@ -73,7 +75,7 @@ def test_flows_are_spread_and_leave_a_tunnel_that_dies_and_nothing_stays(
             PATIENCE,
             "the dead tunnel left out",
         )
-    stream.mend_port(chosen)
+    stream.restore_port(chosen)
     carry((home, laptop), TUNNELS)
     assert lasted < 10
 
@@ -117,9 +119,9 @@ def test_threaded_napi_is_refused_where_it_is_not_safe_and_taken_by_the_kernel(s
         assert ended.returncode == 4
         assert unsafe in ended.stderr
         assert "--threaded-napi" in ended.stderr
-    device = Device.make("rgtest", "rustguard a test")
+    device = KernelInterface.make("rgtest", "rustguard a test")
     try:
-        device.set_peers([PeerChange(bytes(range(32)), remove=True)])
+        device.set_peers([KernelPeerChange(bytes(range(32)), remove=True)])
         for threaded in (True, False):
             assert napi._set("rgtest", device, threaded=threaded) is None
             assert napi.is_threaded("rgtest") is threaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,10 @@ def test_both_ways_with_a_preshared_key_roaming_and_new_sessions(
         introduce(left_begins=left_begins)
         first, second = ("10.9.0.2", "10.9.0.1") if left_begins else ("10.9.0.1", "10.9.0.2")
         beginner, other = (hosts[0], hosts[1]) if left_begins else (hosts[1], hosts[0])
-        eventually(lambda b=beginner, a=first: pings(b, a), PATIENCE, f"a ping, left begins: {left_begins}")
-        eventually(lambda b=other, a=second: pings(b, a), PATIENCE, "a ping back")
+        eventually(partial(pings, beginner, first), PATIENCE, f"a ping, left begins: {left_begins}")
+        eventually(partial(pings, other, second), PATIENCE, "a ping back")
         for host, address in ((hosts[0], "fd09::2"), (hosts[1], "fd09::1")):
-            eventually(lambda h=host, a=address: pings(h, a), PATIENCE, "a ping over IPv6")
+            eventually(partial(pings, host, address), PATIENCE, "a ping over IPv6")
     told = left.told(right.public_key)
     assert told.rx_bytes > 4 * 1300
     assert told.tx_bytes > 4 * 1300
@@ -79,7 +80,7 @@ def test_both_ways_with_a_preshared_key_roaming_and_new_sessions(
     for left_begins in (True, False) if soak else ():
         introduce(left_begins=left_begins)
         beginner, target = (hosts[0], "10.9.0.2") if left_begins else (hosts[1], "10.9.0.1")
-        eventually(lambda b=beginner, t=target: pings(b, t), PATIENCE, "a ping in a first session")
+        eventually(partial(pings, beginner, target), PATIENCE, "a ping in a first session")
         before = right.told(left.public_key).handshakes
 
         def is_renewed(b: Host = beginner, t: str = target, before: int = before) -> bool:
@@ -100,11 +101,11 @@ def test_both_ways_with_a_preshared_key_roaming_and_new_sessions(
             ]
         )
         target = ("10.9.0.2", "10.9.0.1")[number]
-        eventually(lambda h=hosts[number], t=target: pings(h, t), PATIENCE, "a ping from elsewhere")
+        eventually(partial(pings, hosts[number], target), PATIENCE, "a ping from elsewhere")
         found = stays.told(mover.public_key).endpoint
         assert found == (f"{new}:{PORTS[number]}" if outside == 4 else f"[{new}]:{PORTS[number]}")
         back = ("10.9.0.1", "10.9.0.2")[number]
-        eventually(lambda h=hosts[1 - number], b=back: pings(h, b), PATIENCE, "a ping to there")
+        eventually(partial(pings, hosts[1 - number], back), PATIENCE, "a ping to there")
 
     left.stop()
     right.stop()

@@ -110,11 +110,12 @@ class BatchPlane(MemoryPlane):
         super().set_mtu(mtu)
         self._outbound = self._make_outbound()
 
-    def _sent(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> None:
+    def _sent(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> bool:
         whole = bytes(message)
         datagrams = [whole[at : at + segment] for at in range(0, len(whole), segment)]
         self.messages.append((datagrams, endpoint))
         self.outgoing += [(endpoint, datagram) for datagram in datagrams]
+        return True
 
     def from_host(self, packets: Iterable[tuple[Vnet | None, bytes]]) -> None:
         """Packets and superpackets that wait in the device at once."""

@@ -12,7 +12,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
-from rustguard_py.state.files import Files
+from rustguard_py.state.durable_files import Files
 
 # A change to names: each name, and the inode it then bears or None.
 Names = dict[str, int | None]
@@ -43,7 +43,7 @@ class BreakableFiles(Files):
         self._error = error
         self._fails = lambda call: self.calls[call] in names
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Fail no more."""
         self.calls = []
         self._fails = lambda _: False

@@ -402,7 +402,7 @@ def meddle(
 _GUESSER = """
 import asyncio, hashlib, os, socket, sys
 from rustguard_py.model.clock import now
-from rustguard_py.enroll import pairing_client
+from rustguard_py.enroll.pairing import client as pairing_client
 from rustguard_py.enroll.client.pair import ask
 from rustguard_py.enroll.pairing.client import PairingClient
 from rustguard_py.model.errors import RefusedError, RustGuardError

@@ -156,7 +156,7 @@ class Stream:
         whole = next(at for at, missing in self._told() if at > cut + 2 and missing == 0)
         return whole - cut, max(missing for at, missing in self._told() if at > cut)
 
-    def mend_port(self, places: Iterable[tuple[Machine, str]]) -> None:
+    def restore_port(self, places: Iterable[tuple[Machine, str]]) -> None:
         """End that."""
         for machine, _ in places:
             machine.host.run(["nft", "delete", "table", "inet", "break"])

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rustguard_py.lab.hosts import Host
 from support.product import Machine, Site
@@ -56,7 +56,8 @@ class Forked:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        host._programs.append(self)  # type: ignore[arg-type] - it is ended with the lab, as others are
+        # It is ended with the lab, as others are.
+        host._programs.append(cast("subprocess.Popen[str]", self))
 
     def poll(self) -> int | None:
         """Give the exit code, or None while it runs."""
@@ -99,10 +100,10 @@ def _settle(host: Host, log: Path) -> None:
         signal.signal(number, signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDWR)
     # By the end of such pipes the hosts know that they shall end. Put aside, not closed: their numbers stay taken.
-    for number in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
+    for descriptor in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
         with suppress(OSError):
-            if stat.S_ISFIFO(os.fstat(number).st_mode):
-                os.dup2(nothing, number)
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.dup2(nothing, descriptor)
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(nothing, 0)
     os.dup2(said, 1)

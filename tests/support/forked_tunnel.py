@@ -22,7 +22,7 @@ from rustguard_py.model.endpoint import Endpoint, endpoint_text
 from rustguard_py.model.keys import NO_PRESHARED_KEY
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
-from rustguard_py.system.interface import Layout, set_up
+from rustguard_py.system.interface import InterfaceSetup, set_up
 from rustguard_py.system.sockets import bind
 from support.forked import Forked
 
@@ -122,7 +122,7 @@ async def _run(
             session=lambda peer: sessions.append(peer.config.public_key),
             moved=lambda peer, _: moves.append(peer.config.public_key),
         )
-        layout = Layout("rg0", 1420, tuple(ip_interface(each) for each in addresses))
+        layout = InterfaceSetup("rg0", 1420, tuple(ip_interface(each) for each in addresses))
         stack.callback(set_up(layout, lambda _: None).undo, lambda _: None)
         tunnel.start()
 

@@ -59,5 +59,5 @@ def why_no_second_uid() -> str:
     if os.geteuid() != 0:
         return "not root"
     tried = subprocess.run(other, capture_output=True, text=True, check=False)
-    mend = "as root, or in a user namespace with more ids: apt-get install uidmap"
-    return f"{tried.stderr.strip()} ({mend})" if tried.returncode else ""
+    fix = "as root, or in a user namespace with more ids: apt-get install uidmap"
+    return f"{tried.stderr.strip()} ({fix})" if tried.returncode else ""

@@ -1,12 +1,18 @@
 """Being somebody else for a moment: a thread of this process with another user's credentials."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pytest
 
 from support.machine import why_no_second_uid
+
+Result = TypeVar("Result")
 
 NOBODY = 65534
 
@@ -20,29 +26,31 @@ _CALLS = {
 needs_other_users = pytest.mark.skipif(why_no_second_uid() != "", reason=why_no_second_uid())
 
 
-def as_user(function, uid=NOBODY, gid=NOBODY, groups=()):
+def as_user(
+    function: Callable[[], Result], uid: int = NOBODY, gid: int = NOBODY, groups: Sequence[int] = ()
+) -> Result:
     """Call `function` as another user, without capabilities, and give what it gives. Needs root."""
-    outcome = []
+    results: list[Result] = []
+    errors: list[BaseException] = []
 
-    def run():
+    def run() -> None:
         try:
             _call("setgroups", len(groups), (ctypes.c_uint32 * len(groups))(*groups))
             _call("setresgid", gid, gid, gid)
             _call("setresuid", uid, uid, uid)
-            outcome.append((function(), None))
+            results.append(function())
         except BaseException as error:
-            outcome.append((None, error))
+            errors.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    result, error = outcome[0]
-    if error is not None:
+    for error in errors:
         raise error
-    return result
+    return results[0]
 
 
-def _call(name, *arguments):
+def _call(name: str, *arguments: int | ctypes.Array[ctypes.c_uint32]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(_CALLS[os.uname().machine][name], *arguments):
         raise OSError(ctypes.get_errno(), name)

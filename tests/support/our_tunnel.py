@@ -22,11 +22,11 @@ from rustguard_py.engine import Engine
 from rustguard_py.lab.hosts import Host
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.keys import NO_PRESHARED_KEY
+from rustguard_py.model.peer import Peer as NodePeer
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.model.tunnel import Listeners
-from rustguard_py.peer import Peer as NodePeer
 from rustguard_py.protocol.noise import StaticKey
-from rustguard_py.system.interface import Layout, set_up
+from rustguard_py.system.interface import InterfaceSetup, set_up
 from rustguard_py.system.sockets import bind
 from rustguard_py.tunnel import Tunnel
 
@@ -225,7 +225,9 @@ async def _run() -> None:
     engine = Engine(given["engine"], "asked for", given["queues"], given["uring"], given["xdp"])
     plane = engine.make_plane(StaticKey(private_key).public, given["interface"], sockets, given["mtu"])
     tunnel = Tunnel.make(private_key, plane, _Timestamps(), Listeners(session=_session, moved=_moved))
-    layout = Layout(given["interface"], given["mtu"], tuple(ip_interface(each) for each in given["addresses"]))
+    layout = InterfaceSetup(
+        given["interface"], given["mtu"], tuple(ip_interface(each) for each in given["addresses"])
+    )
     tunnel.start()
     set_up(layout, lambda _: None)
 

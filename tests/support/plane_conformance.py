@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from ipaddress import ip_network
+from typing import Generic, TypeVar
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from rustguard_py.model.endpoint import heard, local_of
+from rustguard_py.model.endpoint import Network, heard, local_of
 from rustguard_py.model.timers import (
     KEEPALIVE_TIMEOUT,
     REJECT_AFTER_MESSAGES,
@@ -32,6 +33,7 @@ from rustguard_py.planes.contract import (
     Reason,
 )
 from rustguard_py.planes.gate import BURST
+from rustguard_py.planes.keypairs import Session
 from rustguard_py.protocol import cookie, wire
 from support.memory_plane import MemoryPlane
 from support.packets import udp_packet
@@ -41,15 +43,17 @@ ALICE4, BOB4, ALICE6, BOB6 = "10.9.0.1", "10.9.0.2", "fd00::1", "fd00::2"
 PEER = 7
 KEEPALIVE_SIZE = 32
 
+EachPlane = TypeVar("EachPlane", bound=MemoryPlane)
 
-def networks(*names: str) -> list:
+
+def networks(*names: str) -> list[Network]:
     return [ip_network(name) for name in names]
 
 
-class Pair:
+class PairOf(Generic[EachPlane]):
     """Alice, who starts handshakes, and Bob, who answers; each knows the other as PEER."""
 
-    def __init__(self, alice: MemoryPlane, bob: MemoryPlane) -> None:
+    def __init__(self, alice: EachPlane, bob: EachPlane) -> None:
         self.alice, self.bob = alice, bob
         alice.set_peer(PEER, BOB, networks(BOB4 + "/32", BOB6 + "/128"), 0)
         bob.set_peer(PEER, ALICE, networks(ALICE4 + "/32", ALICE6 + "/128"), 0)
@@ -81,6 +85,16 @@ class Pair:
     def advance(self, until: float) -> None:
         self.alice.advance(until)
         self.bob.advance(until)
+
+
+Pair = PairOf[MemoryPlane]
+
+
+def current_session(plane: MemoryPlane) -> Session:
+    """The session that packets to PEER go out on."""
+    session = plane.transport.peers[PEER].keypairs.current
+    assert session is not None
+    return session
 
 
 def to_bob(payload: bytes = b"x" * 100) -> bytes:
@@ -245,7 +259,9 @@ class PlaneConformance:
             forged = datagram[:-1] + bytes([datagram[-1] ^ 1])
             pair.bob.datagram_in(forged, heard(ALICE, bytes(4)))
             pair.bob.datagram_in(datagram, heard(ALICE, local))
-            ((_, moved),) = [(event.peer, event.endpoint) for event in pair.bob.take_events()]
+            (event,) = pair.bob.take_events()
+            assert isinstance(event, EndpointMoved)
+            moved = event.endpoint
             assert (moved, local_of(moved)) == (ALICE, local)
             pair.bob.packet_out(to_alice())
             ((to, _),) = pair.bob.take_outgoing()
@@ -266,7 +282,8 @@ class PlaneConformance:
         pair.bob.packet_out(to_alice())
         assert [(to, local_of(to)) for to, _ in pair.bob.outgoing] == [(ALICE, None)]
 
-    def test_row_18_forged_data_with_a_live_index_moves_nothing(self, pair: Pair) -> None:
+    @pytest.mark.fault(18)
+    def test_forged_data_with_a_live_index_moves_nothing(self, pair: Pair) -> None:
         pair.connect()
         pair.alice.packet_out(to_bob())
         ((_, datagram),) = pair.alice.outgoing
@@ -281,7 +298,8 @@ class PlaneConformance:
         assert pair.bob.delivered == [to_bob()]
         print(f"row 18: {tries} forgeries, endpoint unmoved, the true datagram still taken")
 
-    def test_row_20_a_peer_sends_from_its_own_addresses_only(self, pair: Pair) -> None:
+    @pytest.mark.fault(20)
+    def test_a_peer_sends_from_its_own_addresses_only(self, pair: Pair) -> None:
         pair.connect()
         pair.bob.set_peer(PEER, None, networks("10.9.0.0/24", ALICE6 + "/128"), 0)
         pair.bob.set_peer(8, None, networks("10.9.0.64/26", "fd00::/64"), 0)
@@ -325,7 +343,8 @@ class PlaneConformance:
         assert pair.bob.events == [ForeignReceived(b"RGE2 hello", ALICE)]
         assert pair.bob.stats().drops == {"unknown_type": 2}
 
-    def test_row_17_nothing_recorded_is_taken_again_nor_moves_an_endpoint(self, pair: Pair) -> None:
+    @pytest.mark.fault(17)
+    def test_nothing_recorded_is_taken_again_nor_moves_an_endpoint(self, pair: Pair) -> None:
         pair.connect()
         for number in range(3000):
             pair.alice.packet_out(to_bob(number.to_bytes(4, "big")))
@@ -339,7 +358,8 @@ class PlaneConformance:
         assert pair.bob.stats().peers[PEER].endpoint == ALICE
         print("row 17: 3000 datagrams replayed from elsewhere: none taken, endpoint unmoved")
 
-    def test_row_19_a_cookie_reply_from_elsewhere_moves_no_endpoint(self, pair: Pair) -> None:
+    @pytest.mark.fault(19)
+    def test_a_cookie_reply_from_elsewhere_moves_no_endpoint(self, pair: Pair) -> None:
         pair.connect()
         index = pair.bob.reserve_index(PEER)
         captured = cookie.cookie_reply(index, b"c" * 16, b"m" * 16, b"k" * 32, os.urandom)
@@ -405,7 +425,8 @@ class PlaneConformance:
         sent = knock("192.0.2.50", given)
         assert HandshakeReceived(sent, ("192.0.2.50", 7), proven=True) in pair.bob.take_events()
 
-    def test_row_31_the_kernels_selftest_vector_without_additional_data_opens(self, pair: Pair) -> None:
+    @pytest.mark.fault(31)
+    def test_the_kernels_selftest_vector_without_additional_data_opens(self, pair: Pair) -> None:
         """Number 002 of its ChaCha20-Poly1305 tests, whose 8-byte nonce is our counter; an empty body."""
         key = bytes.fromhex("4cf5968338e6ae7f2d292576d5752786919a277afb46c5ef9481795714594068")
         nonce, tag = bytes.fromhex("cabf33713245778e"), bytes.fromhex("eae01e9e2c91aae1db5d993f8af76992")
@@ -418,7 +439,8 @@ class PlaneConformance:
         assert pair.bob.stats().drops == {"bad_tag": 1}
         print("row 31: the kernel's ChaCha20-Poly1305 vector 002 opens, and not with a bit flipped")
 
-    def test_row_35_what_is_numbered_from_reject_after_messages_on_is_refused(self, pair: Pair) -> None:
+    @pytest.mark.fault(35)
+    def test_what_is_numbered_from_reject_after_messages_on_is_refused(self, pair: Pair) -> None:
         key, index = os.urandom(32), pair.bob.reserve_index(PEER)
         pair.bob.install_keypair(PEER, Keypair(index, 1, b"s" * 32, key, False, pair.bob.now))
         for counter in (REJECT_AFTER_MESSAGES - 1, REJECT_AFTER_MESSAGES, 2**64 - 1):
@@ -435,7 +457,9 @@ class PlaneConformance:
         pair.bob.packet_out(to_alice())
         assert pair.bob.outgoing == []
         assert pair.bob.take_events() == [HandshakeWanted(PEER, Reason.NO_SESSION)]
-        index = pair.bob.transport.peers[PEER].keypairs.next.local_index
+        unconfirmed = pair.bob.transport.peers[PEER].keypairs.next
+        assert unconfirmed is not None
+        index = unconfirmed.local_index
         pair.carry()
         assert pair.bob.take_events() == [KeypairConfirmed(PEER, index)]
         pair.carry()

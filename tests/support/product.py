@@ -143,6 +143,18 @@ class Machine:
         return document
 
     @property
+    def own_end(self) -> End:
+        """A client's end of the link to the server."""
+        assert self.end is not None, f"{self.host.name} has no link to a server"
+        return self.end
+
+    @property
+    def servers_end(self) -> End:
+        """The server's end of a client's link."""
+        assert self.gateway is not None, f"{self.host.name} has no link to a server"
+        return self.gateway
+
+    @property
     def log(self) -> Path:
         """Where what its programs say goes."""
         return self.state.with_suffix(".said")

@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, cast
 
 from rustguard_py.enroll.tunnels.bundle import TICK, Bundle, Member
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
-from rustguard_py.model.tunnel import Listeners
+from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.node import Node, SessionStarted
 from rustguard_py.planes.contract import Event
 from support.link import Host, Network, Weather, packet
@@ -81,7 +81,9 @@ class End:
         self.name = name
         self.hosts = hosts
         self.keys = [other.public_key for other in others]
-        members = [Member(_Tunnel(host.node, host.plane), f"rg0-{n}", n) for n, host in enumerate(hosts)]
+        members = [
+            Member(cast(AnyTunnel, _Tunnel(host.node, host.plane)), f"rg0-{n}", n) for n, host in enumerate(hosts)
+        ]
         self.bundle = Bundle(members, _Routes(), first_has_routes=name == "server")  # type: ignore[arg-type]
         self.bundle.add(OTHER[name], self.keys, [ip_network(INNER[OTHER[name]])])
         self.stalled_until = 0.0

@@ -10,6 +10,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from random import Random
@@ -20,10 +21,12 @@ from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingSe
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.enroll.server.pool import Pool
 from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.keys import public_key
 from rustguard_py.state.records import GuessRecord
 
 SERVER: Endpoint = ("192.0.2.1", 51820)
-SERVER_KEY = bytes(range(32))
+SERVER_PRIVATE = bytes(range(32))
+SERVER_KEY = public_key(SERVER_PRIVATE)
 TOKEN = "correct horse"  # noqa: S105 - the tests' own
 SAVE_SECONDS = 0.004
 
@@ -90,7 +93,7 @@ class World:
         meddler: Meddler | None = None,
     ) -> None:
         self.chance = Random(seed)
-        self.random = self.chance.randbytes
+        self.random: Callable[[int], bytes] = self.chance.randbytes
         self.weather = weather or Weather()
         self.meddler = meddler
         self.now = 1000.0
@@ -110,7 +113,7 @@ class World:
         """Start the server's process on what its disk holds; the window is closed."""
         self.window = Window(self.disk.guesses)
         tokens = {0: cheap_stretch(self.token, self.disk.server_id)}
-        self.server = PairingServer(self.disk.server_id, tokens, self.window, self.random, self.now)
+        self.server = PairingServer(self.disk.server_id, SERVER_PRIVATE, tokens, self.window, self.random, self.now)
 
     def open(self, seconds: float = 600.0) -> None:
         self.window.open(seconds, self.now)
@@ -123,7 +126,7 @@ class World:
                 case Reply(datagram, destination):
                     self.carry(datagram, destination, to_server=False)
                 case Admit():
-                    self.at(self.now + SAVE_SECONDS, lambda admit=output: self._admit(self.server, admit))
+                    self.at(self.now + SAVE_SECONDS, partial(self._admit, self.server, output))
                 case Guessed(record, _, _, reply):
                     if self.disk.broken:
                         continue
@@ -153,16 +156,16 @@ class World:
     def join_from(
         self, source: Endpoint, *, token: str | None = None, after: float = 0.0, key: bytes | None = None
     ) -> Joining:
-        public_key = self.random(32) if key is None else key
+        private_key = self.random(32) if key is None else key
         client = PairingClient(
             self.token if token is None else token,
-            public_key,
+            private_key,
             "laptop",
             self.random,
             self.now + after,
             stretching=cheap_stretch,
         )
-        joining = Joining(client, source, public_key, self.now + after)
+        joining = Joining(client, source, public_key(private_key), self.now + after)
         self.joinings[source] = joining
         self.at(joining.began, lambda: self._pump(joining))
         return joining
@@ -196,7 +199,7 @@ class World:
                 delivered = changed
                 if self.chance.random() < self.weather.flip:
                     delivered = flip_bit(changed, self.chance.randrange(len(changed) * 8))
-                self.at(self.now + delay, lambda d=delivered: self._deliver(d, client, to_server))
+                self.at(self.now + delay, partial(self._deliver, delivered, client, to_server))
 
     def _deliver(self, datagram: bytes, client: Endpoint, to_server: bool) -> None:
         if to_server:

@@ -155,6 +155,6 @@ class WireGuardGo:
     def _wait_until_there(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not self._is_there():
-            assert self.process.poll() is None, f"{self.process.args} ended with {self.process.returncode}"
-            assert time.monotonic() < deadline, f"{self.process.args} is not there to be set up"
+            assert self.process.poll() is None, f"{self.process.args!r} ended with {self.process.returncode}"
+            assert time.monotonic() < deadline, f"{self.process.args!r} is not there to be set up"
             time.sleep(0.01)

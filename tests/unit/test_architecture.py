@@ -94,7 +94,12 @@ def test_the_table_has_every_room_and_its_arrows_only_go_down() -> None:
     order = list(table())
     known = modules()
     assert {room(module, known) for module in known} <= set(order)
-    upward = [(here, there) for here, targets in table().items() for there in targets if order.index(there) <= order.index(here)]
+    upward = [
+        (here, there)
+        for here, targets in table().items()
+        for there in targets
+        if order.index(there) <= order.index(here)
+    ]
     assert upward == []
 
 

@@ -1,4 +1,4 @@
-"""The measuring programs: what they offer, and how a run is told. Nothing is measured here."""
+"""The benchmark programs: their options, and how a run is reported. Nothing is measured here."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """The command line: exit codes, help, which daemon is meant, what is printed where."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import json
@@ -10,14 +12,18 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from rustguard_py.cli import app, status
+from rustguard_py.cli import status
 from rustguard_py.cli.app import VERBS, group, run
-from rustguard_py.daemon.control.server import ControlServer
+from rustguard_py.daemon.control.server import ControlServer, Handler
 from rustguard_py.model.errors import (
     NotRunningError,
     RefusedError,
@@ -29,7 +35,7 @@ from rustguard_py.model.errors import (
 from rustguard_py.state import paths
 
 KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
-PEERS = [
+PEERS: list[dict[str, Any]] = [
     {
         "name": "laptop",
         "public_key": KEY,
@@ -57,7 +63,7 @@ PEERS = [
         "keepalive": 0,
     },
 ]
-STATUS = {
+STATUS: dict[str, Any] = {
     "schema": 1,
     "role": "server",
     "name": None,
@@ -99,11 +105,11 @@ STATUS = {
 class Daemon:
     """A control server that remembers what it was asked."""
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
         self.status = STATUS
 
-    def handlers(self):
+    def handlers(self) -> dict[str, Handler]:
         return {
             "status": lambda _: self.status,
             "peers": lambda _: {"peers": self.status["peers"]},
@@ -114,22 +120,23 @@ class Daemon:
             "rename": lambda params: self.remember("rename", params),
         }
 
-    def open(self, params):
+    def open(self, params: dict[str, Any]) -> dict[str, Any]:
         if params["seconds"] > 86400:
             raise UsageError("A window of more than a day isn't a window.", "rustguard open 3600")
         return self.remember("open", params)
 
-    def remember(self, method, params):
+    def remember(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((method, params))
         return {}
 
 
 @contextlib.contextmanager
-def running(state):
+def running(state: Path) -> Iterator[Daemon]:
     """A daemon on a state directory."""
-    daemon, ready, stops = Daemon(), threading.Event(), []
+    daemon, ready = Daemon(), threading.Event()
+    stops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
-    async def main():
+    async def main() -> None:
         server = ControlServer(paths.announce(state), daemon.handlers())
         await server.start()
         stop = asyncio.Event()
@@ -151,23 +158,20 @@ def running(state):
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    """No daemon of this machine is seen, and no setting of the one who runs the tests."""
-    monkeypatch.setattr(paths, "_SYSTEM_RUNTIME", tmp_path / "system")
-    monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
-    for name in ("RUSTGUARD_STATE", "RUSTGUARD_TOKEN", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
+def as_wide_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as wide as the terminal of whoever runs the tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture
-def state(tmp_path):
+def state(tmp_path: Path) -> Path:
     directory = tmp_path / "state"
     directory.mkdir()
     return directory
 
 
-def rustguard(capsys, *arguments):
-    """Run a command line here; gives exit code, standard output, standard error."""
+def rustguard(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run a command line here; return exit code, standard output and standard error."""
     code = run(arguments)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
@@ -184,23 +188,25 @@ def rustguard(capsys, *arguments):
         (UnansweredError, 5),
     ],
 )
-def test_an_error_goes_to_stderr_with_its_mend_and_decides_the_exit_code(capsys, monkeypatch, error, code):
-    def fail(*_):
-        raise error("It broke.", "Mend it.")
+def test_an_error_goes_to_stderr_with_its_fix_and_decides_the_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: type[RustGuardError], code: int
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise error("It broke.", "Fix it.")
 
     monkeypatch.setattr("rustguard_py.cli.status.ask", fail)
-    assert rustguard(capsys, "status") == (code, "", "rustguard: It broke.\n  Mend it.\n")
+    assert rustguard(capsys, "status") == (code, "", "rustguard: It broke.\n  Fix it.\n")
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], ["status", "--nothing"], ["open", "0"], ["open", "soon"]])
-def test_a_wrong_command_line_is_exit_code_2(capsys, arguments):
+def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     code, out, err = rustguard(capsys, *arguments)
     assert (code, out) == (2, "")
     assert "Usage: rustguard" in err
 
 
-def test_ctrl_c_is_quiet_and_130(capsys, monkeypatch):
-    def interrupt(*_):
+def test_ctrl_c_is_quiet_and_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rustguard_py.cli.status.ask", interrupt)
@@ -208,11 +214,11 @@ def test_ctrl_c_is_quiet_and_130(capsys, monkeypatch):
     assert (code, out, err.strip()) == (130, "", "")
 
 
-def verbs():
+def verbs() -> list[tuple[str, ...]]:
     """Every command line that names a command."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for name, entry in VERBS.items():
-        command = group.get_command(None, name)
+        command = group.get_command(click.Context(group), name)
         lines.append((name,))
         lines += [(name, below) for below in getattr(command, "commands", ())]
         assert entry.summary.endswith(".")
@@ -220,7 +226,9 @@ def verbs():
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_help_of_every_verb_works_by_both_names_and_shows_an_example(capsys, name):
+def test_help_of_every_verb_works_by_both_names_and_shows_an_example(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     module, _ = VERBS[name].target.split(":")
     import_module(module)
     code, out, _ = rustguard(capsys, name, "-h")
@@ -230,14 +238,14 @@ def test_help_of_every_verb_works_by_both_names_and_shows_an_example(capsys, nam
     assert rustguard(capsys, name, "--help")[1] == out
 
 
-def test_the_list_of_verbs_shows_all_but_the_hidden_ones(capsys):
+def test_the_list_of_verbs_shows_all_but_the_hidden_ones(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = rustguard(capsys, "--help")
     assert code == 0
     for name, entry in VERBS.items():
         assert (f"\n  {name} " in out) is not entry.hidden
 
 
-def test_help_is_there_soon_and_imports_nothing_heavy():
+def test_help_is_there_soon_and_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from rustguard_py.cli.app import run\n"
@@ -255,27 +263,43 @@ def test_help_is_there_soon_and_imports_nothing_heavy():
     assert min(took) < 2
 
 
-def test_version_is_the_packages(capsys):
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     from rustguard_py import __version__
 
     assert rustguard(capsys, "--version") == (0, f"rustguard, version {__version__}\n", "")
 
 
-def test_no_daemon_is_exit_code_3_and_tells_how_to_start_one(capsys, state):
+def test_no_daemon_is_exit_code_3_and_tells_how_to_start_one(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     for arguments in (["status"], ["peers"], ["open"], ["close"], ["status", "--state", str(state)]):
         code, out, err = rustguard(capsys, *arguments)
         assert (code, out) == (3, "")
         assert "rustguard serve" in err
 
 
-def test_the_only_daemon_is_meant_without_saying_so(capsys, state):
+def test_the_only_daemon_is_meant_without_saying_so(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     with running(state):
         code, out, _ = rustguard(capsys, "status", "--json")
     assert code == 0
     assert json.loads(out) == STATUS
 
 
-def test_several_daemons_are_listed_with_the_line_to_type(capsys, tmp_path, monkeypatch):
+def test_a_daemon_elsewhere_on_the_machine_is_not_seen_by_the_tests(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "_SYSTEM_RUNTIME", tmp_path / "machine")
+    with contextlib.ExitStack() as elsewhere:
+        with monkeypatch.context() as root:
+            root.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "machine"))
+            elsewhere.enter_context(running(state))
+        assert rustguard(capsys, "status")[0] == 3
+        with monkeypatch.context() as outside:
+            outside.delenv("RUSTGUARD_SYSTEM_RUNTIME")
+            assert rustguard(capsys, "status")[0] == 0
+
+
+def test_several_daemons_are_listed_with_the_line_to_type(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = tmp_path / "a", tmp_path / "b c"
     with running(first), running(second) as meant:
         code, out, err = rustguard(capsys, "close")
@@ -289,7 +313,7 @@ def test_several_daemons_are_listed_with_the_line_to_type(capsys, tmp_path, monk
         assert meant.asked[1:] == [("open", {"seconds": 60})]
 
 
-def test_a_daemon_that_was_killed_isnt_counted(capsys, tmp_path):
+def test_a_daemon_that_was_killed_isnt_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with running(tmp_path / "a"):
         import socket
 
@@ -299,7 +323,9 @@ def test_a_daemon_that_was_killed_isnt_counted(capsys, tmp_path):
         assert rustguard(capsys, "close")[0] == 0
 
 
-def test_an_open_window_without_a_token_is_refused_before_anything_is_made(capsys, tmp_path):
+def test_an_open_window_without_a_token_is_refused_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     directory = tmp_path / "server"
     code, _, err = rustguard(capsys, "serve", "--pool", "10.1.0.0/24", "--open", "--state", str(directory))
     assert code == 2
@@ -307,7 +333,7 @@ def test_an_open_window_without_a_token_is_refused_before_anything_is_made(capsy
     assert not directory.exists()
 
 
-def test_open_and_close_speak_on_stderr_only(capsys, state):
+def test_open_and_close_speak_on_stderr_only(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     with running(state) as daemon:
         code, out, err = rustguard(capsys, "open", "90")
         assert (code, out) == (0, "")
@@ -319,7 +345,9 @@ def test_open_and_close_speak_on_stderr_only(capsys, state):
     assert daemon.asked == [("open", {"seconds": 90})] * 2 + [("close", {})]
 
 
-def test_open_with_an_absurd_number_is_rejected_with_a_message(capsys, state):
+def test_open_with_an_absurd_number_is_rejected_with_a_message(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
     with running(state) as daemon:
         code, out, err = rustguard(capsys, "open", "9223372036854775807")
     assert (code, out) == (2, "")
@@ -327,7 +355,7 @@ def test_open_with_an_absurd_number_is_rejected_with_a_message(capsys, state):
     assert daemon.asked == []
 
 
-def test_status_shows_a_person_summary_peers_and_warnings(capsys, state):
+def test_status_shows_a_person_summary_peers_and_warnings(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     with running(state):
         code, out, err = rustguard(capsys, "status")
     assert (code, err) == (0, "")
@@ -346,12 +374,12 @@ def test_status_shows_a_person_summary_peers_and_warnings(capsys, state):
     ]
 
 
-def test_no_colour_where_no_terminal_is(capsys, state):
+def test_no_colour_where_no_terminal_is(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     with running(state):
         assert "\x1b" not in "".join(map(str, rustguard(capsys, "status", "-v")))
 
 
-def test_a_terminal_gets_colour_and_whole_keys_when_asked(state):
+def test_a_terminal_gets_colour_and_whole_keys_when_asked(state: Path) -> None:
     main, side = pty.openpty()
     termios.tcsetwinsize(side, (24, 60))
     environment = {**os.environ, "TERM": "xterm"}
@@ -368,7 +396,7 @@ def test_a_terminal_gets_colour_and_whole_keys_when_asked(state):
     assert shown.count(KEY.encode()) == 3
 
 
-def test_verbose_status_shows_whole_keys_engine_and_notes(capsys, state):
+def test_verbose_status_shows_whole_keys_engine_and_notes(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     with running(state):
         _, out, _ = rustguard(capsys, "status", "-v")
     assert out.count(KEY) == 3
@@ -387,14 +415,16 @@ def test_verbose_status_shows_whole_keys_engine_and_notes(capsys, state):
         (None, "closed, 1 of 20"),
     ],
 )
-def test_status_says_why_the_window_is_closed(capsys, state, reason, words):
+def test_status_says_why_the_window_is_closed(
+    capsys: pytest.CaptureFixture[str], state: Path, reason: str | None, words: str
+) -> None:
     with running(state) as daemon:
         window = {**STATUS["window"], "open": False, "remaining": 0.0, "closed_because": reason}
         daemon.status = {**STATUS, "window": window}
         assert words in rustguard(capsys, "status")[1]
 
 
-def test_a_clients_status_has_neither_window_nor_pool(capsys, state):
+def test_a_clients_status_has_neither_window_nor_pool(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     with running(state) as daemon:
         daemon.status = {**STATUS, "role": "client", "name": "laptop", "window": None, "pool": None, "peers": []}
         code, out, _ = rustguard(capsys, "status")
@@ -405,10 +435,12 @@ def test_a_clients_status_has_neither_window_nor_pool(capsys, state):
     assert "no peers" in out
 
 
-def test_watch_shows_it_again_and_ends_well_with_ctrl_c(capsys, state, monkeypatch):
-    waits = []
+def test_watch_shows_it_again_and_ends_well_with_ctrl_c(
+    capsys: pytest.CaptureFixture[str], state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
 
-    def sleep(seconds):
+    def sleep(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 3:
             raise KeyboardInterrupt
@@ -425,7 +457,9 @@ def test_watch_shows_it_again_and_ends_well_with_ctrl_c(capsys, state, monkeypat
     assert waits == [2.0] * 3
 
 
-def test_watch_ends_with_exit_code_3_when_the_daemon_does(capsys, state, monkeypatch):
+def test_watch_ends_with_exit_code_3_when_the_daemon_does(
+    capsys: pytest.CaptureFixture[str], state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with contextlib.ExitStack() as daemon:
         daemon.enter_context(running(state))
         clock = type("Clock", (), {"sleep": staticmethod(lambda _: daemon.close())})
@@ -436,7 +470,7 @@ def test_watch_ends_with_exit_code_3_when_the_daemon_does(capsys, state, monkeyp
     assert "No daemon" in err
 
 
-def test_peers_lists_renames_revokes_and_restores(capsys, state):
+def test_peers_lists_renames_revokes_and_restores(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     with running(state) as daemon:
         assert "laptop" in rustguard(capsys, "peers")[1]
         _, out, _ = rustguard(capsys, "peers", "--json")
@@ -458,13 +492,13 @@ def test_peers_lists_renames_revokes_and_restores(capsys, state):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script_for_each_shell(capsys, shell):
+def test_completion_prints_a_script_for_each_shell(capsys: pytest.CaptureFixture[str], shell: str) -> None:
     code, out, _ = rustguard(capsys, "completion", shell)
     assert code == 0
     assert "_RUSTGUARD_COMPLETE" in out
 
 
-def test_completion_of_verbs_leaves_out_the_hidden_ones():
+def test_completion_of_verbs_leaves_out_the_hidden_ones() -> None:
     command = [sys.executable, "-m", "rustguard_py.cli"]
     environment = {
         **os.environ,
@@ -478,7 +512,7 @@ def test_completion_of_verbs_leaves_out_the_hidden_ones():
     assert "man" not in offered
 
 
-def test_the_manual_page_names_every_command_and_exit_code(capsys):
+def test_the_manual_page_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = rustguard(capsys, "man")
     assert code == 0
     for line in verbs():
@@ -490,7 +524,7 @@ def test_the_manual_page_names_every_command_and_exit_code(capsys):
     assert requests <= {".TH", ".SH", ".SS", ".TP", ".PP", ".RS", ".RE", ".nf", ".fi", ".BR"}
 
 
-def test_a_reader_that_left_is_no_traceback():
+def test_a_reader_that_left_is_no_traceback() -> None:
     readable, writable = os.pipe()
     os.close(readable)
     command = [sys.executable, "-m", "rustguard_py.cli", "completion", "bash"]
@@ -499,12 +533,14 @@ def test_a_reader_that_left_is_no_traceback():
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_one_verb_alone_takes_h_too():
+def test_one_verb_alone_takes_h_too() -> None:
     from rustguard_py.cli.status import command
 
     assert CliRunner().invoke(command, ["-h"]).exit_code == 0
 
 
-def test_the_table_and_the_commands_have_the_same_names():
+def test_the_table_and_the_commands_have_the_same_names() -> None:
     for name in VERBS:
-        assert app.group.get_command(None, name).name == name
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        assert command.name == name

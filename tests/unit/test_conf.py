@@ -1,4 +1,4 @@
-"""wg-quick's files: every key that wg(8) and wg-quick(8) document, every mistake with its line and mend."""
+"""wg-quick's files: every key that wg(8) and wg-quick(8) document, every mistake with its line and how to fix it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rustguard_py import conf
+from rustguard_py import conf, conf_reader, conf_writer
 from rustguard_py.model.errors import UsageError
 
 
@@ -23,15 +23,15 @@ PEER = f"[Peer]\nPublicKey = {key(2)}\n"
 
 
 def interface(line: str) -> conf.Config:
-    return conf.parse(f"{INTERFACE}{line}\n")
+    return conf_reader.parse(f"{INTERFACE}{line}\n")
 
 
-def peer(line: str) -> conf.Peer:
-    return conf.parse(f"{INTERFACE}{PEER}{line}\n").peers[0]
+def peer(line: str) -> conf.PeerSection:
+    return conf_reader.parse(f"{INTERFACE}{PEER}{line}\n").peers[0]
 
 
 def test_the_interfaces_keys() -> None:
-    assert conf.parse(INTERFACE).private_key == bytes([1]) * 32
+    assert conf_reader.parse(INTERFACE).private_key == bytes([1]) * 32
     assert interface("ListenPort = 51820").listen_port == 51820
     assert interface("ListenPort = 0").listen_port is None
     assert [interface(f"FwMark = {mark}").fwmark for mark in ("0xca6c", "7", "off", "0")] == [51820, 7, 0, 0]
@@ -43,7 +43,7 @@ def test_the_interfaces_keys() -> None:
     assert interface("MTU = 1280").mtu == 1280
     tables = [interface(f"Table = {table}").table for table in ("off", "auto", "1234", "main", "0x10")]
     assert tables == ["off", "auto", 1234, 254, 16]
-    assert conf.parse(f"{INTERFACE}Table = mine", tables={"mine": 77}).table == 77
+    assert conf_reader.parse(f"{INTERFACE}Table = mine", tables={"mine": 77}).table == 77
     assert interface("SaveConfig = true").save
     assert not interface("SaveConfig = false").save
 
@@ -74,13 +74,13 @@ def test_a_peers_keys() -> None:
 def test_case_comments_space_and_a_byte_order_mark_do_not_matter() -> None:
     text = f"\ufeff# mine\r\n [INTERFACE] \r\nprivatekey={key(1)}#secret\r\n\r\n\tmtu =1300\r\n"
     text += f"[peer]\r\nPUBLICKEY = {key(2)}\r\n"
-    config = conf.parse(text)
+    config = conf_reader.parse(text)
     assert (config.mtu, len(config.peers)) == (1300, 1)
 
 
 def test_a_network_belongs_to_the_last_peer_that_names_it() -> None:
     second = f"[Peer]\nPublicKey = {key(3)}\nAllowedIPs = 10.0.0.0/24\n"
-    config = conf.parse(f"{INTERFACE}{PEER}AllowedIPs = 10.0.0.0/24, 10.0.1.0/24\n{second}")
+    config = conf_reader.parse(f"{INTERFACE}{PEER}AllowedIPs = 10.0.0.0/24, 10.0.1.0/24\n{second}")
     assert [list(map(str, each.allowed_ips)) for each in config.peers] == [["10.0.1.0/24"], ["10.0.0.0/24"]]
 
 
@@ -89,9 +89,9 @@ def test_a_network_belongs_to_the_last_peer_that_names_it() -> None:
     ["# anna", "### begin anna ###", "# Client: anna (0b4c24cc-9a7c-4e1c-8b07-5b6ad3a6f3c5)", "# Name = anna"],
 )
 def test_a_peers_name_is_in_the_comment_above_or_below(comment: str) -> None:
-    assert conf.parse(f"{INTERFACE}\n{comment}\n{PEER}").peers[0].name == "anna"
-    assert conf.parse(f"{INTERFACE}\n[Peer]\n{comment}\nPublicKey = {key(2)}\n").peers[0].name == "anna"
-    assert conf.parse(f"{INTERFACE}{comment}\nMTU = 1400\n{PEER}").peers[0].name == ""
+    assert conf_reader.parse(f"{INTERFACE}\n{comment}\n{PEER}").peers[0].name == "anna"
+    assert conf_reader.parse(f"{INTERFACE}\n[Peer]\n{comment}\nPublicKey = {key(2)}\n").peers[0].name == "anna"
+    assert conf_reader.parse(f"{INTERFACE}{comment}\nMTU = 1400\n{PEER}").peers[0].name == ""
 
 
 WRONG = {
@@ -137,12 +137,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG, ids=[what[:40] for what, _ in WRONG.values()])
-def test_a_mistake_has_its_line_and_its_mend(text: str) -> None:
+def test_a_mistake_has_its_line_and_its_fix(text: str) -> None:
     with pytest.raises(UsageError) as refused:
-        conf.parse(text)
-    what, mend = WRONG[text]
+        conf_reader.parse(text)
+    what, fix = WRONG[text]
     assert what in refused.value.message
-    assert mend in refused.value.mend
+    assert fix in refused.value.fix
     assert key(1) not in refused.value.message
 
 
@@ -152,7 +152,7 @@ networks = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).flatmap(
 words = st.from_regex(r"[a-z][a-z0-9 =;%-]{0,20}[a-z0-9]", fullmatch=True).map(str.strip)
 keys = st.binary(min_size=32, max_size=32)
 peers = st.builds(
-    conf.Peer,
+    conf.PeerSection,
     public_key=keys,
     allowed_ips=st.lists(networks, max_size=3, unique=True).map(tuple),
     preshared_key=keys,
@@ -181,15 +181,15 @@ configs = st.builds(
 @settings(max_examples=50)
 @given(configs)
 def test_what_is_written_is_read_again(config: conf.Config) -> None:
-    once = conf.parse(conf.write(config))
+    once = conf_reader.parse(conf_writer.write(config))
     assert replace(once, peers=()) == replace(config, peers=())
     assert [each.name for each in once.peers] == [each.name for each in config.peers]
-    assert conf.parse(conf.write(once)) == once
+    assert conf_reader.parse(conf_writer.write(once)) == once
 
 
 # -- comparing ----------------------------------------------------------------------------------------------
 
-BASE = conf.parse(
+BASE = conf_reader.parse(
     f"{INTERFACE}ListenPort = 5000\n{PEER}AllowedIPs = 10.0.0.2/32\nEndpoint = 192.0.2.1:1\n"
     f"[Peer]\nPublicKey = {key(3)}\nAllowedIPs = 10.0.0.3/32\n"
 )
@@ -220,5 +220,7 @@ def test_peers_come_and_go() -> None:
 
 def test_a_network_that_moves_changes_both_peers() -> None:
     theirs = replace(FIRST, allowed_ips=(*FIRST.allowed_ips, *SECOND.allowed_ips))
-    config = conf.parse(conf.write(replace(BASE, peers=(replace(SECOND, allowed_ips=SECOND.allowed_ips), theirs))))
+    config = conf_reader.parse(
+        conf_writer.write(replace(BASE, peers=(replace(SECOND, allowed_ips=SECOND.allowed_ips), theirs)))
+    )
     assert {each.public_key for each in conf.compare(BASE, config).peers} == {FIRST.public_key, SECOND.public_key}

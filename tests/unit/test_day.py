@@ -1,4 +1,4 @@
-"""Row 32: a day of a thousand peers, with rekeys and churn, on a clock that is moved."""
+"""A day of a thousand peers, with rekeys and churn, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from random import Random
+
+import pytest
 
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.timers import REKEY_AFTER_TIME
@@ -93,8 +95,9 @@ def _held() -> tuple[int, int, int]:
     return resident, descriptors, threads
 
 
+@pytest.mark.fault(32)
 @needs_native
-def test_row_32_a_day_of_a_thousand_peers_with_rekeys_and_churn_leaves_nothing(soak: bool) -> None:
+def test_a_day_of_a_thousand_peers_with_rekeys_and_churn_leaves_nothing(soak: bool) -> None:
     day = Day(NativeMemoryPlane(b"s" * 32), NativeMemoryPlane(b"p" * 32), Random(32))
     for _ in range(PEERS):
         day.come()

@@ -32,9 +32,7 @@ UNUSUAL = {
 
 
 def _tracked() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    listed = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False)
     found = [ROOT / name for name in listed.stdout.split("\0") if name]
     # A source tree without git has the same files.
     return [path for path in found if path.exists()] or [
@@ -74,11 +72,7 @@ def test_each_command_is_in_the_reference(verb: str) -> None:
 def test_each_dependency_has_its_reason() -> None:
     project = _project()
     wanted = [re.split(r"[<>=~]", line)[0] for line in project["dependencies"]]
-    extras = [
-        re.split(r"[<>=~]", line)[0]
-        for lines in project["optional-dependencies"].values()
-        for line in lines
-    ]
+    extras = [re.split(r"[<>=~]", line)[0] for lines in project["optional-dependencies"].values() for line in lines]
     reasons = (ROOT / "docs/internals/dependencies.md").read_text()
     assert [name for name in wanted if f"| {name} |" not in reasons] == []
     assert [name for name in extras if name not in reasons] == []
@@ -103,28 +97,17 @@ def test_the_makefiles_targets_are_those_that_documents_name() -> None:
     makefile = (ROOT / "Makefile").read_text()
     heads = re.findall(r"^([a-z][a-z -]*):(?!=)", makefile, re.MULTILINE)
     targets = {name for head in heads for name in head.split()}
-    named = {
-        name for each in DOCUMENTS for name in re.findall(r"`make ([a-z-]+)", each.read_text())
-    }
+    named = {name for each in DOCUMENTS for name in re.findall(r"`make ([a-z-]+)", each.read_text())}
     assert named <= targets
 
 
 def test_functions_that_the_data_path_names_are_in_their_files() -> None:
     text = (ROOT / "docs/internals/data-path.md").read_text()
     named = re.findall(r"`(native/[\w/]+\.rs)`:\s+((?:`\w+`(?:,\s+)?)+)", text)
-    named += [
-        (path, function)
-        for function, path in re.findall(r"(`\w+`) in\s+`(native/[\w/]+\.rs)`", text)
-    ]
-    functions = [
-        (path, function) for path, listed in named for function in re.findall(r"`(\w+)`", listed)
-    ]
+    named += [(path, function) for function, path in re.findall(r"(`\w+`) in\s+`(native/[\w/]+\.rs)`", text)]
+    functions = [(path, function) for path, listed in named for function in re.findall(r"`(\w+)`", listed)]
     assert len(functions) > 30
-    gone = [
-        (path, name)
-        for path, name in functions
-        if not re.search(rf"\bfn {name}\b", (ROOT / path).read_text())
-    ]
+    gone = [(path, name) for path, name in functions if not re.search(rf"\bfn {name}\b", (ROOT / path).read_text())]
     assert gone == []
 
 
@@ -141,9 +124,7 @@ def test_lines_are_narrow(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_words_are_usual(document: Path) -> None:
     text = " ".join(document.read_text().split())
-    found = {
-        word: better for word, better in UNUSUAL.items() if re.search(word, text, re.IGNORECASE)
-    }
+    found = {word: better for word, better in UNUSUAL.items() if re.search(word, text, re.IGNORECASE)}
     assert found == {}
 
 

@@ -1,4 +1,4 @@
-"""Which engine is taken, with how many queues, and what is said of it."""
+"""Which engine is chosen, with how many queues, and what is reported about it."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def test_io_uring_is_asked_for_and_the_reason_says_whether_it_is_to_be_had(
 def test_the_portable_engine_has_no_io_uring() -> None:
     with pytest.raises(UsageError, match="no io_uring") as refused:
         engine.choose(DataPath("portable", uring=True))
-    assert "--uring" in refused.value.mend
+    assert "--uring" in refused.value.fix
 
 
 @pytest.mark.usefixtures("no_native")
 def test_without_the_native_engine_io_uring_is_refused() -> None:
     with pytest.raises(RefusedError, match="no native engine") as refused:
         engine.choose(DataPath(uring=True))
-    assert "--uring" in refused.value.mend
+    assert "--uring" in refused.value.fix
 
 
 @pytest.mark.usefixtures("native")
@@ -127,7 +127,7 @@ def test_xdp_takes_an_ethernet_interface_that_is_there() -> None:
         with pytest.raises(RefusedError) as refused:
             engine.choose(DataPath("native", "1", xdp=name))
         assert name in str(refused.value)
-        assert "ip " in str(refused.value.mend)
+        assert "ip " in str(refused.value.fix)
     with pytest.raises(UsageError):
         engine.choose(DataPath("portable", "1", xdp="lo"))
     with pytest.raises(UsageError):
@@ -176,23 +176,23 @@ def test_threaded_napi_makes_auto_take_the_kernels_where_it_is_safe(monkeypatch:
     for wanted in ("native", "portable"):
         with pytest.raises(UsageError, match=f"not of the {wanted} one") as refused:
             engine.choose(DataPath(wanted, threaded_napi=True))
-        assert "--engine kernel" in refused.value.mend
+        assert "--engine kernel" in refused.value.fix
     with pytest.raises(UsageError, match="--queues"):
         engine.choose(DataPath("auto", "2", threaded_napi=True))
     monkeypatch.setattr(napi, "this_linux", lambda: (6, 12, 57))
     with pytest.raises(RefusedError, match="CVE-2026-52945") as unsafe:
         engine.choose(DataPath(threaded_napi=True))
-    assert "Leave out --threaded-napi" in unsafe.value.mend
+    assert "Leave out --threaded-napi" in unsafe.value.fix
 
 
 def test_threaded_napi_is_refused_where_there_is_no_kernels() -> None:
     with pytest.raises(RefusedError, match="has none") as refused:
         engine.choose(DataPath(threaded_napi=True))
-    assert "without --threaded-napi" in refused.value.mend
+    assert "without --threaded-napi" in refused.value.fix
 
 
-def test_the_kernels_is_refused_where_there_is_none_with_the_mend() -> None:
+def test_the_kernels_is_refused_where_there_is_none_with_the_fix() -> None:
     with pytest.raises(RefusedError, match="has none") as refused:
         engine.choose(DataPath("kernel"))
-    assert "modprobe wireguard" in refused.value.mend
-    assert "--engine auto" in refused.value.mend
+    assert "modprobe wireguard" in refused.value.fix
+    assert "--engine auto" in refused.value.fix

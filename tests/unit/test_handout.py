@@ -1,15 +1,15 @@
-"""wg-quick files out of a network, and a server out of a wg-quick file."""
+"""wg-quick files made from a network, and a server made from a wg-quick file."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
 
-from rustguard_py import conf
+from rustguard_py import conf, conf_reader
 from rustguard_py.cli.app import run
 from rustguard_py.enroll.server import admissions, import_wg_quick
 from rustguard_py.enroll.server.registry import Registry
@@ -36,7 +36,7 @@ def kept(directory: Path) -> ServerState:
 
 def exported(capsys: pytest.CaptureFixture[str], *arguments: str) -> conf.Config:
     assert run(["export", *arguments]) == 0
-    return conf.parse(capsys.readouterr().out)
+    return conf_reader.parse(capsys.readouterr().out)
 
 
 # -- out ----------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_a_file_is_made_for_us_alone_and_never_over_another(
     arguments = ["export", "--new", "phone", "--endpoint", "[::1]:5", "--state", str(state), "-o", str(path)]
     assert run(arguments) == 0
     assert path.stat().st_mode & 0o777 == 0o600
-    assert str(conf.parse(path.read_text()).peers[0].endpoint) == "[::1]:5"
+    assert str(conf_reader.parse(path.read_text()).peers[0].endpoint) == "[::1]:5"
     assert run(arguments) == 4
     assert "already" in capsys.readouterr().err
     assert len(kept(state).peers) == 1
@@ -95,7 +95,7 @@ def test_a_key_that_was_revoked_is_not_let_in(tmp_path: Path) -> None:
     state = server(tmp_path)
     state.revoked.add(OTHER)
     with pytest.raises(RefusedError, match="revoked"):
-        admissions.admit(Registry(state), "phone", OTHER, PSK)
+        admissions.admit_stock(Registry(state), "phone", OTHER, PSK)
 
 
 def test_a_clients_own_tunnel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,8 +107,8 @@ def test_a_clients_own_tunnel(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         server_key=OTHER,
         preshared_key=PSK,
         name="laptop",
-        address4=ip_interface("10.5.0.2/24"),
-        address6=ip_interface("fd05::2/64"),
+        address4=IPv4Interface("10.5.0.2/24"),
+        address6=IPv6Interface("fd05::2/64"),
         routes=(ip_network("192.168.7.0/24"),),
         mtu=1380,
         keepalive=25,
@@ -127,7 +127,7 @@ def test_a_clients_own_tunnel(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         KEY,
         addresses=network.addresses,
         mtu=1380,
-        peers=(conf.Peer(OTHER, networks, PSK, conf.HostPort("home.example", 4000), 25),),
+        peers=(conf.PeerSection(OTHER, networks, PSK, conf.HostPort("home.example", 4000), 25),),
     )
     assert run(["export", "other.example", "--state", str(tmp_path)]) == 2
     assert "other.example was not joined" in capsys.readouterr().err
@@ -201,21 +201,23 @@ def test_a_server_is_made_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_what_a_server_of_ours_can_not_be_is_named_with_its_line(old: str, new: str, said: str) -> None:
     with pytest.raises(UsageError) as refused:
-        import_wg_quick.take_over(conf.parse(FILE.replace(old, new)), "wg0.conf")
+        import_wg_quick.read_server(conf_reader.parse(FILE.replace(old, new)), "wg0.conf")
     assert said in refused.value.message
-    assert refused.value.mend
+    assert refused.value.fix
 
 
 def test_two_peers_of_one_name_get_two() -> None:
-    config = conf.parse(FILE)
+    config = conf_reader.parse(FILE)
     twins = replace(config, peers=tuple(replace(peer, name="anna") for peer in config.peers))
-    assert [each.name for each in import_wg_quick.take_over(twins, "x").state.peers.values()] == ["anna", "peer-2"]
+    assert [each.name for each in import_wg_quick.read_server(twins, "x").state.peers.values()] == ["anna", "peer-2"]
 
 
 def test_each_key_that_a_server_has_no_use_for_is_named() -> None:
     lines = ["DNS = lan", "FwMark = 0x7", "Table = off", "PreUp = a", "PostUp = a", "PreDown = a", "PostDown = a"]
     keys = [line.partition(" ")[0] for line in lines] + ["SaveConfig"]
     told = FILE.replace("[Interface]\n", "\n".join(["[Interface]", *lines, "SaveConfig = true", ""]), 1)
-    before, after = (import_wg_quick.take_over(conf.parse(each), "wg0.conf").left_out for each in (FILE, told))
+    before, after = (
+        import_wg_quick.read_server(conf_reader.parse(each), "wg0.conf").left_out for each in (FILE, told)
+    )
     assert set(after) == {*before, *keys}
     assert "SaveConfig" not in before

@@ -1,4 +1,4 @@
-"""The timestamp journal: what was recorded is never below what a restart knows."""
+"""The timestamp journal: after a restart, no timestamp is lower than what was recorded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.model.errors import StateError
-from rustguard_py.state.files import Files
+from rustguard_py.state.durable_files import Files
 from rustguard_py.state.journal import TimestampJournal
 from support.disk import BreakableFiles, RecordingFiles, put
 
@@ -77,7 +77,8 @@ def test_sizes_are_checked(directory: Path) -> None:
     journal.close()
 
 
-def test_row_17_a_killed_process_has_written_all_it_said_it_had(directory: Path) -> None:
+@pytest.mark.fault(17)
+def test_a_killed_process_has_written_all_it_said_it_had(directory: Path) -> None:
     kills = 10
     for _ in range(kills):
         (directory / "timestamps").unlink(missing_ok=True)
@@ -92,6 +93,7 @@ def test_row_17_a_killed_process_has_written_all_it_said_it_had(directory: Path)
     print(f"row 17: {kills} of {kills} kills -9 lost no timestamp that was said to be recorded")
 
 
+@pytest.mark.fault(10)
 def test_a_tail_torn_at_any_byte_costs_no_earlier_record_and_the_next_ones_are_kept(directory: Path) -> None:
     journal = TimestampJournal.open(directory)
     for number in range(4):
@@ -111,6 +113,7 @@ def test_a_tail_torn_at_any_byte_costs_no_earlier_record_and_the_next_ones_are_k
     print(f"row 10: the journal cut at each of {len(whole)} bytes: no whole record lost")
 
 
+@pytest.mark.fault(10)
 def test_any_flipped_bit_costs_that_record_alone_and_is_counted(directory: Path, soak: bool) -> None:
     journal = TimestampJournal.open(directory)
     for number in range(3):
@@ -219,9 +222,10 @@ def test_another_thread_may_sync_all_the_while(directory: Path) -> None:
     journal.close()
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("partly", [False, True])
-def test_row_8_a_record_that_cannot_be_written_is_said_known_here_and_written_by_the_next_sync(
+def test_a_record_that_cannot_be_written_is_said_known_here_and_written_by_the_next_sync(
     directory: Path, error: int, partly: bool
 ) -> None:
     files = BreakableFiles()
@@ -230,7 +234,7 @@ def test_row_8_a_record_that_cannot_be_written_is_said_known_here_and_written_by
     files.break_call(0, error, partly=partly)
     with pytest.raises(StateError, match=os.strerror(error)):
         journal.record(key(1), at(2))
-    files.mend()
+    files.repair()
     assert journal.greatest(key(1)) == at(2)
     assert read_copy(directory).greatest(key(1)) == at(1)
     journal.record(key(2), at(3))
@@ -247,10 +251,9 @@ def read_copy(directory: Path) -> TimestampJournal:
     return read(copy)
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("rewrite", [False, True])
-def test_row_8_a_sync_failing_at_any_call_loses_nothing_and_the_next_one_mends_it(
-    directory: Path, rewrite: bool
-) -> None:
+def test_a_sync_failing_at_any_call_loses_nothing_and_the_next_one_fixes_it(directory: Path, rewrite: bool) -> None:
     files = BreakableFiles()
     journal = TimestampJournal.open(directory, files)
     number = moment = 0
@@ -261,12 +264,12 @@ def test_row_8_a_sync_failing_at_any_call_loses_nothing_and_the_next_one_mends_i
             journal.record(key(1), at(moment))
         files.break_call(number, errno.EIO)
         refused = not sync_succeeds(journal)
-        files.mend()
+        files.repair()
         assert read_copy(directory).greatest(key(1)) == at(moment)
         journal.sync()
-        assert refused == (files.calls.count("rename") == 1)  # What failed is mended by a rewrite.
+        assert refused == (files.calls.count("rename") == 1)  # A rewrite repairs what failed.
         number += refused
-    files.mend()
+    files.repair()
     journal.close()
     assert number >= (7 if rewrite else 1)
     print(f"row 8: EIO at each of {number} calls of a sync: nothing lost, the next one done")
@@ -280,12 +283,13 @@ def sync_succeeds(journal: TimestampJournal) -> bool:
     return True
 
 
-def test_row_9_every_crash_state_holds_what_was_synced(directory: Path, soak: bool) -> None:
+@pytest.mark.fault(9)
+def test_every_crash_state_holds_what_was_synced(directory: Path, soak: bool) -> None:
     recorded = directory / "recorded"
     recorded.mkdir(mode=0o700)
     files = RecordingFiles(recorded)
     journal = TimestampJournal.open(recorded, files)
-    synced = [(0, {})]
+    synced: list[tuple[int, dict[int, int]]] = [(0, {})]
     greatest: dict[int, int] = {}
     for moment in range(1, 5):
         for number in range(2):

@@ -1,4 +1,4 @@
-"""What is told to the kernel's WireGuard, byte for byte, and what is understood of its answers.
+"""What is sent to the kernel's WireGuard, byte for byte, and how its answers are read.
 
 The socket is left out: without WireGuard in the kernel nothing would answer. `tests/kernel` has the real one.
 """
@@ -6,15 +6,22 @@ The socket is left out: without WireGuard in the kernel nothing would answer. `t
 from __future__ import annotations
 
 import struct
+from base64 import b64encode
 from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
 from pyroute2.netlink.generic.wireguard import wgmsg
 
-from rustguard_py.kernel import netlink
 from rustguard_py.kernel.counters import Counters, decode
-from rustguard_py.kernel.netlink import MESSAGE_ROOM, PeerChange, PeerState, batches, parse
+from rustguard_py.kernel.messages import (
+    MESSAGE_ROOM,
+    KernelPeerChange,
+    KernelPeerState,
+    batches,
+    device_request,
+    parse_dump,
+)
 
 KEY, PSK = bytes(range(32)), bytes(range(32, 64))
 # include/uapi/linux/wireguard.h
@@ -31,11 +38,11 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[(length + 3) & ~3 :]
 
 
-def sent(changes: list[PeerChange]) -> list[list[dict[int, bytes]]]:
+def sent(changes: list[KernelPeerChange]) -> list[list[dict[int, bytes]]]:
     """The messages that changes make: of each its peers, of each its attributes."""
     messages = []
     for batch in batches(changes):
-        message = netlink._request(1, 7, [["WGDEVICE_A_PEERS", batch]])
+        message = device_request(1, 7, [["WGDEVICE_A_PEERS", batch]])
         message.encode()
         assert len(message.data) < MESSAGE_ROOM + 64
         top = dict(attributes(bytes(message.data[20:])))
@@ -60,7 +67,7 @@ def flags(peer: dict[int, bytes]) -> int:
 
 def test_a_peer_is_told_whole() -> None:
     networks_told = [ip_network("10.1.0.0/16"), ip_network("fd00::/64")]
-    [[peer]] = sent([PeerChange(KEY, PSK, ("192.0.2.1", 51820), 25, networks_told)])
+    [[peer]] = sent([KernelPeerChange(KEY, PSK, ("192.0.2.1", 51820), 25, networks_told)])
     assert (peer[P_PUBLIC_KEY], peer[P_PSK]) == (KEY, PSK)
     assert flags(peer) == REPLACE_ALLOWEDIPS
     assert peer[P_ENDPOINT] == struct.pack("=H", 2) + struct.pack(">H", 51820) + bytes([192, 0, 2, 1]) + bytes(8)
@@ -69,7 +76,7 @@ def test_a_peer_is_told_whole() -> None:
 
 
 def test_the_scope_of_a_link_local_endpoint_is_in_the_machines_order() -> None:
-    [[peer]] = sent([PeerChange(KEY, endpoint=("fe80::9", 1, 0, 3))])
+    [[peer]] = sent([KernelPeerChange(KEY, endpoint=("fe80::9", 1, 0, 3))])
     address = bytes([0xFE, 0x80, *[0] * 13, 9])
     assert peer[P_ENDPOINT] == struct.pack("=H", 10) + struct.pack(">HI", 1, 0) + address + struct.pack("=I", 3)
 
@@ -77,9 +84,9 @@ def test_the_scope_of_a_link_local_endpoint_is_in_the_machines_order() -> None:
 def test_what_is_not_named_is_not_sent() -> None:
     [[nudged, gone, emptied]] = sent(
         [
-            PeerChange(KEY, keepalive=0, update_only=True),
-            PeerChange(KEY, PSK, remove=True),
-            PeerChange(KEY, allowed_ips=()),
+            KernelPeerChange(KEY, keepalive=0, update_only=True),
+            KernelPeerChange(KEY, PSK, remove=True),
+            KernelPeerChange(KEY, allowed_ips=()),
         ]
     )
     assert (set(nudged), flags(nudged)) == ({P_PUBLIC_KEY, P_FLAGS, P_KEEPALIVE}, UPDATE_ONLY)
@@ -89,12 +96,14 @@ def test_what_is_not_named_is_not_sent() -> None:
 
 def test_more_than_fits_goes_on_in_the_next_message_and_nothing_is_lost() -> None:
     many = [ip_network((0xFD00 << 112 | number << 64, 64)) for number in range(1000)]
-    messages = sent([PeerChange(KEY, PSK, allowed_ips=many), PeerChange(PSK, allowed_ips=[ip_network("10.0.0.0/8")])])
+    messages = sent(
+        [KernelPeerChange(KEY, PSK, allowed_ips=many), KernelPeerChange(PSK, allowed_ips=[ip_network("10.0.0.0/8")])]
+    )
     assert len(messages) > 1
     parts = [peer for message in messages for peer in message]
     mine = [peer for peer in parts if peer[P_PUBLIC_KEY] == KEY]
     assert [each for peer in mine for each in networks(peer)] == [str(each) for each in many]
-    # Only the first replaces what was there, and the others never make a peer anew.
+    # Only the first replaces what was there, and the others never make a peer again.
     assert [flags(peer) for peer in mine] == [REPLACE_ALLOWEDIPS] + [UPDATE_ONLY] * (len(mine) - 1)
     assert all(P_PSK not in peer for peer in mine[1:])
     assert networks(parts[-1]) == ["10.0.0.0/8"]
@@ -112,11 +121,11 @@ def answer(peers: list[dict[str, Any]], *more: list[Any]) -> wgmsg:
 
 def test_a_peer_that_goes_on_in_the_next_message_is_one() -> None:
     def part(networks: list[str], *more: list[Any]) -> dict[str, Any]:
-        change = PeerChange(KEY, allowed_ips=[ip_network(each) for each in networks])
+        change = KernelPeerChange(KEY, allowed_ips=[ip_network(each) for each in networks])
         [[encoded]] = batches([change])
         return {"attrs": [each for each in encoded["attrs"] if each[0] != "WGPEER_A_FLAGS"] + list(more)}
 
-    state = parse(
+    state = parse_dump(
         [
             answer(
                 [
@@ -136,7 +145,7 @@ def test_a_peer_that_goes_on_in_the_next_message_is_one() -> None:
         allowed_ips=True,
     )
     assert (state.port, state.fwmark) == (51820, 4)
-    wanted = PeerState(KEY, bytes(32), ("fe80::1", 9, 0, 2), 3.5, 0, 5, 6, [])
+    wanted = KernelPeerState(KEY, bytes(32), ("fe80::1", 9, 0, 2), 3.5, 0, 5, 6, [])
     wanted.allowed_ips = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
     assert list(state.peers.values()) == [wanted]
 
@@ -144,7 +153,7 @@ def test_a_peer_that_goes_on_in_the_next_message_is_one() -> None:
 def test_counters_alone_are_those_that_are_understood_of_the_whole() -> None:
     def one(number: int, endpoint: dict[str, Any], handshake: int) -> dict[str, Any]:
         networks = [ip_network((0x0A000000 | number << 12 | each, 32)) for each in range(9)]
-        [[encoded]] = batches([PeerChange(bytes([number]) * 32, PSK, keepalive=25, allowed_ips=networks)])
+        [[encoded]] = batches([KernelPeerChange(bytes([number]) * 32, PSK, keepalive=25, allowed_ips=networks)])
         counted = [
             ["WGPEER_A_RX_BYTES", number * 2**33 + 1],
             ["WGPEER_A_TX_BYTES", number],
@@ -155,9 +164,9 @@ def test_counters_alone_are_those_that_are_understood_of_the_whole() -> None:
 
     places = [{"addr": "192.0.2.7", "port": 51820}, {"addr": "fe80::1", "port": 9, "scope_id": 0x02000000}]
     peers = [one(number, places[number % 2], 1_700_000_000 * (number % 3)) for number in range(1, 40)]
-    more = {"attrs": [["WGPEER_A_PUBLIC_KEY", netlink.b64encode(bytes([39]) * 32)]]}
+    more = {"attrs": [["WGPEER_A_PUBLIC_KEY", b64encode(bytes([39]) * 32)]]}
     messages = [answer(peers[:20], ["WGDEVICE_A_LISTEN_PORT", 51820]), answer(peers[20:]), answer([more])]
-    whole = parse(messages, allowed_ips=False)
+    whole = parse_dump(messages, allowed_ips=False)
     read = decode(bytes(message.data) for message in messages)
     assert read == {
         key: Counters(peer.endpoint, peer.last_handshake, peer.rx_bytes, peer.tx_bytes)

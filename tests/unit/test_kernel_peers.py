@@ -1,6 +1,6 @@
-"""What is concluded from the kernel's counters: sessions, moves, silence; and how a lost preshared key is found.
+"""What the kernel's counters tell: sessions, moves, silence; and how a lost preshared key is found.
 
-The kernel is a list of what it was told, and readings written here: `tests/kernel` has the real one.
+The kernel is a list of the commands it was sent, and readings written here: `tests/kernel` has the real one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from ipaddress import ip_network
 import pytest
 
 from rustguard_py.kernel.counters import Counters
-from rustguard_py.kernel.netlink import PeerChange
-from rustguard_py.kernel.peers import KernelPeers
+from rustguard_py.kernel.kernel_peers import KernelPeers
+from rustguard_py.kernel.messages import KernelPeerChange
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.peer import PeerConfig
@@ -31,7 +31,7 @@ class Kernel:
     """What it was told, and the next reading."""
 
     def __init__(self) -> None:
-        self.told: list[PeerChange] = []
+        self.told: list[KernelPeerChange] = []
         self.peers = KernelPeers(bytes([7]) * 32, self)
         self.happened: list[tuple[str, object]] = []
         self.state = Counters(HERE)
@@ -41,7 +41,7 @@ class Kernel:
             moved=lambda _, endpoint: self.happened.append(("moved", endpoint)),
         )
 
-    def set_peers(self, changes: Iterable[PeerChange]) -> None:
+    def set_peers(self, changes: Iterable[KernelPeerChange]) -> None:
         self.told += changes
 
     def configure(self, *, private_key: bytes) -> None:
@@ -55,7 +55,7 @@ class Kernel:
             state.last_handshake = EPOCH + handshake
         self.peers.observe({KEY: state}, at, EPOCH + at, self.listeners)
 
-    def take(self) -> list[PeerChange]:
+    def take(self) -> list[KernelPeerChange]:
         told, self.told = self.told, []
         return told
 
@@ -93,7 +93,7 @@ def test_with_another_key_of_ours_the_peers_stay_but_for_ourselves(kernel: Kerne
     kernel.peers.set_private_key(bytes([8]) * 32, 1.0)
     assert kernel.private_key == bytes([8]) * 32
     assert [peer.config.public_key for peer in kernel.peers] == [KEY]
-    assert kernel.take() == [PeerChange(fresh, remove=True)]
+    assert kernel.take() == [KernelPeerChange(fresh, remove=True)]
 
 
 def test_handshakes_that_go_unanswered_are_counted(kernel: Kernel) -> None:
@@ -173,7 +173,7 @@ def test_only_what_changed_is_told(kernel: Kernel) -> None:
     kernel.peers.set_endpoint(peer, HERE, 0.0)
     assert kernel.take() == []
     kernel.peers.set_endpoint(peer, ("192.0.2.9", 1), 0.0)
-    assert kernel.take() == [PeerChange(KEY, endpoint=("192.0.2.9", 1), update_only=True)]
+    assert kernel.take() == [KernelPeerChange(KEY, endpoint=("192.0.2.9", 1), update_only=True)]
 
 
 def test_a_handshake_is_asked_for_by_a_keepalive_and_expected_for_a_while(kernel: Kernel) -> None:
@@ -192,7 +192,7 @@ def test_a_handshake_is_asked_for_by_a_keepalive_and_expected_for_a_while(kernel
     kernel.peers.begin_handshake(peer, 30.0)
     assert kernel.take() == []
     assert kernel.peers.remove_peer(KEY)
-    assert kernel.take() == [PeerChange(KEY, remove=True)]
+    assert kernel.take() == [KernelPeerChange(KEY, remove=True)]
     assert not kernel.peers.remove_peer(KEY)
     assert kernel.peers.get(KEY) is None
 
@@ -207,7 +207,7 @@ def test_asking_makes_the_kernel_forget_the_session_and_no_counter_goes_back(ker
     kernel.happened.clear()
     kernel.peers.ask(peer, 3.0)
     told = kernel.take()
-    assert told[0] == PeerChange(KEY, remove=True)
+    assert told[0] == KernelPeerChange(KEY, remove=True)
     assert (told[1].preshared_key, told[1].endpoint, told[1].keepalive) == (NEWEST, there, 25)
     assert told[1].allowed_ips == CONFIG.allowed_ips
     assert peer.session_began is None

@@ -1,4 +1,4 @@
-"""Where the kernel may receive in threads: which Linux it was made of, and what is done on a fresh interface."""
+"""Where the kernel may receive in threads: from which Linux on, and what is set on a new interface."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.kernel import napi
+from rustguard_py.kernel.messages import KernelPeerChange
 from rustguard_py.kernel.napi import Version, linux_version, why_unsafe
-from rustguard_py.kernel.netlink import PeerChange
 from rustguard_py.model.errors import RefusedError
 
 DEBIAN = "#1 SMP PREEMPT_DYNAMIC Debian {} (2025-11-05)"
@@ -50,7 +50,7 @@ def test_it_is_safe_from_the_release_that_has_it_by_itself() -> None:
     assert [why_unsafe(each) for each in ((6, 16, 0), (6, 18, 7), (7, 0, 0))] == [None] * 3
     for older in ((5, 6, 0), (6, 13, 0), (6, 15, 99)):
         assert "from Linux 6.16 on" in str(why_unsafe(older))
-    assert "can't be told" in str(why_unsafe(None))
+    assert "doesn't tell" in str(why_unsafe(None))
 
 
 class Fresh:
@@ -63,7 +63,7 @@ class Fresh:
         self.file.write_text(f"{value}\n")
         self.with_peers: list[int] = []
 
-    def set_peers(self, changes: Iterable[PeerChange]) -> None:
+    def set_peers(self, changes: Iterable[KernelPeerChange]) -> None:
         for change in changes:
             (self.peers.discard if change.remove else self.peers.add)(change.public_key)
             self.with_peers.append(len(self.peers))
@@ -96,14 +96,14 @@ def test_it_is_turned_on_beside_a_peer_that_goes_again(sysfs: Path, monkeypatch:
     assert (fresh.value, fresh.with_peers) == ("1", [1, 0])
 
 
-def test_a_refusal_is_told_with_the_mend(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_told_with_the_fix(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, (6, 16, 0))
     fresh = Fresh(sysfs, "0")
     fresh.file.unlink()
     fresh.file.parent.rmdir()
     with pytest.raises(RefusedError, match="another network namespace") as refused:
         fresh.settle(wanted=True)
-    assert "Leave out --threaded-napi" in refused.value.mend
+    assert "Leave out --threaded-napi" in refused.value.fix
     assert fresh.peers == set()
 
 

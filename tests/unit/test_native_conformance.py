@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -28,6 +28,9 @@ from support.memory_plane import MemoryPlane
 from support.native_memory_plane import NativeMemoryPlane
 from support.packets import checksums_hold, superpacket, tcp_packet, udp_packet
 from support.plane_conformance import PEER, Pair, PlaneConformance, to_alice
+
+if TYPE_CHECKING:
+    from rustguard_py import _native
 
 pytest.importorskip("rustguard_py._native", reason="the native plane isn't built here (no cargo at installation)")
 
@@ -51,10 +54,11 @@ class NativeBatchPlane(NativeMemoryPlane):
         super().__init__(public_key, **options)
         self.written: list[bytes] = []
         self._host = Host()
+        self._rules = cast("_native.Transport", self.transport)
 
     def from_host(self, packets: list[tuple[Vnet | None, bytes]]) -> None:
         frames = [(vnet.encode() if vnet else PLAIN_VNET) + packet for vnet, packet in packets]
-        self.transport.handle_frames(frames, self.now)
+        self._rules.handle_frames(frames, self.now)
         self._flush()
 
     def packet_out(self, packet: bytes) -> None:
@@ -62,7 +66,7 @@ class NativeBatchPlane(NativeMemoryPlane):
 
     def message_in(self, datagrams: list[bytes], source: Endpoint) -> None:
         message = (b"".join(datagrams), len(datagrams[0]), source)
-        frames = self.transport.handle_messages([message], self.now)
+        frames = self._rules.handle_messages([message], self.now)
         self._flush()
         self.written += frames
         for frame in frames:

@@ -1,4 +1,4 @@
-"""The handshake against an independent Noise library, and against whoever would cheat it."""
+"""The handshake against an independent Noise library, and against forgeries."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What each end of a pairing owes: budgets, silence, repetition, and a join that strangers can't end."""
+"""What each end of a pairing must do: budgets, silence, repetition, and a join that strangers can't end."""
 
 from __future__ import annotations
 
+from functools import partial
 from ipaddress import IPv4Address
 from itertools import pairwise
 from random import Random
@@ -13,26 +14,35 @@ from hypothesis import strategies as st
 from rustguard_py.enroll.pairing import key_schedule, messages
 from rustguard_py.enroll.pairing import server as pairing_server
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
-from rustguard_py.enroll.pairing.cookies import Cookies, SourcePaces, source_of
+from rustguard_py.enroll.pairing.cookies import Cookies, source_of
+from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.key_schedule import session_id, stretch
-from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Hello, Result, ShareC, ShareS
-from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingServer, Reply
+from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, Revision, ShareC, ShareS
+from rustguard_py.enroll.pairing.rate_limit import SourceRateLimits
+from rustguard_py.enroll.pairing.server import Admit, Forgotten, Guessed, Output, PairingServer, Reply
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
-from rustguard_py.model.keys import fingerprint
-from support.wire_link import SERVER, SERVER_KEY, TOKEN, World, admission, cheap_stretch, flip_bit
+from rustguard_py.model.keys import fingerprint, public_key
+from support.wire_link import SERVER, SERVER_KEY, SERVER_PRIVATE, TOKEN, World, admission, cheap_stretch, flip_bit
 
 HERE: Endpoint = ("192.0.2.7", 40000)
 ELSEWHERE: Endpoint = ("192.0.2.8", 40000)
 SERVER_ID = bytes(range(32))
 
 
+def element(number: int) -> bytes:
+    """Return an element of the group, and so a share that somebody could have made."""
+    return generator(b"noise", b"", bytes([number]))
+
+
 def a_server(seed: int = 0, *, opened: bool = True) -> PairingServer:
     window = Window()
     if opened:
         window.open(600, 0.0)
-    return PairingServer(SERVER_ID, {0: cheap_stretch(TOKEN, SERVER_ID)}, window, Random(seed).randbytes, 0.0)
+    return PairingServer(
+        SERVER_ID, SERVER_PRIVATE, {0: cheap_stretch(TOKEN, SERVER_ID)}, window, Random(seed).randbytes, 0.0
+    )
 
 
 def a_client(seed: int = 1, token: str = TOKEN, **options: object) -> PairingClient:
@@ -77,7 +87,12 @@ def to_admit(server: PairingServer, client: PairingClient, source: Endpoint = HE
 def test_an_admission_names_what_the_client_proved() -> None:
     client = a_client()
     _, admit = to_admit(a_server(), client)
-    assert (admit.public_key, admit.name, admit.source, admit.token_id) == (bytes([1]) * 32, "laptop", HERE, 0)
+    assert (admit.public_key, admit.name, admit.source, admit.token_id) == (
+        public_key(bytes([1]) * 32),
+        "laptop",
+        HERE,
+        0,
+    )
     assert str(admit.preshared_key) not in repr(admit)
     assert "preshared" not in repr(admit)
 
@@ -281,7 +296,7 @@ def test_500_shares_a_second_are_taken_in_all() -> None:
 def test_a_source_begins_five_sessions_at_once_with_one_cookie() -> None:
     server, client = a_server(), a_client()
     share_c = to_share_c(server, client)
-    begun = sum(bool(server.handle(share_c[:64] + bytes([9 + n]) + bytes(31), HERE, 0.0)) for n in range(50))
+    begun = sum(bool(server.handle(share_c[:68] + element(n) + share_c[100:], HERE, 0.0)) for n in range(50))
     assert begun == 5
 
 
@@ -315,7 +330,7 @@ def test_a_share_without_its_cookie_is_dropped(field: str) -> None:
 def test_a_share_of_low_order_is_dropped() -> None:
     server, client = a_server(), a_client()
     share_c = to_share_c(server, client)
-    assert server.handle(share_c[:64] + bytes(32), HERE, 0.0) == []
+    assert server.handle(share_c[:68] + bytes(32) + share_c[100:], HERE, 0.0) == []
     assert server.half_open == 0
 
 
@@ -323,7 +338,7 @@ datagrams = st.one_of(
     st.binary(max_size=1300),
     st.tuples(st.integers(0, 7), st.sampled_from([96, 128, 432, 1232])).flatmap(
         lambda kind: st.binary(min_size=kind[1] - 8, max_size=kind[1] - 8).map(
-            lambda body, kind=kind: b"RGE2" + bytes([kind[0], 0, 0, 0]) + body
+            (b"RGE2" + bytes([kind[0], 0, 0, 0])).__add__
         )
     ),
 )
@@ -361,12 +376,12 @@ def test_sources_are_counted_by_32_and_64() -> None:
     assert source_of(("fe80::1%eth0", 1, 0, 2)) == "fe80::/64"
 
 
-def test_paces_take_no_memory_a_source() -> None:
-    paces = SourcePaces(20, 5, Random(0).randbytes)
-    slots = len(paces._due)
+def test_rate_limits_take_no_memory_per_source() -> None:
+    limits = SourceRateLimits(20, 5, Random(0).randbytes)
+    slots = len(limits._due)
     for n in range(10_000):
-        paces.take(f"10.0.{n // 256}.{n % 256}/32", 0.0)
-    assert len(paces._due) == slots
+        limits.take(f"10.0.{n // 256}.{n % 256}/32", 0.0)
+    assert len(limits._due) == slots
 
 
 # -- the client ----------------------------------------------------------------------------------------------
@@ -408,11 +423,11 @@ def test_each_refusal_is_told_apart(status: str, failure: Failure) -> None:
     assert client.outcome.failure is failure
 
 
-def test_each_failure_has_words_a_mend_and_an_exit_code() -> None:
+def test_each_failure_has_words_a_fix_and_an_exit_code() -> None:
     for failure in Failure:
         error = Failed(failure).error()
         assert error.message
-        assert error.mend
+        assert error.fix
         silent = failure in (Failure.SILENT, Failure.IGNORED, Failure.UNCONFIRMED)
         assert isinstance(error, UnansweredError if silent else RefusedError)
 
@@ -438,7 +453,8 @@ def test_a_save_that_fails_for_a_while_is_no_lost_join() -> None:
     world.disk.broken = True
     joining = world.join(1)
     world.run(4)
-    assert joining.outcome is None
+    early = joining.outcome
+    assert early is None
     world.disk.broken = False
     world.run()
     assert isinstance(joining.outcome, Joined)
@@ -471,8 +487,10 @@ def test_challenges_written_by_others_do_not_end_the_join() -> None:
         hello = Hello.parse(datagram)
         if hello is not None:
             for server_id in (bytes(32), world.disk.server_id):
-                forged = Challenge(hello.nonce_c, world.random(16), 5, world.random(16), server_id).encode()
-                world.at(world.now, lambda f=forged: joining.client.handle(f, SERVER, world.now))
+                forged = Challenge(
+                    hello.nonce_c, world.random(16), 5, world.random(16), server_id, world.random(32)
+                ).encode()
+                world.at(world.now, partial(joining.client.handle, forged, SERVER, world.now))
         return [datagram]
 
     world = World(0, meddler=meddle)
@@ -489,7 +507,7 @@ def test_shares_written_by_others_do_not_end_the_join() -> None:
             seen.append(share_c)
         if share_s is None:
             return [datagram]
-        share = bytes([9]) + bytes(31)
+        share = element(9)
         session = session_id(seen[0].nonce_c, seen[0].nonce_s, share, share_s.ek)
         return [ShareS(session, share, share_s.ek).encode(), bytes(4) + datagram, datagram]
 
@@ -502,13 +520,13 @@ def test_shares_written_by_others_do_not_end_the_join() -> None:
 
 
 def test_a_share_garbled_on_the_way_is_no_wrong_token_even_when_the_next_answer_is_lost() -> None:
-    """Ya arrives with a bit flipped: denied. What SHARE_C's repetition brings is then lost a few times."""
+    """Ya arrives as another element: denied. What SHARE_C's repetition brings is then lost a few times."""
     losses = {messages.SHARE_S: 0}
 
     def meddle(datagram: bytes, _to_server: bool) -> list[bytes]:
         kind = messages.kind_of(datagram)
         if kind == messages.SHARE_C and not losses[messages.SHARE_S]:
-            return [flip_bit(datagram, 64 * 8)]
+            return [datagram[:68] + element(9) + datagram[100:]]
         if kind == messages.SHARE_S:
             losses[kind] += 1
             return [] if losses[kind] in (2, 3) else [datagram]
@@ -545,7 +563,7 @@ def test_an_impostor_who_denies_and_offers_new_shares_gets_three_confirmations()
     assert share_c is not None
     confirmed = set()
     for number in range(20):
-        share = bytes([9 + number]) + bytes(31)
+        share = element(number)
         ek = server._kem.ek if server._kem else b""
         session = session_id(share_c.nonce_c, share_c.nonce_s, share, ek)
         client.handle(ShareS(session, share, ek).encode(), SERVER, 0.0)
@@ -560,7 +578,9 @@ def test_challenges_written_by_others_are_kept_within_bounds() -> None:
     hello = Hello.parse(sent(client))
     assert hello is not None
     for number in range(100):
-        client.handle(Challenge(hello.nonce_c, bytes([number]) * 16, 0, bytes(16), SERVER_ID).encode(), SERVER, 0.0)
+        client.handle(
+            Challenge(hello.nonce_c, bytes([number]) * 16, 0, bytes(16), SERVER_ID, element(1)).encode(), SERVER, 0.0
+        )
     shares = set()
     while (deadline := client.poll_timeout()) is not None:
         while (transmit := client.poll_transmit()) is not None:
@@ -608,14 +628,64 @@ def test_the_expected_server_is_taken(text: str) -> None:
     assert "preshared" not in repr(client.outcome)
 
 
-@pytest.mark.parametrize("options", [{"expected": "A" * 16}, {"known_server": bytes(32)}])
-def test_another_server_is_refused_though_it_knows_the_token(options: dict[str, object]) -> None:
-    client = joined_with(a_client(**options))
+def test_another_server_is_refused_though_it_knows_the_token() -> None:
+    client = joined_with(a_client(expected="A" * 16))
     assert client.outcome == Failed(Failure.WRONG_SERVER, f"Its fingerprint is {fingerprint(SERVER_KEY)}.")
 
 
-def joined_with(client: PairingClient) -> PairingClient:
-    server = a_server()
+def test_a_server_without_the_known_servers_key_learns_nothing_of_the_token() -> None:
+    """Two servers have the token, one has the key too: to the other each CONFIRM looks like a wrong token."""
+    confirms = []
+    for private_key in (SERVER_PRIVATE, bytes([7]) * 32):
+        window = Window()
+        window.open(600, 0.0)
+        tokens = {0: cheap_stretch(TOKEN, SERVER_ID)}
+        server = PairingServer(SERVER_ID, private_key, tokens, window, Random(1).randbytes, 0.0)
+        client = a_client(known_server=SERVER_KEY)
+        (output,) = server.handle(to_confirm(server, client), HERE, 0.0)
+        confirms.append(type(output))
+    assert confirms == [Admit, Guessed]
+    denied = a_client(known_server=SERVER_KEY)._denied()
+    assert fingerprint(SERVER_KEY) in denied.error().message
+
+
+def test_a_token_holder_cannot_join_with_a_key_that_isnt_its_own() -> None:
+    """The impostor knows the token and another's public key, and names that one in its details."""
+    server, client = a_server(), a_client()
+    client._details = Details(public_key(bytes([9]) * 32), "victim").encode()
+    (output,) = server.handle(to_confirm(server, client), HERE, 0.0)
+    assert isinstance(output, Guessed)
+
+
+def test_a_client_that_was_admitted_can_take_it_back_and_nobody_else_can() -> None:
+    server, client = a_server(), a_client()
+    joined_with(client, server)
+    assert isinstance(client.outcome, Joined)
+    forget = client.outcome.forget
+    assert server.handle(flip_bit(forget, 20 * 8), HERE, 0.0) == []
+    assert server.handle(forget, ("198.51.100.66", 1), 0.0) == []
+    (output,) = server.handle(forget, HERE, 0.0)
+    assert output == Forgotten(public_key(bytes([1]) * 32), HERE)
+
+
+def test_a_hello_of_another_revision_is_answered_with_ours() -> None:
+    server, client = a_server(), a_client()
+    hello = sent(client)
+    older = b"RGE2" + hello[4:]
+    reply = only_reply(server.handle(older, HERE, 0.0))
+    assert len(reply) < len(older)
+    assert Revision.parse(reply) == Revision(hello[8:24])
+    assert server.outdated == 1
+    assert a_server(opened=False).handle(older, HERE, 0.0) == []
+    # As a server of a later revision would answer us, and what a person is then told.
+    client.handle(Revision(hello[8:24], b"4").encode(), SERVER, 0.0)
+    while (deadline := client.poll_timeout()) is not None:
+        client.handle_timeout(deadline)
+    assert client.outcome == Failed(Failure.OTHER_REVISION)
+
+
+def joined_with(client: PairingClient, server: PairingServer | None = None) -> PairingClient:
+    server = a_server() if server is None else server
     _, admit = to_admit(server, client)
     result = admission(IPv4Address("10.150.0.2")).to_mapping()
     client.handle(only_reply(server.answer(admit.session, result, 0.0)), SERVER, 0.0)
@@ -655,7 +725,9 @@ def test_the_token_is_stretched_once_for_each_server() -> None:
     hello = Hello.parse(sent(client))
     assert hello is not None
     for number in range(20):
-        challenge = Challenge(hello.nonce_c, bytes([number]) * 16, 0, bytes(16), bytes([number // 2]) * 32)
+        challenge = Challenge(
+            hello.nonce_c, bytes([number]) * 16, 0, bytes(16), bytes([number // 2]) * 32, element(1)
+        )
         client.handle(challenge.encode(), SERVER, 0.0)
     for _ in range(9):
         deadline = client.poll_timeout()
@@ -672,6 +744,8 @@ def test_stretching_takes_the_same_token_in_any_unicode_form() -> None:
 def test_a_join_with_the_real_stretching() -> None:
     window = Window()
     window.open(60, 0.0)
-    server = PairingServer(SERVER_ID, {0: stretch(TOKEN, SERVER_ID)}, window, Random(0).randbytes, 0.0)
+    server = PairingServer(
+        SERVER_ID, SERVER_PRIVATE, {0: stretch(TOKEN, SERVER_ID)}, window, Random(0).randbytes, 0.0
+    )
     client = a_client(stretching=key_schedule.stretch)
     assert isinstance(server.handle(to_confirm(server, client), HERE, 0.0)[0], Admit)

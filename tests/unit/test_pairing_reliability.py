@@ -1,4 +1,4 @@
-"""Rows of reliability.md at the level of the pairing: a lossy link in memory, a virtual clock."""
+"""Faults at the level of the pairing: a lossy link in memory, a virtual clock."""
 
 import os
 from collections import Counter
@@ -28,8 +28,9 @@ def addresses(world: World) -> list[str]:
     return [str(j.outcome.admission.address4) for j in world.joined() if isinstance(j.outcome, Joined)]
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_row_1_joins_get_through_30_percent_loss_each_way(seed: int) -> None:
+def test_joins_get_through_30_percent_loss_each_way(seed: int) -> None:
     world = crowd(seed, Weather(loss=0.3))
     in_time = sum(joining.seconds <= 30 for joining in world.joined())
     slowest = max(joining.seconds for joining in world.joined())
@@ -39,8 +40,9 @@ def test_row_1_joins_get_through_30_percent_loss_each_way(seed: int) -> None:
     assert world.preshared_keys_agree()
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_row_2_reordered_and_duplicated_joins_commit_once_a_key(seed: int) -> None:
+def test_reordered_and_duplicated_joins_commit_once_a_key(seed: int) -> None:
     world = crowd(seed, Weather(reorder=0.25, duplicate=0.1))
     commits = Counter(world.disk.commits)
     print(f"row 2: {len(world.joined())} of {JOINS} joined, {max(commits.values())} commit a key")
@@ -49,8 +51,9 @@ def test_row_2_reordered_and_duplicated_joins_commit_once_a_key(seed: int) -> No
     assert world.preshared_keys_agree()
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_row_3_joins_get_through_flipped_bits(seed: int) -> None:
+def test_joins_get_through_flipped_bits(seed: int) -> None:
     world = crowd(seed, Weather(flip=0.05))
     charged = sum(isinstance(output, Guessed) and output.reply is not None for output in world.outputs)
     print(
@@ -62,7 +65,8 @@ def test_row_3_joins_get_through_flipped_bits(seed: int) -> None:
     assert world.preshared_keys_agree()
 
 
-def test_row_11_only_the_monotonic_clock_closes_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault(11)
+def test_only_the_monotonic_clock_closes_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     def wall_clock() -> float:
         raise AssertionError("the wall clock was read")
 
@@ -79,7 +83,8 @@ def test_row_11_only_the_monotonic_clock_closes_the_window(monkeypatch: pytest.M
     assert world.window.state(world.now).closed is Closed.TIME
 
 
-def test_row_22_a_full_pool_says_so_and_gives_a_freed_address_at_once() -> None:
+@pytest.mark.fault(22)
+def test_a_full_pool_says_so_and_gives_a_freed_address_at_once() -> None:
     world = World(0, pool="10.0.0.0/29")
     world.open()
     first = [world.join(number) for number in range(5)]
@@ -97,7 +102,8 @@ def test_row_22_a_full_pool_says_so_and_gives_a_freed_address_at_once() -> None:
     assert again.outcome.admission.address4 == first[2].outcome.admission.address4
 
 
-def test_row_24_wrong_tokens_are_few_and_a_crash_resets_nothing() -> None:
+@pytest.mark.fault(24)
+def test_wrong_tokens_are_few_and_a_crash_resets_nothing() -> None:
     world = World(0)
     world.open(3600)
     asked = 0
@@ -124,7 +130,8 @@ def test_row_24_wrong_tokens_are_few_and_a_crash_resets_nothing() -> None:
     assert not world.joined()
 
 
-def test_row_24_one_source_is_evaluated_three_times() -> None:
+@pytest.mark.fault(24)
+def test_one_source_is_evaluated_three_times() -> None:
     world = World(0)
     world.open(3600)
     # All sessions are open before the first CONFIRM comes.

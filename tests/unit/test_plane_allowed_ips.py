@@ -1,4 +1,4 @@
-"""Inner addresses to peers."""
+"""Which peer an inner address belongs to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rustguard_py.model.endpoint import Network
 from rustguard_py.planes.allowed_ips import AllowedIps
 
 
@@ -55,9 +56,9 @@ NETWORKS = st.builds(
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(NETWORKS, max_size=4))), st.integers(0, 2**32 - 1))
-def test_it_agrees_with_a_list_that_is_searched(steps: list, address: int) -> None:
+def test_it_agrees_with_a_list_that_is_searched(steps: list[tuple[str, list[Network]]], address: int) -> None:
     table = AllowedIps[str]()
-    plain: dict = {}
+    plain: dict[Network, str] = {}
     for owner, networks in steps:
         table.set(owner, networks)
         plain = {network: who for network, who in plain.items() if who != owner} | dict.fromkeys(networks, owner)

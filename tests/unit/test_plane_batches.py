@@ -8,20 +8,21 @@ from ipaddress import ip_network
 
 import pytest
 
+from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
 from rustguard_py.planes.contract import HandshakeWanted, Keypair, Reason
 from rustguard_py.planes.offload import NEEDS_CHECKSUM, VNET_SIZE, Vnet
 from support.batch_plane import BatchPlane
 from support.packets import checksums_hold, pseudo_sum, superpacket, tcp_packet, udp_packet
-from support.plane_conformance import ALICE, ALICE4, ALICE6, BOB, BOB4, BOB6, ELSEWHERE, PEER, Pair
+from support.plane_conformance import ALICE, ALICE4, ALICE6, BOB, BOB4, BOB6, ELSEWHERE, PEER, PairOf, current_session
 
 MSS = 1420 - 40
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    both = Pair(BatchPlane(b"a" * 32), BatchPlane(b"b" * 32))
+def pair() -> Iterator[PairOf[BatchPlane]]:
+    both = PairOf(BatchPlane(b"a" * 32), BatchPlane(b"b" * 32))
     both.connect()
     both.alice.messages.clear()
     yield both
@@ -33,7 +34,7 @@ def stream(count: int, *, seq: int = 0, size: int = MSS, ends: tuple[str, str] =
     return [tcp_packet(*ends, os.urandom(size), seq=seq + n * size) for n in range(count)]
 
 
-def carry(pair: Pair, source: tuple = ALICE) -> None:
+def carry(pair: PairOf[BatchPlane], source: Endpoint = ALICE) -> None:
     """Each message of Alice's as one message to Bob, as GRO gives it."""
     for datagrams, _ in pair.alice.messages:
         pair.bob.message_in(datagrams, source)
@@ -43,7 +44,9 @@ def carry(pair: Pair, source: tuple = ALICE) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("tcp", [True, False])
-def test_a_superpacket_goes_as_one_message_and_comes_out_as_one(pair: Pair, version: int, tcp: bool) -> None:
+def test_a_superpacket_goes_as_one_message_and_comes_out_as_one(
+    pair: PairOf[BatchPlane], version: int, tcp: bool
+) -> None:
     ends = (ALICE4, BOB4) if version == 4 else (ALICE6, BOB6)
     made = superpacket(*ends, os.urandom(30_000), 1300, tcp=tcp)
     pair.alice.from_host([made])
@@ -52,7 +55,7 @@ def test_a_superpacket_goes_as_one_message_and_comes_out_as_one(pair: Pair, vers
     assert pair.bob.written == [made[0].encode() + made[1]]
 
 
-def test_a_superpacket_of_more_than_one_message_loses_nothing(pair: Pair) -> None:
+def test_a_superpacket_of_more_than_one_message_loses_nothing(pair: PairOf[BatchPlane]) -> None:
     payload = os.urandom(64_000)
     pair.alice.from_host([superpacket(ALICE4, BOB4, payload, 100, tcp=True, seq=2**32 - 5000)])
     assert len(pair.alice.messages) == 10
@@ -60,7 +63,7 @@ def test_a_superpacket_of_more_than_one_message_loses_nothing(pair: Pair) -> Non
     assert b"".join(packet[40:] for packet in pair.bob.delivered) == payload
 
 
-def test_packets_that_wait_together_go_as_one_message_for_each_peer_and_size(pair: Pair) -> None:
+def test_packets_that_wait_together_go_as_one_message_for_each_peer_and_size(pair: PairOf[BatchPlane]) -> None:
     other = ("192.0.2.99", 1)
     pair.alice.set_peer(8, other, [ip_network("10.9.1.0/24")], 0)
     pair.alice.install_keypair(8, Keypair(pair.alice.reserve_index(8), 5, b"s" * 32, b"r" * 32, True, 0.0))
@@ -83,7 +86,9 @@ def test_packets_that_wait_together_go_as_one_message_for_each_peer_and_size(pai
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
 @pytest.mark.parametrize("payload", [b"", b"odd", b"\xff" * 1001])
-def test_checksums_that_the_host_left_to_us_are_filled_in(pair: Pair, count: int, payload: bytes) -> None:
+def test_checksums_that_the_host_left_to_us_are_filled_in(
+    pair: PairOf[BatchPlane], count: int, payload: bytes
+) -> None:
     whole = udp_packet(ALICE4, BOB4, payload)
     pseudo = pseudo_sum(ALICE4, BOB4, 17, 8 + len(payload)).to_bytes(2, "big")
     partial = whole[:26] + pseudo + whole[28:]
@@ -93,14 +98,14 @@ def test_checksums_that_the_host_left_to_us_are_filled_in(pair: Pair, count: int
     assert checksums_hold(whole)
 
 
-def test_a_packet_larger_than_the_mtu_is_sent_and_harms_no_row_behind_it(pair: Pair) -> None:
+def test_a_packet_larger_than_the_mtu_is_sent_and_harms_no_row_behind_it(pair: PairOf[BatchPlane]) -> None:
     packets = [udp_packet(ALICE4, BOB4, bytes([n]) * size) for n, size in enumerate((9, 3000, 9, 1400, 1500, 9))]
     pair.alice.from_host([(None, packet) for packet in packets])
     carry(pair)
     assert pair.bob.delivered == packets
 
 
-def test_a_gap_a_repetition_and_a_swap_in_a_message_lose_only_what_is_missing(pair: Pair) -> None:
+def test_a_gap_a_repetition_and_a_swap_in_a_message_lose_only_what_is_missing(pair: PairOf[BatchPlane]) -> None:
     packets = stream(12)
     pair.alice.from_host([(None, packet) for packet in packets])
     ((datagrams, _),) = pair.alice.messages
@@ -112,7 +117,8 @@ def test_a_gap_a_repetition_and_a_swap_in_a_message_lose_only_what_is_missing(pa
     assert pair.bob.delivered[10:] == [packets[3], packets[6]]
 
 
-def test_row_18_a_forgery_amid_a_message_costs_the_others_nothing(pair: Pair) -> None:
+@pytest.mark.fault(18)
+def test_a_forgery_amid_a_message_costs_the_others_nothing(pair: PairOf[BatchPlane]) -> None:
     packets = stream(10)
     pair.alice.from_host([(None, packet) for packet in packets])
     ((datagrams, _),) = pair.alice.messages
@@ -125,7 +131,8 @@ def test_row_18_a_forgery_amid_a_message_costs_the_others_nothing(pair: Pair) ->
     assert pair.bob.delivered[-1] == packets[4]
 
 
-def test_row_18_a_message_of_forgeries_moves_no_endpoint(pair: Pair) -> None:
+@pytest.mark.fault(18)
+def test_a_message_of_forgeries_moves_no_endpoint(pair: PairOf[BatchPlane]) -> None:
     pair.alice.from_host([(None, packet) for packet in stream(10)])
     ((datagrams, _),) = pair.alice.messages
     forged = [datagram[:16] + os.urandom(len(datagram) - 16) for datagram in datagrams]
@@ -137,7 +144,8 @@ def test_row_18_a_message_of_forgeries_moves_no_endpoint(pair: Pair) -> None:
     print("row 18: a message of 10 forgeries with the counters of true datagrams, none of which is lost")
 
 
-def test_row_20_a_merged_run_from_anothers_address_is_dropped_whole(pair: Pair) -> None:
+@pytest.mark.fault(20)
+def test_a_merged_run_from_anothers_address_is_dropped_whole(pair: PairOf[BatchPlane]) -> None:
     packets = stream(10, ends=("10.9.0.77", BOB4))
     pair.alice.from_host([(None, packet) for packet in packets])
     carry(pair)
@@ -145,7 +153,7 @@ def test_row_20_a_merged_run_from_anothers_address_is_dropped_whole(pair: Pair) 
     assert pair.bob.stats().drops == {"inner_source": 10}
 
 
-def test_datagrams_that_the_kernel_gives_one_by_one_are_gathered_and_merged(pair: Pair) -> None:
+def test_datagrams_that_the_kernel_gives_one_by_one_are_gathered_and_merged(pair: PairOf[BatchPlane]) -> None:
     packets = stream(50)
     pair.alice.from_host([(None, packet) for packet in packets])
     datagrams = [datagram for _, datagram in pair.alice.outgoing]
@@ -154,11 +162,13 @@ def test_datagrams_that_the_kernel_gives_one_by_one_are_gathered_and_merged(pair
     assert len(pair.bob.written) <= 3
 
 
-def test_what_waits_mixed_is_delivered_in_order_and_moves_the_endpoint_to_where_it_came_from_last(pair: Pair) -> None:
+def test_what_waits_mixed_is_delivered_in_order_and_moves_the_endpoint_to_where_it_came_from_last(
+    pair: PairOf[BatchPlane],
+) -> None:
     packets = [*stream(3), *stream(1, size=300), *stream(4), *stream(6), *stream(2, size=10)]
     pair.alice.from_host([(None, packet) for packet in packets])
     datagrams = [datagram for _, datagram in pair.alice.outgoing]
-    waiting = [([datagram], ALICE) for datagram in datagrams[:6]]
+    waiting: list[tuple[list[bytes], Endpoint]] = [([datagram], ALICE) for datagram in datagrams[:6]]
     waiting += [([b"RGE2 hello"], ELSEWHERE), (datagrams[6:12], ALICE), ([bytes(1000)], ALICE)]
     waiting += [([datagram], ELSEWHERE) for datagram in datagrams[12:]]
     pair.bob.messages_in(waiting)
@@ -168,7 +178,7 @@ def test_what_waits_mixed_is_delivered_in_order_and_moves_the_endpoint_to_where_
     assert len(pair.bob.events) == 2
 
 
-def test_two_streams_in_one_message_are_merged_each(pair: Pair) -> None:
+def test_two_streams_in_one_message_are_merged_each(pair: PairOf[BatchPlane]) -> None:
     one, two = stream(6), [udp_packet(ALICE4, BOB4, bytes(MSS + 12)) for _ in range(5)]
     pair.alice.from_host([(None, packet) for packet in one + two])
     carry(pair)
@@ -176,7 +186,7 @@ def test_two_streams_in_one_message_are_merged_each(pair: Pair) -> None:
     assert len(pair.bob.written) == 2
 
 
-def test_a_keepalive_at_the_end_of_a_message_is_no_packet(pair: Pair) -> None:
+def test_a_keepalive_at_the_end_of_a_message_is_no_packet(pair: PairOf[BatchPlane]) -> None:
     pair.alice.from_host([(None, packet) for packet in stream(3)])
     pair.alice.set_peer(PEER, None, [], 25)
     datagrams = [datagram for _, datagram in pair.alice.outgoing]
@@ -187,7 +197,7 @@ def test_a_keepalive_at_the_end_of_a_message_is_no_packet(pair: Pair) -> None:
     assert pair.bob.stats().peers[PEER].rx_packets == 5
 
 
-def test_without_a_session_the_packets_of_a_superpacket_are_held_and_sent_later(pair: Pair) -> None:
+def test_without_a_session_the_packets_of_a_superpacket_are_held_and_sent_later(pair: PairOf[BatchPlane]) -> None:
     pair.alice.erase_keypairs(PEER)
     pair.alice.now = pair.bob.now = 5.0
     made = superpacket(ALICE4, BOB4, os.urandom(10_000), 1000, tcp=True)
@@ -198,8 +208,11 @@ def test_without_a_session_the_packets_of_a_superpacket_are_held_and_sent_later(
     assert b"".join(packet[40:] for packet in pair.bob.delivered) == made[1][40:]
 
 
-def test_row_35_a_run_that_would_pass_the_limit_is_held_whole_and_no_nonce_is_used_twice(pair: Pair) -> None:
-    session = pair.alice.transport.peers[PEER].keypairs.current
+@pytest.mark.fault(35)
+def test_a_run_that_would_pass_the_limit_is_held_whole_and_no_nonce_is_used_twice(
+    pair: PairOf[BatchPlane],
+) -> None:
+    session = current_session(pair.alice)
     session.counter = REJECT_AFTER_MESSAGES - 5
     packets = stream(10)
     pair.alice.from_host([(None, packet) for packet in packets])
@@ -211,11 +224,11 @@ def test_row_35_a_run_that_would_pass_the_limit_is_held_whole_and_no_nonce_is_us
 
 
 def test_a_superpacket_refused_by_the_device_is_written_packet_by_packet_and_said_once(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: PairOf[BatchPlane], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.writev
 
-    def refuse(fd: int, parts: list) -> int:
+    def refuse(fd: int, parts: list[memoryview]) -> int:
         if Vnet.decode(bytes(parts[0][:VNET_SIZE])).gso_type:
             raise OSError(22, "Invalid argument")
         return write(fd, parts)
@@ -231,9 +244,9 @@ def test_a_superpacket_refused_by_the_device_is_written_packet_by_packet_and_sai
 
 
 def test_a_device_that_is_down_costs_the_packets_and_nothing_else(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: PairOf[BatchPlane], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def down(_fd: int, _parts: list) -> int:
+    def down(_fd: int, _parts: list[memoryview]) -> int:
         raise OSError(5, "Input/output error")
 
     packets = stream(10)
@@ -248,8 +261,9 @@ def test_a_device_that_is_down_costs_the_packets_and_nothing_else(
     assert pair.bob.delivered == packets[:1]
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize("size", [0, 1, 3, 15, 16, 31, 32, 147, 148, 1500, 65_507])
-def test_row_30_messages_of_any_size_end_nothing(pair: Pair, size: int) -> None:
+def test_messages_of_any_size_end_nothing(pair: PairOf[BatchPlane], size: int) -> None:
     for head in (b"\4\0\0\0", b"\1\0\0\0", b"RGE", b""):
         datagram = (head + os.urandom(size))[:size]
         pair.bob.datagram_in(datagram, ELSEWHERE)
@@ -260,7 +274,7 @@ def test_row_30_messages_of_any_size_end_nothing(pair: Pair, size: int) -> None:
     assert len(pair.bob.delivered) == 1
 
 
-def test_the_loops_counters_have_each_batch_both_ways(pair: Pair) -> None:
+def test_the_loops_counters_have_each_batch_both_ways(pair: PairOf[BatchPlane]) -> None:
     calls = pair.alice.worker.system_calls
     before = pair.bob.worker.packets, pair.bob.worker.bytes, pair.bob.worker.batches
     packets = [superpacket(ALICE4, BOB4, os.urandom(3 * MSS), MSS, tcp=True), (None, udp_packet(ALICE4, BOB4, b"1"))]

@@ -1,6 +1,6 @@
-"""The pace of enrollment datagrams: room for a crowd, none for a flood, and no step in another's place."""
+"""The rate of enrollment datagrams: room for a crowd, none for a flood, and a budget per step."""
 
-from rustguard_py.planes.foreign import BURST, RATE, RUN, ForeignPace
+from rustguard_py.planes.foreign_pace import BURST, RATE, RUN, ForeignPace
 
 
 def test_a_crowd_comes_in_at_once_and_a_flood_only_at_the_rate() -> None:

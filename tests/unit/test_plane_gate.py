@@ -1,4 +1,4 @@
-"""What costs Python a Diffie-Hellman, and what does not."""
+"""Which datagrams cost Python a Diffie-Hellman, and which don't."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_a_cookie_is_good_for_its_epoch_and_the_next() -> None:
     assert gate.judge(initiation(given), HERE, LOADED_QUEUE, 250.0) is Verdict.CHALLENGE
 
 
-def test_row_16_one_flooding_source_is_challenged_and_no_other_ever_is() -> None:
+@pytest.mark.fault(16)
+def test_one_flooding_source_is_challenged_and_no_other_ever_is() -> None:
     gate = Gate(KEY, os.urandom)
     passed = challenged = 0
     for step in range(10_000):

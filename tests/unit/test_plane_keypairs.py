@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rustguard_py.model.timers import (
     REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME,
@@ -16,8 +18,9 @@ def session(number: int = 1, *, initiator: bool = True, warm: WarmSessions | Non
     return Session(Keypair(number, number + 100, b"s" * 32, b"r" * 32, initiator, 0.0), warm or WarmSessions())
 
 
-def places(keypairs: Keypairs) -> tuple:
-    return tuple(one and one.local_index for one in (keypairs.current, keypairs.next, keypairs.previous))
+def places(keypairs: Keypairs) -> tuple[int | None, ...]:
+    three = (keypairs.current, keypairs.next, keypairs.previous)
+    return tuple(None if one is None else one.local_index for one in three)
 
 
 def test_an_initiators_session_is_current_and_pushes_the_others_back() -> None:
@@ -53,7 +56,8 @@ def test_clearing_gives_all() -> None:
     assert places(keypairs) == (None, None, None)
 
 
-def test_row_35_no_nonce_is_given_twice_and_none_at_the_limit() -> None:
+@pytest.mark.fault(35)
+def test_no_nonce_is_given_twice_and_none_at_the_limit() -> None:
     one = session()
     one.counter = REJECT_AFTER_MESSAGES - 3
     assert one.claim(4, 0.0) is None
@@ -62,7 +66,8 @@ def test_row_35_no_nonce_is_given_twice_and_none_at_the_limit() -> None:
     print(f"row 35: the last nonce given is REJECT-AFTER-MESSAGES - 1 = {given[2]}")
 
 
-def test_row_35_a_session_gives_no_nonce_from_reject_after_time_on() -> None:
+@pytest.mark.fault(35)
+def test_a_session_gives_no_nonce_from_reject_after_time_on() -> None:
     one = session()
     assert one.claim(1, REJECT_AFTER_TIME - 0.001) == 0
     assert one.claim(1, REJECT_AFTER_TIME) is None

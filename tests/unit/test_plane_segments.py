@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -187,7 +188,9 @@ PACKETS = st.builds(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(PACKETS, min_size=1, max_size=20))
-def test_whatever_comes_mixed_is_delivered_unchanged_and_in_order(plan: list) -> None:
+def test_whatever_comes_mixed_is_delivered_unchanged_and_in_order(
+    plan: list[tuple[int, bool, int, int, int, int, bool]],
+) -> None:
     packets = []
     for version, tcp, size, seq, flags, port, spoilt in plan:
         payload = bytes([size & 0xFF]) * size
@@ -213,7 +216,7 @@ def test_whatever_comes_mixed_is_delivered_unchanged_and_in_order(plan: list) ->
         pytest.param(lambda p: p[:10] + b"\0\0" + p[12:], id="wrong-header-checksum"),
     ],
 )
-def test_a_packet_that_differs_is_not_merged(spoil) -> None:
+def test_a_packet_that_differs_is_not_merged(spoil: Callable[[bytes], bytes]) -> None:
     packets = [tcp_packet(*ENDS[4], bytes(100), seq=number * 100) for number in range(4)]
     packets[2] = spoil(packets[2])
     written = merge(packets)

@@ -1,4 +1,4 @@
-"""What only shows inside the transport: bounds, indices, limits by messages."""
+"""What only the inside of the transport shows: bounds, indices, message limits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import subprocess
 import sys
 from ipaddress import ip_network
 
+import pytest
+
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES
 from rustguard_py.planes import transport
-from rustguard_py.planes.contract import HandshakeWanted, Keypair, Reason
+from rustguard_py.planes.contract import MAX_STAGED_PACKETS, HandshakeWanted, Keypair, Reason
 from rustguard_py.planes.indices import Indices
 from support.memory_plane import MemoryPlane
 from support.packets import udp_packet
-from support.plane_conformance import PEER, Pair, to_bob
+from support.plane_conformance import PEER, Pair, current_session, to_bob
 
 
 def pair() -> Pair:
@@ -22,9 +24,10 @@ def pair() -> Pair:
     return made
 
 
-def test_row_35_at_reject_after_messages_the_session_is_retired_and_the_packet_kept() -> None:
+@pytest.mark.fault(35)
+def test_at_reject_after_messages_the_session_is_retired_and_the_packet_kept() -> None:
     both = pair()
-    session = both.alice.transport.peers[PEER].keypairs.current
+    session = current_session(both.alice)
     session.counter = REJECT_AFTER_MESSAGES - 1
     both.alice.packet_out(to_bob(b"last"))
     both.alice.packet_out(to_bob(b"kept"))
@@ -38,9 +41,10 @@ def test_row_35_at_reject_after_messages_the_session_is_retired_and_the_packet_k
     print("row 35: nonce REJECT-AFTER-MESSAGES - 1 was the last; what came after it went out on the next session")
 
 
-def test_row_35_rekey_after_messages_wants_a_handshake() -> None:
+@pytest.mark.fault(35)
+def test_rekey_after_messages_wants_a_handshake() -> None:
     both = pair()
-    both.alice.transport.peers[PEER].keypairs.current.counter = REKEY_AFTER_MESSAGES
+    current_session(both.alice).counter = REKEY_AFTER_MESSAGES
     both.alice.packet_out(to_bob())
     assert both.alice.events == [HandshakeWanted(PEER, Reason.REKEY)]
 
@@ -49,11 +53,11 @@ def test_packets_held_for_all_peers_together_are_bounded() -> None:
     plane = MemoryPlane(b"a" * 32)
     for peer in range(100):
         plane.set_peer(peer, ("192.0.2.1", 1), [ip_network(f"10.0.{peer}.0/24")], 0)
-        for _ in range(transport.MAX_STAGED_PACKETS):
+        for _ in range(MAX_STAGED_PACKETS):
             plane.packet_out(udp_packet("10.9.0.1", f"10.0.{peer}.1", b""))
     held = sum(len(peer.held or ()) for peer in plane.transport.peers.values())
     assert held == transport.MAX_HELD_PACKETS
-    assert plane.stats().drops["held_too_many"] == 100 * transport.MAX_STAGED_PACKETS - held
+    assert plane.stats().drops["held_too_many"] == 100 * MAX_STAGED_PACKETS - held
     for peer in range(100):
         plane.drop_held(peer)
     plane.packet_out(udp_packet("10.9.0.1", "10.0.99.1", b""))

@@ -6,11 +6,12 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import pytest
 
-from rustguard_py.model.endpoint import heard, local_of
+from rustguard_py.model.endpoint import Endpoint, heard, local_of
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.planes import udp
 from rustguard_py.planes.udp import Udp
@@ -31,7 +32,7 @@ class Ends:
         self.one, self.two = (Udp(loopback(family), self.said.append) for _ in range(2))
         self.into = [memoryview(bytearray(65536))]
 
-    def take(self) -> tuple[bytes, int, tuple]:
+    def take(self) -> tuple[bytes, int, Endpoint]:
         """The next message at the second socket."""
         assert select.select([self.two.fd], [], [], 60.0)[0]
         size, segment, source = self.two.receive(self.into)
@@ -93,13 +94,15 @@ def test_a_message_that_the_kernel_will_not_cut_is_sent_datagram_by_datagram(end
     calls = []
 
     class Refusing:
-        def sendmsg(self, parts: tuple, control: list, flags: int, to: tuple) -> int:
+        def sendmsg(
+            self, parts: Sequence[memoryview], control: Sequence[tuple[int, int, bytes]], flags: int, to: Endpoint
+        ) -> int:
             calls.append(bool(control))
             if control:
                 raise OSError(code, os.strerror(code))
             return real.sendmsg(parts, control, flags, to)
 
-    ends.one.socket = Refusing()
+    ends.one.socket = cast(socket.socket, Refusing())
     for _ in range(2):
         ends.one.send(memoryview(b"a" * 25), 10, ends.two.socket.getsockname())
     ends.one.socket = real
@@ -114,7 +117,7 @@ def test_a_full_send_buffer_is_waited_for_in_bounded_time(ends: Ends, monkeypatc
             raise BlockingIOError(errno.EAGAIN, "full")
 
     monkeypatch.setattr(udp, "SEND_PATIENCE", 0.01)
-    real, ends.one.socket = ends.one.socket, Full()
+    real, ends.one.socket = ends.one.socket, cast(socket.socket, Full())
     with pytest.raises(TimeoutError):
         ends.one.send(b"x", 1, ends.two.socket.getsockname())
     ends.one.socket = real

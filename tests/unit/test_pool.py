@@ -115,7 +115,7 @@ networks = st.builds(
 def test_a_proposed_network_is_private_and_free(taken: list[IPv4Network], prefixlen: int) -> None:
     found = propose(taken, prefixlen)
     if found is None:
-        spaces = [ip_network(space) for space in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+        spaces = [IPv4Network(space) for space in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
         candidates = itertools.chain.from_iterable(
             [] if space.prefixlen > prefixlen else space.subnets(new_prefix=min(prefixlen, 16)) for space in spaces
         )

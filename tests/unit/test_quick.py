@@ -1,4 +1,4 @@
-"""The parts of `rustguard up` that decide: routes and rules, names of files, names of peers."""
+"""The decisions of `rustguard up`: routes and rules, names of files, names of peers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py import conf
+from rustguard_py import conf, conf_reader
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.model.errors import UnansweredError, UsageError
-from rustguard_py.quick import conf_files, routing, up
+from rustguard_py.quick import conf_files, peers, routing
+from rustguard_py.system.interface import RT_TABLE_MAIN
 
 KEY = bytes([7]) * 32
 
@@ -19,7 +20,7 @@ KEY = bytes([7]) * 32
 def config(*allowed: str, addresses: str = "10.9.0.1/24 fd09::1/64", **more: object) -> conf.Config:
     text = f"[Interface]\nPrivateKey = {'A' * 43}=\nAddress = {addresses}\n"
     text += "".join(f"{key} = {value}\n" for key, value in more.items())
-    return conf.parse(f"{text}[Peer]\nPublicKey = {'A' * 43}=\nAllowedIPs = {','.join(allowed)}\n")
+    return conf_reader.parse(f"{text}[Peer]\nPublicKey = {'A' * 43}=\nAllowedIPs = {','.join(allowed)}\n")
 
 
 def plan(given: conf.Config, *priorities: tuple[int, int]) -> list[steps.Step]:
@@ -48,10 +49,10 @@ def test_a_default_route_is_the_table_two_rules_the_firewall_and_for_ipv4_a_vari
         steps.Route("wg0", "::/0", 51820),
         steps.Firewall("wg0", 4, ("10.9.0.1",), 51820),
         steps.Sysctl("net.ipv4.conf.all.src_valid_mark", "1"),
-        steps.Rule(4, 100, steps.MAIN, 0),
+        steps.Rule(4, 100, RT_TABLE_MAIN, 0),
         steps.Rule(4, 101, 51820, 51820),
         steps.Firewall("wg0", 6, ("fd09::1",), 51820),
-        steps.Rule(6, 200, steps.MAIN, 0),
+        steps.Rule(6, 200, RT_TABLE_MAIN, 0),
         steps.Rule(6, 201, 51820, 51820),
     ]
 
@@ -128,18 +129,18 @@ def test_who_else_may_read_a_file_is_warned_of(tmp_path: Path) -> None:
 HOST = conf.HostPort("gate.example", 5)
 
 
-def look_up(must: bool, answers: list[str | None], monkeypatch: pytest.MonkeyPatch) -> tuple[up.Found, list[str]]:
+def look_up(must: bool, answers: list[str | None], monkeypatch: pytest.MonkeyPatch) -> tuple[peers.Found, list[str]]:
     async def resolve(_host: str, port: int) -> list[tuple[str, int]]:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if answer is None:
             raise UnansweredError("none")
         return [(answer, port)]
 
-    monkeypatch.setattr(up, "resolve", resolve)
+    monkeypatch.setattr(peers, "resolve", resolve)
     for name in ("PATIENCE", "PATIENCE_FOR_A_DEFAULT_ROUTE", "_RETRY"):
-        monkeypatch.setattr(up, name, 0.05 if name == "_RETRY" else 0.5)
+        monkeypatch.setattr(peers, name, 0.05 if name == "_RETRY" else 0.5)
     said: list[str] = []
-    found = asyncio.run(up.look_up([conf.Peer(KEY, endpoint=HOST)], must=must, say=said.append))
+    found = asyncio.run(peers.look_up([conf.PeerSection(KEY, endpoint=HOST)], must=must, say=said.append))
     return found, said
 
 

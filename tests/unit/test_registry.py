@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from rustguard_py.enroll.server import registry as registry_module
-from rustguard_py.enroll.server.registry import Admitted, Registry, _numbered
+from rustguard_py.enroll.server.registry import PeerChange, Registry, _numbered
 from rustguard_py.state.records import ServerState
 
 CLIENT = b"c" * 32
@@ -21,10 +21,14 @@ def make_registry() -> Registry:
     return Registry(ServerState(bytes(32), bytes(32), IPv4Network("10.150.0.0/24"), None, 51820, 1420))
 
 
-def join(registry: Registry, number: int) -> Admitted:
-    admitted = registry.admit(CLIENT, "laptop", key(number), "192.0.2.2:4000", 1.7e9)
-    assert isinstance(admitted, Admitted)
-    return admitted
+def begin_join(registry: Registry, number: int) -> PeerChange:
+    change = registry.admit(CLIENT, "laptop", key(number), "192.0.2.2:4000", 1.7e9)
+    assert isinstance(change, PeerChange)
+    return change
+
+
+def join(registry: Registry, number: int) -> None:
+    begin_join(registry, number).keep()
 
 
 def keys(registry: Registry) -> list[int]:
@@ -63,14 +67,15 @@ def test_a_join_that_could_not_be_saved_leaves_the_keys_as_they_were() -> None:
     registry = make_registry()
     join(registry, 1)
     join(registry, 2)
-    join(registry, 3).undo()
+    begin_join(registry, 3).undo()
     assert keys(registry) == [2, 1]
 
 
 def named(registry: Registry, number: int, wished: str) -> str:
-    admitted = registry.admit(key(number), wished, bytes(32), None, 1.7e9)
-    assert isinstance(admitted, Admitted)
-    return admitted.record.name
+    change = registry.admit(key(number), wished, bytes(32), None, 1.7e9)
+    assert isinstance(change, PeerChange)
+    change.keep()
+    return change.record.name
 
 
 def test_a_crowd_of_one_name_gets_the_lowest_free_numbers() -> None:
@@ -78,19 +83,22 @@ def test_a_crowd_of_one_name_gets_the_lowest_free_numbers() -> None:
     assert [named(registry, number, "pi") for number in range(1, 5)] == ["pi", "pi-2", "pi-3", "pi-4"]
     assert named(registry, 5, "pi-5") == "pi-5"
     assert named(registry, 6, "pi") == "pi-6"
-    registry.revoke("pi-2")
-    registry.rename("pi-4", "attic")
+    registry.revoke("pi-2").keep()
+    registry.rename("pi-4", "attic").keep()
     assert [named(registry, number, "pi") for number in range(7, 10)] == ["pi-2", "pi-4", "pi-7"]
-    registry.revoke("pi")
+    registry.revoke("pi").keep()
     assert named(registry, 10, "pi") == "pi"
 
 
 def test_no_name_of_a_crowd_is_looked_for_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     numbered = _numbered
-    monkeypatch.setattr(
-        registry_module, "_numbered", lambda name, number: tried.append(number) or numbered(name, number)
-    )
+
+    def note(name: str, number: int) -> str:
+        tried.append(number)
+        return numbered(name, number)
+
+    monkeypatch.setattr(registry_module, "_numbered", note)
     registry = make_registry()
     for number in range(200):
         named(registry, number, "pi")

@@ -1,9 +1,10 @@
-"""Saving a server's state: who waits is told the truth, and a disk that refused is tried again by itself."""
+"""Saving a server's state: callers that wait learn whether it is on disk, and a failed save is retried."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from ipaddress import IPv4Network
 
 import pytest
@@ -25,7 +26,7 @@ class Disk:
         self.changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
-    def write(self, document: dict[str, object]) -> None:
+    def write(self, document: Mapping[str, object]) -> None:
         self._loop.call_soon_threadsafe(self.changed.set)
         if self.full:
             self.refusals += 1
@@ -51,7 +52,8 @@ def test_a_save_that_the_disk_refuses_is_told_once_undone_and_done_once_there_is
         disk.full = True
         state.port = 1
         assert not await saver.durable(lambda: setattr(state, "port", 51820))
-        assert saver.failed
+        failed = saver.failed
+        assert failed
         while disk.refusals < 3:
             await disk.change()
         disk.full = False

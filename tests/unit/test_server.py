@@ -1,4 +1,4 @@
-"""A server with its tunnel in memory: what it does with an error of its own."""
+"""A server with its tunnel in memory: how it handles a bug of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,9 +16,10 @@ from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.pairing.client import Joined, PairingClient
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
-from rustguard_py.enroll.server.server import Server
+from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.model.clock import now
 from rustguard_py.model.tunnel import Listeners
+from rustguard_py.planes.contract import EventfulPlane
 from rustguard_py.state.records import ServerState
 from rustguard_py.tunnel import Tunnel
 from support.memory_plane import MemoryPlane
@@ -37,7 +38,7 @@ def fails_once(function: Callable[..., Any], said: list[str]) -> Callable[..., A
     return replacement
 
 
-async def join(server: Server, plane: MemoryPlane) -> Joined:
+async def join(server: RunningServer, plane: MemoryPlane) -> Joined:
     client = PairingClient(TOKEN, os.urandom(32), "laptop", os.urandom, now())
     tell = server.tunnel.listeners.foreign
     assert tell is not None
@@ -54,7 +55,8 @@ async def join(server: Server, plane: MemoryPlane) -> Joined:
 
 
 @pytest.mark.parametrize(
-    ("place", "name"), [(Registry, "admit"), (Saver, "durable"), (Server, "put_in"), (Server, "_admission")]
+    ("place", "name"),
+    [(Registry, "admit"), (Saver, "durable"), (RunningServer, "put_in"), (RunningServer, "_admission")],
 )
 def test_a_join_that_met_an_error_of_ours_goes_through_when_the_client_asks_again(
     place: type, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -67,8 +69,8 @@ def test_a_join_that_met_an_error_of_ours_goes_through_when_the_client_asks_agai
         state = ServerState(os.urandom(32), os.urandom(32), IPv4Network("10.150.0.0/24"), None, 51820, 1420)
         timestamps = KeptTimestamps(tmp_path)
         plane = MemoryPlane(os.urandom(32))
-        tunnel = Tunnel.make(state.private_key, plane, timestamps, Listeners())
-        server = Server(tunnel, Registry(state), Saver(state, saved.append), timestamps, None)
+        tunnel = Tunnel.make(state.private_key, cast(EventfulPlane, plane), timestamps, Listeners())
+        server = RunningServer(tunnel, Registry(state), Saver(state, saved.append), timestamps, None)
         await server.take_token(TOKEN)
         await server.open_window(60)
         joined = await join(server, plane)

@@ -1,4 +1,4 @@
-"""Several tunnels: their keys, what a RESULT says of them, what is kept, and when one of them is left."""
+"""Several tunnels: their keys, what a RESULT says about them, what is kept, and when one of them is left."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rustguard_py.enroll.pairing.messages import (
     parse_outcome,
 )
 from rustguard_py.enroll.tunnels import derive
-from rustguard_py.enroll.tunnels.health import MISSES, PATIENCE, SECOND_PATIENCE, SILENCE, Way
+from rustguard_py.enroll.tunnels.health import MISSES, PATIENCE, SECOND_PATIENCE, SILENCE, TunnelHealth
+from rustguard_py.handshaking_peer import HandshakingPeer
 from rustguard_py.model.address import pairing_port
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, public_key
 from rustguard_py.model.peer import Peer, PeerConfig
-from rustguard_py.peer import HandshakingPeer
 from rustguard_py.model.statistics import PeerStats
 from rustguard_py.state.records import MOST_TUNNELS
 
@@ -99,24 +99,24 @@ def counters(rx: int, tx: int, *, size: int = 128) -> PeerStats:
 
 
 def test_data_without_an_answer_makes_a_way_ask_and_any_answer_ends_that() -> None:
-    way = Way()
-    way.observe(counters(1, 1), 0.0)
-    way.observe(counters(1, 2), 1.0)
-    way.observe(counters(1, 3), 1.0 + SILENCE / 2)
-    assert not way.is_silent(1.0 + SILENCE / 2)
-    assert way.is_silent(1.0 + SILENCE)
-    way.observe(counters(2, 4), 1.0 + SILENCE)
-    assert not way.is_silent(100.0)
+    health = TunnelHealth()
+    health.observe(counters(1, 1), 0.0)
+    health.observe(counters(1, 2), 1.0)
+    health.observe(counters(1, 3), 1.0 + SILENCE / 2)
+    assert not health.is_silent(1.0 + SILENCE / 2)
+    assert health.is_silent(1.0 + SILENCE)
+    health.observe(counters(2, 4), 1.0 + SILENCE)
+    assert not health.is_silent(100.0)
 
 
 def test_keepalives_owe_nobody_an_answer_and_are_no_data() -> None:
-    way = Way()
-    way.observe(counters(0, 5, size=32), 0.0)
-    assert not way.is_silent(100.0)
-    way.observe(counters(9, 5, size=32), 1.0)
-    assert way.heard
-    assert not way.moved
-    assert not way.sent
+    health = TunnelHealth()
+    health.observe(counters(0, 5, size=32), 0.0)
+    assert not health.is_silent(100.0)
+    health.observe(counters(9, 5, size=32), 1.0)
+    assert health.heard
+    assert not health.moved
+    assert not health.sent
 
 
 def of_the_kernel(rx_bytes: int, tx_bytes: int) -> PeerStats:
@@ -124,7 +124,7 @@ def of_the_kernel(rx_bytes: int, tx_bytes: int) -> PeerStats:
 
 
 def test_bytes_alone_tell_data_from_keepalives_and_those_from_handshakes() -> None:
-    way, received, sent = Way(), 0, 0
+    health, received, sent = TunnelHealth(), 0, 0
     for receives, sends, heard, data_sent, moved in (
         (0, 148, False, False, False),
         (148 + 92, 92, False, False, False),
@@ -134,40 +134,40 @@ def test_bytes_alone_tell_data_from_keepalives_and_those_from_handshakes() -> No
         (1452, 32, True, False, True),
     ):
         received, sent = received + receives, sent + sends
-        way.observe(of_the_kernel(received, sent), 0.0)
-        assert (way.heard, way.sent, way.moved) == (heard, data_sent, moved)
+        health.observe(of_the_kernel(received, sent), 0.0)
+        assert (health.heard, health.sent, health.moved) == (heard, data_sent, moved)
 
 
 def test_a_way_missed_at_look_after_look_is_dead_and_one_that_is_heard_is_not() -> None:
-    way, peer = Way(), Peer(1, PeerConfig(os.urandom(32), ()))
-    way.missed = MISSES - 1
-    assert way.why_dead(peer, 0.0, session=True) is None
-    way.missed = MISSES
-    assert way.why_dead(peer, 0.0, session=True) is not None
-    way.observe(counters(1, 0), 0.5)
-    assert way.why_dead(peer, 0.5, session=True) is None
+    health, peer = TunnelHealth(), Peer(1, PeerConfig(os.urandom(32), ()))
+    health.missed = MISSES - 1
+    assert health.why_dead(peer, 0.0, session=True) is None
+    health.missed = MISSES
+    assert health.why_dead(peer, 0.0, session=True) is not None
+    health.observe(counters(1, 0), 0.5)
+    assert health.why_dead(peer, 0.5, session=True) is None
 
 
 def test_a_handshake_unanswered_for_long_enough_says_that_a_silent_way_is_dead() -> None:
-    way, peer = Way(), Peer(1, PeerConfig(os.urandom(32), ()))
-    way.observe(counters(0, 1), 100.0 - SILENCE)
-    assert way.why_dead(peer, 100.0, session=True) is None
+    health, peer = TunnelHealth(), Peer(1, PeerConfig(os.urandom(32), ()))
+    health.observe(counters(0, 1), 100.0 - SILENCE)
+    assert health.why_dead(peer, 100.0, session=True) is None
     peer.attempt_began = peer.initiation_sent = 100.0
     peer.attempts = 1
-    assert way.why_dead(peer, 100.0 + PATIENCE / 2, session=True) is None
-    assert way.why_dead(peer, 100.0 + PATIENCE, session=True) is not None
+    assert health.why_dead(peer, 100.0 + PATIENCE / 2, session=True) is None
+    assert health.why_dead(peer, 100.0 + PATIENCE, session=True) is not None
     # Something came, whatever becomes of that handshake.
-    way.observe(counters(1, 1), 100.0 + PATIENCE)
-    assert way.why_dead(peer, 100.0 + PATIENCE, session=True) is None
+    health.observe(counters(1, 1), 100.0 + PATIENCE)
+    assert health.why_dead(peer, 100.0 + PATIENCE, session=True) is None
 
 
 def test_the_handshake_of_a_new_session_may_be_lost_once() -> None:
-    way, peer = Way(), HandshakingPeer(1, PeerConfig(os.urandom(32), ()))
+    health, peer = TunnelHealth(), HandshakingPeer(1, PeerConfig(os.urandom(32), ()))
     peer.attempt_began = peer.initiation_sent = 100.0
     peer.attempts = 1
-    assert way.why_dead(peer, 104.9, session=False) is None
+    assert health.why_dead(peer, 104.9, session=False) is None
     peer.attempts, peer.initiation_sent = 2, 105.0
-    assert way.why_dead(peer, 105.0, session=False) is None
-    assert way.why_dead(peer, 105.0 + SECOND_PATIENCE, session=False) is not None
+    assert health.why_dead(peer, 105.0, session=False) is None
+    assert health.why_dead(peer, 105.0 + SECOND_PATIENCE, session=False) is not None
     peer.end_attempt()
-    assert way.why_dead(peer, 200.0, session=False) is None
+    assert health.why_dead(peer, 200.0, session=False) is None

@@ -1,4 +1,4 @@
-"""Group commit: who waits gets a save that began after they asked, and many share one."""
+"""Group commit: each caller gets a save that began after it asked, and many share one."""
 
 from __future__ import annotations
 

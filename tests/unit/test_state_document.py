@@ -19,7 +19,7 @@ import pytest
 
 from rustguard_py.model.errors import StateError
 from rustguard_py.state.document import Document
-from rustguard_py.state.files import Files
+from rustguard_py.state.durable_files import Files
 from rustguard_py.state.records import PeerRecord, ServerState
 from support.disk import BreakableFiles, Disk, RecordingFiles, put
 from support.other_user import NOBODY, as_user
@@ -114,10 +114,11 @@ def test_a_value_that_is_not_json_leaves_the_file_alone(tmp_path: Path) -> None:
     assert load(path.parent) == small_state(1)
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("partly", [False, True])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("saves_before", [0, 1, 2])
-def test_row_8_a_failing_call_acknowledges_nothing_and_the_next_save_goes_on(
+def test_a_failing_call_acknowledges_nothing_and_the_next_save_goes_on(
     tmp_path: Path, saves_before: int, error: int, partly: bool
 ) -> None:
     failed: list[str] = []
@@ -128,9 +129,9 @@ def test_row_8_a_failing_call_acknowledges_nothing_and_the_next_save_goes_on(
         files.break_call(number, error, partly=partly)
         with pytest.raises(StateError, match=os.strerror(error)) as caught:
             document.save(small_state(5))
-        assert str(document.directory) in caught.value.mend
+        assert str(document.directory) in caught.value.fix
         failed.append(files.calls[number])
-        files.mend()
+        files.repair()
         # Only a failure after the last rename leaves the new state, whole though not acknowledged.
         renamed = failed.count("rename") > bool(saves_before) + (failed[-1] == "rename")
         found = load(put_aside(document.directory, tmp_path / "copy"))
@@ -157,7 +158,7 @@ def opened(directory: Path, saves: int) -> tuple[Document, BreakableFiles]:
 
 def calls_of_a_save(directory: Path, saves_before: int) -> int:
     document, files = opened(directory, saves_before)
-    files.mend()
+    files.repair()
     document.save(small_state(5))
     calls = len(files.calls)
     document.close()
@@ -169,8 +170,9 @@ def put_aside(directory: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "link"])
-def test_row_8_a_full_disk_may_stay_full_for_many_saves(tmp_path: Path, call: str) -> None:
+def test_a_full_disk_may_stay_full_for_many_saves(tmp_path: Path, call: str) -> None:
     path = saved(tmp_path / "state", small_state(0), small_state(1))
     files = BreakableFiles()
     document = Document.open(path.parent, files)
@@ -180,7 +182,7 @@ def test_row_8_a_full_disk_may_stay_full_for_many_saves(tmp_path: Path, call: st
         with pytest.raises(StateError, match="No space left"):
             document.save(small_state(2))
     assert load(put_aside(path.parent, tmp_path / "copy")) == small_state(1)
-    files.mend()
+    files.repair()
     document.save(small_state(2))
     document.close()
     assert load(path.parent) == small_state(2)
@@ -190,7 +192,7 @@ def test_row_8_a_full_disk_may_stay_full_for_many_saves(tmp_path: Path, call: st
 def crash_states(
     directory: Path, recorder: type[RecordingFiles], saves: int
 ) -> list[tuple[Disk, list[dict[str, object] | None]]]:
-    """Give each state that a cut can leave, with what may be loaded: last acknowledged, and in the making."""
+    """Return each state that a cut can leave, with what may be loaded: the last acknowledged, and the next."""
     directory.mkdir(mode=0o700)
     files = recorder(directory)
     document = Document.open(directory, files)
@@ -208,8 +210,9 @@ def crash_states(
     return states
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("recorder", [RecordingFiles, FilesWithoutLinks])
-def test_row_9_every_crash_state_loads_the_old_or_the_new(tmp_path: Path, recorder: type[RecordingFiles]) -> None:
+def test_every_crash_state_loads_the_old_or_the_new(tmp_path: Path, recorder: type[RecordingFiles]) -> None:
     states = crash_states(tmp_path / "recorded", recorder, saves=3)
     for disk, wanted in states:
         put(tmp_path / "after", disk)
@@ -224,7 +227,8 @@ def test_row_9_every_crash_state_loads_the_old_or_the_new(tmp_path: Path, record
     print(f"row 9: {len(states)} of {len(states)} crash states of 3 saves loaded ({recorder.__name__})")
 
 
-def test_row_9_a_second_crash_right_after_the_first_loses_nothing_either(tmp_path: Path, soak: bool) -> None:
+@pytest.mark.fault(9)
+def test_a_second_crash_right_after_the_first_loses_nothing_either(tmp_path: Path, soak: bool) -> None:
     count = 0
     for disk, _ in crash_states(tmp_path / "recorded", RecordingFiles, saves=2)[:: 1 if soak else 5]:
         directory = tmp_path / f"again {count}"
@@ -268,8 +272,9 @@ class FailingOnce(RecordingFiles):
         return object.__getattribute__(self, name)
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("saves_before", [0, 1])
-def test_row_9_a_crash_in_or_after_the_save_that_follows_a_failed_one(
+def test_a_crash_in_or_after_the_save_that_follows_a_failed_one(
     tmp_path: Path, saves_before: int, soak: bool
 ) -> None:
     count = 0
@@ -319,8 +324,9 @@ def test_a_leftover_that_is_the_file_itself_by_another_name_is_not_written_throu
     assert load(path.parent) == small_state(2)
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("with_copy", [True, False])
-def test_row_10_a_file_cut_at_any_byte_is_refused_with_the_way_back(tmp_path: Path, with_copy: bool) -> None:
+def test_a_file_cut_at_any_byte_is_refused_with_the_way_back(tmp_path: Path, with_copy: bool) -> None:
     path = saved(tmp_path / "state", *(small_state(count) for count in range(0 if with_copy else 2, 3)))
     whole = path.read_bytes()
     document = Document.open(path.parent)
@@ -333,8 +339,9 @@ def test_row_10_a_file_cut_at_any_byte_is_refused_with_the_way_back(tmp_path: Pa
     print(f"row 10: cut at each of {refused} bytes: {refused} refused, copy named: {with_copy}")
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("with_copy", [True, False])
-def test_row_10_any_flipped_bit_is_refused_with_the_way_back(tmp_path: Path, with_copy: bool, soak: bool) -> None:
+def test_any_flipped_bit_is_refused_with_the_way_back(tmp_path: Path, with_copy: bool, soak: bool) -> None:
     path = saved(tmp_path / "state", *(small_state(count) for count in range(0 if with_copy else 1, 2)))
     whole = path.read_bytes()
     document = Document.open(path.parent)
@@ -356,32 +363,34 @@ def refusal_names_the_way_back(document: Document, with_copy: bool) -> bool:
         document.load()
     assert str(document.path) in caught.value.message
     command = f"mv {document.path}.bak {document.path}"
-    assert (command in caught.value.mend) == with_copy
+    assert (command in caught.value.fix) == with_copy
     with pytest.raises(RuntimeError):  # What was refused can't be written over by mistake.
         document.save({})
     return True
 
 
-def test_row_10_the_named_command_mends_it(tmp_path: Path) -> None:
+@pytest.mark.fault(10)
+def test_the_named_command_fixes_it(tmp_path: Path) -> None:
     path = saved(tmp_path / "a state", small_state(1), small_state(2))
     path.write_bytes(b"")
     with pytest.raises(StateError) as caught:
         load(path.parent)
-    subprocess.run(caught.value.mend.rpartition(": ")[2], shell=True, check=True)  # noqa: S602 - it's what a user does
+    subprocess.run(caught.value.fix.rpartition(": ")[2], shell=True, check=True)  # noqa: S602 - it's what a user does
     assert load(path.parent) == small_state(1)
     print("row 10: an empty file refused, the command in the refusal brought back the save before")
 
 
-def test_row_10_a_missing_file_beside_a_copy_is_refused_and_a_damaged_copy_is_not_offered(tmp_path: Path) -> None:
+@pytest.mark.fault(10)
+def test_a_missing_file_beside_a_copy_is_refused_and_a_damaged_copy_is_not_offered(tmp_path: Path) -> None:
     path = saved(tmp_path / "state", small_state(1), small_state(2))
     path.unlink()
     with pytest.raises(StateError, match="missing") as caught:
         load(path.parent)
-    assert f"mv {path}.bak {path}" in caught.value.mend
+    assert f"mv {path}.bak {path}" in caught.value.fix
     path.with_name("state.json.bak").write_bytes(b"{}")
     with pytest.raises(StateError, match="missing") as caught:
         load(path.parent)
-    assert ".bak" not in caught.value.mend
+    assert ".bak" not in caught.value.fix
     print("row 10: state.json gone: refused, with and without a whole copy")
 
 
@@ -391,7 +400,7 @@ def test_the_newest_whole_copy_is_the_one_offered(tmp_path: Path) -> None:
     path.touch(0o600)
     with pytest.raises(StateError) as caught:
         load(path.parent)
-    assert f"mv {path}.new {path}" in caught.value.mend
+    assert f"mv {path}.new {path}" in caught.value.fix
 
 
 def test_a_later_schema_asks_for_an_upgrade_and_an_altered_number_does_not(tmp_path: Path) -> None:
@@ -403,8 +412,8 @@ def test_a_later_schema_asks_for_an_upgrade_and_an_altered_number_does_not(tmp_p
     path.write_text(json.dumps(envelope | {"schema": 3, "checksum": "made otherwise", "more": []}))
     with pytest.raises(StateError, match="later version") as caught:
         load(path.parent)
-    assert "Upgrade" in caught.value.mend
-    assert f"mv {path}.bak {path}" in caught.value.mend
+    assert "Upgrade" in caught.value.fix
+    assert f"mv {path}.bak {path}" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -423,7 +432,7 @@ def test_a_file_that_others_can_get_at_is_refused_with_the_command_to_close_it(t
     path.chmod(mode)
     with pytest.raises(StateError, match=f"{mode:04o}") as caught:
         load(path.parent)
-    assert f"chmod 600 {path}" in caught.value.mend
+    assert f"chmod 600 {path}" in caught.value.fix
 
 
 def test_a_link_a_directory_or_a_pipe_in_the_files_place_is_refused(tmp_path: Path) -> None:
@@ -447,7 +456,7 @@ def test_a_directory_that_others_can_write_in_is_refused(tmp_path: Path) -> None
     path.parent.chmod(0o770)
     with pytest.raises(StateError, match="Others can write") as caught:
         load(path.parent)
-    assert f"chmod go-w {path.parent}" in caught.value.mend
+    assert f"chmod go-w {path.parent}" in caught.value.fix
 
 
 @pytest.mark.needs_second_uid
@@ -456,7 +465,7 @@ def test_somebody_elses_file_or_directory_is_refused(tmp_path: Path) -> None:
     os.chown(path, NOBODY, -1)
     with pytest.raises(StateError, match=f"belongs to uid {NOBODY}") as caught:
         load(path.parent)
-    assert f"chown {os.geteuid()} {path}" in caught.value.mend
+    assert f"chown {os.geteuid()} {path}" in caught.value.fix
     os.chown(path.parent, NOBODY, -1)
     with pytest.raises(StateError, match="belongs to another user"):
         load(path.parent)
@@ -480,7 +489,7 @@ def test_a_user_may_keep_a_state_and_not_get_at_roots(open_place: Path) -> None:
     assert as_user(lambda: load(path.parent)) == small_state(2)
     with pytest.raises(StateError, match="Permission denied") as caught:
         as_user(lambda: load(open_place / "roots"))
-    assert "--state" in caught.value.mend
+    assert "--state" in caught.value.fix
 
 
 @pytest.mark.parametrize("call", ["open", "stat", "read", "close", "fsync"])
@@ -491,20 +500,21 @@ def test_a_read_that_fails_is_a_refusal_and_never_an_empty_state(tmp_path: Path,
     files.break_all(errno.EIO, call)
     with pytest.raises(StateError, match="can't be read: Input/output error"):
         document.load()
-    files.mend()
+    files.repair()
     assert document.load() == small_state(2)
     document.close()
 
 
-def test_row_23_a_second_process_is_refused_at_once_and_told_who_has_it(tmp_path: Path) -> None:
+@pytest.mark.fault(23)
+def test_a_second_process_is_refused_at_once_and_told_who_has_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "state")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "open\n"
         with pytest.raises(StateError, match=f"process {first.pid}") as caught:
             Document.open(tmp_path / "state")
-        assert f"kill {first.pid}" in caught.value.mend
-        assert "--state" in caught.value.mend
+        assert f"kill {first.pid}" in caught.value.fix
+        assert "--state" in caught.value.fix
         begun = time.monotonic()
         second = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         took = time.monotonic() - begun
@@ -544,5 +554,5 @@ def test_no_secret_is_told_in_a_refusal(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(StateError) as caught:
         load(path.parent)
-    causes = [caught.value.message, caught.value.mend, repr(caught.value.__cause__)]
+    causes = [caught.value.message, caught.value.fix, repr(caught.value.__cause__)]
     assert not any(secret in text for text in causes)

@@ -1,4 +1,4 @@
-"""Keys: WireGuard's own text and nothing else."""
+"""Keys: WireGuard's text form and nothing else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_refusal_does_not_repeat_what_may_be_a_secret() -> None:
     text = encode_key(bytes(range(32)))[:-1]
     with pytest.raises(UsageError) as caught:
         decode_key(text)
-    assert text not in caught.value.message + caught.value.mend + repr(caught.value)
+    assert text not in caught.value.message + caught.value.fix + repr(caught.value)
 
 
 @pytest.mark.parametrize("change", ["{}\n", " {}", "{}=", "{}AAAA"])

@@ -20,8 +20,7 @@ from support.other_user import NOBODY
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tmp_path.chmod(0o755)
     monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
-    monkeypatch.setattr(paths, "_SYSTEM_RUNTIME", tmp_path / "system")
-    monkeypatch.delenv("RUSTGUARD_STATE", raising=False)
+    monkeypatch.setenv("RUSTGUARD_SYSTEM_RUNTIME", str(tmp_path / "system"))
     return tmp_path / "run"
 
 
@@ -125,7 +124,7 @@ def test_a_runtime_directory_that_cannot_be_made_is_said(tmp_path: Path, monkeyp
     monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "file/run"))
     with pytest.raises(StateError, match="can't be made") as caught:
         paths.runtime_directory()
-    assert "RUSTGUARD_RUNTIME" in caught.value.mend
+    assert "RUSTGUARD_RUNTIME" in caught.value.fix
 
 
 def test_each_state_directory_has_its_own_socket_by_whatever_name_it_is_called(runtime: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which of several tunnels are left, and which not: two ends under a virtual clock, with bursts, stalls and cuts."""
+"""Which of several tunnels are left, and which aren't: two ends, a virtual clock, bursts, stalls and cuts."""
 
 from __future__ import annotations
 

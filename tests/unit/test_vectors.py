@@ -6,6 +6,7 @@ test_plane_window.py.
 
 from __future__ import annotations
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
@@ -17,6 +18,7 @@ SUNSCREEN = (
 )
 
 
+@pytest.mark.fault(31)
 def test_chacha20_poly1305_reproduces_the_vector_of_rfc_8439_in_place_as_well() -> None:
     # Section 2.8.2.
     key = bytes(range(0x80, 0xA0))
@@ -35,6 +37,7 @@ def test_chacha20_poly1305_reproduces_the_vector_of_rfc_8439_in_place_as_well() 
     assert opened == SUNSCREEN
 
 
+@pytest.mark.fault(31)
 def test_chacha20_poly1305_opens_the_vector_of_rfc_8439_appendix_a_5() -> None:
     key = bytes.fromhex("1c9240a5eb55d38af333888604f6b5f0473917c1402b80099dca5cbc207075c0")
     sealed = bytes.fromhex(
@@ -51,6 +54,7 @@ def test_chacha20_poly1305_opens_the_vector_of_rfc_8439_appendix_a_5() -> None:
     assert opened.startswith(b"Internet-Drafts are draft documents valid for a maximum of six months")
 
 
+@pytest.mark.fault(31)
 def test_x25519_reproduces_the_vectors_of_rfc_7748() -> None:
     # Section 6.1: Alice and Bob.
     alice = X25519PrivateKey.from_private_bytes(

@@ -47,7 +47,7 @@ def test_seconds_out_of_bounds_are_refused_with_the_bound(method: str, seconds: 
     window = Window()
     with pytest.raises(UsageError, match="86400 seconds") as caught:
         getattr(window, method)(seconds, 0.0)
-    assert caught.value.mend
+    assert caught.value.fix
     assert not window.is_open(0.0)
     assert window.number == 0
 

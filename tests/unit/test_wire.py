@@ -29,6 +29,7 @@ PUBLIC = bytes(range(32))
 HERE, THERE = ("192.0.2.1", 51820), ("192.0.2.1", 51821)
 
 
+@pytest.mark.fault(31)
 def test_blake2s_reproduces_the_vectors_of_rfc_7693_and_the_keyed_one_of_its_authors() -> None:
     assert blake2s(b"abc").hexdigest() == "508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982"
     # blake2-kat: key 00..1f, empty input.
@@ -36,6 +37,7 @@ def test_blake2s_reproduces_the_vectors_of_rfc_7693_and_the_keyed_one_of_its_aut
     assert keyed == "48a8997da407876b3d79c0d92325ad3b89cbb754d86ab71aee047ad345fd2c49"
 
 
+@pytest.mark.fault(31)
 def test_xchacha20_poly1305_reproduces_the_vector_of_draft_irtf_cfrg_xchacha() -> None:
     plaintext = (
         b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, "

@@ -18,6 +18,7 @@ mod kernel;
 mod notes;
 mod plane;
 mod python;
+mod ristretto;
 mod sending;
 mod spin;
 mod steering;

@@ -1,4 +1,4 @@
-"""Strangers at the running program: replays, forgeries, guesses, meddlers (rows 17, 18, 20, 24, 26 and 29)."""
+"""Strangers at the running program: replays, forgeries, guesses, meddlers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from rustguard_py.enroll.pairing import messages
 from rustguard_py.lab.hosts import Host, Lab
@@ -76,6 +78,7 @@ def _open_window(server: Station, *, wanted: bool) -> None:
         server.ask("close")
 
 
+@pytest.mark.fault(17)
 def test_nothing_recorded_is_accepted_again_from_anywhere_at_any_time(lab: Lab, tmp_path: Path) -> None:
     heard = _heard(lab, tmp_path)
     where, client, record, mallory = heard.where, heard.client, heard.record, heard.mallory
@@ -126,6 +129,7 @@ def test_nothing_recorded_is_accepted_again_from_anywhere_at_any_time(lab: Lab, 
     assert [end(program), end(server)] == [0, 0]
 
 
+@pytest.mark.fault(17)
 def test_what_a_peer_sent_before_it_was_revoked_is_not_accepted_when_it_is_back(lab: Lab, tmp_path: Path) -> None:
     heard = _heard(lab, tmp_path)
     where, client, record, mallory = heard.where, heard.client, heard.record, heard.mallory
@@ -145,6 +149,7 @@ def test_what_a_peer_sent_before_it_was_revoked_is_not_accepted_when_it_is_back(
     assert end(server) == 0
 
 
+@pytest.mark.fault(18)
 def test_forged_data_with_the_live_index_moves_nothing(lab: Lab, tmp_path: Path, soak: bool) -> None:
     heard = _heard(lab, tmp_path)
     where, client, record, mallory = heard.where, heard.client, heard.record, heard.mallory
@@ -161,7 +166,7 @@ def test_forged_data_with_the_live_index_moves_nothing(lab: Lab, tmp_path: Path,
     refused = _refused(where.server, "bad_tag") + _refused(where.server, "replayed")
     assert refused > count // 2
     program.send_signal(signal.SIGCONT)
-    # Fifteen seconds of silence would mend a moved window by a new session: the old one must do.
+    # After fifteen seconds of silence a new session would repair a moved window: the old one must do.
     assert until("a ping", client.reaches, 12)
     print(
         f"row 18: {count} forged datagrams with the live index from elsewhere, {refused} of them looked at: "
@@ -185,6 +190,7 @@ def _arrived(server: Station) -> int:
     return int(listed.split("packets ")[1].split()[0])
 
 
+@pytest.mark.fault(20)
 def test_one_peer_sends_nothing_in_the_name_of_another(lab: Lab, tmp_path: Path, soak: bool) -> None:
     where = site(lab, tmp_path, hosts=2)
     server = where.server.serve()
@@ -225,6 +231,7 @@ def _python(program: str) -> list[str]:
     return ["python3", "-c", program]
 
 
+@pytest.mark.fault(24)
 def test_a_window_evaluates_few_wrong_tokens_then_closes_and_a_crash_resets_nothing(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
@@ -280,6 +287,7 @@ def _bits(kind: int, soak: bool) -> list[int]:
     return [64 + (8 * size - 64) * n // 16 + n % 8 for n in range(16)] if soak else [8 * (size * kind // 7) + kind]
 
 
+@pytest.mark.fault(26)
 def test_a_flipped_bit_in_any_pairing_message_leads_to_a_correct_join_or_to_none(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
@@ -330,6 +338,7 @@ def _outcome(server: Station, client: Station, code: int, times: int) -> str:
     return "joined" if times == 1 else "joined all the same"
 
 
+@pytest.mark.fault(29)
 def test_a_window_longer_than_a_day_is_refused_in_words(lab: Lab, tmp_path: Path) -> None:
     where = site(lab, tmp_path)
     server = where.server.serve("")

@@ -1,4 +1,4 @@
-"""The program killed at any system call, and a server that dies under traffic (rows 6, 7 and 33 of its faults)."""
+"""The program killed at any system call, and a server that dies under traffic."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,6 +65,11 @@ def _measure_server(where: Site, server: subprocess.Popen[str]) -> list[Call]:
     return calls_of(trace)
 
 
+def _one_ended(server: subprocess.Popen[str], client: subprocess.Popen[str]) -> bool:
+    return server.poll() is not None or client.poll() is not None
+
+
+@pytest.mark.fault(6)
 def test_a_server_killed_at_any_call_of_a_join_has_lost_nobody_it_acknowledged(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
@@ -79,9 +85,7 @@ def test_a_server_killed_at_any_call_of_a_join_has_lost_nobody_it_acknowledged(
         client = where.client()
         with attached(server.pid, "-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={nth}"):
             program = client.start(f"join {where.address()} --save-only")
-            until(
-                "the end of one of the two", lambda p=program, s=server: p.poll() is not None or s.poll() is not None
-            )
+            until("the end of one of the two", partial(_one_ended, server, program))
         died += server.poll() is not None
         end(server, signal.SIGKILL)
         if program.poll() == 0:
@@ -124,6 +128,7 @@ def _quiet(client: Station) -> Station:
     return client
 
 
+@pytest.mark.fault(7)
 def test_a_client_killed_at_any_deed_of_a_join_has_the_same_address_at_the_next_try(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
@@ -154,6 +159,7 @@ def test_a_client_killed_at_any_deed_of_a_join_has_the_same_address_at_the_next_
     end(server)
 
 
+@pytest.mark.fault(33)
 def test_a_client_killed_while_it_joins_again_still_connects_with_what_it_has(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
@@ -197,6 +203,7 @@ def _answered(pings: Path) -> list[float]:
     return [float(at) for at in re.findall(r"^\[([\d.]+)\] \d+ bytes", said, re.MULTILINE)]
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_is_started_again_is_the_same_and_carries_traffic_on(
     lab: Lab, tmp_path: Path, how: signal.Signals

@@ -1,9 +1,11 @@
-"""Row 21: thousands join at once."""
+"""Thousands join at once."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+
+import pytest
 
 from rustguard_py.lab.hosts import Lab
 from support.crowd import join_at_once
@@ -19,7 +21,8 @@ def _most_memory(pid: int) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def test_row_21_thousands_join_at_once(lab: Lab, tmp_path: Path, soak: bool) -> None:
+@pytest.mark.fault(21)
+def test_thousands_join_at_once(lab: Lab, tmp_path: Path, soak: bool) -> None:
     where = site(lab, tmp_path)
     count = 10_000 if soak else 500
     where.server.host.ip([f"route add {NETWORK} via {where.there[0].ipv4}"])

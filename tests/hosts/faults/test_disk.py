@@ -1,4 +1,4 @@
-"""A disk that is full, broken or has spoilt the state, under the program itself (rows 8 and 10 of its faults)."""
+"""The program on a disk that is full, fails, or has damaged the state."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import shlex
 import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from rustguard_py.lab.hosts import Lab
 from support.faults import OPEN, POOL, Site, Station, attached, end, need_strace, site, spread, until
@@ -48,6 +50,7 @@ def _join_against(where: Site, spoil_over: float) -> tuple[Station, subprocess.P
     return client, joining
 
 
+@pytest.mark.fault(8)
 def test_a_full_disk_acknowledges_no_join_and_stops_no_traffic_and_goes_on_once_there_is_room(
     lab: Lab, tmp_path: Path
 ) -> None:
@@ -62,7 +65,7 @@ def test_a_full_disk_acknowledges_no_join_and_stops_no_traffic_and_goes_on_once_
     end(server, 9)
     server = where.server.serve("")
     until("a ping through the new server", old.reaches)
-    # And so does one that is started anew, whose handshake's timestamp can't be written.
+    # And so does one that is started again, whose handshake's timestamp can't be written.
     assert end(connected) == 0
     connected = old.start("join")
     until("a ping of the new client", old.reaches)
@@ -86,6 +89,7 @@ def test_a_full_disk_acknowledges_no_join_and_stops_no_traffic_and_goes_on_once_
     assert [end(connected), end(server)] == [0, 0]
 
 
+@pytest.mark.fault(8)
 def test_a_client_whose_disk_is_full_says_so_and_gets_the_same_address_once_there_is_room(
     lab: Lab, tmp_path: Path
 ) -> None:
@@ -110,6 +114,7 @@ def test_a_client_whose_disk_is_full_says_so_and_gets_the_same_address_once_ther
     end(server)
 
 
+@pytest.mark.fault(8)
 def test_a_call_that_the_disk_fails_acknowledges_no_join_and_the_next_one_goes_on(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
@@ -133,6 +138,7 @@ def test_a_call_that_the_disk_fails_acknowledges_no_join_and_the_next_one_goes_o
     end(server)
 
 
+@pytest.mark.fault(8)
 def test_a_sync_that_fails_is_tried_again_for_as_long_as_the_server_runs(lab: Lab, tmp_path: Path) -> None:
     need_strace()
     where = site(lab, tmp_path)
@@ -155,6 +161,7 @@ def _spoil(content: bytes, how: int, of: int) -> bytes:
     return content[:where] + bytes([content[where] ^ 1 << how % 8]) + content[where + 1 :]
 
 
+@pytest.mark.fault(10)
 def test_a_spoilt_state_is_refused_with_the_way_back_which_works(lab: Lab, tmp_path: Path, soak: bool) -> None:
     where = site(lab, tmp_path)
     server = where.server.serve()
@@ -185,13 +192,14 @@ def test_a_spoilt_state_is_refused_with_the_way_back_which_works(lab: Lab, tmp_p
         copy.unlink()
     refused = where.server.run(f"serve --pool {POOL}", check=False)
     assert refused.returncode == 1
-    assert "No copy beside it is whole" in refused.stderr
+    assert "No copy next to it is valid" in refused.stderr
     assert path.read_bytes() == b""
     print(
         f"row 10: state cut or flipped in {len(ways)} ways: refused each time, and the way back that it names works"
     )
 
 
+@pytest.mark.fault(10)
 def test_a_state_that_is_gone_is_never_taken_for_a_first_start_while_a_copy_is_there(
     lab: Lab, tmp_path: Path
 ) -> None:

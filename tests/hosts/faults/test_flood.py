@@ -1,4 +1,4 @@
-"""Datagrams too many or too odd, at the native plane where it is built (rows 3, 15, 16, 28 and 30 of its faults).
+"""Too many or malformed datagrams, at the native plane where it is built.
 
 A flood takes the cores that its generator and the tunnel share here, whatever the tunnel does. So its rate beside a
 flood is compared with its rate beside as large a flood that the server's kernel drops before any of our sockets; of
@@ -160,7 +160,8 @@ def _shake_hands(scene: _Attacked, folder: Path) -> float:
     return took
 
 
-def test_row_15_spoofed_initiations_leave_the_tunnel_its_rate_and_let_a_real_one_in(
+@pytest.mark.fault(15)
+def test_spoofed_initiations_leave_the_tunnel_its_rate_and_let_a_real_one_in(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
     scene = _attacked(lab, tmp_path, SPOOFED[0] if soak else SPOOFED[1])
@@ -193,7 +194,8 @@ print(len(answered))
 """
 
 
-def test_row_16_one_flooding_source_makes_no_other_prove_itself(lab: Lab, tmp_path: Path, soak: bool) -> None:
+@pytest.mark.fault(16)
+def test_one_flooding_source_makes_no_other_prove_itself(lab: Lab, tmp_path: Path, soak: bool) -> None:
     scene = _attacked(lab, tmp_path, SPOOFED[0] if soak else SPOOFED[1])
     _count_answers(scene.mallory.host, 148)
     flood = scene.flood(PORT, f"{scene.mallory.ipv4}")
@@ -218,9 +220,8 @@ def test_row_16_one_flooding_source_makes_no_other_prove_itself(lab: Lab, tmp_pa
     assert answered == 0
 
 
-def test_row_28_spoofed_hellos_get_no_more_than_they_send_and_leave_nothing(
-    lab: Lab, tmp_path: Path, soak: bool
-) -> None:
+@pytest.mark.fault(28)
+def test_spoofed_hellos_get_no_more_than_they_send_and_leave_nothing(lab: Lab, tmp_path: Path, soak: bool) -> None:
     where = site(lab, tmp_path, hosts=3)
     server = where.server.serve()
     client = where.client(0)
@@ -277,7 +278,8 @@ print(sent)
 """
 
 
-def test_row_30_datagrams_of_any_size_and_kind_end_no_server(lab: Lab, tmp_path: Path, soak: bool) -> None:
+@pytest.mark.fault(30)
+def test_datagrams_of_any_size_and_kind_end_no_server(lab: Lab, tmp_path: Path, soak: bool) -> None:
     where = site(lab, tmp_path, hosts=2)
     server = where.server.serve()
     client = where.client()
@@ -324,10 +326,9 @@ print(taken, wrong)
 """
 
 
+@pytest.mark.fault(3)
 @needs_native
-def test_row_3_nothing_that_was_changed_on_the_way_comes_out_of_the_tunnel(
-    lab: Lab, tmp_path: Path, soak: bool
-) -> None:
+def test_nothing_that_was_changed_on_the_way_comes_out_of_the_tunnel(lab: Lab, tmp_path: Path, soak: bool) -> None:
     alice, middle, bob = (lab.host(name) for name in ("alice", "middle", "bob"))
     _, listening = lab.link(alice, middle, ipv4="192.0.2.0/29")
     _, far = lab.link(middle, bob, ipv4="192.0.2.8/29")

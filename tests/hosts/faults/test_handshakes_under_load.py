@@ -1,4 +1,4 @@
-"""Others' handshakes while a peer, or strangers, send what could take their place (row 38 of the faults)."""
+"""Others' handshakes while a peer, or strangers, send what could take their place."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ class _Scene:
         return [sys.executable, _RAW_PEER, what, server, f"{PORT}", *keys, f"{number}", f"{seconds}"]
 
 
+@pytest.mark.fault(38)
 @on_both_engines
 def test_a_peer_that_moves_with_every_datagram_delays_nobodys_handshake(
     lab: Lab, tmp_path: Path, soak: bool, engine: str
@@ -76,7 +77,7 @@ def test_a_peer_that_moves_with_every_datagram_delays_nobodys_handshake(
     answered = [each for each in took if each is not None]
     moves = len(scene.server.said("moved"))
     print(
-        f"row 38: {rate:,.0f} datagrams/s from two ports by turns ({engine}): {len(took)} handshakes of another, "
+        f"{rate:,.0f} datagrams/s from two ports by turns ({engine}): {len(took)} handshakes of another, "
         f"{len(took) - len(answered)} unanswered, {statistics.median(answered) * 1000:.1f} ms in the middle, "
         f"{max(answered) * 1000:.1f} ms at most; {moves} moves reported"
     )
@@ -87,6 +88,7 @@ def test_a_peer_that_moves_with_every_datagram_delays_nobodys_handshake(
     assert moves <= 10 * (seconds + 3) + 2
 
 
+@pytest.mark.fault(38)
 @on_both_engines
 def test_strangers_without_a_proof_and_with_a_made_up_one_together_keep_nobody_out(
     lab: Lab, tmp_path: Path, soak: bool, engine: str
@@ -100,7 +102,7 @@ def test_strangers_without_a_proof_and_with_a_made_up_one_together_keep_nobody_o
     rates = [flood.end().rate for flood in floods]
     answered = [each for each in took if each is not None]
     print(
-        f"row 38: {rates[0]:,.0f}/s without a proof and {rates[1]:,.0f}/s with a made-up one ({engine}): "
+        f"{rates[0]:,.0f}/s without a proof and {rates[1]:,.0f}/s with a made-up one ({engine}): "
         f"{len(took)} handshakes of a peer, {len(took) - len(answered)} unanswered, "
         f"{statistics.median(answered) * 1000:.1f} ms in the middle"
     )

@@ -1,4 +1,4 @@
-"""Row 4: a link of 1,280 bytes on the way, and a router that tells nobody (ICMP is dropped)."""
+"""A link of 1,280 bytes on the way, and a router that reports nothing (ICMP is dropped)."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ def _narrow(router: Host, near: End, far: End) -> None:
     router.nft(SECRETIVE)
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize("where", ["at the server", "at the client"])
-def test_row_4_a_small_link_that_nobody_tells_of(lab: Lab, tmp_path: Path, soak: bool, where: str) -> None:
+def test_a_small_link_that_nobody_tells_of(lab: Lab, tmp_path: Path, soak: bool, where: str) -> None:
     """Over IPv4, where a router divides what is too large for it: our datagrams allow that."""
     hosts = [lab.host(name) for name in ("client", "router", "server")]
     left, left_gateway, right_gateway, right = lab.through(*hosts, nets4=("192.168.9.0/24", "192.0.2.0/24"))

@@ -1,4 +1,4 @@
-"""Pairing beside a flood of pairing datagrams that prove nothing (row 39 of the faults)."""
+"""Pairing beside a flood of pairing datagrams that prove nothing."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ print(json.dumps(took))
 """
 
 
+@pytest.mark.fault(39)
 @on_both_engines
 @pytest.mark.parametrize("sources", ["203.0.113.7/32", "198.51.100.0/25"], ids=["one source", "a hundred"])
 @pytest.mark.parametrize("what", ["short", "share"])
@@ -67,7 +68,7 @@ def test_a_flood_that_proves_nothing_keeps_nobody_from_pairing(
     counted = json.loads(said)
     answered = [each for each in took if each is not None]
     print(
-        f"row 39: {flooded.rate:,.0f}/s of `{what}` from {sources} ({engine}): {len(answered)} of {len(took)} HELLOs "
+        f"{flooded.rate:,.0f}/s of `{what}` from {sources} ({engine}): {len(answered)} of {len(took)} HELLOs "
         f"answered, {max(answered) * 1000:.1f} ms at most, {counted['passed']} SHARE_Cs passed; {counted['drops']}"
     )
     assert counted["passed"] >= 0.9 * len(answered)

@@ -1,4 +1,4 @@
-"""Row 12: one end is stopped for long (a suspended machine, a debugger), longer than a session lasts."""
+"""One end is stopped for longer than a session lasts (a suspended machine, a debugger)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from support.faults import OPEN, end, halt, site, until
 SECONDS = 30.0
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("stopped", ["client", "server"])
-def test_row_12_traffic_goes_on_after_an_end_was_stopped(lab: Lab, tmp_path: Path, soak: bool, stopped: str) -> None:
+def test_traffic_goes_on_after_an_end_was_stopped(lab: Lab, tmp_path: Path, soak: bool, stopped: str) -> None:
     where = site(lab, tmp_path)
     client = where.client()
     programs = {"server": where.server.serve(OPEN)}

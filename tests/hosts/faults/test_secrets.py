@@ -1,4 +1,4 @@
-"""Secrets looked for wherever they must not be (row 34 of the faults)."""
+"""Secrets looked for wherever they must not be."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def _said(stage: str, *done: subprocess.CompletedProcess[str]) -> list[tuple[str
     return [(f"{stage} {n}", (each.stdout + each.stderr).encode()) for n, each in enumerate(done)]
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("manner", ["argument", "environment", "file"])
 def test_a_token_and_the_keys_are_nowhere_that_others_look(lab: Lab, tmp_path: Path, manner: str) -> None:
     where = site(lab, tmp_path)
@@ -127,6 +128,7 @@ def _broken(station: Station, words: str, module: str, name: str) -> subprocess.
     return station.host.popen(argv, log=station.log, env=station.variables())
 
 
+@pytest.mark.fault(34)
 def test_an_error_of_our_own_tells_of_itself_and_of_no_secret(lab: Lab, tmp_path: Path) -> None:
     where = site(lab, tmp_path)
     where.server.token = SECRET
@@ -144,7 +146,7 @@ def test_an_error_of_our_own_tells_of_itself_and_of_no_secret(lab: Lab, tmp_path
     end(stuck, signal.SIGINT)
     end(server)
     server = where.server.serve()
-    broken = _broken(client, f"join {where.address()}", "rustguard_py.enroll.client.start", "_without_ipv6")
+    broken = _broken(client, f"join {where.address()}", "rustguard_py.enroll.client.start", "without_ipv6")
     assert broken.wait(120) == 1
     assert "Traceback" in client.said()
     end(server)
@@ -170,6 +172,7 @@ def _leaves_core(station: Station, folder: Path, argv: list[str], ready: str) ->
     return any(folder.iterdir())
 
 
+@pytest.mark.fault(34)
 def test_a_crash_leaves_no_core(lab: Lab, tmp_path: Path) -> None:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
     if pattern.startswith("|") or "/" in pattern:

@@ -43,8 +43,10 @@ def _eventually(condition: object, seconds: float = 60.0) -> bool:
 
 
 def _received(host: Host, address: object, count: int = 200) -> int:
-    said = host.run(["ping", "-q", "-i", "0.005", "-W", "1", "-c", count, address], check=False).stdout
-    return int(re.search(r"(\d+) received", said)[1])
+    said = host.run(["ping", "-q", "-i", "0.005", "-W", "1", "-c", str(count), str(address)], check=False).stdout
+    received = re.search(r"(\d+) received", said)
+    assert received is not None, said
+    return int(received[1])
 
 
 def test_hosts_reach_each_other_over_both_families_at_once(lab: Lab) -> None:
@@ -118,14 +120,14 @@ def test_waiting_for_a_listener_ends_with_it_or_says_that_there_is_none(lab: Lab
 def test_who_may_not_make_namespaces_is_told_what_to_run() -> None:
     with pytest.raises(RustGuardError, match=r"^No network namespace could be made: .*not permitted") as told:
         as_user(lambda: Lab().host("alice"))
-    assert "unshare -Urmn" in told.value.mend
+    assert "unshare -Urmn" in told.value.fix
 
 
 def test_a_missing_tool_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab_module, "_PATH", "/nowhere")
     with pytest.raises(RustGuardError, match="unshare is missing") as told, Lab():
         pass
-    assert told.value.mend == "apt-get install util-linux"
+    assert told.value.fix == "apt-get install util-linux"
 
 
 def test_a_host_with_its_own_run_keeps_it_to_itself_and_starts_where_we_are(lab: Lab) -> None:
@@ -153,6 +155,7 @@ def test_kill_9_of_the_maker_leaves_nothing_behind() -> None:
         "print(os.readlink(f'/proc/{host.pid}/ns/net'), flush=True); time.sleep(1000)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout is not None
         namespace = maker.stdout.readline().strip()
         assert _eventually(lambda: "sleep" in _inside(namespace))
         maker.send_signal(signal.SIGKILL)

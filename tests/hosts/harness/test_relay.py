@@ -1,4 +1,4 @@
-"""The relay that the fault tests put between two hosts does to datagrams what it was told to, and no more."""
+"""The relay of the fault tests does to datagrams what it was asked to, and no more."""
 
 from __future__ import annotations
 

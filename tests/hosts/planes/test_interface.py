@@ -1,4 +1,6 @@
-"""An interface gets what it shall get, and gives it back; each test in a network namespace of its own."""
+"""Setting up an interface and undoing it, each test in a network namespace of its own."""
+
+from __future__ import annotations
 
 import ctypes
 import fcntl
@@ -7,16 +9,18 @@ import os
 import struct
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 import pytest
 
+from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.system import interface
 from rustguard_py.system.interface import (
-    Layout,
+    InterfaceSetup,
     free_interface_name,
     interface_exists,
     require_tun,
@@ -34,17 +38,17 @@ TUNSETIFF = 0x400454CA
 IFF_TUN_NO_PI = 0x1001
 
 
-def in_fresh_network(test):
+def in_fresh_network(test: Callable[[], None]) -> Callable[[], None]:
     """Run a test in a thread of its own with a new network namespace, which ends with the thread."""
 
     @functools.wraps(test)
-    def wrapped(*args, **kwargs):
-        outcome = []
+    def wrapped() -> None:
+        outcome: list[BaseException] = []
 
-        def run():
+        def run() -> None:
             try:
                 assert ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0
-                test(*args, **kwargs)
+                test()
             except BaseException as error:
                 outcome.append(error)
 
@@ -58,7 +62,7 @@ def in_fresh_network(test):
 
 
 @contextmanager
-def tun(name):
+def tun(name: str) -> Iterator[None]:
     descriptor = os.open("/dev/net/tun", os.O_RDWR)
     try:
         fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN_NO_PI))
@@ -67,11 +71,11 @@ def tun(name):
         os.close(descriptor)
 
 
-def ip(*arguments):
+def ip(*arguments: str) -> str:
     return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
-LAYOUT = Layout(
+LAYOUT = InterfaceSetup(
     "rg0",
     1420,
     (ip_interface("10.77.0.1/24"), ip_interface("fd77::1/64")),
@@ -81,8 +85,8 @@ LAYOUT = Layout(
 
 
 @in_fresh_network
-def test_an_interface_gets_its_mtu_addresses_and_routes_and_each_change_is_echoed():
-    echoed = []
+def test_an_interface_gets_its_mtu_addresses_and_routes_and_each_change_is_echoed() -> None:
+    echoed: list[str] = []
     with tun("rg0"):
         set_up(LAYOUT, echoed.append)
         link = ip("-d", "link", "show", "rg0")
@@ -108,8 +112,8 @@ def test_an_interface_gets_its_mtu_addresses_and_routes_and_each_change_is_echoe
 
 
 @in_fresh_network
-def test_every_echoed_command_is_one_that_ip_takes():
-    echoed = []
+def test_every_echoed_command_is_one_that_ip_takes() -> None:
+    echoed: list[str] = []
     with tun("rg0"):
         set_up(LAYOUT, echoed.append)
     with tun("rg0"):
@@ -121,10 +125,10 @@ def test_every_echoed_command_is_one_that_ip_takes():
 
 
 @in_fresh_network
-def test_undo_takes_everything_back_and_may_be_called_twice():
+def test_undo_takes_everything_back_and_may_be_called_twice() -> None:
     with tun("rg0"):
         applied = set_up(LAYOUT, lambda _: None)
-        echoed = []
+        echoed: list[str] = []
         applied.undo(echoed.append)
         link = ip("link", "show", "rg0")
         assert "mtu 1500" in link
@@ -139,36 +143,36 @@ def test_undo_takes_everything_back_and_may_be_called_twice():
 
 
 @in_fresh_network
-def test_undo_after_the_interface_is_gone_says_and_does_nothing():
+def test_undo_after_the_interface_is_gone_says_and_does_nothing() -> None:
     with tun("rg0"):
         applied = set_up(LAYOUT, lambda _: None)
-    echoed = []
+    echoed: list[str] = []
     applied.undo(echoed.append)
     assert echoed == []
 
 
 @in_fresh_network
-def test_a_change_that_fails_leaves_nothing_of_those_before():
-    impossible = Layout("rg0", 1420, LAYOUT.addresses, (ip_network("10.78.0.0/16"),) * 2)
+def test_a_change_that_fails_leaves_nothing_of_those_before() -> None:
+    impossible = InterfaceSetup("rg0", 1420, LAYOUT.addresses, (ip_network("10.78.0.0/16"),) * 2)
     with tun("rg0"):
         with pytest.raises(RustGuardError, match="there already") as caught:
             set_up(impossible, lambda _: None)
-        assert "ip route" in caught.value.mend
+        assert "ip route" in caught.value.fix
         assert ip("address", "show", "rg0").count("inet") == 0
         assert "UP" not in ip("link", "show", "rg0")
 
 
 @in_fresh_network
-def test_a_missing_interface_is_an_error_not_a_crash():
+def test_a_missing_interface_is_an_error_not_a_crash() -> None:
     with pytest.raises(RustGuardError, match="no interface rg7"):
-        set_up(Layout("rg7", 1420), lambda _: None)
+        set_up(InterfaceSetup("rg7", 1420), lambda _: None)
 
 
 @in_fresh_network
-def test_it_works_inside_a_running_event_loop():
+def test_it_works_inside_a_running_event_loop() -> None:
     import asyncio
 
-    async def main():
+    async def main() -> list[tuple[Network, str]]:
         set_up(LAYOUT, lambda _: None)
         return taken_networks()
 
@@ -177,9 +181,9 @@ def test_it_works_inside_a_running_event_loop():
 
 
 @in_fresh_network
-def test_taken_networks_names_addresses_and_routes_once_and_leaves_out_default_routes():
+def test_taken_networks_names_addresses_and_routes_once_and_leaves_out_default_routes() -> None:
     with tun("eth7"), tun("rg0"):
-        set_up(Layout("eth7", 1500, (ip_interface("192.168.7.5/24"),)), lambda _: None)
+        set_up(InterfaceSetup("eth7", 1500, (ip_interface("192.168.7.5/24"),)), lambda _: None)
         set_up(LAYOUT, lambda _: None)
         ip("route", "add", "10.0.0.0/8", "via", "192.168.7.1")
         ip("route", "add", "default", "via", "192.168.7.1")
@@ -197,7 +201,7 @@ def test_taken_networks_names_addresses_and_routes_once_and_leaves_out_default_r
 
 
 @in_fresh_network
-def test_a_point_to_point_address_takes_both_ends():
+def test_a_point_to_point_address_takes_both_ends() -> None:
     with tun("ppp0"):
         ip("link", "set", "up", "dev", "ppp0")
         ip("address", "add", "10.1.0.1", "peer", "10.2.0.0/24", "dev", "ppp0")
@@ -206,7 +210,7 @@ def test_a_point_to_point_address_takes_both_ends():
 
 
 @in_fresh_network
-def test_the_first_free_name_is_the_lowest():
+def test_the_first_free_name_is_the_lowest() -> None:
     assert free_interface_name() == "rg0"
     with tun("rg0"), tun("rg2"):
         assert free_interface_name() == "rg1"
@@ -216,23 +220,25 @@ def test_the_first_free_name_is_the_lowest():
 
 @needs_other_users
 @in_fresh_network
-def test_no_capability_is_refused_with_the_way_out():
+def test_no_capability_is_refused_with_the_way_out() -> None:
     with tun("rg0"):
         with pytest.raises(RefusedError, match="CAP_NET_ADMIN") as caught:
-            as_user(lambda: set_up(Layout("rg0", 1420), lambda _: None))
-        assert "sudo" in caught.value.mend
+            as_user(lambda: set_up(InterfaceSetup("rg0", 1420), lambda _: None))
+        assert "sudo" in caught.value.fix
 
 
 @in_fresh_network
-def test_switched_off_ipv6_is_noticed_and_the_refusal_says_so():
+def test_switched_off_ipv6_is_noticed_and_the_refusal_says_so() -> None:
     assert why_no_ipv6() is None
     Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-    assert "conf.all.disable_ipv6" in why_no_ipv6()
+    assert "conf.all.disable_ipv6" in (why_no_ipv6() or "")
     with tun("rg0"), pytest.raises(RustGuardError, match="IPv6 is switched off"):
         set_up(LAYOUT, lambda _: None)
 
 
-def test_a_missing_tun_device_tells_the_line_that_a_container_needs(monkeypatch, tmp_path):
+def test_a_missing_tun_device_tells_the_line_that_a_container_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(interface, "TUN_DEVICE", tmp_path / "tun")
     for container, line in (
         ("docker", "--device /dev/net/tun"),
@@ -242,4 +248,4 @@ def test_a_missing_tun_device_tells_the_line_that_a_container_needs(monkeypatch,
         monkeypatch.setattr(interface, "_container", lambda container=container: container)
         with pytest.raises(RustGuardError, match="missing") as caught:
             require_tun()
-        assert line in caught.value.mend
+        assert line in caught.value.fix

@@ -238,15 +238,16 @@ def test_a_name_that_is_taken_or_impossible_is_refused_and_the_sockets_stay_ours
             try:
                 NativePlane(b"k" * 32, interface=name, sockets=sockets)
             except RustGuardError as error:
-                print(type(error).__name__, bool(error.mend))
+                print(type(error).__name__, bool(error.fix))
             assert all(each.fileno() >= 0 for each in sockets)
         """,
     )
     assert said == "RefusedError True\nUsageError True\nUsageError True\nRefusedError True\n"
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize("uring", _BOTH_WAYS, ids=["calls", "uring"])
-def test_row_30_datagrams_of_any_length_end_nothing(lab: Lab, uring: bool) -> None:
+def test_datagrams_of_any_length_end_nothing(lab: Lab, uring: bool) -> None:
     said = _run(
         lab,
         """

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ ALICE, BOB = ["10.9.0.1/32", "fd09::1/128"], ["10.9.0.2/32", "fd09::2/128"]
 PORT = 51820
 # iperf3 ends when the sender has written everything; what the receiver has by then is most of it.
 SENT, RECEIVED = "30M", 15 << 20
+
+
+def _is_noted(tunnel: OurTunnel) -> bool:
+    return "is gone" in str(tunnel.stats()["notes"])
 
 
 def _keys() -> tuple[bytes, bytes]:
@@ -293,7 +298,8 @@ def test_a_datagram_longer_than_the_mtu_is_cut_by_the_kernel(lab: Lab, tmp_path:
 
 def test_no_program_stays_behind_however_it_ends(lab: Lab, tmp_path: Path) -> None:
     ends = _link(lab)
-    for end_it in (lambda one: one.process.kill(), lambda one: one.stop()):
+    ways: tuple[Callable[[OurTunnel], object], ...] = (lambda one: one.process.kill(), lambda one: one.stop())
+    for end_it in ways:
         tunnels = _joined(ends, tmp_path)
         _ping(ends[0].host, BOB)
         assert _has_program(ends[0])
@@ -316,7 +322,7 @@ def test_an_interface_that_goes_under_load_leaves_the_sockets(lab: Lab, tmp_path
     _wait_for_xdp(here.host, BOB[0])
     here.host.ip([f"link del {here.interface}"])
     for tunnel in (alice, bob):
-        _wait(lambda one=tunnel: "is gone" in str(one.stats()["notes"]), "the note")  # type: ignore[misc]
+        _wait(partial(_is_noted, tunnel), "the note")
     alice.set_peer(Peer(bob.public_key, BOB, f"{second[1].ipv4}:{PORT}"))
     _ping(here.host, BOB)
     load.terminate()

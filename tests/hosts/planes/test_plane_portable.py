@@ -7,13 +7,14 @@ import json
 import random
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rustguard_py.lab.hosts import Host, Lab
+from support import fixed_plane
 
-PROGRAM = Path(__file__).parent.parent / "support" / "fixed_plane.py"
+PROGRAM = fixed_plane.__file__
 BYTES = 20_000_000
 _SEND = (
     "import socket,sys,random; s=socket.create_connection((sys.argv[1],5000));"
@@ -41,18 +42,19 @@ class Running:
         assert self.program.stdout is not None
         return self.program.stdout.readline().strip()
 
-    def end(self) -> dict:
+    def end(self) -> dict[str, Any]:
         """Stop it; give its counters."""
         assert self.program.stdin is not None
         self.program.stdin.write("\n")
         self.program.stdin.flush()
         return self.last_words()
 
-    def last_words(self) -> dict:
+    def last_words(self) -> dict[str, Any]:
         while not (line := self.line()).startswith("{"):
             assert line, "the plane ended without a word"
         assert self.program.wait(60) == 0
-        return json.loads(line)
+        counters: dict[str, Any] = json.loads(line)
+        return counters
 
 
 def send(source: Host, target: Host, address: str) -> None:

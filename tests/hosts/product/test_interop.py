@@ -151,7 +151,9 @@ def test_the_session_is_renewed_after_120_seconds_without_losing_a_ping(
     for we_begin, ours, pings in runs:
         said, _ = pings.communicate(timeout=200)
         began = [line["at"] for line in ours.said("session")]
-        received = int(re.search(r"(\d+) received", said)[1])
+        summary = re.search(r"(\d+) received", said)
+        assert summary is not None, said
+        received = int(summary[1])
         role = "initiator" if we_begin else "responder"
         print(f"rekey, ours as {role} on the {engine} plane: {received} of 1300 pings, {len(began)} sessions")
         assert received == 1300

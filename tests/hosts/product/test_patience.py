@@ -1,4 +1,4 @@
-"""What takes its time: a closed window, an outage, a server that moved. All of it is played at once."""
+"""Situations that take long: a closed window, an outage, a server that moved. All run at the same time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from rustguard_py.lab.hosts import Lab
 from support.product import HOME4, INNER, OPEN, PATIENCE, POOL, TOKEN, Site, eventually
 
 # One worker plays it all.
-pytestmark = pytest.mark.xdist_group("patience")
+pytestmark = [pytest.mark.xdist_group("patience"), pytest.mark.timeout(400)]
 
 Scene = Callable[[Site], str]
-_SCENES: list[Scene] = []
+_SCENES: dict[Scene, tuple[pytest.MarkDecorator, ...]] = {}
 
 
-def _scene(play: Scene) -> Scene:
-    _SCENES.append(play)
-    return play
+def _scene(*marks: pytest.MarkDecorator) -> Callable[[Scene], Scene]:
+    def add(play: Scene) -> Scene:
+        _SCENES[play] = marks
+        return play
+
+    return add
 
 
-@_scene
+@_scene()
 def a_closed_window_answers_nobody_and_is_named(site: Site) -> str:
     home = site.home()
     stranger = site.client("stranger", home)
@@ -41,7 +44,7 @@ def a_closed_window_answers_nobody_and_is_named(site: Site) -> str:
     return f"a closed window: exit code 5 after {seconds:.1f} s"
 
 
-@_scene
+@_scene()
 def a_token_while_the_window_is_closed_falls_back_to_what_was_kept(site: Site) -> str:
     home = site.home()
     laptop = site.client("laptop", home)
@@ -55,7 +58,7 @@ def a_token_while_the_window_is_closed_falls_back_to_what_was_kept(site: Site) -
     return f"with a token, the window closed: connected with what was kept after {time.monotonic() - began:.1f} s"
 
 
-@_scene
+@_scene()
 def a_revoked_client_is_warned_by_its_own_status(site: Site) -> str:
     home = site.home()
     laptop = site.client("laptop", home)
@@ -70,8 +73,8 @@ def a_revoked_client_is_warned_by_its_own_status(site: Site) -> str:
     return f"a revoked client's status after {time.monotonic() - began:.1f} s: {warnings[0]}"
 
 
-@_scene
-def row_33_a_server_that_was_away_for_ten_seconds(site: Site) -> str:
+@_scene(pytest.mark.fault(33))
+def a_server_that_was_away_for_ten_seconds(site: Site) -> str:
     home = site.home()
     laptop = site.client("laptop", home)
     server = home.serve(f"--pool {POOL} {OPEN}")
@@ -92,7 +95,7 @@ def row_33_a_server_that_was_away_for_ten_seconds(site: Site) -> str:
     return f"row 33: away for 10 s; traffic {seconds:.1f} s after the start, the same identity"
 
 
-@_scene
+@_scene()
 def a_server_that_moved_is_found_by_its_name(site: Site) -> str:
     home = site.home()
     laptop = site.client("laptop", home, own_run=True)
@@ -102,9 +105,9 @@ def a_server_that_moved_is_found_by_its_name(site: Site) -> str:
     # As behind any NAT or firewall: from its new address the server can't reach us before we have written to it.
     laptop.host.nft(
         "table inet firewall {\n chain arriving {\n  type filter hook input priority 0\n"
-        f"  iifname {laptop.end.interface} meta l4proto udp ct state new drop\n }}\n}}\n"
+        f"  iifname {laptop.own_end.interface} meta l4proto udp ct state new drop\n }}\n}}\n"
     )
-    laptop.gateway.readdress("198.51.100.6/29")
+    laptop.servers_end.readdress("198.51.100.6/29")
     laptop.name_server("198.51.100.6 home.test\n")
     began = time.monotonic()
     eventually(lambda: laptop.alive(program) and laptop.pings(INNER, 0.2), 120, "traffic to where it is now")
@@ -113,7 +116,7 @@ def a_server_that_moved_is_found_by_its_name(site: Site) -> str:
     return f"the server has another address: found by its name after {seconds:.1f} s, no restart"
 
 
-@_scene
+@_scene()
 def a_name_that_nobody_knows_yet_is_looked_for_until_it_is_there(site: Site) -> str:
     home = site.home()
     laptop = site.client("laptop", home, own_run=True)
@@ -142,6 +145,8 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
         yield {each.__name__: stage.submit(play, each, tmp_path_factory.mktemp("scene")) for each in _SCENES}
 
 
-@pytest.mark.parametrize("scene", [pytest.param(each, id=each.__name__) for each in _SCENES])
+@pytest.mark.parametrize(
+    "scene", [pytest.param(each, id=each.__name__, marks=marks) for each, marks in _SCENES.items()]
+)
 def test_it_takes_its_time_and_no_longer(played: dict[str, Future[str]], scene: Scene) -> None:
     print(played[scene.__name__].result(300))

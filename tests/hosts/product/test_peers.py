@@ -1,4 +1,4 @@
-"""What is seen and done at a running server: status, peers, the window; and the end of it all."""
+"""A running server: its status, its peers, its window, and how it ends."""
 
 from __future__ import annotations
 

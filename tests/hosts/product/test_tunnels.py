@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def set_up(site: Site, tunnels: int, outer: str = HOME4) -> tuple[Machine, Machi
     home.serve(f"--pool 10.150.0.0/24 {OPEN} --tunnels {tunnels}")
     laptop.join(outer)
     for machine in (home, laptop):
-        eventually(lambda machine=machine: carries_all(machine, tunnels), PATIENT, "all tunnels")  # type: ignore[misc]
+        eventually(partial(carries_all, machine, tunnels), PATIENT, "all tunnels")
     return home, laptop
 
 
@@ -48,7 +49,7 @@ def test_flows_are_spread_over_the_tunnels_and_nothing_is_left(site: Site, tunne
     server = home.serve(f"--pool 10.150.0.0/24 {OPEN} --tunnels {tunnels}")
     client = laptop.join(outer)
     for machine in (home, laptop):
-        eventually(lambda machine=machine: carries_all(machine, tunnels), PATIENT, "all tunnels")  # type: ignore[misc]
+        eventually(partial(carries_all, machine, tunnels), PATIENT, "all tunnels")
     assert sysctls(home) == sysctls(laptop) == ["1", "1"]
     for near, far in ((laptop, home), (home, laptop)):
         for address in far.status()["addresses"]:
@@ -105,10 +106,10 @@ def test_a_tunnel_that_dies_keeps_no_flow_for_ten_seconds_and_comes_back(
             lambda machine=machine: [row["carries_for"] for row in machine.status()["tunnels"]] == [1, 0],  # type: ignore[misc]
             what="the dead tunnel left out",
         )
-    stream.mend_port(chosen)
+    stream.restore_port(chosen)
     back = time.monotonic()
     for machine in (home, laptop):
-        eventually(lambda machine=machine: carries_all(machine, 2), seconds=PATIENT, what="both tunnels")  # type: ignore[misc]
+        eventually(partial(carries_all, machine, 2), seconds=PATIENT, what="both tunnels")
     print(f"both tunnels again after {time.monotonic() - back:.1f} s")
     assert lasted < 10
 
@@ -179,7 +180,7 @@ def test_a_plane_that_breaks_leaves_the_others_going_on(site: Site) -> None:
     assert program.wait(PATIENCE) != 0
 
 
-def test_what_cannot_be_is_refused_with_the_mend(site: Site) -> None:
+def test_what_cannot_be_is_refused_with_the_fix(site: Site) -> None:
     home = site.home()
     for words, said in (
         ("--tunnels 2 --port 65535", "lower --port"),

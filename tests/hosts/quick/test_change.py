@@ -1,4 +1,4 @@
-"""What `rustguard up` does around the tunnel: hooks, DNS, SaveConfig; and what a second `up` changes."""
+"""What `rustguard up` does besides the tunnel: hooks, DNS, SaveConfig; and what a second `up` changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py import conf
+from rustguard_py import conf_reader
 from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Lab
 from support.product import Machine, Pinging, eventually
@@ -165,14 +165,14 @@ def test_save_config_writes_where_peers_have_moved_to(net: Lan) -> None:
         stranger,
     )
     tunnel(laptop, "ListenPort = 4242", home.peer(f"AllowedIPs = 10.9.0.0/24\nEndpoint = 192.0.2.2:{PORT}"))
-    before = conf.parse(path.read_text())
+    before = conf_reader.parse(path.read_text())
     home.run("up wg0")
     laptop.run("up wg0")
     laptop.reaches("10.9.0.2")
     eventually(lambda: "192.0.2.1" in home.status()["peers"][0]["endpoint"], what="the move")
     home.host.ip(["addr add 10.8.0.1/24 dev wg0"])
     home.run("down wg0")
-    after = conf.parse(path.read_text())
+    after = conf_reader.parse(path.read_text())
     assert [str(peer.endpoint) for peer in after.peers] == ["192.0.2.1:4242", "192.0.2.77:7"]
     assert [str(each) for each in after.addresses] == ["10.9.0.2/24", "10.8.0.1/24"]
     assert after.peers[0].name == "anna"

@@ -1,8 +1,9 @@
-"""Files for stock WireGuard, and from it: what is exported carries traffic, what is imported goes on."""
+"""Export to and import from stock WireGuard: both sides then carry traffic."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_stock_wireguard_comes_in_with_an_exported_file(lab: Lab, tmp_path: Pa
     phone.host.run(["wg-quick", "up", path], env={"WG_QUICK_USERSPACE_IMPLEMENTATION": program})
     addresses = home.status()["addresses"]
     for address in addresses:
-        eventually(lambda a=address: phone.pings(a.split("/")[0]), what="the phone's ping")
+        eventually(partial(phone.pings, address.split("/")[0]), what="the phone's ping")
     peers = home.peers()
     assert peers["phone"]["state"] == "active"
     assert peers["phone"]["address4"] == "10.150.0.2"

@@ -255,7 +255,7 @@ def test_a_signal_while_it_starts_takes_everything_back(net: Lan, tmp_path: Path
     pid = eventually(lambda: Path(f"{log}.pid").exists() and Path(f"{log}.pid").read_text().strip(), what="the hook")
     program.terminate()
     assert program.wait(20) == 1
-    assert "Ended before wg0 was up" in log.read_text()
+    assert "Stopped before wg0 was up" in log.read_text()
     assert laptop.system() == before
     eventually(lambda: not Path(f"/proc/{pid}").exists(), what="the hook's end")
 

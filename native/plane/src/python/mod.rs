@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use self::event_queue::PyEventQueue;
 use self::plane::PyPlane;
 use self::transport::PyTransport;
-use crate::uring;
+use crate::{ristretto, uring};
 
 /// Return why the plane can't use io_uring here, or None if it can.
 #[pyfunction]
@@ -31,5 +31,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEventQueue>()?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyTransport>()?;
+    module.add_function(wrap_pyfunction!(ristretto::ristretto_from_hash, module)?)?;
+    module.add_function(wrap_pyfunction!(ristretto::ristretto_multiply, module)?)?;
     module.add_function(wrap_pyfunction!(uring_refusal, module)?)
 }

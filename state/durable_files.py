@@ -1,4 +1,4 @@
-"""The system calls that durable files rest on, behind a seam where tests record them and make them fail."""
+"""Durable files: the system calls that they need, in a class that tests replace to record them or make them fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shlex import quote
 
 from rustguard_py.model.errors import StateError
 
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "Free some space on the filesystem of {directory}.",
     errno.EDQUOT: "Free some space on the filesystem of {directory}, or have the quota raised.",
     errno.EIO: "Check the disk under {directory}: `dmesg` says more.",
@@ -23,52 +23,52 @@ _MENDS = {
 
 
 class Files:
-    """One method a system call. Nothing follows a symbolic link in the last component of a path."""
+    """One method per system call. No method follows a symbolic link in a path's last component."""
 
     __slots__ = ()
 
     def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
-        """Open it, close-on-exec."""
+        """Return a descriptor of a file, close-on-exec."""
         return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
     def close(self, descriptor: int) -> None:
-        """Close it."""
+        """Close a descriptor."""
         os.close(descriptor)
 
     def stat(self, descriptor: int) -> os.stat_result:
-        """Say what it is: fstat(2)."""
+        """Return the file's status: fstat(2)."""
         return os.fstat(descriptor)
 
     def read(self, descriptor: int, size: int) -> bytes:
-        """Read from where the descriptor stands."""
+        """Return up to `size` bytes from the current position."""
         return os.read(descriptor, size)
 
     def write(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
-        """Write at an offset, maybe less than it was given: pwrite(2)."""
+        """Write at an offset: pwrite(2). Return how many bytes were written, maybe not all."""
         return os.pwrite(descriptor, data, offset)
 
     def truncate(self, descriptor: int, size: int) -> None:
-        """Set its size: ftruncate(2)."""
+        """Set the file's size: ftruncate(2)."""
         os.ftruncate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
-        """Make it durable."""
+        """Make the file durable, with all its metadata."""
         os.fsync(descriptor)
 
     def fdatasync(self, descriptor: int) -> None:
-        """Make its content and size durable."""
+        """Make the file's content and size durable."""
         os.fdatasync(descriptor)
 
     def flock(self, descriptor: int) -> None:
-        """Lock it, exclusively, at once or BlockingIOError."""
+        """Lock the file exclusively. Raise BlockingIOError if another process has locked it."""
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def link(self, source: Path, target: Path) -> None:
-        """Give it another name."""
+        """Give a file a second name."""
         os.link(source, target, follow_symlinks=False)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Move a name, onto another where there is one."""
+        """Rename a file, replacing the target if there is one."""
         os.rename(source, target)  # noqa: PTH104 - one method, one system call
 
     def unlink(self, path: Path) -> None:
@@ -81,20 +81,20 @@ class Files:
 
 
 def unusable(action: str, path: Path, error: OSError) -> StateError:
-    """Say that a system call failed on a file of ours.
+    """Return the error for a system call that failed on one of our files.
 
     Args:
         action: What was tried: "written", "read", "locked".
         path: The file or directory.
-        error: What the kernel answered.
+        error: The kernel's answer.
     """
-    mend = _MENDS.get(error.errno or 0, "Choose another directory with --state.")
+    fix = _FIXES.get(error.errno or 0, "Choose another directory with --state.")
     reason = error.strerror or type(error).__name__
-    return StateError(f"{path} can't be {action}: {reason}.", mend.format(directory=path.parent))
+    return StateError(f"{path} can't be {action}: {reason}.", fix.format(directory=path.parent))
 
 
 def make_directory(files: Files, directory: Path) -> None:
-    """Make a directory (0700) and those above it, durably; then refuse one that others can write in."""
+    """Make a directory (0700) and its parents durably. Raise StateError if others can write in it."""
     missing = [directory, *directory.parents]
     missing = [path for path in missing if not path.exists()]
     for path in reversed(missing):
@@ -117,14 +117,14 @@ def make_directory(files: Files, directory: Path) -> None:
 
 
 def read_private(files: Files, path: Path) -> bytes | None:
-    """Read a whole file that only we may read or write; None when there is none.
+    """Return the content of a file that only we may read or write, or None if there is no file.
 
     Raises:
-        StateError: It isn't a plain file, belongs to somebody else, or others can get at it.
+        StateError: It isn't a plain file, belongs to another user, or others can access it.
         OSError: The kernel refused.
     """
     try:
-        # Not to hang on a FIFO.
+        # Non-blocking, so a FIFO can't block us.
         descriptor = files.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
@@ -155,18 +155,18 @@ def _check_private(path: Path, status: os.stat_result) -> None:
         )
     if status.st_mode & 0o077:
         raise StateError(
-            f"Others can get at {path} (mode {stat.S_IMODE(status.st_mode):04o}), and it holds secret keys.",
+            f"Others can access {path} (mode {stat.S_IMODE(status.st_mode):04o}), and it holds secret keys.",
             f"If nobody else has been on this machine: chmod 600 {where}",
         )
 
 
 def write_fresh(files: Files, path: Path, content: bytes) -> int:
-    """Write a new file (0600) and fsync it, in place of a leftover of that name.
+    """Write a new file (0600), replacing a leftover of that name, and fsync it.
 
-    A leftover is unlinked, never overwritten: after a crash its inode may bear another name too.
+    A leftover is unlinked, never overwritten, because after a crash its inode may have another name too.
 
     Returns:
-        The descriptor, for the caller to close.
+        The file's descriptor, which the caller closes.
     """
     with suppress(FileNotFoundError):
         files.unlink(path)
@@ -182,7 +182,7 @@ def write_fresh(files: Files, path: Path, content: bytes) -> int:
 
 
 def write_all(files: Files, descriptor: int, content: bytes, offset: int) -> None:
-    """Write all of it at an offset, over as many calls as the kernel wants."""
+    """Write all of `content` at an offset, with as many calls as needed."""
     rest = memoryview(content)
     while rest:
         written = files.write(descriptor, rest, offset)

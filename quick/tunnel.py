@@ -1,7 +1,7 @@
-"""WireGuard on an interface, with nobody enrolling: a private key, and peers that somebody sets.
+"""A tunnel without enrollment: a private key, and peers that a file names.
 
-A peer may be known by a name. It is looked up at the start, again until there is an answer, and again whenever
-handshakes go unanswered: behind a name the address may change.
+A peer may be known by a name. The name is looked up at the start, repeated until there is an answer, and looked up
+again whenever handshakes go unanswered, because the address behind it may have changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rustguard_py.tunnel import send_keepalive
 
 log = logging.getLogger(__name__)
 
-# How often a name is looked up while it isn't found, seconds.
+# Time between two look-ups of a name while it isn't found, seconds.
 LOOK_AGAIN = 2.0
 
 
@@ -34,10 +34,10 @@ class _Name:
     """The name of one peer.
 
     Attributes:
-        host: As it was given.
-        tried: Addresses that didn't answer since the last session.
-        found: What it stood for when it was last looked up.
-        busy: Whether it's being looked up.
+        host: As the file has it.
+        tried: Addresses that haven't answered since the last session.
+        found: Addresses of the last look-up.
+        busy: Whether it is being looked up.
     """
 
     host: HostPort
@@ -46,12 +46,15 @@ class _Name:
     busy: bool = False
 
 
-class Device:
-    """A WireGuard interface.
+class PlainTunnel:
+    """A tunnel whose peers are set from outside and looked up by their names.
 
     Args:
-        tunnel: Tells us from now on what it hears.
-        timestamps: Those of the tunnel.
+        tunnel: The tunnel; this object becomes its listener.
+        timestamps: The tunnel's.
+
+    Attributes:
+        tunnel: The tunnel itself.
     """
 
     def __init__(self, tunnel: AnyTunnel, timestamps: KeptTimestamps) -> None:
@@ -63,27 +66,27 @@ class Device:
         self._watch: NetWatch | None = None
 
     def begin(self) -> None:
-        """Carry traffic from now on; from within the running loop."""
+        """Begin to carry traffic; to be called within the running loop."""
         self.tunnel.start()
-        self._watch = NetWatch(self._say_where_we_are)
+        self._watch = NetWatch(self._send_keepalives)
         self._tasks.spawn(self._timestamps.keep_synced())
         for key in self._names:
             self._look_up_soon(key)
 
     async def close(self) -> None:
-        """Stop what runs beside the tunnel. May be called twice."""
+        """Stop watching the network and looking names up. May be called twice."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
         await self._tasks.close()
 
     def set_peer(self, config: PeerConfig, name: HostPort | None = None, found: list[Endpoint] | None = None) -> None:
-        """Add a peer or change it; its session stays unless its preshared key is another.
+        """Add a peer or change it; its session stays unless its preshared key changes.
 
         Args:
-            config: The peer. Without an endpoint it stays where it is.
-            name: What to look its address up by, or None.
-            found: What the name was found to be, if that is known already.
+            config: The peer. Without an endpoint the peer keeps the one it has.
+            name: Name to look its address up by, or None.
+            found: Addresses of the name, if it has been looked up already.
         """
         if name is None:
             self._names.pop(config.public_key, None)
@@ -95,17 +98,17 @@ class Device:
             self._look_up_soon(config.public_key)
 
     def set_port(self, port: int) -> int:
-        """Move to another UDP port, 0 for any; give which. Who is to reach us hears of it at once.
+        """Move to another UDP port (0: any) and return it. Peers with a keepalive hear from it at once.
 
         Raises:
-            RefusedError: It's taken; the one before stays.
+            RefusedError: It is taken; the port stays as it was.
         """
         port = self.tunnel.set_port(port)
-        self._say_where_we_are()
+        self._send_keepalives()
         return port
 
     def set_private_key(self, private_key: bytes) -> None:
-        """Be another (32 bytes) from now on; the peers stay."""
+        """Change our private key (32 bytes); the peers stay."""
         self.tunnel.node.set_private_key(private_key, now())
         self.tunnel.wake()
 
@@ -116,11 +119,11 @@ class Device:
         self.tunnel.wake()
 
     def name_of(self, public_key: bytes, endpoint: Endpoint | None) -> HostPort | None:
-        """Give the name of a peer, if that still stands for this endpoint."""
+        """Return the name of a peer if it still stands for this endpoint, else None."""
         name = self._names.get(public_key)
         return name.host if name is not None and (endpoint is None or endpoint in name.found) else None
 
-    # -- what the tunnel and the kernel tell ----------------------------------------------------------------
+    # -- events ---------------------------------------------------------------------------------------------
 
     def _on_session(self, peer: Peer) -> None:
         if (name := self._names.get(peer.config.public_key)) is not None:
@@ -133,11 +136,11 @@ class Device:
         if peer.endpoint is not None and peer.endpoint not in name.tried:
             name.tried.append(peer.endpoint)
         if attempts == 1:
-            log.info("%s does not answer; trying on, with its name looked up again", name.host)
+            log.info("%s does not answer; trying again, with its name looked up again", name.host)
         self._look_up_soon(peer.config.public_key, again=True)
 
-    def _say_where_we_are(self) -> None:
-        """Our address may be another: who is to reach us hears of it at once."""
+    def _send_keepalives(self) -> None:
+        """Let the peers that keep up a path to us learn our address at once, as it may have changed."""
         for peer in self.tunnel.node:
             if peer.endpoint is not None and peer.config.persistent_keepalive:
                 send_keepalive(self.tunnel, peer)
@@ -157,7 +160,7 @@ class Device:
             while self._names.get(public_key) is name:
                 await self._find(public_key, name)
                 peer = self.tunnel.node.get(public_key)
-                # Without an endpoint nothing is sent, so nothing fails and has it looked up again.
+                # A failed handshake starts a look-up, but without an endpoint there is no handshake that could fail.
                 if peer is None or peer.endpoint is not None:
                     return
                 await asyncio.sleep(LOOK_AGAIN)

@@ -1,7 +1,7 @@
-"""One running tunnel in the kernel: an interface of the kernel's WireGuard, watched from an event loop.
+"""One running tunnel of the kernel's WireGuard, watched from an event loop.
 
-The kernel shakes hands and moves packets; it owns the tunnel's port, so enrollment is answered on sockets of its own.
-What happens is read from its counters, as often as somebody waits for it and no oftener.
+The kernel shakes hands and moves packets. It owns the tunnel's port, so enrollment is answered on separate sockets.
+Events are inferred from its counters. They are read only as often as somebody waits for an event.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from rustguard_py.kernel.netlink import Device, PeerChange
-from rustguard_py.kernel.peers import KernelPeers
+from rustguard_py.kernel.kernel_peers import KernelPeers
+from rustguard_py.kernel.messages import KernelPeerChange
+from rustguard_py.kernel.netlink import KernelInterface
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
@@ -24,46 +25,48 @@ from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.protocol.pairing_filter import PASS, Answer, Drop, PairingFilter
+from rustguard_py.protocol.wire import FOREIGN_PREFIX
 from rustguard_py.system.sockets import bind
 
 log = logging.getLogger(__name__)
 
-# Seconds between two readings: while a handshake is waited for; while a peer doesn't answer or has one of several
-# preshared keys, or sessions begin on one tunnel of several; while somebody wants to know if a peer doesn't answer;
-# otherwise, for where peers are.
+# Seconds between two readings while a requested handshake may complete.
 PACE_EXPECTING = 0.25
+# While a peer doesn't answer or has one of several preshared keys, and always with several tunnels.
 PACE_UNSETTLED = 1.0
+# While somebody listens for peers that don't answer.
 PACE_MINDING = 5.0
+# Otherwise: only to know where the peers are.
 PACE_AT_REST = 30.0
-# No oftener than takes a twentieth of a processor, unless somebody asks.
+# The pause is at least this many times the duration of a reading, so readings take at most 1/20 of a processor.
 _SHARE = 20
-# How soon it is noticed that the interface is gone.
+# How often to check that the interface still exists, seconds.
 _LOOK = 5.0
-# What a pairing datagram begins with, and how many are taken before others have their turn.
-_FOREIGN = b"RGE"
+# How many enrollment datagrams are taken before others have their turn.
 _DATAGRAMS_A_TURN = 64
 _NOTE = "The kernel counts bytes: packets and drops of a peer are not known, and when it was heard to 30 seconds."
 
 
 class KernelTunnel:
-    """A tunnel whose handshakes and packets are the kernel's; `AnyTunnel` says what each method does.
+    """A tunnel whose handshakes and packets are the kernel's. `AnyTunnel` documents the methods.
 
     Args:
         private_key: 32 bytes.
-        device: The interface, owned from here on: it is removed by `close`.
-        sockets: Bound to the port that the tunnel shall have, at most one a family; closed for the kernel to take it.
-        pairing: Bound sockets that enrollment is answered on, at most one a family; owned from here on.
-        several: Whether it is one of several, and a session that begins is to be known soon.
-        notes: For people, in the statistics.
+        device: The interface. The tunnel owns it, and `close` removes it.
+        sockets: Bound to the tunnel's future port, at most one per family. They are closed so that the kernel can
+            bind the port.
+        pairing: Bound sockets for enrollment, at most one per family. The tunnel owns them.
+        several: Whether this is one of several tunnels, so that new sessions must be noticed soon.
+        notes: Sentences for people, shown in the statistics.
 
     Attributes:
-        fault: What ended it, set once; `stopped` is then set as well.
+        fault: The error that ended the tunnel. When it is set, `stopped` is set too.
     """
 
     def __init__(
         self,
         private_key: bytes,
-        device: Device,
+        device: KernelInterface,
         sockets: Sequence[socket.socket],
         pairing: Sequence[socket.socket] = (),
         *,
@@ -92,13 +95,13 @@ class KernelTunnel:
 
     @property
     def plane(self) -> KernelTunnel:
-        """What moves packets: the same."""
+        """What moves packets: this tunnel itself."""
         return self
 
     # -- as `Tunnel` has them -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to watch; from within the running loop."""
+        """Start watching. Call it inside the running loop."""
         self._loop = asyncio.get_running_loop()
         for each in self._pairing.values():
             each.setblocking(False)
@@ -106,7 +109,7 @@ class KernelTunnel:
         self.wake()
 
     def close(self) -> None:
-        """Stop and remove the interface. May be called twice."""
+        """Stop, and remove the interface. May be called twice."""
         if self._closed:
             return
         self._closed = True
@@ -122,7 +125,7 @@ class KernelTunnel:
         self._device.remove()
 
     def wake(self) -> None:
-        """Look sooner, if a change made it worth it."""
+        """Bring the next reading forward if a change requires it."""
         if self._loop is None or self.fault is not None:
             return
         if self._timer is not None:
@@ -131,7 +134,7 @@ class KernelTunnel:
 
     def set_port(self, port: int) -> int:
         """See `AnyTunnel.set_port`."""
-        # Whether it's free the kernel only says by a number; the one that it has is kept if it isn't.
+        # Bound here first for a clear error: the kernel would answer with an error number only.
         sockets = bind(port)
         port = int(sockets[0].getsockname()[1])
         for each in sockets:
@@ -142,7 +145,7 @@ class KernelTunnel:
     # -- as a plane has them --------------------------------------------------------------------------------
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
-        """Send a datagram of enrollment."""
+        """Send an enrollment datagram."""
         if self._filter is not None:
             self._filter.sent(datagram, now())
         bound = self._pairing.get(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET)
@@ -150,8 +153,8 @@ class KernelTunnel:
             with suppress(OSError):
                 bound.sendto(datagram, endpoint)
 
-    def set_peers(self, changes: Iterable[PeerChange]) -> None:
-        """Change peers in the kernel; that the interface is gone ends the tunnel, and is no error of the caller's."""
+    def set_peers(self, changes: Iterable[KernelPeerChange]) -> None:
+        """Change peers in the kernel. If the interface is gone, the tunnel ends and the caller gets no error."""
         try:
             self._device.set_peers(changes)
         except RustGuardError as error:
@@ -170,16 +173,16 @@ class KernelTunnel:
         self._filter.set_gate(gate, now())
 
     def stats(self) -> PlaneStats:
-        """Read the counters."""
+        """Return the current counters."""
         self._read()
         return PlaneStats(self.node.stats(), dict(self._drops), notes=self._notes)
 
     def set_fwmark(self, mark: int) -> None:
-        """Mark what is sent from now on, for the system's routing rules; 0 for no mark."""
+        """Set the mark of all datagrams sent from now on, for the system's routing rules; 0 for no mark."""
         self._device.configure(fwmark=mark)
 
     def set_mtu(self, mtu: int) -> None:
-        """Nothing to do: the kernel looks at its interface."""
+        """Do nothing: the kernel follows its interface by itself."""
 
     # -- watching -------------------------------------------------------------------------------------------
 
@@ -195,7 +198,7 @@ class KernelTunnel:
     def _on_timer(self) -> None:
         self._timer = None
         if not self._device.exists():
-            self._stop(RustGuardError("The interface is gone: something else removed it.", "Start again."))
+            self._stop(RustGuardError("The interface is gone: another program removed it.", "Start again."))
         elif self._due() <= now():
             self._read()
         self.wake()
@@ -229,5 +232,5 @@ class KernelTunnel:
                         bound.sendto(answer, source)
                 case Drop(reason):
                     self._drops[reason] += 1
-                case _ if datagram.startswith(_FOREIGN) and self.listeners.foreign is not None:
+                case _ if datagram.startswith(FOREIGN_PREFIX) and self.listeners.foreign is not None:
                     self.listeners.foreign(datagram, source, now())

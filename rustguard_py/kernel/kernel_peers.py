@@ -1,8 +1,8 @@
-"""The peers of a tunnel whose handshakes the kernel does: `Node`'s methods, and what can be told from its counters.
+"""The peers of a tunnel whose handshakes the kernel does: the methods of `Node`, and what the counters reveal.
 
-The kernel says neither that a session began, nor that a handshake goes unanswered, nor when a peer was heard. `Peers.
-observe` concludes it from two readings: the time of the last handshake, the endpoint, and the bytes each way. It
-opens no socket and reads no clock.
+The kernel doesn't report that a session began, that a handshake had no answer, or when a peer was last heard.
+`KernelPeers.observe` infers all three from two readings of the counters: the time of the last handshake, the
+endpoint, and the bytes in each direction. It opens no socket and reads no clock.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rustguard_py.kernel.counters import Counters
-from rustguard_py.kernel.netlink import PeerChange
+from rustguard_py.kernel.messages import KernelPeerChange
 from rustguard_py.model.endpoint import Endpoint, PeerId
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.peer import Peer, PeerConfig
@@ -27,22 +27,14 @@ from rustguard_py.model.timers import (
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.protocol import wire
 
-# How long a handshake that was asked for is looked out for closely, seconds.
+# How long a requested handshake is watched for closely, seconds.
 EXPECTING = 20.0
-# What was received if it was handshakes alone: between two readings there is no time for more of them. Data can't
-# come to these sizes, being padded to multiples of 16.
-_HANDSHAKES_ALONE = frozenset(
-    wire.INITIATION_SIZE * initiations + wire.RESPONSE_SIZE * responses
-    for initiations in range(3)
-    for responses in range(3)
-    if initiations + responses
-)
 
 
 class Setter(Protocol):
-    """What takes the changes: `rustguard_py.kernel.netlink.Device`."""
+    """Where changes go: `rustguard_py.kernel.netlink.KernelInterface`."""
 
-    def set_peers(self, changes: Iterable[PeerChange]) -> None:
+    def set_peers(self, changes: Iterable[KernelPeerChange]) -> None:
         """Change peers, in order."""
 
     def configure(self, *, private_key: bytes) -> None:
@@ -51,17 +43,19 @@ class Setter(Protocol):
 
 @dataclass(slots=True)
 class _Seen:
-    """What the last reading said of a peer.
+    """The last reading of a peer.
 
     Attributes:
-        handshake: Unix time, or None.
-        handshakes: How many were seen.
-        heard: When it was last heard, as near as the readings are.
+        handshake: Unix time of the last handshake, or None.
+        handshakes: Number of handshakes seen.
+        rx_bytes: Bytes received in total.
+        tx_bytes: Bytes sent in total.
+        heard: When the peer was last heard, as precisely as the readings allow.
         waiting: Since when something sent has had no answer, or None.
-        told: When it was last told that a handshake goes unanswered.
-        told_bytes: What had been sent by then.
-        rx_before: What was received before the kernel forgot the peer and its counters the last time; in `rx_bytes`.
-        tx_before: The same of what was sent.
+        reported: When `listeners.unanswered` was last called.
+        reported_bytes: `tx_bytes` at that time.
+        rx_before: Bytes received before the peer was last put in again, which resets the kernel's counters.
+        tx_before: The same for bytes sent.
     """
 
     handshake: float | None = None
@@ -70,8 +64,8 @@ class _Seen:
     tx_bytes: int = 0
     heard: float | None = None
     waiting: float | None = None
-    told: float = 0.0
-    told_bytes: int = 0
+    reported: float = 0.0
+    reported_bytes: int = 0
     rx_before: int = 0
     tx_before: int = 0
 
@@ -80,8 +74,8 @@ class KernelPeers:
     """The peers of one interface.
 
     Args:
-        private_key: Ours, 32 bytes.
-        device: Takes the changes.
+        private_key: Our own, 32 bytes.
+        device: Where changes go.
     """
 
     asks_freely = False
@@ -112,7 +106,7 @@ class KernelPeers:
         peer.key_in_use = min(peer.key_in_use, len(config.previous_preshared_keys))
         peer.config = config
         peer.endpoint = config.endpoint or peer.endpoint
-        change = PeerChange(
+        change = KernelPeerChange(
             config.public_key,
             preshared_key=config.preshared_keys[peer.key_in_use],
             endpoint=config.endpoint,
@@ -132,7 +126,7 @@ class KernelPeers:
         """See `Node.set_endpoint`."""
         if peer.endpoint != endpoint:
             peer.endpoint = endpoint
-            self._device.set_peers([PeerChange(peer.config.public_key, endpoint=endpoint, update_only=True)])
+            self._device.set_peers([KernelPeerChange(peer.config.public_key, endpoint=endpoint, update_only=True)])
 
     def remove_peer(self, public_key: bytes) -> bool:
         """See `Node.remove_peer`."""
@@ -141,34 +135,34 @@ class KernelPeers:
             return False
         del self._seen[peer.id]
         self._expected.pop(peer.id, None)
-        self._device.set_peers([PeerChange(public_key, remove=True)])
+        self._device.set_peers([KernelPeerChange(public_key, remove=True)])
         return True
 
     def begin_handshake(self, peer: Peer, now: float, patience: float = REKEY_ATTEMPT_TIME) -> None:
-        """Have the kernel send a keepalive, for which it shakes hands if there is no session; tries on for 90 s."""
+        """Have the kernel send a keepalive. Without a session it first shakes hands, and tries for 90 s."""
         if peer.endpoint is None:
             return
         if patience:
             self._expected[peer.id] = now + EXPECTING
         key, seconds = peer.config.public_key, peer.config.persistent_keepalive
-        # One is sent at once whenever they are turned on.
+        # Turning keepalives on sends one at once.
         self._device.set_peers(
-            PeerChange(key, keepalive=each, update_only=True) for each in (0, seconds or 1, seconds)
+            KernelPeerChange(key, keepalive=each, update_only=True) for each in (0, seconds or 1, seconds)
         )
 
     def ask(self, peer: Peer, now: float) -> None:
-        """See `Peers.ask`: with a session the kernel would not shake hands, so it has to forget the peer's."""
+        """See `Peers.ask`. The kernel shakes hands only without a session, so the peer is put in again first."""
         if peer.initiation_sent is not None and now - peer.initiation_sent < REKEY_TIMEOUT:
             return
         if peer.session_began is not None and now - peer.session_began < REJECT_AFTER_TIME:
-            # It is told where the peer is now, not where it was at first.
+            # With its current endpoint, not the configured one.
             self._put(peer, replace(peer.config, endpoint=peer.endpoint), peer.key_in_use)
         peer.initiation_sent = now
         self.begin_handshake(peer, now)
 
     def _put(self, peer: Peer | None, config: PeerConfig, key: int) -> Peer:
-        """Put a peer in with one of its preshared keys, anew if it was there: its sessions end."""
-        changes = [] if peer is None else [PeerChange(config.public_key, remove=True)]
+        """Put a peer into the kernel with one of its preshared keys. If it was there, its sessions end."""
+        changes = [] if peer is None else [KernelPeerChange(config.public_key, remove=True)]
         if peer is None:
             peer = Peer(self._next_id, config)
             self._next_id += 1
@@ -177,7 +171,7 @@ class KernelPeers:
         peer.key_in_use = key
         peer.session_began = None
         changes.append(
-            PeerChange(
+            KernelPeerChange(
                 config.public_key,
                 preshared_key=config.preshared_keys[key],
                 endpoint=peer.endpoint,
@@ -194,24 +188,24 @@ class KernelPeers:
     # -- what the kernel does -------------------------------------------------------------------------------
 
     def expects(self, now: float) -> bool:
-        """Say whether a handshake that was asked for may end any moment."""
+        """Return whether a requested handshake may complete soon."""
         self._expected = {peer: until for peer, until in self._expected.items() if until > now}
         return bool(self._expected)
 
     def unsettled(self) -> bool:
-        """Say whether a peer may have one of several preshared keys, or doesn't answer."""
+        """Return whether a peer doesn't answer, or may have one of several preshared keys."""
         return any(peer.config.previous_preshared_keys for peer in self) or any(
             seen.waiting is not None for seen in self._seen.values()
         )
 
     def observe(self, read: Mapping[bytes, Counters], now: float, wall: float, listeners: Listeners) -> None:
-        """Compare a reading to the one before, and tell what happened.
+        """Compare a reading with the one before, and call the listeners for what happened in between.
 
         Args:
-            read: By public key.
-            now: On our clock.
+            read: Counters by public key.
+            now: The time on our clock.
             wall: Unix time in seconds.
-            listeners: Who is told.
+            listeners: The callbacks.
         """
         for peer in list(self):
             state = read.get(peer.config.public_key)
@@ -219,7 +213,7 @@ class KernelPeers:
                 self._observe_one(peer, state, seen, now, wall, listeners)
 
     def stats(self) -> dict[PeerId, PeerStats]:
-        """Give the counters of what was observed last; datagrams are not among them."""
+        """Return the counters as of the last reading. The kernel doesn't count datagrams."""
         return {
             peer.id: PeerStats(
                 endpoint=peer.endpoint,
@@ -252,19 +246,19 @@ class KernelPeers:
             self._expected.pop(peer.id, None)
             if listeners.session is not None:
                 listeners.session(peer)
-        elif received in _HANDSHAKES_ALONE:
+        elif received in wire.HANDSHAKE_VOLUMES:
             self._try_next_key(peer)
         elif received:
             seen.heard = now
         self._mind_silence(peer, seen, received, sent, now, listeners)
 
     def _try_next_key(self, peer: Peer) -> None:
-        """Handshakes come and end in nothing: the peer has another preshared key, if it is one of several."""
+        """Handshakes came but no session began: if there are several preshared keys, try the next one."""
         keys = peer.config.preshared_keys
         if len(keys) > 1:
             peer.key_in_use = (peer.key_in_use + 1) % len(keys)
             key = peer.config.public_key
-            self._device.set_peers([PeerChange(key, preshared_key=keys[peer.key_in_use], update_only=True)])
+            self._device.set_peers([KernelPeerChange(key, preshared_key=keys[peer.key_in_use], update_only=True)])
 
     def _mind_silence(
         self, peer: Peer, seen: _Seen, received: int, sent: int, now: float, listeners: Listeners
@@ -275,12 +269,12 @@ class KernelPeers:
             seen.waiting = None
             return
         if seen.waiting is None:
-            seen.waiting = seen.told = now
-            seen.told_bytes = seen.tx_bytes - sent
-        # With a session it is what was sent that had no answer, and the handshake comes after that.
+            seen.waiting = seen.reported = now
+            seen.reported_bytes = seen.tx_bytes - sent
+        # With a session it was data that had no answer. The kernel starts a handshake only after that.
         alive = peer.session_began is not None and now - peer.session_began < REKEY_AFTER_TIME
         patience = REKEY_TIMEOUT + (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT if alive and not peer.attempts else 0.0)
-        if now - seen.told >= patience and seen.tx_bytes > seen.told_bytes:
-            seen.told, seen.told_bytes = now, seen.tx_bytes
+        if now - seen.reported >= patience and seen.tx_bytes > seen.reported_bytes:
+            seen.reported, seen.reported_bytes = now, seen.tx_bytes
             peer.attempts += 1
             listeners.unanswered(peer, peer.attempts)

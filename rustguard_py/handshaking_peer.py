@@ -1,6 +1,6 @@
-"""The control side of one peer: who it is, and where its handshake stands.
+"""A peer whose handshakes Python does, and the state of its handshake.
 
-A handshake's life, as initiator (times from whitepaper section 6):
+A handshake's life as initiator (times from whitepaper section 6):
 
     idle --wanted--> waiting --response--> idle             a session: current keypair, erased after 540 s
                       |   ^
@@ -8,8 +8,8 @@ A handshake's life, as initiator (times from whitepaper section 6):
                       |
                      90 s: given up, held packets dropped --> idle
 
-As responder there is nothing to wait for: an initiation is answered at once and its keypair is `next` in the
-plane until a datagram confirms it.
+A responder waits for nothing: it answers an initiation at once, and the keypair is `next` in the plane until a
+datagram confirms it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from rustguard_py.protocol.noise import Initiator
 
 
 class HandshakingPeer(Peer):
-    """A peer whose handshakes are ours: the runtime that `Node` keeps of it.
+    """The runtime state that `Node` keeps of a peer.
 
     Attributes:
-        retry_at: When to send the next initiation.
-        erase_at: When the newest keys must be gone.
-        unconfirmed: Whether our last response was not confirmed by a datagram.
-        static_static: DH of both static keys (32 bytes), once it was needed.
+        initiator: Our half of the handshake under way, or None.
+        pending_index: The index of that handshake.
+        last_index: The index of our last message 1 or 2.
+        last_mac1: MAC1 of our last message 1 or 2.
+        retry_at: When to send the next initiation, or None.
+        erase_at: When the newest keys must be erased, or None.
+        initiation_consumed: When the peer's last initiation was accepted, or None.
+        unconfirmed: Whether no datagram has confirmed our last response yet.
+        static_static: DH of both static keys (32 bytes), computed when first needed.
     """
 
     __slots__ = (
@@ -60,34 +65,34 @@ class HandshakingPeer(Peer):
 
     @property
     def deadline(self) -> float | None:
-        """When this peer next needs `Node.handle_timeout`."""
+        """When this peer next needs `Node.handle_timeout`, or None."""
         if self.retry_at is None or self.erase_at is None:
             return self.erase_at if self.retry_at is None else self.retry_at
         return min(self.retry_at, self.erase_at)
 
     @property
     def mac1_key(self) -> bytes:
-        """The key of MAC1 for what we send to it."""
+        """The key for MAC1 of messages to the peer."""
         return mac1_key(self.config.public_key)
 
     @property
     def cookie_key(self) -> bytes:
-        """The key that seals what cookies it gives us."""
+        """The key that seals the cookies from the peer."""
         return cookie_key(self.config.public_key)
 
     def take_cookie(self, cookie: bytes, now: float) -> None:
-        """Keep a cookie (16 bytes) that it gave us."""
+        """Keep a cookie (16 bytes) from the peer."""
         self._cookie = cookie
         self._cookie_born = now
 
     def cookie(self, now: float) -> bytes | None:
-        """Give the cookie to use, if it is young enough."""
+        """Return the cookie (16 bytes) if it is still valid, or None."""
         if self._cookie is not None and now - self._cookie_born >= COOKIE_SECRET_LIFETIME:
             self._cookie = None
         return self._cookie
 
     def end_attempt(self) -> None:
-        """No initiation is under way any more."""
+        """End the current run of initiations."""
         self.initiator = None
         self.pending_index = None
         self.attempt_began = None

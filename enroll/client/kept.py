@@ -1,0 +1,29 @@
+"""Whether a network from an earlier join can still be connected to."""
+
+from __future__ import annotations
+
+from rustguard_py.model.defaults import DEFAULT_PORT
+from rustguard_py.model.errors import RefusedError
+from rustguard_py.state.records import NetworkRecord
+
+
+def usable(kept: NetworkRecord | None, *, joins: bool) -> NetworkRecord | None:
+    """Return a network joined before, or None if it has to be joined as if for the first time.
+
+    Args:
+        kept: The network, or None if there is none.
+        joins: Whether a token was given to join with.
+
+    Raises:
+        RefusedError: It was joined with the first RustGuard's protocol, and no token was given.
+    """
+    if kept is None or not kept.has_to_join_again:
+        return kept
+    if joins:
+        return None
+    host = f"[{kept.host}]" if ":" in kept.host else kept.host
+    server = kept.host if kept.port == DEFAULT_PORT else f"{host}:{kept.port}"
+    raise RefusedError(
+        f"{kept.host} was joined with the protocol of the first RustGuard, which was removed.",
+        f"Join again: sudo rustguard join {server} --token -",
+    )

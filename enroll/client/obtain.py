@@ -1,0 +1,200 @@
+"""The network to connect to: paired now, or kept by an earlier join.
+
+resolve the server's name · pair · check the networks · save
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from rustguard_py.daemon.console import Voice
+from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
+from rustguard_py.enroll.client.kept import usable
+from rustguard_py.enroll.client.pair import ask
+from rustguard_py.enroll.pairing.client import Joined, PairingClient
+from rustguard_py.model.address import LAST_PORT, parse
+from rustguard_py.model.clock import now
+from rustguard_py.model.defaults import DEFAULT_PORT
+from rustguard_py.model.endpoint import Endpoint, with_port
+from rustguard_py.model.errors import UnansweredError, UsageError
+from rustguard_py.model.keys import generate_private_key, parse_fingerprint
+from rustguard_py.state.document import Document
+from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
+from rustguard_py.system.resolve import resolve
+
+# How long to try pairing with a server joined before, seconds. Its window is probably closed, and what was kept is
+# enough to connect.
+PATIENCE_WHEN_KEPT = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server to join or to connect to.
+
+    Attributes:
+        host: As typed, or None for the network joined last.
+        port: UDP, or None if none was typed.
+        fingerprint: The fingerprint that the server must have, or None for any.
+    """
+
+    host: str | None = None
+    port: int | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def parse(cls, server: str | None, fingerprint: str | None) -> Target:
+        """Return the target of a command line: `HOST[:PORT]` and a fingerprint, either of them optional.
+
+        Raises:
+            UsageError: One of the two is malformed.
+        """
+        host, port = parse(server) if server is not None else (None, None)
+        return cls(host, port, None if fingerprint is None else parse_fingerprint(fingerprint))
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """What a client pairs with.
+
+    Attributes:
+        token: The shared token.
+        name: The name to ask for.
+    """
+
+    token: str = field(repr=False)
+    name: str
+
+
+def load(document: Document) -> ClientState:
+    """Return the client's state; the first time, make its key and save it."""
+    data = document.load()
+    if data is not None:
+        return ClientState.from_json(data)
+    # Saved before pairing: after a crash the client comes back with the same key, and so gets the same address.
+    state = ClientState(generate_private_key())
+    document.save(state.to_json())
+    return state
+
+
+async def obtain(
+    target: Target,
+    applicant: Applicant | None,
+    document: Document,
+    state: ClientState,
+    sockets: Sequence[socket.socket],
+    voice: Voice,
+) -> tuple[NetworkRecord, Endpoint | None]:
+    """Pair with the server, or take what an earlier join kept.
+
+    Args:
+        target: The server.
+        applicant: What to pair with, or None to take what was kept.
+        document: Where a new network is saved.
+        state: The client's state.
+        sockets: Bound, one per family; pairing uses the port that the tunnel then uses.
+        voice: Prints what happens.
+
+    Returns:
+        The network, and the endpoint where its server answered, if it did.
+
+    Raises:
+        RustGuardError: Pairing failed and nothing was kept, or the network can't be used here.
+    """
+    joins = applicant is not None and target.host is not None
+    kept = usable(state.network(target.host, target.port), joins=joins)
+    if applicant is None or target.host is None:
+        return _use_kept(kept, target), None
+    host, port = target.host, target.port or DEFAULT_PORT
+    make_client = partial(_make_client, applicant, target, kept, state.private_key)
+    try:
+        async with asyncio.timeout(None if kept is None else PATIENCE_WHEN_KEPT):
+            network, endpoint = await _pair(make_client, host, port, sockets, voice)
+    except (UnansweredError, TimeoutError) as error:
+        if kept is None:
+            raise
+        why = error.message if isinstance(error, UnansweredError) else f"{host} lets nobody new in now."
+        voice.say(f"{why} It was joined before, so we connect with what was kept.")
+        check_networks(kept)
+        return kept, None
+    check_networks(network)
+    document.save(state.with_network(network).to_json())
+    voice.say(
+        f"Joined {host} as {network.name}, {network.address4}; the server's fingerprint is {network.fingerprint}."
+    )
+    return network, endpoint
+
+
+def _use_kept(kept: NetworkRecord | None, target: Target) -> NetworkRecord:
+    if kept is None:
+        what = f"{target.host} was not joined before." if target.host else "Nothing was joined before."
+        raise UsageError(what, f"Join with: sudo rustguard join {target.host or 'HOST'} --token SECRET")
+    check_fingerprint(kept, target.fingerprint)
+    check_networks(kept)
+    return kept
+
+
+def _make_client(
+    applicant: Applicant, target: Target, kept: NetworkRecord | None, private_key: bytes, now: float
+) -> PairingClient:
+    return PairingClient(
+        applicant.token,
+        private_key,
+        applicant.name,
+        os.urandom,
+        now,
+        expected=target.fingerprint,
+        known_server=None if kept is None else kept.server_key,
+    )
+
+
+async def _pair(
+    make_client: Callable[[float], PairingClient],
+    host: str,
+    port: int,
+    sockets: Sequence[socket.socket],
+    voice: Voice,
+) -> tuple[NetworkRecord, Endpoint]:
+    servers = await resolve(host, port)
+    # A server whose engine is the kernel's answers pairing on the next port: the kernel has the tunnel's to itself.
+    others = [] if port >= LAST_PORT else [with_port(each, port + 1) for each in servers]
+    voice.say(f"Asking {host}, UDP port {port}.")
+    # Its deadlines run from now on, so the client is made only when the server's name is resolved.
+    joined = await ask(make_client(now()), sockets, servers, others)
+    return _record(joined, host, port), with_port(joined.server, port)
+
+
+def _record(joined: Joined, host: str, port: int) -> NetworkRecord:
+    given = joined.admission
+    return NetworkRecord(
+        host=host,
+        # The port that was typed: behind a forwarded port the server doesn't know the one it is reached at.
+        port=port,
+        server_key=given.server_key,
+        preshared_key=joined.preshared_key,
+        name=given.name,
+        address4=given.address4,
+        address6=given.address6,
+        routes=given.routes,
+        mtu=given.mtu,
+        keepalive=given.keepalive,
+        gateway4=given.gateway4,
+        gateway6=given.gateway6,
+        joined=time.time(),
+        tunnels=_tunnels(joined, port),
+    )
+
+
+def _tunnels(joined: Joined, port: int) -> tuple[TunnelRecord, ...]:
+    """Return the server's further tunnels.
+
+    Their ports are as far from the first one's as they are at the server, also behind forwarded ports.
+    """
+    given = joined.admission
+    moved = [(each.server_key, each.port - given.port + port) for each in given.tunnels[: MOST_TUNNELS - 1]]
+    return tuple(TunnelRecord(key, at) for key, at in moved if 1 <= at <= LAST_PORT)

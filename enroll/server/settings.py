@@ -1,0 +1,105 @@
+"""The settings of a server that are kept: made at the first start, changed by the command line later."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+from rustguard_py.enroll.tunnels import derive
+from rustguard_py.model.address import LAST_PORT
+from rustguard_py.model.defaults import DEFAULT_MTU, DEFAULT_PORT
+from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.keys import generate_private_key
+from rustguard_py.state.records import ServerState
+from rustguard_py.system.networks import collisions, make_ula, propose, taken_networks
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings on the command line; None leaves what is kept.
+
+    Attributes:
+        pool4: IPv4 addresses to give out; the first start needs it.
+        pool6: The same for IPv6; a ULA /64 is made at the first start if there is none.
+        use_pool6: False for IPv4 only.
+        port: UDP port.
+        mtu: MTU of the interface, bytes.
+        tunnels: Number of tunnels to each client.
+    """
+
+    pool4: IPv4Network | None = None
+    pool6: IPv6Network | None = None
+    use_pool6: bool = True
+    port: int | None = None
+    mtu: int | None = None
+    tunnels: int | None = None
+
+
+def apply(settings: Settings, kept: dict[str, object] | None) -> ServerState:
+    """Return the state with these settings: the kept one, or a new one if `kept` is None. The caller saves it.
+
+    Raises:
+        UsageError: The first start has no pool, or the tunnels need more UDP ports than there are.
+        RefusedError: A peer's address is outside a new pool.
+    """
+    if kept is None:
+        if settings.pool4 is None:
+            raise UsageError(
+                "The first start needs to know which addresses to give out.", "Add: --pool 10.150.0.0/24"
+            )
+        state = ServerState(
+            private_key=generate_private_key(),
+            server_id=os.urandom(32),
+            pool4=settings.pool4,
+            pool6=(settings.pool6 or make_ula(os.urandom)) if settings.use_pool6 else None,
+            port=settings.port or DEFAULT_PORT,
+            mtu=settings.mtu or DEFAULT_MTU,
+            tunnels=settings.tunnels or 1,
+        )
+    else:
+        state = ServerState.from_json(kept)
+        state.pool4 = settings.pool4 or state.pool4
+        # If no IPv6 pool is kept, an earlier start had `--pool6 none`.
+        state.pool6 = (settings.pool6 or state.pool6) if settings.use_pool6 else None
+        state.port = settings.port or state.port
+        state.mtu = settings.mtu or state.mtu
+        state.tunnels = settings.tunnels or state.tunnels
+        _check_peers(state)
+    if (last := derive.port(state.port, state.tunnels - 1)) > LAST_PORT:
+        raise UsageError(
+            f"{state.tunnels} tunnels need the UDP ports {state.port} to {last}; the last one is {LAST_PORT}.",
+            "Choose a lower --port.",
+        )
+    return state
+
+
+def _check_peers(state: ServerState) -> None:
+    """Refuse a pool that doesn't have the addresses of known peers."""
+    for option, pool, member in (("--pool", state.pool4, "address4"), ("--pool6", state.pool6, "address6")):
+        given = [address for each in state.peers.values() if (address := getattr(each, member)) is not None]
+        if pool is not None and (outside := [address for address in given if address not in pool]):
+            raise RefusedError(
+                f"{len(outside)} peers have addresses outside the pool {pool}, such as {outside[0]}.",
+                f"Leave {option} out to keep the pool they are in; or start another network: --state DIR",
+            )
+
+
+def check_pools(state: ServerState, interfaces: Sequence[str]) -> None:
+    """Check that this machine doesn't use a pool's addresses for something else, except on these interfaces.
+
+    Raises:
+        RefusedError: It does.
+    """
+    taken = taken_networks(exclude=interfaces)
+    for pool in (state.pool4, state.pool6):
+        found = collisions(pool, taken) if pool is not None else []
+        if not found:
+            continue
+        fix = "Choose another pool, or remove that."
+        # Another pool can be proposed only while no peer has an address of this one.
+        if pool == state.pool4 and not state.peers:
+            free = propose([network for network, _ in taken], state.pool4.prefixlen)
+            fix = fix if free is None else f"Choose a free one: --pool {free}"
+        raise RefusedError(f"The pool {pool} collides with what this machine has: {found[0]}.", fix)

@@ -1,0 +1,69 @@
+"""Answers of the control socket of a tunnel that `rustguard up` brought up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rustguard_py.daemon import status
+from rustguard_py.daemon.control.server import Handler
+from rustguard_py.model.clock import now
+from rustguard_py.model.errors import RefusedError
+from rustguard_py.quick import conf_files
+from rustguard_py.quick.peers import peer_line
+from rustguard_py.quick.reload import reload
+from rustguard_py.quick.running import Life
+
+
+class QuickControl:
+    """Answers requests about a tunnel, from before its start until after its end.
+
+    Args:
+        life: The tunnel's.
+    """
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by method."""
+        return {"status": self._status, "peers": self._peers, "reload": self._reload, "down": self._down}
+
+    async def _down(self, _params: dict[str, Any]) -> dict[str, Any]:
+        """End the tunnel, and answer when it has ended."""
+        life = self._life
+        life.ending = life.ending if life.ending is not None else []
+        life.stop()
+        await life.ended.wait()
+        return {"changes": life.ending, "failed": life.failed}
+
+    async def _reload(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Apply the changed file. What hasn't changed stays, sessions too."""
+        life = self._life
+        # No other file is accepted: hooks run as root, and the control socket may be open to a group.
+        if params.get("file") != str(life.file):
+            raise RefusedError(
+                f"{life.interface} was brought up with {life.file}.",
+                f"Change that file, or end it first: rustguard down {life.interface}",
+            )
+        config = conf_files.load(life.file)
+        async with life.changing:
+            return {"changes": await reload(life.get_running(), config, life.voice)}
+
+    def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
+        running = self._life.get_running()
+        return status.peers([running.plain.tunnel], map(peer_line, running.config.peers), now())
+
+    def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
+        running = self._life.get_running()
+        return {
+            **status.common(running.program, [running.plain.tunnel], now()),
+            **self._peers({}),
+            "name": None,
+            "port": running.port,
+            "addresses": [str(each) for each in running.config.addresses],
+            "mtu": running.mtu,
+            "pool": None,
+            "window": None,
+            "warnings": [],
+            "file": str(self._life.file),
+        }

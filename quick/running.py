@@ -1,0 +1,128 @@
+"""A tunnel while it is up, and its life from start to end: the state that up, reload and control share."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from rustguard_py import conf
+from rustguard_py.daemon import dns
+from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.ledger import Ledger
+from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.steps import Address, Step
+from rustguard_py.model.errors import RefusedError
+from rustguard_py.planes import offload
+from rustguard_py.quick import routing
+from rustguard_py.quick.tunnel import PlainTunnel
+from rustguard_py.system.interface import Echo, InterfaceSetup, set_up
+
+
+@dataclass(slots=True)
+class Running:
+    """A tunnel that is up, and its file as last applied.
+
+    Attributes:
+        program: Its directory, interface and engine.
+        plain: The tunnel.
+        config: That file.
+        scheme: Mark and rules of its default routes.
+        ledger: The changes made to the system.
+        port: UDP port.
+        mtu: MTU of the interface, bytes.
+        first_mtu: MTU at the start, bytes.
+    """
+
+    program: Program
+    plain: PlainTunnel
+    config: conf.Config
+    scheme: routing.Scheme
+    ledger: Ledger
+    port: int
+    mtu: int
+    first_mtu: int
+
+    @property
+    def interface(self) -> str:
+        """Name of the interface."""
+        return self.program.interface
+
+    def set_mtu(self, mtu: int, echo: Echo) -> None:
+        """Set the MTU of the interface and the tunnel, and bring the interface up."""
+        segments = None if self.program.engine.in_kernel else offload.wanted_gso_segments(mtu)
+        set_up(InterfaceSetup(self.interface, mtu, gso_max_segs=segments), echo)
+        self.plain.tunnel.plane.set_mtu(mtu)
+        self.mtu = mtu
+
+
+def wanted_steps(interface: str, config: conf.Config, scheme: routing.Scheme) -> list[Step]:
+    """Return the changes to the system that a file asks for, in the order to make them."""
+    steps: list[Step] = [Address(interface, str(each)) for each in config.addresses]
+    if config.dns or config.search:
+        steps.append(dns.Dns(interface, tuple(map(str, config.dns)), config.search))
+    return [*steps, *routing.plan(interface, config, scheme)]
+
+
+class Life:
+    """The life of one tunnel: it starts, is up, and ends. To be made in the task that runs it.
+
+    Args:
+        interface: Its name.
+        file: Its wg-quick file, resolved.
+        voice: Prints what happens.
+
+    Attributes:
+        running: The tunnel while it is up, else None.
+        changing: Held while a reload or the end changes the tunnel.
+        ending: Lines printed while it ends, for those who asked for the end; None before.
+        failed: Sentences about what failed while it ended.
+        ended: Set when it has ended.
+    """
+
+    def __init__(self, interface: str, file: Path, voice: Voice) -> None:
+        self.interface = interface
+        self.file = file
+        self.voice = voice
+        self.running: Running | None = None
+        self.changing = asyncio.Lock()
+        self.ending: list[str] | None = None
+        self.failed: list[str] = []
+        self.ended = asyncio.Event()
+        self._task = asyncio.current_task()
+        self._was_up = False
+
+    def is_up(self, running: Running) -> None:
+        """Take note that the tunnel is up."""
+        self.running = running
+        self._was_up = True
+
+    def get_running(self) -> Running:
+        """Return the tunnel.
+
+        Raises:
+            RefusedError: It is starting or ending.
+        """
+        if self.running is None:
+            raise RefusedError(f"{self.interface} is just starting or ending.", "Try again in a moment.")
+        return self.running
+
+    def stop(self) -> None:
+        """End the tunnel in good order, also while it starts. Does nothing while it ends."""
+        if self.running is not None:
+            self.running.plain.tunnel.stopped.set()
+        elif not self._was_up and self._task is not None:
+            self._task.cancel()
+
+    def echo(self, line: str) -> None:
+        """Print a change to the system."""
+        if self.ending is not None:
+            self.ending.append(line)
+        self.voice.change(line)
+
+    async def announce_the_end(self) -> None:
+        """Let those who asked for the end get their answer, before the control socket closes."""
+        self.ended.set()
+        # They wake in the loop's next turn, and write an answer that fits into a socket at once.
+        for _ in range(3):
+            await asyncio.sleep(0)

@@ -1,0 +1,54 @@
+"""Writes configuration files of wg(8) and wg-quick(8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rustguard_py.conf import AUTO, Config, PeerSection
+from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
+
+
+def write(config: Config) -> str:
+    """Return the file, private key included, for `conf_reader`, wg-quick and the WireGuard apps."""
+    return "\n".join([*_interface_lines(config), *(line for peer in config.peers for line in _peer_lines(peer)), ""])
+
+
+def _interface_lines(config: Config) -> Iterator[str]:
+    yield "[Interface]"
+    yield f"PrivateKey = {encode_key(config.private_key)}"
+    yield from (f"Address = {address}" for address in config.addresses)
+    if config.dns or config.search:
+        yield f"DNS = {', '.join(map(str, (*config.dns, *config.search)))}"
+    for key, value in (("ListenPort", config.listen_port), ("MTU", config.mtu)):
+        if value is not None:
+            yield f"{key} = {value}"
+    if config.fwmark is not None:
+        yield f"FwMark = {config.fwmark:#x}" if config.fwmark else "FwMark = off"
+    if config.table != AUTO:
+        yield f"Table = {config.table}"
+    hooks = config.hooks
+    named = (
+        ("PreUp", hooks.pre_up),
+        ("PostUp", hooks.post_up),
+        ("PreDown", hooks.pre_down),
+        ("PostDown", hooks.post_down),
+    )
+    yield from (f"{key} = {line}" for key, lines in named for line in lines)
+    if config.save:
+        yield "SaveConfig = true"
+
+
+def _peer_lines(peer: PeerSection) -> Iterator[str]:
+    yield ""
+    if peer.name:
+        yield f"# {peer.name}"
+    yield "[Peer]"
+    yield f"PublicKey = {encode_key(peer.public_key)}"
+    if peer.preshared_key != NO_PRESHARED_KEY:
+        yield f"PresharedKey = {encode_key(peer.preshared_key)}"
+    if peer.allowed_ips:
+        yield f"AllowedIPs = {', '.join(map(str, peer.allowed_ips))}"
+    if peer.endpoint is not None:
+        yield f"Endpoint = {peer.endpoint}"
+    if peer.keepalive:
+        yield f"PersistentKeepalive = {peer.keepalive}"
