@@ -233,6 +233,7 @@ class PlaneConformance:
         pair.bob.packet_out(to_alice())
         assert pair.bob.outgoing[0][0] == ELSEWHERE
 
+    @pytest.mark.fault(38)
     def test_a_peer_that_moves_with_every_datagram_is_reported_ten_times_a_second(self, pair: Pair) -> None:
         pair.connect()
         places = [("198.51.100.1", 1), ("198.51.100.1", 2)]
@@ -382,6 +383,7 @@ class PlaneConformance:
         assert pair.bob.events == [HandshakeReceived(answer, ELSEWHERE, proven=True)]
         assert pair.bob.stats().drops == {"unknown_index": 1}
 
+    @pytest.mark.fault(38)
     def test_neither_a_flood_without_proof_nor_one_with_a_made_up_proof_takes_the_place_of_who_has_one(
         self, pair: Pair
     ) -> None:

@@ -47,6 +47,7 @@ def _taken(queue: EventQueue) -> list[Event]:
     return taken
 
 
+@pytest.mark.fault(38)
 def test_a_peers_moves_displace_nothing_and_the_last_one_arrives(queue: EventQueue) -> None:
     handshakes = [HandshakeReceived(bytes([1, n]), HERE) for n in range(10)]
     for number in range(100_000):

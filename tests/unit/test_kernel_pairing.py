@@ -6,8 +6,8 @@ import asyncio
 import socket
 from typing import Any, cast
 
-from rustguard_py.kernel.netlink import Device
-from rustguard_py.kernel.tunnel import KernelTunnel
+from rustguard_py.kernel.kernel_tunnel import KernelTunnel
+from rustguard_py.kernel.netlink import KernelInterface
 from rustguard_py.model.pairing import PairingEpoch, PairingGate
 from rustguard_py.model.statistics import PlaneStats
 
@@ -41,7 +41,7 @@ def test_a_hello_is_answered_a_share_with_its_cookie_passes_and_the_rest_is_drop
         pairing, client = _udp(), _udp()
         client.setblocking(False)
         server = pairing.getsockname()
-        tunnel = KernelTunnel(bytes(32), cast(Device, _Kernel()), [_udp()], [pairing])
+        tunnel = KernelTunnel(bytes(32), cast(KernelInterface, _Kernel()), [_udp()], [pairing])
         passed: list[bytes] = []
         tunnel.listeners.foreign = lambda datagram, _source, _at: passed.append(datagram)
         tunnel.start()
