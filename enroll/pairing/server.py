@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Mapping
-from hashlib import sha256
+from hashlib import sha256, shake_256
 from math import inf
 from typing import Any, Final
 
@@ -76,8 +76,8 @@ HALF_OPEN_SESSIONS: Final = 4096
 FINISHED_SESSIONS: Final = 16384
 # Sources of another revision that are counted. HELLO doesn't prove its source, so the number is a hint.
 _OUTDATED = 1000
-# CONFIRMs evaluated per session. Noise and forgeries use up a few; a flood of them is cut off.
-_EVALUATIONS = 32
+# Denials remembered per session. A further one is computed again.
+_DENIALS = 32
 # Bytes in a denial where a RESULT has sealed JSON: one block and the seal's tag.
 _DENIAL_SEALED = messages.RESULT_BLOCK + messages.SEAL_OVERHEAD
 
@@ -114,6 +114,7 @@ class PairingServer:
         self._tokens = tokens
         self._random = random
         self._cookies = Cookies(random, now)
+        self._denial_key = random(32)
         self._challenges = SourceRateLimits(CHALLENGES_A_SECOND, CHALLENGE_BURST, random)
         self._shares_by_source = SourceRateLimits(CHALLENGES_A_SECOND, CHALLENGE_BURST, random)
         self._shares = RateLimit(SHARES_A_SECOND, SHARE_BURST)
@@ -387,8 +388,7 @@ class PairingServer:
         if session.unconfirmed is not None:
             session.unconfirmed.confirm(session.origin)
             session.unconfirmed = None
-        session.evaluations += 1
-        if session.evaluations > _EVALUATIONS:
+        if not session.evaluations.take(now):
             return []
         checked = session.check(message)
         if checked is None:
@@ -410,11 +410,14 @@ class PairingServer:
             session.charged = self.window.number
             self.window.charge(session.origin, now)
             self._move(session, Phase.DENIED, now)
-        # Random bytes in place of a seal and Tb: the client sees a wrong Tb and learns nothing else.
-        denial = Result(session.session, self._random(_DENIAL_SEALED), self._random(messages.TAG_SIZE)).encode()
+        # Random bytes in place of a seal and Tb: the client sees a wrong Tb and learns nothing else. The same CONFIRM
+        # always has the same ones, also if its denial isn't remembered.
+        noise = shake_256(self._denial_key + session.session + digest).digest(_DENIAL_SEALED + messages.TAG_SIZE)
+        denial = Result(session.session, noise[:_DENIAL_SEALED], noise[_DENIAL_SEALED:]).encode()
         if session.denials is None:
             session.denials = {}
-        session.denials[digest] = denial
+        if len(session.denials) < _DENIALS:
+            session.denials[digest] = denial
         return self._guessed(session, denial)
 
     def _guessed(self, session: PairingSession, denial: bytes | None) -> Guessed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 from typing import Final
@@ -14,11 +14,16 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing.key_schedule import Keys, Opening, shared_secret
 from rustguard_py.enroll.pairing.messages import Confirm, Details, ShareS
+from rustguard_py.enroll.pairing.rate_limit import RateLimit
 from rustguard_py.enroll.pairing.unconfirmed import Unconfirmed
 from rustguard_py.model.endpoint import Endpoint
 
 HALF_OPEN_SECONDS: Final = 15.0
 REPLY_SECONDS: Final = 120.0
+# CONFIRMs evaluated per session: at once, and per second. Noise and forgeries use up some, so a flood of forgeries
+# delays the right one, but doesn't end the session. An evaluation takes about 0.3 ms.
+_EVALUATIONS = 32
+_EVALUATIONS_A_SECOND = 128.0
 
 
 class Phase(Enum):
@@ -101,7 +106,7 @@ class PairingSession:
     charged: int | None = None
     proved: bool = False
     unconfirmed: Unconfirmed | None = None
-    evaluations: int = 0
+    evaluations: RateLimit = field(default_factory=lambda: RateLimit(_EVALUATIONS_A_SECOND, _EVALUATIONS))
     denials: dict[bytes, bytes] | None = None
 
     def share_s(self) -> bytes:
