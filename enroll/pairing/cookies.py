@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing.messages import COOKIE_SIZE
 from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.pairing import PairingEpoch, PairingGate
 
 # Seconds until a cookie's secret is replaced. The previous secret stays valid for as long again.
 EPOCH = 120.0
@@ -44,13 +45,14 @@ class Cookies:
         ephemeral: The X25519 key pair of this epoch.
     """
 
-    __slots__ = ("_born", "_previous", "_random", "_secret", "ephemeral", "epoch")
+    __slots__ = ("_born", "_gate", "_previous", "_random", "_secret", "ephemeral", "epoch")
 
     def __init__(self, random: Callable[[int], bytes], now: float) -> None:
         self._random = random
         self._born = now
         self._secret = random(32)
         self._previous: bytes | None = None
+        self._gate: PairingGate | None = None
         self.ephemeral = _ephemeral(self._secret)
         # Begins anywhere: counted from zero it would tell strangers how long we have been up.
         self.epoch = int.from_bytes(random(4), "little")
@@ -62,9 +64,26 @@ class Cookies:
             return
         self._previous = self._secret if passed == 1 else None
         self._secret = self._random(32)
+        self._gate = None
         self.ephemeral = _ephemeral(self._secret)
         self._born += passed * EPOCH
         self.epoch = self.epoch + passed & _EPOCH_MASK
+
+    @property
+    def due(self) -> float:
+        """When the secret has to be replaced, in monotonic seconds."""
+        return self._born + EPOCH
+
+    def gate(self, server_id: bytes) -> PairingGate:
+        """Return what a plane needs to answer HELLOs and to check cookies in the server's place.
+
+        Args:
+            server_id: 32 bytes.
+        """
+        if self._gate is None:
+            previous = None if self._previous is None else _epoch(self.epoch - 1 & _EPOCH_MASK, self._previous)
+            self._gate = PairingGate(server_id, _epoch(self.epoch, self._secret), previous)
+        return self._gate
 
     def make(self, source: Endpoint, nonce_c: bytes, nonce_s: bytes, token_id: int) -> bytes:
         """Return the current epoch's cookie, 16 bytes."""
@@ -93,6 +112,10 @@ class Cookies:
 def _ephemeral(secret: bytes) -> X25519PrivateKey:
     """Return the X25519 key that goes with an epoch's cookie secret: as fresh, and gone with it."""
     return X25519PrivateKey.from_private_bytes(hmac.digest(secret, b"ephemeral", "sha256"))
+
+
+def _epoch(number: int, secret: bytes) -> PairingEpoch:
+    return PairingEpoch(number, secret, _ephemeral(secret).public_key().public_bytes_raw())
 
 
 def _cookie(secret: bytes, source: Endpoint, nonce_c: bytes, nonce_s: bytes, token_id: int) -> bytes:

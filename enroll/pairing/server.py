@@ -66,6 +66,7 @@ from rustguard_py.enroll.pairing.sessions import LIFETIMES, Kem, PairingSession,
 from rustguard_py.enroll.pairing.unconfirmed import Unconfirmed
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.pairing import PairingGate
 
 CHALLENGES_A_SECOND: Final = 20.0
 CHALLENGE_BURST: Final = 5
@@ -204,7 +205,8 @@ class PairingServer:
         if self._draw:
             due.append(self.window.turn)
         if self.window.ends is not None:
-            due.append(self.window.ends)
+            # A plane that guards the pairing has to hear of a new secret in time.
+            due += [self.window.ends, self._cookies.due]
         return min((at for at in due if at < inf), default=None)
 
     def handle_timeout(self, now: float) -> list[Output]:
@@ -230,6 +232,11 @@ class PairingServer:
             self.unconfirmed = Unconfirmed()
             self._outdated.clear()
         return [*outputs, *self._hold_draw(now)] if self._draw else outputs
+
+    @property
+    def gate(self) -> PairingGate | None:
+        """What a plane needs to guard the pairing; None while the window is closed."""
+        return None if self._kem is None else self._cookies.gate(self._server_id)
 
     @property
     def half_open(self) -> int:

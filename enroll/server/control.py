@@ -184,9 +184,10 @@ class ServerControl:
             warnings.append(f"So many wrong tokens were tried in the window that {slow}.{fix}")
         if pairing is not None and pairing.unconfirmed.is_slow:
             warnings.append("Many pairings were begun and never confirmed, so new ones are slowed down.")
-        if pairing is not None and (asked := pairing.outdated):
-            machines = "1 machine" if asked == 1 else f"{asked} machines"
-            warnings.append(f"{machines} asked with another version of RustGuard: install the same version there.")
+        # The plane answers such a machine; where it doesn't guard the pairing, the pairing does.
+        asked = self._server.tunnel.plane.stats().drops.get("pairing_revision", 0)
+        if asked or (pairing is not None and pairing.outdated):
+            warnings.append("A machine asked with another version of RustGuard: install the same version there.")
         return warnings
 
 

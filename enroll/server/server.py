@@ -33,6 +33,7 @@ from rustguard_py.model.defaults import DEFAULT_KEEPALIVE
 from rustguard_py.model.endpoint import Endpoint, Network, endpoint_text
 from rustguard_py.model.errors import RefusedError, StateError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.state.records import PeerRecord
@@ -94,6 +95,7 @@ class RunningServer:
         self._guesses_saved = self.state.guesses
         self._guesses_logged = self.state.guesses.by_source
         self._was_open = False
+        self._gate: PairingGate | None = None
         self._tasks = Tasks()
 
     @property
@@ -113,6 +115,8 @@ class RunningServer:
         stop_on_signals(self.stopped.set)
         self.admissions.begin()
         for tunnel in self.tunnels:
+            # Until the window opens, the planes drop what wants to pair. Only the first tunnel ever pairs.
+            tunnel.plane.set_pairing(self._gate if tunnel is self.tunnel else None)
             tunnel.start()
         if self.bundle is not None:
             self._tasks.spawn(self.bundle.watch())
@@ -212,7 +216,14 @@ class RunningServer:
         if self.pairing is None:
             return
         self._carry_out(self.pairing, self.pairing.handle_timeout(now()))
+        self._guard(self.pairing)
         self._set_pairing_timer(self.pairing)
+
+    def _guard(self, pairing: PairingServer) -> None:
+        """Tell the plane what it needs to guard the pairing, if that has changed."""
+        if (gate := pairing.gate) != self._gate:
+            self._gate = gate
+            self.tunnel.plane.set_pairing(gate)
 
     def _note_closing(self) -> None:
         """Record that the window closed, and who closed it."""
@@ -241,6 +252,7 @@ class RunningServer:
     def _on_foreign(self, datagram: bytes, source: Endpoint, at: float) -> None:
         if self.pairing is not None:
             self._carry_out(self.pairing, self.pairing.handle(datagram, source, at))
+            self._guard(self.pairing)
             self._set_pairing_timer(self.pairing)
 
     def _carry_out(self, pairing: PairingServer, outputs: list[Output]) -> None:

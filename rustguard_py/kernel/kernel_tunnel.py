@@ -24,7 +24,7 @@ from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.tunnel import Listeners
-from rustguard_py.protocol.pairing_filter import PASS, Answer, Drop, PairingFilter
+from rustguard_py.protocol.pairing_filter import PASS, REVISION_REASON, Answer, Drop, PairingFilter, is_revision
 from rustguard_py.protocol.wire import FOREIGN_PREFIX
 from rustguard_py.system.sockets import bind
 
@@ -228,6 +228,8 @@ class KernelTunnel:
             verdict = PASS if self._filter is None else self._filter.judge(datagram, source, now())
             match verdict:
                 case Answer(answer):
+                    if is_revision(answer):
+                        self._drops[REVISION_REASON] += 1
                     with suppress(OSError):
                         bound.sendto(answer, source)
                 case Drop(reason):

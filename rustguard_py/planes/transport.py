@@ -408,6 +408,8 @@ class Transport:
             case pairing_filter.Pass():
                 self._emit(ForeignReceived(datagram, source))
             case pairing_filter.Answer(answer):
+                if pairing_filter.is_revision(answer):
+                    self.drop(pairing_filter.REVISION_REASON)
                 self._transmit.append((source, answer))
             case pairing_filter.Drop(reason):
                 self.drop(reason)

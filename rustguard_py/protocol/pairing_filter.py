@@ -29,6 +29,8 @@ REVISION = b"3"
 HELLO, CHALLENGE, SHARE_C, SHARE_S, CONFIRM, RESULT, FORGET, OTHER_REVISION = range(1, 9)
 # Bytes of what a client sends.
 SIZES = {HELLO: 128, SHARE_C: 132, CONFIRM: 1232, FORGET: 48}
+# The reason that such an answer is counted under: the HELLO itself was of no use.
+REVISION_REASON = "pairing_revision"
 # Of a HELLO of any revision: the header and nonce_c.
 _SHORTEST_HELLO = 24
 _COOKIE_SIZE = 16
@@ -227,6 +229,11 @@ class PairingFilter:
         if not level.take(now, busy=False):
             return _PACE
         return PASS if self._confirms.take(now // RUN * RUN, busy=False) else _PACE
+
+
+def is_revision(answer: bytes) -> bool:
+    """Return whether an answer tells a client of another revision which one we speak."""
+    return answer.startswith(_header(OTHER_REVISION))
 
 
 def _header(kind: int) -> bytes:

@@ -319,16 +319,17 @@ def test_a_confirm_that_waits_is_answered_by_the_servers_own_timer(
     run(tmp_path, test)
 
 
-def test_machines_with_another_version_are_counted_by_source(tmp_path: Path) -> None:
+def test_a_machine_with_another_version_is_warned_of(tmp_path: Path) -> None:
     async def test(running: Running) -> None:
         hello = b"RGE2\1\0\0\0" + bytes(120)
         for _ in range(5):
             running.tell(hello)
         assert running.control._warnings() == [
-            "1 machine asked with another version of RustGuard: install the same version there."
+            "A machine asked with another version of RustGuard: install the same version there."
         ]
         running.tell(hello, ("192.0.2.3", 40000))
-        assert running.control._warnings()[0].startswith("2 machines asked with another version")
+        assert running.server.pairing is not None
+        assert running.server.pairing.outdated == 2
 
     run(tmp_path, test)
 

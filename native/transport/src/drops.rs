@@ -42,6 +42,7 @@ reasons! {
     PairingCookie "pairing_cookie" "A SHARE_C holds no cookie that we made for its source."
     PairingMalformed "pairing_malformed" "A pairing datagram has the wrong length or type."
     PairingPace "pairing_pace" "Pairing datagrams come too fast, from one source or from all."
+    PairingRevision "pairing_revision" "A HELLO of another revision of the pairing was answered by REVISION."
     PairingSession "pairing_session" "A CONFIRM or FORGET names no session."
     Replayed "replayed" "A datagram came twice, or too late."
     Superpacket "superpacket" "The host sent a malformed superpacket."

@@ -268,6 +268,11 @@ impl PairingFilter {
     }
 }
 
+/// Return whether an answer tells a client of another revision which one we speak.
+pub fn is_revision(answer: &[u8]) -> bool {
+    answer.starts_with(&header(OTHER_REVISION))
+}
+
 /// Return the revision and type of what a client may send, if its length is right.
 fn parse(datagram: &[u8]) -> Option<(u8, u8)> {
     let rest = datagram.strip_prefix(FOREIGN_MAGIC)?;

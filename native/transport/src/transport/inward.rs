@@ -129,7 +129,12 @@ impl Transport {
         };
         match verdict {
             pairing::Verdict::Pass => out.events.push(Event::ForeignReceived(datagram.into(), source)),
-            pairing::Verdict::Answer(datagram) => out.transmits.push(Transmit { endpoint: source, datagram }),
+            pairing::Verdict::Answer(datagram) => {
+                if pairing::is_revision(&datagram) {
+                    self.drops.count(DropReason::PairingRevision, 1);
+                }
+                out.transmits.push(Transmit { endpoint: source, datagram });
+            }
             pairing::Verdict::Drop(reason) => self.drops.count(reason, 1),
         }
     }
