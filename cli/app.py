@@ -137,7 +137,7 @@ def run(arguments: Sequence[str]) -> int:
 def report(error: RustGuardError) -> None:
     """Say an error and its fix on stderr."""
     click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {printable(error.message)}", err=True)
-    for line in error.fix.split("\n"):
+    for line in filter(None, error.fix.split("\n")):
         click.echo(f"  {printable(line)}", err=True)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rustguard_py import conf_reader, conf_writer
+from rustguard_py import conf, conf_reader, conf_writer
 from rustguard_py.enroll import export
 from rustguard_py.enroll.client.obtain import _record
 from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice, choose
@@ -96,7 +96,7 @@ def test_what_makes_no_sense_is_refused_on_the_wire(member: str, value: object) 
 
 
 def test_the_limits_themselves_are_accepted() -> None:
-    for members in (
+    limits: tuple[dict[str, Any], ...] = (
         {"mtu": 1280},
         {"mtu": 65000},
         {"routes": [f"10.{number}.0.0/16" for number in range(64)]},
@@ -106,7 +106,8 @@ def test_the_limits_themselves_are_accepted() -> None:
         {"address6": None, "gateway6": None},
         {"address4": "10.150.0.2/30"},
         {"address4": "10.0.0.2/8"},
-    ):
+    )
+    for members in limits:
         gateway = {"gateway4": "10.0.0.1"} if members.get("address4") == "10.0.0.2/8" else {}
         assert Admission.from_mapping({**OK, **members, **gateway}) is not None
 
@@ -156,7 +157,7 @@ def test_what_a_server_can_say_is_saved_loaded_and_exported(
     assert ClientState.from_json(document) == state
     config = export.of_client(state, network)
     assert conf_reader.parse(conf_writer.write(config)) == config
-    assert config.hooks == conf_reader.Hooks()
+    assert config.hooks == conf.Hooks()
     shown = json.dumps(state.to_json(), ensure_ascii=False)
     assert not any(map(is_hidden, shown))
 

@@ -30,7 +30,7 @@ from rustguard_py.state.records import MOST_TUNNELS
 KEY = bytes(range(32))
 ADMISSION = Admission(
     name="\U0001f40c" * 11,
-    address4=IPv4Interface("255.255.255.252/30"),
+    address4=IPv4Interface("255.255.255.254/30"),
     address6=IPv6Interface("fdff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/64"),
     server_key=KEY,
     port=65528,
