@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from rustguard_py.cli.secret import find_token, read_token
-from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
+from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.peer_names import label_of
 from rustguard_py.model.printable import printable
@@ -46,6 +46,7 @@ from rustguard_py.model.printable import printable
 @click.option("--daemon", is_flag=True, help="Go to the background once the interface is up, connected or not.")
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @data_path_options
+@log_level_option("info")
 @state_option
 def command(
     server: str | None,

@@ -19,14 +19,14 @@ WATCH_SECONDS = 2.0
     "status",
     cls=Verb,
     examples=[
-        ("rustguard status", "one row a peer"),
-        ("rustguard status --watch", "again every two seconds, until Ctrl-C"),
+        ("rustguard status", "a summary, and one row per peer"),
+        ("rustguard status --watch", "refresh every two seconds, until Ctrl-C"),
         ("rustguard status --json | jq '.peers[].name'", "for scripts"),
     ],
 )
 @json_option
-@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
-@click.option("-v", "--verbose", is_flag=True, help="Whole keys, all addresses, engine, counters and notes.")
+@click.option("--watch", is_flag=True, help="Refresh every two seconds, until Ctrl-C.")
+@click.option("-v", "--verbose", is_flag=True, help="Show whole keys, all addresses, engine, counters and notes.")
 @state_option
 def command(as_json: bool, watch: bool, verbose: bool, state: Path | None) -> None:
     """Show the tunnel, its window and its peers."""
@@ -42,7 +42,7 @@ def command(as_json: bool, watch: bool, verbose: bool, state: Path | None) -> No
     try:
         _watch(state, as_json, verbose)
     except KeyboardInterrupt:
-        # The way it's meant to end.
+        # Ctrl-C is the usual end of --watch.
         return
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rustguard_py.cli.verb import Verb, data_path_options
+from rustguard_py.cli.verb import Verb, data_path_options, log_level_option
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.printable import printable
@@ -37,6 +37,7 @@ RELOAD_SECONDS = 60.0
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 @data_path_options
+@log_level_option("info")
 def command(
     file: str,
     foreground: bool,
