@@ -48,6 +48,7 @@ VERBS: Mapping[str, Entry] = {
     "close": Entry("rustguard_py.cli.close_window:command", "Close the server's window."),
     "status": Entry("rustguard_py.cli.status:command", "Show the tunnel, its window and its peers."),
     "peers": Entry("rustguard_py.cli.peers:command", "List, rename, revoke and restore peers."),
+    "audit": Entry("rustguard_py.cli.audit:command", "Show who joined, who was refused, and who changed what."),
     "up": Entry(
         "rustguard_py.cli.up:command", "Bring up the tunnel of a wg-quick file, or apply the file's changes."
     ),
@@ -160,7 +161,7 @@ def run(arguments: Sequence[str]) -> int:
 def report(error: RustGuardError) -> None:
     """Print an error and its fix on stderr."""
     click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {printable(error.message)}", err=True)
-    for line in filter(None, error.fix.split("\n")):
+    for line in error.fix.split("\n") if error.fix else ():
         click.echo(f"  {printable(line)}", err=True)
 
 

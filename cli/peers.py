@@ -50,9 +50,17 @@ def command(context: click.Context, as_json: bool, verbose: bool, state: Path | 
 @click.pass_obj
 def revoke(above: Path | None, who: str, state: Path | None) -> None:
     """Disconnect a peer at once and refuse its key from then on. Its address is free again."""
-    peer = ask(state or above, "revoke", {"who": who})["peer"]
+    answer = ask(state or above, "revoke", {"who": who})
+    peer = answer["peer"]
     click.echo(f"Revoked {printable(peer['name'])}; {peer['address4']} is free again.", err=True)
     click.echo(f"To let it join again: rustguard peers restore {peer['public_key']}", err=True)
+    if answer.get("may_know_token"):
+        click.echo(
+            "Whoever had it may still know the shared token, and could join with another key while the window is "
+            "open. Change the token: stop the server, then run `rustguard serve` with another --token. "
+            "Machines that joined so far stay joined and don't need it.",
+            err=True,
+        )
 
 
 @command.command(
@@ -77,3 +85,25 @@ def rename(above: Path | None, old: str, new: str, state: Path | None) -> None:
     """Rename the peer OLD to NEW."""
     ask(state or above, "rename", {"old": old, "new": new})
     click.echo(f"{printable(old)} is now {printable(new)}.", err=True)
+
+
+@command.command("reset", examples=[("rustguard peers reset phone", "its clock was wrong, and is right again")])
+@click.argument("who", metavar="NAME|KEY")
+@state_option
+@click.pass_obj
+def reset(above: Path | None, who: str, state: Path | None) -> None:
+    """Forget the time of a peer's last handshake, for a peer whose clock was once far ahead.
+
+    A server refuses handshakes that are older than the last one of the same peer.
+    """
+    answer = ask(state or above, "reset", {"who": who})
+    name = printable(answer["peer"]["name"])
+    if answer["added_again"]:
+        # The kernel kept the timestamp, and forgot it together with the peer.
+        click.echo(
+            f"Removed {name} from the kernel's WireGuard and added it again; its session starts again.", err=True
+        )
+    elif answer["was"] is None:
+        click.echo(f"There was no handshake of {name} to forget.", err=True)
+    else:
+        click.echo(f"Forgot the handshake of {name} at {answer['was']}: the next one is accepted.", err=True)

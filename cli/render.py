@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rustguard_py.daemon.clocks import why_refused
 from rustguard_py.model.printable import printable
 
 Document = Mapping[str, Any]
@@ -37,7 +38,10 @@ def show_status(document: Document, *, verbose: bool) -> None:
 
 def show_peers(document: Document, *, verbose: bool) -> None:
     """Print a document's peers for a person."""
-    _console(whole_lines=verbose).print(peers(document["peers"], verbose=verbose))
+    console = _console(whole_lines=verbose)
+    console.print(peers(document["peers"], verbose=verbose))
+    for text in _clock_warnings(document["peers"]):
+        console.print(Text.assemble(("warning: ", "yellow"), printable(text)))
 
 
 def watch_status(read: Callable[[], Document], wait: Callable[[], None], *, verbose: bool) -> None:
@@ -65,7 +69,8 @@ def status(document: Document, *, verbose: bool) -> RenderableType:
         parts += [Text(), Text("no peers", style="dim")]
     if document.get("tunnels"):
         parts += [Text(), tunnels(document["tunnels"])]
-    parts += [Text.assemble(("warning: ", "yellow"), printable(text)) for text in document.get("warnings", ())]
+    warnings = [*document.get("warnings", ()), *_clock_warnings(document["peers"])]
+    parts += [Text.assemble(("warning: ", "yellow"), printable(text)) for text in warnings]
     if verbose:
         parts += [Text.assemble(("note: ", "dim"), printable(text)) for text in document.get("notes", ())]
     return Group(*parts)
@@ -91,6 +96,10 @@ def peers(rows: Sequence[Document], *, verbose: bool) -> RenderableType:
             Text(key(peer["public_key"], verbose), style="dim"),
         )
     return table
+
+
+def _clock_warnings(rows: Sequence[Document]) -> list[str]:
+    return [why_refused(peer["name"], peer["clock_ahead"]) for peer in rows if peer.get("clock_ahead")]
 
 
 def tunnels(rows: Sequence[Document]) -> RenderableType:

@@ -30,6 +30,7 @@ class PeerLine:
         address6: Its inner IPv6 address.
         endpoint: Its last known endpoint from before the start.
         keepalive: Seconds, 0 for none.
+        clock_ahead: What time its clock once had, if that is far ahead (`clocks.clock_ahead`).
         has_to_join_again: Whether it can't connect before it joins again.
         dns_name: Its DNS name; None for what isn't a peer of a server.
     """
@@ -42,6 +43,7 @@ class PeerLine:
     keepalive: int = 0
     has_to_join_again: bool = False
     dns_name: str | None = None
+    clock_ahead: str | None = None
 
 
 def peers(
@@ -92,6 +94,7 @@ def _peer(
         "handshakes": sum(each.handshakes for each in counters),
         "drops": sum(each.drops for each in counters),
         "keepalive": line.keepalive,
+        "clock_ahead": line.clock_ahead,
     }
 
 

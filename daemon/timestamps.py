@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from rustguard_py.model.errors import StateError
@@ -45,6 +46,19 @@ class KeptTimestamps:
             self._journal.record(key, timestamp)
         except StateError as error:
             self._note(error)
+
+    async def forget(self, keys: Iterable[bytes]) -> bytes | None:
+        """Forget the timestamps of keys (32 bytes each), durably. Return the greatest of them, or None.
+
+        Whoever recorded a handshake of a forgotten timestamp can send it once more. It opens no session, but its
+        timestamp counts again.
+
+        Raises:
+            StateError: The disk refused.
+        """
+        forgotten = [self._journal.forget(key) for key in keys]
+        await asyncio.get_running_loop().run_in_executor(None, self._journal.sync)
+        return max(filter(None, forgotten), default=None)
 
     async def keep_synced(self) -> None:
         """Sync the journal every SYNC_SECONDS, so that it survives a power cut. Runs until it is cancelled."""

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
-from rustguard_py.daemon.uapi.protocol import DeviceChange, DeviceState, PeerChange, UapiError
+from rustguard_py.daemon.uapi.plan import Plan
+from rustguard_py.daemon.uapi.protocol import DeviceChange, DeviceState, UapiError
 from rustguard_py.daemon.uapi.socket import show
 from rustguard_py.engine import Engine
 from rustguard_py.model.clock import now
-from rustguard_py.model.endpoint import Network
+from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, RustGuardError
-from rustguard_py.model.keys import KEY_SIZE, generate_private_key, public_key
-from rustguard_py.model.peer import PeerConfig
+from rustguard_py.model.keys import generate_private_key, public_key
+from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.node import Timestamps
 from rustguard_py.planes.tun import Tun
 from rustguard_py.system.sockets import bind
 from rustguard_py.tunnel import Tunnel
-
-_NO_KEY = bytes(KEY_SIZE)
 
 
 class WgDevice:
@@ -44,8 +45,6 @@ class WgDevice:
         self._private_key: bytes | None = None
         self._fwmark = 0
         self._peers: dict[bytes, PeerConfig] = {}
-        # The peer that each network belongs to: the one that it was given to last.
-        self._owners: dict[Network, bytes] = {}
         sockets = bind(0)
         self._port = int(sockets[0].getsockname()[1])
         # Until wg(8) sets a key, a random one takes its place: no peer knows it, so nothing is answered.
@@ -71,85 +70,72 @@ class WgDevice:
     # -- changes --------------------------------------------------------------------------------------------
 
     def change(self, change: DeviceChange) -> None:
-        """Apply a change.
+        """Apply a change, all of it or nothing.
+
+        It is planned first, which changes nothing. Then everything that can fail is done, with what it takes to undo
+        it. What can't fail comes last: removing peers, and the keys.
 
         Raises:
-            UapiError: EADDRINUSE: the port is taken. Nothing has changed then.
+            UapiError: EADDRINUSE: the port is taken.
+            Exception: The plane or the system refused something.
         """
-        self._change_port(change.listen_port)
-        self._change_key(change.private_key)
-        if change.fwmark is not None:
-            self._fwmark = change.fwmark
-            self._tunnel.plane.set_fwmark(change.fwmark)
-        if change.replace_peers:
-            for key in list(self._peers):
-                self._remove(key)
-        for peer in change.peers:
-            self._change_peer(peer)
+        plan = Plan.make(self._private_key, self._tunnel.node.public_key, self._peers, change)
+        with ExitStack() as undo:
+            sockets = self._bind(undo, change.listen_port)
+            port = sockets[0].getsockname()[1] if sockets else self._port
+            for config in plan.changed():
+                self._set(undo, config)
+            if change.fwmark is not None and change.fwmark != self._fwmark:
+                undo.callback(self._tunnel.plane.set_fwmark, self._fwmark)
+                self._tunnel.plane.set_fwmark(change.fwmark)
+            if sockets:
+                self._tunnel.plane.rebind(sockets)
+            undo.pop_all()
+        self._port = int(port)
+        self._commit(change, plan)
         self._tunnel.wake()
 
-    def _change_port(self, port: int | None) -> None:
+    def _bind(self, undo: ExitStack, port: int | None) -> list[socket.socket]:
+        """Return sockets bound to another port; none if the port stays."""
         if port is None or port == self._port:
-            return
+            return []
         try:
-            self._port = self._tunnel.set_port(port)
+            sockets = bind(port)
         except RefusedError as error:
             raise UapiError(errno.EADDRINUSE, error.message) from error
+        for each in sockets:
+            undo.callback(each.close)
+        return sockets
 
-    def _change_key(self, private_key: bytes | None) -> None:
-        if private_key is None or private_key == (self._private_key or _NO_KEY):
+    def _set(self, undo: ExitStack, config: PeerConfig) -> None:
+        """Set a peer, except for its preshared key if it is known: a new one ends the session."""
+        node = self._tunnel.node
+        peer = node.get(config.public_key)
+        if peer is None:
+            undo.callback(node.remove_peer, config.public_key)
+            node.set_peer(config)
             return
-        self._private_key = None if private_key == _NO_KEY else private_key
-        key = self._private_key or generate_private_key()
-        if (ours := public_key(key)) in self._peers:
-            self._remove(ours)
-        self._tunnel.node.set_private_key(key, now())
+        undo.callback(self._set_back, peer, peer.config, peer.endpoint)
+        node.set_peer(replace(config, preshared_key=peer.config.preshared_key))
 
-    def _change_peer(self, change: PeerChange) -> None:
-        known = self._peers.get(change.public_key)
-        if change.remove:
-            if known is not None:
-                self._remove(change.public_key)
-            return
-        # Our own key can't be a peer, as in the kernel.
-        if (known is None and change.update_only) or change.public_key == self._tunnel.node.public_key:
-            return
-        config = known or PeerConfig(change.public_key, ())
-        if change.preshared_key is not None:
-            config = replace(config, preshared_key=change.preshared_key)
-        if change.persistent_keepalive is not None:
-            config = replace(config, persistent_keepalive=change.persistent_keepalive)
-        config = replace(config, allowed_ips=self._allow(config, change), endpoint=change.endpoint)
-        # Kept without an endpoint, because the node knows where the peer is now.
-        self._peers[change.public_key] = replace(config, endpoint=None)
-        self._tunnel.node.set_peer(config)
+    def _set_back(self, peer: Peer, config: PeerConfig, endpoint: Endpoint | None) -> None:
+        self._tunnel.node.set_peer(replace(config, endpoint=endpoint))
+        peer.config, peer.endpoint = config, endpoint
 
-    def _allow(self, config: PeerConfig, change: PeerChange) -> tuple[Network, ...]:
-        mine = {} if change.replace_allowed_ips else dict.fromkeys(config.allowed_ips)
-        for network in config.allowed_ips if change.replace_allowed_ips else ():
-            self._owners.pop(network, None)
-        for network, added in change.allowed_ips:
-            if not added:
-                if network in mine:
-                    del mine[network], self._owners[network]
-                continue
-            owner = self._owners.get(network)
-            if owner is not None and owner != config.public_key:
-                self._take_network(owner, network)
-            self._owners[network] = config.public_key
-            mine[network] = None
-        return tuple(mine)
-
-    def _take_network(self, owner: bytes, network: Network) -> None:
-        config = self._peers[owner]
-        left = replace(config, allowed_ips=tuple(each for each in config.allowed_ips if each != network))
-        self._peers[owner] = left
-        self._tunnel.node.set_peer(left)
-
-    def _remove(self, key: bytes) -> None:
-        for network in self._peers.pop(key).allowed_ips:
-            self._owners.pop(network, None)
-        self._tunnel.node.remove_peer(key)
+    def _commit(self, change: DeviceChange, plan: Plan) -> None:
+        node = self._tunnel.node
+        self._fwmark = self._fwmark if change.fwmark is None else change.fwmark
+        self._private_key = plan.private_key
+        for key in plan.dropped:
+            node.remove_peer(key)
+        if plan.new_key is not None:
+            node.set_private_key(plan.new_key, now())
+        for config in plan.changed():
+            peer = node.get(config.public_key)
+            if peer is None or peer.config.preshared_key != config.preshared_key:
+                node.set_peer(config)
+        # Kept without an endpoint, because the node knows where each peer is now.
+        self._peers = {key: replace(config, endpoint=None) for key, config in plan.peers.items()}
 
     async def _watch(self) -> None:
         await self._tunnel.stopped.wait()

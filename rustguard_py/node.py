@@ -150,8 +150,11 @@ class Node:
     def set_peer(self, config: PeerConfig) -> HandshakingPeer:
         """Add a peer or change it, and return it. Its session stays unless the preshared key changes."""
         peer = self._by_key.get(config.public_key)
+        peer_id = self._next_id if peer is None else peer.id
+        # The plane first: if it refuses, nothing has changed.
+        self._plane.set_peer(peer_id, config.endpoint, config.allowed_ips, config.persistent_keepalive)
         if peer is None:
-            peer = HandshakingPeer(self._next_id, config)
+            peer = HandshakingPeer(peer_id, config)
             self._next_id += 1
             self._by_key[config.public_key] = self._by_id[peer.id] = peer
         elif peer.config.preshared_key != config.preshared_key:
@@ -161,7 +164,6 @@ class Node:
         peer.key_in_use = min(peer.key_in_use, len(config.previous_preshared_keys))
         peer.config = config
         peer.endpoint = config.endpoint or peer.endpoint
-        self._plane.set_peer(peer.id, config.endpoint, config.allowed_ips, config.persistent_keepalive)
         return peer
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:

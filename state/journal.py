@@ -23,6 +23,8 @@ from rustguard_py.model.keys import KEY_SIZE
 from rustguard_py.state.durable_files import Files, read_private, sync_directory, unusable, write_all, write_fresh
 
 _RECORD = Struct(f">{KEY_SIZE}s{TIMESTAMP_SIZE}sI")
+# In place of a timestamp: the records of that key before this one don't count.
+_FORGOTTEN = bytes(TIMESTAMP_SIZE)
 # The file is rewritten when it exceeds both.
 _COMPACT_ABOVE = 64 * 1024
 _COMPACT_RATIO = 4
@@ -91,6 +93,24 @@ class TimestampJournal:
                 raise unusable("written", self._path, error) from error
             self._end += _RECORD.size
 
+    def forget(self, key: bytes) -> bytes | None:
+        """Forget a key's timestamp and return it, or None if there is none. `sync` makes it survive a power cut.
+
+        Raises:
+            StateError: It couldn't be written. The timestamp is still known.
+        """
+        with self._writing:
+            known = self._greatest.pop(key, None)
+            if known is None:
+                return None
+            try:
+                write_all(self._files, self._open_descriptor(), _pack(key, _FORGOTTEN), self._end)
+            except OSError as error:
+                self._greatest[key] = known
+                raise unusable("written", self._path, error) from error
+            self._end += _RECORD.size
+        return known
+
     def sync(self) -> None:
         """Make all earlier records survive a power cut. If the file has grown too large, rewrite it.
 
@@ -141,6 +161,8 @@ class TimestampJournal:
         ):
             if crc32(content[start : start + KEY_SIZE + TIMESTAMP_SIZE]) != check:
                 self._bad += 1
+            elif timestamp == _FORGOTTEN:
+                greatest.pop(key, None)
             elif timestamp > greatest.get(key, b""):
                 greatest[key] = timestamp
 
@@ -153,6 +175,7 @@ class TimestampJournal:
         fresh = write_fresh(self._files, temporary, content)
         with self._writing:
             late = [item for item in self._greatest.items() if live.get(item[0]) != item[1]]
+            late += [(key, _FORGOTTEN) for key in live if key not in self._greatest]
             try:
                 write_all(self._files, fresh, b"".join(_pack(*item) for item in late), len(content))
                 self._files.rename(temporary, self._path)

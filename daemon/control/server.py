@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rustguard_py.daemon.control.asker import ASKER
 from rustguard_py.daemon.control.protocol import MAX_REQUEST, VERSION, check_length, decode, encode, error_document
 from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UsageError
 
@@ -185,6 +186,7 @@ class ControlServer:
     async def _serve(self, entry: _Connection) -> None:
         loop = asyncio.get_running_loop()
         try:
+            ASKER.set(_credentials(entry.socket)[1])
             received = bytearray()
             while True:
                 async with asyncio.timeout(self._idle_seconds):

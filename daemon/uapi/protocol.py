@@ -13,12 +13,15 @@ import errno
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_network
+from socket import if_nametoindex
 from typing import TypeVar
 
 from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY
 
 _TRUE = "true"
+# sin6_scope_id has 32 bits.
+_MAX_SCOPE = 0xFFFF_FFFF
 
 T = TypeVar("T")
 
@@ -198,7 +201,7 @@ def _set_of_device(change: DeviceChange, key: str, value: str) -> None:
         case "replace_peers":
             change.replace_peers = _true(key, value)
         case _:
-            raise UapiError(errno.EINVAL, f"no key {key!r} of an interface")
+            raise UapiError(errno.EINVAL, f"no key {key[:40]!r} of an interface")
 
 
 def _set_of_peer(peer: PeerChange, key: str, value: str) -> None:
@@ -219,9 +222,9 @@ def _set_of_peer(peer: PeerChange, key: str, value: str) -> None:
             peer.allowed_ips.append((_network(value.removeprefix("-")), not value.startswith("-")))
         case "protocol_version":
             if value != "1":
-                raise UapiError(errno.EINVAL, f"protocol_version {value!r}")
+                raise UapiError(errno.EINVAL, f"protocol_version {value[:40]!r}")
         case _:
-            raise UapiError(errno.EINVAL, f"no key {key!r} of a peer")
+            raise UapiError(errno.EINVAL, f"no key {key[:40]!r} of a peer")
 
 
 def _key(name: str, value: str) -> bytes:
@@ -233,9 +236,12 @@ def _key(name: str, value: str) -> bytes:
 
 
 def _number(name: str, value: str, greatest: int) -> int:
+    # int() also takes signs, blanks, underscores and the digits of other scripts.
+    if not (value.isascii() and value.isalnum()):
+        raise UapiError(errno.EINVAL, f"{name} is no number")
     base = 16 if value.startswith("0x") else 10
     number = _parsed(lambda text: int(text, base), value, name, "is no number")
-    if not 0 <= number <= greatest or not value.isascii() or "_" in value:
+    if not 0 <= number <= greatest:
         raise UapiError(errno.EINVAL, f"{name} must be from 0 to {greatest}")
     return number
 
@@ -247,6 +253,10 @@ def _true(name: str, value: str) -> bool:
 
 
 def _network(value: str) -> Network:
+    # ip_network() also takes a scope and a netmask.
+    prefix = value.partition("/")[2]
+    if "%" in value or not ((prefix.isascii() and prefix.isalnum()) or "/" not in value):
+        raise UapiError(errno.EINVAL, "allowed_ip is no network")
     return _parsed(lambda text: ip_network(text, strict=False), value, "allowed_ip", "is no network")
 
 
@@ -269,13 +279,11 @@ def _endpoint(value: str) -> Endpoint:
 
 def _scope(name: str) -> int:
     if name.isdecimal():
-        return int(name)
-    from socket import if_nametoindex
-
+        return _number("the scope of endpoint", name, _MAX_SCOPE)
     try:
         return if_nametoindex(name)
-    except OSError as error:
-        raise UapiError(errno.EINVAL, f"there is no interface {name!r}") from error
+    except (OSError, ValueError) as error:
+        raise UapiError(errno.EINVAL, f"there is no interface {name[:40]!r}") from error
 
 
 def _parsed(parse: Callable[[str], T], value: str, name: str, problem: str) -> T:

@@ -133,30 +133,32 @@ class UapiSocket:
             writer.write(ending(error.code).encode())
             with suppress(OSError):
                 await writer.drain()
-        except (OSError, asyncio.IncompleteReadError):
+        except OSError:
             pass
         finally:
             writer.close()
 
     def _answer(self, request: list[str]) -> str:
-        match request:
-            case ["get=1"]:
-                return format_device(self._show()) + ending(0)
-            case ["set=1", *lines]:
-                return ending(self._set(lines))
-            case _:
-                return ending(errno.EINVAL)
-
-    def _set(self, lines: list[str]) -> int:
-        if self._change is None:
-            log.warning("wg: this tunnel's peers are changed by its own commands")
-            return errno.EPERM
         try:
-            self._change(parse_set(lines))
+            match request:
+                case ["get=1"]:
+                    return format_device(self._show()) + ending(0)
+                case ["set=1", *lines]:
+                    self._set(lines)
+                    return ending(0)
+            log.warning("wg: a request is neither get=1 nor set=1")
+            return ending(errno.EINVAL)
         except UapiError as error:
             log.warning("wg: %s", error)
-            return error.code
-        return 0
+            return ending(error.code)
+        except Exception as error:
+            log.exception("wg: internal error")
+            return ending(error.errno if isinstance(error, OSError) and error.errno else errno.EIO)
+
+    def _set(self, lines: list[str]) -> None:
+        if self._change is None:
+            raise UapiError(errno.EPERM, "this tunnel's peers are changed by its own commands")
+        self._change(parse_set(lines))
 
 
 async def _read_request(reader: asyncio.StreamReader) -> list[str] | None:
@@ -165,7 +167,9 @@ async def _read_request(reader: asyncio.StreamReader) -> list[str] | None:
     while True:
         try:
             line = await reader.readuntil(b"\n")
-        except asyncio.IncompleteReadError:
+        except asyncio.IncompleteReadError as error:
+            if lines or error.partial:
+                raise UapiError(errno.EPROTO, "a request ends without an empty line") from error
             return None
         except asyncio.LimitOverrunError as error:
             raise UapiError(errno.EPROTO, "a line is too long") from error

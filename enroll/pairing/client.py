@@ -9,9 +9,10 @@ grow to two seconds and there are sixteen, so that many clients can join at once
 
 Attackers. Off the path, nobody knows nonce_c, so their datagrams are dropped. On the path, anyone can send
 CHALLENGEs, SHARE_Ss and RESULTs faster than the server. So nothing unauthenticated ends the join: if a CHALLENGE or
-SHARE_S leads nowhere, those that arrived later are tried. Limits: `MAX_CHALLENGES` CHALLENGEs, `MAX_SERVER_IDS`
-servers (each costs a stretching), and `MAX_CONFIRMS` CONFIRMs, because each lets whoever made the SHARE_S test one
-token. An attacker who can drop packets can stop the join.
+SHARE_S leads nowhere, others are tried. Of the CHALLENGEs, those go first that say what an earlier one said
+(`challenges.Challenges`). Limits: `MAX_ATTEMPTS` CHALLENGEs are answered (each of another server costs a stretching),
+and `MAX_CONFIRMS` SHARE_Ss, because each CONFIRM lets whoever made the SHARE_S test one token. An attacker who can
+drop packets can stop the join.
 
 A wrong Tb can mean a wrong token, a garbled RESULT, a forged one, or a CHALLENGE or SHARE_C that was garbled on the
 way. So a wrong Tb is believed once all steps were repeated, which costs no second guess. The same RESULT again shows
@@ -32,6 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing import messages
+from rustguard_py.enroll.pairing.challenges import Challenges, said_by_server
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
 from rustguard_py.enroll.pairing.key_schedule import (
     Keys,
@@ -61,8 +63,7 @@ from rustguard_py.model.keys import fingerprint, parse_fingerprint
 
 RETRANSMIT_SECONDS: Final = 1.0
 RETRANSMISSIONS: Final = 10
-MAX_CHALLENGES: Final = 8
-MAX_SERVER_IDS: Final = 3
+MAX_ATTEMPTS: Final = 32
 MAX_CONFIRMS: Final = 3
 # Once the server has answered: factor between two waits, longest wait in seconds, number of waits. The server answers
 # 500 shares per second; clients that ask too rarely leave some of that unused.
@@ -70,9 +71,14 @@ _BACKOFF = 1.2
 _LONGEST_SECONDS = 2.0
 _PATIENT_RETRANSMISSIONS = 16
 _JITTER = 0.25
+# CHALLENGEs answered per retransmission if more came than one server sends, over up to four addresses, per HELLO.
+_ANSWERS = 2
+_CHALLENGES_A_ROUND = 4
 # After a first wrong Tb: seconds between two requests, and how many before it is believed without the full proof.
 _RECHECK_SECONDS = 0.5
 _RECHECKS = 6
+# A server denies the same CONFIRM with the same RESULT each time. More different ones than noise explains are forged.
+_FORGED_DENIALS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +280,7 @@ class PairingClient:
         self._server_secret = b"" if known_server is None else shared_secret(self._ephemeral, known_server) or b""
         self._stretched: dict[bytes, bytes] = {}
         self._hello = Hello(random(messages.NONCE_SIZE), token_id)
-        self._spare_challenges: list[tuple[Challenge, Endpoint]] = []
+        self._spare_challenges = Challenges(random)
         self._attempts: list[_Attempt] = []
         self._spare_shares: list[tuple[ShareS, _Attempt]] = []
         self._confirmations: list[_Confirmation] = []
@@ -313,21 +319,32 @@ class PairingClient:
         denials = any(confirmation.denials for confirmation in self._confirmations)
         if self._confirmations and all(map(self._is_settled, self._confirmations)):
             self._end(self._denied())
-        elif self._tries >= (_RECHECKS if denials else self._retransmissions()):
+        elif self._tries >= (_RECHECKS if denials and not self._meets_forgeries() else self._retransmissions()):
             self._end(self._denied() if denials else Failed(self._silence()))
         else:
             self._tries += 1
-            self._deadline = now + (_RECHECK_SECONDS if denials else self._interval())
+            self._deadline = now + (_RECHECK_SECONDS * self._jitter() if denials else self._interval())
             self._retransmit()
+
+    def _meets_forgeries(self) -> bool:
+        """Return whether somebody forges denials, or CONFIRMs that the server denies: its right answer is late."""
+        return any(len(confirmation.denials) >= _FORGED_DENIALS for confirmation in self._confirmations)
 
     def _is_settled(self, confirmation: _Confirmation) -> bool:
         """Return whether only a wrong token can explain the denials."""
-        said = _said_by_server(confirmation.attempt.challenge)
-        vouchers = sum(_said_by_server(challenge) == said for challenge, _ in self._challenges())
-        return confirmation.denied and confirmation.echoed and vouchers > 1
+        said = said_by_server(confirmation.attempt.challenge)
+        vouchers = sum(said_by_server(challenge) == said for challenge, _ in self._challenges())
+        forged = len(confirmation.denials) >= _FORGED_DENIALS
+        return confirmation.denied and confirmation.echoed and vouchers > 1 and not forged
 
     def _challenges(self) -> list[tuple[Challenge, Endpoint]]:
-        return [(attempt.challenge, attempt.server) for attempt in self._attempts] + self._spare_challenges
+        return [(attempt.challenge, attempt.server) for attempt in self._attempts] + [*self._spare_challenges]
+
+    def _is_crowded(self) -> bool:
+        """Return whether more CHALLENGEs came than one server sends: some are forged, or were garbled on the way."""
+        known = self._challenges()
+        senders = {said_by_server(challenge) for challenge, _ in known}
+        return len(senders) > 1 or len(known) > _CHALLENGES_A_ROUND * self._spare_challenges.rounds
 
     def _denied(self) -> Failed:
         """The other end couldn't follow: it lacks the token, or the private key of the server that we know."""
@@ -347,9 +364,11 @@ class PairingClient:
         return _PATIENT_RETRANSMISSIONS if self._attempts else RETRANSMISSIONS
 
     def _interval(self) -> float:
-        fraction = int.from_bytes(self._random(2), "little") / 65536
         wait = RETRANSMIT_SECONDS * (_BACKOFF**self._tries if self._attempts else 1.0)
-        return min(wait, _LONGEST_SECONDS) * (1 + _JITTER * fraction)
+        return min(wait, _LONGEST_SECONDS) * self._jitter()
+
+    def _jitter(self) -> float:
+        return 1 + _JITTER * int.from_bytes(self._random(2), "little") / 65536
 
     def _progress(self, now: float) -> None:
         """Begin a new step, with its own retransmissions."""
@@ -371,8 +390,11 @@ class PairingClient:
         if not self._confirmations or denials or self._tries >= 2:
             for attempt in self._attempts:
                 self._transmits.append(Transmit(attempt.share_c, attempt.server))
-        # Rarely once the server has answered: other clients may still be waiting for their first answer.
-        if not self._attempts or denials or (self._tries % 5 == 4 and not self._confirmations):
+        # Rarely once the server has answered: other clients may still be waiting for their first answer. But if
+        # several seem to answer, the server is the one that answers each time.
+        crowded = not self._confirmations and self._is_crowded()
+        if not self._attempts or denials or crowded or (self._tries % 5 == 4 and not self._confirmations):
+            self._spare_challenges.next_round()
             self._transmits.append(Transmit(self._hello.encode(), None))
 
     def _take_up_spare(self) -> None:
@@ -380,13 +402,13 @@ class PairingClient:
 
         A server that denied us isn't tried again, but one whose SHARE_S has not come is.
         """
-        denying = {_said_by_server(confirmation.attempt.challenge) for confirmation in self._confirmations}
-        denied = all(confirmation.denials for confirmation in self._confirmations)
-        for spare in self._spare_challenges:
-            if denied and _said_by_server(spare[0]) not in denying:
-                self._spare_challenges.remove(spare)
-                self._take_up(*spare)
+        if not all(confirmation.denials for confirmation in self._confirmations):
+            return
+        denying = {said_by_server(confirmation.attempt.challenge) for confirmation in self._confirmations}
+        for _ in range(_ANSWERS if self._is_crowded() else 1):
+            if len(self._attempts) >= MAX_ATTEMPTS or (spare := self._spare_challenges.take(denying)) is None:
                 return
+            self._take_up(*spare)
 
     def _handle_revision(self, datagram: bytes) -> None:
         """Remember that a server of another revision answered: it says why nobody else does."""
@@ -398,18 +420,17 @@ class PairingClient:
         challenge = Challenge.parse(datagram)
         if challenge is None or not hmac.compare_digest(challenge.nonce_c, self._hello.nonce_c):
             return
-        known = self._challenges()
-        if (challenge, source) in known or len(known) >= MAX_CHALLENGES:
+        if any((attempt.challenge, attempt.server) == (challenge, source) for attempt in self._attempts):
             return
         if self._attempts:
-            self._spare_challenges.append((challenge, source))
-        elif self._take_up(challenge, source):
+            self._spare_challenges.put((challenge, source))
+        else:
+            self._spare_challenges.meet(challenge)
+            self._take_up(challenge, source)
             self._progress(now)
 
-    def _take_up(self, challenge: Challenge, server: Endpoint) -> bool:
+    def _take_up(self, challenge: Challenge, server: Endpoint) -> None:
         prs = self._prs(challenge.server_id)
-        if prs is None:
-            return False
         ci = channel_identifier(challenge.server_id, self._token_id)
         share = Share(generator(prs, ci, challenge.nonce_c + challenge.nonce_s), self._random)
         message = ShareC(
@@ -425,11 +446,10 @@ class PairingClient:
         attempt = _Attempt(challenge, server, share, message.encode())
         self._attempts.append(attempt)
         self._transmits.append(Transmit(attempt.share_c, server))
-        return True
 
-    def _prs(self, server_id: bytes) -> bytes | None:
+    def _prs(self, server_id: bytes) -> bytes:
         prs = self._stretched.get(server_id)
-        if prs is None and len(self._stretched) < MAX_SERVER_IDS:
+        if prs is None:
             prs = self._stretched[server_id] = self._stretching(self._token, server_id)
         return prs
 
@@ -529,11 +549,6 @@ class PairingClient:
         self._attempts.clear()
         self._spare_shares.clear()
         self._confirmations.clear()
-
-
-def _said_by_server(challenge: Challenge) -> tuple[bytes, int, bytes]:
-    """Return what a server says in every CHALLENGE of an epoch: two that agree on it weren't garbled on the way."""
-    return challenge.server_id, challenge.epoch, challenge.ephemeral
 
 
 def wrong_server(key: bytes, expected: str | None, known: bytes | None) -> Failed | None:

@@ -19,9 +19,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from rustguard_py.daemon import audit
+from rustguard_py.daemon.control.asker import asker
 from rustguard_py.enroll.export import offer
 from rustguard_py.enroll.server.registry import Change, PeerChange, Registry, require_name
 from rustguard_py.model.errors import RefusedError, StateError, UsageError
+from rustguard_py.model.keys import encode_key
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import PeerRecord, ServerState
 
@@ -105,7 +108,7 @@ class Admissions:
         record = self._standing(change)
         if not isinstance(record, PeerRecord):
             raise _refusal("revoked")
-        log.info("%s was admitted for stock WireGuard, as %s", record.name, record.address4)
+        audit.record(audit.Admitted(record.name, encode_key(public_key), str(record.address4), asker()))
         return record
 
     async def revoke(self, who: str) -> PeerRecord:
@@ -126,7 +129,7 @@ class Admissions:
         self._live.take_out(change.public_key)
         if not await self._save(change, with_endpoint=True):
             raise _not_saved()
-        log.info("%s was revoked", change.record.name)
+        audit.record(audit.Revoked(change.record.name, encode_key(change.public_key), asker()))
         return change.record
 
     async def restore(self, key: str) -> None:
@@ -138,6 +141,7 @@ class Admissions:
         """
         if not await self._save(self._registry.restore(key)):
             raise _not_saved()
+        audit.record(audit.Restored(key, asker()))
 
     async def rename(self, old: str, new: str) -> PeerRecord:
         """Rename a peer, and return it as it is listed then.
@@ -150,6 +154,7 @@ class Admissions:
         change = self._registry.rename(old, new)
         if not await self._save(change):
             raise _not_saved()
+        audit.record(audit.Renamed(old, change.record.name, encode_key(change.public_key), asker()))
         return self._registry.state.peers.get(change.public_key, change.record)
 
     def settled(self, public_key: bytes, place: int) -> bool:
@@ -166,6 +171,11 @@ class Admissions:
             return False
         self._follow(public_key)
         return True
+
+    def put_in_again(self, public_key: bytes) -> None:
+        """Remove a peer from the tunnel and put it in again: its session ends, and the kernel's timestamp of it."""
+        self._live.take_out(public_key)
+        self._follow(public_key, with_endpoint=True)
 
     async def _save(self, change: Change, *, with_endpoint: bool = False) -> bool:
         try:

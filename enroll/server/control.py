@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+from rustguard_py.daemon.clocks import clock_ahead
 from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.status import PeerLine, broken, common, peers
 from rustguard_py.enroll import export
 from rustguard_py.enroll.pairing.window import Closed, WindowState
+from rustguard_py.enroll.server import clocks
 from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import UsageError
-from rustguard_py.model.keys import decode_key
+from rustguard_py.model.keys import NO_PRESHARED_KEY, decode_key
 from rustguard_py.state.records import PeerRecord
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -51,6 +54,7 @@ class ServerControl:
             "revoke": self._revoke,
             "restore": self._restore,
             "rename": self._rename,
+            "reset": self._reset,
             "admit": self._admit,
         }
 
@@ -73,7 +77,10 @@ class ServerControl:
     # -- peers ----------------------------------------------------------------------------------------------
 
     async def _revoke(self, params: dict[str, Any]) -> dict[str, Any]:
-        return self._line(await self._server.admissions.revoke(_text(params, "who")))
+        record = await self._server.admissions.revoke(_text(params, "who"))
+        # One without a preshared key came from a wg-quick file, and never knew a token.
+        may_know = self._server.has_token and record.preshared_key != NO_PRESHARED_KEY
+        return {**self._line(record), "may_know_token": may_know}
 
     async def _restore(self, params: dict[str, Any]) -> dict[str, Any]:
         await self._server.admissions.restore(_text(params, "key"))
@@ -82,6 +89,11 @@ class ServerControl:
     async def _rename(self, params: dict[str, Any]) -> dict[str, Any]:
         return self._line(await self._server.admissions.rename(_text(params, "old"), _text(params, "new")))
 
+    async def _reset(self, params: dict[str, Any]) -> dict[str, Any]:
+        in_kernel = self._program.engine.in_kernel
+        record, was = await clocks.reset(self._server, _text(params, "who"), in_kernel=in_kernel)
+        return {**self._line(record), "was": was, "added_again": in_kernel}
+
     async def _admit(self, params: dict[str, Any]) -> dict[str, Any]:
         """Admit a peer whose keys were made here: it runs stock WireGuard and can't join."""
         keys = decode_key(_text(params, "public_key")), decode_key(_text(params, "preshared_key"))
@@ -89,10 +101,22 @@ class ServerControl:
         return export.offer(self._server.state, record)
 
     def _line(self, record: PeerRecord) -> dict[str, Any]:
-        return {"peer": peers(self._server.tunnels, [_peer_line(record)], now())["peers"][0]}
+        return {"peer": peers(self._server.tunnels, [self._peer_line(record)], now())["peers"][0]}
 
     def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
-        return peers(self._server.tunnels, map(_peer_line, self._server.state.peers.values()), now())
+        return peers(self._server.tunnels, map(self._peer_line, self._server.state.peers.values()), now())
+
+    def _peer_line(self, record: PeerRecord) -> PeerLine:
+        return PeerLine(
+            record.name,
+            record.public_key,
+            None if record.address4 is None else str(record.address4),
+            None if record.address6 is None else str(record.address6),
+            record.endpoint,
+            has_to_join_again=record.has_to_join_again,
+            clock_ahead=clock_ahead(clocks.greatest(self._server, record.public_key), time.time()),
+            dns_name=record.dns_name,
+        )
 
     # -- status ---------------------------------------------------------------------------------------------
 
@@ -145,18 +169,6 @@ def _forwards() -> bool:
         return _IP_FORWARD.read_text().strip() != "0"
     except OSError:
         return True  # unknown, so there is nothing to warn of
-
-
-def _peer_line(record: PeerRecord) -> PeerLine:
-    return PeerLine(
-        record.name,
-        record.public_key,
-        None if record.address4 is None else str(record.address4),
-        None if record.address6 is None else str(record.address6),
-        record.endpoint,
-        has_to_join_again=record.has_to_join_again,
-        dns_name=record.dns_name,
-    )
 
 
 def _text(params: dict[str, Any], name: str) -> str:

@@ -12,13 +12,15 @@ from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Any
 
+from rustguard_py.daemon import audit
+from rustguard_py.daemon.control.asker import asker
 from rustguard_py.daemon.runtime import stop_on_signals
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.pairing.key_schedule import stretch
 from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
 from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingServer, Reply
-from rustguard_py.enroll.pairing.window import Window
+from rustguard_py.enroll.pairing.window import GUESSES_A_WINDOW, Closed, Window
 from rustguard_py.enroll.server.admissions import Admissions
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
@@ -29,7 +31,7 @@ from rustguard_py.model.clock import now
 from rustguard_py.model.defaults import DEFAULT_KEEPALIVE
 from rustguard_py.model.endpoint import Endpoint, Network, endpoint_text
 from rustguard_py.model.errors import RefusedError, StateError
-from rustguard_py.model.keys import NO_PRESHARED_KEY
+from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
 from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.state.records import PeerRecord
@@ -88,6 +90,7 @@ class RunningServer:
         self._pairing_timer: asyncio.TimerHandle | None = None
         self._pairing_due: float | None = None
         self._guesses_saved = self.state.guesses
+        self._was_open = False
         self._tasks = Tasks()
 
     @property
@@ -152,6 +155,9 @@ class RunningServer:
         except StateError as error:
             log.warning("the window stays closed, as wrong tokens can't be counted on disk: %s", error)
             self.window.close()
+        else:
+            if self.window.is_open(now()):
+                audit.record(audit.WindowOpened(seconds, None))
         self._mind_pairing()
 
     async def open_window(self, seconds: float) -> None:
@@ -173,7 +179,7 @@ class RunningServer:
             self.window.close()
             self._mind_pairing()
             raise
-        log.info("the pairing window is open for %g s", seconds)
+        audit.record(audit.WindowOpened(seconds, asker()))
 
     async def close_window(self) -> None:
         """Close the window now, and save that.
@@ -184,7 +190,6 @@ class RunningServer:
         self.window.close()
         self._mind_pairing()
         await self._save_guesses()
-        log.info("the pairing window is closed")
 
     async def _save_guesses(self) -> None:
         self.state.guesses = self.window.record
@@ -192,10 +197,18 @@ class RunningServer:
 
     def _mind_pairing(self) -> None:
         """Erase what has expired, and set the timer for what expires next."""
+        self._note_closing()
         if self._pairing is None:
             return
         self._pairing.handle_timeout(now())
         self._set_pairing_timer(self._pairing)
+
+    def _note_closing(self) -> None:
+        """Record that the window closed, and who closed it."""
+        state = self.window.state(now())
+        if self._was_open and state.closed is not None:
+            audit.record(audit.WindowClosed(state.closed.value, asker() if state.closed is Closed.PERSON else None))
+        self._was_open = state.is_open
 
     def _set_pairing_timer(self, pairing: PairingServer) -> None:
         due = pairing.poll_timeout()
@@ -252,7 +265,7 @@ class RunningServer:
             return None
         if not isinstance(admitted, PeerRecord):
             reason = {"full": "the pool is used up", "revoked": "its key is revoked"}[admitted]
-            log.warning("a join from %s was refused: %s", endpoint, reason)
+            audit.record(audit.Refused(reason, endpoint))
             return {"status": admitted}
         if self.bundle is not None:
             # It may have fewer tunnels than before.
@@ -261,7 +274,8 @@ class RunningServer:
         if peer is not None:
             # The cookie proved the address, and `join` pairs from the port that its tunnel then uses.
             self.tunnel.node.set_endpoint(peer, join.source, now())
-        log.info("%s joined from %s as %s", admitted.name, endpoint, admitted.address4)
+        key = encode_key(join.public_key)
+        audit.record(audit.Joined(admitted.name, key, str(admitted.address4), endpoint))
         return self._admission(admitted).to_mapping()
 
     def _admission(self, record: PeerRecord) -> Admission:
@@ -292,7 +306,9 @@ class RunningServer:
         """Answer a wrong token once its guess is counted on disk; at once if that was done before."""
         if guess.record != self._guesses_saved:
             if guess.reply is not None and guess.record != self.state.guesses:
-                log.warning("a wrong token was tried from %s", endpoint_text(guess.source))
+                audit.record(audit.WrongToken(endpoint_text(guess.source) or "", guess.record.used))
+                if guess.record.used == GUESSES_A_WINDOW:
+                    audit.record(audit.BudgetSpent(GUESSES_A_WINDOW))
             self.state.guesses = guess.record
             try:
                 await self.saver.save()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rustguard_py import engine
-from rustguard_py.daemon import runtime
+from rustguard_py.daemon import audit, runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
@@ -80,6 +80,7 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
     async with AsyncExitStack() as stack:
         document = Document.open(options.directory)
         stack.callback(document.close)
+        stack.enter_context(audit.recording(options.directory))
         kept = document.load()
         state = apply(options.settings, kept)
         chosen = _choose(options.data_path, state.tunnels)

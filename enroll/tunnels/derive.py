@@ -83,11 +83,11 @@ class FurtherTimestamps:
         number: The tunnel's, from 1.
     """
 
-    __slots__ = ("_kept", "_prefix")
+    __slots__ = ("_kept", "_number")
 
     def __init__(self, kept: KeptTimestamps, number: int) -> None:
         self._kept = kept
-        self._prefix = _SALT + bytes([number])
+        self._number = number
 
     def greatest(self, key: bytes) -> bytes | None:
         """See `KeptTimestamps.greatest`."""
@@ -98,7 +98,12 @@ class FurtherTimestamps:
         self._kept.record(self._name(key), timestamp)
 
     def _name(self, key: bytes) -> bytes:
-        return sha256(self._prefix + key).digest()
+        return timestamp_names(key, self._number + 1)[-1]
+
+
+def timestamp_names(key: bytes, tunnels: int) -> list[bytes]:
+    """Return the names (32 bytes each) under which the journal has a key's timestamps in that many tunnels."""
+    return [key, *(sha256(_SALT + bytes([number]) + key).digest() for number in range(1, tunnels))]
 
 
 def _expand(secret: bytes, number: int) -> bytes:

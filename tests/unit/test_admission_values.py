@@ -96,7 +96,7 @@ def test_what_makes_no_sense_is_refused_on_the_wire(member: str, value: object) 
 
 
 def test_the_limits_themselves_are_accepted() -> None:
-    limits: tuple[dict[str, Any], ...] = (
+    accepted: tuple[dict[str, object], ...] = (
         {"mtu": 1280},
         {"mtu": 65000},
         {"routes": [f"10.{number}.0.0/16" for number in range(64)]},
@@ -107,7 +107,7 @@ def test_the_limits_themselves_are_accepted() -> None:
         {"address4": "10.150.0.2/30"},
         {"address4": "10.0.0.2/8"},
     )
-    for members in limits:
+    for members in accepted:
         gateway = {"gateway4": "10.0.0.1"} if members.get("address4") == "10.0.0.2/8" else {}
         assert Admission.from_mapping({**OK, **members, **gateway}) is not None
 

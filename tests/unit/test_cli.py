@@ -108,6 +108,7 @@ class Daemon:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.status = STATUS
+        self.answer: dict[str, Any] = {}
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -115,7 +116,8 @@ class Daemon:
             "peers": lambda _: {"peers": self.status["peers"]},
             "open": self.open,
             "close": lambda params: self.remember("close", params),
-            "revoke": lambda params: self.remember("revoke", params) | {"peer": PEERS[0]},
+            "revoke": lambda params: self.remember("revoke", params) | {"peer": PEERS[0], **self.answer},
+            "reset": lambda params: self.remember("reset", params) | {"peer": PEERS[0], **self.answer},
             "restore": lambda params: self.remember("restore", params),
             "rename": lambda params: self.remember("rename", params),
         }
@@ -489,6 +491,36 @@ def test_peers_lists_renames_revokes_and_restores(capsys: pytest.CaptureFixture[
         ("revoke", {"who": KEY}),
         ("restore", {"key": KEY}),
     ]
+
+
+def test_revoking_one_who_may_know_the_token_says_how_to_change_it(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    with running(state) as daemon:
+        for may_know in (False, True):
+            daemon.answer = {"may_know_token": may_know}
+            err = rustguard(capsys, "peers", "revoke", "annas")[2]
+            assert ("rustguard serve` with another --token" in err) == may_know
+            assert ("joined so far stay joined" in err) == may_know
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"was": "2150-01-01T00:00:00Z", "added_again": False}, "at 2150-01-01T00:00:00Z: the next one is accepted"),
+        ({"was": None, "added_again": False}, "no handshake of laptop to forget"),
+        ({"was": None, "added_again": True}, "added it again"),
+    ],
+)
+def test_peers_reset_says_what_it_did(
+    capsys: pytest.CaptureFixture[str], state: Path, answer: dict[str, Any], said: str
+) -> None:
+    with running(state) as daemon:
+        daemon.answer = answer
+        code, out, err = rustguard(capsys, "peers", "reset", "laptop")
+        assert (code, out) == (0, "")
+        assert said in err
+        assert daemon.asked == [("reset", {"who": "laptop"})]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

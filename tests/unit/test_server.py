@@ -12,8 +12,13 @@ from typing import Any, cast
 
 import pytest
 
+from rustguard_py.daemon import audit
+from rustguard_py.daemon.control.client import call
+from rustguard_py.daemon.control.server import ControlServer
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.pairing.client import Joined, PairingClient
+from rustguard_py.enroll.pairing.window import GUESSES_A_SOURCE
+from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
 from rustguard_py.enroll.server.server import RunningServer
@@ -38,8 +43,8 @@ def fails_once(function: Callable[..., Any], said: list[str]) -> Callable[..., A
     return replacement
 
 
-async def join(server: RunningServer, plane: MemoryPlane) -> Joined:
-    client = PairingClient(TOKEN, os.urandom(32), "laptop", os.urandom, now())
+async def join(server: RunningServer, plane: MemoryPlane, token: str = TOKEN) -> Joined:
+    client = PairingClient(token, os.urandom(32), "laptop", os.urandom, now())
     tell = server.tunnel.listeners.foreign
     assert tell is not None
     async with asyncio.timeout(60):
@@ -83,3 +88,54 @@ def test_a_join_that_met_an_error_of_ours_goes_through_when_the_client_asks_agai
     assert said[0] in caplog.text
     assert str(joined.admission.address4) == "10.150.0.2/24"
     assert [peer["name"] for peer in json.loads(saved[-1]["peers"])] == ["laptop"]
+
+
+def test_a_server_records_who_joined_and_who_changed_what(tmp_path: Path) -> None:
+    async def main() -> None:
+        state = ServerState(os.urandom(32), os.urandom(32), IPv4Network("10.150.0.0/29"), None, 51820, 1420)
+        timestamps = KeptTimestamps(tmp_path)
+        plane = MemoryPlane(os.urandom(32))
+        tunnel = Tunnel.make(state.private_key, cast(EventfulPlane, plane), timestamps, Listeners())
+        server = RunningServer(tunnel, Registry(state), Saver(state, lambda _: None), timestamps, None)
+        control = ControlServer(tmp_path / "socket", ServerControl(server, cast(Any, None), None).handlers())
+        await server.take_token(TOKEN)
+        await control.start()
+
+        async def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
+            return await asyncio.to_thread(call, tmp_path / "socket", method, params)
+
+        await ask("open", {"seconds": 60})
+        await join(server, plane)
+        await ask("rename", {"old": "laptop", "new": "desk"})
+        revoked = await ask("revoke", {"who": "desk"})
+        assert revoked["may_know_token"]
+        key = revoked["peer"]["public_key"]
+        await ask("restore", {"key": key})
+        for _ in range(GUESSES_A_SOURCE):
+            with pytest.raises(AssertionError):
+                await join(server, plane, token="wrong")  # noqa: S106 - it is
+        await ask("close", {})
+        await ask("open", {"seconds": 0.2})
+        await asyncio.sleep(0.4)
+        await control.close()
+        await server.finish()
+        timestamps.close()
+
+    with audit.recording(tmp_path):
+        asyncio.run(main())
+    events = audit.read(tmp_path) or []
+    user = os.geteuid()
+    assert [(event["event"], event.get("by", "-")) for event in events] == [
+        ("window-opened", user),
+        ("joined", "-"),
+        ("renamed", user),
+        ("revoked", user),
+        ("restored", user),
+        *[("wrong-token", "-")] * GUESSES_A_SOURCE,
+        ("window-closed", user),
+        ("window-opened", user),
+        ("window-closed", None),
+    ]
+    assert events[1]["source"] == "192.0.2.2:40000"
+    text = (tmp_path / audit.NAME).read_text()
+    assert TOKEN not in text
