@@ -12,7 +12,7 @@ import click
 from rustguard_py.cli.secret import find_token, read_token
 from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
 from rustguard_py.data_path import DataPath
-from rustguard_py.model.peer_names import label_of
+from rustguard_py.model.peer_names import label_of, normalized
 from rustguard_py.model.printable import printable
 
 
@@ -98,7 +98,7 @@ def command(
 def _name(given: str | None) -> str:
     """Return the name to ask for: the one given, or the one that this machine's name makes."""
     if given is not None:
-        return given
+        return normalized(given)
     return label_of(socket.gethostname().partition(".")[0])
 
 

@@ -60,7 +60,7 @@ def command(
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
     socket = paths.find_socket(directory)
     if socket is not None and listens(socket):
-        changes = call(socket, "reload", {"file": str(path), "trust": trust_file}, timeout=RELOAD_SECONDS)["changes"]
+        changes = call(socket, "reload", {"file": str(path)}, timeout=RELOAD_SECONDS)["changes"]
         for line in changes or [f"{interface} is up, and nothing in {path} has changed."]:
             click.echo(printable(line), err=True)
         return

@@ -103,7 +103,8 @@ def load_to_run(path: Path, *, trust: bool) -> conf.Config:
     if unsafe is not None and config.hooks != conf.Hooks():
         what, fix = unsafe
         raise RefusedError(
-            f"{path} has hooks, which run as the user who runs `up`, and {what}.", f"{fix}. Or run with: --trust-file"
+            f"{path} has hooks, which run as the user who runs `up`, and {what}.",
+            f"{fix}. Or start it with: --trust-file",
         )
     return config
 

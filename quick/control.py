@@ -45,7 +45,8 @@ class QuickControl:
                 f"{life.interface} was brought up with {life.file}.",
                 f"Change that file, or end it first: rustguard down {life.interface}",
             )
-        config = conf_files.load_to_run(life.file, trust=params.get("trust") is True)
+        # Trust is the command's that began the tunnel: it ran as root, and a request may come from the group.
+        config = conf_files.load_to_run(life.file, trust=life.trust)
         async with life.changing:
             return {"changes": await reload(life.get_running(), config, life.voice)}
 

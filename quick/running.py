@@ -71,6 +71,7 @@ class Life:
         interface: Its name.
         file: Its wg-quick file, resolved.
         voice: Prints what happens.
+        trust: Whether the file's hooks run even if other users can change it.
 
     Attributes:
         running: The tunnel while it is up, else None.
@@ -80,10 +81,11 @@ class Life:
         ended: Set when it has ended.
     """
 
-    def __init__(self, interface: str, file: Path, voice: Voice) -> None:
+    def __init__(self, interface: str, file: Path, voice: Voice, *, trust: bool = False) -> None:
         self.interface = interface
         self.file = file
         self.voice = voice
+        self.trust = trust
         self.running: Running | None = None
         self.changing = asyncio.Lock()
         self.ending: list[str] | None = None

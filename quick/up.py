@@ -63,7 +63,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
         RustGuardError: It can't start, the data plane broke, or a hook failed.
     """
     config = conf_files.load_to_run(options.file, trust=options.trust)
-    life = Life(options.interface, options.file, voice)
+    life = Life(options.interface, options.file, voice, trust=options.trust)
     runtime.stop_on_signals(life.stop)
     async with AsyncExitStack() as stack:
         chosen = engine.choose(options.data_path)

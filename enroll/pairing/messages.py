@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, Self
 from rustguard_py.model import ip
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.keys import KEY_SIZE
-from rustguard_py.model.peer_names import PEER_NAME_LIMIT, is_label
+from rustguard_py.model.peer_names import PEER_NAME_LIMIT, check_label, is_label
 from rustguard_py.state.records import MOST_ROUTES, MTU_LEAST, MTU_MOST
 
 # What every datagram of ours begins with, and then the revision of the wire.
@@ -343,10 +343,10 @@ class Details:
         """Return the 80 bytes.
 
         Raises:
-            ValueError: The name is no label.
+            ValueError: The name is no label. The message says why.
         """
-        if not _is_wish(self.name):
-            raise ValueError(f"a name has at most {PEER_NAME_LIMIT} printable bytes")
+        if self.name and check_label(self.name) != self.name:
+            raise ValueError("its characters have a plainer form (NFKC), which a name must have")
         name = self.name.encode()
         return self._LAYOUT.pack(self.public_key, self.flags, len(name), name)
 

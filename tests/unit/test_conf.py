@@ -305,6 +305,20 @@ def test_a_value_that_would_become_a_line_of_its_own_is_refused(config: conf.Con
     assert key(1) not in refused.value.message
 
 
+@settings(max_examples=200)
+@given(st.lists(hostile, max_size=4), st.sampled_from(["{}[Peer]\n{}", "[Peer]\n{}{}"]))
+def test_a_file_that_was_read_can_be_written(comments: list[str], layout: str) -> None:
+    lines = "".join(f"# {comment}\n" for comment in comments)
+    text = INTERFACE + layout.format(lines, f"PublicKey = {key(2)}\n")
+    try:
+        config = conf_reader.parse(text)
+    except UsageError:
+        return
+    if "\ud800" not in text:
+        written_or_refused(config)
+        conf_writer.write(config)
+
+
 @pytest.mark.parametrize("end", ["\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", "\r"])
 def test_a_line_ends_at_a_line_feed_only(end: str) -> None:
     config = interface(f"# comment{end}PreUp = id{end}[Peer]\nMTU = 1400")

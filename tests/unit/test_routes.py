@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from rustguard_py.cli.app import run
+from rustguard_py.cli.join import _confirm
 from rustguard_py.daemon.console import Voice
 from rustguard_py.enroll import export
 from rustguard_py.enroll.client import checks, obtain, routes
@@ -190,3 +193,31 @@ def test_a_list_that_is_none_is_a_usage_error(text: str, tmp_path: Path, capsys:
         RouteChoice.parse(text)
     assert run(["join", "home.example", "--token", "x", "--routes", text, "--state", str(tmp_path)]) == 2
     assert "--routes" in capsys.readouterr().err
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A terminal that standard input is; give the end that a person types at."""
+    typed, shown = os.openpty()
+    with open(shown, encoding="utf-8") as stdin:  # noqa: PTH123 - a descriptor
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield typed
+    os.close(typed)
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"), [(b"y\n", True), (b"Yes\n", True), (b"\n", False), (b"n\n", False), (b"yesterday\n", False)]
+)
+def test_only_yes_is_yes(terminal: int, line: bytes, answer: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    async def answered() -> bool:
+        asyncio.get_running_loop().call_later(0.05, os.write, terminal, line)
+        return await _confirm("home\x1b[2J offers routes.")
+
+    assert asyncio.run(asyncio.wait_for(answered(), 5)) is answer
+    assert capsys.readouterr().err == "home\\x1b[2J offers routes. [y/N] "
+
+
+@pytest.mark.usefixtures("terminal")
+def test_an_unanswered_question_can_be_interrupted() -> None:
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(_confirm("home offers routes."), 0.1))
