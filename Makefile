@@ -1,37 +1,42 @@
-# Each target does its own set-up: system packages (asked for, or installed as root), .venv, the project in it.
+# Each target sets up what it needs: system packages (as root; else it prints the command), .venv and the project.
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-# How long the tests in the virtual machine may take; without a processor's help each step takes ten times as long.
+# Limit for the tests in the virtual machine. On an emulated processor each step takes ten times as long.
 KERNEL_SECONDS ?= 900
-# The newest wireguard-go, to talk to and to measure against.
+# The newest wireguard-go, for tests against it and measurements next to it.
 WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
-SOURCES := pyproject.toml setup.py README.md $(shell find rustguard_py cli quick enroll daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md requirements/dev.lock $(shell find rustguard_py cli quick enroll daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
-# Several workers: most tests wait more than they compute. PYTEST_ARGS=-n0 has one, and shows what is printed with -s.
+# Several workers, because most tests wait. PYTEST_ARGS='-n0 -s' runs one and shows what the tests print.
 WORKERS = -n auto --dist loadgroup --no-loadscope-reorder
 PYTEST = RUSTGUARD_INSTALLED=1 RUSTGUARD_SUDO="make $@" scripts/in-namespace $(BIN)/pytest
 
-# Rust's part of a target, where the native plane was built.
+# The part of a target in Rust. Does nothing where the native plane wasn't built.
 CARGO = scripts/native
 
 help:
-	@echo 'make demo    two hosts on this machine find each other with a token and carry traffic (a minute)'
-	@echo 'make test    the tests; PYTEST_ARGS="-k replay" chooses some'
-	@echo 'make test-kernel   the tests that need WireGuard in the kernel, in a virtual machine that has it (minutes)'
-	@echo 'make check   formatting, lint and types'
-	@echo 'make soak    the tests with every repetition (long)'
-	@echo 'make fuzz    the parsers of the native plane, a minute each; FUZZ_SECONDS=5 is shorter (nightly Rust, cargo-fuzz)'
-	@echo 'make miri    its rules under Miri;  make tsan   its threads under ThreadSanitizer (nightly Rust)'
-	@echo 'make bench   speed, side by side with wireguard-go; BENCH_ARGS="--help" says what can be set'
-	@echo 'make bench-full   all engines; also without UDP segmentation, over IPv6 and with loss (half an hour)'
-	@echo 'make bench-scale  what many peers cost (minutes)'
-	@echo 'make bench-tunnels  one tunnel against two and four (minutes)'
-	@echo 'make wheel   a wheel in dist/ for every Python from 3.11 and every Linux with a glibc as new as here'
-	@echo 'make clean   removes .venv and what was built'
+	@echo 'make demo      watch two hosts on this machine find each other with a token and carry traffic (a minute)'
+	@echo 'make test      run the tests; PYTEST_ARGS="-k replay" selects some'
+	@echo 'make coverage  run the unit tests and print how much of the Python code they reach'
+	@echo 'make test-kernel   run the tests that need WireGuard in the kernel, in a virtual machine (minutes)'
+	@echo 'make check     check formatting, lint and types'
+	@echo 'make soak      run the tests with every repetition (long)'
+	@echo 'make fuzz      fuzz each parser of the native plane for FUZZ_SECONDS=60 (nightly Rust, cargo-fuzz)'
+	@echo 'make miri      run tests of the native plane under Miri (nightly Rust)'
+	@echo 'make tsan      run those with threads under ThreadSanitizer (nightly Rust)'
+	@echo 'make bench     measure speed, side by side with wireguard-go; BENCH_ARGS="--help" lists the settings'
+	@echo 'make bench-full     all engines; also without UDP segmentation, over IPv6 and with loss (half an hour)'
+	@echo 'make bench-scale    measure what many peers cost (minutes)'
+	@echo 'make bench-tunnels  compare one tunnel with two and four (minutes)'
+	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
+	@echo 'make sdist     build the source distribution in dist/'
+	@echo 'make reference write docs/reference/commands.md from the text of the help'
+	@echo 'make lock      pin the newest versions of the development tools in requirements/dev.lock'
+	@echo 'make clean     remove .venv and everything that was built'
 
 demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
@@ -40,7 +45,12 @@ test: .venv/.test
 	@$(CARGO) test --locked -q -p transport
 	@$(PYTEST) $(WORKERS) $(PYTEST_ARGS)
 
-# On any kernel: in a virtual machine with Debian's. What it writes stays in there.
+# How much of the installed package the unit tests reach. There is no threshold. The name alone, without a path, would
+# mean the checkout's folder, which no test imports.
+coverage: .venv/.test
+	@$(PYTEST) $(WORKERS) tests/unit --cov="$$(echo .venv/lib/python3*/site-packages/rustguard_py)" --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+# In a virtual machine with Debian's kernel, whatever kernel runs here. What the tests write stays in the machine.
 test-kernel: .venv/.test-kernel
 	@scripts/kernel-vm -t $(KERNEL_SECONDS) -- env RUSTGUARD_INSTALLED=1 RUSTGUARD_SOAK=$$RUSTGUARD_SOAK CI=$$CI OPENBLAS_NUM_THREADS=1 \
 	  $(BIN)/pytest -p no:cacheprovider tests/kernel $(PYTEST_ARGS)
@@ -68,7 +78,7 @@ bench: .venv/.bench
 	@scripts/rust-peers
 	@RUSTGUARD_SUDO="make bench" scripts/in-namespace $(BIN)/python bench/run.py $(BENCH_ARGS)
 
-# Everything that docs/internals/performance.md says.
+# Every figure of docs/internals/performance.md.
 bench-full: .venv/.bench
 	@scripts/rust-peers
 	@RUSTGUARD_SUDO="make bench-full" scripts/in-namespace $(BIN)/python bench/run.py --suite full --rounds 5 --seconds 1 $(BENCH_ARGS)
@@ -83,13 +93,30 @@ wheel: .venv/.demo
 	@CARGO_TARGET_DIR=.venv/cargo DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
 	@ls dist/*.whl
 
+sdist: .venv/.dist
+	@rm -f dist/*.tar.gz
+	@DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/python -m build --sdist --no-isolation > .venv/sdist.log 2>&1 || { cat .venv/sdist.log; exit 1; }
+	@ls dist/*.tar.gz
+
+reference: .venv/.demo
+	@$(BIN)/python -P -m rustguard_py.cli.reference > .venv/commands.md
+	@mv .venv/commands.md docs/reference/commands.md
+
+lock:
+	@scripts/lock
+
 .venv/.demo: $(SOURCES) scripts/venv scripts/setup-debian
 	@scripts/setup-debian demo
 	@scripts/venv
 	@touch $@
 
+# mypy reads the tests and bench/, and so needs what they import.
 .venv/.check: $(SOURCES) scripts/venv
 	@scripts/venv check test bench
+	@touch $@
+
+.venv/.dist: $(SOURCES) scripts/venv
+	@scripts/venv dist
 	@touch $@
 
 .venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian
@@ -103,7 +130,7 @@ wheel: .venv/.demo
 	@scripts/venv test
 	@touch $@
 
-# Without Go the system's wireguard-go must do.
+# Without Go, the system's wireguard-go is used.
 wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 	@:
 .venv/wireguard-go-$(WIREGUARD_GO):
@@ -114,6 +141,7 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 	fi || command -v wireguard-go > /dev/null
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test test-kernel soak fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel wireguard-go clean
+.PHONY: help demo test coverage test-kernel soak fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist
+.PHONY: reference lock wireguard-go clean

@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml can't say: where a wheel runs, with the native plane and without."""
+"""Tags a wheel with the systems it runs on, with the native plane and without; pyproject.toml can't do that."""
 
 import os
 from pathlib import Path
@@ -8,12 +8,12 @@ from setuptools.command.bdist_wheel import bdist_wheel
 
 
 class ManylinuxWheel(bdist_wheel):
-    """A wheel named after the glibc that it was linked to: it uses no symbol that is newer (PEP 600)."""
+    """A wheel whose tag names the glibc that it was linked to, because it needs no newer symbol (PEP 600)."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        """Give the tags for Python, ABI and platform; `linux` becomes `manylinux` where the C library is glibc.
+        """Return the tags for Python, ABI and platform; `linux` becomes `manylinux` where the C library is glibc.
 
-        Without the native plane, which is left out where there is no cargo, all of it is Python.
+        Without cargo there is no native plane in the wheel, and so it runs on every platform.
         """
         packed = Path(self.bdist_dir)
         if packed.is_dir() and not any(packed.glob("rustguard_py/_native*.so")):

@@ -18,6 +18,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from rustguard_py.model.endpoint import Endpoint, Network
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.node import Node
 from rustguard_py.planes.contract import Event, Keypair
@@ -44,13 +45,18 @@ class InMemory:
         self.set_endpoint = self.transport.set_endpoint
         self.erase_keypairs = self.transport.erase_keypairs
         self.drop_held = self.transport.drop_held
-        self.send = self.transport.send
         self.stats = self.transport.stats
 
     def set_peer(
         self, peer: int, endpoint: Endpoint | None, allowed_ips: Sequence[Network], persistent_keepalive: int
     ) -> None:
         self.transport.set_peer(peer, endpoint, allowed_ips, persistent_keepalive, self.now)
+
+    def set_pairing(self, gate: PairingGate | None) -> None:
+        self.transport.set_pairing(gate, self.now)
+
+    def send(self, endpoint: Endpoint, datagram: bytes) -> None:
+        self.transport.send(endpoint, datagram, self.now)
 
     def install_keypair(self, peer: int, keypair: Keypair) -> None:
         self.transport.install_keypair(peer, keypair, self.now)

@@ -1,4 +1,4 @@
-"""The command `rustguard`: one module a verb, each imported when it's called."""
+"""The command `rustguard`: one module per verb, imported when the verb is called."""
 
 from rustguard_py.cli.app import main
 

@@ -1,4 +1,4 @@
-"""`python -m rustguard_py.cli`: the command where it isn't on the path."""
+"""`python -m rustguard_py.cli`: runs the command where it isn't on the path."""
 
 from rustguard_py.cli.app import main
 

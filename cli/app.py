@@ -1,9 +1,9 @@
-"""The group of all verbs, and what an error looks like: message and fix on stderr, exit code by its class."""
+"""The group of all verbs. Errors print a message and a fix on stderr; their class decides the exit code."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
@@ -14,14 +14,15 @@ from rustguard_py import __version__
 from rustguard_py.cli.secret import wipe_arguments
 from rustguard_py.cli.verb import CONTEXT_SETTINGS, write_examples
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.printable import printable
 
 INTERRUPTED = 130
 
 EXAMPLES = (
     ("sudo rustguard serve --pool 10.77.0.0/24 --token-file token --open", "a server, open for a first peer"),
     ("sudo rustguard join home.example --token -", "a client; it asks for the token"),
-    ("rustguard open 60", "let somebody in during the next minute"),
-    ("rustguard status", "who is there"),
+    ("rustguard open 60", "let a new peer join during the next minute"),
+    ("rustguard status", "the tunnel and its peers"),
 )
 
 
@@ -30,8 +31,8 @@ class Entry:
     """A verb in the table.
 
     Attributes:
-        target: Where its click command lies, `module:attribute`.
-        summary: One line for `--help`, so that it needs no import.
+        target: Where its click command is, `module:attribute`.
+        summary: One line for `--help`, which then needs no import.
         hidden: Whether `--help` leaves it out.
     """
 
@@ -41,7 +42,7 @@ class Entry:
 
 
 VERBS: Mapping[str, Entry] = {
-    "serve": Entry("rustguard_py.cli.serve:command", "Run a server: own a pool of addresses, let peers in."),
+    "serve": Entry("rustguard_py.cli.serve:command", "Run a server: own a pool of addresses, admit peers."),
     "join": Entry("rustguard_py.cli.join:command", "Join a server, or connect to one joined before."),
     "open": Entry("rustguard_py.cli.open_window:command", "Open the server's window for new peers."),
     "close": Entry("rustguard_py.cli.close_window:command", "Close the server's window."),
@@ -49,11 +50,13 @@ VERBS: Mapping[str, Entry] = {
     "peers": Entry("rustguard_py.cli.peers:command", "List, rename, revoke and restore peers."),
     "audit": Entry("rustguard_py.cli.audit:command", "Show who joined, who was refused, and who changed what."),
     "up": Entry(
-        "rustguard_py.cli.up:command", "Bring a tunnel up that a wg-quick file describes, or take its changes."
+        "rustguard_py.cli.up:command", "Bring up the tunnel of a wg-quick file, or apply the file's changes."
     ),
-    "down": Entry("rustguard_py.cli.down:command", "Bring such a tunnel down."),
-    "export": Entry("rustguard_py.cli.export:command", "Write a wg-quick file: for a stock WireGuard app."),
-    "import": Entry("rustguard_py.cli.import_file:command", "Make a server of what a wg-quick file has served."),
+    "down": Entry("rustguard_py.cli.down:command", "Bring down a tunnel that `up` brought up."),
+    "export": Entry("rustguard_py.cli.export:command", "Write a wg-quick file for a stock WireGuard app."),
+    "import": Entry(
+        "rustguard_py.cli.import_file:command", "Turn the server of a wg-quick file into a RustGuard server."
+    ),
     "genkey": Entry("rustguard_py.cli.genkey:command", "Make a private key, as `wg genkey` does."),
     "pubkey": Entry(
         "rustguard_py.cli.pubkey:command", "Turn a private key into its public key, as `wg pubkey` does."
@@ -66,14 +69,14 @@ VERBS: Mapping[str, Entry] = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports a verb when it's called, and lists all of them from the table."""
+    """A group that lists its verbs from the table and imports one only when it is called."""
 
     def list_commands(self, _: click.Context) -> list[str]:
-        """Name the verbs in the table's order."""
+        """Return the names of the verbs in the table's order."""
         return list(VERBS)
 
     def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a verb."""
+        """Import a verb and return its command."""
         entry = VERBS.get(cmd_name)
         if entry is None:
             return None
@@ -91,7 +94,7 @@ class LazyGroup(click.Group):
         write_examples(formatter, EXAMPLES)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
-        """Complete a verb's name without importing one."""
+        """Return the verbs that begin so, without importing one."""
         from click.shell_completion import CompletionItem
 
         verbs = [
@@ -105,7 +108,28 @@ class LazyGroup(click.Group):
 @click.group("rustguard", cls=LazyGroup, context_settings=CONTEXT_SETTINGS)
 @click.version_option(__version__, "--version", prog_name="rustguard")
 def group() -> None:
-    """Let machines into a WireGuard network with a token they share with it, during a window that you open."""
+    """Admit machines to a WireGuard network with a shared token, during a window that you open."""
+
+
+def new_context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
+    """Return a context to describe a command in.
+
+    It has the command's settings, because click keeps the help option that it makes in the first context.
+    """
+    return click.Context(command, info_name=name, parent=parent, **command.context_settings)
+
+
+def visible_commands(root: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
+    """Yield every command that isn't hidden with its context; a group comes before its own commands."""
+    for name, entry in VERBS.items():
+        command = None if entry.hidden else group.get_command(root, name)
+        if command is None:
+            continue
+        context = new_context(command, name, root)
+        yield command, context
+        if isinstance(command, click.Group):
+            for below, each in command.commands.items():
+                yield each, new_context(each, below, context)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -135,14 +159,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def report(error: RustGuardError) -> None:
-    """Say an error and its fix on stderr."""
-    click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {error.message}", err=True)
-    for line in error.fix.splitlines():
-        click.echo(f"  {line}", err=True)
+    """Print an error and its fix on stderr."""
+    click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {printable(error.message)}", err=True)
+    for line in error.fix.split("\n") if error.fix else ():
+        click.echo(f"  {printable(line)}", err=True)
 
 
 def main() -> NoReturn:
-    """Be the program."""
+    """Run the program."""
     arguments = sys.argv[1:]
     wipe_arguments()
     sys.exit(run(arguments))

@@ -1,7 +1,7 @@
-"""`rustguard bench`: what the engines here can do on this machine, side by side.
+"""`rustguard bench`: compare the engines that run on this machine.
 
-Each is measured as a user runs it, `serve` on one host and `join` on another, in hosts of a lab of its own. They take
-turns, round by round, so that what else the machine does meets all of them.
+Each is measured as a user runs it: `serve` on one host and `join` on another, in a lab of its own. The engines take
+turns in every round, so that other load of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -68,15 +68,19 @@ class Sample:
     "bench",
     cls=Verb,
     examples=[
-        ("sudo rustguard bench", "a minute; no network is touched and nothing is left behind"),
-        ("sudo rustguard bench --rounds 5 --seconds 5", "the same with less chance in it"),
+        ("sudo rustguard bench", "takes a minute, touches no network and leaves nothing behind"),
+        ("sudo rustguard bench --rounds 5 --seconds 5", "the same with less variation"),
     ],
 )
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Turns of each engine.")
-@click.option("--seconds", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="Of each TCP stream.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Number of turns of each engine."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="Length of each TCP stream."
+)
 @json_option
 def command(rounds: int, seconds: float, as_json: bool) -> None:
-    """Compare the engines that run here, and say which one `auto` takes.
+    """Compare the engines that run here, and show which one `auto` takes.
 
     Two hosts in network namespaces, a tunnel between them, one TCP stream each way, and pings. Both ends share this
     machine's cores: compare the rows with each other, not with what a network can do.
@@ -96,7 +100,7 @@ def command(rounds: int, seconds: float, as_json: bool) -> None:
 
 
 def contenders() -> tuple[list[Contender], dict[str, str]]:
-    """Give those that can run here, the link alone first, and why others can't, by name."""
+    """Return what can run here, the link alone first, and why other engines can't, by name."""
     from rustguard_py import engine
 
     found, missing = [Contender("no tunnel", None)], {}
@@ -125,10 +129,10 @@ def _auto() -> tuple[str, str]:
 
 
 def measure(contender: Contender, seconds: float) -> Sample:
-    """Let a contender carry traffic between two hosts of its own.
+    """Return one sample of a contender, which carries traffic between two hosts of its own.
 
     Raises:
-        RustGuardError: It doesn't.
+        RustGuardError: It carries none.
     """
     with tempfile.TemporaryDirectory(prefix="rustguard-bench-") as directory, Lab() as lab:
         server, client = lab.host("server"), lab.host("client")
@@ -143,7 +147,7 @@ def measure(contender: Contender, seconds: float) -> Sample:
 
 @contextmanager
 def _tunnel(directory: Path, server: Host, client: Host, there: End, words: str) -> Iterator[list[int]]:
-    """Run a tunnel; give the process ids of its two ends."""
+    """Run a tunnel; the context is the process ids of its two ends."""
     token = secrets.token_urlsafe(24)
     home, guest = (
         Machine(host, directory / host.name, directory / f"{host.name}-run", token) for host in (server, client)
@@ -167,7 +171,7 @@ def _tunnel(directory: Path, server: Host, client: Host, there: End, words: str)
 def _sample(client: Host, server: Host, address: str, programs: list[int], seconds: float) -> Sample:
     before = _cpu_seconds(programs)
     up = _stream(client, server, address, seconds)
-    # The warm-up second moves bytes too: what is divided by is all that went up, at the rate that was seen.
+    # The warm-up second moves bytes too, so divide by all bytes that went up, at the measured rate.
     gigabytes = up * (seconds + 1) / 8 / 1e3
     cpu = (_cpu_seconds(programs) - before) / gigabytes if programs else None
     down = _stream(server, client, address, seconds, back=True)
@@ -175,8 +179,8 @@ def _sample(client: Host, server: Host, address: str, programs: list[int], secon
 
 
 def _stream(sender: Host, taker: Host, address: str, seconds: float, *, back: bool = False) -> float:
-    """Give the rate of one stream, Mbit/s."""
-    # Whoever takes listens; the way back, that is the client, at its own address.
+    """Return the rate of one stream, in Mbit/s."""
+    # The receiver listens. On the way back that is the client, at its own address.
     where = _own_address(taker, address) if back else address
     program = [sys.executable, "-P", "-m", "rustguard_py.lab.stream"]
     taking = taker.popen([*program, "take", where, str(PORT), str(seconds)], stdout=subprocess.PIPE)
@@ -187,12 +191,12 @@ def _stream(sender: Host, taker: Host, address: str, seconds: float, *, back: bo
     said, _ = taking.communicate(timeout=seconds + PATIENCE)
     sending.wait(PATIENCE)
     if taking.returncode != 0:
-        raise RustGuardError("The stream broke off.")
+        raise RustGuardError("The stream was interrupted.")
     return float(said)
 
 
 def _own_address(host: Host, towards: str) -> str:
-    """Give the address that a host sends from towards another."""
+    """Return the address that a host sends from towards another."""
     routes = json.loads(host.run(["ip", "-j", "route", "get", towards]).stdout)
     return str(routes[0]["prefsrc"])
 
@@ -206,7 +210,7 @@ def _ping(host: Host, address: str) -> float:
 
 
 def _cpu_seconds(programs: list[int]) -> float:
-    """Give what processes used so far, their threads included: proc(5), utime and stime."""
+    """Return the CPU seconds of processes so far, with all threads: proc(5), utime and stime."""
     ticks = 0
     for pid in programs:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

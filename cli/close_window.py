@@ -1,4 +1,4 @@
-"""`rustguard close`: let no new peers in any more."""
+"""`rustguard close`: admit no more new peers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rustguard_py.cli.daemon import ask
 from rustguard_py.cli.verb import Verb, state_option
 
 
-@click.command("close", cls=Verb, examples=[("rustguard close", "peers that joined stay")])
+@click.command("close", cls=Verb, examples=[("rustguard close", "peers that joined stay connected")])
 @state_option
 def command(state: Path | None) -> None:
-    """Close the server's window: nobody new may join. Closing a closed one is no error."""
+    """Close the server's window: no new peer may join. Closing a closed window is no error."""
     ask(state, "close")
     click.echo("Closed.", err=True)

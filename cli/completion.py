@@ -1,4 +1,4 @@
-"""`rustguard completion`: what a shell needs to complete our command lines."""
+"""`rustguard completion`: print the script with which a shell completes our command lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rustguard_py.model.errors import UsageError
     "completion",
     cls=Verb,
     examples=[
-        ("rustguard completion bash > /etc/bash_completion.d/rustguard", "bash, for everybody"),
+        ("rustguard completion bash > /etc/bash_completion.d/rustguard", "bash, for every user"),
         ("rustguard completion zsh > ~/.zfunc/_rustguard", "zsh, with ~/.zfunc in fpath"),
         ("rustguard completion fish > ~/.config/fish/completions/rustguard.fish", "fish"),
     ],
@@ -24,6 +24,6 @@ def command(shell: str) -> None:
 
     completion = get_completion_class(shell)
     if completion is None:
-        raise UsageError(f"There is no completion for {shell}.")
+        raise UsageError(f"There is no completion for {shell}.", "Choose bash, zsh or fish.")
     root = click.get_current_context().find_root().command
     click.echo(completion(root, {}, "rustguard", "_RUSTGUARD_COMPLETE").source())

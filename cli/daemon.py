@@ -1,4 +1,4 @@
-"""Which daemon a command means, and asking it."""
+"""Finds the daemon that a command is for, and calls it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ START = "Start one: `sudo rustguard serve …` or `sudo rustguard join …`."
 
 
 def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Ask the daemon that is meant.
+    """Return the daemon's answer to a request.
 
     Args:
-        state: Its state directory, or None where only one runs.
-        method: What to do.
-        params: With what.
+        state: The daemon's state directory, or None where only one runs.
+        method: The method of the control socket.
+        params: Its parameters.
 
     Raises:
         NotRunningError: None runs, or not on this state.
-        UsageError: Several run and none was named.
-        RustGuardError: What the daemon said.
+        UsageError: Several run, and `state` is None.
+        RustGuardError: The daemon's own error.
     """
     return call(find_socket(state), method, params)
 
 
 def find_socket(state: Path | None) -> Path:
-    """Find the control socket of the daemon that is meant; see `ask` for the errors."""
+    """Return the control socket of the daemon; see `ask` for arguments and errors."""
     if state is not None:
         socket = paths.find_socket(state)
         if socket is None:
@@ -47,6 +47,7 @@ def find_socket(state: Path | None) -> Path:
         command = context.command_path if context else "rustguard status"
         lines = [f"{command} --state {quote(str(candidate.state_directory))}" for candidate in candidates]
         raise UsageError(
-            f"{len(candidates)} daemons run here; say which one is meant.", "\n".join(["One of:", *lines])
+            f"{len(candidates)} daemons run here, and the command is for one of them.",
+            "\n".join(["Choose one:", *lines]),
         )
     return candidates[0].socket

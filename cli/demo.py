@@ -29,7 +29,9 @@ THROUGHPUT_SECONDS = 3
 PINGS = 200
 
 
-@click.command("demo", cls=Verb, examples=[("sudo rustguard demo", "under a minute; nothing is left behind")])
+@click.command(
+    "demo", cls=Verb, examples=[("sudo rustguard demo", "takes less than a minute and leaves nothing behind")]
+)
 def command() -> None:
     """Watch two hosts on this machine find each other with a token, carry traffic and part."""
     stage = Stage("rustguard demo", "three hosts in network namespaces on this machine; nothing else is touched")
@@ -40,7 +42,7 @@ def command() -> None:
 
 
 class Demo:
-    """The play, in scenes; the first that fails ends it."""
+    """The scenes of the demonstration. The first that fails ends it."""
 
     def __init__(self, lab: Lab, directory: Path, stage: Stage) -> None:
         self._stage = stage
@@ -79,7 +81,7 @@ class Demo:
                     return
 
     def _serve(self) -> str:
-        # 51820 and no address: it listens on all of them, over both families.
+        # Port 51820, on all addresses of both families.
         self._programs["server"] = self._server.start(f"serve --pool {POOL}")
         document = self._await("the server's control socket", self._server.status)
         return f"listening on UDP {document['port']}, fingerprint {document['fingerprint']}, window closed"
@@ -129,7 +131,7 @@ class Demo:
             # The listener may not be up yet at the first try.
             said = json.loads(self._laptop.host.run(argv, timeout=PATIENCE, check=False).stdout or "{}")
             if "sum_received" not in said.get("end", {}):
-                raise RustGuardError(f"iperf3 says {said.get('error')}")
+                raise RustGuardError(f"iperf3 failed: {said.get('error')}")
             return float(said["end"]["sum_received"]["bits_per_second"]) / 1e6
 
         return float(self._await("iperf3", measured))
@@ -167,11 +169,11 @@ class Demo:
         return "both ended with exit code 0; no interface, route or socket left"
 
     def _await(self, what: str, attempt: Callable[[], Any]) -> Any:
-        """Try until it gives something that is true."""
+        """Return the first true result of repeated attempts."""
         return eventually(what, attempt, self._programs)
 
     def _logs(self) -> str:
-        logs = [f"{m.host.name} said:\n{m.log.read_text()}" for m in self._machines if m.log.exists()]
+        logs = [f"output of {m.host.name}:\n{m.log.read_text()}" for m in self._machines if m.log.exists()]
         return "\n".join(logs).replace(self._token, "…")
 
 
@@ -180,7 +182,7 @@ def _expect(holds: bool, otherwise: str) -> None:
         raise RustGuardError(otherwise)
 
 
-# Three of them are far beyond the 20 guesses of a window.
+# Twenty guesses, which a window allows, are far too few for three of these words.
 _WORDS = (
     *("acorn", "amber", "anchor", "bamboo", "basil", "beacon", "birch", "breeze", "cactus", "candle", "canyon"),
     *("cherry", "cinder", "clover", "cobalt", "comet", "copper", "coral", "cotton", "crater", "cricket", "dahlia"),

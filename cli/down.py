@@ -1,4 +1,4 @@
-"""`rustguard down`: the end of a tunnel that `rustguard up` made."""
+"""`rustguard down`: end a tunnel that `rustguard up` made."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import click
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.model.errors import NotRunningError, RustGuardError
+from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
 
-# Hooks may take their time.
+# The file's hooks may take long.
 SECONDS = 120.0
 
 
@@ -21,14 +22,14 @@ SECONDS = 120.0
     "down",
     cls=Verb,
     examples=[
-        ("sudo rustguard down wg0", "everything that `up` did is taken back"),
-        ("sudo rustguard down wg0", "also when it was killed: what it left (rules, DNS) is taken back"),
+        ("sudo rustguard down wg0", "undo everything that `up` did"),
+        ("sudo rustguard down wg0", "the same after it was killed: rules and DNS that it left are undone"),
     ],
 )
 @click.argument("name", metavar="FILE|NAME|INTERFACE")
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 def command(name: str, state: Path | None) -> None:
-    """Bring down a tunnel that `rustguard up` brought up: PreDown, all changes taken back, PostDown."""
+    """Bring down a tunnel that `rustguard up` brought up: run PreDown, undo all changes, run PostDown."""
     from rustguard_py.quick.conf_files import interface_of
 
     interface = interface_of(name)
@@ -43,9 +44,9 @@ def command(name: str, state: Path | None) -> None:
 def _end(socket: Path) -> None:
     answer = call(socket, "down", timeout=SECONDS)
     for line in answer["changes"]:
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
     deadline = time.monotonic() + SECONDS
-    # Only the socket is left, for a moment.
+    # The daemon removes its socket a moment after it answers.
     while listens(socket) and time.monotonic() < deadline:
         time.sleep(0.01)
     if answer["failed"]:
@@ -55,7 +56,7 @@ def _end(socket: Path) -> None:
 
 
 def _repair(directory: Path) -> bool:
-    """Take back what a killed one left; False if there is nothing."""
+    """Undo what a killed daemon left; return False if it left nothing."""
     if not paths.undo_file(directory).exists():
         return False
 
@@ -64,6 +65,6 @@ def _repair(directory: Path) -> bool:
 
     document = Document.open(directory)
     try:
-        return asyncio.run(repair(directory, lambda line: click.echo(line, err=True)))
+        return asyncio.run(repair(directory, lambda line: click.echo(printable(line), err=True)))
     finally:
         document.close()

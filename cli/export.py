@@ -14,6 +14,7 @@ from rustguard_py.cli.genkey import warn_if_world_accessible
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
 
 
@@ -109,8 +110,10 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
     else:
         offered = admissions.admit_at_rest(directory, name, public_key(private), preshared)
     config = export.of_peer(offered, private, preshared, host, port)
+    name = printable(offered["name"])
     click.echo(
-        f"Admitted {offered['name']}, {offered['addresses'][0]}. Its key is in this file and nowhere else.", err=True
+        f"Admitted {name}, {offered['addresses'][0]}. Its key is in this file and nowhere else.",
+        err=True,
     )
     if endpoint is None:
         where = config.peers[0].endpoint

@@ -1,4 +1,4 @@
-"""Running `serve` and `join`: what goes to stderr, what a crash may leave, and going to the background."""
+"""How the daemons (`serve`, `join`, `up`, `rustguard-wg`) run: output, core dumps, and the background."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -16,29 +17,32 @@ from typing import Any, NoReturn
 
 import click
 
+from rustguard_py.cli import logs
 from rustguard_py.daemon.console import Voice
+from rustguard_py.model.printable import printable
 
 _PR_SET_DUMPABLE = 4
 _LOG_LIMIT = 1 << 20
 
 
-def run(work: Callable[[Voice], Coroutine[Any, Any, None]]) -> None:
-    """Run to the end; errors are the caller's."""
+def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging.INFO) -> None:
+    """Run a daemon until it ends.
+
+    Args:
+        work: What it does, given where to print its lines.
+        level: The least level that is logged, where `--log-level` chose none.
+    """
     _no_core_dump()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # pyroute2 and asyncio have nothing to say to a user.
-    for name in ("pyroute2", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL if name == "pyroute2" else logging.WARNING)
-    voice = Voice(change=lambda line: _say(line, dim=True), say=_say)
-    asyncio.run(work(voice))
+    logs.configure(level)
+    asyncio.run(work(Voice(change=lambda line: _print(line, dim=True), say=_print)))
 
 
-def _say(line: str, *, dim: bool | None = None) -> None:
-    # A terminal that was closed hears no more, and what is to be taken back must be all the same.
+def _print(line: str, *, dim: bool | None = None) -> None:
+    if Background.left_terminal:
+        line = f"{logs.timestamp(time.time())} {line}"
+    # The terminal may be closed. What was changed on the system must be undone even then.
     with suppress(OSError):
-        click.secho(line, err=True, dim=dim)
+        click.secho(printable(line), err=True, dim=dim)
 
 
 def _no_core_dump() -> None:
@@ -49,28 +53,33 @@ def _no_core_dump() -> None:
 
 
 class Background:
-    """Going to the background once there is something to report.
+    """The way to the background, once the daemon has something to report.
 
-    The process forks at once; the parent waits, with the terminal, until the child calls `ready`, and ends then. If
-    the child ends before, the parent ends with the same exit code.
+    The process forks at once. The parent keeps the terminal until the child calls `ready`, and then ends. If the
+    child ends before that, the parent ends with the same exit code.
+
+    Attributes:
+        left_terminal: Whether this process writes to the log file already.
 
     Args:
-        log: Where the child writes from then on; begun anew when it has grown over 1 MiB.
-        said: What the parent says at its end, given the child's process id.
+        log: The file that the child writes to from then on. A file of more than 1 MiB is replaced by a new one.
+        farewell: Returns what the parent prints at its end, given the child's process id.
     """
 
-    def __init__(self, log: Path, said: Callable[[int], str] | None = None) -> None:
+    left_terminal = False
+
+    def __init__(self, log: Path, farewell: Callable[[int], str] | None = None) -> None:
         self._log = log
         readable, self._writable = os.pipe()
         child = os.fork()
         if child:
             os.close(self._writable)
-            _wait(readable, child, said or _in_the_background)
+            _wait(readable, child, farewell or _in_the_background)
         os.close(readable)
         os.setsid()
 
     def ready(self) -> None:
-        """Let the parent end, and leave the terminal."""
+        """Leave the terminal, and let the parent end."""
         if self._log.exists() and self._log.stat().st_size > _LOG_LIMIT:
             self._log.unlink()
         sys.stdout.flush()
@@ -81,6 +90,7 @@ class Background:
             os.dup2(source, target)
         os.close(nothing)
         os.close(log)
+        Background.left_terminal = True
         os.write(self._writable, b"r")
         os.close(self._writable)
 
@@ -89,12 +99,12 @@ def _in_the_background(child: int) -> str:
     return f"In the background, process {child}. To end it: kill {child}"
 
 
-def _wait(readable: int, child: int, said: Callable[[int], str]) -> NoReturn:
-    # A Ctrl-C at the terminal doesn't reach the child, which is in a session of its own.
+def _wait(readable: int, child: int, farewell: Callable[[int], str]) -> NoReturn:
+    # The child is in a session of its own, so Ctrl-C at the terminal doesn't reach it.
     signal.signal(signal.SIGINT, lambda *_: os.kill(child, signal.SIGTERM))
     ready = os.read(readable, 1)
     if ready:
-        click.echo(said(child), err=True)
+        click.echo(farewell(child), err=True)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     os._exit(os.waitstatus_to_exitcode(status) % 256)

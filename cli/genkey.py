@@ -1,4 +1,4 @@
-"""`rustguard genkey`: a fresh private key, byte for byte in the form of `wg genkey`."""
+"""`rustguard genkey`: make a private key, in the form of `wg genkey`, byte for byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rustguard_py.cli.verb import Verb
 
 
 def clamp(key: bytes) -> bytes:
-    """Clamp 32 random bytes to an X25519 private key (RFC 7748, section 5), as wg writes them."""
+    """Return 32 random bytes clamped to an X25519 private key (RFC 7748, section 5), as wg writes them."""
     return bytes([key[0] & 248, *key[1:31], (key[31] & 127) | 64])
 
 
@@ -29,7 +29,7 @@ def command() -> None:
 
 
 def warn_if_world_accessible() -> None:
-    """Say so on stderr if others can read what standard output is written to, as `wg genkey` does."""
+    """Warn if standard output is a file that others can read, as `wg genkey` does."""
     try:
         mode = os.fstat(sys.stdout.fileno()).st_mode
     except (OSError, ValueError):

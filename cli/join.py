@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import sys
 from pathlib import Path
 
 import click
 
 from rustguard_py.cli.secret import find_token, read_token
-from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
+from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
 from rustguard_py.data_path import DataPath
+from rustguard_py.model.peer_names import label_of
+from rustguard_py.model.printable import printable
 
 
 @click.command(
@@ -19,6 +23,7 @@ from rustguard_py.data_path import DataPath
         ("sudo rustguard join home.example --token -", "join; it asks for the token"),
         ("sudo rustguard join", "connect to the network joined last; needs no token and no window"),
         ("sudo rustguard join home.example --daemon", "the same for a named one, in the background"),
+        ("sudo rustguard join --routes 192.168.7.0/24", "also reach this network behind the server, if it offers it"),
     ],
 )
 @click.argument("server", metavar="[HOST[:PORT]]", required=False)
@@ -30,11 +35,18 @@ from rustguard_py.data_path import DataPath
     metavar="FINGERPRINT",
     help="Refuse a server with another fingerprint (serve prints it).",
 )
+@click.option(
+    "--routes",
+    metavar="all|none|LIST",
+    help="Networks behind the server to reach through it, of those that it offers: all, none, or a list with commas; "
+    "kept.  [default: those accepted before; it asks about others on a terminal]",
+)
 @click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
 @click.option("--save-only", is_flag=True, help="Join and save the network; carry no traffic.")
 @click.option("--daemon", is_flag=True, help="Go to the background once the interface is up, connected or not.")
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @data_path_options
+@log_level_option("info")
 @state_option
 def command(
     server: str | None,
@@ -42,6 +54,7 @@ def command(
     token_file: Path | None,
     name: str | None,
     fingerprint: str | None,
+    routes: str | None,
     interface: str | None,
     save_only: bool,
     daemon: bool,
@@ -57,6 +70,7 @@ def command(
 
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.enroll.client.obtain import Applicant, Target
+    from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice
     from rustguard_py.enroll.client.start import JoinOptions, join
     from rustguard_py.state.paths import state_directory
 
@@ -64,6 +78,9 @@ def command(
     if secret is None and server is not None and not (directory / "state.json").exists():
         # Nothing is saved, so a token is needed.
         secret = read_token(None, None, warn_if_weak=False)
+    in_background = daemon and not save_only
+    # The daemon in the background is in another session than the terminal, and can't read from it.
+    asks = not in_background and sys.stdin.isatty() and sys.stderr.isatty()
     options = JoinOptions(
         directory=directory,
         target=Target.parse(server, fingerprint),
@@ -72,14 +89,27 @@ def command(
         save_only=save_only,
         data_path=data_path,
         group=group,
+        answers=RouteAnswers(None if routes is None else RouteChoice.parse(routes), _confirm if asks else None),
     )
-    background = Background(directory.with_suffix(".log")) if daemon and not save_only else None
+    background = Background(directory.with_suffix(".log")) if in_background else None
     run(lambda voice: join(options, voice, background.ready if background else lambda: None))
 
 
 def _name(given: str | None) -> str:
-    """Return the name to ask for: the one given, or this machine's name cut to the length that a name may have."""
+    """Return the name to ask for: the one given, or the one that this machine's name makes."""
     if given is not None:
         return given
-    short = socket.gethostname().partition(".")[0]
-    return short.encode()[:45].decode(errors="ignore")
+    return label_of(socket.gethostname().partition(".")[0])
+
+
+async def _confirm(question: str) -> bool:
+    """Ask at the terminal, so that Ctrl-C still works. Return whether the answer is yes."""
+    click.echo(f"{printable(question)} [y/N] ", err=True, nl=False)
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""A host of a lab on which `rustguard` runs as a person would run it: for `demo` and `bench`."""
+"""A host of a lab that runs `rustguard` as a person would. `demo` and `bench` use it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 from rustguard_py.lab.hosts import Host
 from rustguard_py.model.errors import RustGuardError
 
-# What anything may take before it counts as failed, seconds.
+# Seconds after which anything counts as failed.
 PATIENCE = 30.0
 
 
 @dataclass(slots=True)
 class Machine:
-    """A host and the programs of ours on it.
+    """A host, and how `rustguard` runs on it.
 
     Attributes:
-        host: Where they run.
+        host: The host.
         state: Its state directory.
         runtime: Its runtime directory.
-        token: What the programs are given.
+        token: The token of its commands.
     """
 
     host: Host
@@ -41,35 +41,35 @@ class Machine:
         return [sys.executable, "-P", "-m", "rustguard_py.cli", *words.split(), "--state", str(self.state)]
 
     def start(self, words: str) -> subprocess.Popen[str]:
-        """Start `rustguard WORDS`; what it says goes to a log."""
+        """Start `rustguard WORDS`, with its output in `log`."""
         return self.host.popen(self._argv(words), log=self.log, env=self._environment())
 
     def run(self, words: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run `rustguard WORDS` to its end."""
+        """Run `rustguard WORDS` and return its output once it has ended."""
         return self.host.run(self._argv(words), env=self._environment(), check=check, timeout=PATIENCE)
 
     def status(self) -> dict[str, Any]:
-        """Give the status document."""
+        """Return the status document."""
         document: dict[str, Any] = json.loads(self.run("status --json").stdout)
         return document
 
     def reaches(self, address: str) -> bool:
-        """Say whether a ping is answered."""
+        """Return whether a ping is answered."""
         return self.host.run(["ping", "-c", "1", "-W", "1", address], check=False).returncode == 0
 
     @property
     def log(self) -> Path:
-        """Where what its programs say goes."""
+        """The file with the output of its programs."""
         return self.state.with_suffix(".log")
 
 
 def eventually(what: str, attempt: Callable[[], Any], programs: Mapping[str, subprocess.Popen[str]]) -> Any:
-    """Try until it gives something that is true.
+    """Return the first true result of repeated attempts.
 
     Args:
-        what: What is waited for, for the error.
-        attempt: Called again and again; what it raises is no failure yet.
-        programs: What must go on running meanwhile, by name.
+        what: What the attempts wait for, for the error.
+        attempt: Called repeatedly. A RustGuardError of it is no failure before the time is up.
+        programs: Programs that must keep running meanwhile, by name.
 
     Raises:
         RustGuardError: It didn't come within `PATIENCE`, or a program ended.

@@ -1,4 +1,4 @@
-"""`rustguard man`: the manual page in roff, from the same text as `--help`."""
+"""`rustguard man`: print the manual page in roff, from the text of `--help`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import click
 
 from rustguard_py import __version__
-from rustguard_py.cli.app import EXAMPLES, VERBS, group
+from rustguard_py.cli.app import EXAMPLES, group, visible_commands
 from rustguard_py.cli.verb import Examples, Verb
 
 EXIT_CODES = (
@@ -21,10 +21,12 @@ EXIT_CODES = (
 ENVIRONMENT = (
     ("RUSTGUARD_STATE", "the state directory, as --state"),
     ("RUSTGUARD_RUNTIME", "the directory of the control sockets"),
-    ("RUSTGUARD_TOKEN", "the token; taken out of the environment once read"),
+    ("RUSTGUARD_TOKEN", "the token; removed from the environment once read"),
+    ("RUSTGUARD_ENGINE", "the engine, as --engine"),
+    ("RUSTGUARD_LOG", "what the daemons log, as --log-level"),
     (
         "RUSTGUARD_AEAD",
-        "with ring, the native engine seals and opens packets one by one even where it could do sixteen at once",
+        "with ring, the native engine seals and opens packets one by one; by default up to sixteen at once",
     ),
 )
 
@@ -37,16 +39,14 @@ def command() -> None:
 
 
 def page(root: click.Context) -> Iterator[str]:
-    """Write the manual page, a line of roff each (man-pages(7))."""
+    """Yield the manual page, line by line, in roff (man-pages(7))."""
     yield f'.TH RUSTGUARD 8 "" "rustguard {__version__}" ""'
     yield from (".SH NAME", r"rustguard \- zero-config enrollment VPN, WireGuard on the wire")
     yield from (".SH SYNOPSIS", r"\fBrustguard\fR \fICOMMAND\fR [\fIARGS\fR]")
     yield from (".SH DESCRIPTION", _text(group.help or ""))
     yield ".SH COMMANDS"
-    for name, entry in VERBS.items():
-        found = None if entry.hidden else group.get_command(root, name)
-        if found is not None:
-            yield from _verb(found, click.Context(found, info_name=name, parent=root))
+    for verb, context in visible_commands(root):
+        yield from _verb(verb, context)
     yield ".SH EXAMPLES"
     yield from _examples(EXAMPLES)
     yield ".SH ENVIRONMENT"
@@ -63,9 +63,6 @@ def _verb(verb: click.Command, context: click.Context) -> Iterator[str]:
     records = [parameter.get_help_record(context) for parameter in verb.params]
     yield from _terms(record for record in records if record is not None and record[1])
     yield from _examples(getattr(verb, "examples", ()))
-    if isinstance(verb, click.Group):
-        for name, below in verb.commands.items():
-            yield from _verb(below, click.Context(below, info_name=name, parent=context))
 
 
 def _terms(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -79,6 +76,6 @@ def _examples(examples: Examples) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Escape what roff would take as its own, line by line."""
+    """Escape what roff would take for a request, line by line."""
     lines = (line.strip().replace("\\", r"\e").replace("-", r"\-") for line in text.splitlines())
     return "\n".join(rf"\&{line}" if line.startswith((".", "'")) else line for line in lines if line)

@@ -1,4 +1,4 @@
-"""`rustguard open`: let new peers in for a while."""
+"""`rustguard open`: admit new peers for a while."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rustguard_py.model.defaults import DEFAULT_PORT
     cls=Verb,
     examples=[
         ("rustguard open", "for a minute"),
-        ("rustguard open 600", "for ten minutes; replaces what is left of the minute before"),
+        ("rustguard open 600", "for ten minutes from now, also when it is open already"),
     ],
 )
 @click.argument("seconds", type=click.IntRange(min=1), default=60)
 @state_option
 def command(seconds: int, state: Path | None) -> None:
-    """Open the server's window for SECONDS (60): who knows the token may join meanwhile."""
+    """Open the server's window for SECONDS (60): anyone who knows the token may join meanwhile."""
     ask(state, "open", {"seconds": seconds})
     server = ask(state, "status")
     port = "" if server["port"] == DEFAULT_PORT else f":{server['port']}"

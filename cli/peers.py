@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from rustguard_py.cli.daemon import ask
 from rustguard_py.cli.verb import VerbGroup, json_option, state_option
+from rustguard_py.model.printable import printable, printable_json
 
 SCHEMA = 1
 
@@ -18,23 +18,23 @@ SCHEMA = 1
     cls=VerbGroup,
     invoke_without_command=True,
     examples=[
-        ("rustguard peers", "one row a peer"),
-        ("rustguard peers rename laptop annas-laptop", "its address stays"),
-        ("rustguard peers revoke annas-laptop", "at once; its address is free again"),
+        ("rustguard peers", "one row per peer"),
+        ("rustguard peers rename laptop annas-laptop", "its address stays the same"),
+        ("rustguard peers revoke annas-laptop", "disconnect it at once; its address is free again"),
     ],
 )
 @json_option
-@click.option("-v", "--verbose", is_flag=True, help="Whole keys and all addresses.")
+@click.option("-v", "--verbose", is_flag=True, help="Show whole keys and all addresses.")
 @state_option
 @click.pass_context
 def command(context: click.Context, as_json: bool, verbose: bool, state: Path | None) -> None:
-    """List the peers; or, with a command, rename, revoke or restore one."""
+    """List the peers, or rename, revoke or restore one with a command."""
     context.obj = state
     if context.invoked_subcommand is not None:
         return
     peers = ask(state, "peers")["peers"]
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "peers": peers}, indent=2, ensure_ascii=False))
+        click.echo(printable_json({"schema": SCHEMA, "peers": peers}, indent=2))
         return
     from rustguard_py.cli import render
 
@@ -44,15 +44,15 @@ def command(context: click.Context, as_json: bool, verbose: bool, state: Path | 
         click.echo("No peers yet. Let one in: rustguard open", err=True)
 
 
-@command.command("revoke", examples=[("rustguard peers revoke phone", "also while it's connected")])
+@command.command("revoke", examples=[("rustguard peers revoke phone", "works while it is connected, too")])
 @click.argument("who", metavar="NAME|KEY")
 @state_option
 @click.pass_obj
 def revoke(above: Path | None, who: str, state: Path | None) -> None:
-    """Shut a peer out at once, and its key for good; its address is free again."""
+    """Disconnect a peer at once and refuse its key from then on. Its address is free again."""
     answer = ask(state or above, "revoke", {"who": who})
     peer = answer["peer"]
-    click.echo(f"Revoked {peer['name']}; {peer['address4']} is free again.", err=True)
+    click.echo(f"Revoked {printable(peer['name'])}; {peer['address4']} is free again.", err=True)
     click.echo(f"To let it join again: rustguard peers restore {peer['public_key']}", err=True)
     if answer.get("may_know_token"):
         click.echo(
@@ -65,26 +65,26 @@ def revoke(above: Path | None, who: str, state: Path | None) -> None:
 
 @command.command(
     "restore",
-    examples=[("rustguard peers restore xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=", "it may join again")],
+    examples=[("rustguard peers restore xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=", "let it join again")],
 )
 @click.argument("key")
 @state_option
 @click.pass_obj
 def restore(above: Path | None, key: str, state: Path | None) -> None:
-    """Take back a revocation: who has KEY may join again while the window is open."""
+    """Undo a revocation: the peer with KEY may join again while the window is open."""
     ask(state or above, "restore", {"key": key})
     click.echo("It may join again while the window is open: rustguard open", err=True)
 
 
-@command.command("rename", examples=[("rustguard peers rename laptop annas-laptop", "its address stays")])
+@command.command("rename", examples=[("rustguard peers rename laptop annas-laptop", "its address stays the same")])
 @click.argument("old")
 @click.argument("new")
 @state_option
 @click.pass_obj
 def rename(above: Path | None, old: str, new: str, state: Path | None) -> None:
-    """Give the peer OLD the name NEW."""
+    """Rename the peer OLD to NEW."""
     ask(state or above, "rename", {"old": old, "new": new})
-    click.echo(f"{old} is now {new}.", err=True)
+    click.echo(f"{printable(old)} is now {printable(new)}.", err=True)
 
 
 @command.command("reset", examples=[("rustguard peers reset phone", "its clock was wrong, and is right again")])
@@ -97,11 +97,11 @@ def reset(above: Path | None, who: str, state: Path | None) -> None:
     A server refuses handshakes that are older than the last one of the same peer.
     """
     answer = ask(state or above, "reset", {"who": who})
-    name = answer["peer"]["name"]
+    name = printable(answer["peer"]["name"])
     if answer["added_again"]:
         # The kernel kept the timestamp, and forgot it together with the peer.
         click.echo(
-            f"Removed {name} from the kernel's WireGuard and added it again; its session begins anew.", err=True
+            f"Removed {name} from the kernel's WireGuard and added it again; its session starts again.", err=True
         )
     elif answer["was"] is None:
         click.echo(f"There was no handshake of {name} to forget.", err=True)

@@ -1,4 +1,4 @@
-"""`rustguard pubkey`: the public key of a private one, byte for byte as `wg pubkey` does."""
+"""`rustguard pubkey`: print the public key of a private key, as `wg pubkey` does, byte for byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIX = "Give the private key as `rustguard genkey` prints it: 44 characters of b
 
 
 @click.command(
-    "pubkey", cls=Verb, examples=[("rustguard pubkey < private.key", "the public key of a kept private one")]
+    "pubkey", cls=Verb, examples=[("rustguard pubkey < private.key", "the public key of a private key in a file")]
 )
 def command() -> None:
     """Read a private key from standard input and print its public key, both in base64."""
@@ -30,20 +30,20 @@ def command() -> None:
 
 
 def parse_key(text: bytes) -> bytes:
-    """Read 32 bytes of canonical base64, with nothing but white space behind.
+    """Return the 32 bytes of canonical base64; only white space may follow.
 
     Raises:
-        RustGuardError: It's something else.
+        RustGuardError: The text isn't such a key.
     """
     encoded, rest = text[:KEY_LENGTH], text[KEY_LENGTH:]
     try:
         key = base64.b64decode(encoded, validate=True)
     except binascii.Error:
         key = b""
-    # Bits beyond the 32 bytes must be zero, so that each key has one spelling.
+    # Bits after the 32 bytes must be zero, so that each key has only one spelling.
     if len(key) != 32 or base64.b64encode(key) != encoded:
         raise RustGuardError("Key is not the correct length or format.", _FIX)
-    # wg takes zero bytes for white space.
+    # wg treats zero bytes as white space.
     if rest.strip(_WHITE_SPACE):
         raise RustGuardError("Trailing characters found after key.", _FIX)
     return key

@@ -1,4 +1,4 @@
-"""What a person sees of a status document. The only module that imports rich."""
+"""Prints status documents, tables and progress for people. Only this module imports rich."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from rustguard_py.daemon.clocks import why_refused
+from rustguard_py.model.printable import printable
 
 Document = Mapping[str, Any]
 
-# Wide enough for every row: where no terminal is, and where whole keys are asked for, nothing is folded or cut.
+# Wide enough for every row: without a terminal, and with whole keys, no row is folded or cut.
 _UNBOUNDED = 1000
 _KEY_START = 8
 _STATE_STYLES = {"active": "green", "idle": "yellow", "never": "dim", "has-to-join-again": "red"}
 _CLOSED_BECAUSE = {
     "never-opened": "it was never opened",
     "time": "its time was up",
-    "asked": "it was asked to",
+    "asked": "by `rustguard close`",
     "guesses": "its guesses were used up",
 }
 
@@ -44,7 +45,7 @@ def show_peers(document: Document, *, verbose: bool) -> None:
 
 
 def watch_status(read: Callable[[], Document], wait: Callable[[], None], *, verbose: bool) -> None:
-    """Show what `read` gives, again after each `wait`, in place on a terminal, else one below the other.
+    """Show the document that `read` returns, again after each `wait`: in place on a terminal, else one below another.
 
     Ends when one of the two raises.
     """
@@ -60,7 +61,7 @@ def watch_status(read: Callable[[], Document], wait: Callable[[], None], *, verb
 
 
 def status(document: Document, *, verbose: bool) -> RenderableType:
-    """Lay out a status document: summary, one row a peer, warnings."""
+    """Return the layout of a status document: summary, one row per peer, warnings."""
     parts: list[RenderableType] = [_summary(document, verbose)]
     if document["peers"]:
         parts += [Text(), peers(document["peers"], verbose=verbose)]
@@ -76,7 +77,7 @@ def status(document: Document, *, verbose: bool) -> RenderableType:
 
 
 def peers(rows: Sequence[Document], *, verbose: bool) -> RenderableType:
-    """Lay out one row a peer."""
+    """Return a table with one row per peer."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("NAME", "ADDRESS", "STATE", "ENDPOINT"):
         table.add_column(title, no_wrap=title != "ADDRESS")
@@ -86,10 +87,10 @@ def peers(rows: Sequence[Document], *, verbose: bool) -> RenderableType:
     for peer in rows:
         addresses = [address for address in (peer.get("address4"), peer.get("address6")) if address]
         table.add_row(
-            Text(printable(peer["name"])),
-            Text(" ".join(addresses) if verbose else (addresses or ["-"])[0]),
+            Text(_peer_names(peer, verbose)),
+            Text(printable(" ".join(addresses) if verbose else (addresses or ["-"])[0])),
             Text(peer_state(peer), style=_STATE_STYLES.get(peer["state"], "")),
-            Text(peer.get("endpoint") or "-"),
+            Text(printable(peer.get("endpoint") or "-")),
             Text(size(peer["rx_bytes"])),
             Text(size(peer["tx_bytes"])),
             Text(key(peer["public_key"], verbose), style="dim"),
@@ -102,7 +103,7 @@ def _clock_warnings(rows: Sequence[Document]) -> list[str]:
 
 
 def tunnels(rows: Sequence[Document]) -> RenderableType:
-    """Lay out one row a tunnel, with its share of the bytes that all moved."""
+    """Return a table with one row per tunnel and its share of all bytes that were moved."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("TUNNEL", "PORT", "SESSIONS", "CARRIES FOR", "↓", "↑", "SHARE"):
         table.add_column(title, justify="left" if title == "TUNNEL" else "right", no_wrap=True)
@@ -120,6 +121,12 @@ def tunnels(rows: Sequence[Document]) -> RenderableType:
     return table
 
 
+def _peer_names(peer: Document, verbose: bool) -> str:
+    """Return a peer's label, and its DNS name behind it if all is shown and they differ."""
+    name, dns_name = peer["name"], peer.get("dns_name")
+    return printable(f"{name} ({dns_name})" if verbose and dns_name not in (None, name) else name)
+
+
 def peer_state(peer: Document) -> str:
     """Return a peer's state: `active 12s ago`, `idle 5m ago`, `never` or `has to join again`."""
     if peer["state"] == "has-to-join-again":
@@ -131,7 +138,7 @@ def peer_state(peer: Document) -> str:
 
 
 def window_state(window: Document) -> str:
-    """Say whether the window is open, for how long, and what was guessed."""
+    """Return whether the window is open, for how long, and how many guesses were used."""
     guesses = f"{window['guesses_used']} of {window['guesses_allowed']} guesses used"
     if window["open"]:
         return f"open, {duration(window['remaining'])} left, {guesses}"
@@ -140,17 +147,17 @@ def window_state(window: Document) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Say a time roughly: 12s, 3m, 5h, 8d."""
+    """Return a rough duration: 12s, 3m, 5h, 8d."""
     whole = max(0, int(seconds))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        # Up to two of a unit the smaller one tells more.
+        # Below two of a unit, the smaller unit is more precise.
         if whole >= 2 * length:
             return f"{whole // length}{unit}"
     return f"{whole}s"
 
 
 def size(count: int) -> str:
-    """Say a number of bytes: 0 B, 12.3 KiB, 4.0 GiB."""
+    """Return a number of bytes with its unit: 0 B, 12.3 KiB, 4.0 GiB."""
     amount, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while amount >= 1000 and len(units) > 1:
         amount /= 1024
@@ -159,13 +166,8 @@ def size(count: int) -> str:
 
 
 def key(public_key: str, whole: bool) -> str:
-    """Give a key, or enough of it to tell it from others."""
+    """Return a key, or its start, which is enough to recognize it."""
     return public_key if whole else f"{public_key[:_KEY_START]}…"
-
-
-def printable(text: str) -> str:
-    """Replace what a terminal could take as a command: names and reasons may come from the other end."""
-    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], lines: 
 
 @contextmanager
 def show_progress(what: str, *, quiet: bool) -> Iterator[None]:
-    """Say on a terminal what goes on, until it's done."""
+    """Show what is being done, on a terminal, until it is done."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield
@@ -198,10 +200,10 @@ def show_progress(what: str, *, quiet: bool) -> Iterator[None]:
 
 
 class Stage:
-    """Where a demonstration plays: scene after scene, each with a spinner on a terminal, and how it ended.
+    """Prints a demonstration: its scenes, each with a spinner on a terminal, and how each ended.
 
     Args:
-        title: What plays.
+        title: What is shown.
         subtitle: What to know before.
     """
 
@@ -213,7 +215,7 @@ class Stage:
 
     @contextmanager
     def scene(self, where: str, what: str) -> Iterator[Act]:
-        """Play one: give what takes its outcome. One that ends without any has failed."""
+        """Show a scene. The context is an `Act` that takes the outcome; a scene without outcome has failed."""
         act = Act()
         heading = Text.assemble((f"{where:>8}  ", "cyan"), (what, "bold"))
         self._console.print(heading)
@@ -231,12 +233,12 @@ class Stage:
             self._console.print(Text.assemble(" " * 10, (mark, style), f" {act.outcome}", (elapsed, "dim")))
 
     def show_text(self, text: str) -> None:
-        """Show what a program said."""
+        """Print a program's output."""
         for line in text.splitlines():
             self._console.print(Text(f"{'':12}{printable(line)}", style="dim"))
 
     def close(self) -> None:
-        """Say how it all ended."""
+        """Print whether all scenes succeeded, and how long they took."""
         elapsed = time.monotonic() - self._began
         outcome = Text("failed", style="bold red") if self.failed else Text("done", style="bold green")
         self._console.print(Text(), Text.assemble(outcome, f" after {elapsed:.0f} s"), sep="\n")
@@ -247,14 +249,14 @@ class Act:
     """The outcome of a scene."""
 
     succeeded: bool = False
-    outcome: str = "it ended without a word"
+    outcome: str = "it ended without an outcome"
 
     def succeed(self, outcome: str) -> None:
-        """End well."""
+        """Record success."""
         self.succeeded, self.outcome = True, outcome
 
     def fail(self, outcome: str) -> None:
-        """End badly."""
+        """Record failure."""
         self.succeeded, self.outcome = False, outcome
 
 
@@ -266,6 +268,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
     for name, value in (
         (str(document["role"]), f"{document['interface']}{named}, up {duration(document['uptime'])}"),
         ("address", _addresses(document)),
+        ("routes", " ".join(document.get("routes", ()))),
         ("window", window_state(document["window"]) if document.get("window") else None),
         ("pool", _pool(document.get("pool"))),
         ("key", f"{key(document['public_key'], verbose)}  fingerprint {document['fingerprint']}"),
@@ -275,7 +278,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         *((worker["name"], _worker(worker)) for worker in document.get("workers", ()) if verbose),
     ):
         if value:
-            table.add_row(name, Text(value))
+            table.add_row(name, Text(printable(value)))
     return table
 
 

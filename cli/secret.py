@@ -1,4 +1,4 @@
-"""Getting a token without leaving it where others read: not in the process list, not in the environment."""
+"""Reads the token, and wipes it from where others could read it: the process list and the environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rustguard_py.model.errors import UsageError
 OPTION = "--token"
 VARIABLE = "RUSTGUARD_TOKEN"
 MAX_LENGTH = 1024
-# A window allows 20 guesses (docs/enrollment.md), so what must be kept out are a person's first 20 ideas.
+# A window allows 20 guesses (docs/internals/enrollment.md), so a token must not be among a person's first 20 ideas.
 WEAK_LENGTH = 8
 WEAK_CHARACTERS = 4
 
@@ -30,18 +30,18 @@ _MEMORY_FIELDS = slice(45, 49)
 
 
 def read_token(token_option: str | None, token_file: Path | None, *, warn_if_weak: bool = True) -> str:
-    """Get the token from where the user put it, else ask for it: standard input, without echo on a terminal.
+    """Return the token from where the user put it, else read standard input, without echo on a terminal.
 
     Args:
-        token_option: What `--token` said; `-` is standard input.
-        token_file: What `--token-file` said; `-` is standard input.
-        warn_if_weak: Whether to warn about one that is easily guessed. For who chooses it, not who was given it.
+        token_option: The value of `--token`; `-` is standard input.
+        token_file: The value of `--token-file`; `-` is standard input.
+        warn_if_weak: Whether to warn about a weak token. Only for the user who chooses it.
 
     Returns:
-        The token in NFC, so that two keyboards agree on it.
+        The token in NFC, so that two keyboards produce the same.
 
     Raises:
-        UsageError: There is none, or it's none.
+        UsageError: There is none, or it isn't valid.
     """
     token = find_token(token_option, token_file)
     if token is None:
@@ -52,22 +52,22 @@ def read_token(token_option: str | None, token_file: Path | None, *, warn_if_wea
 
 
 def find_token(token_option: str | None, token_file: Path | None) -> str | None:
-    """Get the token if the user gave one by option, file or variable; ask for none.
+    """Return the token of option, file or variable, or None. Never asks for one.
 
     Raises:
-        UsageError: Two were given, or what was given is no token.
+        UsageError: Two were given, or the token isn't valid.
     """
     from_environment = os.environ.pop(VARIABLE, None)
     if from_environment is not None:
         _wipe_environment(VARIABLE)
     if token_option is not None and token_file is not None:
-        raise UsageError("--token and --token-file are given both.", "Leave one out.")
+        raise UsageError("--token and --token-file are both given.", "Leave one out.")
     if token_option == _STANDARD_INPUT or token_file == Path(_STANDARD_INPUT):
         return check_token(_from_standard_input())
     if token_option is not None:
         wipe_arguments()
         sudo = "; sudo's own line still shows it" if _SUDO_VARIABLE in os.environ else ""
-        _warn(f"A token on the command line lies in the shell's history, and was in the process list{sudo}. {_FIX}")
+        _warn(f"A token on the command line stays in the shell's history, and was in the process list{sudo}. {_FIX}")
         return check_token(token_option)
     if token_file is not None:
         return check_token(_from_file(token_file))
@@ -75,7 +75,7 @@ def find_token(token_option: str | None, token_file: Path | None) -> str | None:
 
 
 def check_token(token: str) -> str:
-    """Bring a token to NFC.
+    """Return a token in NFC.
 
     Raises:
         UsageError: It's empty, too long, or holds control characters or broken UTF-8.
@@ -91,18 +91,18 @@ def check_token(token: str) -> str:
 
 
 def is_weak(token: str) -> bool:
-    """Say whether a token could be among a stranger's first guesses."""
+    """Return whether a token could be among a stranger's first guesses."""
     return len(token) < WEAK_LENGTH or len(set(token)) < WEAK_CHARACTERS
 
 
 def wipe_arguments() -> None:
     """Overwrite the value of `--token` in the process's own argv, which `ps` reads. May be called twice.
 
-    `sys.argv` and `sys.orig_argv` lose it too: who still needs it copies them before.
+    `sys.argv` and `sys.orig_argv` lose it too, so copy them first where the token is still needed.
     """
     if not any(argument.startswith(OPTION) for argument in sys.argv):
         return
-    # sudo hands down the whole line it was given.
+    # sudo passes its whole command line on in a variable.
     if OPTION in os.environ.get(_SUDO_VARIABLE, ""):
         os.environ[_SUDO_VARIABLE] = _MASK.decode()
         _wipe_environment(_SUDO_VARIABLE)
@@ -119,7 +119,7 @@ def wipe_arguments() -> None:
 
 
 def _token_places(arguments: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """Give the index of each argument that holds a token, and where in it the token begins."""
+    """Yield the index of each argument that holds a token, and where in it the token begins."""
     option = OPTION.encode()
     for index, argument in enumerate(arguments):
         name, separator, _ = argument.partition(b"=")
@@ -132,7 +132,7 @@ def _token_places(arguments: Sequence[bytes]) -> Iterator[tuple[int, int]]:
 
 
 def _wipe_environment(variable: str) -> None:
-    # Taken out of os.environ or set anew before, so that nothing in this process points there any more.
+    # The caller has removed or replaced it in os.environ, so nothing in this process points there any more.
     memory = _own_memory()
     if memory is None:
         return
@@ -146,7 +146,7 @@ def _wipe_environment(variable: str) -> None:
 
 
 def _own_memory() -> tuple[int, ...] | None:
-    """Give the addresses between which the kernel put our arguments, then our environment, or None."""
+    """Return where the kernel put our arguments (start, end) and our environment (start, end), or None."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -162,7 +162,7 @@ def _read(start: int, end: int) -> bytes:
 
 
 def _overwrite(address: int, length: int) -> None:
-    """Put a mask in place of a secret that hides its length too."""
+    """Replace a secret by a mask that hides its length too."""
     import ctypes
 
     ctypes.memset(address, 0, length)

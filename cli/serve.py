@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from rustguard_py.cli.secret import find_token, is_weak, read_token
-from rustguard_py.cli.verb import Verb, data_path_options, state_option, token_options
+from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import UsageError
 from rustguard_py.state.records import MOST_TUNNELS
@@ -60,6 +60,7 @@ OPEN_SECONDS = 600
 )
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @data_path_options
+@log_level_option("info")
 @state_option
 def command(
     pool: str | None,

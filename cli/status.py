@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from rustguard_py.cli.daemon import ask
 from rustguard_py.cli.verb import Verb, json_option, state_option
+from rustguard_py.model.printable import printable_json
 
 WATCH_SECONDS = 2.0
 
@@ -19,21 +19,21 @@ WATCH_SECONDS = 2.0
     "status",
     cls=Verb,
     examples=[
-        ("rustguard status", "one row a peer"),
-        ("rustguard status --watch", "again every two seconds, until Ctrl-C"),
+        ("rustguard status", "a summary, and one row per peer"),
+        ("rustguard status --watch", "refresh every two seconds, until Ctrl-C"),
         ("rustguard status --json | jq '.peers[].name'", "for scripts"),
     ],
 )
 @json_option
-@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
-@click.option("-v", "--verbose", is_flag=True, help="Whole keys, all addresses, engine, counters and notes.")
+@click.option("--watch", is_flag=True, help="Refresh every two seconds, until Ctrl-C.")
+@click.option("-v", "--verbose", is_flag=True, help="Show whole keys, all addresses, engine, counters and notes.")
 @state_option
 def command(as_json: bool, watch: bool, verbose: bool, state: Path | None) -> None:
     """Show the tunnel, its window and its peers."""
     if not watch:
         document = ask(state, "status")
         if as_json:
-            click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+            click.echo(printable_json(document, indent=2))
         else:
             from rustguard_py.cli import render
 
@@ -42,7 +42,7 @@ def command(as_json: bool, watch: bool, verbose: bool, state: Path | None) -> No
     try:
         _watch(state, as_json, verbose)
     except KeyboardInterrupt:
-        # The way it's meant to end.
+        # Ctrl-C is the usual end of --watch.
         return
 
 
@@ -55,7 +55,7 @@ def _watch(state: Path | None, as_json: bool, verbose: bool) -> None:
 
     if as_json:
         while True:
-            click.echo(json.dumps(read(), ensure_ascii=False))
+            click.echo(printable_json(read()))
             wait()
     from rustguard_py.cli import render
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from rustguard_py.cli.verb import Verb, data_path_options
+from rustguard_py.cli.verb import Verb, data_path_options, log_level_option
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.data_path import DataPath
+from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
 
 # A changed file may have names to look up, and DNS programs to run.
@@ -32,12 +33,15 @@ RELOAD_SECONDS = 60.0
 @click.option(
     "--foreground", is_flag=True, help="Stay in the foreground; without it the command ends when the tunnel is up."
 )
+@click.option("--trust-file", is_flag=True, help="Run the file's hooks even if other users can change the file.")
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 @data_path_options
+@log_level_option("info")
 def command(
     file: str,
     foreground: bool,
+    trust_file: bool,
     group: str | None,
     state: Path | None,
     data_path: DataPath,
@@ -50,21 +54,21 @@ def command(
 
     path = conf_files.find(file)
     interface = conf_files.interface_of(file)
-    conf_files.load(path)
+    conf_files.load_to_run(path, trust=trust_file)
     if warning := conf_files.warning(path):
         click.echo(f"Warning: {warning}", err=True)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
     socket = paths.find_socket(directory)
     if socket is not None and listens(socket):
-        changes = call(socket, "reload", {"file": str(path)}, timeout=RELOAD_SECONDS)["changes"]
+        changes = call(socket, "reload", {"file": str(path), "trust": trust_file}, timeout=RELOAD_SECONDS)["changes"]
         for line in changes or [f"{interface} is up, and nothing in {path} has changed."]:
-            click.echo(line, err=True)
+            click.echo(printable(line), err=True)
         return
 
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.up import UpOptions, up
 
-    options = UpOptions(path, interface, directory, data_path, group)
+    options = UpOptions(path, interface, directory, data_path, group, trust_file)
     background = (
         None if foreground else Background(directory / "log", lambda _: f"To end it: rustguard down {interface}")
     )

@@ -14,6 +14,8 @@ from rustguard_py.data_path import DataPath
 Function = TypeVar("Function", bound=Callable[..., Any])
 Examples = Sequence[tuple[str, str]]
 
+LOG_LEVEL = "rustguard_py.log_level"
+
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -64,6 +66,26 @@ def state_option(function: Function) -> Function:
 def json_option(function: Function) -> Function:
     """Add `--json`; the parameter is `as_json: bool`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON with a schema number.")(function)
+
+
+def log_level_option(default: str) -> Callable[[Function], Function]:
+    """Return what adds `--log-level`, whose help names the default.
+
+    There is no parameter: `rustguard_py.cli.logs` reads the choice from the context.
+    """
+    return click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+        envvar="RUSTGUARD_LOG",
+        show_envvar=True,
+        expose_value=False,
+        callback=_keep_log_level,
+        help=f"Least severity that is logged.  [default: {default}]",
+    )
+
+
+def _keep_log_level(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    context.meta[LOG_LEVEL] = value
 
 
 def token_options(function: Function) -> Function:

@@ -12,7 +12,7 @@ import click
 
 from rustguard_py import __version__
 from rustguard_py.cli.app import INTERRUPTED, report
-from rustguard_py.cli.verb import Verb
+from rustguard_py.cli.verb import Verb, log_level_option
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import RustGuardError, UsageError
 
@@ -36,6 +36,7 @@ _LEVELS = {"silent": logging.CRITICAL + 1, "error": logging.WARNING, "verbose": 
 )
 @click.version_option(__version__, "--version", "-v", prog_name="rustguard-wg")
 @click.option("-f", "--foreground", is_flag=True, envvar="WG_PROCESS_FOREGROUND", help="Stay in the foreground.")
+@log_level_option("LOG_LEVEL, else error")
 @click.argument("interface", metavar="INTERFACE")
 def command(foreground: bool, interface: str) -> None:
     """Make a WireGuard interface in user space, for wg(8) and wg-quick(8) to set up.
@@ -53,13 +54,12 @@ def command(foreground: bool, interface: str) -> None:
     directory = _directory(interface)
     options = WgOptions(interface, directory, _engine(), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
     background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
-    logging.getLogger("rustguard_py").setLevel(level)
 
     def ready() -> None:
         if background is not None:
             background.ready()
 
-    run(lambda voice: serve(options, voice, ready))
+    run(lambda voice: serve(options, voice, ready), level)
 
 
 def _engine() -> Engine:

@@ -32,6 +32,7 @@ class PeerLine:
         keepalive: Seconds, 0 for none.
         clock_ahead: What time its clock once had, if that is far ahead (`clocks.clock_ahead`).
         has_to_join_again: Whether it can't connect before it joins again.
+        dns_name: Its DNS name; None for what isn't a peer of a server.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PeerLine:
     endpoint: str | None
     keepalive: int = 0
     has_to_join_again: bool = False
+    dns_name: str | None = None
     clock_ahead: str | None = None
 
 
@@ -77,6 +79,7 @@ def _peer(
     known = line.endpoint is not None or began is not None
     return {
         "name": line.name,
+        "dns_name": line.dns_name,
         "public_key": b64encode(line.public_key).decode(),
         "address4": line.address4,
         "address6": line.address6,

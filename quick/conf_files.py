@@ -86,6 +86,43 @@ def load(path: Path) -> conf.Config:
     return conf_reader.parse(text, str(path), table_names())
 
 
+def load_to_run(path: Path, *, trust: bool) -> conf.Config:
+    """Read a file whose hooks are to be run.
+
+    Args:
+        path: Resolved.
+        trust: Whether to skip the check of who can change the file.
+
+    Raises:
+        UsageError: It is malformed.
+        RefusedError: We have no permission to read it, or it has hooks and other users can change it.
+    """
+    # Checked before it is read: what nobody else can change now stays so.
+    unsafe = None if trust else _why_unsafe(path)
+    config = load(path)
+    if unsafe is not None and config.hooks != conf.Hooks():
+        what, fix = unsafe
+        raise RefusedError(
+            f"{path} has hooks, which run as the user who runs `up`, and {what}.", f"{fix}. Or run with: --trust-file"
+        )
+    return config
+
+
+def _why_unsafe(path: Path) -> tuple[str, str] | None:
+    """Return who else can change or replace a file, and the command against that; None if nobody can."""
+    for place in (path, *path.parents):
+        found = place.stat()
+        quoted = quote(str(place))
+        if found.st_uid not in (0, os.geteuid()):
+            return f"{place} belongs to another user", f"Take it over: chown {os.geteuid()} {quoted}"
+        # In a sticky directory, such as /tmp, only the owner of a file can replace it.
+        if place != path and found.st_mode & stat.S_ISVTX:
+            continue
+        if found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid != 0):
+            return f"other users can write to {place}", f"Run: chmod go-w {quoted}"
+    return None
+
+
 def _not_ours(path: object) -> RefusedError:
     return RefusedError(
         f"There is no permission to read {path}.", "Run the same command as root: `sudo rustguard …`."

@@ -45,7 +45,7 @@ class QuickControl:
                 f"{life.interface} was brought up with {life.file}.",
                 f"Change that file, or end it first: rustguard down {life.interface}",
             )
-        config = conf_files.load(life.file)
+        config = conf_files.load_to_run(life.file, trust=params.get("trust") is True)
         async with life.changing:
             return {"changes": await reload(life.get_running(), config, life.voice)}
 

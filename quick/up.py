@@ -40,6 +40,7 @@ class UpOptions:
         directory: State directory, where timestamps are kept; identifies the daemon.
         data_path: The engine to use and its options.
         group: Group allowed to use the control socket, besides root.
+        trust: Whether hooks run even if other users can change the file.
     """
 
     file: Path
@@ -47,6 +48,7 @@ class UpOptions:
     directory: Path
     data_path: DataPath
     group: str | None = None
+    trust: bool = False
 
 
 async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> None:
@@ -60,7 +62,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
     Raises:
         RustGuardError: It can't start, the data plane broke, or a hook failed.
     """
-    config = conf_files.load(options.file)
+    config = conf_files.load_to_run(options.file, trust=options.trust)
     life = Life(options.interface, options.file, voice)
     runtime.stop_on_signals(life.stop)
     async with AsyncExitStack() as stack:

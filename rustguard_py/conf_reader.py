@@ -16,8 +16,13 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, NoReturn
 
 from rustguard_py.conf import AUTO, MTU_LEAST, MTU_MOST, OFF, TABLES, Config, Hooks, HostPort, PeerSection
+from rustguard_py.model.endpoint import InterfaceAddress, IpAddress, Network
 from rustguard_py.model.errors import UsageError
 
+# What isspace(3) takes for space in the C locale.
+_BLANKS = " \t\r\v\f"
+# The scope of an IPv6 address, a name or number of an interface, which is good for name servers and endpoints only.
+_SCOPE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
 _LOOKS_LIKE_ADDRESS = re.compile(r"[0-9.]+|.*:.*")
 _DOMAIN = re.compile(r"~?[A-Za-z0-9_.-]+|~\.")
@@ -40,7 +45,8 @@ def parse(text: str, where: str = "the file", tables: Mapping[str, int] = TABLES
         UsageError: A line is invalid. The error names the line and says how to correct it.
     """
     reader = _Reader(where, tables)
-    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
+    # Not `splitlines`: wg and wg-quick end a line at a line feed only. Elsewhere, a comment could hide a hook.
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         reader.take(number, line)
     return reader.end()
 
@@ -62,7 +68,7 @@ class _Reader:
         """Read the next line."""
         self._line = number
         stripped, mark, comment = line.partition("#")
-        stripped = stripped.strip()
+        stripped = stripped.strip(_BLANKS)
         if "\0" in line:
             self._refuse("there is a NUL character", "It isn't a text file: look at it with `file` or an editor.")
         if stripped.startswith("["):
@@ -97,8 +103,8 @@ class _Reader:
         self._comment = ""
 
     def _name(self, comment: str) -> None:
-        name = comment.strip("# \t")
-        while name != (bare := _NAME_DRESS.sub("", name).strip()):
+        name = comment.strip(f"#{_BLANKS}")
+        while name != (bare := _NAME_DRESS.sub("", name).strip(f"#{_BLANKS}")):
             name = bare
         if self._section == "[peer]" and len(self._peers[-1]) == 2 and not self._peers[-1]["name"]:
             self._peers[-1]["name"] = name
@@ -107,7 +113,7 @@ class _Reader:
 
     def _set(self, line: str) -> None:
         self._comment = ""
-        key, equals, value = (part.strip() for part in line.partition("="))
+        key, equals, value = (part.strip(_BLANKS) for part in line.partition("="))
         keys = _PEER_KEYS if self._section == "[peer]" else _INTERFACE_KEYS
         found = keys.get(key.lower())
         if not equals:
@@ -172,13 +178,13 @@ class _Reader:
 
     def _address(self, to: dict[str, Any], value: str) -> None:
         to["addresses"] = to.get("addresses", ()) + tuple(
-            self._parsed(ip_interface, "Address", each, "10.0.0.2/24 or fd00::2/64") for each in _words(value)
+            self._parsed(_interface, "Address", each, "10.0.0.2/24 or fd00::2/64") for each in _words(value)
         )
 
     def _dns(self, to: dict[str, Any], value: str) -> None:
         for word in _words(value):
             if _LOOKS_LIKE_ADDRESS.fullmatch(word):
-                to["dns"] = (*to.get("dns", ()), self._parsed(ip_address, "DNS", word, "10.0.0.1 or fd00::1"))
+                to["dns"] = (*to.get("dns", ()), self._parsed(_scoped_address, "DNS", word, "10.0.0.1 or fd00::1"))
             elif _DOMAIN.fullmatch(word):
                 to["search"] = (*to.get("search", ()), word)
             else:
@@ -220,10 +226,7 @@ class _Reader:
         if signed := [each for each in _words(value) if each[0] in "+-"]:
             fix = "Write all networks of this peer, without signs: only `wg set` has signs."
             self._refuse(f"AllowedIPs = {signed[0]} begins with a sign", fix)
-        networks = (
-            self._parsed(lambda text: ip_network(text, strict=False), "AllowedIPs", each, "10.0.0.0/24 or ::/0")
-            for each in _words(value)
-        )
+        networks = (self._parsed(_network, "AllowedIPs", each, "10.0.0.0/24 or ::/0") for each in _words(value))
         to["allowed_ips"] = tuple(dict.fromkeys((*to.get("allowed_ips", ()), *networks)))
 
     def _endpoint(self, to: dict[str, Any], value: str) -> None:
@@ -236,6 +239,8 @@ class _Reader:
         if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
             self._refuse(f"Endpoint = {value}: {port or 'nothing'} is no port", fix)
         given = HostPort(host, int(port))
+        if not given.is_name and "%" in host and _SCOPE.fullmatch(host.partition("%")[2]) is None:
+            self._refuse(f"Endpoint = {value}: {host} has no scope that an interface could have", fix)
         if given.is_name and (_HOST.fullmatch(host) is None or re.fullmatch(r"[0-9.]+", host)):
             self._refuse(f"Endpoint = {value}: {host} is neither a name nor an address", fix)
         to["endpoint"] = given
@@ -291,7 +296,26 @@ _MAY_BE_EMPTY = {"allowedips", "address", "dns"}
 
 
 def _words(value: str) -> list[str]:
-    return value.replace(",", " ").split()
+    return re.findall(f"[^,{_BLANKS}]+", value)
+
+
+def _interface(text: str) -> InterfaceAddress:
+    if "%" in text:
+        raise ValueError("an interface's own address has no scope")
+    return ip_interface(text)
+
+
+def _network(text: str) -> Network:
+    if "%" in text:
+        raise ValueError("a network has no scope")
+    return ip_network(text, strict=False)
+
+
+def _scoped_address(text: str) -> IpAddress:
+    _, mark, scope = text.partition("%")
+    if mark and _SCOPE.fullmatch(scope) is None:
+        raise ValueError("not an interface's name")
+    return ip_address(text)
 
 
 def _settle(peers: list[PeerSection]) -> Iterator[PeerSection]:

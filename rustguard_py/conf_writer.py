@@ -3,14 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
-from rustguard_py.conf import AUTO, Config, PeerSection
+from rustguard_py.conf import AUTO, Config, PeerSection, short
+from rustguard_py.conf_reader import parse
+from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
 
 
 def write(config: Config) -> str:
-    """Return the file, private key included, for `conf_reader`, wg-quick and the WireGuard apps."""
-    return "\n".join([*_interface_lines(config), *(line for peer in config.peers for line in _peer_lines(peer)), ""])
+    """Return the file, private key included, for `conf_reader`, wg-quick and the WireGuard apps.
+
+    Raises:
+        UsageError: A value would be read back as another one, or as other lines. The error names it.
+    """
+    lines = [*_interface_lines(config), *(line for peer in config.peers for line in _peer_lines(peer)), ""]
+    text = "\n".join(lines)
+    try:
+        text.encode()
+        changed = _first_change(config, parse(text))
+    except UnicodeEncodeError:
+        raise _unwritable("it") from None
+    except UsageError as error:
+        # Its message may repeat a value; its line says enough.
+        raise _unwritable(error.message.partition(":")[0]) from None
+    if changed is not None:
+        raise _unwritable(changed)
+    return text
+
+
+def _first_change(config: Config, read: Config) -> str | None:
+    """Return the name of the first value that was read back as another one, or None."""
+    for field in fields(Config):
+        if field.name != "peers" and getattr(config, field.name) != getattr(read, field.name):
+            return field.name
+    if len(config.peers) != len(read.peers):
+        return "peers"
+    for given, found in zip(config.peers, read.peers, strict=True):
+        for field in fields(PeerSection):
+            if field.name != "line" and getattr(given, field.name) != getattr(found, field.name):
+                return f"{field.name} of the peer {short(given.public_key)}"
+    return None
+
+
+def _unwritable(what: str) -> UsageError:
+    return UsageError(
+        f"This tunnel can't be written as a wg-quick file: {what} has a value that would be read as something else.",
+        "Look for line ends, comment signs and invalid values in it.",
+    )
 
 
 def _interface_lines(config: Config) -> Iterator[str]:

@@ -10,6 +10,9 @@ from rustguard_py.model.keys import decode_key
 
 T = TypeVar("T")
 
+# Far behind any date, and small enough for a float: NaN, infinity and a thousand digits are no times.
+_LAST_SECOND = 2**53
+
 
 class Members:
     """The members of one JSON object, each of which is taken once.
@@ -62,9 +65,16 @@ class Members:
     def seconds(self, member: str) -> float:
         """Take a time in seconds, not negative."""
         value = self.take(member)
-        if type(value) not in (int, float) or not isinstance(value, int | float) or value < 0:
+        if type(value) not in (int, float) or not isinstance(value, int | float) or not 0 <= value <= _LAST_SECOND:
             raise self.bad(member, "is not a number of seconds")
         return float(value)
+
+    def boolean(self, member: str) -> bool:
+        """Take true or false."""
+        value = self.take(member)
+        if not isinstance(value, bool):
+            raise self.bad(member, "is not true or false")
+        return value
 
     def key(self, member: str) -> bytes:
         """Take 32 bytes, in base64."""

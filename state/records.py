@@ -16,26 +16,31 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
-    ip_network,
 )
 
-from rustguard_py.model.address import LAST_PORT
+from rustguard_py.model import ip
+from rustguard_py.model.address import LAST_PORT, check_host
+from rustguard_py.model.endpoint import Network
 from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key, fingerprint
+from rustguard_py.model.peer_names import FALLBACK, PEER_NAME_LIMIT, dns_name_of, first_free, is_label, label_of
 from rustguard_py.state.envelope import Canonical
 from rustguard_py.state.members import Members
 
-PEER_NAME_LIMIT = 45
+# Bytes. IPv6 needs the least; a WireGuard datagram has no room for more than the most.
+MTU_LEAST, MTU_MOST = 1280, 65000
+MOST_ROUTES = 64
 _COUNT_LIMIT = 2**53
-_MTU_LEAST = 576
+# Bytes. What earlier versions accepted is still loaded, and brought within the limits above.
+_KEPT_MTU_LEAST, _KEPT_MTU_MOST = 576, 65535
 # This many further tunnels fit into RESULT besides the rest, with a name of any length.
 MOST_TUNNELS = 8
 
 
-def check_name(name: str) -> str:
-    """Return a peer's name if it is valid: 1 to 45 bytes of UTF-8. Raise ValueError otherwise."""
+def _kept_label(name: str) -> str:
+    """Return the label of a saved name, which an earlier version may have saved. Raise ValueError for none."""
     if not 1 <= len(name.encode()) <= PEER_NAME_LIMIT:
         raise ValueError(f"a name has 1 to {PEER_NAME_LIMIT} bytes of UTF-8")
-    return name
+    return label_of(name) or FALLBACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class PeerRecord:
     """A peer, as its server keeps it.
 
     Attributes:
-        name: 1 to 45 bytes of UTF-8.
+        name: Its label (see `model.peer_names`).
         public_key: 32 bytes.
         preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
         previous_preshared_keys: Older keys, the newest first, until the peer was heard with a newer one. A client
@@ -52,6 +57,7 @@ class PeerRecord:
         address6: Its inner IPv6 address.
         joined: When it joined, Unix time in seconds.
         endpoint: Its last known endpoint, as text.
+        dns_name: Its DNS name. If it isn't given, it is made from the label.
     """
 
     name: str
@@ -62,14 +68,25 @@ class PeerRecord:
     joined: float
     endpoint: str | None
     previous_preshared_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    dns_name: str = ""
     _saved: Canonical | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Checked here too, so that nothing is saved that `from_json` would refuse at the next start.
-        check_name(self.name)
+        if not is_label(self.name):
+            raise ValueError(f"a name has 1 to {PEER_NAME_LIMIT} bytes of UTF-8, all of them printable")
+        if not self.dns_name:
+            object.__setattr__(self, "dns_name", dns_name_of(self.name))
+        if dns_name_of(self.dns_name) != self.dns_name:
+            raise ValueError("a DNS name has 1 to 63 bytes, all of them letters, digits and hyphens")
         keys = (self.public_key, self.preshared_key, *self.previous_preshared_keys)
         if any(len(key) != KEY_SIZE for key in keys):
             raise ValueError(f"a key has {KEY_SIZE} bytes")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What a person can call it: its label and its DNS name."""
+        return frozenset((self.name, self.dns_name))
 
     @property
     def preshared_keys(self) -> tuple[bytes, ...]:
@@ -100,6 +117,8 @@ class PeerRecord:
             "joined": self.joined,
             "endpoint": self.endpoint,
             "previous_preshared_keys": [encode_key(key) for key in self.previous_preshared_keys],
+            # Left out while possible, because earlier versions refuse members that they don't know.
+            **({} if self.dns_name == dns_name_of(self.name) else {"dns_name": self.dns_name}),
         }
 
     def to_save(self) -> Canonical:
@@ -115,14 +134,15 @@ class PeerRecord:
         """Return the record in JSON values from `to_json`."""
         members = Members(value, where)
         record = cls(
-            name=members.parsed("name", check_name),
+            name=members.parsed("name", _kept_label),
             public_key=members.key("public_key"),
             preshared_key=members.key("preshared_key"),
-            address4=members.optional("address4", IPv4Address),
-            address6=members.optional("address6", IPv6Address),
+            address4=members.optional("address4", ip.ipv4_address),
+            address6=members.optional("address6", ip.ipv6_address),
             joined=members.seconds("joined"),
             endpoint=members.optional("endpoint", str),
             previous_preshared_keys=tuple(members.keys("previous_preshared_keys")),
+            dns_name=members.parsed("dns_name", _dns_name) if members.has("dns_name") else "",
         )
         members.end()
         return record
@@ -221,10 +241,10 @@ class ServerState:
         state = cls(
             private_key=members.key("private_key"),
             server_id=members.key("server_id"),
-            pool4=members.parsed("pool4", IPv4Network),
-            pool6=members.optional("pool6", IPv6Network),
+            pool4=members.parsed("pool4", ip.ipv4_network),
+            pool6=members.optional("pool6", ip.ipv6_network),
             port=members.integer("port", 1, LAST_PORT),
-            mtu=members.integer("mtu", _MTU_LEAST, 65535),
+            mtu=_mtu(members),
             peers=_peers(members),
             revoked=set(members.keys("revoked")),
             guesses=GuessRecord.from_json(members.take("guesses")),
@@ -268,16 +288,18 @@ class NetworkRecord:
         port: The tunnel's UDP port on the server.
         server_key: The server's public key, 32 bytes. A later join that finds another key is refused.
         preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
-        name: Our name there.
+        name: Our label there.
         address4: Our address with the pool's prefix length, such as `10.150.0.2/24`.
         address6: The same for IPv6.
-        routes: Further networks behind the server.
+        routes: The networks behind the server that are routed to it, because the user accepted them.
         mtu: The MTU of the tunnel's interface, bytes.
         keepalive: Seconds between persistent keepalives, 0 for none.
         gateway4: The server's inner IPv4 address.
         gateway6: The server's inner IPv6 address.
         joined: When we joined, Unix time in seconds.
         tunnels: The tunnels besides the first.
+        offered: All networks that the server says are behind it.
+        accepts_all: Whether the user accepts whatever it will offer.
     """
 
     host: str
@@ -287,13 +309,15 @@ class NetworkRecord:
     name: str
     address4: IPv4Interface | None
     address6: IPv6Interface | None
-    routes: tuple[IPv4Network | IPv6Network, ...]
+    routes: tuple[Network, ...]
     mtu: int
     keepalive: int
     gateway4: IPv4Address | None
     gateway6: IPv6Address | None
     joined: float
     tunnels: tuple[TunnelRecord, ...] = ()
+    offered: tuple[Network, ...] = ()
+    accepts_all: bool = False
 
     @property
     def has_to_join_again(self) -> bool:
@@ -332,6 +356,8 @@ class NetworkRecord:
             "gateway6": _text(self.gateway6),
             "joined": self.joined,
             **({"tunnels": [each.to_json() for each in self.tunnels]} if self.tunnels else {}),
+            **({"offered": [str(route) for route in self.offered]} if self.offered else {}),
+            **({"accepts_all": True} if self.accepts_all else {}),
         }
 
     @classmethod
@@ -340,23 +366,37 @@ class NetworkRecord:
         members = Members(value, where)
         tunnels = enumerate(members.array("tunnels") if members.has("tunnels") else [])
         record = cls(
-            host=members.text("host"),
+            host=members.parsed("host", check_host),
             port=members.integer("port", 1, LAST_PORT),
             server_key=members.key("server_key"),
             preshared_key=members.key("preshared_key"),
-            name=members.parsed("name", check_name),
-            address4=members.optional("address4", IPv4Interface),
-            address6=members.optional("address6", IPv6Interface),
-            routes=members.each("routes", ip_network),
-            mtu=members.integer("mtu", _MTU_LEAST, 65535),
+            name=members.parsed("name", _kept_label),
+            address4=members.optional("address4", ip.ipv4_interface),
+            address6=members.optional("address6", ip.ipv6_interface),
+            routes=members.each("routes", ip.network),
+            mtu=_mtu(members),
             keepalive=members.integer("keepalive", 0, 65535),
-            gateway4=members.optional("gateway4", IPv4Address),
-            gateway6=members.optional("gateway6", IPv6Address),
+            gateway4=members.optional("gateway4", ip.ipv4_address),
+            gateway6=members.optional("gateway6", ip.ipv6_address),
             joined=members.seconds("joined"),
             tunnels=tuple(TunnelRecord.from_json(each, f"{where}.tunnels[{index}]") for index, each in tunnels),
+            offered=members.each("offered", ip.network) if members.has("offered") else (),
+            accepts_all=members.boolean("accepts_all") if members.has("accepts_all") else False,
         )
         members.end()
+        record._check_addresses(members)
         return record
+
+    def _check_addresses(self, members: Members) -> None:
+        try:
+            member = "address4"
+            if self.address4 is not None:
+                ip.check_own4(self.address4, self.gateway4)
+            member = "address6"
+            if self.address6 is not None:
+                ip.check_own6(self.address6, self.gateway6)
+        except ValueError as error:
+            raise members.bad(member, str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,21 +457,62 @@ def _check_role(members: Members, role: str) -> None:
         raise members.bad("role", f'is "{found[:10]}", but a {role} was started with it')
 
 
+def _dns_name(name: str) -> str:
+    if dns_name_of(name) != name:
+        raise ValueError("it has other characters than letters, digits and hyphens")
+    return name
+
+
+def _mtu(members: Members) -> int:
+    return min(max(members.integer("mtu", _KEPT_MTU_LEAST, _KEPT_MTU_MOST), MTU_LEAST), MTU_MOST)
+
+
 def _peers(members: Members) -> dict[bytes, PeerRecord]:
-    peers: dict[bytes, PeerRecord] = {}
+    peers: list[PeerRecord] = []
+    saved_names: list[object] = []
     taken: set[object] = set()
     for index, value in enumerate(members.array("peers")):
         where = f"peers[{index}]"
         peer = PeerRecord.from_json(value, where)
+        saved_name = value["name"] if isinstance(value, dict) else None
         unique = {
             "public_key": peer.public_key,
-            "name": peer.name,
+            "name": saved_name,
             "address4": peer.address4,
             "address6": peer.address6,
+            "dns_name": (peer.dns_name,) if peer.dns_name != dns_name_of(peer.name) else None,
         }
         for member, mark in unique.items():
             if mark is not None and mark in taken:
                 raise members.bad(f"{where}.{member}", "is also another peer's")
             taken.add(mark)
-        peers[peer.public_key] = peer
-    return peers
+        peers.append(peer)
+        saved_names.append(saved_name)
+    return {peer.public_key: peer for peer in _with_distinct_names(peers, saved_names)}
+
+
+def _with_distinct_names(peers: list[PeerRecord], saved: list[object]) -> list[PeerRecord]:
+    """Return the peers so that no two share a name. Only names that an earlier version saved change.
+
+    A label that was saved as it is stays; so does a DNS name that was saved. The others get the first free number, in
+    the order of the file, so that each load of one file gives the same names.
+    """
+    owners: dict[str, bytes] = {}
+    for peer, name in zip(peers, saved, strict=True):
+        if peer.name == name:
+            owners[peer.name] = peer.public_key
+    for peer in peers:
+        if peer.dns_name != dns_name_of(peer.name):
+            owners.setdefault(peer.dns_name, peer.public_key)
+    distinct = []
+    for peer in peers:
+        name = peer.name
+        if owners.get(name, peer.public_key) != peer.public_key:
+            name = first_free(name, owners)
+        owners[name] = peer.public_key
+        distinct.append(peer if name == peer.name else replace(peer, name=name, dns_name=""))
+    for index, peer in enumerate(distinct):
+        if owners.get(peer.dns_name, peer.public_key) != peer.public_key:
+            distinct[index] = peer = replace(peer, dns_name=first_free(dns_name_of(peer.name), owners))
+        owners[peer.dns_name] = peer.public_key
+    return distinct

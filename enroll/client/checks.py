@@ -45,9 +45,11 @@ def check_networks(network: NetworkRecord) -> None:
         RefusedError: It does.
     """
     taken = taken_networks()
-    for wanted in (*network.pools, *network.routes):
-        if found := collisions(wanted, taken):
-            raise RefusedError(
-                f"The network {wanted} of {network.host} collides with what this machine has: {found[0]}.",
-                "Start that server with another --pool, or leave the network that collides.",
-            )
+    another_pool = "Start that server with another --pool, or leave the network that collides."
+    other_routes = "Choose other routes with --routes, such as --routes none, or leave the network that collides."
+    for networks, fix in ((network.pools, another_pool), (network.routes, other_routes)):
+        for wanted in networks:
+            if found := collisions(wanted, taken):
+                raise RefusedError(
+                    f"The network {wanted} of {network.host} collides with what this machine has: {found[0]}.", fix
+                )

@@ -47,6 +47,7 @@ class ClientControl:
             "name": network.name,
             "port": network.port,
             "addresses": [str(each) for each in network.addresses],
+            "routes": [str(each) for each in network.routes],
             "mtu": network.mtu,
             "pool": None,
             "window": None,

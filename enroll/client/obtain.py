@@ -1,6 +1,6 @@
 """The network to connect to: paired now, or kept by an earlier join.
 
-resolve the server's name · pair · check the networks · save
+resolve the server's name · pair · check the networks · save · ask about routes
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rustguard_py.daemon.console import Voice
+from rustguard_py.enroll.client import routes
 from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
 from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
@@ -75,7 +76,11 @@ def load(document: Document) -> ClientState:
     """Return the client's state; the first time, make its key and save it."""
     data = document.load()
     if data is not None:
-        return ClientState.from_json(data)
+        kept = ClientState.from_json(data)
+        state = routes.adopt(kept)
+        if state != kept:
+            document.save(state.to_json())
+        return state
     # Saved before pairing: after a crash the client comes back with the same key, and so gets the same address.
     state = ClientState(generate_private_key())
     document.save(state.to_json())
@@ -89,6 +94,7 @@ async def obtain(
     state: ClientState,
     sockets: Sequence[socket.socket],
     voice: Voice,
+    answers: routes.RouteAnswers,
 ) -> tuple[NetworkRecord, Endpoint | None]:
     """Pair with the server, or take what an earlier join kept.
 
@@ -99,6 +105,7 @@ async def obtain(
         state: The client's state.
         sockets: Bound, one per family; pairing uses the port that the tunnel then uses.
         voice: Prints what happens.
+        answers: Which routes the user accepts.
 
     Returns:
         The network, and the endpoint where its server answered, if it did.
@@ -109,7 +116,8 @@ async def obtain(
     joins = applicant is not None and target.host is not None
     kept = usable(state.network(target.host, target.port), joins=joins)
     if applicant is None or target.host is None:
-        return _use_kept(kept, target), None
+        network = routes.choose(_find_kept(kept, target), kept, answers)
+        return _use_kept(network, document, state, voice, answers), None
     host, port = target.host, target.port or DEFAULT_PORT
     make_client = partial(_make_client, applicant, target, kept, state.private_key)
     try:
@@ -120,22 +128,42 @@ async def obtain(
             raise
         why = error.message if isinstance(error, UnansweredError) else f"{host} lets nobody new in now."
         voice.say(f"{why} It was joined before, so we connect with what was kept.")
-        check_networks(kept)
-        return kept, None
+        return _use_kept(routes.choose(kept, kept, answers), document, state, voice, answers), None
+    routes.check_pools(network, kept, answers)
+    network = routes.choose(network, kept, answers)
     check_networks(network)
-    document.save(state.with_network(network).to_json())
+    state = state.with_network(network)
+    document.save(state.to_json())
     voice.say(
         f"Joined {host} as {network.name}, {network.address4}; the server's fingerprint is {network.fingerprint}."
     )
+    # Asked when the join is saved: who leaves the question unanswered has joined, without the routes.
+    new = routes.unanswered(network, kept)
+    if new and answers.choice is None and answers.confirm is not None:
+        network = await routes.ask(network, new, answers.confirm)
+        check_networks(network)
+        document.save(state.with_network(network).to_json())
+    routes.show(network, answers, voice)
     return network, endpoint
 
 
-def _use_kept(kept: NetworkRecord | None, target: Target) -> NetworkRecord:
+def _use_kept(
+    network: NetworkRecord, document: Document, state: ClientState, voice: Voice, answers: routes.RouteAnswers
+) -> NetworkRecord:
+    """Check a kept network, and save it if the user chose other routes."""
+    check_networks(network)
+    if network not in state.networks:
+        networks = (network if each.server_key == network.server_key else each for each in state.networks)
+        document.save(replace(state, networks=tuple(networks)).to_json())
+    routes.show(network, answers, voice)
+    return network
+
+
+def _find_kept(kept: NetworkRecord | None, target: Target) -> NetworkRecord:
     if kept is None:
         what = f"{target.host} was not joined before." if target.host else "Nothing was joined before."
         raise UsageError(what, f"Join with: sudo rustguard join {target.host or 'HOST'} --token SECRET")
     check_fingerprint(kept, target.fingerprint)
-    check_networks(kept)
     return kept
 
 
@@ -171,6 +199,7 @@ async def _pair(
 
 def _record(joined: Joined, host: str, port: int) -> NetworkRecord:
     given = joined.admission
+    pools = [each.network for each in (given.address4, given.address6) if each is not None]
     return NetworkRecord(
         host=host,
         # The port that was typed: behind a forwarded port the server doesn't know the one it is reached at.
@@ -180,13 +209,14 @@ def _record(joined: Joined, host: str, port: int) -> NetworkRecord:
         name=given.name,
         address4=given.address4,
         address6=given.address6,
-        routes=given.routes,
+        routes=(),
         mtu=given.mtu,
         keepalive=given.keepalive,
         gateway4=given.gateway4,
         gateway6=given.gateway6,
         joined=time.time(),
         tunnels=_tunnels(joined, port),
+        offered=routes.offered_beyond(pools, given.routes),
     )
 
 

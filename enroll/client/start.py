@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rustguard_py import engine
@@ -21,6 +21,7 @@ from rustguard_py.enroll.client.checks import check_interface
 from rustguard_py.enroll.client.connect import fit_tunnels, lay_out, locate, make_client, without_ipv6
 from rustguard_py.enroll.client.control import ClientControl
 from rustguard_py.enroll.client.obtain import Applicant, Target, load, obtain
+from rustguard_py.enroll.client.routes import RouteAnswers
 from rustguard_py.model.clock import now
 from rustguard_py.state.document import Document
 from rustguard_py.system.interface import free_interface_name
@@ -38,6 +39,7 @@ class JoinOptions:
         interface: Name of the interface, or None for the first free one.
         save_only: Whether to pair and save, without carrying traffic.
         group: Group allowed to use the control socket, besides root.
+        answers: Which of the routes that the server offers are accepted.
     """
 
     directory: Path
@@ -47,6 +49,7 @@ class JoinOptions:
     interface: str | None = None
     save_only: bool = False
     group: str | None = None
+    answers: RouteAnswers = field(default_factory=RouteAnswers)
 
 
 async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) -> None:
@@ -72,7 +75,9 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             check_interface(interface, chosen)
         sockets = runtime.bind(stack, 0)
         port = sockets[0].getsockname()[1]
-        network, endpoint = await obtain(options.target, options.applicant, document, state, sockets, voice)
+        network, endpoint = await obtain(
+            options.target, options.applicant, document, state, sockets, voice, options.answers
+        )
         if options.save_only:
             voice.say(f"Saved in {options.directory}. To connect: sudo rustguard join")
             return

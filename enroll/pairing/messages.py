@@ -12,11 +12,14 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any, ClassVar, Final, Self
 
+from rustguard_py.model import ip
+from rustguard_py.model.endpoint import Network
 from rustguard_py.model.keys import KEY_SIZE
-from rustguard_py.state.records import PEER_NAME_LIMIT
+from rustguard_py.model.peer_names import PEER_NAME_LIMIT, is_label
+from rustguard_py.state.records import MOST_ROUTES, MTU_LEAST, MTU_MOST
 
 # What every datagram of ours begins with, and then the revision of the wire.
 PREFIX: Final = b"RGE"
@@ -50,6 +53,8 @@ _HEADERS = {kind: MAGIC + bytes([kind, 0, 0, 0]) for kind in range(HELLO, REVISI
 _KINDS = {header: kind for kind, header in _HEADERS.items()}
 _HEADER_SIZE = 8
 _RESULT_FIXED = _HEADER_SIZE + SESSION_SIZE + TAG_SIZE
+# More than any server has: a later version may have more tunnels, and a client takes those that it can use.
+_MOST_FURTHER: Final = 64
 MAX_RESULT_JSON: Final = (MAX_DATAGRAM - _RESULT_FIXED - SEAL_OVERHEAD) // RESULT_BLOCK * RESULT_BLOCK
 
 
@@ -324,7 +329,7 @@ class Details:
 
     Attributes:
         public_key: The client's WireGuard public key, 32 bytes.
-        name: At most 45 bytes of UTF-8, printable; empty leaves the choice to the server.
+        name: The label to ask for (see `model.peer_names`); empty leaves the choice to the server.
         flags: 16 bits. None is defined yet, and unknown ones are ignored.
     """
 
@@ -338,11 +343,11 @@ class Details:
         """Return the 80 bytes.
 
         Raises:
-            ValueError: The name is too long or not printable.
+            ValueError: The name is no label.
         """
-        name = self.name.encode()
-        if len(name) > PEER_NAME_LIMIT or not self.name.isprintable():
+        if not _is_wish(self.name):
             raise ValueError(f"a name has at most {PEER_NAME_LIMIT} printable bytes")
+        name = self.name.encode()
         return self._LAYOUT.pack(self.public_key, self.flags, len(name), name)
 
     @classmethod
@@ -357,8 +362,12 @@ class Details:
             name = padded[:length].decode()
         except UnicodeDecodeError:
             return None
-        # Names appear in terminals and logs, so escape sequences, line breaks and direction marks are refused.
-        return cls(public_key, name, flags) if name.isprintable() else None
+        return cls(public_key, name, flags) if _is_wish(name) else None
+
+
+def _is_wish(name: str) -> bool:
+    """Return whether a client may ask for this name."""
+    return name == "" or is_label(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,14 +388,14 @@ class Admission:
     """The content of a RESULT with status "ok": everything that the client needs for its tunnel.
 
     Attributes:
-        name: The client's name at the server.
+        name: The client's label at the server.
         address4: The client's address with the pool's prefix length ("10.77.0.2/24").
         address6: The same over IPv6, or None.
         server_key: The server's WireGuard public key, 32 bytes.
         port: The UDP port of the tunnel.
         mtu: The tunnel's MTU.
         keepalive: Seconds of persistent keepalive, 0 for none.
-        routes: Further networks behind the server.
+        routes: Further networks behind the server, which the client's user may accept; at most 64.
         gateway4: The server's address in the tunnel.
         gateway6: The same over IPv6, or None.
         tunnels: The server's further tunnels.
@@ -399,7 +408,7 @@ class Admission:
     port: int
     mtu: int
     keepalive: int
-    routes: tuple[IPv4Network | IPv6Network, ...]
+    routes: tuple[Network, ...]
     gateway4: IPv4Address
     gateway6: IPv6Address | None
     tunnels: tuple[FurtherTunnel, ...] = ()
@@ -427,21 +436,31 @@ class Admission:
         """Return a checked "ok", or None if a member is missing or invalid. Unknown members are ignored."""
         try:
             address6, gateway6 = members.get("address6"), members.get("gateway6")
-            return cls(
+            admission = cls(
                 name=_name(members["name"]),
-                address4=IPv4Interface(_text(members["address4"])),
-                address6=None if address6 is None else IPv6Interface(_text(address6)),
+                address4=ip.ipv4_interface(_text(members["address4"])),
+                address6=None if address6 is None else ip.ipv6_interface(_text(address6)),
                 server_key=_key(members["server_key"]),
                 port=_integer(members["port"], 1, 65535),
-                mtu=_integer(members["mtu"], 576, 65535),
+                mtu=_integer(members["mtu"], MTU_LEAST, MTU_MOST),
                 keepalive=_integer(members["keepalive"], 0, 65535),
-                routes=tuple(map(_network, members.get("routes", ()))),
-                gateway4=IPv4Address(_text(members["gateway4"])),
-                gateway6=None if gateway6 is None else IPv6Address(_text(gateway6)),
-                tunnels=tuple(map(_further, members.get("tunnels", ()))),
+                routes=tuple(ip.network(_text(each)) for each in _array(members.get("routes", []), MOST_ROUTES)),
+                gateway4=ip.ipv4_address(_text(members["gateway4"])),
+                gateway6=None if gateway6 is None else ip.ipv6_address(_text(gateway6)),
+                tunnels=tuple(_further(each) for each in _array(members.get("tunnels", []), _MOST_FURTHER)),
             )
+            admission._check_addresses()
         except (KeyError, TypeError, ValueError):
             return None
+        return admission
+
+    def _check_addresses(self) -> None:
+        """Raise ValueError if what the server assigned can't be used as it is."""
+        ip.check_own4(self.address4, self.gateway4)
+        if self.address6 is not None:
+            ip.check_own6(self.address6, self.gateway6)
+        elif self.gateway6 is not None:
+            raise ValueError("an IPv6 gateway without an address")
 
 
 def encode_outcome(members: Mapping[str, Any]) -> bytes:
@@ -477,9 +496,15 @@ def _text(value: object) -> str:
 
 def _name(value: object) -> str:
     name = _text(value)
-    if not name.isprintable():
-        raise ValueError("not printable")
+    if not is_label(name):
+        raise ValueError("not a name")
     return name
+
+
+def _array(value: object, most: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > most:
+        raise TypeError("not an array, or too long a one")
+    return value
 
 
 def _integer(value: object, low: int, high: int) -> int:
@@ -500,8 +525,3 @@ def _key(value: object) -> bytes:
 
 def _further(value: Any) -> FurtherTunnel:
     return FurtherTunnel(_key(value["key"]), _integer(value["port"], 1, 65535))
-
-
-def _network(value: object) -> IPv4Network | IPv6Network:
-    text = _text(value)
-    return IPv6Network(text) if ":" in text else IPv4Network(text)

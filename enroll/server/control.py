@@ -115,6 +115,7 @@ class ServerControl:
             record.endpoint,
             has_to_join_again=record.has_to_join_again,
             clock_ahead=clock_ahead(clocks.greatest(self._server, record.public_key), time.time()),
+            dns_name=record.dns_name,
         )
 
     # -- status ---------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from rustguard_py import conf
 from rustguard_py.enroll.server.pool import Pool
 from rustguard_py.model.defaults import DEFAULT_MTU, DEFAULT_PORT
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.peer_names import dns_name_of, first_free, label_of
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import PeerRecord, ServerState, check_name
+from rustguard_py.state.records import MTU_LEAST, PeerRecord, ServerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ def read_server(config: conf.Config, where: str) -> Imported:
     Raises:
         UsageError: The file isn't a server's, or describes something that our server can't do.
     """
+    if config.mtu is not None and config.mtu < MTU_LEAST:
+        raise UsageError(
+            f"{where} has MTU = {config.mtu}, and a server's is {MTU_LEAST} or more.", "Change it there."
+        )
     pool4, pool6 = _pools(config, where)
     pool = Pool(pool4, pool6)
     state = ServerState(
@@ -52,8 +57,9 @@ def read_server(config: conf.Config, where: str) -> Imported:
     names: set[str] = set()
     for number, peer in enumerate(config.peers, 1):
         record = _record(peer, pool, _name(peer, number, names), f"{where}, line {peer.line}")
+        record = replace(record, dns_name=first_free(dns_name_of(record.name), names))
         state.peers[record.public_key] = record
-        names.add(record.name)
+        names |= record.names
     return Imported(state, tuple(_left_out(config)))
 
 
@@ -132,11 +138,7 @@ def _record(peer: conf.PeerSection, pool: Pool, name: str, where: str) -> PeerRe
 
 
 def _name(peer: conf.PeerSection, number: int, taken: set[str]) -> str:
-    name = peer.name if peer.name.isprintable() else ""
-    try:
-        check_name(name)
-    except ValueError:
-        name = f"peer-{number}"
+    name = label_of(peer.name) or f"peer-{number}"
     while name in taken:
         name = f"peer-{number}"
         number += 1

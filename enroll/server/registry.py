@@ -18,7 +18,8 @@ from typing import Literal
 from rustguard_py.enroll.server.pool import Pool
 from rustguard_py.model.errors import RefusedError, StateError, UsageError
 from rustguard_py.model.keys import decode_key
-from rustguard_py.state.records import PEER_NAME_LIMIT, PeerRecord, ServerState, check_name
+from rustguard_py.model.peer_names import FALLBACK, check_label, dns_name_of, label_of, normalized, numbered
+from rustguard_py.state.records import PeerRecord, ServerState
 
 # A peer that answers a handshake tries them in turn, for five seconds each.
 PREVIOUS_KEYS = 2
@@ -97,7 +98,7 @@ class Registry:
                     f"The saved address {record.address4} of {record.name} isn't in the pool {state.pool4}.",
                     "Start with the pool that the address is from, or revoke that peer first.",
                 )
-            self._names[record.name] = record.public_key
+            self._names |= dict.fromkeys(record.names, record.public_key)
 
     # -- changes --------------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class Registry:
 
         Args:
             public_key: 32 bytes.
-            wished: The name that the client asks for; empty for any.
+            wished: The label that the client asks for; empty for any.
             preshared_key: 32 bytes, from this enrollment.
             endpoint: Where the client is, if that is known.
             at: Unix time in seconds.
@@ -128,15 +129,16 @@ class Registry:
         addresses = self.pool.allocate(public_key)
         if addresses is None:
             return "full"
-        name = self._free_name(wished or "peer", public_key)
-        record = PeerRecord(name, public_key, preshared_key, *addresses, at, endpoint)
+        name = self._free_name(label_of(wished) or FALLBACK, public_key)
+        dns_name = self._free_name(dns_name_of(name), public_key)
+        record = PeerRecord(name, public_key, preshared_key, *addresses, at, endpoint, dns_name=dns_name)
         return self._change_peer(record)
 
     def revoke(self, who: str) -> PeerChange:
         """Remove a peer and refuse its key from now on. Its address is free again once that is durable.
 
         Args:
-            who: Its name or public key (base64).
+            who: Its label, DNS name or public key (base64).
 
         Raises:
             RefusedError: There is no such peer.
@@ -159,29 +161,33 @@ class Registry:
         return self._change(public_key, self.state.peers.get(public_key), revoked=False)
 
     def rename(self, old: str, new: str) -> PeerChange:
-        """Rename a peer.
+        """Give a peer another label, and the DNS name that it makes.
 
         Raises:
             RefusedError: There is no such peer, or the name is taken.
             UsageError: `new` can't be a name.
         """
         record = self.find(old)
-        require_name(new)
+        new = require_name(new)
         if self._names.get(new, record.public_key) != record.public_key:
             raise RefusedError(f"There is a peer {new} already.", "Choose another name.")
         # One that has to join again may be known by its name alone.
         endpoint = "" if record.has_to_join_again else record.endpoint
-        return self._change_peer(replace(record, name=new, endpoint=endpoint))
+        dns_name = self._free_name(dns_name_of(new), record.public_key)
+        return self._change_peer(replace(record, name=new, dns_name=dns_name, endpoint=endpoint))
 
     def find(self, who: str) -> PeerRecord:
-        """Return a peer by its name or public key (base64).
+        """Return a peer by its public key (base64), label or DNS name. A key is looked up first.
 
         Raises:
             RefusedError: There is none.
         """
-        named = self.state.peers.get(self._names.get(who, b""))
-        # A name that the peer had before may still be reserved for it.
-        record = named if named is not None and named.name == who else self.state.peers.get(_key(who) or b"")
+        record = self.state.peers.get(_key(who) or b"")
+        if record is None:
+            name = normalized(who)
+            named = self.state.peers.get(self._names.get(name, b""))
+            # A name that the peer had before may still be reserved for it.
+            record = named if named is not None and name in named.names else None
         if record is None:
             raise RefusedError(f"There is no peer {who!r}.", "List the peers: rustguard peers")
         return record
@@ -243,7 +249,7 @@ class Registry:
             return
         # There is no undo: nobody can connect with the old key, and the disk still has it if this join isn't saved.
         del self.state.peers[stale.public_key]
-        self._give_up(stale.name)
+        self._give_up(*stale.names)
         self.pool.release(stale.public_key)
         if stale.address4 is not None:
             self.pool.take(public_key, stale.address4)
@@ -260,7 +266,7 @@ class Registry:
         unsaved.made += 1
         number = unsaved.made
         unsaved.waiting.add(number)
-        unsaved.names |= {each.name for each in (before, record) if each is not None}
+        unsaved.names.update(*(each.names for each in (before, record) if each is not None))
         self._set(public_key, record, revoked=revoked)
 
         def keep() -> None:
@@ -281,9 +287,7 @@ class Registry:
         if unsaved.saved < unsaved.made:
             self._set(public_key, unsaved.record, revoked=unsaved.revoked)
         record = self.state.peers.get(public_key)
-        for name in unsaved.names:
-            if record is None or name != record.name:
-                self._give_up(name)
+        self._give_up(*(unsaved.names if record is None else unsaved.names - record.names))
         if record is None:
             self.pool.release(public_key)
 
@@ -292,7 +296,7 @@ class Registry:
             self.state.peers.pop(public_key, None)
         else:
             self.state.peers[public_key] = record
-            self._names[record.name] = public_key
+            self._names |= dict.fromkeys(record.names, public_key)
         if revoked:
             self.state.revoked.add(public_key)
         else:
@@ -309,39 +313,33 @@ class Registry:
         if self._names.get(wished, public_key) == public_key:
             return wished
         number = self._numbers.get(wished, 2)
-        while (name := _numbered(wished, number)) in self._names:
+        while (name := numbered(wished, number)) in self._names:
             number += 1
         self._numbers[wished] = number
         return name
 
-    def _give_up(self, name: str) -> None:
-        del self._names[name]
-        self._numbers.clear()
+    def _give_up(self, *names: str) -> None:
+        for name in names:
+            del self._names[name]
+        if names:
+            self._numbers.clear()
 
 
-def require_name(name: str) -> None:
-    """Check a name that a person gave a peer.
+def require_name(name: str) -> str:
+    """Return the label that a person gave a peer, normalized.
 
     Raises:
         UsageError: It can't be a name; the message says why.
     """
     try:
-        check_name(name)
+        return check_label(name)
     except ValueError as error:
         raise UsageError(f"{name!r} can't be a name: {error}.") from error
-    if not name.isprintable():
-        raise UsageError("A name can only have printable characters.")
 
 
 def _newest_and_last(keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """Return the keys to keep. They are few, so that a peer with any of them connects soon; the last is in use."""
     return keys if len(keys) <= PREVIOUS_KEYS else (*keys[: PREVIOUS_KEYS - 1], keys[-1])
-
-
-def _numbered(name: str, number: int) -> str:
-    suffix = f"-{number}"
-    room = PEER_NAME_LIMIT - len(suffix)
-    return name.encode()[:room].decode(errors="ignore") + suffix
 
 
 def _key(text: str) -> bytes | None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -19,8 +21,10 @@ from rustguard_py.kernel.netlink import KernelInterface
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.tunnel import Listeners
+from rustguard_py.protocol.pairing_filter import PASS, Answer, Drop, PairingFilter
 from rustguard_py.protocol.wire import FOREIGN_PREFIX
 from rustguard_py.system.sockets import bind
 
@@ -77,6 +81,8 @@ class KernelTunnel:
         self._several = several
         self._notes = [_NOTE, *notes]
         self._pairing = {each.family: each for each in pairing}
+        self._filter: PairingFilter | None = None
+        self._drops: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._read_at = 0.0
@@ -140,6 +146,8 @@ class KernelTunnel:
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         """Send an enrollment datagram."""
+        if self._filter is not None:
+            self._filter.sent(datagram, now())
         bound = self._pairing.get(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET)
         if bound is not None:
             with suppress(OSError):
@@ -158,10 +166,16 @@ class KernelTunnel:
         """Set the private key (32 bytes) in the kernel."""
         self._device.configure(private_key=private_key)
 
+    def set_pairing(self, gate: PairingGate | None) -> None:
+        """See `Mover.set_pairing`."""
+        if self._filter is None:
+            self._filter = PairingFilter(os.urandom)
+        self._filter.set_gate(gate, now())
+
     def stats(self) -> PlaneStats:
         """Return the current counters."""
         self._read()
-        return PlaneStats(self.node.stats(), notes=self._notes)
+        return PlaneStats(self.node.stats(), dict(self._drops), notes=self._notes)
 
     def set_fwmark(self, mark: int) -> None:
         """Set the mark of all datagrams sent from now on, for the system's routing rules; 0 for no mark."""
@@ -211,5 +225,12 @@ class KernelTunnel:
                 datagram, source = bound.recvfrom(65536)
             except OSError:
                 return
-            if datagram.startswith(FOREIGN_PREFIX) and self.listeners.foreign is not None:
-                self.listeners.foreign(datagram, source, now())
+            verdict = PASS if self._filter is None else self._filter.judge(datagram, source, now())
+            match verdict:
+                case Answer(answer):
+                    with suppress(OSError):
+                        bound.sendto(answer, source)
+                case Drop(reason):
+                    self._drops[reason] += 1
+                case _ if datagram.startswith(FOREIGN_PREFIX) and self.listeners.foreign is not None:
+                    self.listeners.foreign(datagram, source, now())

@@ -9,6 +9,8 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UsageError
 
 LAST_PORT = 65535
+# The longest name in DNS, and room for any address with its scope.
+HOST_LIMIT = 255
 
 _WITH_BRACKETS = re.compile(r"\[(?P<host>[0-9A-Fa-f:.%\w-]+)\](?::(?P<port>\d+))?")
 _WITHOUT = re.compile(r"(?P<host>[^\s:\[\]]+)(?::(?P<port>\d+))?")
@@ -26,12 +28,23 @@ def parse(text: str) -> tuple[str, int | None]:
         match = None
     else:
         match = _WITH_BRACKETS.fullmatch(text) or _WITHOUT.fullmatch(text)
-    if match is None:
+    if match is None or not _is_host(match["host"]):
         raise UsageError(f"{text!r} is not an address.", "Write it like home.example:51820 or [2001:db8::1]:51820.")
     port = match["port"]
     if port is not None and not 1 <= int(port) <= LAST_PORT:
         raise UsageError(f"{port} is not a UDP port.", "Ports go from 1 to 65535. RustGuard's is 51820.")
     return match["host"], None if port is None else int(port)
+
+
+def check_host(host: str) -> str:
+    """Return a server's host, as `parse` gave it and it was kept. Raise ValueError for anything else."""
+    if not _is_host(host):
+        raise ValueError("it is neither a name nor an address")
+    return host
+
+
+def _is_host(text: str) -> bool:
+    return 0 < len(text) <= HOST_LIMIT and text.isprintable() and re.search(r"[\s\[\]/]", text) is None
 
 
 def _is_ipv6(text: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.timers import REKEY_ATTEMPT_TIME
@@ -60,6 +61,9 @@ class Mover(Protocol):
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         """Send one enrollment datagram as it is. An unreachable network is not an error."""
+
+    def set_pairing(self, gate: PairingGate | None) -> None:
+        """See `rustguard_py.planes.contract.Plane.set_pairing`."""
 
     def stats(self) -> PlaneStats:
         """Return the current counters."""

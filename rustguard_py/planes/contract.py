@@ -6,7 +6,7 @@ The plane does everything that happens per packet:
 - allowed IPs in both directions, and roaming;
 - keepalives, and the limits REKEY-AFTER and REJECT-AFTER;
 - holding packets until a first handshake is done;
-- the gate in front of Python: MAC1, and under load MAC2 and cookie replies.
+- the gate in front of Python: MAC1, and under load MAC2 and cookie replies; a server's HELLO and SHARE_C.
 
 Everything else is decided by `rustguard_py.node`: handshakes, retries, timestamps, preshared keys.
 
@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Protocol
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 
 # Packets held per peer until a handshake is done; the kernel's MAX_STAGED_PACKETS.
@@ -62,15 +63,23 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HandshakeReceived:
-    """A handshake message (type 1, 2 or 3) passed the gate. MAC1 of types 1 and 2 is verified."""
+    """A handshake message of types 1 to 3 that passed the gate; MAC1 (types 1 and 2) holds.
+
+    Attributes:
+        datagram: Whole.
+        source: Where it came from.
+        proven: Whether MAC2 shows that the sender receives there, or it answers a handshake of ours. Those wait apart
+            from the others.
+    """
 
     datagram: bytes
     source: Endpoint
+    proven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignReceived:
-    """An enrollment datagram came: it begins with `RGE`."""
+    """A datagram that begins with `RGE`: enrollment, as much of it as `Plane.set_pairing` lets through."""
 
     datagram: bytes
     source: Endpoint
@@ -94,7 +103,10 @@ class KeypairConfirmed:
 
 @dataclass(frozen=True, slots=True)
 class EndpointMoved:
-    """An authenticated datagram came from another endpoint or to another local address. Replies already go there."""
+    """An authenticated datagram came from another endpoint or to another local address. Replies already go there.
+
+    Reported at most every 0.1 s and peer, the last one in any case: a peer can move with every datagram.
+    """
 
     peer: PeerId
     endpoint: Endpoint
@@ -140,6 +152,17 @@ class Plane(Protocol):
         Existing sessions still receive but no longer send, so outgoing packets wait for a new handshake.
         """
 
+    def set_pairing(self, gate: PairingGate | None) -> None:
+        """Guard a server's pairing from now on: open the window, change its epoch, or close it (None).
+
+        Call it again when an epoch begins, each 120 s. The plane then answers HELLO itself. It passes a SHARE_C whose
+        cookie holds, and a CONFIRM or FORGET that names a session it has seen in a SHARE_S or RESULT given to `send`;
+        each at a pace per source or session, and then at one for all (`rustguard_py.protocol.pairing_filter`). The
+        rest is dropped and counted. A closed window passes nothing, but for `gate.linger` seconds CONFIRM and FORGET.
+
+        Until the first call, all enrollment datagrams pass at a pace for each step of a join. A client needs no more.
+        """
+
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """Send to `endpoint` until an authenticated datagram comes from elsewhere. It causes no event."""
 
@@ -173,7 +196,11 @@ class Plane(Protocol):
 
 
 class EventfulPlane(Plane, Protocol):
-    """A plane whose events wait in a bounded queue, with a descriptor to poll."""
+    """A plane with its queue of events behind a descriptor.
+
+    Each kind of event has a bounded lane of its own, and all lanes are served in turn, so no kind takes another's
+    place. Of one peer at most one event of a kind waits, with its last value.
+    """
 
     def fileno(self) -> int:
         """Return the descriptor that is readable while events wait."""

@@ -14,8 +14,8 @@ RATE = 1000.0
 BURST = 2048
 # In a flood, datagrams are admitted in runs of this many seconds, so Python wakes up per run and not per datagram.
 RUN = 0.02
-# Enrollment messages 3 and 5 after the prefix `RGE`. All others count as a first message.
-_STEPS = {b"2\x03": 1, b"2\x05": 2}
+# Enrollment messages 3 and 5 of any revision. All others count as a first message.
+_STEPS = {b"\x03": 1, b"\x05": 2}
 
 
 class ForeignPace:
@@ -28,7 +28,7 @@ class ForeignPace:
     def admit(self, datagram: bytes, now: float) -> bool:
         """Return whether this datagram may reach Python."""
         now = now // RUN * RUN
-        step = _STEPS.get(datagram[3:5], 0)
+        step = _STEPS.get(datagram[4:5], 0)
         until = max(self._until[step], now) + 1 / RATE
         if until - now > BURST / RATE:
             return False

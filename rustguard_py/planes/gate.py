@@ -2,7 +2,7 @@
 
 First its length is checked, then MAC1, which proves that the sender knows our public key. A source that sends too
 often, and everybody while we are under load, must also send MAC2, which proves that the sender can receive at
-its address.
+its address. Any MAC2 but zero is checked before the datagram gets the place of a sender who proves something.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Verdict(Enum):
     """What to do with a handshake datagram."""
 
     PASS = "pass"  # noqa: S105
+    # The same, and MAC2 holds.
+    PROVEN = "proven"
     CHALLENGE = "challenged"
     BAD_LENGTH = "bad_length"
     BAD_MAC1 = "bad_mac1"
@@ -48,10 +50,10 @@ class SourceBudget:
     __slots__ = ("_full_at", "_swept_at")
 
     def __init__(self) -> None:
-        self._full_at: dict[bytes | str, float] = {}
+        self._full_at: dict[bytes | str | int, float] = {}
         self._swept_at = float("-inf")
 
-    def spend(self, source: bytes | str, now: float) -> bool:
+    def spend(self, source: bytes | str | int, now: float) -> bool:
         """Take a token of `source`. Return False if there is none.
 
         If SOURCES buckets aren't full, a new source gets False too: that is a flood from forged addresses.
@@ -97,6 +99,7 @@ class Gate:
     """
 
     __slots__ = (
+        "_answers",
         "_cookie_key",
         "_loaded_until",
         "_mac1_key",
@@ -113,6 +116,8 @@ class Gate:
         self._random = random
         self._unproven = SourceBudget()
         self._proven = SourceBudget()
+        # Of each receiver index of ours, for cookie replies.
+        self._answers = SourceBudget()
         self._loaded_until = float("-inf")
         # Datagrams that would have passed without load.
         self._pressing = 0
@@ -139,11 +144,20 @@ class Gate:
         if backlog >= LOADED_QUEUE:
             self._loaded_until = now + LOAD_LASTS
         network = source_network(source)
+        # A sender without a cookie leaves MAC2 zero (section 5.4.4). Most of a flood does.
+        proven = any(datagram[-wire.MAC_SIZE :]) and self._secrets.mac2_holds(datagram, source, now)
+        if proven and self._proven.spend(network, now):
+            return Verdict.PROVEN
         if self._passes(network, now):
             return Verdict.PASS
-        if not self._secrets.mac2_holds(datagram, source, now):
-            return Verdict.CHALLENGE
-        return Verdict.PASS if self._proven.spend(network, now) else Verdict.TOO_OFTEN
+        return Verdict.TOO_OFTEN if proven else Verdict.CHALLENGE
+
+    def judge_cookie_reply(self, receiver: int, now: float) -> Verdict:
+        """Judge a cookie reply to the index `receiver`.
+
+        We gave out that index, and only those who saw a datagram of ours know it.
+        """
+        return Verdict.PROVEN if self._answers.spend(receiver, now) else Verdict.TOO_OFTEN
 
     def _passes(self, network: bytes | str, now: float) -> bool:
         """Return whether a datagram passes without proving its address."""

@@ -1,6 +1,6 @@
 """When a peer needs a keepalive or is silent (whitepaper section 6.5; the kernel's timers.c).
 
-Each peer has three timers. `Deadlines` finds the next one of all peers without a periodic tick. A peer that neither
+Each peer has four timers. `Deadlines` finds the next one of all peers without a periodic tick. A peer that neither
 sends nor receives has no timer set and costs nothing.
 """
 
@@ -25,6 +25,7 @@ class Liveness:
         keepalive_at: When to send a keepalive, because data came and nothing was sent since; or NEVER.
         no_answer_at: When to start a handshake, because data was sent and nothing came since; or NEVER.
         persistent_at: When to send the next persistent keepalive, or NEVER.
+        report_at: When to tell Python where the peer is now, or NEVER.
         interval: Seconds between persistent keepalives, 0 for none.
         jitter: Random time added to NO_ANSWER_TIMEOUT, up to NO_ANSWER_JITTER; a new one per session.
         scheduled_at: The earliest time at which `Deadlines` looks at this peer, or NEVER.
@@ -37,6 +38,7 @@ class Liveness:
         "keepalive_at",
         "no_answer_at",
         "persistent_at",
+        "report_at",
         "scheduled_at",
     )
 
@@ -44,6 +46,7 @@ class Liveness:
         self.keepalive_at = NEVER
         self.no_answer_at = NEVER
         self.persistent_at = NEVER
+        self.report_at = NEVER
         self.scheduled_at = NEVER
         self.interval = 0
         self.jitter = 0.0
@@ -75,14 +78,14 @@ class Liveness:
         self._another = False
 
     def stop(self) -> None:
-        """Stop the timers because no session is left. Only a persistent keepalive goes on."""
+        """Stop the timers of a session: none is left."""
         self.keepalive_at = self.no_answer_at = NEVER
         self._another = False
 
     @property
     def deadline(self) -> float:
-        """The earliest of the three times, or NEVER."""
-        return min(self.keepalive_at, self.no_answer_at, self.persistent_at)
+        """The earliest of the four times, or NEVER."""
+        return min(self.keepalive_at, self.no_answer_at, self.persistent_at, self.report_at)
 
 
 T = TypeVar("T")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rustguard_py import _native
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.contract import Event, Keypair
 from rustguard_py.planes.tun import not_made, not_ours
@@ -90,6 +91,10 @@ class NativePlane:
     def set_public_key(self, public_key: bytes) -> None:
         """See `Plane.set_public_key`."""
         self._plane.set_public_key(public_key)
+
+    def set_pairing(self, gate: PairingGate | None) -> None:
+        """See `Plane.set_pairing`."""
+        self._plane.set_pairing(gate)
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """See `Plane.set_endpoint`."""

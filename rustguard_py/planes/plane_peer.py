@@ -23,6 +23,7 @@ class PlanePeer:
         "last_received",
         "last_sent",
         "liveness",
+        "moved_at",
         "rx_bytes",
         "rx_packets",
         "tx_bytes",
@@ -37,6 +38,7 @@ class PlanePeer:
         self.liveness = Liveness()
         self.held: deque[bytes] | None = None
         self.wanted_at = float("-inf")
+        self.moved_at = float("-inf")
         self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0
         self.last_received: float | None = None
         self.last_sent: float | None = None

@@ -28,6 +28,7 @@ from functools import partial
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats, WorkerStats
 from rustguard_py.planes.contract import Event, Fault, Keypair
 from rustguard_py.planes.event_queue import EventQueue
@@ -47,6 +48,42 @@ _LOOK = 0.5
 SWITCH_INTERVAL = 0.0002
 # Before this release, the kernel broke VXLAN and Geneve inside UDP superpackets.
 _MERGES_UDP_FROM = (6, 8, 5)
+
+
+class Events:
+    """Events from the loop's thread to the control thread, behind a descriptor that is readable while some wait."""
+
+    def __init__(self, drop: Callable[[str], None]) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._drop = drop
+        self._queue = EventQueue()
+        self._lock = threading.Lock()
+
+    def handshakes(self) -> int:
+        """Return how many handshake datagrams wait."""
+        return self._queue.handshakes()
+
+    def put(self, event: Event) -> None:
+        """Queue an event. Count it as dropped if too many of its kind wait."""
+        with self._lock:
+            was_empty = not self._queue
+            dropped = self._queue.put(event)
+            if was_empty and self._queue:
+                os.eventfd_write(self.fd, 1)
+        if dropped is not None:
+            self._drop(dropped)
+
+    def take(self) -> list[Event]:
+        """Take the next events. The descriptor stays readable if there are more."""
+        with self._lock:
+            events = self._queue.take()
+            if events and not self._queue:
+                os.eventfd_read(self.fd)
+        return events
+
+    def close(self) -> None:
+        """Close the descriptor, once neither end uses it."""
+        os.close(self.fd)
 
 
 class PortablePlane:
@@ -86,7 +123,7 @@ class PortablePlane:
         tun: Sequence[int] = (),
     ) -> None:
         self._notes: list[str] = []
-        self._events = EventQueue(lambda reason: self._transport.drop(reason), clock)
+        self._events = Events(lambda reason: self._transport.drop(reason))
         try:
             self._tun = Tun.adopt(tun[0], self._note) if tun else Tun(interface, self._note)
         except RustGuardError:
@@ -132,6 +169,10 @@ class PortablePlane:
         """See `Plane.set_public_key`."""
         self._queue(partial(self._transport.set_public_key, public_key))
 
+    def set_pairing(self, gate: PairingGate | None) -> None:
+        """See `Plane.set_pairing`."""
+        self._queue(lambda: self._transport.set_pairing(gate, self._clock()))
+
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """See `Plane.set_endpoint`."""
         self._queue(partial(self._transport.set_endpoint, peer, endpoint))
@@ -158,7 +199,7 @@ class PortablePlane:
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         """See `Plane.send`."""
-        self._queue(partial(self._transport.send, endpoint, datagram))
+        self._queue(lambda: self._transport.send(endpoint, datagram, self._clock()))
 
     def stats(self) -> PlaneStats:
         """See `Plane.stats`."""
@@ -207,7 +248,7 @@ class PortablePlane:
         return self._events.fd
 
     def poll_events(self) -> list[Event]:
-        """Return the next events, at most EVENTS_AT_ONCE. The descriptor stays readable if there are more."""
+        """Take the next events, 32 at most. The descriptor stays readable if there are more."""
         return self._events.take()
 
     # The loop.

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from cryptography.exceptions import InvalidTag
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.allowed_ips import AllowedIps
 from rustguard_py.planes.contract import (
@@ -32,19 +33,25 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     Reason,
 )
+from rustguard_py.planes.foreign_pace import ForeignPace
 from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
 from rustguard_py.planes.inner_packet import destination, padded
 from rustguard_py.planes.keypairs import Session, WarmSessions
 from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines
 from rustguard_py.planes.plane_peer import PlanePeer
-from rustguard_py.protocol import wire
+from rustguard_py.protocol import pairing_filter, wire
+from rustguard_py.protocol.pairing_filter import PairingFilter
 from rustguard_py.protocol.wire import DATA_PREFIX, FOREIGN_PREFIX
 
 # Seconds between two HandshakeWanted for the same peer.
 WANTED_INTERVAL = 1.0
+# Seconds between two EndpointMoved events of one peer.
+MOVED_INTERVAL = 0.1
 # Packets held for all peers together, so that many silent peers can't use up the memory.
 MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
+
+_TOO_FAST = pairing_filter.Drop("foreign_rate")
 
 
 class Transport:
@@ -84,6 +91,9 @@ class Transport:
         self._random = random
         self._backlog = backlog
         self._gate = Gate(public_key, random)
+        self._foreign = ForeignPace()
+        # Of a server.
+        self._pairing: PairingFilter | None = None
         self._deadlines: Deadlines[PlanePeer] = Deadlines()
         self._warm = WarmSessions()
         self._transmit: list[tuple[Endpoint, bytes]] = []
@@ -125,6 +135,12 @@ class Transport:
         elif turned_on:
             self._persistent_keepalive(known, now)
             self._deadlines.schedule(known, liveness)
+
+    def set_pairing(self, gate: PairingGate | None, now: float) -> None:
+        """See `Plane.set_pairing`."""
+        if self._pairing is None:
+            self._pairing = PairingFilter(self._random)
+        self._pairing.set_gate(gate, now)
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """See `Plane.set_endpoint`."""
@@ -180,8 +196,10 @@ class Transport:
             self._drop_held(known, "no_answer")
             known.liveness.keepalive_at = float("inf")
 
-    def send(self, endpoint: Endpoint, datagram: bytes) -> None:
+    def send(self, endpoint: Endpoint, datagram: bytes, now: float) -> None:
         """See `Plane.send`."""
+        if self._pairing is not None:
+            self._pairing.sent(datagram, now)
         self._transmit.append((endpoint, datagram))
 
     def stats(self) -> PlaneStats:
@@ -205,7 +223,7 @@ class Transport:
         if datagram[:4] == DATA_PREFIX:
             return self._open(datagram, source, now)
         if datagram[:3] == FOREIGN_PREFIX:
-            self._emit(ForeignReceived(datagram, source))
+            self._handle_foreign(datagram, source, now)
         else:
             self._handle_handshake(datagram, source, now)
         return None
@@ -225,6 +243,8 @@ class Transport:
                 self.want(peer, Reason.NO_ANSWER, now)
             if liveness.persistent_at <= now:
                 self._persistent_keepalive(peer, now)
+            if liveness.report_at <= now:
+                self._report_move(peer, now)
             self._deadlines.schedule(peer, liveness)
 
     def poll_timeout(self) -> float | None:
@@ -290,7 +310,7 @@ class Transport:
         peer.liveness.received(now, data=data)
         if not is_same(source, peer.endpoint):
             peer.endpoint = source
-            self._emit(EndpointMoved(peer.id, source))
+            self._report_move(peer, now)
         if session is peer.keypairs.next:
             self._retire(peer.keypairs.confirm(session))
             peer.wanted_at = float("-inf")
@@ -364,26 +384,58 @@ class Transport:
         self.received(peer, session, source, 1, len(datagram), now, data=bool(plaintext))
         return self.inner_packet(peer, plaintext) if plaintext else None
 
+    def _report_move(self, peer: PlanePeer, now: float) -> None:
+        """Tell Python that `peer` is elsewhere.
+
+        If it was told a moment ago, it is told the last place when that moment is over: a peer can move with every
+        datagram.
+        """
+        due = peer.moved_at + MOVED_INTERVAL
+        if now < due:
+            peer.liveness.report_at = due
+            return
+        peer.moved_at = now
+        peer.liveness.report_at = float("inf")
+        if peer.endpoint is not None:
+            self._emit(EndpointMoved(peer.id, peer.endpoint))
+
+    def _handle_foreign(self, datagram: bytes, source: Endpoint, now: float) -> None:
+        if self._pairing is None:
+            verdict: pairing_filter.Verdict = pairing_filter.PASS if self._foreign.admit(datagram, now) else _TOO_FAST
+        else:
+            verdict = self._pairing.judge(datagram, source, now)
+        match verdict:
+            case pairing_filter.Pass():
+                self._emit(ForeignReceived(datagram, source))
+            case pairing_filter.Answer(answer):
+                self._transmit.append((source, answer))
+            case pairing_filter.Drop(reason):
+                self.drop(reason)
+
     def _handle_handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
         kind = wire.message_type(datagram)
-        if kind in (wire.INITIATION, wire.RESPONSE):
+        if kind == wire.INITIATION:
             verdict = self._gate.judge(datagram, source, self._backlog(), now)
-            if verdict is Verdict.CHALLENGE:
-                self._transmit.append((source, self._gate.challenge(datagram, source, now)))
-            if verdict is not Verdict.PASS:
-                self.drop(verdict.value)
-                return
-        elif kind == wire.COOKIE_REPLY:
-            # A cookie reply has no MAC1, but its receiver index must be one of ours.
-            if len(datagram) != wire.COOKIE_REPLY_SIZE or (
-                int.from_bytes(datagram[4:8], "little") not in self.indices
-            ):
-                self.drop("unknown_index")
-                return
+        elif kind == wire.RESPONSE and self._answers_us(datagram, wire.RESPONSE_SIZE, 8):
+            verdict = self._gate.judge(datagram, source, self._backlog(), now)
+            if verdict is Verdict.PASS:
+                verdict = Verdict.PROVEN
+        elif kind == wire.COOKIE_REPLY and self._answers_us(datagram, wire.COOKIE_REPLY_SIZE, 4):
+            # It has no MAC1.
+            verdict = self._gate.judge_cookie_reply(int.from_bytes(datagram[4:8], "little"), now)
         else:
-            self.drop("unknown_type")
+            self.drop("unknown_index" if kind in (wire.RESPONSE, wire.COOKIE_REPLY) else "unknown_type")
             return
-        self._emit(HandshakeReceived(datagram, source))
+        if verdict in (Verdict.PASS, Verdict.PROVEN):
+            self._emit(HandshakeReceived(datagram, source, proven=verdict is Verdict.PROVEN))
+            return
+        if verdict is Verdict.CHALLENGE:
+            self._transmit.append((source, self._gate.challenge(datagram, source, now)))
+        self.drop(verdict.value)
+
+    def _answers_us(self, datagram: bytes, size: int, at: int) -> bool:
+        """Return whether a datagram has this size, and an index that we gave out at `at`."""
+        return len(datagram) == size and int.from_bytes(datagram[at : at + 4], "little") in self.indices
 
     def _send_keepalive(self, peer: PlanePeer, now: float) -> None:
         """Send the held packets, or else a keepalive. Without a session, ask for one."""

@@ -370,7 +370,7 @@ while True:
     for each in select.select([front, back], [], [])[0]:
         try: datagram, source = each.recvfrom(65535)
         except ConnectionError: continue
-        if times and datagram[:4] == b"RGE2" and datagram[4] == kind:
+        if times and datagram[:4] == b"RGE3" and datagram[4] == kind:
             times -= 1
             changed = bytearray(datagram)
             changed[bit // 8 % len(changed)] ^= 1 << bit % 8

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
+from itertools import cycle
 from pathlib import Path
 
 from rustguard_py.enroll.pairing import messages
@@ -48,10 +49,13 @@ class _Vector(ctypes.Structure):
     _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t)]
 
 
-def initiation(public_key: bytes, chance: random.Random) -> bytes:
-    """Make a first message with a valid MAC1 for who has this key, and chance in place of what it should hold."""
+def initiation(public_key: bytes, chance: random.Random, given: bytes | None = None) -> bytes:
+    """Make a first message with a valid MAC1 for who has this key, and chance in place of what it should hold.
+
+    With a cookie it has a MAC2 too.
+    """
     body = bytes([wire.INITIATION, 0, 0, 0]) + chance.randbytes(wire.INITIATION_SIZE - 4 - 2 * wire.MAC_SIZE)
-    return cookie.add_macs(body, cookie.mac1_key(public_key), None)
+    return cookie.add_macs(body, cookie.mac1_key(public_key), given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,10 @@ class Flood:
         target: The other end of that link.
         port: Where to.
         rate: How many a second, if the machine can.
-        what: `initiation` (with a valid MAC1 for `public_key`, chance besides) or `hello` (of a join).
-        source: An address; made-up ones by default.
+        what: `initiation` (with a valid MAC1 for `public_key`, chance besides), `initiation with a cookie` (one that
+            nobody gave), `hello` (of a join), `share` (a SHARE_C with a cookie that nobody gave) or `short` (five
+            bytes of pairing).
+        source: An address, or a network whose hosts send by turns; made-up addresses by default.
         public_key: Of the target.
     """
 
@@ -115,8 +121,12 @@ def _mac(end: End) -> str:
 
 
 def _datagram(what: str, public_key: bytes, chance: random.Random) -> bytes:
-    if what == "initiation":
-        return initiation(public_key, chance)
+    if what.startswith("initiation"):
+        return initiation(public_key, chance, chance.randbytes(16) if what.endswith("cookie") else None)
+    if what == "share":
+        return b"RGE3\3\0\0\0" + chance.randbytes(124)
+    if what == "short":
+        return b"RGE3\1"
     return messages.Hello(chance.randbytes(messages.NONCE_SIZE), 0).encode()
 
 
@@ -175,9 +185,10 @@ def main() -> None:
     chance = random.Random(5)
     ends = bytes.fromhex(here.replace(":", "")), bytes.fromhex(there.replace(":", ""))
     frames = []
+    # In 11.0.0.0/8, where nothing of a lab is.
+    sources = cycle(IPv4Network(source).hosts()) if source else None
     for _ in range(SOURCES):
-        # In 11.0.0.0/8, where nothing of a lab is.
-        by = IPv4Address(source) if source else IPv4Address(0x0B000000 + chance.randrange(1 << 24))
+        by = next(sources) if sources else IPv4Address(0x0B000000 + chance.randrange(1 << 24))
         frames.append(
             _frame(*ends, by, IPv4Address(to), int(port), _datagram(what, bytes.fromhex(public_key), chance))
         )

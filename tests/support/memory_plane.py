@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.contract import Event, Keypair
 from rustguard_py.planes.transport import Transport
@@ -102,6 +103,9 @@ class MemoryPlane:
     def set_public_key(self, public_key: bytes) -> None:
         self.transport.set_public_key(public_key)
 
+    def set_pairing(self, gate: PairingGate | None) -> None:
+        self.transport.set_pairing(gate, self.now)
+
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         self.transport.set_endpoint(peer, endpoint)
 
@@ -122,7 +126,7 @@ class MemoryPlane:
         self.transport.drop_held(peer)
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
-        self.transport.send(endpoint, datagram)
+        self.transport.send(endpoint, datagram, self.now)
         self._flush()
 
     def stats(self) -> PlaneStats:

@@ -32,6 +32,7 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     Reason,
 )
+from rustguard_py.planes.gate import BURST
 from rustguard_py.planes.keypairs import Session
 from rustguard_py.protocol import cookie, wire
 from support.memory_plane import MemoryPlane
@@ -232,9 +233,28 @@ class PlaneConformance:
         pair.bob.packet_out(to_alice())
         assert pair.bob.outgoing[0][0] == ELSEWHERE
 
+    @pytest.mark.fault(38)
+    def test_a_peer_that_moves_with_every_datagram_is_reported_ten_times_a_second(self, pair: Pair) -> None:
+        pair.connect()
+        places = [("198.51.100.1", 1), ("198.51.100.1", 2)]
+        for number in range(2000):
+            pair.advance(number / 1000)
+            pair.alice.packet_out(to_bob())
+            ((_, datagram),) = pair.alice.take_outgoing()
+            pair.bob.datagram_in(datagram, places[number % 2])
+        moves = [event for event in pair.bob.take_events() if isinstance(event, EndpointMoved)]
+        assert 19 <= len(moves) <= 21
+        # The last place is reported in any case, also by nothing but time.
+        assert pair.bob.stats().peers[PEER].endpoint == places[1]
+        pair.bob.advance(2.2)
+        assert pair.bob.take_events() == [EndpointMoved(PEER, places[1])]
+        pair.bob.advance(3.0)
+        assert pair.bob.events == []
+
     def test_what_goes_to_a_peer_goes_out_from_the_address_that_it_wrote_to(self, pair: Pair) -> None:
         pair.connect()
-        for local in (b"\xc0\x00\x02\x63", b"\xfd" + bytes(15)):
+        for now, local in ((1.0, b"\xc0\x00\x02\x63"), (2.0, b"\xfd" + bytes(15))):
+            pair.advance(now)
             pair.alice.packet_out(to_bob())
             ((_, datagram),) = pair.alice.take_outgoing()
             forged = datagram[:-1] + bytes([datagram[-1] ^ 1])
@@ -347,11 +367,68 @@ class PlaneConformance:
         for _ in range(1000):
             pair.bob.datagram_in(captured, ELSEWHERE)
         told = pair.bob.take_events()
-        assert set(told) <= {HandshakeReceived(captured, ELSEWHERE)}
+        assert set(told) <= {HandshakeReceived(captured, ELSEWHERE, proven=True)}
+        assert len(told) <= BURST
         assert pair.bob.stats().peers[PEER].endpoint == ALICE
         pair.bob.packet_out(to_alice())
         assert [to for to, _ in pair.bob.outgoing] == [ALICE]
         print("row 19: 1000 cookie replies from elsewhere: endpoint unmoved")
+
+    def test_a_response_to_nothing_costs_nothing(self, pair: Pair) -> None:
+        index = pair.bob.reserve_index(PEER)
+        for receiver in (index ^ 1, index):
+            body = wire.Response(9, receiver, os.urandom(32), os.urandom(16)).encode()
+            answer = cookie.add_macs(body, cookie.mac1_key(b"b" * 32), None)
+            pair.bob.datagram_in(answer, ELSEWHERE)
+        assert pair.bob.events == [HandshakeReceived(answer, ELSEWHERE, proven=True)]
+        assert pair.bob.stats().drops == {"unknown_index": 1}
+
+    @pytest.mark.fault(38)
+    def test_neither_a_flood_without_proof_nor_one_with_a_made_up_proof_takes_the_place_of_who_has_one(
+        self, pair: Pair
+    ) -> None:
+        key = cookie.mac1_key(b"b" * 32)
+
+        def knock(host: str, given: bytes | None = None) -> bytes:
+            """Knock at Bob's, and return the datagram."""
+            body = wire.Initiation(5, os.urandom(32), os.urandom(48), os.urandom(28)).encode()
+            made = cookie.add_macs(body, key, given)
+            pair.bob.datagram_in(made, (host, 7))
+            return made
+
+        def flood(sources: int) -> None:
+            for number in range(sources):
+                host = f"198.{18 + number // 65536}.{number // 256 % 256}.{number % 256}"
+                knock(host, (None, os.urandom(16))[number % 2])
+
+        def proven() -> list[HandshakeReceived]:
+            """Return the handshakes that prove something, of those that came since."""
+            events = pair.bob.take_events()
+            return [event for event in events if isinstance(event, HandshakeReceived) and event.proven]
+
+        def challenged(host: str) -> bytes:
+            """Knock without a cookie, and return the one in the answer."""
+            pair.bob.take_outgoing()
+            sent = knock(host)
+            ((_, answer),) = [each for each in pair.bob.take_outgoing() if each[0] == (host, 7)]
+            reply = wire.parse_cookie_reply(answer)
+            assert reply is not None
+            given = cookie.open_cookie(reply, sent[-32:-16], cookie.cookie_key(b"b" * 32))
+            assert given is not None
+            return given
+
+        # No source is remembered any more.
+        flood(9000)
+        assert proven() == []
+        given = challenged("192.0.2.50")
+        flood(200)
+        sent = knock("192.0.2.50", given)
+        assert proven() == [HandshakeReceived(sent, ("192.0.2.50", 7), proven=True)]
+        # Nor does a flood in its own name, of either kind, keep it out.
+        for number in range(200):
+            knock("192.0.2.50", (None, os.urandom(16))[number % 2])
+        sent = knock("192.0.2.50", given)
+        assert proven() == [HandshakeReceived(sent, ("192.0.2.50", 7), proven=True)]
 
     @pytest.mark.fault(31)
     def test_the_kernels_selftest_vector_without_additional_data_opens(self, pair: Pair) -> None:

@@ -242,7 +242,7 @@ def admission(address4: IPv4Address) -> Admission:
         mtu=1420,
         keepalive=25,
         routes=(),
-        gateway4=IPv4Address("10.150.0.1"),
+        gateway4=IPv4Interface(f"{address4}/16").network[1],
         gateway6=None,
     )
 

@@ -371,7 +371,7 @@ def test_status_shows_a_person_summary_peers_and_warnings(capsys: pytest.Capture
         "",
         "NAME ADDRESS STATE ENDPOINT ↓ ↑ KEY",
         "laptop 10.77.0.2 active 12s ago 192.0.2.7:51820 1.5 KiB 5.0 GiB xTIBA5rb…",
-        "pho�[2Jne [bold] 10.77.0.3 never - 0 B 0 B xTIBA5rb…",
+        "pho\\x1b[2Jne [bold] 10.77.0.3 never - 0 B 0 B xTIBA5rb…",
         "warning: Forwarding is off.",
     ]
 

@@ -105,7 +105,7 @@ def test_padding_that_is_not_zero_is_refused(message: Hello, zeros: int) -> None
 @given(st.one_of(st.binary(max_size=200), st.sampled_from(range(7)).flatmap(
     lambda kind: st.sampled_from([96, 128, 1232]).flatmap(
         lambda size: st.binary(min_size=size - 8, max_size=size - 8).map(
-            lambda body: b"RGE2" + bytes([kind, 0, 0, 0]) + body)))))  # fmt: skip
+            lambda body: b"RGE3" + bytes([kind, 0, 0, 0]) + body)))))  # fmt: skip
 def test_parsers_take_any_bytes(data: bytes) -> None:
     for parse in PARSERS:
         parse(data)

@@ -339,7 +339,7 @@ datagrams = st.one_of(
     st.binary(max_size=1300),
     st.tuples(st.integers(0, 7), st.sampled_from([96, 128, 432, 1232])).flatmap(
         lambda kind: st.binary(min_size=kind[1] - 8, max_size=kind[1] - 8).map(
-            (b"RGE2" + bytes([kind[0], 0, 0, 0])).__add__
+            (b"RGE3" + bytes([kind[0], 0, 0, 0])).__add__
         )
     ),
 )

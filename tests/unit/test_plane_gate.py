@@ -54,7 +54,7 @@ def test_under_load_everybody_is_challenged_and_a_cookie_opens() -> None:
     reply = gate.challenge(first, HERE, 0.0)
     assert len(reply) == wire.COOKIE_REPLY_SIZE < len(first)
     given = taste(reply, first)
-    assert gate.judge(initiation(given), HERE, LOADED_QUEUE, 0.1) is Verdict.PASS
+    assert gate.judge(initiation(given), HERE, LOADED_QUEUE, 0.1) is Verdict.PROVEN
     assert gate.judge(initiation(given), ("192.0.2.8", 1000), LOADED_QUEUE, 0.1) is Verdict.CHALLENGE
     assert gate.judge(initiation(given), ("192.0.2.7", 1001), LOADED_QUEUE, 0.1) is Verdict.CHALLENGE
 
@@ -86,8 +86,8 @@ def test_a_cookie_is_good_for_its_epoch_and_the_next() -> None:
     gate = Gate(KEY, os.urandom)
     sent = initiation()
     given = taste(gate.challenge(sent, HERE, 0.0), sent)
-    assert gate.judge(initiation(given), HERE, LOADED_QUEUE, 119.0) is Verdict.PASS
-    assert gate.judge(initiation(given), HERE, LOADED_QUEUE, 130.0) is Verdict.PASS
+    assert gate.judge(initiation(given), HERE, LOADED_QUEUE, 119.0) is Verdict.PROVEN
+    assert gate.judge(initiation(given), HERE, LOADED_QUEUE, 130.0) is Verdict.PROVEN
     assert gate.judge(initiation(given), HERE, LOADED_QUEUE, 250.0) is Verdict.CHALLENGE
 
 
@@ -115,7 +115,7 @@ def test_a_flood_in_anothers_name_does_not_lock_the_other_out() -> None:
     assert gate.judge(sent, HERE, 0, 0.0) is Verdict.CHALLENGE
     given = taste(gate.challenge(sent, HERE, 0.0), sent)
     verdicts = [gate.judge(initiation(given), HERE, 0, 0.0) for _ in range(BURST + 1)]
-    assert verdicts == [Verdict.PASS] * BURST + [Verdict.TOO_OFTEN]
+    assert verdicts == [Verdict.PROVEN] * BURST + [Verdict.TOO_OFTEN]
 
 
 def test_a_budget_is_20_a_second_after_5_at_once() -> None:
@@ -164,4 +164,4 @@ def test_a_plane_answers_a_challenge_and_passes_a_cookie_reply_only_for_its_own_
     stray = cookie.cookie_reply(index ^ 1, b"c" * 16, b"m" * 16, b"k" * 32, os.urandom)
     plane.datagram_in(theirs, HERE)
     plane.datagram_in(stray, HERE)
-    assert plane.events == [HandshakeReceived(theirs, HERE)]
+    assert plane.events == [HandshakeReceived(theirs, HERE, proven=True)]

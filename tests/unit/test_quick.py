@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
 from rustguard_py import conf, conf_reader
+from rustguard_py.cli.app import run
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.ledger import Ledger, Left
-from rustguard_py.model.errors import UnansweredError, UsageError
+from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
 from rustguard_py.quick import conf_files, peers, routing
 from rustguard_py.system.interface import RT_TABLE_MAIN
 
@@ -157,3 +159,62 @@ def test_without_a_default_route_it_may_come_later(monkeypatch: pytest.MonkeyPat
 def test_with_one_it_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnansweredError, match=r"gate\.example can't be resolved"):
         look_up(True, [None], monkeypatch)
+
+
+# -- who else can change a file ---------------------------------------------------------------------------------
+
+HOOKS = f"[Interface]\nPrivateKey = {'A' * 43}=\nPostDown = true\n"
+
+
+@pytest.fixture
+def hooked(tmp_path: Path) -> Path:
+    path = tmp_path / "safe/wg0.conf"
+    path.parent.mkdir(mode=0o700)
+    path.write_text(HOOKS)
+    path.chmod(0o600)
+    return path
+
+
+def test_hooks_of_a_file_that_only_we_can_change_are_run(hooked: Path) -> None:
+    assert conf_files.load_to_run(hooked, trust=False).hooks.post_down == ("true",)
+    # Others may read it, and a sticky directory above it, such as /tmp, lets nobody replace it.
+    hooked.chmod(0o644)
+    hooked.parent.chmod(0o1777)
+    assert conf_files.load_to_run(hooked, trust=False).hooks.post_down == ("true",)
+
+
+@pytest.mark.parametrize(("at", "mode"), [("file", 0o666), ("file", 0o602), ("directory", 0o777), ("above", 0o757)])
+def test_hooks_of_a_file_that_others_can_change_are_refused(hooked: Path, at: str, mode: int) -> None:
+    place = {"file": hooked, "directory": hooked.parent, "above": hooked.parent.parent}[at]
+    place.chmod(mode)
+    with pytest.raises(RefusedError, match="has hooks") as refused:
+        conf_files.load_to_run(hooked, trust=False)
+    assert f"other users can write to {place}" in refused.value.message
+    assert f"chmod go-w {place}" in refused.value.fix
+    assert "--trust-file" in refused.value.fix
+    assert conf_files.load_to_run(hooked, trust=True).hooks.post_down == ("true",)
+    hooked.write_text(HOOKS.replace("PostDown = true", ""))
+    assert conf_files.load_to_run(hooked, trust=False).hooks == conf.Hooks()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(("at", "owner", "group", "mode"), [
+    ("file", 1234, 0, 0o600), ("directory", 1234, 0, 0o700), ("directory", 1234, 0, 0o1777),
+    ("file", 0, 1234, 0o660), ("directory", 0, 1234, 0o770),
+])  # fmt: skip
+def test_hooks_of_a_file_that_belongs_to_somebody_else_are_refused(
+    hooked: Path, at: str, owner: int, group: int, mode: int
+) -> None:
+    place = hooked if at == "file" else hooked.parent
+    os.chown(place, owner, group)
+    place.chmod(mode)
+    with pytest.raises(RefusedError, match="has hooks") as refused:
+        conf_files.load_to_run(hooked, trust=False)
+    assert ("chown 0" if owner else "chmod go-w") in refused.value.fix
+
+
+def test_up_refuses_before_it_starts_anything(hooked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hooked.chmod(0o666)
+    assert run(["up", str(hooked), "--state", str(hooked.parent / "state")]) == 4
+    assert f"chmod go-w {hooked}" in capsys.readouterr().err
+    assert not (hooked.parent / "state").exists()

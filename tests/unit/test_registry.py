@@ -6,8 +6,8 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from rustguard_py.enroll.server import registry as registry_module
-from rustguard_py.enroll.server.registry import PeerChange, Registry, _numbered
+from rustguard_py.enroll.server.registry import PeerChange, Registry
+from rustguard_py.model import peer_names
 from rustguard_py.state.records import ServerState
 
 CLIENT = b"c" * 32
@@ -92,13 +92,13 @@ def test_a_crowd_of_one_name_gets_the_lowest_free_numbers() -> None:
 
 def test_no_name_of_a_crowd_is_looked_for_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
-    numbered = _numbered
+    numbered = peer_names.numbered
 
     def note(name: str, number: int) -> str:
         tried.append(number)
         return numbered(name, number)
 
-    monkeypatch.setattr(registry_module, "_numbered", note)
+    monkeypatch.setattr("rustguard_py.enroll.server.registry.numbered", note)
     registry = make_registry()
     for number in range(200):
         named(registry, number, "pi")

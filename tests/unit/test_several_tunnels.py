@@ -30,14 +30,14 @@ from rustguard_py.state.records import MOST_TUNNELS
 KEY = bytes(range(32))
 ADMISSION = Admission(
     name="\U0001f40c" * 11,
-    address4=IPv4Interface("255.255.255.252/30"),
+    address4=IPv4Interface("223.255.255.254/30"),
     address6=IPv6Interface("fdff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/64"),
     server_key=KEY,
     port=65528,
     mtu=65000,
     keepalive=25,
     routes=(),
-    gateway4=IPv4Address("255.255.255.253"),
+    gateway4=IPv4Address("223.255.255.253"),
     gateway6=IPv6Address("fdff:ffff:ffff:ffff:ffff:ffff:ffff:fffd"),
     tunnels=tuple(FurtherTunnel(bytes([number]) * 32, 65528 + number) for number in range(1, MOST_TUNNELS)),
 )

@@ -128,7 +128,7 @@ def test_the_network_joined_last_is_first_and_replaces_its_predecessor() -> None
 
 def test_what_is_saved_of_peers_made_once_is_what_their_values_give() -> None:
     state = server(3)
-    state.peers[PSK] = replace(peer(7), public_key=PSK, name='\\ "\n\x7f\u2028 é 𝄞')
+    state.peers[PSK] = replace(peer(7), public_key=PSK, name='a\\ "é 𝄞', endpoint='\\ "\n\x7f\u2028 é 𝄞')
     for _ in range(2):
         assert encode(5, state.to_save()) == encode(5, state.to_json())
         # Some have been made by now, and this one is another.

@@ -1,53 +1,22 @@
-//! Events from the plane's threads to Python: a bounded queue behind a descriptor.
+//! Events from the plane's threads to Python: bounded lanes behind a descriptor.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use transport::contract::{Event, Seconds};
+use transport::contract::Event;
 use transport::drops::DropReason;
-use transport::gate::HANDSHAKE_QUEUE;
+use transport::event_queue::EventQueue;
 
-use crate::descriptor::{EventFd, now};
-use crate::foreign::ForeignPace;
+use crate::descriptor::EventFd;
 
-/// Enrollment datagrams that may wait for Python.
-const FOREIGN_QUEUE: usize = 1024;
-/// Events of all kinds that may wait for Python.
-const EVENT_QUEUE: usize = 65536;
-/// Events taken at once. Python handles them before it takes more, and the gate sees how many still
-/// wait.
-const EVENTS_AT_ONCE: usize = 32;
-
-/// The queue of events.
+/// The events that wait.
 pub struct Events {
     ready: EventFd,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<EventQueue>,
     /// Shared with the gate, which reads it while it holds other locks.
     handshakes: Arc<AtomicUsize>,
-}
-
-#[derive(Default)]
-struct Waiting {
-    events: VecDeque<Event>,
-    foreign: usize,
-    pace: ForeignPace,
-}
-
-impl Waiting {
-    /// Return an error unless there is room for an enrollment datagram.
-    fn admit_foreign(&mut self, datagram: &[u8], now: Seconds) -> Result<(), DropReason> {
-        if self.foreign >= FOREIGN_QUEUE {
-            return Err(DropReason::ForeignQueue);
-        }
-        if !self.pace.admit(datagram, now) {
-            return Err(DropReason::ForeignRate);
-        }
-        self.foreign += 1;
-        Ok(())
-    }
 }
 
 impl Events {
@@ -61,46 +30,28 @@ impl Events {
         self.ready.fd()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, EventQueue> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queue an event, or return why it is dropped: too many of its kind wait. Faults always have
-    /// room.
+    /// Queue an event, or return why it is dropped. See [`EventQueue::put`].
     pub fn put(&self, event: Event) -> Result<(), DropReason> {
         let mut waiting = self.lock();
-        match event {
-            Event::HandshakeReceived(..) => {
-                if self.handshakes.load(Ordering::Relaxed) >= HANDSHAKE_QUEUE {
-                    return Err(DropReason::HandshakeQueue);
-                }
-                self.handshakes.fetch_add(1, Ordering::Relaxed);
-            }
-            Event::ForeignReceived(ref datagram, _) => waiting.admit_foreign(datagram, now())?,
-            Event::Fault { .. } => {}
-            _ if waiting.events.len() >= EVENT_QUEUE => return Err(DropReason::EventQueue),
-            _ => {}
-        }
-        if waiting.events.is_empty() {
+        let was_empty = waiting.is_empty();
+        waiting.put(event)?;
+        self.handshakes.store(waiting.handshakes(), Ordering::Relaxed);
+        if was_empty {
             self.ready.set();
         }
-        waiting.events.push_back(event);
         Ok(())
     }
 
     /// Take the next events. The descriptor stays readable if there are more.
     pub fn take(&self) -> Vec<Event> {
         let mut waiting = self.lock();
-        let count = waiting.events.len().min(EVENTS_AT_ONCE);
-        let taken: Vec<Event> = waiting.events.drain(..count).collect();
-        for event in &taken {
-            match event {
-                Event::HandshakeReceived(..) => _ = self.handshakes.fetch_sub(1, Ordering::Relaxed),
-                Event::ForeignReceived(..) => waiting.foreign -= 1,
-                _ => {}
-            }
-        }
-        if waiting.events.is_empty() {
+        let taken = waiting.take();
+        self.handshakes.store(waiting.handshakes(), Ordering::Relaxed);
+        if waiting.is_empty() {
             self.ready.clear();
         }
         taken
@@ -112,13 +63,16 @@ mod tests {
     use super::*;
     use crate::descriptor::wait;
     use transport::contract::{Endpoint, Reason};
+    use transport::event_queue::{EVENTS_AT_ONCE, FOREIGN_QUEUE};
+    use transport::gate::HANDSHAKE_QUEUE;
 
     fn somewhere() -> Endpoint {
         std::net::SocketAddr::from(([192, 0, 2, 1], 1)).into()
     }
 
-    fn handshake() -> Event {
-        Event::HandshakeReceived(Box::new([1]), somewhere())
+    fn handshake(number: u32) -> Event {
+        let datagram = Box::new(number.to_le_bytes());
+        Event::HandshakeReceived { datagram, source: somewhere(), proven: false }
     }
 
     #[test]
@@ -139,38 +93,26 @@ mod tests {
 
     #[test]
     fn threads_lose_no_event_and_keep_each_ones_order() {
-        const EACH: u32 = 2_000;
+        const EACH: u32 = 1_300;
         let events = Events::new(Arc::default()).unwrap();
         let mut next = [0; 3];
         std::thread::scope(|scope| {
-            for peer in 0..next.len() as u64 {
+            for thread in 0..next.len() as u32 {
                 let events = &events;
-                scope.spawn(move || (0..EACH).for_each(|n| events.put(Event::KeypairConfirmed(peer, n)).unwrap()));
+                scope.spawn(move || (0..EACH).for_each(|n| events.put(handshake(n << 2 | thread)).unwrap()));
             }
             while next != [EACH; 3] {
                 wait([(events.fd(), libc::POLLIN)], -1).unwrap();
                 for event in events.take() {
-                    let Event::KeypairConfirmed(peer, n) = event else { panic!("{event:?}") };
-                    assert_eq!(n, next[peer as usize]);
-                    next[peer as usize] += 1;
+                    let Event::HandshakeReceived { datagram, .. } = event else { panic!("{event:?}") };
+                    let number = u32::from_le_bytes((*datagram).try_into().unwrap());
+                    let thread = (number & 3) as usize;
+                    assert_eq!(number >> 2, next[thread]);
+                    next[thread] += 1;
                 }
             }
         });
         assert!(events.take().is_empty());
-    }
-
-    #[test]
-    fn enrollment_is_bounded_in_rate_and_in_number() {
-        let mut waiting = Waiting::default();
-        let mut admit = |now: Seconds| waiting.admit_foreign(b"RGE2\x01", now);
-        assert_eq!((0..FOREIGN_QUEUE).filter(|_| admit(100.0).is_ok()).count(), FOREIGN_QUEUE);
-        assert_eq!(admit(200.0), Err(DropReason::ForeignQueue));
-        // Python takes each at once, so only the pace limits them.
-        let refused = (0..100_000).find_map(|_| {
-            waiting.foreign = 0;
-            waiting.admit_foreign(b"RGE2\x01", 200.0).err()
-        });
-        assert_eq!(refused, Some(DropReason::ForeignRate));
     }
 
     #[test]
@@ -179,14 +121,17 @@ mod tests {
         let events = Events::new(Arc::clone(&handshakes)).unwrap();
         let foreign = || Event::ForeignReceived(Box::new([1]), somewhere());
         let put = |make: &dyn Fn() -> Event, count: usize| (0..count).filter(|_| events.put(make()).is_ok()).count();
-        assert_eq!(put(&handshake, HANDSHAKE_QUEUE + 5), HANDSHAKE_QUEUE);
+        assert_eq!(put(&|| handshake(1), HANDSHAKE_QUEUE + 5), HANDSHAKE_QUEUE);
         assert_eq!(put(&foreign, 2 * FOREIGN_QUEUE), FOREIGN_QUEUE);
         assert_eq!(events.put(foreign()), Err(DropReason::ForeignQueue));
-        let room = EVENT_QUEUE - HANDSHAKE_QUEUE - FOREIGN_QUEUE;
-        assert_eq!(put(&|| Event::KeypairConfirmed(1, 1), EVENT_QUEUE), room);
-        assert!(events.put(Event::Fault { message: String::new(), fatal: true }).is_ok());
-        assert_eq!(events.take().len(), EVENTS_AT_ONCE);
-        assert_eq!(handshakes.load(Ordering::Relaxed), HANDSHAKE_QUEUE - EVENTS_AT_ONCE);
-        assert_eq!(put(&handshake, 100), EVENTS_AT_ONCE);
+        assert_eq!(put(&|| Event::KeypairConfirmed(1, 1), 100), 100);
+        let fault = Event::Fault { message: String::new(), fatal: true };
+        assert!(events.put(fault.clone()).is_ok());
+        let taken = events.take();
+        assert_eq!((taken.len(), &taken[0]), (EVENTS_AT_ONCE, &fault));
+        assert_eq!(taken.iter().filter(|one| matches!(one, Event::KeypairConfirmed(..))).count(), 1);
+        let handed = taken.iter().filter(|one| matches!(one, Event::HandshakeReceived { .. })).count();
+        assert_eq!(handshakes.load(Ordering::Relaxed), HANDSHAKE_QUEUE - handed);
+        assert_eq!(put(&|| handshake(1), 100), handed);
     }
 }

@@ -13,7 +13,6 @@ mod counters;
 mod delivering;
 mod descriptor;
 mod events;
-mod foreign;
 mod io;
 mod kernel;
 mod notes;

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use transport::Transport;
-use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId, Transmit};
+use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId};
 
 use crate::counters::{PlaneCounters, QueueCounters, Reading};
 use crate::descriptor::{now, random};
@@ -212,7 +212,7 @@ impl Plane {
 
     /// Send one datagram as it is.
     pub fn send(&self, endpoint: Endpoint, datagram: Vec<u8>) {
-        self.command(|_, out| out.transmits.push(Transmit { endpoint, datagram }));
+        self.command(|transport, out| transport.send(endpoint, datagram, now(), out));
     }
 
     /// Mark everything that is sent from now on. 0 means no mark.

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ring::hmac;
 use zeroize::Zeroizing;
 
 /// Seconds of the plane's clock.
@@ -96,6 +97,37 @@ impl fmt::Debug for Keypair {
     }
 }
 
+/// The secrets of 120 seconds of pairing.
+#[derive(Clone)]
+pub struct PairingEpoch {
+    /// Its number.
+    pub number: u32,
+    /// Makes and checks cookies.
+    pub secret: hmac::Key,
+    /// The server's X25519 public key of this epoch.
+    pub ephemeral: [u8; 32],
+}
+
+impl PairingEpoch {
+    /// Make an epoch whose cookies are made with `secret`.
+    pub fn new(number: u32, secret: &[u8; 32], ephemeral: [u8; 32]) -> Self {
+        Self { number, secret: hmac::Key::new(hmac::HMAC_SHA256, secret), ephemeral }
+    }
+}
+
+/// An open pairing window.
+#[derive(Clone)]
+pub struct PairingGate {
+    /// The server's identity in pairings.
+    pub server_id: [u8; 32],
+    /// The epoch that cookies are made in.
+    pub current: PairingEpoch,
+    /// The epoch before, whose cookies are still valid.
+    pub previous: Option<PairingEpoch>,
+    /// After the window was closed, CONFIRM and FORGET of known sessions pass for so many seconds.
+    pub linger: Seconds,
+}
+
 /// Why a plane wants a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -111,7 +143,14 @@ pub enum Reason {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A handshake message of types 1 to 3 that passed the gate.
-    HandshakeReceived(Box<[u8]>, Endpoint),
+    HandshakeReceived {
+        /// The whole datagram.
+        datagram: Box<[u8]>,
+        /// Where it came from.
+        source: Endpoint,
+        /// Whether MAC2 shows that the sender receives there, or it answers a handshake of ours.
+        proven: bool,
+    },
     /// An enrollment datagram: it begins with `RGE`.
     ForeignReceived(Box<[u8]>, Endpoint),
     /// A session is missing, old or silent. Reported at most once per second and peer.
@@ -119,7 +158,8 @@ pub enum Event {
     /// The first authenticated datagram on a keypair that we made as responder, and its local
     /// index.
     KeypairConfirmed(PeerId, u32),
-    /// An authenticated datagram came from another address, or to another address of ours.
+    /// An authenticated datagram came from another address, or to another address of ours. Reported
+    /// at most every 0.1 s and peer, the last one in any case.
     EndpointMoved(PeerId, Endpoint),
     /// The plane can't go on, or (if not fatal) goes on with less.
     Fault {

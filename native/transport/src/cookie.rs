@@ -99,38 +99,34 @@ pub struct CookieSecrets {
 }
 
 impl CookieSecrets {
-    fn rotate(&mut self, now: Seconds, random: &Random) {
+    fn rotate(&mut self, now: Seconds, random: &Random) -> &Zeroizing<[u8; 32]> {
         let age = now - self.born;
-        if self.secret.is_some() && age < COOKIE_SECRET_LIFETIME {
-            return;
+        if self.secret.is_none() || age >= COOKIE_SECRET_LIFETIME {
+            self.previous = self.secret.take().filter(|_| age < 2.0 * COOKIE_SECRET_LIFETIME);
+            self.born = now;
         }
-        self.previous = self.secret.take().filter(|_| age < 2.0 * COOKIE_SECRET_LIFETIME);
-        let mut fresh = Zeroizing::new([0; 32]);
-        random(&mut *fresh);
-        self.secret = Some(fresh);
-        self.born = now;
+        self.secret.get_or_insert_with(|| {
+            let mut fresh = Zeroizing::new([0; 32]);
+            random(&mut *fresh);
+            fresh
+        })
     }
 
-    /// Check that a whole message 1 or 2 ends in a MAC2 made with a cookie that we gave to
-    /// `source`. The error is the cookie to answer with. The time of a comparison doesn't depend on
-    /// where it differs.
-    pub fn check(
-        &mut self,
-        datagram: &[u8],
-        source: SocketAddr,
-        now: Seconds,
-        random: &Random,
-    ) -> Result<(), [u8; MAC_SIZE]> {
-        self.rotate(now, random);
-        let cookie = cookie_of(self.secret.as_ref().expect("made by rotate"), source);
+    /// Return the cookie for `source`.
+    pub fn cookie_for(&mut self, source: SocketAddr, now: Seconds, random: &Random) -> [u8; MAC_SIZE] {
+        cookie_of(self.rotate(now, random), source)
+    }
+
+    /// Return whether a whole message 1 or 2 ends in a MAC2 made with a cookie that we gave to
+    /// `source`. The time of a comparison doesn't depend on where it differs.
+    pub fn mac2_holds(&mut self, datagram: &[u8], source: SocketAddr, now: Seconds, random: &Random) -> bool {
         let (covered, mac2) = datagram.split_at(datagram.len() - MAC_SIZE);
         // A sender without a cookie leaves MAC2 zero (section 5.4.4). Most of a flood does.
         if mac2 == [0; MAC_SIZE] {
-            return Err(cookie);
+            return false;
         }
-        let holds = |cookie: &[u8; MAC_SIZE]| keyed(cookie, covered).verify_slice(mac2).is_ok();
-        let previous = || self.previous.as_ref().is_some_and(|secret| holds(&cookie_of(secret, source)));
-        if holds(&cookie) || previous() { Ok(()) } else { Err(cookie) }
+        let holds = |secret: &[u8; 32]| keyed(&cookie_of(secret, source), covered).verify_slice(mac2).is_ok();
+        holds(self.rotate(now, random)) || self.previous.as_ref().is_some_and(|secret| holds(secret))
     }
 }
 

@@ -23,12 +23,11 @@ reasons! {
     BadMac1 "bad_mac1" "The sender doesn't know our public key."
     BadTag "bad_tag" "A datagram is forged or damaged."
     Challenged "challenged" "A handshake was answered by a cookie."
-    EventQueue "event_queue" "Too many events wait for Python."
     ExpiredSession "expired_session" "A datagram came after REJECT-AFTER-TIME."
     ForeignQueue "foreign_queue" "Too many enrollment datagrams wait for Python."
     ForeignRate "foreign_rate" "Enrollment datagrams come too fast for Python."
     HandshakeQueue "handshake_queue" "Too many handshake datagrams wait for Python."
-    HandshakeRate "handshake_rate" "A source that proved its address asks too often."
+    HandshakeRate "handshake_rate" "A source that proved its address, or an answer to us, comes too often."
     HeldTooMany "held_too_many" "Too many packets wait for a handshake."
     InnerLength "inner_length" "A packet's own length doesn't match what was received."
     InnerNotIp "inner_not_ip" "What was received is no IP packet."
@@ -39,10 +38,22 @@ reasons! {
     NoPeer "no_peer" "A packet's destination belongs to no peer."
     NoSocket "no_socket" "There is no socket for an endpoint's address family."
     RemovedPeer "removed_peer" "A packet waited for a peer that was removed."
+    PairingClosed "pairing_closed" "The pairing window is closed."
+    PairingCookie "pairing_cookie" "A SHARE_C holds no cookie that we made for its source."
+    PairingMalformed "pairing_malformed" "A pairing datagram has the wrong length or type."
+    PairingPace "pairing_pace" "Pairing datagrams come too fast, from one source or from all."
+    PairingSession "pairing_session" "A CONFIRM or FORGET names no session."
     Replayed "replayed" "A datagram came twice, or too late."
     Superpacket "superpacket" "The host sent a malformed superpacket."
     UnknownIndex "unknown_index" "A datagram's receiver index belongs to no session."
     UnknownType "unknown_type" "A datagram has no type that we know."
+}
+
+impl DropReason {
+    /// Return the word for it in the statistics.
+    pub fn word(self) -> &'static str {
+        WORDS[self as usize]
+    }
 }
 
 /// The counters.

@@ -4,9 +4,11 @@
 //! - The right length.
 //! - MAC1: the sender knows our public key.
 //! - MAC2: the sender receives at its address. This is asked of a source that sends too often, and
-//!   of everybody while we are under load.
+//!   of everybody while we are under load. Any MAC2 but zero is checked before the datagram gets the
+//!   place of a sender who proves something.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
@@ -35,8 +37,11 @@ const SWEEP_INTERVAL: Seconds = 0.1;
 /// What to do with a handshake datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Pass it to Python.
-    Pass,
+    /// Pass it to Python. `proven`: MAC2 holds.
+    Pass {
+        /// Whether it goes before those that prove nothing.
+        proven: bool,
+    },
     /// Answer with this cookie reply, and drop it.
     Challenge(Vec<u8>),
     /// Drop it.
@@ -64,23 +69,23 @@ impl SourcePrefix {
 /// One number is kept per source: the time at which its bucket will be full again. A full bucket
 /// needs no number. The sender chooses the source, so the map keeps the standard library's keyed
 /// hash.
-struct SourceBudget {
-    full_at: HashMap<SourcePrefix, Seconds>,
+struct Budgets<K> {
+    full_at: HashMap<K, Seconds>,
     swept_at: Seconds,
 }
 
-impl Default for SourceBudget {
+impl<K> Default for Budgets<K> {
     fn default() -> Self {
         Self { full_at: HashMap::new(), swept_at: Seconds::NEG_INFINITY }
     }
 }
 
-impl SourceBudget {
+impl<K: Copy + Eq + Hash> Budgets<K> {
     /// Take a token of `source`. Return false if none is left.
     ///
     /// While SOURCES buckets are not full again, a new source gets false: so many at once are a
     /// flood from made-up addresses.
-    fn spend(&mut self, source: SourcePrefix, now: Seconds) -> bool {
+    fn spend(&mut self, source: K, now: Seconds) -> bool {
         let known = self.full_at.get(&source).copied();
         if known.is_none() && self.full_at.len() >= SOURCES && !self.forget_full(now) {
             return false;
@@ -129,8 +134,10 @@ impl GateKeys {
 
 struct State {
     secrets: CookieSecrets,
-    unproven: SourceBudget,
-    proven: SourceBudget,
+    unproven: Budgets<SourcePrefix>,
+    proven: Budgets<SourcePrefix>,
+    /// Of each receiver index of ours, for cookie replies.
+    answers: Budgets<u32>,
     loaded_until: Seconds,
     /// Datagrams that were challenged under load, but would have passed without it.
     pressing: usize,
@@ -159,8 +166,9 @@ impl Gate {
     pub fn new(public_key: &[u8; 32]) -> Self {
         let state = State {
             secrets: CookieSecrets::default(),
-            unproven: SourceBudget::default(),
-            proven: SourceBudget::default(),
+            unproven: Budgets::default(),
+            proven: Budgets::default(),
+            answers: Budgets::default(),
             loaded_until: Seconds::NEG_INFINITY,
             pressing: 0,
         };
@@ -195,16 +203,31 @@ impl Gate {
             state.loaded_until = now + LOAD_LASTS;
         }
         let network = SourcePrefix::of(source);
+        let proven = state.secrets.mac2_holds(datagram, source, now, random);
+        if proven && state.proven.spend(network, now) {
+            return Verdict::Pass { proven };
+        }
         if state.passes(network, now) {
-            return Verdict::Pass;
+            return Verdict::Pass { proven: false };
         }
-        if let Err(cookie) = state.secrets.check(datagram, source, now, random) {
-            drop(state);
-            let sender = [datagram[4], datagram[5], datagram[6], datagram[7]];
-            let mac1 = &datagram[size - 2 * MAC_SIZE..size - MAC_SIZE];
-            return Verdict::Challenge(cookie_reply(sender, &cookie, mac1, &keys.cookie, random));
+        if proven {
+            return Verdict::Drop(DropReason::HandshakeRate);
         }
-        if state.proven.spend(network, now) { Verdict::Pass } else { Verdict::Drop(DropReason::HandshakeRate) }
+        let cookie = state.secrets.cookie_for(source, now, random);
+        drop(state);
+        let sender = [datagram[4], datagram[5], datagram[6], datagram[7]];
+        let mac1 = &datagram[size - 2 * MAC_SIZE..size - MAC_SIZE];
+        Verdict::Challenge(cookie_reply(sender, &cookie, mac1, &keys.cookie, random))
+    }
+
+    /// Judge a cookie reply to the index `receiver`. We gave out that index, and only those who saw a
+    /// datagram of ours know it.
+    pub fn judge_cookie_reply(&self, receiver: u32, now: Seconds) -> Verdict {
+        if lock(&self.state).answers.spend(receiver, now) {
+            Verdict::Pass { proven: true }
+        } else {
+            Verdict::Drop(DropReason::HandshakeRate)
+        }
     }
 }
 
@@ -217,6 +240,8 @@ mod tests {
     use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 
     const KEY: [u8; 32] = [b'k'; 32];
+    const PASS: Verdict = Verdict::Pass { proven: false };
+    const PROVEN: Verdict = Verdict::Pass { proven: true };
 
     fn random() -> Random {
         Box::new(|bytes| bytes.fill(0x5a))
@@ -249,7 +274,7 @@ mod tests {
     fn length_and_mac1_decide_before_anything_else() {
         let gate = Gate::new(&KEY);
         let good = initiation(None);
-        assert_eq!(gate.judge(&good, here(), 0, 0.0, &random()), Verdict::Pass);
+        assert_eq!(gate.judge(&good, here(), 0, 0.0, &random()), PASS);
         let mut bad = good.clone();
         bad[20] ^= 1;
         assert_eq!(gate.judge(&bad, here(), 0, 0.0, &random()), Verdict::Drop(DropReason::BadMac1));
@@ -264,12 +289,12 @@ mod tests {
             panic!("not challenged");
         };
         let proven = initiation(Some(&taste(&reply, &first)));
-        assert_eq!(gate.judge(&proven, here(), LOADED_QUEUE, 0.1, &random()), Verdict::Pass);
+        assert_eq!(gate.judge(&proven, here(), LOADED_QUEUE, 0.1, &random()), PROVEN);
         for other in ["192.0.2.8:1000", "192.0.2.7:1001"] {
             let verdict = gate.judge(&proven, other.parse().unwrap(), LOADED_QUEUE, 0.1, &random());
             assert!(matches!(verdict, Verdict::Challenge(_)), "{other}");
         }
-        assert_eq!(gate.judge(&initiation(None), here(), 0, 1.2, &random()), Verdict::Pass);
+        assert_eq!(gate.judge(&initiation(None), here(), 0, 1.2, &random()), PASS);
     }
 
     #[test]
@@ -284,9 +309,9 @@ mod tests {
             for _ in 0..more {
                 assert!(matches!(judge(0, began + 0.9), Verdict::Challenge(_)));
             }
-            assert_eq!(judge(0, began + 1.5) == Verdict::Pass, !goes_on);
+            assert_eq!(judge(0, began + 1.5) == PASS, !goes_on);
         }
-        assert_eq!(judge(0, 3.91), Verdict::Pass);
+        assert_eq!(judge(0, 3.91), PASS);
     }
 
     #[test]
@@ -296,10 +321,10 @@ mod tests {
         let mut passed = 0;
         for step in 0..10_000_u32 {
             let now = f64::from(step) / 50_000.0;
-            passed += u32::from(gate.judge(&initiation(None), here(), 0, now, &random()) == Verdict::Pass);
+            passed += u32::from(gate.judge(&initiation(None), here(), 0, now, &random()) == PASS);
             if step % 100 == 0 {
                 let other = SocketAddr::from(([198, 51, 0, (step / 100) as u8], 1000));
-                assert_eq!(gate.judge(&initiation(None), other, 0, now, &random()), Verdict::Pass);
+                assert_eq!(gate.judge(&initiation(None), other, 0, now, &random()), PASS);
             }
         }
         println!("row 16: {passed} of 10,000 in 0.2 s passed from the flooding source, 100 others never challenged");
@@ -309,12 +334,12 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "takes long, and shows Miri nothing")]
     fn a_budget_is_20_a_second_after_5_at_once_and_made_up_sources_are_bounded() {
-        let mut budget = SourceBudget::default();
+        let mut budget = Budgets::default();
         let one = SourcePrefix::V4(1);
         assert_eq!([0; 6].map(|_| budget.spend(one, 0.0)), [true, true, true, true, true, false]);
         let later = (1..=10_000).filter(|step| budget.spend(one, f64::from(*step) / 1000.0)).count();
         assert_eq!(later, 200);
-        let mut budget = SourceBudget::default();
+        let mut budget = Budgets::default();
         let granted = (0..3 * SOURCES as u64).filter(|number| budget.spend(SourcePrefix::V6(*number), 0.0)).count();
         assert_eq!((granted, budget.full_at.len()), (SOURCES, SOURCES));
         assert!(budget.spend(one, 1.0));

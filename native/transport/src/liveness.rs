@@ -1,7 +1,7 @@
 //! When a peer needs a keepalive or has fallen silent (whitepaper section 6.5; the kernel's
 //! timers.c).
 //!
-//! Each peer has three timers. [`Deadlines`] finds the next timer of all peers without a tick. A
+//! Each peer has four timers. [`Deadlines`] finds the next timer of all peers without a tick. A
 //! peer that neither sends nor receives has no timer set and costs nothing.
 
 use std::cmp;
@@ -27,6 +27,8 @@ pub struct Liveness {
     pub no_answer_at: Seconds,
     /// Send an empty datagram in any case.
     pub persistent_at: Seconds,
+    /// Tell Python where the peer is now.
+    pub report_at: Seconds,
     /// Seconds of the persistent keepalive, 0 for none.
     pub interval: u32,
     /// Added to NO_ANSWER_TIMEOUT. Random up to NO_ANSWER_JITTER, drawn again for each session.
@@ -43,6 +45,7 @@ impl Default for Liveness {
             keepalive_at: NEVER,
             no_answer_at: NEVER,
             persistent_at: NEVER,
+            report_at: NEVER,
             interval: 0,
             jitter: 0.0,
             scheduled_at: NEVER,
@@ -90,7 +93,7 @@ impl Liveness {
         self.another = false;
     }
 
-    /// Stop all timers but the persistent keepalive: no session is left.
+    /// Stop the timers of a session: none is left.
     pub fn stop(&mut self) {
         self.keepalive_at = NEVER;
         self.no_answer_at = NEVER;
@@ -102,9 +105,9 @@ impl Liveness {
         *self = Self::default();
     }
 
-    /// Return the next of the three.
+    /// Return the next of the four.
     pub fn deadline(&self) -> Seconds {
-        self.keepalive_at.min(self.no_answer_at).min(self.persistent_at)
+        self.keepalive_at.min(self.no_answer_at).min(self.persistent_at).min(self.report_at)
     }
 }
 

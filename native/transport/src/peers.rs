@@ -69,6 +69,8 @@ pub struct PeerState {
     pub held: VecDeque<Box<[u8]>>,
     /// When a handshake was last asked for.
     pub wanted_at: Seconds,
+    /// When Python was last told of a move.
+    pub moved_at: Seconds,
     /// Its counters.
     pub counters: PeerCounters,
     /// Whether it was removed. A batch that began earlier may still hold the peer, but stores
@@ -91,6 +93,7 @@ impl Default for PeerState {
             liveness: Liveness::default(),
             held: VecDeque::new(),
             wanted_at: Seconds::NEG_INFINITY,
+            moved_at: Seconds::NEG_INFINITY,
             counters: PeerCounters::default(),
             removed: false,
         }

@@ -282,7 +282,7 @@ def _guesses(server: Station) -> int:
 
 
 def _bits(kind: int, soak: bool) -> list[int]:
-    size = {messages.HELLO: 128, messages.CHALLENGE: 96, messages.SHARE_C: 96}.get(kind, 1232)
+    size = {messages.HELLO: 128, messages.CHALLENGE: 124, messages.SHARE_C: 132}.get(kind, 1232)
     # Of what follows the header.
     return [64 + (8 * size - 64) * n // 16 + n % 8 for n in range(16)] if soak else [8 * (size * kind // 7) + kind]
 

@@ -266,7 +266,7 @@ _ODD = """
 import os, socket, sys, time
 there, sizes = (sys.argv[1], int(sys.argv[2])), eval(sys.argv[3])
 heads = [b"", b"RGE\\1", *(bytes([kind, 0, 0, 0]) for kind in (1, 2, 3, 4))]
-heads += [b"RGE2" + bytes([kind, 0, 0, 0]) for kind in range(8)]
+heads += [b"RGE3" + bytes([kind, 0, 0, 0]) for kind in range(10)]
 here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sent = 0
 for size in sizes:

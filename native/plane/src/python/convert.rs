@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use transport::contract::{Address, Endpoint, Event, Keypair, Network, Reason};
+use transport::contract::{Address, Endpoint, Event, Keypair, Network, PairingEpoch, PairingGate, Reason};
 use transport::peers::PeerCounters;
 use zeroize::Zeroizing;
 
@@ -117,11 +117,30 @@ pub fn keypair(object: &Bound<'_, PyAny>) -> PyResult<Keypair> {
     })
 }
 
+/// Convert a model.pairing.PairingEpoch.
+fn pairing_epoch(object: &Bound<'_, PyAny>) -> PyResult<PairingEpoch> {
+    let secret = key(&object.getattr("secret")?)?;
+    let ephemeral = *key(&object.getattr("ephemeral")?)?;
+    Ok(PairingEpoch::new(object.getattr("number")?.extract()?, &secret, ephemeral))
+}
+
+/// Convert a model.pairing.PairingGate.
+pub fn pairing_gate(object: &Bound<'_, PyAny>) -> PyResult<PairingGate> {
+    let previous: Option<Bound<'_, PyAny>> = object.getattr("previous")?.extract()?;
+    Ok(PairingGate {
+        server_id: *key(&object.getattr("server_id")?)?,
+        current: pairing_epoch(&object.getattr("current")?)?,
+        previous: previous.map(|given| pairing_epoch(&given)).transpose()?,
+        linger: object.getattr("linger")?.extract()?,
+    })
+}
+
 /// Make the contract's object for an event.
 pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>> {
     match event {
-        Event::HandshakeReceived(datagram, source) => {
-            make(py, CONTRACT, "HandshakeReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
+        Event::HandshakeReceived { datagram, source, proven } => {
+            let source = from_endpoint(py, *source)?;
+            make(py, CONTRACT, "HandshakeReceived", (PyBytes::new(py, datagram), source, *proven))
         }
         Event::ForeignReceived(datagram, source) => {
             make(py, CONTRACT, "ForeignReceived", (PyBytes::new(py, datagram), from_endpoint(py, *source)?))
@@ -141,6 +160,36 @@ pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>>
         }
         Event::Fault { message, fatal } => make(py, CONTRACT, "Fault", (message, *fatal)),
     }
+}
+
+/// Convert one of the contract's events.
+pub fn to_event(object: &Bound<'_, PyAny>) -> PyResult<Event> {
+    let peer = || object.getattr("peer")?.extract();
+    let datagram = || -> PyResult<Box<[u8]>> { Ok(object.getattr("datagram")?.extract::<&[u8]>()?.into()) };
+    let at = |name: &str| endpoint(&object.getattr(name)?);
+    Ok(match object.get_type().name()?.to_str()? {
+        "HandshakeReceived" => {
+            let proven = object.getattr("proven")?.extract()?;
+            Event::HandshakeReceived { datagram: datagram()?, source: at("source")?, proven }
+        }
+        "ForeignReceived" => Event::ForeignReceived(datagram()?, at("source")?),
+        "HandshakeWanted" => {
+            let reason: String = object.getattr("reason")?.getattr("name")?.extract()?;
+            let reason = match &*reason {
+                "NO_SESSION" => Reason::NoSession,
+                "REKEY" => Reason::Rekey,
+                _ => Reason::NoAnswer,
+            };
+            Event::HandshakeWanted(peer()?, reason)
+        }
+        "KeypairConfirmed" => Event::KeypairConfirmed(peer()?, object.getattr("local_index")?.extract()?),
+        "EndpointMoved" => Event::EndpointMoved(peer()?, at("endpoint")?),
+        "Fault" => Event::Fault {
+            message: object.getattr("message")?.extract()?,
+            fatal: object.getattr("fatal")?.extract()?,
+        },
+        other => return Err(PyValueError::new_err(format!("{other} is no event"))),
+    })
 }
 
 /// Make the contract's PlaneStats.

@@ -1,12 +1,14 @@
-//! The module `rustguard_py._native`: the plane, and the rules alone for tests that compare them
-//! with Python's.
+//! The module `rustguard_py._native`: the plane, and the rules and the queue of events alone for
+//! tests that compare them with Python's.
 
 mod convert;
+mod event_queue;
 mod plane;
 mod transport;
 
 use pyo3::prelude::*;
 
+use self::event_queue::PyEventQueue;
 use self::plane::PyPlane;
 use self::transport::PyTransport;
 use crate::{ristretto, uring};
@@ -26,6 +28,7 @@ fn aead() -> &'static str {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
+    module.add_class::<PyEventQueue>()?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyTransport>()?;
     module.add_function(wrap_pyfunction!(ristretto::ristretto_from_hash, module)?)?;

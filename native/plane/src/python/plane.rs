@@ -6,6 +6,7 @@ use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use super::convert;
+use crate::descriptor::now;
 use crate::plane::{Plane, Settings};
 use crate::tun::TunError;
 
@@ -77,6 +78,12 @@ impl PyPlane {
     fn set_public_key(&self, public_key: &Bound<'_, PyAny>) -> PyResult<()> {
         let key = convert::key(public_key)?;
         public_key.py().detach(|| self.0.transport().set_public_key(&key));
+        Ok(())
+    }
+
+    fn set_pairing(&self, py: Python<'_>, gate: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        let gate = gate.map(|given| convert::pairing_gate(&given)).transpose()?;
+        py.detach(|| self.0.transport().set_pairing(gate, now()));
         Ok(())
     }
 

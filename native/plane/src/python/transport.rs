@@ -125,9 +125,14 @@ impl PyTransport {
         self.rules.drop_held(peer);
     }
 
-    fn send(&self, py: Python<'_>, endpoint: &Bound<'_, PyAny>, datagram: Vec<u8>) -> PyResult<()> {
+    fn set_pairing(&self, gate: Option<Bound<'_, PyAny>>, now: f64) -> PyResult<()> {
+        self.rules.set_pairing(gate.map(|given| convert::pairing_gate(&given)).transpose()?, now);
+        Ok(())
+    }
+
+    fn send(&self, py: Python<'_>, endpoint: &Bound<'_, PyAny>, datagram: Vec<u8>, now: f64) -> PyResult<()> {
         let endpoint = convert::endpoint(endpoint)?;
-        self.act(py, |_, out| out.transmits.push(Transmit { endpoint, datagram }))
+        self.act(py, |rules, out| rules.send(endpoint, datagram, now, out))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Transport;
-use crate::contract::{Endpoint, Keypair, NEVER, Network, Outbox, PeerId, Seconds};
+use crate::contract::{Endpoint, Keypair, NEVER, Network, Outbox, PairingGate, PeerId, Seconds, Transmit};
 use crate::drops::DropReason;
 use crate::keypairs::Session;
 use crate::liveness::NO_ANSWER_JITTER;
 use crate::locks::lock;
+use crate::pairing::PairingFilter;
 use crate::peers::{Owned, Peer, PeerCounters, PeerState};
+use crate::wire::FOREIGN_MAGIC;
 
 impl Transport {
     /// Change our public key. Sessions stop sending, but still receive.
@@ -21,6 +23,19 @@ impl Transport {
             state.keypairs.end_sending();
             state.wanted_at = Seconds::NEG_INFINITY;
         }
+    }
+
+    /// Guard a server's pairing from now on: open the window, change its epoch, or close it (None).
+    pub fn set_pairing(&self, gate: Option<PairingGate>, now: Seconds) {
+        lock(&self.pairing).get_or_insert_with(|| PairingFilter::new(&self.random)).set_gate(gate, now);
+    }
+
+    /// Send one datagram as it is.
+    pub fn send(&self, endpoint: Endpoint, datagram: Vec<u8>, now: Seconds, out: &mut Outbox) {
+        if datagram.starts_with(FOREIGN_MAGIC) {
+            lock(&self.pairing).iter_mut().for_each(|filter| filter.sent(&datagram, now));
+        }
+        out.transmits.push(Transmit { endpoint, datagram });
     }
 
     /// Add a peer or change it. Its sessions are kept. If the persistent keepalive is turned on,

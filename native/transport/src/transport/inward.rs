@@ -1,7 +1,8 @@
 //! Datagrams in, one at a time: look up the index, check the window, open, mark the window, roam,
 //! check the inner source.
 //!
-//! Handshakes go through the gate. Enrollment goes to Python unchanged.
+//! Handshakes go through the gate. So does enrollment at a server; elsewhere it goes to Python
+//! unchanged.
 
 use std::ops::Range;
 
@@ -12,10 +13,12 @@ use crate::drops::DropReason;
 use crate::gate::Verdict;
 use crate::ip::inner_source;
 use crate::keypairs::Session;
+use crate::locks::lock;
+use crate::pairing;
 use crate::peers::Owned;
 use crate::wire::{
     COOKIE_REPLY, COOKIE_REPLY_SIZE, DATA_HEADER_SIZE, DATA_MAGIC, FOREIGN_MAGIC, INITIATION, OVERHEAD, RESPONSE,
-    TAG_SIZE, message_type, u32_at, u64_at,
+    RESPONSE_SIZE, TAG_SIZE, message_type, u32_at, u64_at,
 };
 
 impl Transport {
@@ -32,7 +35,7 @@ impl Transport {
             return self.open(datagram, source, now, out);
         }
         if datagram.starts_with(FOREIGN_MAGIC) {
-            out.events.push(Event::ForeignReceived(Box::from(&*datagram), source));
+            self.handle_foreign(datagram, source, now, out);
         } else {
             self.handle_handshake(datagram, source, now, out);
         }
@@ -104,7 +107,7 @@ impl Transport {
         state.liveness.received(now, tally.data);
         if state.endpoint != Some(source) {
             state.endpoint = Some(source);
-            out.events.push(Event::EndpointMoved(peer.id, source));
+            Self::report_move(peer, &mut state, now, out);
         }
         if state.keypairs.is_next(session) {
             self.retire(state.keypairs.confirm());
@@ -118,18 +121,43 @@ impl Transport {
         self.schedule(peer, &mut state);
     }
 
+    fn handle_foreign(&self, datagram: &[u8], source: Endpoint, now: Seconds, out: &mut Outbox) {
+        let verdict = match &mut *lock(&self.pairing) {
+            Some(filter) => filter.judge(datagram, source.remote, now, &self.random),
+            None if lock(&self.foreign).admit(datagram, now) => pairing::Verdict::Pass,
+            None => pairing::Verdict::Drop(DropReason::ForeignRate),
+        };
+        match verdict {
+            pairing::Verdict::Pass => out.events.push(Event::ForeignReceived(datagram.into(), source)),
+            pairing::Verdict::Answer(datagram) => out.transmits.push(Transmit { endpoint: source, datagram }),
+            pairing::Verdict::Drop(reason) => self.drops.count(reason, 1),
+        }
+    }
+
+    /// Return whether a datagram has this size, and an index that we gave out at `at`.
+    fn answers_us(&self, datagram: &[u8], size: usize, at: usize) -> bool {
+        datagram.len() == size && self.indices.contains(u32_at(datagram, at))
+    }
+
     fn handle_handshake(&self, datagram: &[u8], source: Endpoint, now: Seconds, out: &mut Outbox) {
         let verdict = match message_type(datagram) {
-            INITIATION | RESPONSE => self.gate.judge(datagram, source.remote, (self.backlog)(), now, &self.random),
-            // It has no MAC1. At least its receiver index must be one that we gave out.
-            COOKIE_REPLY if datagram.len() == COOKIE_REPLY_SIZE && self.indices.contains(u32_at(datagram, 4)) => {
-                Verdict::Pass
+            INITIATION => self.gate.judge(datagram, source.remote, (self.backlog)(), now, &self.random),
+            RESPONSE if !self.answers_us(datagram, RESPONSE_SIZE, 8) => Verdict::Drop(DropReason::UnknownIndex),
+            RESPONSE => match self.gate.judge(datagram, source.remote, (self.backlog)(), now, &self.random) {
+                Verdict::Pass { .. } => Verdict::Pass { proven: true },
+                other => other,
+            },
+            COOKIE_REPLY if !self.answers_us(datagram, COOKIE_REPLY_SIZE, 4) => {
+                Verdict::Drop(DropReason::UnknownIndex)
             }
-            COOKIE_REPLY => Verdict::Drop(DropReason::UnknownIndex),
+            // It has no MAC1.
+            COOKIE_REPLY => self.gate.judge_cookie_reply(u32_at(datagram, 4), now),
             _ => Verdict::Drop(DropReason::UnknownType),
         };
         match verdict {
-            Verdict::Pass => out.events.push(Event::HandshakeReceived(datagram.into(), source)),
+            Verdict::Pass { proven } => {
+                out.events.push(Event::HandshakeReceived { datagram: datagram.into(), source, proven });
+            }
             Verdict::Drop(reason) => self.drops.count(reason, 1),
             Verdict::Challenge(reply) => {
                 out.transmits.push(Transmit { endpoint: source, datagram: reply });

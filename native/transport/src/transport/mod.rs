@@ -21,18 +21,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::allowed_ips::AllowedIps;
-use crate::contract::{Event, Outbox, PeerId, Reason, Seconds};
+use crate::contract::{Event, NEVER, Outbox, PeerId, Reason, Seconds};
 use crate::drops::{DropReason, Drops};
+use crate::foreign::ForeignPace;
 use crate::gate::Gate;
 use crate::indices::{Indices, Random};
 use crate::keypairs::Dead;
 use crate::liveness::Deadlines;
 use crate::locks::lock;
+use crate::pairing::PairingFilter;
 use crate::peers::{Owned, Peer, PeerState};
 use crate::snapshot::SnapshotMap;
 
 /// Seconds between two HandshakeWanted events of one peer.
 const WANTED_INTERVAL: Seconds = 1.0;
+
+/// Seconds between two EndpointMoved events of one peer.
+const MOVED_INTERVAL: Seconds = 0.1;
 
 /// Returns how many HandshakeReceived events wait for Python.
 pub type Backlog = Box<dyn Fn() -> usize + Send + Sync>;
@@ -60,6 +65,8 @@ pub struct Transport {
     peers: Mutex<HashMap<PeerId, Arc<Peer>>>,
     indices: Indices,
     gate: Gate,
+    foreign: Mutex<ForeignPace>,
+    pairing: Mutex<Option<PairingFilter>>,
     deadlines: Deadlines<Arc<Peer>>,
     held: AtomicUsize,
     random: Random,
@@ -77,6 +84,8 @@ impl Transport {
             peers: Mutex::default(),
             indices: Indices::default(),
             gate: Gate::new(public_key),
+            foreign: Mutex::default(),
+            pairing: Mutex::default(),
             deadlines: Deadlines::default(),
             held: AtomicUsize::new(0),
             random,
@@ -110,6 +119,19 @@ impl Transport {
             state.wanted_at = now;
             out.events.push(Event::HandshakeWanted(peer.id, reason));
         }
+    }
+
+    /// Tell Python that the peer is elsewhere. If it was told a moment ago, it is told the last place
+    /// when that moment is over: a peer can move with every datagram.
+    fn report_move(peer: &Peer, state: &mut PeerState, now: Seconds, out: &mut Outbox) {
+        let due = state.moved_at + MOVED_INTERVAL;
+        if now < due {
+            state.liveness.report_at = due;
+            return;
+        }
+        state.moved_at = now;
+        state.liveness.report_at = NEVER;
+        out.events.extend(state.endpoint.map(|endpoint| Event::EndpointMoved(peer.id, endpoint)));
     }
 
     fn schedule(&self, peer: &Arc<Peer>, state: &mut PeerState) {

@@ -1,4 +1,4 @@
-//! What is due at a time: keepalives, and handshakes with peers that don't answer.
+//! What is due at a time: keepalives, handshakes with peers that don't answer, and moves to report.
 
 use super::Transport;
 use crate::contract::{NEVER, Outbox, Reason, Seconds};
@@ -30,6 +30,9 @@ impl Transport {
             }
             if state.liveness.persistent_at <= now {
                 self.persistent_keepalive(&peer, &mut state, now, out);
+            }
+            if state.liveness.report_at <= now {
+                Self::report_move(&peer, &mut state, now, out);
             }
             self.deadlines.schedule(&peer, &mut state.liveness);
         }

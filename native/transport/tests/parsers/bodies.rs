@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use transport::Transport;
 use transport::aead::{Aead, RingCipher};
 use transport::coalesce::next_run;
-use transport::contract::{Address, Endpoint, Keypair, Network, Outbox};
+use transport::contract::{Address, Endpoint, Keypair, Network, Outbox, PairingEpoch, PairingGate};
 use transport::ethernet::{Path, build, parse};
 use transport::inbound::{Inbound, Message};
 use transport::outbound::Outbound;
@@ -54,6 +54,26 @@ pub fn datagrams(input: &[u8]) {
         for datagram in pieces(input) {
             let taken = end.handle_datagram(&mut datagram.to_vec(), somewhere(), 1.0, &mut Outbox::default());
             assert!(taken.is_none(), "a stranger's packet was accepted");
+        }
+    });
+}
+
+/// Pairing datagrams at a server whose window is open, each after its length in two bytes and
+/// without its first three bytes. Each is also sent, as Python would. No answer is longer than its
+/// question, and what is answered goes no further.
+pub fn pairing(input: &[u8]) {
+    let epoch = |number| PairingEpoch::new(number, &KEY, KEY);
+    let gate = PairingGate { server_id: KEY, current: epoch(1), previous: Some(epoch(0)), linger: 120.0 };
+    with_end(false, |end| {
+        end.set_pairing(Some(gate), 1.0);
+        for piece in pieces(input) {
+            let datagram = [b"RGE", piece].concat();
+            let mut out = Outbox::default();
+            let taken = end.handle_datagram(&mut datagram.clone(), somewhere(), 1.0, &mut out);
+            assert!(taken.is_none(), "a stranger's packet was accepted");
+            assert!(out.events.len() + out.transmits.len() <= 1);
+            assert!(out.transmits.iter().all(|answer| answer.datagram.len() <= datagram.len()));
+            end.send(somewhere(), datagram, 1.0, &mut Outbox::default());
         }
     });
 }

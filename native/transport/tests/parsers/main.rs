@@ -116,6 +116,13 @@ fn seeds() -> Vec<Vec<u8>> {
         seeds.push([&(size as u16).to_le_bytes()[..], &datagram.repeat(3)].concat());
     }
     seeds.push(with_length(b"RGE enrollment"));
+    // Without their first three bytes, as `bodies::pairing` takes them.
+    for (kind, size) in [(1, 128), (3, 132), (4, 1232), (5, 1232), (7, 48)] {
+        let mut datagram = vec![b'3', kind, 0, 0, 0];
+        datagram.resize(size - 3, 0);
+        seeds.push(with_length(&datagram).repeat(2));
+    }
+    seeds.push(with_length(&[&b"2\x01\0\0\0"[..], &[7; 123]].concat()));
     for ends in ["192.0.2.1", "2001:db8::1"] {
         let end = ends.parse().unwrap();
         let path = Path { source_mac: [2; 6], destination_mac: [4; 6], source: end, destination: end };
@@ -166,6 +173,11 @@ fn messages_of_any_shape_are_survived() {
 #[test]
 fn datagrams_of_any_shape_are_survived() {
     drive("datagrams", bodies::datagrams);
+}
+
+#[test]
+fn pairing_datagrams_of_any_shape_are_survived() {
+    drive("pairing", bodies::pairing);
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! that was answered doesn't wait for those that have only begun, nor for a flood of first
 //! messages, which anybody can send in anybody's name.
 
-use transport::contract::Seconds;
+use crate::contract::Seconds;
 
 /// Datagrams of one step per second.
 const RATE: f64 = 1000.0;
@@ -27,11 +27,11 @@ pub struct ForeignPace {
 }
 
 /// Return the step that a datagram belongs to: message 1, 3 or 5 of enrollment
-/// (docs/internals/enrollment.md). Any other counts as message 1.
+/// (docs/internals/enrollment.md), of any revision. Any other counts as message 1.
 fn step(datagram: &[u8]) -> usize {
-    match datagram.get(3..5) {
-        Some(b"2\x03") => 1,
-        Some(b"2\x05") => 2,
+    match datagram.get(4) {
+        Some(3) => 1,
+        Some(5) => 2,
         _ => 0,
     }
 }

@@ -1,0 +1,37 @@
+"""What a plane has to know to guard a server's pairing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class PairingEpoch:
+    """The secrets of 120 seconds.
+
+    Attributes:
+        number: 32 bits.
+        secret: Makes and checks cookies, 32 bytes.
+        ephemeral: The server's X25519 public key of this epoch, 32 bytes.
+    """
+
+    number: int
+    secret: bytes = field(repr=False)
+    ephemeral: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PairingGate:
+    """An open pairing window, as a plane sees it.
+
+    Attributes:
+        server_id: 32 bytes.
+        current: The epoch that cookies are made in.
+        previous: The epoch before, whose cookies are still valid, or None.
+        linger: After the window was closed, CONFIRM and FORGET of known sessions pass for so many seconds.
+    """
+
+    server_id: bytes
+    current: PairingEpoch
+    previous: PairingEpoch | None = None
+    linger: float = 120.0

@@ -1,0 +1,110 @@
+"""Others' handshakes while a peer, or strangers, send what could take their place."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from rustguard_py.lab.hosts import Lab
+from support.engines import on_both_engines
+from support.flood import Flood
+from support.our_tunnel import OurTunnel
+from support.wireguard_go import Peer
+
+pytestmark = pytest.mark.alone
+
+PORT = 51820
+_RAW_PEER = str(Path(__file__).parents[2] / "support" / "raw_peer.py")
+_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+class _Scene:
+    """A server with two peers on hosts of their own, and a stranger with a link of its own."""
+
+    def __init__(self, lab: Lab, folder: Path, engine: str) -> None:
+        server, self.mover, self.other, stranger = (
+            lab.host(name) for name in ("server", "mover", "other", "stranger")
+        )
+        self.near, _ = lab.link(server, self.mover, ipv4="192.0.2.0/29")
+        self.far, _ = lab.link(server, self.other, ipv4="192.0.2.8/29")
+        self.attacked, self.attacker = lab.link(server, stranger, ipv4="192.0.2.16/29")
+        self.keys = [X25519PrivateKey.generate() for _ in range(2)]
+        peers = [
+            Peer(key.public_key().public_bytes_raw(), [f"10.9.0.{number}/32"])
+            for number, key in enumerate(self.keys, start=2)
+        ]
+        self.server = OurTunnel(server, ["10.9.0.1/32"], peers, folder=folder, port=PORT, engine=engine)
+        server.ip([f"route add 11.0.0.0/8 via {self.attacker.ipv4}"])
+        for each in ("all", "default", *(one.interface for one in server.ends)):
+            server.sysctl(f"net.ipv4.conf.{each}.rp_filter", 0)
+
+    def move(self, rate: int, seconds: float) -> subprocess.Popen[str]:
+        """Have the first peer send from two ports by turns."""
+        argv = self._argv("move", f"{self.near.ipv4}", 0, rate, seconds)
+        program = self.mover.popen(argv, stdout=subprocess.PIPE, env=_ENVIRONMENT)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "moving\n"
+        return program
+
+    def shake(self, pause: float, seconds: float) -> list[float | None]:
+        """Have the second peer shake hands again and again. Return the seconds that each took."""
+        argv = self._argv("shake", f"{self.far.ipv4}", 1, pause, seconds)
+        took: list[float | None] = json.loads(self.other.run(argv, env=_ENVIRONMENT, timeout=seconds + 60).stdout)
+        return took
+
+    def _argv(self, what: str, server: str, key: int, number: float, seconds: float) -> list[str]:
+        keys = self.keys[key].private_bytes_raw().hex(), self.server.public_key.hex()
+        return [sys.executable, _RAW_PEER, what, server, f"{PORT}", *keys, f"{number}", f"{seconds}"]
+
+
+@pytest.mark.fault(38)
+@on_both_engines
+def test_a_peer_that_moves_with_every_datagram_delays_nobodys_handshake(
+    lab: Lab, tmp_path: Path, soak: bool, engine: str
+) -> None:
+    scene = _Scene(lab, tmp_path, engine)
+    seconds = 30.0 if soak else 5.0
+    mover = scene.move(15_000, seconds + 2)
+    took = scene.shake(0.25, seconds)
+    said, _ = mover.communicate(timeout=60)
+    rate = int(said) / (seconds + 2)
+    answered = [each for each in took if each is not None]
+    moves = len(scene.server.said("moved"))
+    print(
+        f"{rate:,.0f} datagrams/s from two ports by turns ({engine}): {len(took)} handshakes of another, "
+        f"{len(took) - len(answered)} unanswered, {statistics.median(answered) * 1000:.1f} ms in the middle, "
+        f"{max(answered) * 1000:.1f} ms at most; {moves} moves reported"
+    )
+    assert len(answered) == len(took)
+    assert statistics.median(answered) < 0.05
+    assert max(answered) < 0.5
+    # Ten a second, and the other peer's first.
+    assert moves <= 10 * (seconds + 3) + 2
+
+
+@pytest.mark.fault(38)
+@on_both_engines
+def test_strangers_without_a_proof_and_with_a_made_up_one_together_keep_nobody_out(
+    lab: Lab, tmp_path: Path, soak: bool, engine: str
+) -> None:
+    scene = _Scene(lab, tmp_path, engine)
+    seconds, many = (30.0, 20_000) if soak else (5.0, 5_000)
+    kinds = ("initiation", "initiation with a cookie")
+    key = scene.server.public_key
+    floods = [Flood(scene.attacker, scene.attacked, PORT, many, kind, public_key=key) for kind in kinds]
+    took = scene.shake(0.25, seconds)
+    rates = [flood.end().rate for flood in floods]
+    answered = [each for each in took if each is not None]
+    print(
+        f"{rates[0]:,.0f}/s without a proof and {rates[1]:,.0f}/s with a made-up one ({engine}): "
+        f"{len(took)} handshakes of a peer, {len(took) - len(answered)} unanswered, "
+        f"{statistics.median(answered) * 1000:.1f} ms in the middle"
+    )
+    assert len(answered) > 0.8 * len(took)
+    assert statistics.median(answered) < 0.5
