@@ -61,9 +61,7 @@ def forged_icmp_errors_do_not_end_a_join(site: Site) -> str:
     home.run("open 60")
     began = time.monotonic()
     eventually(lambda: laptop.alive(program) and laptop.pings(INNER, 0.2), what="the join")
-    return (
-        f"forged ICMP errors: still trying after 6 s, joined {time.monotonic() - began:.1f} s after it opened"
-    )
+    return f"forged ICMP errors: still trying after 6 s, joined {time.monotonic() - began:.1f} s after it opened"
 
 
 @_scene()

@@ -17,7 +17,17 @@ from support.product import HOME4, INNER, OPEN, PATIENCE, POOL, TOKEN, Machine, 
 
 _PEER = {
     *("name", "public_key", "address4", "address6", "endpoint", "state", "last_handshake", "last_received"),
-    *("rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "handshakes", "drops", "keepalive", "clock_ahead"),
+    *(
+        "rx_bytes",
+        "tx_bytes",
+        "rx_packets",
+        "tx_packets",
+        "handshakes",
+        "drops",
+        "keepalive",
+        "clock_ahead",
+        "dns_name",
+    ),
 }
 _STATUS = {
     *("schema", "role", "name", "state_directory", "pid", "interface", "engine", "engine_reason", "public_key"),
