@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,14 +18,39 @@ from rustguard_py.model.defaults import DEFAULT_PORT
     examples=[
         ("rustguard open", "for a minute"),
         ("rustguard open 600", "for ten minutes from now, also when it is open already"),
+        ("rustguard open 600 --from 192.168.1.0/24", "only machines in this network may try"),
     ],
 )
 @click.argument("seconds", type=click.IntRange(min=1), default=60)
+@click.option(
+    "--from",
+    "networks",
+    multiple=True,
+    metavar="CIDR",
+    help="Let only machines with an address in this network try; may be given several times.",
+)
+@click.option(
+    "--most",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many new machines may join in this window.  [default: 50]",
+)
 @state_option
-def command(seconds: int, state: Path | None) -> None:
+def command(seconds: int, networks: tuple[str, ...], most: int | None, state: Path | None) -> None:
     """Open the server's window for SECONDS (60): anyone who knows the token may join meanwhile."""
-    ask(state, "open", {"seconds": seconds})
+    params: dict[str, Any] = {"seconds": seconds}
+    if networks:
+        params["from"] = list(networks)
+    if most is not None:
+        params["most"] = most
+    opened = ask(state, "open", params)
     server = ask(state, "status")
     port = "" if server["port"] == DEFAULT_PORT else f":{server['port']}"
-    click.echo(f"Open for {seconds} s. On the other machine:", err=True)
+    before = opened.get("before", {})
+    if before.get("guesses_used"):
+        from rustguard_py.cli.render import guesses
+
+        click.echo(f"In the window before: {guesses(before)}.", err=True)
+    only = f" to {', '.join(networks)} only" if networks else ""
+    click.echo(f"Open{only} for {seconds} s. On the other machine:", err=True)
     click.echo(f"  sudo rustguard join HOST{port} --server {server['fingerprint']} --token -", err=True)

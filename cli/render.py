@@ -22,12 +22,18 @@ Document = Mapping[str, Any]
 # Wide enough for every row: without a terminal, and with whole keys, no row is folded or cut.
 _UNBOUNDED = 1000
 _KEY_START = 8
-_STATE_STYLES = {"active": "green", "idle": "yellow", "never": "dim", "has-to-join-again": "red"}
+_STATE_STYLES = {
+    "active": "green",
+    "idle": "yellow",
+    "never": "dim",
+    "never-connected": "dim",
+    "has-to-join-again": "red",
+}
+_YET_TO = {"has-to-join-again": "has to join again", "never-connected": "has not connected yet"}
 _CLOSED_BECAUSE = {
     "never-opened": "it was never opened",
     "time": "its time was up",
     "asked": "by `rustguard close`",
-    "guesses": "its guesses were used up",
 }
 
 
@@ -128,9 +134,9 @@ def _peer_names(peer: Document, verbose: bool) -> str:
 
 
 def peer_state(peer: Document) -> str:
-    """Return a peer's state: `active 12s ago`, `idle 5m ago`, `never` or `has to join again`."""
-    if peer["state"] == "has-to-join-again":
-        return "has to join again"
+    """Return a peer's state: `active 12s ago`, `idle 5m ago`, `never`, or what it has yet to do."""
+    if peer["state"] in _YET_TO:
+        return _YET_TO[peer["state"]]
     last = peer.get("last_received")
     if last is None:
         last = peer.get("last_handshake")
@@ -138,12 +144,23 @@ def peer_state(peer: Document) -> str:
 
 
 def window_state(window: Document) -> str:
-    """Return whether the window is open, for how long, and how many guesses were used."""
-    guesses = f"{window['guesses_used']} of {window['guesses_allowed']} guesses used"
+    """Return whether the window is open, to whom and for how long, and how many wrong tokens were tried."""
     if window["open"]:
-        return f"open, {duration(window['remaining'])} left, {guesses}"
+        only = f" to {', '.join(window['from'])} only" if window.get("from") else ""
+        return f"open{only}, {duration(window['remaining'])} left, {guesses(window)}"
     reason = _CLOSED_BECAUSE.get(window.get("closed_because") or "")
-    return f"closed ({reason}), {guesses}" if reason else f"closed, {guesses}"
+    return f"closed ({reason}), {guesses(window)}" if reason else f"closed, {guesses(window)}"
+
+
+def guesses(window: Document) -> str:
+    """Return how many wrong tokens were tried in a window, and by how many sources."""
+    used, allowed = window["guesses_used"], window["guesses_allowed"]
+    sources = _several(window.get("guessing_sources", 0), "source")
+    by = f" by {sources}" if used and window.get("guessing_sources") else ""
+    if used < allowed or not window["open"]:
+        count = f"{used} of {allowed} guesses used" if used <= allowed else f"{used} guesses used"
+        return count + by
+    return f"{used} guesses used{by}: now one is checked every 10 s"
 
 
 def duration(seconds: float) -> str:
@@ -270,6 +287,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         ("address", _addresses(document)),
         ("routes", " ".join(document.get("routes", ()))),
         ("window", window_state(document["window"]) if document.get("window") else None),
+        ("", _tries(document.get("window"), verbose)),
         ("pool", _pool(document.get("pool"))),
         ("key", f"{key(document['public_key'], verbose)}  fingerprint {document['fingerprint']}"),
         ("engine", f"{document['engine']}: {document['engine_reason']}" if verbose else None),
@@ -284,6 +302,29 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
 
 def _addresses(document: Document) -> str:
     return f"{' '.join(document['addresses'])}, port {document['port']}, MTU {document['mtu']}"
+
+
+def _tries(window: Document | None, verbose: bool) -> str | None:
+    """Return who was stopped, who waits, and who gave up in a window; None if nobody did."""
+    if not window:
+        return None
+    blocked = window.get("blocked", ())
+    parts = []
+    if blocked:
+        which = f": {', '.join(blocked)}" if verbose else ""
+        parts.append(f"{_several(len(blocked), 'source')} blocked after three wrong tokens{which}")
+    if window.get("waiting"):
+        parts.append(f"{_several(window['waiting'], 'machine')} waiting for a turn")
+    if count := window.get("unconfirmed"):
+        sources = _several(window.get("unconfirmed_sources", 0), "source")
+        parts.append(f"{_several(count, 'pairing')} begun and never confirmed, by {sources}")
+    if window.get("new_peers", 0) >= window.get("new_peers_allowed", 1):
+        parts.append(f"{_several(window['new_peers'], 'new peer')} admitted, so no further one is")
+    return "; ".join(parts) or None
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _pool(pool: Document | None) -> str | None:

@@ -47,6 +47,12 @@ OPEN_SECONDS = 600
     metavar="[SECONDS]",
     help=f"Open the window from the start, for {OPEN_SECONDS} s if no number is given.",
 )
+@click.option(
+    "--most",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --open: how many new machines may join in that window.  [default: 50]",
+)
 @click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
 @click.option(
     "--mtu", type=click.IntRange(1280, 65000), metavar="N", help="MTU of the interface; kept.  [default: 1420]"
@@ -69,6 +75,7 @@ def command(
     token_file: Path | None,
     port: int | None,
     open_for: float | None,
+    most: int | None,
     interface: str | None,
     mtu: int | None,
     tunnels: int | None,
@@ -93,7 +100,7 @@ def command(
     options = ServeOptions(
         directory=state_directory("server", state),
         settings=Settings(pool4, network6, pool6 != "none", port, mtu, tunnels),
-        pairing=PairingOptions(secret, open_for),
+        pairing=PairingOptions(secret, open_for, most),
         data_path=data_path,
         interface=interface,
         group=group,

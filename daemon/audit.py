@@ -114,14 +114,14 @@ class WrongToken(Event):
 
 @dataclass(frozen=True, slots=True)
 class BudgetSpent(Event):
-    """So many wrong tokens were tried that the window's budget of guesses is spent."""
+    """So many wrong tokens were tried that further ones are checked slowly."""
 
     kind = "budget-spent"
     level = logging.WARNING
     count: int
 
     def __str__(self) -> str:
-        return f"{self.count} wrong tokens were tried in this window: its budget of guesses is spent"
+        return f"{self.count} wrong tokens were tried in this window: from now on one is checked every 10 s"
 
 
 @dataclass(frozen=True, slots=True)

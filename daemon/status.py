@@ -32,6 +32,7 @@ class PeerLine:
         keepalive: Seconds, 0 for none.
         clock_ahead: What time its clock once had, if that is far ahead (`clocks.clock_ahead`).
         has_to_join_again: Whether it can't connect before it joins again.
+        has_connected: Whether it has ever had a session.
         dns_name: Its DNS name; None for what isn't a peer of a server.
     """
 
@@ -42,6 +43,7 @@ class PeerLine:
     endpoint: str | None
     keepalive: int = 0
     has_to_join_again: bool = False
+    has_connected: bool = True
     dns_name: str | None = None
     clock_ahead: str | None = None
 
@@ -84,7 +86,7 @@ def _peer(
         "address4": line.address4,
         "address6": line.address6,
         "endpoint": (endpoint_text(counters[0].endpoint) if counters else None) or line.endpoint,
-        "state": "has-to-join-again" if line.has_to_join_again else _state(heard, now, known=known),
+        "state": _state(line, heard, now, known=known),
         "last_handshake": None if began is None else round(now - began, 3),
         "last_received": None if heard is None else round(now - heard, 3),
         "rx_bytes": sum(each.rx_bytes for each in counters),
@@ -98,7 +100,11 @@ def _peer(
     }
 
 
-def _state(heard: float | None, now: float, *, known: bool) -> str:
+def _state(line: PeerLine, heard: float | None, now: float, *, known: bool) -> str:
+    if line.has_to_join_again:
+        return "has-to-join-again"
+    if not line.has_connected and heard is None:
+        return "never-connected"
     if heard is not None and now - heard <= ACTIVE_FOR:
         return "active"
     return "idle" if heard is not None or known else "never"

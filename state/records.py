@@ -57,6 +57,7 @@ class PeerRecord:
         address6: Its inner IPv6 address.
         joined: When it joined, Unix time in seconds.
         endpoint: Its last known endpoint, as text.
+        connected: Whether it has ever had a session.
         dns_name: Its DNS name. If it isn't given, it is made from the label.
     """
 
@@ -68,6 +69,7 @@ class PeerRecord:
     joined: float
     endpoint: str | None
     previous_preshared_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    connected: bool = True
     dns_name: str = ""
     _saved: Canonical | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -117,6 +119,7 @@ class PeerRecord:
             "joined": self.joined,
             "endpoint": self.endpoint,
             "previous_preshared_keys": [encode_key(key) for key in self.previous_preshared_keys],
+            **({} if self.connected else {"connected": False}),
             # Left out while possible, because earlier versions refuse members that they don't know.
             **({} if self.dns_name == dns_name_of(self.name) else {"dns_name": self.dns_name}),
         }
@@ -142,6 +145,7 @@ class PeerRecord:
             joined=members.seconds("joined"),
             endpoint=members.optional("endpoint", str),
             previous_preshared_keys=tuple(members.keys("previous_preshared_keys")),
+            connected=members.boolean("connected") if members.has("connected") else True,
             dns_name=members.parsed("dns_name", _dns_name) if members.has("dns_name") else "",
         )
         members.end()
@@ -156,15 +160,29 @@ class GuessRecord:
         window: The window's number, counted from 1 over the server's life; 0 before the first.
         used: Failed confirmations in the window, from all sources.
         by_source: Failed confirmations by source, as the window names sources.
+        sources: The networks from which clients may try; empty for all.
+        most: How many new peers it admits; None for the usual number.
+        new_peers: How many it has admitted.
     """
 
     window: int = 0
     used: int = 0
     by_source: Mapping[str, int] = field(default_factory=dict)
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    most: int | None = None
+    new_peers: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Return the members as JSON values."""
-        return {"window": self.window, "used": self.used, "by_source": dict(self.by_source)}
+        return {
+            "window": self.window,
+            "used": self.used,
+            "by_source": dict(self.by_source),
+            # Left out as long as they can be: an earlier version refuses what it doesn't know.
+            **({"from": [str(network) for network in self.sources]} if self.sources else {}),
+            **({"most": self.most} if self.most is not None else {}),
+            **({"new_peers": self.new_peers} if self.new_peers else {}),
+        }
 
     @classmethod
     def from_json(cls, value: object, where: str = "guesses") -> GuessRecord:
@@ -175,8 +193,16 @@ class GuessRecord:
         sources = Members(value, members.name("by_source"))
         names = list(value) if isinstance(value, dict) else []
         by_source = {name: sources.integer(name, 0, _COUNT_LIMIT) for name in names}
+        record = cls(
+            window,
+            used,
+            by_source,
+            sources=members.each("from", ip.network) if members.has("from") else (),
+            most=members.integer("most", 0, _COUNT_LIMIT) if members.has("most") else None,
+            new_peers=members.integer("new_peers", 0, _COUNT_LIMIT) if members.has("new_peers") else 0,
+        )
         members.end()
-        return cls(window, used, by_source)
+        return record
 
 
 @dataclass(slots=True)

@@ -119,6 +119,7 @@ class Failure(Enum):
     WRONG_TOKEN = "the other end doesn't know the token"  # noqa: S105 - not a secret, the lack of one
     WRONG_SERVER = "the server has another key than expected"
     FULL = "the server's pool is full"
+    WINDOW_FULL = "the server's window has admitted as many machines as it may"
     REVOKED = "the server has revoked this key"
     INVITE_USED = "the invite has been used"
     OTHER_REVISION = "the server speaks another revision of the pairing"
@@ -151,14 +152,14 @@ _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
     ),
     Failure.IGNORED: (
         UnansweredError,
-        "The server answered at first, then stopped: its window closed, too many clients are joining, or there were "
-        "too many wrong tokens from this address.",
+        "The server answered at first, then stopped: its window closed or is open to other networks only, too many "
+        "clients are joining, or there were too many wrong tokens from this address.",
         "On the server, run: rustguard status; then: rustguard open 60",
     ),
     Failure.UNCONFIRMED: (
         UnansweredError,
-        "The server paired with us but never confirmed it: its window closed, it can't save its state, or large "
-        "datagrams don't get through.",
+        "The server paired with us but never confirmed it: its window closed, others are guessing so that we wait "
+        "for a turn, it can't save its state, or large datagrams don't get through.",
         "On the server, run: rustguard status; then join again, which gives the same address.",
     ),
     Failure.WRONG_TOKEN: (
@@ -176,6 +177,11 @@ _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
         RefusedError,
         "The server's pool has no address left.",
         "On the server, run: rustguard peers revoke NAME; or serve a larger --pool.",
+    ),
+    Failure.WINDOW_FULL: (
+        RefusedError,
+        "The server's pairing window has admitted as many new machines as it may.",
+        "On the server, open another one: rustguard open 60; or a larger one: rustguard open 60 --most 100",
     ),
     Failure.REVOKED: (
         RefusedError,
@@ -196,6 +202,7 @@ _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
 }
 _REFUSALS: Final = {
     "full": Failure.FULL,
+    "window-full": Failure.WINDOW_FULL,
     "revoked": Failure.REVOKED,
     "invite-used": Failure.INVITE_USED,
 }

@@ -1,16 +1,28 @@
-"""The pairing window: how long clients may pair, and how many wrong tokens are allowed."""
+"""The pairing window: how long clients may pair, who may try, and how fast wrong tokens are checked.
+
+Wrong tokens don't close a window, because then anybody could close it. Each source has a few. After the first twenty
+of a window the next one is checked only at the next turn, every ten seconds. So a window checks at most 20 wrong
+tokens, and one more for each ten seconds that it is open.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+from math import inf
+from typing import Final
 
+from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import UsageError
 from rustguard_py.state.records import GuessRecord
 
-MAX_SECONDS = 24 * 60 * 60
-GUESSES_A_SOURCE = 3
-GUESSES_A_WINDOW = 20
+MAX_SECONDS: Final = 24 * 60 * 60
+GUESSES_A_SOURCE: Final = 3
+# Wrong tokens that are checked as soon as they come. Each later one takes a turn.
+GUESSES_AT_ONCE: Final = 20
+TURN_SECONDS: Final = 10.0
+NEW_PEERS: Final = 50
 
 
 class Closed(Enum):
@@ -19,7 +31,19 @@ class Closed(Enum):
     NEVER_OPENED = "not opened since the start"
     TIME = "its time ran out"
     PERSON = "closed by hand"
-    GUESSES = "too many wrong tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a person allows in one window.
+
+    Attributes:
+        sources: Networks from which clients may try; empty for all.
+        most: How many new peers are admitted.
+    """
+
+    sources: tuple[Network, ...] = ()
+    most: int = NEW_PEERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +55,12 @@ class WindowState:
         remaining: Seconds left, 0.0 when closed.
         number: Counts the windows since this server was first started.
         guesses: Wrong tokens so far.
-        guesses_allowed: How many wrong tokens close the window.
+        guesses_allowed: How many of them are checked as soon as they come.
+        guessing_sources: How many sources tried them.
         closed: Why it is closed; None while it is open.
         blocked: Sources that used up their guesses.
+        limits: What the person who opened it allows.
+        new_peers: How many new peers it has admitted.
     """
 
     is_open: bool
@@ -41,8 +68,11 @@ class WindowState:
     number: int
     guesses: int
     guesses_allowed: int
+    guessing_sources: int
     closed: Closed | None
     blocked: tuple[str, ...]
+    limits: Limits
+    new_peers: int
 
 
 class Window:
@@ -55,23 +85,27 @@ class Window:
         record: What was saved of the last window, or None.
     """
 
-    __slots__ = ("_by_source", "_closed", "_ended", "_ends", "_used", "number")
+    __slots__ = ("_by_source", "_closed", "_ended", "_ends", "_limits", "_new_peers", "_turn", "_used", "number")
 
     def __init__(self, record: GuessRecord | None = None) -> None:
         record = GuessRecord() if record is None else record
         self.number = record.window
         self._used = record.used
         self._by_source = dict(record.by_source)
-        self._ended = record.used == 0
+        self._limits = Limits(record.sources, NEW_PEERS if record.most is None else record.most)
+        self._new_peers = record.new_peers
+        self._ended = record == GuessRecord(record.window)
         self._closed = Closed.NEVER_OPENED
         self._ends: float | None = None
+        self._turn = -inf
 
-    def open(self, seconds: float, now: float) -> None:
+    def open(self, seconds: float, now: float, limits: Limits | None = None) -> None:
         """Open a window with fresh budgets, in place of one that is open. For when a person asked for it.
 
         Args:
             seconds: More than 0, at most 86,400.
             now: Monotonic seconds.
+            limits: Who may try, and how many new peers are admitted; None for everybody and the usual number.
 
         Raises:
             UsageError: `seconds` is out of bounds; nothing is changed.
@@ -80,34 +114,33 @@ class Window:
         self.number += 1
         self._used = 0
         self._by_source = {}
+        self._limits = Limits() if limits is None else limits
+        self._new_peers = 0
         self._ended = False
         self._ends = now + seconds
 
-    def resume(self, seconds: float, now: float) -> bool:
+    def resume(self, seconds: float, now: float, most: int | None = None) -> None:
         """Open a window after a start (`serve --open`). This may be a restart after a crash, so budgets aren't reset.
 
-        A window that was open when the last process died continues with its counts. One that closed because of wrong
-        tokens stays closed until a person opens it.
+        A window that was open when the last process died continues with its counts and limits.
 
         Args:
             seconds: More than 0, at most 86,400.
             now: Monotonic seconds.
-
-        Returns:
-            Whether the window is open now.
+            most: How many new peers are admitted; None for the number kept, or the usual one.
 
         Raises:
             UsageError: `seconds` is out of bounds; nothing is changed.
         """
         if self._ended:
-            self.open(seconds, now)
-            return True
+            self.open(seconds, now, Limits() if most is None else Limits(most=most))
+            return
         _check(seconds)
-        if self._used >= GUESSES_A_WINDOW:
-            self._closed = Closed.GUESSES
-            return False
+        if most is not None:
+            self._limits = replace(self._limits, most=most)
         self._ends = now + seconds
-        return True
+        # When the last turn was isn't on disk: it may have been a moment ago.
+        self._turn = now + TURN_SECONDS
 
     def close(self) -> None:
         """Close now, because a person asked for it or the server stops. No effect if it is closed already."""
@@ -133,17 +166,30 @@ class Window:
         """Return the seconds left, 0.0 when closed."""
         return self._ends - now if self.is_open(now) and self._ends is not None else 0.0
 
+    # -- guesses --------------------------------------------------------------------------------------------
+
+    def allows(self, address: IPv4Address | IPv6Address) -> bool:
+        """Return whether clients at this address may try in this window."""
+        return not self._limits.sources or any(address in network for network in self._limits.sources)
+
     def may_guess(self, source: str, now: float) -> bool:
-        """Return whether a source (see `cookies.source_of`) may still have a token evaluated."""
+        """Return whether a source (see `cookies.source_of`) may still have a token checked."""
         return self.is_open(now) and self._by_source.get(source, 0) < GUESSES_A_SOURCE
 
-    def charge(self, source: str) -> GuessRecord:
-        """Count a wrong token; the last allowed one closes the window. The caller makes the record durable."""
+    def guesses_of(self, source: str) -> int:
+        """Return how many wrong tokens a source has tried in this window."""
+        return self._by_source.get(source, 0)
+
+    @property
+    def turn(self) -> float:
+        """From when the next token may be checked, in monotonic seconds; -inf while guesses are left for at once."""
+        return self._turn if self._used >= GUESSES_AT_ONCE else -inf
+
+    def charge(self, source: str, now: float) -> GuessRecord:
+        """Count a wrong token that was checked now. The caller makes the record durable."""
         self._used += 1
         self._by_source[source] = self._by_source.get(source, 0) + 1
-        if self._used >= GUESSES_A_WINDOW and self._ends is not None:
-            self._ends = None
-            self._closed = Closed.GUESSES
+        self._turn = now + TURN_SECONDS
         return self.record
 
     def refund(self, source: str) -> GuessRecord:
@@ -156,6 +202,26 @@ class Window:
             self._by_source.pop(source, None)
         return self.record
 
+    # -- new peers ------------------------------------------------------------------------------------------
+
+    def admit_new(self) -> bool:
+        """Count a new peer; return False if the window has admitted as many as it may."""
+        if self._new_peers >= self._limits.most:
+            return False
+        self._new_peers += 1
+        return True
+
+    def forget_new(self, number: int) -> None:
+        """Take back the count of a new peer that was not admitted after all.
+
+        Args:
+            number: The window in which it was counted. A later one has its own count.
+        """
+        if number == self.number:
+            self._new_peers = max(0, self._new_peers - 1)
+
+    # -- what is saved and shown ----------------------------------------------------------------------------
+
     @property
     def record(self) -> GuessRecord:
         """What must be on disk, so that a crash gives nobody a second budget.
@@ -164,7 +230,10 @@ class Window:
         """
         if self._ended:
             return GuessRecord(self.number)
-        return GuessRecord(self.number, self._used, dict(self._by_source))
+        most = None if self._limits.most == NEW_PEERS else self._limits.most
+        return GuessRecord(
+            self.number, self._used, dict(self._by_source), self._limits.sources, most, self._new_peers
+        )
 
     def state(self, now: float) -> WindowState:
         """Return the window's state, for `status`."""
@@ -174,9 +243,12 @@ class Window:
             remaining=self.remaining(now),
             number=self.number,
             guesses=self._used,
-            guesses_allowed=GUESSES_A_WINDOW,
+            guesses_allowed=GUESSES_AT_ONCE,
+            guessing_sources=len(self._by_source),
             closed=None if is_open else self._closed,
             blocked=tuple(sorted(s for s, n in self._by_source.items() if n >= GUESSES_A_SOURCE)),
+            limits=self._limits,
+            new_peers=self._new_peers,
         )
 
 

@@ -82,9 +82,32 @@ class Admissions:
             couldn't be saved or another join of the same key replaced this one.
         """
         change = self._registry.admit(public_key, name, preshared_key, endpoint, time.time())
+        while change == "full" and (unused := self._registry.give_away(time.time())) is not None:
+            if not await self._save(unused):
+                return None
+            left = unused.record
+            log.warning("%s never connected and was removed: the pool is full, %s is free", left.name, left.address4)
+            change = self._registry.admit(public_key, name, preshared_key, endpoint, time.time())
         if not isinstance(change, PeerChange):
             return change
         return self._standing(change) if await self._save(change) else None
+
+    async def take_back(self, public_key: bytes, preshared_key: bytes) -> PeerRecord | None:
+        """Remove a new peer that can't use its admission; its key may join again.
+
+        Args:
+            public_key: 32 bytes.
+            preshared_key: What the admission gave it, 32 bytes.
+
+        Returns:
+            The peer that was removed. None if it is gone, was admitted again since, or that couldn't be saved.
+        """
+        change = self._registry.take_back(public_key, preshared_key)
+        return change.record if change is not None and await self._save(change) else None
+
+    def connected(self, public_key: bytes) -> bool:
+        """Note that a peer has connected; return whether that is news, which should be saved some time."""
+        return self._registry.connected(public_key) is not None
 
     async def admit_stock(self, name: str, public_key: bytes, preshared_key: bytes) -> PeerRecord:
         """Admit a peer that runs stock WireGuard and whose keys were made here.

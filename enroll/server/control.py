@@ -11,14 +11,20 @@ from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.status import PeerLine, broken, common, peers
 from rustguard_py.enroll import export
-from rustguard_py.enroll.pairing.window import Closed, WindowState
+from rustguard_py.enroll.pairing.window import NEW_PEERS, TURN_SECONDS, Closed, Limits, WindowState
 from rustguard_py.enroll.server import clocks
 from rustguard_py.enroll.server.server import RunningServer
+from rustguard_py.model import ip
 from rustguard_py.model.clock import now
+from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, decode_key
 from rustguard_py.state.records import PeerRecord
 
+# Each SHARE_C of a stranger is compared with all of them.
+MOST_NETWORKS = 64
+# More than any pool has in use today.
+MOST_NEW_PEERS = 1_000_000
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -26,7 +32,6 @@ _CLOSED = {
     Closed.NEVER_OPENED: "never-opened",
     Closed.TIME: "time",
     Closed.PERSON: "asked",
-    Closed.GUESSES: "guesses",
 }
 
 
@@ -64,15 +69,23 @@ class ServerControl:
         seconds = params.get("seconds")
         if not isinstance(seconds, int | float) or isinstance(seconds, bool):
             raise UsageError("`open` takes a number of seconds.", "Run: rustguard open 60")
-        await self._server.open_window(seconds)
-        return {"window": self._window()}
+        limits = Limits(_networks(params), _most(params))
+        before = self._window()
+        await self._server.open_window(seconds, limits)
+        return {"window": self._window(), "before": before}
 
     async def _close(self, _params: dict[str, Any]) -> dict[str, Any]:
         await self._server.close_window()
         return {"window": self._window()}
 
     def _window(self) -> dict[str, Any]:
-        return _window_document(self._server.window.state(now()))
+        pairing = self._server.pairing
+        return {
+            **_window_document(self._server.window.state(now())),
+            "waiting": 0 if pairing is None else pairing.waiting,
+            "unconfirmed": 0 if pairing is None else pairing.unconfirmed.abandoned,
+            "unconfirmed_sources": 0 if pairing is None else pairing.unconfirmed.sources,
+        }
 
     # -- peers ----------------------------------------------------------------------------------------------
 
@@ -116,6 +129,7 @@ class ServerControl:
             has_to_join_again=record.has_to_join_again,
             clock_ahead=clock_ahead(clocks.greatest(self._server, record.public_key), time.time()),
             dns_name=record.dns_name,
+            has_connected=record.connected,
         )
 
     # -- status ---------------------------------------------------------------------------------------------
@@ -159,8 +173,20 @@ class ServerControl:
             warnings.append("Started without a token: nobody new can join.")
         if len(server.registry.pool) >= server.registry.pool.capacity:
             warnings.append("The pool is used up: revoke a peer, or the next one to join is refused.")
-        if server.window.state(now()).closed is Closed.GUESSES:
-            warnings.append("The window closed because of wrong tokens: somebody is guessing.")
+        return warnings + self._window_warnings()
+
+    def _window_warnings(self) -> list[str]:
+        pairing, window = self._server.pairing, self._server.window.state(now())
+        warnings = []
+        if window.guesses >= window.guesses_allowed:
+            slow = f"only one token is checked every {TURN_SECONDS:g} s" if window.is_open else "it was slowed down"
+            fix = "" if window.limits.sources else " To let only some networks try: rustguard open 60 --from CIDR"
+            warnings.append(f"So many wrong tokens were tried in the window that {slow}.{fix}")
+        if pairing is not None and pairing.unconfirmed.is_slow:
+            warnings.append("Many pairings were begun and never confirmed, so new ones are slowed down.")
+        if pairing is not None and (asked := pairing.outdated):
+            machines = "1 machine" if asked == 1 else f"{asked} machines"
+            warnings.append(f"{machines} asked with another version of RustGuard: install the same version there.")
         return warnings
 
 
@@ -178,6 +204,25 @@ def _text(params: dict[str, Any], name: str) -> str:
     return value
 
 
+def _networks(params: dict[str, Any]) -> tuple[Network, ...]:
+    values = params.get("from", [])
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise UsageError("`from` must be a list of networks.", "Run: rustguard open 60 --from 192.0.2.0/24")
+    if len(values) > MOST_NETWORKS:
+        raise UsageError(f"A window is open to at most {MOST_NETWORKS} networks.", "Give fewer and wider ones.")
+    try:
+        return tuple(map(ip.network, values))
+    except ValueError as error:
+        raise UsageError(f"--from: {error}.", "Write it like 192.0.2.0/24 or 2001:db8::/32.") from error
+
+
+def _most(params: dict[str, Any]) -> int:
+    most = params.get("most", NEW_PEERS)
+    if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= MOST_NEW_PEERS:
+        raise UsageError(f"--most takes a number from 1 to {MOST_NEW_PEERS}.", "Run: rustguard open 60 --most 100")
+    return most
+
+
 def _window_document(state: WindowState) -> dict[str, Any]:
     """Return the pairing window as JSON values."""
     return {
@@ -185,5 +230,10 @@ def _window_document(state: WindowState) -> dict[str, Any]:
         "remaining": round(state.remaining, 3),
         "guesses_used": state.guesses,
         "guesses_allowed": state.guesses_allowed,
+        "guessing_sources": state.guessing_sources,
+        "blocked": list(state.blocked),
+        "from": [str(network) for network in state.limits.sources],
+        "new_peers": state.new_peers,
+        "new_peers_allowed": state.limits.most,
         "closed_because": None if state.closed is None else _CLOSED[state.closed],
     }

@@ -23,6 +23,8 @@ from rustguard_py.state.records import PeerRecord, ServerState
 
 # A peer that answers a handshake tries them in turn, for five seconds each.
 PREVIOUS_KEYS = 2
+# After that, the address of a peer that joined and never connected may go to another one.
+UNCONNECTED_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +126,16 @@ class Registry:
             return "revoked"
         before = self.state.peers.get(public_key)
         if before is not None:
-            return self._admit_again(before, preshared_key, endpoint)
+            return self._admit_again(before, preshared_key, endpoint, at)
         self._replace_stale(wished, public_key)
         addresses = self.pool.allocate(public_key)
         if addresses is None:
             return "full"
         name = self._free_name(label_of(wished) or FALLBACK, public_key)
         dns_name = self._free_name(dns_name_of(name), public_key)
-        record = PeerRecord(name, public_key, preshared_key, *addresses, at, endpoint, dns_name=dns_name)
+        record = PeerRecord(
+            name, public_key, preshared_key, *addresses, at, endpoint, dns_name=dns_name, connected=False
+        )
         return self._change_peer(record)
 
     def revoke(self, who: str) -> PeerChange:
@@ -146,6 +150,42 @@ class Registry:
         record = self.find(who)
         change = self._change(record.public_key, None, revoked=True)
         return PeerChange(change.public_key, change.keep, change.undo, record)
+
+    def take_back(self, public_key: bytes, preshared_key: bytes) -> PeerChange | None:
+        """Remove a peer that can't use its admission. Its key may join again.
+
+        Args:
+            public_key: 32 bytes.
+            preshared_key: What the admission gave it.
+
+        Returns:
+            The change; None if the peer is gone or was admitted again since.
+        """
+        record = self.state.peers.get(public_key)
+        if record is None or record.preshared_key != preshared_key:
+            return None
+        return self._remove(record)
+
+    def give_away(self, at: float) -> PeerChange | None:
+        """Remove the oldest peer that joined and never connected, so that its address is free once that is durable.
+
+        A peer that runs stock WireGuard stays: it couldn't join again.
+
+        Args:
+            at: Unix time in seconds.
+
+        Returns:
+            The change; None if there is no such peer, or none that joined long enough ago.
+        """
+        idle = [
+            record
+            for record in self.state.peers.values()
+            if not record.connected
+            and record.endpoint is not None
+            and at - record.joined > UNCONNECTED_SECONDS
+            and record.public_key not in self._unsaved
+        ]
+        return self._remove(min(idle, key=lambda record: record.joined)) if idle else None
 
     def restore(self, key: str) -> Change:
         """Allow a revoked public key (base64) to enroll again.
@@ -221,6 +261,14 @@ class Registry:
         self.state.peers[public_key] = settled
         return settled
 
+    def connected(self, public_key: bytes) -> PeerRecord | None:
+        """Note that a peer has connected; return the changed record, or None if that was known."""
+        record = self.state.peers.get(public_key)
+        if record is None or record.connected:
+            return None
+        connected = self.state.peers[public_key] = replace(record, connected=True)
+        return connected
+
     def moved(self, public_key: bytes, endpoint: str) -> None:
         """Note where a peer is now."""
         record = self.state.peers.get(public_key)
@@ -229,7 +277,7 @@ class Registry:
 
     # -- how a change is made, and reported -----------------------------------------------------------------
 
-    def _admit_again(self, before: PeerRecord, preshared_key: bytes, endpoint: str | None) -> PeerChange:
+    def _admit_again(self, before: PeerRecord, preshared_key: bytes, endpoint: str | None, at: float) -> PeerChange:
         # Older keys stay valid until a newer one is used. The client may be killed before it has saved the new one,
         # and again when it tries once more.
         previous = () if before.has_to_join_again else _newest_and_last(before.preshared_keys)
@@ -239,6 +287,8 @@ class Registry:
             previous_preshared_keys=previous,
             endpoint=endpoint,
             address6=before.address6 or self._address6(before.public_key),
+            # One that never connected is about to, so its time to do so begins again.
+            joined=before.joined if before.connected else at,
         )
         return self._change_peer(record)
 
@@ -253,6 +303,10 @@ class Registry:
         self.pool.release(stale.public_key)
         if stale.address4 is not None:
             self.pool.take(public_key, stale.address4)
+
+    def _remove(self, record: PeerRecord) -> PeerChange:
+        change = self._change(record.public_key, None, revoked=False)
+        return PeerChange(change.public_key, change.keep, change.undo, record)
 
     def _change_peer(self, record: PeerRecord) -> PeerChange:
         change = self._change(record.public_key, record, revoked=False)

@@ -19,8 +19,9 @@ from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.pairing.key_schedule import stretch
 from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
-from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingServer, Reply
-from rustguard_py.enroll.pairing.window import GUESSES_A_WINDOW, Closed, Window
+from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
+from rustguard_py.enroll.pairing.server import PairingServer
+from rustguard_py.enroll.pairing.window import GUESSES_AT_ONCE, Closed, Limits, Window
 from rustguard_py.enroll.server.admissions import Admissions
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
@@ -60,6 +61,7 @@ class RunningServer:
         stopped: Set it to stop the server.
         state: What is saved.
         window: The pairing window.
+        pairing: Pairs clients; None without a token, when nobody new can join.
     """
 
     def __init__(
@@ -86,10 +88,11 @@ class RunningServer:
         self.timestamps = timestamps
         self.pool6 = pool6
         self.window = Window(self.state.guesses)
-        self._pairing: PairingServer | None = None
+        self.pairing: PairingServer | None = None
         self._pairing_timer: asyncio.TimerHandle | None = None
         self._pairing_due: float | None = None
         self._guesses_saved = self.state.guesses
+        self._guesses_logged = self.state.guesses.by_source
         self._was_open = False
         self._tasks = Tasks()
 
@@ -137,19 +140,23 @@ class RunningServer:
     @property
     def has_token(self) -> bool:
         """Whether a token was given; without one nobody new can join."""
-        return self._pairing is not None
+        return self.pairing is not None
 
     async def take_token(self, token: str) -> None:
         """Admit anyone who knows this token while the window is open. Takes a tenth of a second, in a thread."""
         loop = asyncio.get_running_loop()
         prs = await loop.run_in_executor(None, stretch, token, self.state.server_id)
         state = self.state
-        self._pairing = PairingServer(state.server_id, state.private_key, {0: prs}, self.window, os.urandom, now())
+        self.pairing = PairingServer(state.server_id, state.private_key, {0: prs}, self.window, os.urandom, now())
 
-    async def resume_window(self, seconds: float) -> None:
-        """Open the window at the start; if it must stay closed, log why."""
-        if not self.window.resume(seconds, now()):
-            log.warning("the window stays closed: too many wrong tokens were tried; rustguard open 60 reopens it")
+    async def resume_window(self, seconds: float, most: int | None = None) -> None:
+        """Open the window at the start, with the counts of one that a crash ended.
+
+        Args:
+            seconds: How long.
+            most: How many new peers are admitted; None for the number kept, or the usual one.
+        """
+        self.window.resume(seconds, now(), most)
         try:
             await self._save_guesses()
         except StateError as error:
@@ -160,8 +167,12 @@ class RunningServer:
                 audit.record(audit.WindowOpened(seconds, None))
         self._mind_pairing()
 
-    async def open_window(self, seconds: float) -> None:
+    async def open_window(self, seconds: float, limits: Limits | None = None) -> None:
         """Open the window because a person asked for it.
+
+        Args:
+            seconds: How long.
+            limits: Who may try, and how many new peers are admitted; None for everybody and the usual number.
 
         Raises:
             UsageError: `seconds` is out of bounds.
@@ -170,7 +181,7 @@ class RunningServer:
         """
         if not self.has_token:
             raise RefusedError("This server was started without a token.", "Start it again with: --token SECRET")
-        self.window.open(seconds, now())
+        self.window.open(seconds, now(), limits)
         self._mind_pairing()
         try:
             await self._save_guesses()
@@ -198,10 +209,10 @@ class RunningServer:
     def _mind_pairing(self) -> None:
         """Erase what has expired, and set the timer for what expires next."""
         self._note_closing()
-        if self._pairing is None:
+        if self.pairing is None:
             return
-        self._pairing.handle_timeout(now())
-        self._set_pairing_timer(self._pairing)
+        self._carry_out(self.pairing, self.pairing.handle_timeout(now()))
+        self._set_pairing_timer(self.pairing)
 
     def _note_closing(self) -> None:
         """Record that the window closed, and who closed it."""
@@ -228,9 +239,9 @@ class RunningServer:
     # -- joining --------------------------------------------------------------------------------------------
 
     def _on_foreign(self, datagram: bytes, source: Endpoint, at: float) -> None:
-        if self._pairing is not None:
-            self._carry_out(self._pairing, self._pairing.handle(datagram, source, at))
-            self._set_pairing_timer(self._pairing)
+        if self.pairing is not None:
+            self._carry_out(self.pairing, self.pairing.handle(datagram, source, at))
+            self._set_pairing_timer(self.pairing)
 
     def _carry_out(self, pairing: PairingServer, outputs: list[Output]) -> None:
         for output in outputs:
@@ -241,14 +252,20 @@ class RunningServer:
                     self._tasks.spawn(self._admit(pairing, output))
                 case Guessed():
                     self._tasks.spawn(self._count(output))
+                case Forgotten():
+                    self._tasks.spawn(self._take_back(output))
+                case Abandoned(count, source):
+                    text = "pairings begun and never confirmed in this window: %d, the last one from %s"
+                    log.warning(text, count, endpoint_text(source))
 
     def _send(self, reply: Reply) -> None:
         self.tunnel.plane.send(reply.destination, reply.datagram)
 
     async def _admit(self, pairing: PairingServer, join: Admit) -> None:
+        created = join.public_key not in self.state.peers
         try:
             result = await self._let_in(join)
-            replies = [] if result is None else pairing.answer(join.session, result, now())
+            replies = [] if result is None else pairing.answer(join.session, result, now(), created=created)
         except Exception:
             log.exception("internal error: a join from %s could not be answered", endpoint_text(join.source))
             replies = []
@@ -260,7 +277,23 @@ class RunningServer:
     async def _let_in(self, join: Admit) -> dict[str, Any] | None:
         """Return the answer to a join once it is true and durable; None if the client must ask again."""
         endpoint = endpoint_text(join.source) or ""
-        admitted = await self.admissions.admit(join.public_key, join.name, join.preshared_key, endpoint)
+        is_new = join.public_key not in self.state.peers and join.public_key not in self.state.revoked
+        if is_new and not self.window.admit_new():
+            count = self.window.state(now()).new_peers
+            reason = (
+                f"this window has admitted all {count} new peers that it may; rustguard open --most N admits more"
+            )
+            audit.record(audit.Refused(reason, endpoint))
+            return {"status": "window-full"}
+        number = self.window.number
+        # Saved together with the peer.
+        self.state.guesses = self.window.record
+        admitted = None
+        try:
+            admitted = await self.admissions.admit(join.public_key, join.name, join.preshared_key, endpoint)
+        finally:
+            if is_new and not isinstance(admitted, PeerRecord):
+                self.window.forget_new(number)
         if admitted is None:
             return None
         if not isinstance(admitted, PeerRecord):
@@ -304,21 +337,37 @@ class RunningServer:
 
     async def _count(self, guess: Guessed) -> None:
         """Answer a wrong token once its guess is counted on disk; at once if that was done before."""
-        if guess.record != self._guesses_saved:
-            if guess.reply is not None and guess.record != self.state.guesses:
-                audit.record(audit.WrongToken(endpoint_text(guess.source) or "", guess.record.used))
-                if guess.record.used == GUESSES_A_WINDOW:
-                    audit.record(audit.BudgetSpent(GUESSES_A_WINDOW))
-            self.state.guesses = guess.record
+        if guess.reply is not None and guess.record.by_source != self._guesses_logged:
+            self._guesses_logged = guess.record.by_source
+            audit.record(audit.WrongToken(endpoint_text(guess.source) or "", guess.record.used))
+            if guess.record.used == GUESSES_AT_ONCE:
+                audit.record(audit.BudgetSpent(GUESSES_AT_ONCE))
+        # By now the window may have counted more than this guess.
+        record = self.window.record
+        if record != self._guesses_saved:
+            self.state.guesses = record
             try:
                 await self.saver.save()
             except StateError:
                 # Not counted on disk, so not answered. When the client asks again, it is saved again.
                 return
-            self._guesses_saved = guess.record
+            self._guesses_saved = record
         if guess.reply is not None:
             self._send(guess.reply)
         self._mind_pairing()
+
+    async def _take_back(self, forgotten: Forgotten) -> None:
+        """Remove a peer that can't use its admission, unless it was one before."""
+        endpoint = endpoint_text(forgotten.source)
+        if not forgotten.created:
+            log.info("a peer at %s can't use what it got when it joined again", endpoint)
+            return
+        number = self.window.number
+        record = await self.admissions.take_back(forgotten.public_key, forgotten.preshared_key)
+        if record is not None:
+            self.window.forget_new(number)
+            text = "%s at %s can't use its admission and was removed: %s is free"
+            log.info(text, record.name, endpoint, record.address4)
 
     # -- peers in the tunnel --------------------------------------------------------------------------------
 
@@ -358,6 +407,8 @@ class RunningServer:
     def _on_session(self, place: int, peer: Peer) -> None:
         if self.bundle is not None:
             self.bundle.session(place, peer)
+        if self.admissions.connected(peer.config.public_key):
+            self.saver.save_soon()
         record = self.state.peers.get(peer.config.public_key)
         if record is None or not record.previous_preshared_keys:
             return

@@ -40,14 +40,18 @@ class PairingOptions:
     Attributes:
         token: The token that a client must know, or None if nobody can join until the next start.
         open_for: Seconds that the window is open from the start, or None.
+        most: How many new peers that window admits, or None for the usual number.
     """
 
     token: str | None = field(repr=False)
     open_for: float | None = None
+    most: int | None = None
 
     def __post_init__(self) -> None:
         if self.open_for is not None and self.token is None:
             raise UsageError("--open needs a token that clients can know.", "Add: --token SECRET")
+        if self.most is not None and self.open_for is None:
+            raise UsageError("--most limits the window that --open opens.", "Add: --open")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,7 @@ async def _let_pair(server: RunningServer, pairing: PairingOptions) -> None:
     if pairing.token is not None:
         await server.take_token(pairing.token)
     if pairing.open_for is not None:
-        await server.resume_window(pairing.open_for)
+        await server.resume_window(pairing.open_for, pairing.most)
 
 
 async def _answer_wg(stack: AsyncExitStack, server: RunningServer, interfaces: list[str]) -> None:

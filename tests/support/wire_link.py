@@ -17,8 +17,9 @@ from random import Random
 
 from rustguard_py.enroll.pairing.client import Failed, Joined, PairingClient
 from rustguard_py.enroll.pairing.messages import Admission
-from rustguard_py.enroll.pairing.server import Admit, Guessed, Output, PairingServer, Reply
-from rustguard_py.enroll.pairing.window import Window
+from rustguard_py.enroll.pairing.outputs import Admit, Guessed, Output, Reply
+from rustguard_py.enroll.pairing.server import PairingServer
+from rustguard_py.enroll.pairing.window import Limits, Window
 from rustguard_py.enroll.server.pool import Pool
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.keys import public_key
@@ -112,11 +113,12 @@ class World:
     def start(self) -> None:
         """Start the server's process on what its disk holds; the window is closed."""
         self.window = Window(self.disk.guesses)
+        self._turn: float | None = None
         tokens = {0: cheap_stretch(self.token, self.disk.server_id)}
         self.server = PairingServer(self.disk.server_id, SERVER_PRIVATE, tokens, self.window, self.random, self.now)
 
-    def open(self, seconds: float = 600.0) -> None:
-        self.window.open(seconds, self.now)
+    def open(self, seconds: float = 600.0, limits: Limits | None = None) -> None:
+        self.window.open(seconds, self.now, limits)
         self.disk.guesses = self.window.record
 
     def _serve(self, outputs: list[Output]) -> None:
@@ -133,6 +135,19 @@ class World:
                     self.disk.guesses = record
                     if reply is not None:
                         self.carry(reply.datagram, reply.destination, to_server=False)
+
+    def _mind_draw(self) -> None:
+        """Let the server hold its draw when that is due."""
+        if not self.server.waiting or self._turn == self.window.turn:
+            return
+        self._turn = self.window.turn
+        self.at(max(self.now, self._turn), partial(self._hold_draw, self.server))
+
+    def _hold_draw(self, server: PairingServer) -> None:
+        if server is self.server:
+            self._turn = None
+            self._serve(server.handle_timeout(self.now))
+            self._mind_draw()
 
     def _admit(self, server: PairingServer, admit: Admit) -> None:
         if self.disk.broken:
@@ -204,6 +219,7 @@ class World:
     def _deliver(self, datagram: bytes, client: Endpoint, to_server: bool) -> None:
         if to_server:
             self._serve(self.server.handle(datagram, client, self.now))
+            self._mind_draw()
         elif (joining := self.joinings.get(client)) is not None:
             joining.client.handle(datagram, SERVER, self.now)
             self._pump(joining)

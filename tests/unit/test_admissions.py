@@ -18,7 +18,7 @@ import pytest
 
 from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.enroll.pairing.server import Admit
+from rustguard_py.enroll.pairing.outputs import Admit
 from rustguard_py.enroll.server.admissions import Admissions
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import PeerChange, Registry
@@ -307,13 +307,16 @@ class Interleaving:
     def _change(self) -> Coroutine[Any, Any, Any]:
         fixture, key, name = self.fixture, self.random.choice(KEYS), self.random.choice(NAMES)
         admissions = fixture.admissions
-        match self.random.choice(["join", "join", "revoke", "rename", "restore", "stock"]):
+        match self.random.choice(["join", "join", "revoke", "rename", "restore", "stock", "take back"]):
             case "join":
                 return fixture.join(key, "laptop", self.random.randbytes(32))
             case "revoke":
                 return admissions.revoke(self.random.choice([name, encode_key(key)]))
             case "rename":
                 return admissions.rename(self.random.choice([*NAMES, encode_key(key)]), name)
+            case "take back":
+                listed = fixture.state.peers.get(key)
+                return admissions.take_back(key, bytes(32) if listed is None else listed.preshared_key)
             case "restore":
                 return admissions.restore(encode_key(key))
             case _:

@@ -125,7 +125,7 @@ class Daemon:
     def open(self, params: dict[str, Any]) -> dict[str, Any]:
         if params["seconds"] > 86400:
             raise UsageError("A window of more than a day isn't a window.", "rustguard open 3600")
-        return self.remember("open", params)
+        return self.remember("open", params) | self.answer
 
     def remember(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((method, params))
@@ -413,7 +413,7 @@ def test_verbose_status_shows_whole_keys_engine_and_notes(capsys: pytest.Capture
     ("reason", "words"),
     [
         ("time", "closed (its time was up), 1 of 20"),
-        ("guesses", "closed (its guesses were used up), 1 of 20"),
+        ("asked", "closed (by `rustguard close`), 1 of 20"),
         (None, "closed, 1 of 20"),
     ],
 )
@@ -424,6 +424,56 @@ def test_status_says_why_the_window_is_closed(
         window = {**STATUS["window"], "open": False, "remaining": 0.0, "closed_because": reason}
         daemon.status = {**STATUS, "window": window}
         assert words in rustguard(capsys, "status")[1]
+
+
+def test_status_shows_who_tried_and_who_was_stopped(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    window = STATUS["window"] | {
+        "guesses_used": 27,
+        "guessing_sources": 9,
+        "blocked": ["192.0.2.1/32", "2001:db8::/64"],
+        "from": ["192.0.2.0/24", "2001:db8::/32"],
+        "new_peers": 50,
+        "new_peers_allowed": 50,
+        "waiting": 1,
+        "unconfirmed": 12,
+        "unconfirmed_sources": 1,
+    }
+    with running(state) as daemon:
+        daemon.status = {**STATUS, "window": window}
+        _, out, _ = rustguard(capsys, "status")
+        _, verbose, _ = rustguard(capsys, "status", "-v")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[2:5] == [
+        "window open to 192.0.2.0/24, 2001:db8::/32 only, 41s left, 27 guesses used by 9 sources: "
+        "now one is checked every 10 s",
+        "2 sources blocked after three wrong tokens; 1 machine waiting for a turn; "
+        "12 pairings begun and never confirmed, by 1 source; 50 new peers admitted, so no further one is",
+        "pool 10.77.0.0/24 fd77::/64, 2 of 253 used",
+    ]
+    assert "2 sources blocked after three wrong tokens: 192.0.2.1/32, 2001:db8::/64;" in verbose
+
+
+def test_open_passes_its_limits_on_and_tells_of_the_guesses_before(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    arguments = ("--from", "192.0.2.0/24", "--from", "2001:db8::/32", "--most", "7")
+    with running(state) as daemon:
+        daemon.answer = {"before": {**STATUS["window"], "guesses_used": 5, "guessing_sources": 2}}
+        _, _, err = rustguard(capsys, "open", "90", *arguments)
+    assert daemon.asked == [("open", {"seconds": 90, "from": ["192.0.2.0/24", "2001:db8::/32"], "most": 7})]
+    assert err.splitlines()[:2] == [
+        "In the window before: 5 of 20 guesses used by 2 sources.",
+        "Open to 192.0.2.0/24, 2001:db8::/32 only for 90 s. On the other machine:",
+    ]
+
+
+def test_most_without_open_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    directory = tmp_path / "server"
+    arguments = ("--pool", "10.1.0.0/24", "--most", "7", "--token", "x y z", "--state", str(directory))
+    code, _, err = rustguard(capsys, "serve", *arguments)
+    assert code == 2
+    assert "Add: --open" in err
+    assert not directory.exists()
 
 
 def test_a_clients_status_has_neither_window_nor_pool(capsys: pytest.CaptureFixture[str], state: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_new_key_that_joins_with_its_name_takes_its_place(tmp_path: Path) -> N
         assert IMPORTED not in running.live()
         record = await running.join(OTHER, "cellar")
         assert (record.name, str(record.address4)) == ("cellar", "10.5.0.3")
-        assert running.states()["cellar"] == "idle"
+        assert running.states()["cellar"] == "never-connected"
         assert running.live() == {QUICK, STOCK, JOINED, OTHER}
         assert IMPORTED not in running.state.peers
         # A peer that can connect keeps its name.

@@ -19,8 +19,9 @@ from rustguard_py.enroll.pairing.cookies import Cookies, source_of
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.key_schedule import session_id, stretch
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, Revision, ShareC, ShareS
+from rustguard_py.enroll.pairing.outputs import Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.rate_limit import SourceRateLimits
-from rustguard_py.enroll.pairing.server import Admit, Forgotten, Guessed, Output, PairingServer, Reply
+from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
@@ -410,6 +411,7 @@ def test_it_repeats_the_same_bytes_ten_times_about_a_second_apart() -> None:
     ("status", "failure"),
     [
         ("full", Failure.FULL),
+        ("window-full", Failure.WINDOW_FULL),
         ("revoked", Failure.REVOKED),
         ("invite-used", Failure.INVITE_USED),
         ("ok", Failure.INCOMPATIBLE),
@@ -472,11 +474,11 @@ def test_a_wrong_token_ends_the_join_within_two_seconds_at_the_cost_of_one_guess
     assert world.window.record.used == 1
 
 
-def test_a_wrong_token_is_told_also_when_the_window_closed_over_it() -> None:
+def test_a_wrong_token_is_told_also_when_it_is_the_last_one_before_the_turns() -> None:
     world = World(0)
     world.open()
     for number in range(19):
-        world.window.charge(f"192.0.2.{number}/32")
+        world.window.charge(f"192.0.2.{number}/32", world.now)
     joining = world.join(1, token="wrong")  # noqa: S106
     world.run()
     assert joining.outcome == Failed(Failure.WRONG_TOKEN)
@@ -685,7 +687,7 @@ def test_a_client_that_was_admitted_can_take_it_back_and_nobody_else_can() -> No
     assert server.handle(flip_bit(forget, 20 * 8), HERE, 0.0) == []
     assert server.handle(forget, ("198.51.100.66", 1), 0.0) == []
     (output,) = server.handle(forget, HERE, 0.0)
-    assert output == Forgotten(public_key(bytes([1]) * 32), HERE)
+    assert output == Forgotten(public_key(bytes([1]) * 32), client.outcome.preshared_key, True, HERE)
 
 
 def test_a_hello_of_another_revision_is_answered_with_ours() -> None:
@@ -708,7 +710,7 @@ def joined_with(client: PairingClient, server: PairingServer | None = None) -> P
     server = a_server() if server is None else server
     _, admit = to_admit(server, client)
     result = admission(IPv4Address("10.150.0.2")).to_mapping()
-    client.handle(only_reply(server.answer(admit.session, result, 0.0)), SERVER, 0.0)
+    client.handle(only_reply(server.answer(admit.session, result, 0.0, created=True)), SERVER, 0.0)
     return client
 
 

@@ -2,11 +2,12 @@
 
 import os
 from collections import Counter
+from random import Random
 
 import pytest
 
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
-from rustguard_py.enroll.pairing.server import Guessed
+from rustguard_py.enroll.pairing.outputs import Guessed
 from rustguard_py.enroll.pairing.window import Closed
 from support.wire_link import Weather, World
 
@@ -106,7 +107,7 @@ def test_a_full_pool_says_so_and_gives_a_freed_address_at_once() -> None:
 def test_wrong_tokens_are_few_and_a_crash_resets_nothing() -> None:
     world = World(0)
     world.open(3600)
-    asked = 0
+    began, asked = world.now, 0
     for number in range(1000):
         # From twelve sources; the process dies once in a while.
         world.join_from((f"203.0.113.{number % 12}", 2000 + number), token=f"wrong {number}")
@@ -121,13 +122,87 @@ def test_wrong_tokens_are_few_and_a_crash_resets_nothing() -> None:
     state = world.window.state(world.now)
     print(
         f"row 24: {len(evaluated)} evaluated of {asked} in {number // 7} crashes, "
-        f"{max(by_source.values())} a source at most; the window is closed"
+        f"{max(by_source.values())} a source at most; {state.guesses} counted in {world.now - began:.0f} s"
     )
-    assert len(evaluated) <= 20
+    assert 20 < len(evaluated) <= 20 + (world.now - began) / 10
     assert max(by_source.values()) <= 3
-    assert not state.is_open
-    assert state.closed is Closed.GUESSES
+    assert state.is_open
+    assert state.guesses == len(evaluated)
     assert not world.joined()
+
+
+def wrong_tokens(world: World) -> set[bytes]:
+    """Return the denials that left the server, one per session: a repeated one has the same bytes."""
+    return {o.reply.datagram for o in world.outputs if isinstance(o, Guessed) and o.reply is not None}
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("seed", range(6 * ROUNDS))
+def test_whatever_an_attacker_does_few_wrong_tokens_are_checked(seed: int) -> None:
+    """Sources, their number and pace, losses, noise and restarts are drawn; the bound holds at each moment."""
+    chance = Random(f"attacker {seed}")
+    world = World(seed, Weather(loss=chance.choice([0, 0.2]), duplicate=0.1))
+    world.open(3600)
+    began, sources = world.now, [40, 7, 200, 1, 8, 20][seed % 6]
+    for number in range(chance.randrange(60, 160)):
+        source = (f"203.0.113.{number % sources}", 2000 + number)
+        world.join_from(source, token=f"wrong {number}", after=chance.uniform(0, 120))
+    for _ in range(60):
+        world.run(chance.uniform(0, 5))
+        assert len(wrong_tokens(world)) <= 20 + (world.now - began) / 10
+        assert world.window.state(world.now).guesses <= 20 + (world.now - began) / 10
+        if chance.random() < 0.1:
+            world.start()
+            world.window.resume(3600, world.now)
+    assert max(world.window.record.by_source.values()) <= 3
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("seed", range(5 * ROUNDS))
+def test_a_right_client_joins_within_30_seconds_beside_sources_that_burn_guesses(seed: int) -> None:
+    """Seven sources try wrong tokens as fast as the server lets them, from the moment that the window opens."""
+    world = World(seed)
+    world.open(600)
+    for number in range(7 * 40):
+        world.join_from((f"203.0.113.{number % 7}", 2000 + number), token=f"wrong {number}", after=number // 7 * 0.25)
+    early, late = world.join(1, after=0.01), world.join(2, after=5.0)
+    world.run(60)
+    spent = world.window.state(world.now)
+    print(f"{spent.guesses} guesses spent by 7 sources; joined in {early.seconds:.1f} s and {late.seconds:.1f} s")
+    assert spent.guesses >= 20
+    for joining in (early, late):
+        assert isinstance(joining.outcome, Joined)
+        assert joining.seconds <= 30
+    assert world.preshared_keys_agree()
+
+
+@pytest.mark.fault(24)
+def test_a_session_waits_for_its_turn_for_as_long_as_its_client_repeats_itself() -> None:
+    world = World(0)
+    world.open(600)
+    for number in range(20):
+        world.window.charge(f"203.0.113.{number}/32", world.now)
+    world.window.charge("203.0.113.99/32", world.now + 8)  # the next turn is 18 s from now
+    joining = world.join(1)
+    world.run(17)
+    waited = world.server.waiting
+    assert (waited, joining.outcome) == (1, None)
+    world.run(3)
+    assert isinstance(joining.outcome, Joined)
+    assert 17 < joining.seconds < 19
+
+
+@pytest.mark.fault(24)
+def test_many_right_clients_that_wait_join_at_the_same_turn() -> None:
+    """A right token is no guess: it uses up no turn."""
+    world = World(0)
+    world.open(600)
+    for number in range(20):
+        world.window.charge(f"203.0.113.{number}/32", world.now)
+    joinings = [world.join(number) for number in range(30)]
+    world.run(12)
+    assert all(isinstance(joining.outcome, Joined) for joining in joinings)
+    assert world.window.record.used == 20
 
 
 @pytest.mark.fault(24)

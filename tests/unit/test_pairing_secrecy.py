@@ -21,7 +21,7 @@ from rustguard_py.enroll.pairing.key_schedule import (
     shared_secret,
 )
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Hello, Result, ShareC, ShareS
-from rustguard_py.enroll.pairing.server import Guessed
+from rustguard_py.enroll.pairing.outputs import Guessed
 from support.wire_link import TOKEN, World, cheap_stretch, flip_bit
 
 DICTIONARY = [f"guess {number}" for number in range(40)] + [TOKEN] + [f"more {number}" for number in range(9)]

@@ -20,7 +20,8 @@ from rbcl import crypto_scalarmult_ristretto255 as multiply
 
 from rustguard_py.enroll.pairing.cookies import Cookies
 from rustguard_py.enroll.pairing.key_schedule import stretch
-from rustguard_py.enroll.pairing.server import Admit, Forgotten, PairingServer, Reply
+from rustguard_py.enroll.pairing.outputs import Admit, Forgotten, Reply
+from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 
@@ -122,7 +123,7 @@ def test_the_server_understands_a_client_written_from_the_page() -> None:
 
     forget = header(7) + session + hmac.digest(expand(b"forget"), th + session, "sha256")
     assert len(forget) == 48
-    assert server.handle(forget, SOURCE, 1.0) == [Forgotten(public_key, SOURCE)]
+    assert server.handle(forget, SOURCE, 1.0) == [Forgotten(public_key, expand(b"psk"), False, SOURCE)]
 
 
 def test_a_cookie_is_the_pages_hmac() -> None:

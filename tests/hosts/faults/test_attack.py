@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,7 +233,7 @@ def _python(program: str) -> list[str]:
 
 
 @pytest.mark.fault(24)
-def test_a_window_evaluates_few_wrong_tokens_then_closes_and_a_crash_resets_nothing(
+def test_a_window_evaluates_few_wrong_tokens_then_one_each_ten_seconds_and_a_crash_resets_nothing(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
     where = site(lab, tmp_path)
@@ -242,6 +243,7 @@ def test_a_window_evaluates_few_wrong_tokens_then_closes_and_a_crash_resets_noth
     host.ip([f"addr add {each}/32 dev {where.there[0].interface}" for each in sources])
     where.server.host.ip([f"route add 203.0.113.0/24 via {where.there[0].ipv4}"])
     server = where.server.serve()
+    began = time.monotonic()
     first = set(sources[:3])
     told = guess(
         host, where.address(), [*first], tries, 4, lambda said: _guesses(where.server) >= 9 and set(said) == first
@@ -255,24 +257,25 @@ def test_a_window_evaluates_few_wrong_tokens_then_closes_and_a_crash_resets_noth
     told += guess(host, where.address(), sources, tries, 4, lambda _: _guesses(where.server) >= 20)
     kept = where.server.kept()["guesses"]["by_source"]
     evaluated = {source.partition("/")[0]: count for source, count in kept.items()}
-    assert (max(evaluated.values()), sum(evaluated.values())) == (3, 20)
+    assert max(evaluated.values()) == 3
+    assert 20 <= sum(evaluated.values()) <= 20 + (time.monotonic() - began) / 10
     assert all(count <= evaluated[source] for source, count in told.items())
     status = where.server.status()
     window = status["window"]
-    assert (window["open"], window["guesses_used"], window["closed_because"]) == (False, 20, "guesses")
-    assert "20 of 20 guesses used" in where.server.run("status").stdout
+    assert (window["open"], window["closed_because"]) == (True, None)
+    assert window["guesses_used"] >= sum(evaluated.values())
+    assert window["guessing_sources"] >= 7
+    assert "now one is checked every 10 s" in where.server.run("status").stdout
     assert any("wrong tokens" in each for each in status["warnings"])
     end(server, signal.SIGKILL)
     server = where.server.serve()
-    window = where.server.status()["window"]
-    assert (window["open"], window["guesses_used"], window["closed_because"]) == (False, 20, "guesses")
-    assert guess(host, where.address(), sources[-1:], 1, 1) == {}
-    # A person's word opens it again, for who knows the token.
-    where.server.ask("open", seconds=60)
+    after = where.server.status()["window"]
+    assert (after["open"], after["guesses_used"]) == (True, window["guesses_used"])
+    # Who knows the token gets a turn, without a person's help.
     where.client().run(f"join {where.address()} --save-only")
     print(
-        f"row 24: {sum(evaluated.values())} evaluated of {tries * (len(sources) + 3) + 4}, "
-        f"{max(evaluated.values())} a source at most; closed, said so, and two kill -9 reset nothing"
+        f"row 24: {sum(evaluated.values())} evaluated of {tries * (len(sources) + 3)}, {max(evaluated.values())} "
+        f"a source at most, in {time.monotonic() - began:.0f} s; two kill -9 reset nothing; a right client joined"
     )
     assert end(server) == 0
 
