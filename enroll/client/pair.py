@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from rustguard_py.enroll.pairing.client import Joined, PairingClient
+from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UnansweredError
@@ -20,9 +20,13 @@ _REFUSED = errno.ECONNREFUSED.to_bytes(4, sys.byteorder)
 # How long the first datagram is tried at the tunnel's port alone before it goes to the other port too, seconds.
 # The other port may belong to another server.
 _OTHERS_AFTER = 0.3
-# Number of refusals from every address of the server that prove that nothing listens there. Also the number of
-# datagrams that can't be sent that prove that there is no route.
+# Number of refusals from every address of the server after which silence means that nothing listens there. Refusals
+# alone prove nothing, because anybody can forge an ICMP error.
 _REFUSALS = 3
+# Number of datagrams in a row that this machine itself can't send before we give up.
+_UNSENT = 3
+# How often a datagram is sent again because an earlier one's ICMP error came in its place.
+_SENDS = 8
 
 
 async def ask(
@@ -93,7 +97,8 @@ class _Asking:
         outcome = self._client.outcome
         if isinstance(outcome, Joined):
             return outcome
-        if self._all_refused():
+        silent = isinstance(outcome, Failed) and outcome.failure is Failure.SILENT
+        if silent and self._all_refused():
             where = self._servers[0]
             raise UnansweredError(
                 f"Nothing listens on UDP port {where[1]} of {where[0]}: that machine refused the datagrams.",
@@ -118,7 +123,7 @@ class _Asking:
             failures = [self._send(transmit.datagram, place) for place in places]
             self._unreachable = failures[0] if all(failures) else None
             self._unsent = self._unsent + 1 if all(failures) else 0
-            if self._unsent >= _REFUSALS and not self._done.done():
+            if self._unsent >= _UNSENT and not self._done.done():
                 self._done.set_result(None)
         if self._client.outcome is not None and not self._done.done():
             self._done.set_result(None)
@@ -137,16 +142,16 @@ class _Asking:
         each = self._sockets.get(socket.AF_INET6 if ":" in place[0] else socket.AF_INET)
         if each is None:
             return "this machine has no address of that family"
-        # The error of an earlier datagram may be reported first. Reporting clears it, so we try once more.
-        for _ in range(2):
+        # An ICMP error of an earlier datagram may be reported first. Reporting clears it, so we try again. If there
+        # was no ICMP error, the error is this machine's own.
+        for _ in range(_SENDS):
             try:
                 each.sendto(datagram, place)
             except OSError as error:
-                if error.errno == errno.ECONNREFUSED:
-                    self._note_refusals(each)
-                    continue
-                return error.strerror or "unknown error"
-            return None
+                if not self._note_refusals(each):
+                    return error.strerror or "unknown error"
+            else:
+                return None
         return None
 
     def _receive(self, each: socket.socket) -> None:
@@ -163,24 +168,27 @@ class _Asking:
             self._client.handle(datagram, source, now())
         self._transmit()
 
-    def _note_refusals(self, each: socket.socket) -> None:
-        for place in _take_errors(each):
+    def _note_refusals(self, each: socket.socket) -> bool:
+        """Count the datagrams that were refused; return whether there was any ICMP error."""
+        refused, errors = _take_errors(each)
+        for place in refused:
             self._refused[place] = self._refused.get(place, 0) + 1
-        if self._all_refused() and not self._done.done():
-            self._done.set_result(None)
+        return errors > 0
 
 
-def _take_errors(each: socket.socket) -> list[tuple[str, int]]:
-    """Return the destinations of the datagrams that were refused, and clear the errors."""
-    refused = []
+def _take_errors(each: socket.socket) -> tuple[list[tuple[str, int]], int]:
+    """Return the destinations of the datagrams that were refused and the number of ICMP errors, and clear them."""
+    refused: list[tuple[str, int]] = []
+    errors = 0
     try:
         while True:
             _, control, _, place = each.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+            errors += 1
             # struct sock_extended_err begins with the errno, 32 bits.
             if any(data[:4] == _REFUSED for _, _, data in control):
                 refused.append((place[0], place[1]))
     except OSError:
-        return refused
+        return refused, errors
 
 
 def _report_refusals(each: socket.socket, *, on: bool) -> None:

@@ -16,9 +16,18 @@ from rustguard_py.lab.hosts import Lab
 from support.product import HOME4, INNER, OPEN, PATIENCE, POOL, TOKEN, Machine, Pinging, Site, eventually
 
 _PEER = {
-    *("name", "dns_name", "public_key", "address4", "address6", "endpoint", "state"),
-    *("last_handshake", "last_received"),
-    *("rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "handshakes", "drops", "keepalive", "clock_ahead"),
+    *("name", "public_key", "address4", "address6", "endpoint", "state", "last_handshake", "last_received"),
+    *(
+        "rx_bytes",
+        "tx_bytes",
+        "rx_packets",
+        "tx_packets",
+        "handshakes",
+        "drops",
+        "keepalive",
+        "clock_ahead",
+        "dns_name",
+    ),
 }
 _STATUS = {
     *("schema", "role", "name", "state_directory", "pid", "interface", "engine", "engine_reason", "public_key"),
