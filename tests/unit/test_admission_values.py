@@ -41,6 +41,7 @@ OK: dict[str, Any] = {
 HOOK = "\nPreUp = touch /tmp/pwned\n#"
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize(
     ("member", "value"),
     [

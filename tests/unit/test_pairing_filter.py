@@ -164,7 +164,7 @@ def test_the_epoch_before_is_good_and_no_other(plane: MemoryPlane) -> None:
     assert [passed(plane, share(HERE, number)) for number in (6, 7)] == [False, True]
 
 
-@pytest.mark.fault(37)
+@pytest.mark.fault(42)
 def test_a_source_has_a_pace_and_no_forgery_in_its_name_is_charged_to_it(plane: MemoryPlane) -> None:
     forged = share(HERE)[:44] + bytes(16) + share(HERE)[60:]
     for _ in range(10_000):

@@ -43,7 +43,7 @@ print(json.dumps(took))
 """
 
 
-@pytest.mark.fault(37)
+@pytest.mark.fault(42)
 @on_both_engines
 @pytest.mark.parametrize("sources", ["203.0.113.7/32", "198.51.100.0/25"], ids=["one source", "a hundred"])
 @pytest.mark.parametrize("what", ["short", "share"])
