@@ -1,4 +1,4 @@
-"""What a daemon logs: from which level on, and how each line begins."""
+"""The level that a daemon logs from, and how each line begins."""
 
 from __future__ import annotations
 

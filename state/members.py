@@ -81,7 +81,7 @@ class Members:
         return self._key(member, self.text(member))
 
     def keys(self, member: str) -> list[bytes]:
-        """Take a list of 32 bytes each, in base64."""
+        """Take a list of keys: 32 bytes each, as base64."""
         return [self._key(f"{member}[{index}]", text) for index, text in enumerate(self._texts(member))]
 
     def parsed(self, member: str, parse: Callable[[str], T]) -> T:
