@@ -116,7 +116,7 @@ def main() -> None:
     _run(joinings)
     outcomes = [each.client.outcome for each in joinings]
     addresses = [str(each.admission.address4.ip) for each in outcomes if isinstance(each, Joined)]
-    failed = Counter(each.failure.value for each in outcomes if isinstance(each, Failed))
+    failed = dict(Counter(each.failure.value for each in outcomes if isinstance(each, Failed)))
     sys.stdout.write(json.dumps(asdict(Crowd(addresses, failed, time.monotonic() - began))))
 
 

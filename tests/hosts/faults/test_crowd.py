@@ -26,7 +26,7 @@ def test_thousands_join_at_once(lab: Lab, tmp_path: Path, soak: bool) -> None:
     where = site(lab, tmp_path)
     count = 10_000 if soak else 500
     where.server.host.ip([f"route add {NETWORK} via {where.there[0].ipv4}"])
-    server = where.server.serve(f"{OPEN} {POOL}")
+    server = where.server.serve(f"{OPEN} --most {count} {POOL}")
     crowd = join_at_once(where.hosts[0], NETWORK, count, where.address(), TOKEN, 300)
     memory = _most_memory(server.pid)
     given = [peer["address4"] for peer in where.server.peers().values()]

@@ -140,7 +140,9 @@ def test_the_end_leaves_nothing_but_the_state(site: Site, number: signal.Signals
         assert stat.S_IMODE(machine.state.stat().st_mode) == 0o700
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in machine.state.iterdir()}
         assert set(modes.values()) == {0o600}
-        assert {"state.json"} <= set(modes) <= {"state.json", "state.json.bak", "lock", "timestamps"}, modes
+        assert (
+            {"state.json"} <= set(modes) <= {*("state.json", "state.json.bak", "lock", "timestamps", "audit.jsonl")}
+        ), modes
         print(f"{machine.host.name} left {sorted(modes)}")
     # What was made is echoed, and so is what was taken back.
     for line in ("-4 address add 10.150.0.1/24", "-4 address delete 10.150.0.1/24", "link set mtu 1500 down"):
