@@ -168,9 +168,8 @@ def test_a_right_client_joins_within_30_seconds_beside_sources_that_burn_guesses
     early, late = world.join(1, after=0.01), world.join(2, after=5.0)
     world.run(60)
     spent = world.window.state(world.now)
-    print(
-        f"row 40: {spent.guesses} guesses spent by 7 sources; joined in {early.seconds:.1f} s and {late.seconds:.1f} s"
-    )
+    joined = f"joined in {early.seconds:.1f} s and {late.seconds:.1f} s"
+    print(f"row 40: {spent.guesses} guesses spent by 7 sources; {joined}")
     assert spent.guesses >= 20
     for joining in (early, late):
         assert isinstance(joining.outcome, Joined)
