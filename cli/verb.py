@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rustguard_py.data_path import DataPath
+from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Examples = Sequence[tuple[str, str]]
@@ -155,7 +155,8 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:
-    # 256 is the kernel's MAX_TAP_QUEUES.
-    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value) <= 256):
-        raise click.BadParameter(f"{value!r} is neither a number from 1 to 256 nor `auto`.", param=parameter)
+    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value) <= QUEUES_LIMIT):
+        raise click.BadParameter(
+            f"{value!r} is neither a number from 1 to {QUEUES_LIMIT} nor `auto`.", param=parameter
+        )
     return value

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The most queues of an interface: the kernel's MAX_TAP_QUEUES.
+QUEUES_LIMIT = 256
+
 
 @dataclass(frozen=True, slots=True)
 class DataPath:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from rustguard_py.data_path import DataPath
+from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.planes.contract import EventfulPlane
@@ -20,8 +20,6 @@ _AEADS = ("auto", "ring")
 _THREADS_PER_QUEUE = 2
 # More queues than this bring nothing: all datagrams of one peer come in on the same queue.
 _MOST_QUEUES = 8
-# The kernel's MAX_TAP_QUEUES.
-_QUEUES_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +145,9 @@ def _check(asked: DataPath) -> None:
     wanted, queues = asked.engine, asked.queues
     if wanted not in ENGINES:
         raise UsageError(f"There is no engine {wanted!r}.", f"Choose one of: {', '.join(ENGINES)}.")
-    if queues != "auto" and not (queues.isdecimal() and 1 <= int(queues) <= _QUEUES_LIMIT):
+    if queues != "auto" and not (queues.isdecimal() and 1 <= int(queues) <= QUEUES_LIMIT):
         raise UsageError(
-            f"{queues!r} is not a number of queues.", f"Give a number from 1 to {_QUEUES_LIMIT}, or auto."
+            f"{queues!r} is not a number of queues.", f"Give a number from 1 to {QUEUES_LIMIT}, or auto."
         )
     if wanted == "portable" and asked.uring:
         raise UsageError("The portable engine has no io_uring.", "Leave out --uring, or use: --engine native")

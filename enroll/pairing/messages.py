@@ -18,13 +18,11 @@ from typing import Any, ClassVar, Final, Self
 from rustguard_py.model import ip
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.keys import KEY_SIZE
+from rustguard_py.model.pairing import PAIRING_PREFIX, PAIRING_REVISION
 from rustguard_py.model.peer_names import PEER_NAME_LIMIT, check_label, is_label
 from rustguard_py.state.records import MOST_ROUTES, MTU_LEAST, MTU_MOST
 
-# What every datagram of ours begins with, and then the revision of the wire.
-PREFIX: Final = b"RGE"
-REVISION_BYTE: Final = b"3"
-MAGIC: Final = PREFIX + REVISION_BYTE
+MAGIC: Final = PAIRING_PREFIX + PAIRING_REVISION
 MAX_DATAGRAM: Final = 1232
 NONCE_SIZE: Final = 16
 COOKIE_SIZE: Final = 16
@@ -69,7 +67,7 @@ def other_revision(datagram: bytes) -> bytes | None:
     Every revision begins a HELLO like this: `RGE`, its own byte, the type 1, three zeros, nonce_c.
     """
     header = datagram[:_HEADER_SIZE]
-    if len(datagram) < Revision.SIZE or not header.startswith(PREFIX) or header[3:4] == REVISION_BYTE:
+    if len(datagram) < Revision.SIZE or not header.startswith(PAIRING_PREFIX) or header[3:4] == PAIRING_REVISION:
         return None
     return datagram[_HEADER_SIZE : Revision.SIZE] if header[4:] == bytes([HELLO, 0, 0, 0]) else None
 
@@ -307,16 +305,16 @@ class Revision:
     SIZE: ClassVar = _HEADER_SIZE + NONCE_SIZE
 
     nonce_c: bytes
-    revision: bytes = REVISION_BYTE
+    revision: bytes = PAIRING_REVISION
 
     def encode(self) -> bytes:
         """Return the datagram, 24 bytes."""
-        return PREFIX + self.revision + bytes([REVISION, 0, 0, 0]) + self.nonce_c
+        return PAIRING_PREFIX + self.revision + bytes([REVISION, 0, 0, 0]) + self.nonce_c
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self | None:
         """Read a datagram of any revision, or return None."""
-        if len(datagram) != cls.SIZE or not datagram.startswith(PREFIX):
+        if len(datagram) != cls.SIZE or not datagram.startswith(PAIRING_PREFIX):
             return None
         if datagram[4:_HEADER_SIZE] != bytes([REVISION, 0, 0, 0]):
             return None

@@ -1,8 +1,12 @@
-"""What a plane has to know to guard a server's pairing."""
+"""How pairing datagrams begin, and what a plane has to know to guard a server's pairing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+# Every pairing datagram begins with this, and then with the revision of the wire.
+PAIRING_PREFIX = b"RGE"
+PAIRING_REVISION = b"3"
 
 
 @dataclass(frozen=True, slots=True)

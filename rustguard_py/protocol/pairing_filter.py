@@ -22,10 +22,10 @@ from hashlib import blake2s
 from ipaddress import IPv6Address, ip_address
 
 from rustguard_py.model.endpoint import Endpoint
-from rustguard_py.model.pairing import PairingEpoch, PairingGate
+from rustguard_py.model.pairing import PAIRING_PREFIX, PAIRING_REVISION, PairingEpoch, PairingGate
 
-MAGIC = b"RGE"
-REVISION = b"3"
+MAGIC = PAIRING_PREFIX
+REVISION = PAIRING_REVISION
 HELLO, CHALLENGE, SHARE_C, SHARE_S, CONFIRM, RESULT, FORGET, OTHER_REVISION = range(1, 9)
 # Bytes of what a client sends.
 SIZES = {HELLO: 128, SHARE_C: 132, CONFIRM: 1232, FORGET: 48}

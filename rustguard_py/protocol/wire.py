@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from rustguard_py.model.pairing import PAIRING_PREFIX
+
 INITIATION = 1
 RESPONSE = 2
 COOKIE_REPLY = 3
@@ -32,7 +34,7 @@ HANDSHAKE_VOLUMES = frozenset(
 # The first bytes of every data message: its type and three reserved zeros.
 DATA_PREFIX = DATA.to_bytes(4, "little")
 # The first bytes of every enrollment datagram, which shares the tunnel's port.
-FOREIGN_PREFIX = b"RGE"
+FOREIGN_PREFIX = PAIRING_PREFIX
 MAC_SIZE = 16
 
 _INITIATION = struct.Struct("<II32s48s28s")
