@@ -75,15 +75,13 @@ def _own(server: str | None, state: Path | None) -> conf.Config:
     if kept is None and Document.peek(paths.state_directory("server", None)) is not None:
         raise _server_has_no_tunnel()
     if kept is None:
-        raise UsageError(
-            f"Nothing was joined here ({directory}).", "Join with: sudo rustguard join HOST --token SECRET"
-        )
+        raise UsageError(f"Nothing was joined here ({directory}).", "Join with: sudo rustguard join HOST --token -")
     client = ClientState.from_json(kept)
     host, port = parse(server) if server is not None else (None, None)
     network = client.network(host, port)
     if network is None:
         what = "Nothing" if server is None else server
-        raise UsageError(f"{what} was not joined before.", "Join with: sudo rustguard join HOST --token SECRET")
+        raise UsageError(f"{what} was not joined before.", "Join with: sudo rustguard join HOST --token -")
     return of_client(client, network)
 
 

@@ -47,8 +47,13 @@ def read_token(token_option: str | None, token_file: Path | None, *, warn_if_wea
     if token is None:
         token = check_token(_from_standard_input())
     if warn_if_weak and is_weak(token):
-        _warn("The token is easily guessed. A window allows 20 guesses: take three or four random words.")
+        warn_weak()
     return token
+
+
+def warn_weak() -> None:
+    """Warn on stderr of a token that is easily guessed."""
+    _warn("The token is easily guessed. A window allows 20 guesses: take three or four random words.")
 
 
 def find_token(token_option: str | None, token_file: Path | None) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from rustguard_py.cli.secret import find_token, is_weak, read_token
+from rustguard_py.cli.secret import find_token, is_weak, read_token, warn_weak
 from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import UsageError
@@ -114,7 +114,7 @@ def _token(option: str | None, file: Path | None) -> str | None:
     if token is None and sys.stdin.isatty():
         return read_token(None, None)
     if token is not None and is_weak(token):
-        click.echo("The token is easily guessed: use three or four random words.", err=True)
+        warn_weak()
     return token
 
 

@@ -131,9 +131,13 @@ class WindowOpened(Event):
     kind = "window-opened"
     seconds: float
     by: int | None
+    sources: tuple[str, ...] = ()
+    most: int | None = None
 
     def __str__(self) -> str:
-        return f"the pairing window is open for {self.seconds:g} s{_by(self.by)}"
+        only = f" to {', '.join(self.sources)} only" if self.sources else ""
+        most = f", for {self.most} new machines at most" if self.most is not None else ""
+        return f"the pairing window is open{only} for {self.seconds:g} s{most}{_by(self.by)}"
 
 
 @dataclass(frozen=True, slots=True)

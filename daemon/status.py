@@ -86,7 +86,8 @@ def _peer(
         "address4": line.address4,
         "address6": line.address6,
         "endpoint": (endpoint_text(counters[0].endpoint) if counters else None) or line.endpoint,
-        "state": _state(line, heard, now, known=known),
+        # The handshake that began the session was heard too, though no data has come since.
+        "state": _state(line, max((at for at in (heard, began) if at is not None), default=None), now, known=known),
         "last_handshake": None if began is None else round(now - began, 3),
         "last_received": None if heard is None else round(now - heard, 3),
         "rx_bytes": sum(each.rx_bytes for each in counters),

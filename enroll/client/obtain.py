@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,12 +19,12 @@ from rustguard_py.enroll.client import routes
 from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
 from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
-from rustguard_py.enroll.pairing.client import Joined, PairingClient
+from rustguard_py.enroll.pairing.client import FORGET_COPIES, Joined, PairingClient
 from rustguard_py.model.address import LAST_PORT, parse
 from rustguard_py.model.clock import now
 from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Endpoint, with_port
-from rustguard_py.model.errors import UnansweredError, UsageError
+from rustguard_py.model.errors import RustGuardError, UnansweredError, UsageError
 from rustguard_py.model.keys import generate_private_key, parse_fingerprint
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
@@ -122,16 +123,21 @@ async def obtain(
     make_client = partial(_make_client, applicant, target, kept, state.private_key)
     try:
         async with asyncio.timeout(None if kept is None else PATIENCE_WHEN_KEPT):
-            network, endpoint = await _pair(make_client, host, port, sockets, voice)
+            joined = await _pair(make_client, host, port, sockets, voice)
     except (UnansweredError, TimeoutError) as error:
         if kept is None:
             raise
         why = error.message if isinstance(error, UnansweredError) else f"{host} lets nobody new in now."
         voice.say(f"{why} It was joined before, so we connect with what was kept.")
         return _use_kept(routes.choose(kept, kept, answers), document, state, voice, answers), None
-    routes.check_pools(network, kept, answers)
-    network = routes.choose(network, kept, answers)
-    check_networks(network)
+    network = _record(joined, host, port)
+    try:
+        routes.check_pools(network, kept, answers)
+        network = routes.choose(network, kept, answers)
+        check_networks(network)
+    except RustGuardError:
+        _take_back(joined, sockets)
+        raise
     state = state.with_network(network)
     document.save(state.to_json())
     voice.say(
@@ -144,7 +150,7 @@ async def obtain(
         check_networks(network)
         document.save(state.with_network(network).to_json())
     routes.show(network, answers, voice)
-    return network, endpoint
+    return network, with_port(joined.server, port)
 
 
 def _use_kept(
@@ -162,7 +168,7 @@ def _use_kept(
 def _find_kept(kept: NetworkRecord | None, target: Target) -> NetworkRecord:
     if kept is None:
         what = f"{target.host} was not joined before." if target.host else "Nothing was joined before."
-        raise UsageError(what, f"Join with: sudo rustguard join {target.host or 'HOST'} --token SECRET")
+        raise UsageError(what, f"Join with: sudo rustguard join {target.host or 'HOST'} --token -")
     check_fingerprint(kept, target.fingerprint)
     return kept
 
@@ -187,14 +193,23 @@ async def _pair(
     port: int,
     sockets: Sequence[socket.socket],
     voice: Voice,
-) -> tuple[NetworkRecord, Endpoint]:
+) -> Joined:
     servers = await resolve(host, port)
     # A server whose engine is the kernel's answers pairing on the next port: the kernel has the tunnel's to itself.
     others = [] if port >= LAST_PORT else [with_port(each, port + 1) for each in servers]
     voice.say(f"Asking {host}, UDP port {port}.")
     # Its deadlines run from now on, so the client is made only when the server's name is resolved.
-    joined = await ask(make_client(now()), sockets, servers, others)
-    return _record(joined, host, port), with_port(joined.server, port)
+    return await ask(make_client(now()), sockets, servers, others)
+
+
+def _take_back(joined: Joined, sockets: Sequence[socket.socket]) -> None:
+    """Tell the server to forget an admission that this machine can't use."""
+    family = socket.AF_INET6 if ":" in joined.server[0] else socket.AF_INET
+    for each in sockets:
+        if each.family == family:
+            for _ in range(FORGET_COPIES):
+                with suppress(OSError):
+                    each.sendto(joined.forget, joined.server)
 
 
 def _record(joined: Joined, host: str, port: int) -> NetworkRecord:

@@ -63,6 +63,8 @@ from rustguard_py.model.keys import fingerprint, parse_fingerprint
 
 RETRANSMIT_SECONDS: Final = 1.0
 RETRANSMISSIONS: Final = 10
+# How often FORGET is sent, which nobody answers.
+FORGET_COPIES: Final = 3
 MAX_ATTEMPTS: Final = 32
 MAX_CONFIRMS: Final = 3
 # Once the server has answered: factor between two waits, longest wait in seconds, number of waits. The server answers
@@ -517,7 +519,9 @@ class PairingClient:
             if confirmation.session == message.session:
                 tag = confirmation.keys.server_tag(confirmation.confirm, message.sealed)
                 if hmac.compare_digest(tag, message.tag):
-                    self._end(self._read(confirmation, message))
+                    self._end(outcome := self._read(confirmation, message))
+                    if isinstance(outcome, Failed):
+                        self._take_back(confirmation)
                 else:
                     self._handle_denial(confirmation, datagram, now)
                 return
@@ -544,9 +548,13 @@ class PairingClient:
         if admission is None:
             return Failed(Failure.INCOMPATIBLE)
         wrong = wrong_server(admission.server_key, self._expected, self._known_server)
-        session = confirmation.session
-        forget = Forget(session, confirmation.keys.forget_tag(session)).encode()
-        return wrong or Joined(admission, confirmation.keys.psk, confirmation.attempt.server, forget)
+        server = confirmation.attempt.server
+        return wrong or Joined(admission, confirmation.keys.psk, server, _forget(confirmation))
+
+    def _take_back(self, confirmation: _Confirmation) -> None:
+        """Tell the server that its admission is of no use here. It isn't answered, so it goes out several times."""
+        for _ in range(FORGET_COPIES):
+            self._transmits.append(Transmit(_forget(confirmation), confirmation.attempt.server))
 
     def _end(self, outcome: Joined | Failed) -> None:
         self.outcome = outcome
@@ -556,6 +564,12 @@ class PairingClient:
         self._attempts.clear()
         self._spare_shares.clear()
         self._confirmations.clear()
+
+
+def _forget(confirmation: _Confirmation) -> bytes:
+    """Return the FORGET of a session."""
+    session = confirmation.session
+    return Forget(session, confirmation.keys.forget_tag(session)).encode()
 
 
 def wrong_server(key: bytes, expected: str | None, known: bytes | None) -> Failed | None:

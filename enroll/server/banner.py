@@ -29,7 +29,7 @@ def introduce(server: RunningServer, program: Program, say: Callable[[str], None
         say(f"{len(own)} tunnels, UDP ports {state.port} and {others}: forward all.")
     say(f"Peers known: {len(state.peers)}.")
     if not server.has_token:
-        say("There is no token, so nobody new can join. To admit new machines, start again with: --token SECRET")
+        say("There is no token, so nobody new can join. To admit new machines, start again with: --token -")
         return
     say("On each machine that is to join:")
     mark = fingerprint(server.public_key)

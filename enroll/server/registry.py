@@ -196,7 +196,7 @@ class Registry:
         public_key = _key(key)
         if public_key is None or public_key not in self.state.revoked:
             raise RefusedError(
-                f"{key} is not a revoked public key.", "Use the key that `rustguard peers revoke` printed."
+                f"{key} is not a revoked public key.", "Use the key that was revoked: rustguard audit --json"
             )
         return self._change(public_key, self.state.peers.get(public_key), revoked=False)
 

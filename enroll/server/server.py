@@ -184,7 +184,7 @@ class RunningServer:
             StateError: It couldn't be saved; the window is closed.
         """
         if not self.has_token:
-            raise RefusedError("This server was started without a token.", "Start it again with: --token SECRET")
+            raise RefusedError("This server was started without a token.", "Start it again with: --token -")
         self.window.open(seconds, now(), limits)
         self._mind_pairing()
         try:
@@ -194,7 +194,8 @@ class RunningServer:
             self.window.close()
             self._mind_pairing()
             raise
-        audit.record(audit.WindowOpened(seconds, asker()))
+        sources = () if limits is None else tuple(map(str, limits.sources))
+        audit.record(audit.WindowOpened(seconds, asker(), sources, None if limits is None else limits.most))
 
     async def close_window(self) -> None:
         """Close the window now, and save that.

@@ -49,7 +49,7 @@ class PairingOptions:
 
     def __post_init__(self) -> None:
         if self.open_for is not None and self.token is None:
-            raise UsageError("--open needs a token that clients can know.", "Add: --token SECRET")
+            raise UsageError("--open needs a token that clients can know.", "Add: --token -")
         if self.most is not None and self.open_for is None:
             raise UsageError("--most limits the window that --open opens.", "Add: --open")
 

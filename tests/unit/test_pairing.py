@@ -651,8 +651,16 @@ def test_the_expected_server_is_taken(text: str) -> None:
 
 
 def test_another_server_is_refused_though_it_knows_the_token() -> None:
-    client = joined_with(a_client(expected="A" * 16))
+    server = a_server()
+    client = joined_with(a_client(expected="A" * 16), server)
     assert client.outcome == Failed(Failure.WRONG_SERVER, f"Its fingerprint is {fingerprint(SERVER_KEY)}.")
+    # It admitted this machine, and is told to forget that.
+    told = []
+    while (transmit := client.poll_transmit()) is not None:
+        told.append(transmit.datagram)
+    assert [messages.kind_of(datagram) for datagram in told] == [messages.FORGET] * 3
+    (output,) = server.handle(told[0], HERE, 0.0)
+    assert isinstance(output, Forgotten)
 
 
 def test_a_server_without_the_known_servers_key_learns_nothing_of_the_token() -> None:

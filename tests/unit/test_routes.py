@@ -43,10 +43,12 @@ class Joining:
         self.address4 = "10.150.0.2/24"
         self.gateway4 = "10.150.0.1"
         self.said: list[str] = []
+        self.taken_back: list[Joined] = []
         monkeypatch.setattr(obtain, "_pair", self._pair)
+        monkeypatch.setattr(obtain, "_take_back", lambda joined, _sockets: self.taken_back.append(joined))
         monkeypatch.setattr(checks, "taken_networks", list)
 
-    async def _pair(self, *_: Any) -> tuple[NetworkRecord, None]:
+    async def _pair(self, *_: Any) -> Joined:
         members = {
             "name": "laptop",
             "address4": self.address4,
@@ -59,7 +61,7 @@ class Joining:
         }
         given = Admission.from_mapping(members)
         assert given is not None
-        return obtain._record(Joined(given, PSK, ("192.0.2.1", 51820), b""), "home.example", 51820), None
+        return Joined(given, PSK, ("192.0.2.1", 51820), b"")
 
     def join(self, choice: str | None = None, answer: bool | None = None, *, pairs: bool = True) -> NetworkRecord:
         """Join, or connect to what was kept; return the network that the tunnel then uses, which must be saved."""
@@ -165,6 +167,7 @@ def test_a_pool_of_the_internet_is_refused_unless_it_is_meant(joining: Joining, 
     with pytest.raises(RefusedError, match="public addresses") as refused:
         joining.join()
     assert f"--routes {pool}" in refused.value.fix
+    assert len(joining.taken_back) == 1, "the server is told to forget the machine"
     assert obtain.load(joining.document).network() is None
     assert joining.join(str(pool)).pools == (pool,)
     assert joining.join().pools == (pool,)
