@@ -105,7 +105,12 @@ def test_the_time_of_the_map_does_not_follow_the_token(
 
 @pytest.mark.fault(36)
 def test_a_map_that_leaks_is_found() -> None:
-    scores = z_scores(leaky_generator, SAMPLES // 5, random.Random(36))
-    print(f"row 36: a leaky map, {SAMPLES // 5} samples: z {scores[0]:.2f}")
+    samples, dice = SAMPLES // 5, random.Random(36)
+    scores = z_scores(leaky_generator, samples, dice)
+    if scores[0] <= 2 * LIMIT:
+        # On a busy machine the times are noisier, and it takes more of them.
+        samples *= 4
+        scores = z_scores(leaky_generator, samples, dice)
+    print(f"row 36: a leaky map, {samples} samples: z {scores[0]:.2f}")
     assert scores[0] > 2 * LIMIT
     assert scores[0] == max(scores)
