@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from rustguard_py.enroll.pairing.messages import COOKIE_SIZE
-from rustguard_py.model.endpoint import Endpoint
-from rustguard_py.model.pairing import PairingEpoch, PairingGate
+from rustguard_py.model.endpoint import Endpoint, address_of
+from rustguard_py.model.pairing import PairingEpoch, PairingGate, pairing_cookie
 
 # Seconds until a cookie's secret is replaced. The previous secret stays valid for as long again.
 EPOCH = 120.0
 _EPOCH_MASK = 2**32 - 1
-
-
-def address_of(source: Endpoint) -> IPv4Address | IPv6Address:
-    """Return a socket address's host without its zone, and an IPv4-mapped address as an IPv4 address."""
-    address = ip_address(source[0].partition("%")[0])
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
 
 
 def source_of(source: Endpoint) -> str:
@@ -119,6 +110,5 @@ def _epoch(number: int, secret: bytes) -> PairingEpoch:
 
 
 def _cookie(secret: bytes, source: Endpoint, nonce_c: bytes, nonce_s: bytes, token_id: int) -> bytes:
-    place = address_of(source).packed + source[1].to_bytes(2, "little")
-    message = place + nonce_c + nonce_s + token_id.to_bytes(4, "little")
-    return hmac.digest(secret, message, "sha256")[:COOKIE_SIZE]
+    covered = nonce_c + nonce_s + token_id.to_bytes(4, "little")
+    return pairing_cookie(secret, address_of(source).packed, source[1], covered)

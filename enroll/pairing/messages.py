@@ -25,7 +25,6 @@ from rustguard_py.state.records import MOST_ROUTES, MTU_LEAST, MTU_MOST
 MAGIC: Final = PAIRING_PREFIX + PAIRING_REVISION
 MAX_DATAGRAM: Final = 1232
 NONCE_SIZE: Final = 16
-COOKIE_SIZE: Final = 16
 SERVER_ID_SIZE: Final = 32
 SESSION_SIZE: Final = 8
 TAG_SIZE: Final = 32

@@ -40,7 +40,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing import messages
-from rustguard_py.enroll.pairing.cookies import Cookies, address_of, source_of
+from rustguard_py.enroll.pairing.cookies import Cookies, source_of
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
 from rustguard_py.enroll.pairing.draw import Draw
 from rustguard_py.enroll.pairing.key_schedule import (
@@ -65,7 +65,7 @@ from rustguard_py.enroll.pairing.rate_limit import RateLimit, SourceRateLimits
 from rustguard_py.enroll.pairing.sessions import LIFETIMES, Kem, PairingSession, Phase
 from rustguard_py.enroll.pairing.unconfirmed import Unconfirmed
 from rustguard_py.enroll.pairing.window import Window
-from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.endpoint import Endpoint, address_of
 from rustguard_py.model.pairing import PairingGate
 
 CHALLENGES_A_SECOND: Final = 20.0

@@ -6,7 +6,7 @@ peer sees the source that it sent to. Use `heard`, `local_of` and `plain` for it
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import cast
 
 # The number by which a plane knows a peer.
@@ -65,3 +65,11 @@ def endpoint_text(endpoint: Endpoint | None) -> str | None:
         return None
     host, port = endpoint[0], endpoint[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def address_of(source: Endpoint) -> IPv4Address | IPv6Address:
+    """Return a socket address's host without its zone, and an IPv4-mapped address as an IPv4 address."""
+    address = ip_address(source[0].partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address

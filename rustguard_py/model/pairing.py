@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass, field
 
 # Every pairing datagram begins with this, and then with the revision of the wire.
 PAIRING_PREFIX = b"RGE"
 PAIRING_REVISION = b"3"
+COOKIE_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +41,15 @@ class PairingGate:
     current: PairingEpoch
     previous: PairingEpoch | None = None
     linger: float = 120.0
+
+
+def pairing_cookie(secret: bytes, address: bytes, port: int, covered: bytes) -> bytes:
+    """Return the cookie, 16 bytes, that proves a client's address and port.
+
+    Args:
+        secret: The epoch's, 32 bytes.
+        address: 4 or 16 bytes, see `endpoint.address_of`.
+        port: UDP.
+        covered: nonce_c, nonce_s and the token's number, as the datagram holds them.
+    """
+    return hmac.digest(secret, address + port.to_bytes(2, "little") + covered, "sha256")[:COOKIE_SIZE]

@@ -19,10 +19,14 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2s
-from ipaddress import IPv6Address, ip_address
 
-from rustguard_py.model.endpoint import Endpoint
-from rustguard_py.model.pairing import PAIRING_PREFIX, PAIRING_REVISION, PairingEpoch, PairingGate
+from rustguard_py.model.endpoint import Endpoint, address_of
+from rustguard_py.model.pairing import (
+    PAIRING_PREFIX,
+    PAIRING_REVISION,
+    PairingGate,
+    pairing_cookie,
+)
 
 MAGIC = PAIRING_PREFIX
 REVISION = PAIRING_REVISION
@@ -33,7 +37,6 @@ SIZES = {HELLO: 128, SHARE_C: 132, CONFIRM: 1232, FORGET: 48}
 REVISION_REASON = "pairing_revision"
 # Of a HELLO of any revision: the header and nonce_c.
 _SHORTEST_HELLO = 24
-_COOKIE_SIZE = 16
 _NONCE_SIZE = 16
 
 # HELLOs answered per second and at once, for all sources together.
@@ -193,7 +196,7 @@ class PairingFilter:
         return self._judge_share(self._gate, datagram, source, now)
 
     def _answer_hello(self, gate: PairingGate, datagram: bytes, source: Endpoint, now: float) -> Verdict:
-        address = _address(source)
+        address = address_of(source).packed
         _, busy = self._hellos_by_source.take(address[:8], now)
         if not self._hellos.take(now, busy=busy):
             return _PACE
@@ -202,17 +205,17 @@ class PairingFilter:
             return Answer(_header(OTHER_REVISION) + nonce_c)
         nonce_s = self._random(_NONCE_SIZE)
         epoch = gate.current
-        cookie = _cookie(epoch, address, source[1], nonce_c + nonce_s + datagram[24:28])
+        cookie = pairing_cookie(epoch.secret, address, source[1], nonce_c + nonce_s + datagram[24:28])
         number = epoch.number.to_bytes(4, "little")
         return Answer(_header(CHALLENGE) + nonce_c + nonce_s + number + cookie + gate.server_id + epoch.ephemeral)
 
     def _judge_share(self, gate: PairingGate, datagram: bytes, source: Endpoint, now: float) -> Verdict:
         number, cookie = int.from_bytes(datagram[40:44], "little"), datagram[44:60]
         epoch = next((each for each in (gate.current, gate.previous) if each and each.number == number), None)
-        address = _address(source)
+        address = address_of(source).packed
         if epoch is None:
             return _COOKIE
-        made = _cookie(epoch, address, source[1], datagram[8:40] + datagram[60:64])
+        made = pairing_cookie(epoch.secret, address, source[1], datagram[8:40] + datagram[60:64])
         if not hmac.compare_digest(made, cookie):
             return _COOKIE
         left, busy = self._shares_by_source.take(address[:8], now)
@@ -238,17 +241,3 @@ def is_revision(answer: bytes) -> bool:
 
 def _header(kind: int) -> bytes:
     return MAGIC + REVISION + bytes([kind, 0, 0, 0])
-
-
-def _address(source: Endpoint) -> bytes:
-    """Return the 4 or 16 bytes of an address. An IPv4-mapped address is the IPv4 address that it stands for."""
-    address = ip_address(source[0].partition("%")[0])
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped.packed
-    return address.packed
-
-
-def _cookie(epoch: PairingEpoch, address: bytes, port: int, covered: bytes) -> bytes:
-    """Return the cookie of an address and port. `covered` is nonce_c, nonce_s and the token's id."""
-    message = address + port.to_bytes(2, "little") + covered
-    return hmac.digest(epoch.secret, message, "sha256")[:_COOKIE_SIZE]
