@@ -234,8 +234,8 @@ class ControlServer:
 def bind(path: Path, group: int | None) -> socket.socket:
     """Return a non-blocking socket that listens at a path where no other daemon listens.
 
-    The socket gets its mode and group under a temporary name before it listens, and is then renamed. So at no time
-    can anybody connect whom `SOCKET_MODE` excludes. Only a dead socket is replaced.
+    The socket gets its mode and group under a temporary name before it listens, and is then renamed. So nobody
+    that `SOCKET_MODE` excludes can ever connect. Only a dead socket is replaced.
 
     Args:
         path: The socket's path.

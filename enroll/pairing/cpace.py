@@ -45,7 +45,7 @@ def generator(prs: bytes, ci: bytes, sid: bytes) -> bytes:
 
     Args:
         prs: The password-related string, any length.
-        ci: The channel identifier: who talks to whom, and about what.
+        ci: The channel identifier: the two parties and the purpose.
         sid: The session id, fresh for each run.
     """
     padding = bytes(max(0, _HASH_BLOCK - len(lv(prs)) - len(lv(_DSI)) - 1))

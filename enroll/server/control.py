@@ -25,6 +25,7 @@ from rustguard_py.state.records import PeerRecord
 MOST_NETWORKS = 64
 # More than any pool has in use today.
 MOST_NEW_PEERS = 1_000_000
+_OTHER_VERSION = "A machine asked with another version of RustGuard: install the same version there."
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -153,6 +154,9 @@ class ServerControl:
             "window": self._window(),
             "warnings": self._warnings(),
         }
+        # A plane that guards the pairing answers such machines itself, and counts them.
+        if status["counters"]["drops"].get("pairing_revision"):
+            status["warnings"].append(_OTHER_VERSION)
         if not _forwards():
             status["notes"].append(
                 "Peers reach this machine, but neither each other nor the networks behind it, because "
@@ -184,10 +188,8 @@ class ServerControl:
             warnings.append(f"So many wrong tokens were tried in the window that {slow}.{fix}")
         if pairing is not None and pairing.unconfirmed.is_slow:
             warnings.append("Many pairings were begun and never confirmed, so new ones are slowed down.")
-        # The plane answers such a machine; where it doesn't guard the pairing, the pairing does.
-        asked = self._server.tunnel.plane.stats().drops.get("pairing_revision", 0)
-        if asked or (pairing is not None and pairing.outdated):
-            warnings.append("A machine asked with another version of RustGuard: install the same version there.")
+        if pairing is not None and pairing.outdated:
+            warnings.append(_OTHER_VERSION)
         return warnings
 
 

@@ -387,8 +387,7 @@ class Transport:
     def _report_move(self, peer: PlanePeer, now: float) -> None:
         """Tell Python that `peer` is elsewhere.
 
-        If it was told a moment ago, it is told the last place when that moment is over: a peer can move with every
-        datagram.
+        Soon after an earlier report it waits, and then reports the last place: a peer can move with every datagram.
         """
         due = peer.moved_at + MOVED_INTERVAL
         if now < due:

@@ -121,8 +121,8 @@ impl Transport {
         }
     }
 
-    /// Tell Python that the peer is elsewhere. If it was told a moment ago, it is told the last place
-    /// when that moment is over: a peer can move with every datagram.
+    /// Report to Python that the peer moved. Soon after an earlier report it waits, and then reports the
+    /// last place: a peer can move with every datagram.
     fn report_move(peer: &Peer, state: &mut PeerState, now: Seconds, out: &mut Outbox) {
         let due = state.moved_at + MOVED_INTERVAL;
         if now < due {
