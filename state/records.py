@@ -96,8 +96,9 @@ class PeerRecord:
     @property
     def allowed(self) -> tuple[Network, ...]:
         """All that it may send from, and that is sent to it."""
-        four = () if self.address4 is None else (IPv4Network(self.address4),)
-        six = () if self.address6 is None else (IPv6Network(self.address6),)
+        # By number: a network of an address is made by way of its text, which takes long for thousands of peers.
+        four = () if self.address4 is None else (IPv4Network((int(self.address4), 32)),)
+        six = () if self.address6 is None else (IPv6Network((int(self.address6), 128)),)
         return (*four, *six, *self.networks)
 
     @property

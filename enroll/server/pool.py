@@ -152,13 +152,13 @@ class _Numbers:
         own: The server's addresses, which are never given.
     """
 
-    __slots__ = ("_freed", "_last", "_network", "_next", "_own", "_ranges", "_used")
+    __slots__ = ("_first", "_freed", "_last", "_next", "_own", "_ranges", "_size", "_used")
 
     def __init__(self, network: Network, last: int, own: Iterable[IpAddress]) -> None:
-        self._network = network
+        self._first = int(network.network_address)
+        self._size = network.num_addresses
         self._last = last
-        first = int(network.network_address)
-        self._own = {int(each) - first for each in own if each in network}
+        self._own = {int(each) - self._first for each in own if each in network}
         self._used: set[int] = set()
         self._ranges: list[tuple[int, int]] = []
         # All numbers below the next one are in use, but for those that came back, as a heap.
@@ -177,12 +177,12 @@ class _Numbers:
         return min(self.capacity, singles + sum(last - first + 1 for first, last in self._ranges))
 
     def part(self, network: Network) -> tuple[int, int] | None:
-        """Return the first and the last number of the part of this network that another one covers, or None."""
-        if network.version != self._network.version or not network.overlaps(self._network):
+        """Return the first and the last number of what another network of the same version covers here, or None."""
+        first = int(network.network_address) - self._first
+        last = first + (1 << network.max_prefixlen - network.prefixlen) - 1
+        if last < 0 or first >= self._size:
             return None
-        inner = max(network, self._network, key=lambda each: each.prefixlen)
-        first = int(inner.network_address) - int(self._network.network_address)
-        return first, first + inner.num_addresses - 1
+        return max(first, 0), min(last, self._size - 1)
 
     def gives(self, number: int) -> bool:
         """Return whether a number is one to give."""

@@ -9,6 +9,7 @@ import pytest
 
 from rustguard_py import conf, conf_reader
 from rustguard_py.cli.app import run
+from rustguard_py.conf_names import Comments
 from rustguard_py.enroll.server import import_wg_quick
 from rustguard_py.enroll.server.admissions import admit_at_rest
 from rustguard_py.enroll.server.lost_hooks import FORWARD4, FORWARD6, Lost, Machine, lost
@@ -112,8 +113,9 @@ def test_new_peers_get_what_nobody_has_also_after_a_restart_a_revocation_and_a_r
     for start in range(3):
         state = again(state)
         registry = Registry(state)
-        for number in range(3):
-            change = registry.admit(bytes([100 + 10 * start + number]) * 32, "", bytes([1]) * 32, None, 0.0)
+        # Many enough to meet what the peers of each file have.
+        for number in range(25):
+            change = registry.admit(bytes([100 + 30 * start + number]) * 32, "", bytes([1]) * 32, None, 0.0)
             if isinstance(change, PeerChange):
                 change.keep()
         new = next(reversed(state.peers.values())).name
@@ -187,6 +189,51 @@ def test_another_pool_keeps_the_servers_address_if_it_is_in_it_and_peers_that_we
     state.peers.clear()
     other = apply(Settings(pool4=IPv4Network("10.5.0.0/24")), state.to_json())
     assert str(other.addresses()[0]) == "10.5.0.1/24"
+
+
+# -- names --------------------------------------------------------------------------------------------------
+
+COMMENTS = {
+    "### Client laptop": "laptop",
+    "# Client laptop": "Client laptop",
+    "# BEGIN_PEER tablet": "tablet",
+    "# END_PEER tablet": "",
+    "### begin box2 ###": "box2",
+    "### end box2 ###": "",
+    "# Client: Phone (1)": "Phone",
+    "# Client: Pi (3) (4)": "Pi (3)",
+    "# Client: Client: x": "x",
+    "# Name:         bob": "bob",
+    "#Name# = bob": "bob",
+    "# friendly_name=Anna's phone": "Anna's phone",
+    "# Peer: phone": "phone",
+    "# Annas phone (1)": "Annas phone (1)",
+    "# NL-FREE#12": "NL-FREE#12",
+    "# bob / bob@example.org / Updated: 2021-01-01 / Created: 2021-01-01": "bob",
+    "# DNS server": "DNS server",
+    "# 10.8.0.2": "10.8.0.2",
+    "# ID:           cq1": "",
+    "# Email:        bob@example.org": "",
+    "# Created at:   2026-01-01 10:00:00 +0000 UTC": "",
+    "# Update at:    2026-01-01 10:00:00.478184002 +0000 UTC": "",
+    "# added 2024-05-01": "",
+    "# 01.05.2024": "",
+    "# PresharedKey not used": "",
+    "#PersistentKeepalive = 25": "",
+    "#[disabled] [Peer]": "",
+    "# -------": "",
+    "# https://example.org/wireguard": "",
+    '# friendly_json={"name": "x"}': "",
+}
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+def test_a_comment_is_a_name_or_none(comment: str) -> None:
+    name = Comments(above=[comment[1:]]).name()
+    assert name == COMMENTS[comment]
+    # What is written as a comment is read as the same name.
+    assert Comments(above=[f" {name}"]).name() == name
+    assert Comments(inside=[comment[1:]], beside=["other"]).name() == (name or "other")
 
 
 # -- clients' files -------------------------------------------------------------------------------------------
