@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.lab.hosts import Lab
+from support.product import eventually
 from support.quick import PORT, Key, base64, lan
 
 FILES = Path(__file__).parents[2] / "data/files"
@@ -90,7 +91,9 @@ def test_a_machine_joins_a_server_that_came_from_a_file(lab: Lab, tmp_path: Path
     home.run(f"import {FILES / 'wg-easy-15.conf'}")
     home.start("serve --token purple-otter-7 --open", tmp_path / "serve")
     laptop.start("join 192.0.2.2 --token purple-otter-7 --name laptop", tmp_path / "join")
+    # There is no interface before it has joined; without one, the pings would go around the tunnel.
+    eventually(lambda: "10.8.0.4/24" in laptop.says("ip", "-o", "address", "show", "dev", "rg0"), what="the join")
+    assert "fdcc:ad94:bacf:61a4::cafe:4/112" in laptop.says("ip", "-o", "address", "show", "dev", "rg0")
     for address in ("10.8.0.1", "fdcc:ad94:bacf:61a4::cafe:1"):
         laptop.reaches(address)
-    assert laptop.status()["addresses"] == ["10.8.0.4/24", "fdcc:ad94:bacf:61a4::cafe:4/112"]
     assert home.status()["interface"] == "wg-easy-15"
