@@ -74,7 +74,7 @@ def lost(hooks: conf.Hooks, interface: str | None, port: int, machine: Machine) 
         machine: The machine that it will run on.
     """
     interface = interface or free_interface_name()
-    lines = [line.replace("%i", interface) for line in (*hooks.pre_up, *hooks.post_up)]
+    lines = _with_interface((*hooks.pre_up, *hooks.post_up), interface)
     commands = list(dict.fromkeys(command for line in lines for command in _commands(line)))
     if not commands:
         return None
@@ -85,6 +85,16 @@ def lost(hooks: conf.Hooks, interface: str | None, port: int, machine: Machine) 
     replaced = next(filter(None, (_missing(command, interface, machine) for command in commands)), None)
     own = [_on(command, replaced, machine) for command in commands if not _IS_SYSCTL.search(command)]
     return Lost(interface, tuple(_effects(commands, port)), (*switches, *own), replaced)
+
+
+def _with_interface(lines: Collection[str], interface: str) -> list[str]:
+    """Return hooks with the interface's name in place of `%i`, and of the name that the tunnel had elsewhere.
+
+    wg-easy writes `wg0` into its hooks, whatever the file is called later.
+    """
+    named = any("%i" in line or re.search(rf"\b{re.escape(interface)}\b", line) for line in lines)
+    pattern = "%i" if named else r"\bwg\d+\b"
+    return [re.sub(pattern, lambda _: interface, line) for line in lines]
 
 
 def _effects(commands: Collection[str], port: int) -> Iterator[str]:

@@ -320,6 +320,23 @@ def test_the_names_in_the_commands_are_those_of_this_machine() -> None:
     assert len(six.commands) == 8
 
 
+@pytest.mark.parametrize("interface", ["rg0", "wg-easy-14"])
+def test_a_tunnels_old_name_in_its_hooks_is_not_taken_for_the_way_out(interface: str) -> None:
+    moved = lost_of("wg-easy-14", Machine(("lo", "eth0"), "eth0"), interface)
+    assert moved is not None
+    assert moved.commands[-2:] == (
+        f"iptables -A FORWARD -i {interface} -j ACCEPT",
+        f"iptables -A FORWARD -o {interface} -j ACCEPT",
+    )
+    assert moved.replaced is None
+    # One that its own name tells from another tunnel stays what it is.
+    both = lost(
+        conf.Hooks(post_up=("iptables -A FORWARD -i %i -o wg7 -j ACCEPT",)), "wg0", 5, Machine(("wg7",), "eth0")
+    )
+    assert both is not None
+    assert both.commands[-1] == "iptables -A FORWARD -i wg0 -o wg7 -j ACCEPT"
+
+
 def test_nft_and_ufw_are_known_too() -> None:
     nft = lost_of("aws")
     assert nft is not None
