@@ -198,7 +198,9 @@ def copyright_file() -> str:
         "Upstream-Name: rustguard-py",
         "",
         "Files: *",
-        next(line.replace("Copyright (c)", "Copyright:") for line in own.splitlines() if line.startswith("Copyright")),
+        next(
+            line.replace("Copyright (c)", "Copyright:") for line in own.splitlines() if line.startswith("Copyright")
+        ),
         "License: MIT",
         *(f" {line}" if line.strip() else " ." for line in own.splitlines()),
         "Comment: Each library's licence is in its folder NAME-VERSION.dist-info in /usr/lib/rustguard:",
