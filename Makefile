@@ -72,7 +72,7 @@ check: .venv/.check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy -p rustguard_py
-	@$(BIN)/mypy tests bench
+	@$(BIN)/mypy tests bench package
 	@$(CARGO) fmt --check
 	@$(CARGO) clippy --locked --all-targets -q -- -D warnings
 

@@ -210,11 +210,10 @@ def copyright_file() -> str:
 
 
 def _licence(one: importlib.metadata.Distribution) -> str:
-    named = one.metadata.get("License-Expression") or one.metadata.get("License") or ""
-    classes = [
-        line.rsplit(" :: ", 1)[-1] for line in one.metadata.get_all("Classifier") or () if "License ::" in line
-    ]
-    return named.splitlines()[0] if named else ", ".join(classes) or "see there"
+    for field in ("License-Expression", "License"):
+        if named := one.metadata.get_all(field):
+            return str(named[0]).splitlines()[0]
+    return "see there"
 
 
 def debian(architecture: str, stage: Path) -> Path:
