@@ -19,6 +19,7 @@ import click
 
 from rustguard_py.cli import logs
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.service_manager import ServiceManager
 from rustguard_py.model.printable import printable
 
 _PR_SET_DUMPABLE = 4
@@ -34,7 +35,9 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging
     """
     _no_core_dump()
     logs.configure(level)
-    asyncio.run(work(Voice(change=lambda line: _print(line, dim=True), say=_print)))
+    manager = ServiceManager.from_environment()
+    voice = Voice(change=lambda line: _print(line, dim=True), say=_print, manager=manager)
+    asyncio.run(work(voice))
 
 
 def _print(line: str, *, dim: bool | None = None) -> None:

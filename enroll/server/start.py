@@ -114,7 +114,9 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         stack.push_async_callback(server.finish)
         server.begin()
         introduce(server, program, voice.say)
+        server.report_to(voice.manager, program.interface)
         await runtime.until_all_stopped(server.stopped, server.tunnels)
+        voice.manager.stopping()
 
 
 def _choose(data_path: DataPath, tunnels: int) -> engine.Engine:

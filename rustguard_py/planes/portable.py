@@ -136,6 +136,7 @@ class PortablePlane:
         self._closing = False
         self._closed = False
         self._ended = False
+        self._answered = True
         self._transport = Transport(
             public_key, emit=self._events.put, random=random, mtu=mtu, backlog=self._events.handshakes
         )
@@ -221,6 +222,13 @@ class PortablePlane:
         os.close(self._wake)
         self._events.close()
 
+    def roll_call(self) -> list[str]:
+        """See `EventfulPlane.roll_call`."""
+        silent = [] if self._answered or self._ended or self._closed else [self._worker.name]
+        self._answered = False
+        self._queue(self._answer)
+        return silent
+
     def set_fwmark(self, mark: int) -> None:
         """See `EventfulPlane.set_fwmark`."""
         # As bytes: setsockopt takes no int above 2^31 - 1.
@@ -299,6 +307,9 @@ class PortablePlane:
                 transport.handle_timeout(now)
             for endpoint, datagram in transport.poll_transmit():
                 self._send_message(datagram, len(datagram), endpoint)
+
+    def _answer(self) -> None:
+        self._answered = True
 
     def _make_outbound(self) -> Outbound:
         return Outbound(self._transport, self._tun.fd, self._send_message, self._worker)

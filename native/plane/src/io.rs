@@ -12,6 +12,7 @@ use crate::counters::PlaneCounters;
 use crate::descriptor::EventFd;
 use crate::events::Events;
 use crate::notes::Notes;
+use crate::roll_call::RollCall;
 use crate::tun::Tun;
 use crate::udp::Udp;
 use crate::xdp::Xdp;
@@ -47,6 +48,8 @@ pub struct Io {
     pub stop: EventFd,
     /// Wakes the thread that waits for timers.
     pub alarm: Alarm,
+    /// The signs of life of the threads.
+    pub roll: RollCall,
 }
 
 impl Io {
@@ -60,6 +63,7 @@ impl Io {
         merge_udp: bool,
         uring: bool,
     ) -> io::Result<Self> {
+        let roll = RollCall::new(queues.len())?;
         Ok(Self {
             transport,
             events,
@@ -74,6 +78,7 @@ impl Io {
             stopping: AtomicBool::new(false),
             stop: EventFd::new()?,
             alarm: Alarm::new()?,
+            roll,
         })
     }
 

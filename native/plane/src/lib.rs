@@ -19,6 +19,7 @@ mod notes;
 mod plane;
 mod python;
 mod ristretto;
+mod roll_call;
 mod sending;
 mod spin;
 mod steering;

@@ -119,13 +119,14 @@ fn timers(io: &Io) -> io::Result<()> {
     let timer = TimerFd::new()?;
     let mut outbox = Outbox::default();
     while io.goes_on() {
+        io.roll.timers.answer();
         let next = io.transport.poll_timeout().unwrap_or(f64::INFINITY);
         io.alarm.fall_asleep(next);
         // A thread that set an earlier deadline before it could see the sleep noted above is
         // noticed here.
         if io.transport.poll_timeout().unwrap_or(f64::INFINITY) == next {
             timer.set(next)?;
-            wait([timer.fd(), io.alarm.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;
+            wait([timer.fd(), io.alarm.fd(), io.roll.timers.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;
         }
         io.alarm.wake_up();
         io.transport.handle_timeout(now(), &mut outbox);
