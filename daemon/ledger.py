@@ -97,8 +97,8 @@ class Ledger:
 
         def work(netlink: IPRoute) -> None:
             new = [step for step in wanted if step not in self._done]
-            # An address or route that is there already may be in the way only until the old ones are gone.
-            late = self._apply(netlink, new, echo, wait=bool(gone))
+            # An old address and the kernel's route to its network may be in the way, until that address is gone.
+            late = self._apply(netlink, new, echo, wait=any(isinstance(step, steps.Address) for step in gone))
             for step in replaced:
                 del self._done[step]
             self._take_back(netlink, gone, echo)

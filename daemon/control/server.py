@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from rustguard_py.daemon.control.asker import ASKER
-from rustguard_py.daemon.control.protocol import MAX_REQUEST, VERSION, check_length, decode, encode, error_document
+from rustguard_py.daemon.control.protocol import (
+    BEAT_SECONDS,
+    MAX_REQUEST,
+    VERSION,
+    check_length,
+    decode,
+    encode,
+    error_document,
+)
 from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UsageError
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]
@@ -194,7 +202,7 @@ class ControlServer:
                 if line is None:
                     return
                 entry.idle_since = None
-                answer = await self._answer(line)
+                answer = await self._answer(line, entry.socket)
                 async with asyncio.timeout(self._idle_seconds):
                     await loop.sock_sendall(entry.socket, answer)
                 entry.idle_since = loop.time()
@@ -203,13 +211,16 @@ class ControlServer:
         except (OSError, TimeoutError):
             pass
 
-    async def _answer(self, line: bytes) -> bytes:
+    async def _answer(self, line: bytes, connection: socket.socket) -> bytes:
         identity: Any = None
         method: Any = None
         try:
             request = decode(line)
             identity, method = request.get("id"), request.get("method")
-            result = await self._handle(method, request.get("params", {}))
+            result = self._handle(method, request.get("params", {}))
+            if inspect.isawaitable(result):
+                beat = encode({"v": VERSION, "id": identity, "beat": True}) if request.get("beats") is True else None
+                result = await _beating(result, connection, beat)
             return encode({"v": VERSION, "id": identity, "result": result})
         except RustGuardError as error:
             return encode({"v": VERSION, "id": identity, "error": error_document(error)})
@@ -218,7 +229,7 @@ class ControlServer:
             failure = RustGuardError("The daemon had an internal error.", "See its log, and please report it.")
             return encode({"v": VERSION, "id": identity, "error": error_document(failure)})
 
-    async def _handle(self, method: Any, params: Any) -> dict[str, Any]:
+    def _handle(self, method: Any, params: Any) -> Awaitable[dict[str, Any]] | dict[str, Any]:
         handler = self._handlers.get(method) if isinstance(method, str) else None
         if handler is None:
             raise UsageError(
@@ -227,8 +238,22 @@ class ControlServer:
             )
         if not isinstance(params, dict):
             raise UsageError("`params` isn't a JSON object.")
-        result = handler(params)
-        return await result if inspect.isawaitable(result) else result
+        return handler(params)
+
+
+async def _beating(work: Awaitable[dict[str, Any]], connection: socket.socket, beat: bytes | None) -> dict[str, Any]:
+    """Await an answer, and send the beat each second until then. The work goes on if the client is gone."""
+    if beat is None:
+        return await work
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=BEAT_SECONDS))[0]:
+            # A client that doesn't read its beats is sent no more of them.
+            with suppress(OSError):
+                connection.send(beat, socket.MSG_NOSIGNAL)
+    finally:
+        task.cancel()
+    return task.result()
 
 
 def bind(path: Path, group: int | None) -> socket.socket:
