@@ -112,9 +112,7 @@ class Ledger:
         for many, run in groupby(new, _is_one_of_many):
             if many:
                 here = [step for step in run if isinstance(step, (steps.Address, steps.Route))]
-                waiting = set(steps.apply_all(here, echo, wait=wait))
-                self._done |= {step: "" for step in here if step not in waiting}
-                late += [step for step in here if step in waiting]
+                late += steps.apply_all(here, echo, lambda step: self._done.__setitem__(step, ""), wait=wait)
                 continue
             for step in run:
                 self._done[step] = self._memo(step)
