@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from rustguard_py.daemon.control.server import bind
+from rustguard_py.daemon.uapi.apply import Settings
 from rustguard_py.daemon.uapi.protocol import (
     DeviceChange,
     DeviceState,
@@ -28,6 +30,7 @@ from rustguard_py.daemon.uapi.protocol import (
 )
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.keys import clamp
 from rustguard_py.model.peer import Peer
 from rustguard_py.tunnel import Tunnel
 
@@ -41,13 +44,27 @@ LOOK = 1.0
 _LONGEST_LINE = 1 << 12
 
 
+class Answers(Protocol):
+    """A tunnel for wg(8)."""
+
+    def show(self) -> DeviceState:
+        """Return the current state."""
+
+    def change(self, change: DeviceChange, /) -> None:
+        """Make changes, all of them or none.
+
+        Raises:
+            UapiError: They can't be made.
+        """
+
+
 class UapiSocket:
     """Answers the requests of wg(8) for one interface.
 
     Args:
         interface: The interface's name.
         show: Returns the current state.
-        change: Makes the requested changes or raises UapiError; None if wg(8) may change nothing.
+        change: Makes the requested changes or raises UapiError.
         listener: A listening socket to use instead of making one.
     """
 
@@ -55,7 +72,7 @@ class UapiSocket:
         self,
         interface: str,
         show: Callable[[], DeviceState],
-        change: Callable[[DeviceChange], None] | None,
+        change: Callable[[DeviceChange], None],
         listener: socket.socket | None = None,
     ) -> None:
         directory = os.environ.get(VARIABLE)
@@ -144,7 +161,7 @@ class UapiSocket:
                 case ["get=1"]:
                     return format_device(self._show()) + ending(0)
                 case ["set=1", *lines]:
-                    self._set(lines)
+                    self._change(parse_set(lines))
                     return ending(0)
             log.warning("wg: a request is neither get=1 nor set=1")
             return ending(errno.EINVAL)
@@ -154,11 +171,6 @@ class UapiSocket:
         except Exception as error:
             log.exception("wg: internal error")
             return ending(error.errno if isinstance(error, OSError) and error.errno else errno.EIO)
-
-    def _set(self, lines: list[str]) -> None:
-        if self._change is None:
-            raise UapiError(errno.EPERM, "this tunnel's peers are changed by its own commands")
-        self._change(parse_set(lines))
 
 
 async def _read_request(reader: asyncio.StreamReader) -> list[str] | None:
@@ -189,14 +201,12 @@ def given_listener(descriptor: int) -> socket.socket:
 # -- what any tunnel shows ------------------------------------------------------------------------------------------
 
 
-def show(tunnel: Tunnel, private_key: bytes | None, port: int, fwmark: int = 0) -> DeviceState:
+def show(tunnel: Tunnel, settings: Settings) -> DeviceState:
     """Return what wg(8) shows of a tunnel.
 
     Args:
-        tunnel: The tunnel.
-        private_key: 32 bytes, or None if there is none. wg(8) computes the public key from it.
-        port: The UDP port.
-        fwmark: 0 for none.
+        tunnel: The tunnel. Its peers are shown, not those of the settings.
+        settings: Its key, port and mark. wg(8) computes the public key from the private one.
     """
     counters = tunnel.plane.stats().peers
     peers = []
@@ -214,7 +224,8 @@ def show(tunnel: Tunnel, private_key: bytes | None, port: int, fwmark: int = 0) 
                 peer.config.allowed_ips,
             )
         )
-    return DeviceState(private_key, port, fwmark, peers)
+    private_key = None if settings.private_key is None else clamp(settings.private_key)
+    return DeviceState(private_key, settings.port, settings.fwmark, peers)
 
 
 def _wall(peer: Peer) -> int:
