@@ -269,7 +269,7 @@ def test_the_port_stays_where_it_began_while_the_interface_moves(lab: Lab, tmp_p
     assert inner.run(["ss", "-Huln"]).stdout == ""
 
 
-def test_wg_shows_a_running_server_and_client_and_changes_neither(lab: Lab, tmp_path: Path) -> None:
+def test_wg_shows_a_running_server_and_client_and_leaves_their_port(lab: Lab, tmp_path: Path) -> None:
     site = Site(lab, tmp_path)
     home = site.machine("home", own_run=True)
     laptop = site.client("laptop", home, own_run=True)
