@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from rustguard_py.cli.daemon import ask_or_do
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.model.errors import NotRunningError, RustGuardError
@@ -39,10 +40,12 @@ def command(name: str, state: Path | None) -> None:
 
     interface = interface_of(name)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
-    socket = paths.find_socket(directory)
-    if socket is not None and listens(socket):
+
+    def end(socket: Path) -> bool:
         _end(socket)
-    elif not _repair(directory):
+        return True
+
+    if not ask_or_do(directory, end, lambda: _repair(directory)):
         raise NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
 
 
