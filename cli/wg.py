@@ -72,9 +72,12 @@ def _engine() -> Engine:
 
 
 def _directory(interface: str) -> Path:
+    from rustguard_py.daemon.uapi import namespaces
     from rustguard_py.state.paths import state_directory
 
-    return state_directory("client").parent / "wg" / interface
+    # Each network namespace may have an interface of that name.
+    place = namespaces.name()
+    return state_directory("client").parent / "wg" / (interface if place is None else f"{interface}@{place}")
 
 
 def _level() -> int:

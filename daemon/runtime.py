@@ -180,6 +180,7 @@ async def answer_wg(stack: AsyncExitStack, interface: str, answers: Answers) -> 
         await wg.start()
     except RustGuardError as error:
         log.warning("wg(8) can't show %s: %s", interface, error.message)
+        await wg.close()
         return
     stack.push_async_callback(wg.close)
 

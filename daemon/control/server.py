@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import grp
 import inspect
 import logging
@@ -16,8 +17,9 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ IDLE_SECONDS = 30.0
 BACKLOG = 128
 # How long to stop accepting when no descriptor is left and no connection can be closed, seconds.
 PAUSE_SECONDS = 1.0
+# How often the lock on the socket's directory is tried, and the seconds between.
+_LOCK_TRIES, _LOCK_PAUSE = 50, 0.01
 # include/uapi/asm-generic/socket.h; the socket module doesn't name it.
 _SO_PEERGROUPS = 59
 
@@ -273,7 +277,34 @@ def bind(path: Path, group: int | None) -> socket.socket:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     check_length(temporary)
-    _check_place(path)
+    with _alone_in(path.parent):
+        _check_place(path)
+        return _bind(path, temporary, group)
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Hold a lock on a directory, so that of two daemons that start at once, one sees the other's socket.
+
+    Anyone who can read the directory can hold the lock, so nobody waits for it for long.
+    """
+    try:
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield  # binding says what is wrong with it
+        return
+    try:
+        for _ in range(_LOCK_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_LOCK_PAUSE)
+        yield
+    finally:
+        os.close(held)
+
+
+def _bind(path: Path, temporary: Path, group: int | None) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         # On Linux, a bound socket's file gets the mode of the socket.
