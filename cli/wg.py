@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -46,12 +45,12 @@ def command(foreground: bool, interface: str) -> None:
     """
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.conf_files import interface_of
-    from rustguard_py.quick.wg_daemon import WgOptions, serve
+    from rustguard_py.quick.wg_daemon import WgOptions, directory_of, serve
 
     if "/" in interface or interface.endswith(".conf") or not interface_of(interface):
         raise UsageError(f"{interface!r} can't name an interface.", "Give a name such as wg0.")
     level = _level()
-    directory = _directory(interface)
+    directory = directory_of(interface)
     options = WgOptions(interface, directory, _engine(), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
     background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
 
@@ -69,12 +68,6 @@ def _engine() -> Engine:
     fastest = "native" if engine.has_native() else "portable"
     wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
     return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted))
-
-
-def _directory(interface: str) -> Path:
-    from rustguard_py.state.paths import state_directory
-
-    return state_directory("client").parent / "wg" / interface
 
 
 def _level() -> int:
