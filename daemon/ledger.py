@@ -102,7 +102,8 @@ class Ledger:
             for step in reversed([each for each in self._done if each.outlives]):
                 self._take_back(netlink, step, echo)
 
-        with_netlink(work)
+        if any(step.outlives for step in self._done):
+            with_netlink(work)
         self._done.clear()
         self._path.unlink(missing_ok=True)
 

@@ -20,6 +20,7 @@ from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
 from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
 from rustguard_py.enroll.pairing.client import FORGET_COPIES, Joined, PairingClient
+from rustguard_py.enroll.pairing.key_schedule import require_memory
 from rustguard_py.model.address import LAST_PORT, parse
 from rustguard_py.model.clock import now
 from rustguard_py.model.defaults import DEFAULT_PORT
@@ -120,6 +121,7 @@ async def obtain(
         network = routes.choose(_find_kept(kept, target), kept, answers)
         return _use_kept(network, document, state, voice, answers), None
     host, port = target.host, target.port or DEFAULT_PORT
+    require_memory()
     make_client = partial(_make_client, applicant, target, kept, state.private_key)
     try:
         async with asyncio.timeout(None if kept is None else PATIENCE_WHEN_KEPT):

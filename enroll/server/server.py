@@ -17,7 +17,7 @@ from rustguard_py.daemon.control.asker import asker
 from rustguard_py.daemon.runtime import stop_on_signals
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.enroll.pairing.key_schedule import stretch
+from rustguard_py.enroll.pairing.key_schedule import require_memory, stretch
 from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.server import PairingServer
@@ -148,6 +148,7 @@ class RunningServer:
 
     async def take_token(self, token: str) -> None:
         """Admit anyone who knows this token while the window is open. Takes a tenth of a second, in a thread."""
+        require_memory()
         loop = asyncio.get_running_loop()
         prs = await loop.run_in_executor(None, stretch, token, self.state.server_id)
         state = self.state
