@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from shlex import quote
 
 from rustguard_py.daemon.console import Voice
 from rustguard_py.enroll.client import routes
@@ -68,10 +69,12 @@ class Applicant:
     Attributes:
         token: The shared token.
         name: The name to ask for.
+        insists: Whether a person gave the name, who is told if the server gives another one.
     """
 
     token: str = field(repr=False)
     name: str
+    insists: bool = False
 
 
 def load(document: Document) -> ClientState:
@@ -145,6 +148,11 @@ async def obtain(
     voice.say(
         f"Joined {host} as {network.name}, {network.address4}; the server's fingerprint is {network.fingerprint}."
     )
+    if applicant.insists and network.name != applicant.name:
+        voice.say(
+            f"The name {applicant.name} wasn't given. To change it, on the server: "
+            f"sudo rustguard peers rename {quote(network.name)} {quote(applicant.name)}"
+        )
     # Asked when the join is saved: who leaves the question unanswered has joined, without the routes.
     new = routes.unanswered(network, kept)
     if new and answers.choice is None and answers.confirm is not None:

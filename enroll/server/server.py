@@ -126,6 +126,8 @@ class RunningServer:
     async def finish(self) -> None:
         """Stop the background tasks, close the window, and save."""
         await self._tasks.close()
+        if self.window.is_open(now()):
+            audit.record(audit.WindowClosed("the server stops", None))
         self.window.close()
         self.state.guesses = self.window.record
         await self.saver.finish()
@@ -380,8 +382,8 @@ class RunningServer:
         record = await self.admissions.take_back(forgotten.public_key, forgotten.preshared_key)
         if record is not None:
             self.window.forget_new(number)
-            text = "%s at %s can't use its admission and was removed: %s is free"
-            log.info(text, record.name, endpoint, record.address4)
+            key = encode_key(record.public_key)
+            audit.record(audit.TakenBack(record.name, key, str(record.address4), endpoint or ""))
 
     # -- peers in the tunnel --------------------------------------------------------------------------------
 

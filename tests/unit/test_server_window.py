@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from rustguard_py.cli import render
+from rustguard_py.daemon import audit
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
 from rustguard_py.enroll.server.control import ServerControl
@@ -174,9 +175,10 @@ def test_a_new_peer_that_cant_use_its_admission_is_removed(tmp_path: Path, caplo
         joined = await running.join()
         assert isinstance(joined, Joined)
         assert len(running.live()) == 1
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO), audit.recording(tmp_path):
             running.tell(joined.forget)
             await settle()
+        assert [event["event"] for event in audit.read(tmp_path) or []] == ["taken-back"]
         assert not running.state.peers
         assert not running.state.revoked
         assert not running.live()
@@ -256,7 +258,13 @@ def test_a_full_pool_gives_away_the_address_of_the_oldest_that_never_connected(
         clock[0] = 1600.0
         assert await running.join() == Failed(Failure.FULL)
         clock[0] = 1700.0
-        outcomes = [await running.join() for _ in range(3)]
+        with audit.recording(tmp_path):
+            outcomes = [await running.join() for _ in range(3)]
+        given = [event for event in audit.read(tmp_path) or [] if event["event"] == "given-away"]
+        assert [(event["name"], event["address"]) for event in given] == [
+            ("older", "10.150.0.5"),
+            ("newer", "10.150.0.4"),
+        ]
         addresses = [str(each.admission.address4.ip) for each in outcomes if isinstance(each, Joined)]
         assert addresses == ["10.150.0.5", "10.150.0.4"]
         assert outcomes[2] == Failed(Failure.FULL)
@@ -351,5 +359,19 @@ def test_pairings_that_are_begun_and_never_confirmed_are_logged_and_shown(
         window = running.control._window()
         assert (window["unconfirmed"], window["unconfirmed_sources"]) == (1, 1)
         assert "begun and never confirmed in this window: 1, the last one from 192.0.2.2:40000" in caplog.text
+
+    run(tmp_path, test)
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_closes_the_window_and_the_audit_log_says_so(tmp_path: Path) -> None:
+    async def test(running: Running) -> None:
+        with audit.recording(tmp_path):
+            await running.server.finish()
+            await running.server.finish()
+        events = audit.read(tmp_path) or []
+        assert [(event["event"], event["reason"]) for event in events] == [("window-closed", "the server stops")]
 
     run(tmp_path, test)
