@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,9 @@ import pytest
 
 from rustguard_py.cli import render
 from rustguard_py.daemon import audit
+from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
+from rustguard_py.engine import Engine
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry
@@ -373,5 +376,23 @@ def test_a_stop_closes_the_window_and_the_audit_log_says_so(tmp_path: Path) -> N
             await running.server.finish()
         events = audit.read(tmp_path) or []
         assert [(event["event"], event["reason"]) for event in events] == [("window-closed", "the server stops")]
+
+    run(tmp_path, test)
+
+
+# -- what the plane counts -----------------------------------------------------------------------------------------
+
+
+def test_a_machine_of_another_version_that_the_plane_stopped_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(running: Running) -> None:
+        program = Program("server", tmp_path, "rg0", Engine("portable", "the only one here"), now())
+        running.control = ServerControl(running.server, program, None)
+        text = "A machine asked with another version of RustGuard: install the same version there."
+        assert text not in (await running.ask("status"))["warnings"]
+        stats = running.plane.stats()
+        monkeypatch.setattr(running.plane, "stats", lambda: replace(stats, drops={"pairing_revision": 1}))
+        assert (await running.ask("status"))["warnings"].count(text) == 1
 
     run(tmp_path, test)
