@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import click
 from rustguard_py.cli.daemon import ask_or_do
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import NotRunningError, RustGuardError
+from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError
 from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
 
@@ -46,7 +47,22 @@ def command(name: str, state: Path | None) -> None:
         return True
 
     if not ask_or_do(directory, end, lambda: _repair(directory)):
-        raise NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
+        raise _not_ours(interface)
+
+
+def _not_ours(interface: str) -> RustGuardError:
+    """Return the error for an interface that `up` didn't make; it names the daemon that did."""
+    for candidate in paths.running():
+        with suppress(RustGuardError):
+            status = call(candidate.socket, "status")
+            if status["interface"] == interface and status["role"] in ("server", "client"):
+                verb = "serve" if status["role"] == "server" else "join"
+                return RefusedError(
+                    f"{interface} belongs to `rustguard {verb}`, process {status['pid']}; `down` ends only what `up` "
+                    "brought up.",
+                    f"To end it: sudo kill {status['pid']}",
+                )
+    return NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
 
 
 def _end(socket: Path) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from rustguard_py import __version__
-from rustguard_py.cli.app import INTERRUPTED, report
+from rustguard_py.cli import failures
 from rustguard_py.cli.verb import Verb, log_level_option
 from rustguard_py.data_path import DataPath
-from rustguard_py.model.errors import RustGuardError, UsageError
+from rustguard_py.model.errors import UsageError
 
 if TYPE_CHECKING:
     from rustguard_py.engine import Engine
@@ -88,17 +89,11 @@ def _descriptor(variable: str) -> int | None:
 
 def main() -> NoReturn:
     """Run the program."""
-    try:
-        command.main(sys.argv[1:], prog_name="rustguard-wg", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except RustGuardError as error:
-        report(error)
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
-    sys.exit(0)
+    failures.settle_streams()
+    failures.install()
+    arguments = sys.argv[1:]
+    run = partial(command.main, arguments, prog_name="rustguard-wg", standalone_mode=False)
+    sys.exit(failures.exit_code(run))
 
 
 if __name__ == "__main__":

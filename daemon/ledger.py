@@ -127,7 +127,8 @@ class Ledger:
         def work(netlink: IPRoute) -> None:
             self._take_back(netlink, [each for each in reversed(self._done) if each.outlives], echo)
 
-        with_netlink(work)
+        if any(step.outlives for step in self._done):
+            with_netlink(work)
         self._done.clear()
         self._path.unlink(missing_ok=True)
 

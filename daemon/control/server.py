@@ -43,6 +43,9 @@ SOCKET_MODE = 0o660
 MAX_CONNECTIONS = 64
 IDLE_SECONDS = 30.0
 BACKLOG = 128
+# Requests for these, without parameters, share one answer if they wait at the same time: for thousands of peers it
+# takes tens of milliseconds, and clients that only ask could delay everyone.
+SHARED = frozenset({"status", "peers"})
 # How long to stop accepting when no descriptor is left and no connection can be closed, seconds.
 PAUSE_SECONDS = 1.0
 # How often the lock on the socket's directory is tried, and the seconds between.
@@ -100,6 +103,8 @@ class ControlServer:
         self._ours: tuple[int, int] | None = None
         # In the order in which they came.
         self._connections: dict[_Connection, None] = {}
+        # Answers that are asked for and not begun.
+        self._shared: dict[str, asyncio.Task[bytes]] = {}
 
     async def start(self) -> None:
         """Start listening.
@@ -221,7 +226,12 @@ class ControlServer:
         try:
             request = decode(line)
             identity, method = request.get("id"), request.get("method")
-            result = self._handle(method, request.get("params", {}))
+            params = request.get("params", {})
+            if isinstance(method, str) and method in SHARED and params == {}:
+                # Shielded, because others wait for it too when this client goes away.
+                body = await asyncio.shield(self._share(method))
+                return encode({"v": VERSION, "id": identity}).rstrip(b"}\n") + b',"result":' + body + b"}\n"
+            result = self._handle(method, params)
             if inspect.isawaitable(result):
                 beat = encode({"v": VERSION, "id": identity, "beat": True}) if request.get("beats") is True else None
                 result = await _beating(result, connection, beat)
@@ -232,6 +242,18 @@ class ControlServer:
             log.exception("control socket: %.40r failed", method)
             failure = RustGuardError("The daemon had an internal error.", "See its log, and please report it.")
             return encode({"v": VERSION, "id": identity, "error": error_document(failure)})
+
+    def _share(self, method: str) -> asyncio.Task[bytes]:
+        """Return the task that makes an answer. It begins after this request came, so the answer isn't old."""
+        task = self._shared.get(method)
+        if task is None:
+            task = self._shared[method] = asyncio.get_running_loop().create_task(self._make_shared(method))
+        return task
+
+    async def _make_shared(self, method: str) -> bytes:
+        del self._shared[method]
+        result = self._handle(method, {})
+        return encode(await result if inspect.isawaitable(result) else result).rstrip(b"\n")
 
     def _handle(self, method: Any, params: Any) -> Awaitable[dict[str, Any]] | dict[str, Any]:
         handler = self._handlers.get(method) if isinstance(method, str) else None

@@ -87,7 +87,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         client = make_client(stack, voice, program, state.private_key, sockets, network)
         # The peer is set before the interface has an address to send from. So the first packet waits for the
         # handshake and isn't dropped.
-        client.connect(endpoint or await locate(network))
+        client.connect(endpoint or await locate(network, voice))
         lay_out(stack, voice, client, in_kernel=chosen.in_kernel)
         await runtime.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
         hint = "the server decides, or the options of `rustguard join`"

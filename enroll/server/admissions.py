@@ -86,7 +86,7 @@ class Admissions:
             if not await self._save(unused):
                 return None
             left = unused.record
-            log.warning("%s never connected and was removed: the pool is full, %s is free", left.name, left.address4)
+            audit.record(audit.GivenAway(left.name, encode_key(left.public_key), str(left.address4)))
             change = self._registry.admit(public_key, name, preshared_key, endpoint, time.time())
         if not isinstance(change, PeerChange):
             return change

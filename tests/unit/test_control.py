@@ -510,3 +510,30 @@ def test_an_error_after_beats_is_raised_and_work_outlives_the_client_that_asked(
             connection.sendall(encode(request))
             assert json.loads(connection.makefile("rb").readline()) == {"v": 1, "id": 1, "beat": True}
         assert FINISHED.wait(10)
+
+
+def test_clients_that_do_not_read_hold_nobody_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+
+    def status(_: dict[str, Any]) -> dict[str, Any]:
+        nonlocal made
+        made += 1
+        time.sleep(0.05)  # as for thousands of peers
+        return {"made": made, "filler": "x" * 2**20}
+
+    monkeypatch.setitem(HANDLERS, "status", status)
+    request = b'{"v":1,"id":7,"method":"status","params":{}}\n'
+    with serving(path), contextlib.ExitStack() as stack:
+        for _ in range(50):
+            holder = stack.enter_context(socket.socket(socket.AF_UNIX))
+            holder.connect(str(path))
+            holder.sendall(request)
+        began = time.monotonic()
+        assert call(path, "status")["made"] >= 1
+        seconds = time.monotonic() - began
+        [answer] = talk(path, request)
+        # One by one they would have taken 50.
+        assert made <= 20
+        assert answer == {"v": 1, "id": 7, "result": {"made": made, "filler": "x" * 2**20}}
+    print(f"50 that don't read: answered after {seconds:.2f} s, {made} computed")
+    assert seconds < 2.5
