@@ -8,8 +8,10 @@ from functools import partial
 import pytest
 
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
-from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Hello
-from support.wire_link import SERVER, Joining, Meddler, World
+from rustguard_py.enroll.pairing.cpace import generator
+from rustguard_py.enroll.pairing.key_schedule import session_id
+from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Hello, Result, ShareC, ShareS
+from support.wire_link import SERVER, SERVER_KEY, Joining, Meddler, World
 
 Forge = Callable[[World, Hello, int], Challenge]
 
@@ -115,6 +117,121 @@ def joined_beside_forged_confirms(rate: int, seed: int) -> World:
 def test_forged_confirms_in_a_session_delay_the_right_one_and_do_not_end_it(rate: int) -> None:
     for seed in range(3):
         assert joined_beside_forged_confirms(rate, seed).window.record.used == 0
+
+
+# -- SHARE_S -------------------------------------------------------------------------------------------------
+
+
+class ShareForger:
+    """Forges `count` SHARE_Ss for each SHARE_C, which all reach the client before the server's own.
+
+    Args:
+        count: How many.
+        again: Whether the same ones come each time, as the server's does; else they are fresh ones.
+        denies: Whether each CONFIRM of theirs is denied at once, in the manner of a server, with all that would
+            have a client believe it.
+    """
+
+    def __init__(self, count: int, *, again: bool, denies: bool) -> None:
+        self.count, self.again, self.denies = count, again, denies
+        self.made: dict[bytes, list[bytes]] = {}
+        self.shares: dict[bytes, bytes] = {}
+        self.confirmed: set[bytes] = set()
+        self.guesses = 0
+
+    def meddle(self, world: World, joining: Joining, datagram: bytes) -> None:
+        self.guesses = world.window.record.used
+        share_c, confirm = ShareC.parse(datagram), Confirm.parse(datagram)
+        if share_c is not None:
+            if not (self.again and datagram in self.made):
+                self.made[datagram] = [self._forge(world, share_c) for _ in range(self.count)]
+            for forged in self.made[datagram]:
+                self._hand(world, joining, forged)
+        if confirm is not None and confirm.session in self.shares:
+            self.confirmed.add(confirm.session)
+            if self.denies:
+                denial = Result(confirm.session, bytes(80), bytes(32)).encode()
+                for each in (denial, denial, self.shares[confirm.session]):
+                    self._hand(world, joining, each)
+
+    def _forge(self, world: World, share_c: ShareC) -> bytes:
+        # Any key will do, so the server's own.
+        assert world.server._kem is not None
+        share, ek = generator(world.random(32), b"", b""), world.server._kem.ek
+        session = session_id(share_c.nonce_c, share_c.nonce_s, share, ek)
+        self.shares[session] = ShareS(session, share, ek).encode()
+        return self.shares[session]
+
+    def _hand(self, world: World, joining: Joining, datagram: bytes) -> None:
+        world.at(world.now, partial(world._deliver, datagram, joining.source, to_server=False))
+
+
+def join_beside(forger: ShareForger, seed: int, *, token: str | None = None, knows: bool = False) -> Joining:
+    joinings: list[Joining] = []
+    worlds: list[World] = []
+
+    def meddle(datagram: bytes, to_server: bool) -> list[bytes]:
+        if to_server:
+            forger.meddle(worlds[0], joinings[0], datagram)
+        return [datagram]
+
+    worlds.append(World(seed, meddler=meddle))
+    worlds[0].open()
+    joinings.append(worlds[0].join(1, token=token, server=SERVER_KEY if knows else None))
+    worlds[0].run()
+    return joinings[0]
+
+
+@pytest.mark.parametrize("denies", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_fresh_forged_shares_before_each_real_one_do_not_stop_a_join(count: int, denies: bool) -> None:
+    for seed in range(5):
+        forger = ShareForger(count, again=False, denies=denies)
+        joining = join_beside(forger, seed)
+        assert isinstance(joining.outcome, Joined), joining.outcome
+        assert joining.seconds < 10
+        # Whoever forges tests no more tokens than before.
+        assert len(forger.confirmed) <= 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_forged_shares_that_are_repeated_do_not_stop_a_join_within_the_limit(count: int) -> None:
+    for seed in range(5):
+        assert isinstance(join_beside(ShareForger(count, again=True, denies=True), seed).outcome, Joined)
+
+
+def test_of_more_forged_shares_that_are_repeated_three_are_drawn_whoever_is_first() -> None:
+    forgers = [ShareForger(3, again=True, denies=False) for _ in range(60)]
+    joined = sum(isinstance(join_beside(forger, seed).outcome, Joined) for seed, forger in enumerate(forgers))
+    # Two of three, after the first of all was confirmed at once.
+    assert 28 <= joined <= 52
+    assert max(len(forger.confirmed) for forger in forgers) <= 3
+
+
+@pytest.mark.parametrize("denies", [False, True])
+def test_no_number_of_forged_shares_stops_a_client_that_knows_the_server(denies: bool) -> None:
+    for seed in range(5):
+        joining = join_beside(ShareForger(20, again=True, denies=denies), seed, knows=True)
+        assert isinstance(joining.outcome, Joined), joining.outcome
+
+
+def test_a_client_that_could_not_join_beside_forged_shares_says_so() -> None:
+    joinings = [join_beside(ShareForger(40, again=True, denies=denies), 1) for denies in (False, True)]
+    for joining in joinings:
+        assert isinstance(joining.outcome, Failed)
+        assert "somebody on the way" in joining.outcome.error().message
+
+
+def test_forged_shares_do_not_make_a_wrong_token_right_nor_cost_more_guesses() -> None:
+    for count in (0, 3):
+        forger = ShareForger(count, again=False, denies=False)
+        joining = join_beside(forger, 1, token="wrong")  # noqa: S106 - it is
+        assert isinstance(joining.outcome, Failed)
+        assert joining.outcome.failure is Failure.WRONG_TOKEN
+        assert forger.guesses == 1
+
+
+# -- CONFIRM and RESULT --------------------------------------------------------------------------------------
 
 
 def test_a_denial_that_is_not_remembered_is_the_same_again() -> None:
