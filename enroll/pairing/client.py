@@ -500,8 +500,9 @@ class PairingClient:
         return (MAX_ATTEMPTS if self._server_secret else MAX_CONFIRMS) - len(self._confirmations)
 
     def _is_contested(self) -> bool:
-        """Return whether more SHARE_Ss wait than may be confirmed."""
-        return len(self._spare_shares) > self._confirms_left()
+        """Return whether more SHARE_Ss wait than may be confirmed, and two answer the same SHARE_C: one is forged."""
+        attempts = [each.attempt for each in self._confirmations] + [attempt for _, attempt in self._spare_shares]
+        return len(self._spare_shares) > self._confirms_left() and len(set(attempts)) < len(attempts)
 
     def _confirm_spares(self, most: int) -> bool:
         """Confirm SHARE_Ss that wait, at most so many; return whether one was confirmed.

@@ -7,10 +7,15 @@ from functools import partial
 
 import pytest
 
+from rustguard_py.enroll.pairing import client as pairing_client
+from rustguard_py.enroll.pairing import server as pairing_server
+from rustguard_py.enroll.pairing import sessions
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.key_schedule import session_id
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Hello, Result, ShareC, ShareS
+from rustguard_py.enroll.pairing.spares import Spares
+from support.attack_table import Row
 from support.wire_link import SERVER, SERVER_KEY, Joining, Meddler, World
 
 Forge = Callable[[World, Hello, int], Challenge]
@@ -111,6 +116,34 @@ def joined_beside_forged_confirms(rate: int, seed: int) -> World:
     world.run(60)
     assert isinstance(begun[0].outcome, Joined), begun[0].outcome
     return world
+
+
+def joined_beside_confirms_before_each(count: int, seed: int) -> Joining:
+    """Join while somebody forges so many CONFIRMs before each real one."""
+    worlds: list[World] = []
+    begun: list[Joining] = []
+
+    def meddle(datagram: bytes, to_server: bool) -> list[bytes]:
+        confirm = Confirm.parse(datagram) if to_server else None
+        for _ in range(count if confirm is not None else 0):
+            assert confirm is not None
+            forged = Confirm(confirm.session, confirm.ct, confirm.sealed, worlds[0].random(32)).encode()
+            worlds[0].at(worlds[0].now, partial(worlds[0]._deliver, forged, begun[0].source, to_server=True))
+        return [datagram]
+
+    worlds.append(World(seed, meddler=meddle))
+    worlds[0].open()
+    begun.append(worlds[0].join(1))
+    worlds[0].run(90)
+    return begun[0]
+
+
+@pytest.mark.parametrize("count", [32, 64, 127])
+def test_forged_confirms_before_each_real_one_do_not_stop_a_join(count: int) -> None:
+    for seed in range(5):
+        joining = joined_beside_confirms_before_each(count, seed)
+        assert isinstance(joining.outcome, Joined)
+        assert joining.seconds < 5
 
 
 @pytest.mark.parametrize("rate", [32, 100, 400])
@@ -231,10 +264,60 @@ def test_forged_shares_do_not_make_a_wrong_token_right_nor_cost_more_guesses() -
         assert forger.guesses == 1
 
 
+# -- controls ------------------------------------------------------------------------------------------------
+
+on_the_path = pytest.mark.attack("forged messages on the path")
+
+
+@on_the_path
+def test_control_a_client_that_takes_the_fastest_shares_is_kept_out(
+    monkeypatch: pytest.MonkeyPatch, row: Row
+) -> None:
+    """The client confirms the first three SHARE_Ss that come, and drops the others."""
+    put = Spares.put
+
+    def put_first(spares: Spares[object], answer: object) -> None:
+        if len(spares) < 2 or isinstance(answer[0], Challenge):  # type: ignore[index]
+            put(spares, answer)
+
+    monkeypatch.setattr(Spares, "put", put_first)
+    joinings = [join_beside(ShareForger(3, again=False, denies=False), seed) for seed in range(20)]
+    joined = sum(isinstance(joining.outcome, Joined) for joining in joinings)
+    assert joined == 0
+    row.control(f"3 SHARE_Ss against a client that takes the first three: {joined} of 20 joined")
+
+
+@on_the_path
+def test_control_a_client_that_takes_the_fastest_challenges_is_kept_out(
+    monkeypatch: pytest.MonkeyPatch, row: Row
+) -> None:
+    """The client answers the first eight CHALLENGEs that come."""
+    monkeypatch.setattr(pairing_client, "MAX_ATTEMPTS", 8)
+    monkeypatch.setattr(Spares, "take", lambda spares, _=(): spares._once.pop(0) if spares._once else None)
+    monkeypatch.setattr(Spares, "meet", lambda *_: False)
+    count = sum(joined(of_another_server, 8, seed) for seed in range(20))
+    assert count == 0
+    row.control(f"8 CHALLENGEs against a client that answers the first eight: {count} of 20 joined")
+
+
+@on_the_path
+def test_control_a_session_that_looks_at_32_confirms_is_ended_by_forged_ones(
+    monkeypatch: pytest.MonkeyPatch, row: Row
+) -> None:
+    """A session evaluates the first 32 CONFIRMs, and then those that come next at its pace."""
+    monkeypatch.setattr(sessions, "_MISSED", 0)
+    joinings = [joined_beside_confirms_before_each(64, seed) for seed in range(20)]
+    count = sum(isinstance(joining.outcome, Joined) for joining in joinings)
+    # Between two of the client's own, a token of the pace is sometimes left for it.
+    assert count <= 3
+    row.control(f"64 CONFIRMs against a session that evaluates the first 32: {count} of 20 joined")
+
+
 # -- CONFIRM and RESULT --------------------------------------------------------------------------------------
 
 
-def test_a_denial_that_is_not_remembered_is_the_same_again() -> None:
+def test_a_denial_that_is_not_remembered_is_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairing_server, "_DENIALS", 32)
     seen: list[bytes] = []
 
     def listen(datagram: bytes, to_server: bool) -> list[bytes]:
