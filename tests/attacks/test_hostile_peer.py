@@ -31,6 +31,7 @@ IN_2150 = 5_680_281_600
 # -- another's key -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(43)
 @pytest.mark.attack("a token holder with another's public key")
 def test_who_knows_the_token_gets_nothing_with_a_key_that_is_not_its_own(site: Site, row: Row) -> None:
     home = site.home()
@@ -54,6 +55,7 @@ def test_who_knows_the_token_gets_nothing_with_a_key_that_is_not_its_own(site: S
     row.seen("refused as a wrong token is; the peer's session, endpoint and key unmoved")
 
 
+@pytest.mark.fault(43)
 @pytest.mark.attack("a token holder with another's public key")
 def test_control_without_the_proof_of_the_key_it_is_admitted(monkeypatch: pytest.MonkeyPatch, row: Row) -> None:
     """Both ends leave out the secret that only the key's owner and the server can compute."""
@@ -164,6 +166,7 @@ class _Shaking:
     def __init__(self, host: Host, server: str, path: Path) -> None:
         config = conf_reader.parse(path.read_text())
         self._host, (peer,) = host, config.peers
+        assert config.private_key is not None
         self._keys = [config.private_key.hex(), peer.public_key.hex()]
         self._server, self._preshared_key = server, peer.preshared_key.hex()
 
