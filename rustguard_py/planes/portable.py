@@ -297,8 +297,8 @@ class PortablePlane:
                     self._inbound.pump(sockets[fd], now)
             if deadline is not None and deadline <= now:
                 transport.handle_timeout(now)
-            for endpoint, datagram in transport.poll_transmit():
-                self._send_message(datagram, len(datagram), endpoint)
+            for endpoint, datagram, tos in transport.poll_transmit():
+                self._send_message(datagram, len(datagram), endpoint, tos)
 
     def _make_outbound(self) -> Outbound:
         return Outbound(self._transport, self._tun.fd, self._send_message, self._worker)
@@ -330,7 +330,7 @@ class PortablePlane:
             self._notes.append(note)
             self._events.put(Fault(note, fatal=False))
 
-    def _send_message(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> bool:
+    def _send_message(self, message: memoryview | bytes, segment: int, endpoint: Endpoint, tos: int) -> bool:
         """Send datagrams. Errors of the network are only counted.
 
         Returns:
@@ -341,7 +341,7 @@ class PortablePlane:
             self._transport.drop("no_socket")
             return True
         try:
-            return udp.send_from(message, segment, endpoint)
+            return udp.send_from(message, segment, endpoint, tos)
         except OSError as error:
             self._transport.drop(f"send_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
         return True

@@ -33,6 +33,7 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     Reason,
 )
+from rustguard_py.planes.ecn import changes, datagram_tos, mark, outer_tos
 from rustguard_py.planes.foreign_pace import ForeignPace
 from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
@@ -96,7 +97,7 @@ class Transport:
         self._pairing: PairingFilter | None = None
         self._deadlines: Deadlines[PlanePeer] = Deadlines()
         self._warm = WarmSessions()
-        self._transmit: list[tuple[Endpoint, bytes]] = []
+        self._transmit: list[tuple[Endpoint, bytes, int]] = []
         self._held = 0
 
     def set_mtu(self, mtu: int) -> None:
@@ -200,7 +201,7 @@ class Transport:
         """See `Plane.send`."""
         if self._pairing is not None:
             self._pairing.sent(datagram, now)
-        self._transmit.append((endpoint, datagram))
+        self._transmit.append((endpoint, datagram, datagram_tos(datagram)))
 
     def stats(self) -> PlaneStats:
         """See `Plane.stats`."""
@@ -218,10 +219,19 @@ class Transport:
         elif not self._transmit_sealed(peer, packet, now):
             self.hold(peer, packet, now)
 
-    def handle_datagram(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
-        """Handle one datagram from the network. Return the inner packet to deliver, if there is one."""
+    def handle_datagram(self, datagram: bytes, source: Endpoint, now: float, tos: int = 0) -> bytes | None:
+        """Handle one datagram from the network, with its TOS or traffic class.
+
+        Returns:
+            The inner packet to deliver, if there is one.
+        """
         if datagram[:4] == DATA_PREFIX:
-            return self._open(datagram, source, now)
+            inner = self._open(datagram, source, now)
+            if inner is not None and changes(tos):
+                packet = bytearray(inner)
+                mark(packet, tos)
+                return bytes(packet)
+            return inner
         if datagram[:3] == FOREIGN_PREFIX:
             self._handle_foreign(datagram, source, now)
         else:
@@ -251,8 +261,8 @@ class Transport:
         """Return the latest time to call `handle_timeout`, or None."""
         return self._deadlines.next()
 
-    def poll_transmit(self) -> list[tuple[Endpoint, bytes]]:
-        """Remove and return the datagrams to send, in order."""
+    def poll_transmit(self) -> list[tuple[Endpoint, bytes, int]]:
+        """Remove and return the datagrams to send, in order: where to, the datagram, its TOS or traffic class."""
         transmit, self._transmit = self._transmit, []
         return transmit
 
@@ -356,7 +366,7 @@ class Transport:
         datagram = self.seal(peer, packet, now)
         if datagram is None or peer.endpoint is None:
             return False
-        self._transmit.append((peer.endpoint, datagram))
+        self._transmit.append((peer.endpoint, datagram, outer_tos(packet)))
         return True
 
     def _open(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
@@ -409,7 +419,7 @@ class Transport:
             case pairing_filter.Answer(answer):
                 if pairing_filter.is_revision(answer):
                     self.drop(pairing_filter.REVISION_REASON)
-                self._transmit.append((source, answer))
+                self._transmit.append((source, answer, 0))
             case pairing_filter.Drop(reason):
                 self.drop(reason)
 
@@ -431,7 +441,7 @@ class Transport:
             self._emit(HandshakeReceived(datagram, source, proven=verdict is Verdict.PROVEN))
             return
         if verdict is Verdict.CHALLENGE:
-            self._transmit.append((source, self._gate.challenge(datagram, source, now)))
+            self._transmit.append((source, self._gate.challenge(datagram, source, now), 0))
         self.drop(verdict.value)
 
     def _answers_us(self, datagram: bytes, size: int, at: int) -> bool:

@@ -22,6 +22,7 @@ class MemoryPlane:
     Attributes:
         now: The time of every command and packet; set it, or call `advance`.
         outgoing: Datagrams for the network, in order: (endpoint, datagram).
+        tos: The TOS or traffic class of each of them.
         delivered: Inner packets for the interface.
         events: What Python would be told.
         closed: Whether `close` was called.
@@ -38,6 +39,7 @@ class MemoryPlane:
     ) -> None:
         self.now = now
         self.outgoing: list[tuple[Endpoint, bytes]] = []
+        self.tos: list[int] = []
         self.delivered: list[bytes] = []
         self.events: list[Event] = []
         self.closed = False
@@ -54,9 +56,9 @@ class MemoryPlane:
         self.transport.handle_packet(packet, self.now)
         self._flush()
 
-    def datagram_in(self, datagram: bytes, source: Endpoint) -> None:
+    def datagram_in(self, datagram: bytes, source: Endpoint, tos: int = 0) -> None:
         """A datagram comes from the network."""
-        inner = self.transport.handle_datagram(datagram, source, self.now)
+        inner = self.transport.handle_datagram(datagram, source, self.now, tos)
         if inner is not None:
             self.delivered.append(inner)
         self._flush()
@@ -76,7 +78,7 @@ class MemoryPlane:
 
     def take_outgoing(self) -> list[tuple[Endpoint, bytes]]:
         """Give the datagrams so far and forget them."""
-        outgoing, self.outgoing[:] = list(self.outgoing), []
+        outgoing, self.outgoing[:], self.tos[:] = list(self.outgoing), [], []
         return outgoing
 
     def take_delivered(self) -> list[bytes]:
@@ -85,7 +87,9 @@ class MemoryPlane:
         return delivered
 
     def _flush(self) -> None:
-        self.outgoing += self.transport.poll_transmit()
+        for endpoint, datagram, tos in self.transport.poll_transmit():
+            self.outgoing.append((endpoint, datagram))
+            self.tos.append(tos)
 
     def set_peer(
         self,

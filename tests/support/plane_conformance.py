@@ -32,11 +32,12 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     Reason,
 )
+from rustguard_py.planes.ecn import CE, ECT_0, ECT_1, HANDSHAKE_TOS, NOT_ECT
 from rustguard_py.planes.gate import BURST
 from rustguard_py.planes.keypairs import Session
 from rustguard_py.protocol import cookie, wire
 from support.memory_plane import MemoryPlane
-from support.packets import udp_packet
+from support.packets import mark_of, naive_sum, udp_packet, with_mark
 
 ALICE, BOB, ELSEWHERE = ("192.0.2.1", 51820), ("192.0.2.2", 51820), ("2001:db8::9", 4000, 0, 0)
 ALICE4, BOB4, ALICE6, BOB6 = "10.9.0.1", "10.9.0.2", "fd00::1", "fd00::2"
@@ -282,6 +283,53 @@ class PlaneConformance:
         pair.bob.take_outgoing()
         pair.bob.packet_out(to_alice())
         assert [(to, local_of(to)) for to, _ in pair.bob.outgoing] == [(ALICE, None)]
+
+    # Congestion.
+
+    @pytest.mark.parametrize("ends", [(ALICE4, BOB4), (ALICE6, BOB6)])
+    def test_the_mark_of_a_packet_is_that_of_its_datagram(self, pair: Pair, ends: tuple[str, str]) -> None:
+        packets = [with_mark(udp_packet(*ends, bytes([mark]) * 100), mark) for mark in range(4)]
+        # Held ones, and ones that find a session. What is already marked leaves as ECT(0).
+        for packet in packets:
+            pair.alice.packet_out(packet)
+        pair.handshake()
+        assert pair.alice.tos == [NOT_ECT, ECT_1, ECT_0, ECT_0]
+        pair.carry()
+        for packet in packets:
+            pair.alice.packet_out(packet)
+        assert pair.alice.tos == [NOT_ECT, ECT_1, ECT_0, ECT_0]
+        pair.carry()
+        assert pair.bob.delivered == packets * 2
+
+    @pytest.mark.parametrize("ends", [(ALICE4, BOB4), (ALICE6, BOB6)])
+    def test_congestion_on_the_way_is_reported_inside(self, pair: Pair, ends: tuple[str, str]) -> None:
+        pair.connect()
+        # By the inner mark, then the outer one, as in the kernel: not ECN-capable, ECT(1), ECT(0), CE.
+        table = ((0, 0, 0, 0), (1, 1, 1, 3), (2, 1, 2, 3), (3, 3, 3, 3))
+        for inner, row in enumerate(table):
+            packet = udp_packet(*ends, bytes(100))
+            for outer, expected in enumerate(row):
+                pair.alice.packet_out(with_mark(packet, inner))
+                ((_, datagram),) = pair.alice.take_outgoing()
+                pair.bob.datagram_in(datagram, ALICE, HANDSHAKE_TOS | outer)
+                assert pair.bob.take_delivered() == [with_mark(packet, expected)], (inner, outer)
+
+    def test_a_wrong_header_checksum_stays_wrong_where_congestion_is_reported(self, pair: Pair) -> None:
+        pair.connect()
+        packet = bytearray(with_mark(to_bob(), ECT_0))
+        packet[10] ^= 1
+        pair.alice.packet_out(bytes(packet))
+        ((_, datagram),) = pair.alice.take_outgoing()
+        pair.bob.datagram_in(datagram, ALICE, CE)
+        (delivered,) = pair.bob.delivered
+        assert mark_of(delivered) == CE
+        assert naive_sum(delivered[:20]) != 0xFFFF
+
+    def test_handshakes_are_marked_and_keepalives_are_not(self, pair: Pair) -> None:
+        for datagram in (b"\1\0\0\0" + bytes(144), b"\2\0\0\0" + bytes(88), b"\3\0\0\0" + bytes(60), b"RGE1 hello"):
+            pair.alice.send(BOB, datagram)
+        pair.handshake()
+        assert pair.alice.tos == [HANDSHAKE_TOS, HANDSHAKE_TOS, 0, 0, 0]
 
     @pytest.mark.fault(18)
     def test_forged_data_with_a_live_index_moves_nothing(self, pair: Pair) -> None:

@@ -32,11 +32,11 @@ class Ends:
         self.one, self.two = (Udp(loopback(family), self.said.append) for _ in range(2))
         self.into = [memoryview(bytearray(65536))]
 
-    def take(self) -> tuple[bytes, int, Endpoint]:
+    def take(self) -> tuple[bytes, int, Endpoint, int]:
         """The next message at the second socket."""
         assert select.select([self.two.fd], [], [], 60.0)[0]
-        size, segment, source = self.two.receive(self.into)
-        return bytes(self.into[0][:size]), segment, source
+        size, segment, source, tos = self.two.receive(self.into)
+        return bytes(self.into[0][:size]), segment, source, tos
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6])
@@ -58,14 +58,14 @@ def test_what_was_heard_at_an_address_is_answered_from_it(everywhere: str, at: s
     try:
         one.send(b"1" * 30, 10, (at, two.socket.getsockname()[1]))
         assert select.select([two.fd], [], [], 60.0)[0]
-        _, _, source = two.receive(into)
+        _, _, source, _ = two.receive(into)
         packed = socket.inet_pton(two.family, at)
         assert local_of(source) == packed
         for local, from_there in ((packed, True), (socket.inet_pton(two.family, gone), False)):
             for segment in (10, 30):
                 assert two.send_from(b"2" * 30, segment, heard(source, local)) is from_there
                 assert select.select([one.fd], [], [], 60.0)[0]
-                _, _, back = one.receive(into)
+                _, _, back, _ = one.receive(into)
                 assert back[0] == at or not from_there
         assert said == []
     finally:
@@ -78,7 +78,7 @@ def test_a_message_arrives_as_the_datagrams_it_was_cut_into(ends: Ends) -> None:
     ends.one.send(memoryview(message), 1000, ends.two.socket.getsockname())
     got = b""
     while len(got) < len(message):
-        part, segment, source = ends.take()
+        part, segment, source, _ = ends.take()
         assert source == ends.one.socket.getsockname()
         assert segment in (1000, len(part))
         got += part
@@ -86,6 +86,21 @@ def test_a_message_arrives_as_the_datagrams_it_was_cut_into(ends: Ends) -> None:
     assert ends.said == []
     with pytest.raises(BlockingIOError):
         ends.two.receive(ends.into)
+
+
+def test_a_burst_arrives_with_its_mark(ends: Ends) -> None:
+    """Also where the kernel reports the mark together with the size of merged datagrams and their address."""
+    target = ends.two.socket.getsockname()
+    for tos in (0, 1, 2, 3, 0x88):
+        ends.one.send(memoryview(bytes(1000 * 20)), 1000, target, tos)
+        ends.one.send(bytes(30), 30, target, tos)
+        got, merged = 0, False
+        while got < 1000 * 20 + 30:
+            part, segment, source, found = ends.take()
+            assert (found, local_of(source) is not None) == (tos, True)
+            got, merged = got + len(part), merged or len(part) > segment
+        assert merged
+    assert ends.said == []
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])

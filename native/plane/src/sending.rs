@@ -22,25 +22,34 @@ impl Io {
 
     /// Send datagrams, in one system call if possible.
     fn send_all(&self, mut transmits: &[Transmit], queue: usize, patience: Patience) {
-        while let Some(Transmit { endpoint, datagram }) = transmits.first() {
+        while let Some(Transmit { endpoint, datagram, tos }) = transmits.first() {
             let together = if transmits.len() > 1 && self.xdp.is_none() {
                 self.socket(queue, *endpoint).map_or(0, |socket| socket.send_together(transmits))
             } else {
                 0
             };
             if together == 0 {
-                self.send(datagram, datagram.len(), *endpoint, queue, patience);
+                self.send(datagram, datagram.len(), *endpoint, *tos, queue, patience);
             }
             transmits = &transmits[together.max(1)..];
         }
     }
 
-    /// Send a message as datagrams of `segment` bytes. Refusals by the network are only counted.
+    /// Send a message as datagrams of `segment` bytes, with this TOS or traffic class. Refusals by the
+    /// network are only counted.
     ///
     /// Return false if the kernel refused the endpoint's local address and the datagrams left from
     /// another.
-    pub fn send(&self, message: &[u8], segment: usize, endpoint: Endpoint, queue: usize, patience: Patience) -> bool {
-        let done = self.send_by_xdp(message, segment, endpoint, queue, patience);
+    pub fn send(
+        &self,
+        message: &[u8],
+        segment: usize,
+        endpoint: Endpoint,
+        tos: u8,
+        queue: usize,
+        patience: Patience,
+    ) -> bool {
+        let done = self.send_by_xdp(message, segment, endpoint, tos, queue, patience);
         if done > 0 && done == message.len() {
             return true;
         }
@@ -49,7 +58,7 @@ impl Io {
             self.transport.drops.count(DropReason::NoSocket, 1);
             return true;
         };
-        let (sent, from_there) = socket.send_from(message, segment, endpoint, patience);
+        let (sent, from_there) = socket.send_from(message, segment, endpoint, tos, patience);
         match sent {
             Ok(Sent::Whole) => {}
             Ok(Sent::Singly(error)) => {
@@ -66,11 +75,12 @@ impl Io {
         message: &[u8],
         segment: usize,
         endpoint: Endpoint,
+        tos: u8,
         queue: usize,
         patience: Patience,
     ) -> usize {
         let Some(xdp) = &self.xdp else { return 0 };
-        xdp.send(message, segment, endpoint, queue, patience).unwrap_or_else(|error| {
+        xdp.send(message, segment, endpoint, tos, queue, patience).unwrap_or_else(|error| {
             self.transport.drops.count_other(format!("xdp_{}", error_word(&error)));
             message.len()
         })

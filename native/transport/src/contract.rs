@@ -177,6 +177,8 @@ pub struct Transmit {
     pub endpoint: Endpoint,
     /// The whole datagram.
     pub datagram: Vec<u8>,
+    /// The TOS or traffic class of its IP header.
+    pub tos: u8,
 }
 
 /// The results of a call: events for Python and datagrams for the network, each in order.

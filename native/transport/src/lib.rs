@@ -18,6 +18,7 @@ pub mod contract;
 pub mod cookie;
 mod draft;
 pub mod drops;
+pub mod ecn;
 pub mod ethernet;
 pub mod event_queue;
 pub mod foreign;

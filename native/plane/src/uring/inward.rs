@@ -170,6 +170,7 @@ impl Inward<'_> {
             size: payload.len(),
             segment: details.segment.unwrap_or(payload.len()),
             source: Endpoint { remote: address_of(&name)?, local: details.local },
+            tos: details.tos,
         })
     }
 

@@ -25,6 +25,7 @@ use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 
 use transport::contract::Endpoint;
+use transport::ethernet::Fields;
 
 use crate::descriptor::{check, own};
 use crate::udp::Udp;
@@ -150,6 +151,7 @@ impl Xdp {
         message: &[u8],
         segment: usize,
         endpoint: Endpoint,
+        tos: u8,
         worker: usize,
         patience: Patience,
     ) -> io::Result<usize> {
@@ -164,8 +166,8 @@ impl Xdp {
             return Ok(0);
         }
         let channel = &self.channels[worker % self.channels.len()];
-        let ports = (bound.port(), remote.port());
-        channel.send(&self.umem, &route.path, ports, message, segment, patience)
+        let fields = Fields { source_port: bound.port(), destination_port: remote.port(), tos };
+        channel.send(&self.umem, &route.path, fields, message, segment, patience)
     }
 
     /// Follow the kernel's routes and neighbours until `stop` is readable. Return false if the

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Transport;
 use crate::contract::{Endpoint, Keypair, NEVER, Network, Outbox, PairingGate, PeerId, Seconds, Transmit};
 use crate::drops::DropReason;
+use crate::ecn;
 use crate::keypairs::Session;
 use crate::liveness::NO_ANSWER_JITTER;
 use crate::locks::lock;
@@ -35,7 +36,8 @@ impl Transport {
         if datagram.starts_with(FOREIGN_MAGIC) {
             lock(&self.pairing).iter_mut().for_each(|filter| filter.sent(&datagram, now));
         }
-        out.transmits.push(Transmit { endpoint, datagram });
+        let tos = ecn::of_datagram(&datagram);
+        out.transmits.push(Transmit { endpoint, datagram, tos });
     }
 
     /// Add a peer or change it. Its sessions are kept. If the persistent keepalive is turned on,

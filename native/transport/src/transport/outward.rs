@@ -7,6 +7,7 @@ use super::{Tally, Transport};
 use crate::aead::Aead;
 use crate::contract::{MAX_STAGED_PACKETS, Outbox, Reason, Seconds, Transmit};
 use crate::drops::DropReason;
+use crate::ecn;
 use crate::ip::destination;
 use crate::keypairs::Session;
 use crate::peers::{Peer, PeerState};
@@ -50,7 +51,7 @@ impl Transport {
         session.sealer().seal(nonce, &mut datagram[DATA_HEADER_SIZE..]);
         let tally = Tally { datagrams: 1, bytes: datagram.len(), data: !packet.is_empty() };
         self.sent(peer, state, &session, tally, now, out);
-        out.transmits.push(Transmit { endpoint, datagram });
+        out.transmits.push(Transmit { endpoint, datagram, tos: ecn::outer(packet) });
         true
     }
 
