@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
 
-from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId, at_once, is_same
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.allowed_ips import AllowedIps
@@ -419,7 +419,7 @@ class Transport:
             case pairing_filter.Answer(answer):
                 if pairing_filter.is_revision(answer):
                     self.drop(pairing_filter.REVISION_REASON)
-                self._transmit.append((source, answer, 0))
+                self._transmit.append((at_once(source), answer, 0))
             case pairing_filter.Drop(reason):
                 self.drop(reason)
 
@@ -441,7 +441,7 @@ class Transport:
             self._emit(HandshakeReceived(datagram, source, proven=verdict is Verdict.PROVEN))
             return
         if verdict is Verdict.CHALLENGE:
-            self._transmit.append((source, self._gate.challenge(datagram, source, now), 0))
+            self._transmit.append((at_once(source), self._gate.challenge(datagram, source, now), 0))
         self.drop(verdict.value)
 
     def _answers_us(self, datagram: bytes, size: int, at: int) -> bool:

@@ -63,8 +63,9 @@ class Udp:
         self._writable = select.poll()
         self._writable.register(self.fd, select.POLLOUT)
         self._receive = bound.recvmsg_into
-        # The source of the last message, the local address that it came to, and the endpoint made of both.
-        self._heard: tuple[Endpoint, bytes, Endpoint] | None = None
+        # The source of the last message, the local address that it came to and the interface, and the endpoint made
+        # of them.
+        self._heard: tuple[Endpoint, bytes, bytes, Endpoint] | None = None
         bound.setblocking(False)
         for forced, ordinary in (
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
@@ -115,21 +116,22 @@ class Udp:
                 segment = int.from_bytes(data[:4], sys.byteorder)
             elif level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
                 # For a broadcast this is the address to answer from.
-                source = self._at(source, data[4:8])
+                source = self._at(source, data[4:8], data[:4])
             elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and data[0] != _MULTICAST:
-                source = self._at(source, data[:16])
+                source = self._at(source, data[:16], data[16:20])
             elif level == socket.IPPROTO_IP and kind == socket.IP_TOS:
                 tos = data[0]
             elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_TCLASS:
                 tos = int.from_bytes(data[:4], sys.byteorder)
         return size, segment, source, tos
 
-    def _at(self, source: Endpoint, local: bytes) -> Endpoint:
-        """Return `source` as heard at a local address: the same object as long as both stay the same."""
+    def _at(self, source: Endpoint, local: bytes, interface: bytes) -> Endpoint:
+        """Return `source` as heard at an address of an interface: the same object as long as all stay the same."""
         last = self._heard
-        if last is None or last[0] != source or last[1] != local:
-            last = self._heard = (source, local, heard(source, local))
-        return last[2]
+        if last is None or last[0] != source or last[1] != local or last[2] != interface:
+            number = int.from_bytes(interface, sys.byteorder)
+            last = self._heard = (source, local, interface, heard(source, local, number))
+        return last[3]
 
     def send_from(self, message: memoryview | bytes, segment: int, endpoint: Endpoint, tos: int = 0) -> bool:
         """Send as `send` does. If the kernel refuses the endpoint's local address, let it choose another.

@@ -14,6 +14,7 @@ import pytest
 from rustguard_py.model.endpoint import Endpoint, heard, local_of
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.planes import udp
+from rustguard_py.planes.sources import Sources
 from rustguard_py.planes.udp import Udp
 from rustguard_py.system.sockets import bind
 
@@ -71,6 +72,27 @@ def test_what_was_heard_at_an_address_is_answered_from_it(everywhere: str, at: s
     finally:
         one.close()
         two.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_address_is_used_while_the_route_leads_over_its_interface(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    local = socket.inet_pton(family, host)
+    remote: Endpoint = (host, 7, 0, 0) if ":" in host else (host, 7)
+    sources = Sources()
+    try:
+        for _ in range(2):
+            for number, kept in ((1, True), (9999, False), (0, True), (1, True)):
+                usable = sources.usable(heard(remote, local, number))
+                assert (usable, local_of(usable)) == (remote, local if kept else None)
+            assert sources.usable(remote) is remote
+            sources.renew()
+        if family == socket.AF_INET:
+            assert local_of(sources.usable(heard(remote, b"\xc0\x00\x02\x63", 1))) is None
+        sources.set_mark(5)
+        assert local_of(sources.usable(heard(remote, local, 1))) == local
+    finally:
+        sources.close()
 
 
 def test_a_message_arrives_as_the_datagrams_it_was_cut_into(ends: Ends) -> None:

@@ -16,6 +16,7 @@ use crate::events::Events;
 use crate::io::{Io, Queue};
 use crate::kernel;
 use crate::notes::Notes;
+use crate::sources::Sources;
 use crate::steering::{GATE_LANES, steer};
 use crate::tun::{self, TunError};
 use crate::udp::Udp;
@@ -86,6 +87,13 @@ impl Lasting {
         let mut io = Io::new(shared.0, shared.1, shared.2, shared.3, queues, self.merge_udp, self.uring)?;
         if let Some(name) = &self.xdp {
             use_xdp(&mut io, name);
+        }
+        let sources = io.sockets().next().map_or(Ok(0), Udp::mark).and_then(Sources::open);
+        match sources {
+            Ok(sources) => io.sources = Some(sources),
+            Err(error) => {
+                io.note(&format!("A better route is noticed late: the kernel refuses to report it ({error})."))
+            }
         }
         lacks.iter().for_each(|lack| io.note(lack));
         match open_gate(&io.queues) {
@@ -221,7 +229,9 @@ impl Plane {
             if let Some(xdp) = &io.xdp {
                 xdp.set_mark(mark);
             }
-            io.sockets().try_for_each(|socket| socket.set_mark(mark))
+            io.sockets().try_for_each(|socket| socket.set_mark(mark))?;
+            io.sources.iter().for_each(|sources| sources.set_mark(mark));
+            Ok(())
         });
         set.unwrap_or(Ok(()))
     }

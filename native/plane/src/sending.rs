@@ -15,6 +15,9 @@ impl Io {
         for event in out.events.drain(..) {
             self.put(event);
         }
+        for transmit in &mut out.transmits {
+            transmit.endpoint = self.usable(transmit.endpoint);
+        }
         self.send_all(&out.transmits, queue, patience);
         out.transmits.clear();
         self.alarm.set(self.transport.poll_timeout());
@@ -49,6 +52,7 @@ impl Io {
         queue: usize,
         patience: Patience,
     ) -> bool {
+        let endpoint = self.usable(endpoint);
         let done = self.send_by_xdp(message, segment, endpoint, tos, queue, patience);
         if done > 0 && done == message.len() {
             return true;
@@ -84,6 +88,12 @@ impl Io {
             self.transport.drops.count_other(format!("xdp_{}", error_word(&error)));
             message.len()
         })
+    }
+
+    /// Return the endpoint without its local address if another route is better than the one from
+    /// there. Where nobody can ask for routes, the address is used.
+    pub fn usable(&self, endpoint: Endpoint) -> Endpoint {
+        self.sources.as_ref().map_or(endpoint, |sources| sources.usable(endpoint))
     }
 
     /// Return the number that stands for the gate where a queue is expected.

@@ -19,11 +19,15 @@ use transport::contract::{Event, Outbox};
 
 use crate::descriptor::{TimerFd, now, wait};
 use crate::io::Io;
+use crate::sources::Sources;
 use crate::udp_side::Patience;
 use crate::{syscalls, uring};
 
 /// The nice(2) value of the thread at the gate: the threads that move data are served first.
 const GATE_NICE: libc::c_int = 5;
+
+/// Milliseconds between two looks at what changed in the system's network.
+const NEWS_PAUSE: libc::c_int = 10;
 
 /// Start the threads. If one can't be started, those that run end again.
 pub fn start(io: &Arc<Io>) -> io::Result<Vec<JoinHandle<()>>> {
@@ -114,10 +118,13 @@ fn routes(io: &Io) -> io::Result<()> {
     Ok(())
 }
 
-/// Do what is due at each deadline.
+/// Do what is due at each deadline, and notice other routes.
 fn timers(io: &Io) -> io::Result<()> {
     let timer = TimerFd::new()?;
     let mut outbox = Outbox::default();
+    let news = io.sources.as_ref().map_or(-1, Sources::fd);
+    // News come in crowds: after each look there is a pause.
+    let mut pausing = false;
     while io.goes_on() {
         let next = io.transport.poll_timeout().unwrap_or(f64::INFINITY);
         io.alarm.fall_asleep(next);
@@ -125,7 +132,12 @@ fn timers(io: &Io) -> io::Result<()> {
         // noticed here.
         if io.transport.poll_timeout().unwrap_or(f64::INFINITY) == next {
             timer.set(next)?;
-            wait([timer.fd(), io.alarm.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;
+            let heard = [timer.fd(), io.alarm.fd(), io.stop.fd(), if pausing { -1 } else { news }];
+            let ready = wait(heard.map(|fd| (fd, libc::POLLIN)), if pausing { NEWS_PAUSE } else { -1 })?;
+            pausing = ready & 1 << 3 != 0;
+            if let (true, Some(sources)) = (pausing, &io.sources) {
+                sources.renew();
+            }
         }
         io.alarm.wake_up();
         io.transport.handle_timeout(now(), &mut outbox);

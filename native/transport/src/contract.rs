@@ -35,12 +35,15 @@ pub const MAX_STAGED_PACKETS: usize = 128;
 pub type PeerId = u64;
 
 /// A peer's address, and our address to send to it from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// The peer's address.
     pub remote: SocketAddr,
     /// Our address that the peer sent to. None lets the kernel choose.
     pub local: Option<IpAddr>,
+    /// The number of the interface that it came by. 0 if that doesn't matter: then the local address
+    /// is used whatever the route.
+    pub interface: u32,
 }
 
 impl Endpoint {
@@ -48,11 +51,17 @@ impl Endpoint {
     pub fn plain(self) -> Self {
         self.remote.into()
     }
+
+    /// Return the same endpoint for an answer at once. Nobody looks up the route to somebody who has
+    /// proved nothing.
+    pub fn at_once(self) -> Self {
+        Self { interface: 0, ..self }
+    }
 }
 
 impl From<SocketAddr> for Endpoint {
     fn from(remote: SocketAddr) -> Self {
-        Self { remote, local: None }
+        Self { remote, local: None, interface: 0 }
     }
 }
 

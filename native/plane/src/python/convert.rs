@@ -34,8 +34,12 @@ pub fn key(object: &Bound<'_, PyAny>) -> PyResult<Zeroizing<[u8; 32]>> {
 /// Convert the contract's Endpoint, with our address that it was heard at.
 pub fn endpoint(object: &Bound<'_, PyAny>) -> PyResult<Endpoint> {
     let tuple = object.cast::<PyTuple>()?;
-    let local = if tuple.is_exact_instance_of::<PyTuple>() { None } else { Some(local(&object.getattr("local")?)?) };
-    Ok(Endpoint { remote: remote(tuple)?, local })
+    let remote = remote(tuple)?;
+    if tuple.is_exact_instance_of::<PyTuple>() {
+        return Ok(remote.into());
+    }
+    let local = Some(local(&object.getattr("local")?)?);
+    Ok(Endpoint { remote, local, interface: object.getattr("interface")?.extract()? })
 }
 
 /// Convert an address of 4 or 16 bytes.
@@ -74,7 +78,7 @@ fn zone_index(py: Python<'_>, zone: &str) -> PyResult<u32> {
 
 /// Convert to an endpoint of the socket module, or to the contract's `heard` if our address is
 /// known.
-pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local }: Endpoint) -> PyResult<Bound<'_, PyAny>> {
+pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local, interface }: Endpoint) -> PyResult<Bound<'_, PyAny>> {
     let host = remote.ip().to_string();
     let plain = match remote {
         SocketAddr::V4(_) => (host, remote.port()).into_pyobject(py),
@@ -82,8 +86,8 @@ pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local }: Endpoint) -> Py
     }?;
     match local {
         None => Ok(plain.into_any()),
-        Some(IpAddr::V4(v4)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v4.octets()))),
-        Some(IpAddr::V6(v6)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v6.octets()))),
+        Some(IpAddr::V4(v4)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v4.octets()), interface)),
+        Some(IpAddr::V6(v6)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v6.octets()), interface)),
     }
 }
 

@@ -110,6 +110,8 @@ pub struct Details {
     pub segment: Option<usize>,
     /// Our address that it was sent to.
     pub local: Option<IpAddr>,
+    /// The number of the interface that it came by, 0 if the kernel doesn't report it.
+    pub interface: u32,
     /// The TOS or traffic class. 0 if the kernel doesn't report it.
     pub tos: u8,
 }
@@ -132,12 +134,14 @@ impl Details {
                     }
                     (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                         // For a broadcast this is the address to answer from.
-                        let to = data.cast::<libc::in_pktinfo>().read_unaligned().ipi_spec_dst;
-                        found.local = local(Ipv4Addr::from(to.s_addr.to_ne_bytes()).into());
+                        let to = data.cast::<libc::in_pktinfo>().read_unaligned();
+                        found.local = local(Ipv4Addr::from(to.ipi_spec_dst.s_addr.to_ne_bytes()).into());
+                        found.interface = to.ipi_ifindex as u32;
                     }
                     (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                        let to = data.cast::<libc::in6_pktinfo>().read_unaligned().ipi6_addr;
-                        found.local = local(Ipv6Addr::from(to.s6_addr).into());
+                        let to = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                        found.local = local(Ipv6Addr::from(to.ipi6_addr.s6_addr).into());
+                        found.interface = to.ipi6_ifindex;
                     }
                     (libc::IPPROTO_IP, libc::IP_TOS) => found.tos = data.read(),
                     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {

@@ -172,9 +172,9 @@ impl Udp {
         })?;
         for n in 0..count as usize {
             let size = headers[n].msg_len as usize;
-            let Details { segment, local, tos } = Details::of(&headers[n].msg_hdr);
+            let Details { segment, local, interface, tos } = Details::of(&headers[n].msg_hdr);
             if let Some(remote) = address_of(&names[n]) {
-                let (segment, source) = (segment.unwrap_or(size), Endpoint { remote, local });
+                let (segment, source) = (segment.unwrap_or(size), Endpoint { remote, local, interface });
                 into.messages.push(Message { at: n * MESSAGE, size, segment, source, tos });
             }
         }
@@ -323,7 +323,7 @@ mod tests {
                 wait([(other.fd(), libc::POLLIN)], 1000).unwrap();
                 other.receive(&mut receiver).unwrap();
                 for message in &receiver.messages {
-                    assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()) });
+                    assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()), interface: 1 });
                     let bytes = &receiver.buffer[message.at..message.at + message.size];
                     datagrams.extend(bytes.chunks(message.segment).map(<[u8]>::to_vec));
                 }
@@ -346,7 +346,7 @@ mod tests {
                     other.receive(&mut receiver).unwrap();
                     for message in &receiver.messages {
                         // Nothing else that the kernel reports is cut off for it.
-                        assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()) });
+                        assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()), interface: 1 });
                         assert_eq!(message.tos, tos);
                         got += message.size;
                         merged |= message.size > message.segment;

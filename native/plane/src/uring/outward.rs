@@ -151,6 +151,7 @@ impl Sink for Outward<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
         self.packets += message.len().div_ceil(segment);
         self.bytes += message.len();
+        let endpoint = self.io.usable(endpoint);
         let socket = self.io.socket(self.queue, endpoint);
         let cut = message.len() > segment;
         let sent = socket.is_some_and(|socket| {

@@ -126,7 +126,7 @@ impl Channel {
 
     /// Take the datagrams that wait. Neighbours of one source, mark and size become one message.
     ///
-    /// `scope`: the interface of a link-local source. `merged`: the kernel may have merged several
+    /// `scope`: the interface. `merged`: the kernel may have merged several
     /// datagrams into one without reporting it.
     pub fn receive(&self, umem: &Umem, into: &mut Receiver, scope: u32, merged: bool) {
         into.messages.clear();
@@ -144,7 +144,7 @@ impl Channel {
                 into.buffer[used..used + size].copy_from_slice(payload);
                 let segment = if merged { segment_size(payload) } else { size };
                 let (remote, local) = (scoped(datagram.source, scope), Some(datagram.destination));
-                let source = Endpoint { remote, local };
+                let source = Endpoint { remote, local, interface: scope };
                 let message = Message { at: used, size, segment, source, tos: datagram.tos };
                 append(&mut into.messages, message);
                 used += size;

@@ -2,7 +2,7 @@
 //!
 //! - `program` is what the interface runs, made by `assembler` and loaded by `bpf`.
 //! - `channel` is a socket of one queue of the interface, over `ring` and `memory`.
-//! - `routes` finds where to send, by `netlink`.
+//! - `routes` finds where to send, by [`crate::netlink`].
 //! - [`transport::ethernet`] builds and reads the frames.
 //!
 //! The ordinary sockets stay open for everything else: other interfaces, hosts whose neighbour
@@ -14,7 +14,6 @@ mod bound;
 mod bpf;
 mod channel;
 mod memory;
-mod netlink;
 mod program;
 mod ring;
 mod routes;
@@ -28,6 +27,7 @@ use transport::contract::Endpoint;
 use transport::ethernet::Fields;
 
 use crate::descriptor::{check, own};
+use crate::netlink::Netlink;
 use crate::udp::Udp;
 use crate::udp_side::{Patience, Receiver};
 use crate::xdp::bound::Bound;
@@ -99,7 +99,7 @@ impl Xdp {
         let interface = index(name).map_err(at("the interface"))?;
         let queues = queues(name).min(MOST_QUEUES);
         let bound = Bound::of(sockets).map_err(at("the sockets"))?;
-        let link = netlink::Netlink::open().and_then(|netlink| netlink.link(interface));
+        let link = Netlink::open(&[]).and_then(|netlink| netlink.link(interface));
         let link = link.and_then(|link| link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV)));
         let mtu = link.map_err(at("the interface"))?.mtu;
         let longest = (transport::ethernet::ETHERNET + mtu).min(FRAME - HEADROOM) as u16;
@@ -155,7 +155,7 @@ impl Xdp {
         worker: usize,
         patience: Patience,
     ) -> io::Result<usize> {
-        let Endpoint { remote, local } = endpoint;
+        let Endpoint { remote, local, .. } = endpoint;
         let Some(route) = self.routes.find(remote) else { return Ok(0) };
         let Some(bound) = self.bound.family(remote.is_ipv4()) else { return Ok(0) };
         // The route is from the address that the kernel would choose.

@@ -144,7 +144,7 @@ impl Transport {
                 if pairing::is_revision(&datagram) {
                     self.drops.count(DropReason::PairingRevision, 1);
                 }
-                out.transmits.push(Transmit { endpoint: source, datagram, tos: 0 });
+                out.transmits.push(Transmit { endpoint: source.at_once(), datagram, tos: 0 });
             }
             pairing::Verdict::Drop(reason) => self.drops.count(reason, 1),
         }
@@ -176,7 +176,7 @@ impl Transport {
             }
             Verdict::Drop(reason) => self.drops.count(reason, 1),
             Verdict::Challenge(reply) => {
-                out.transmits.push(Transmit { endpoint: source, datagram: reply, tos: 0 });
+                out.transmits.push(Transmit { endpoint: source.at_once(), datagram: reply, tos: 0 });
                 self.drops.count(DropReason::Challenged, 1);
             }
         }
