@@ -52,6 +52,8 @@ MOVED_INTERVAL = 0.1
 # Packets held for all peers together, so that many silent peers can't use up the memory.
 MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
 
+# Types of handshake messages that belong to a peer, by their length.
+_HANDSHAKES = {wire.INITIATION_SIZE: wire.INITIATION, wire.RESPONSE_SIZE: wire.RESPONSE}
 _TOO_FAST = pairing_filter.Drop("foreign_rate")
 
 
@@ -165,7 +167,10 @@ class Transport:
         return self.indices.reserve(peer)
 
     def install_keypair(self, peer: PeerId, keypair: Keypair, now: float) -> None:
-        """See `Plane.install_keypair`. The handshake counts as sent and received, as in the kernel."""
+        """See `Plane.install_keypair`.
+
+        The handshake counts as sent and received, as in the kernel. So does the peer's message in the counters.
+        """
         known = self.peers.get(peer)
         if known is None:
             self.indices.forget(peer)
@@ -175,6 +180,9 @@ class Transport:
         self.sessions[keypair.local_index] = known, session
         self._retire(known.keypairs.install(session))
         known.handshakes += 1
+        message = wire.RESPONSE_SIZE if keypair.initiator else wire.INITIATION_SIZE
+        known.rx_bytes += message
+        known.rx_handshake_bytes += message
         known.wanted_at = float("-inf")
         known.liveness.received(now, data=False)
         known.liveness.sent(now, data=False)
@@ -198,7 +206,12 @@ class Transport:
             known.liveness.keepalive_at = float("inf")
 
     def send(self, endpoint: Endpoint, datagram: bytes, now: float) -> None:
-        """See `Plane.send`."""
+        """See `Plane.send`. A handshake counts as sent to its peer."""
+        if wire.message_type(datagram) == _HANDSHAKES.get(len(datagram)):
+            owner = self.indices.owner(int.from_bytes(datagram[4:8], "little"))
+            if owner is not None and (peer := self.peers.get(owner)) is not None:
+                peer.tx_bytes += len(datagram)
+                peer.tx_handshake_bytes += len(datagram)
         if self._pairing is not None:
             self._pairing.sent(datagram, now)
         self._transmit.append((endpoint, datagram, datagram_tos(datagram)))

@@ -693,8 +693,20 @@ class PlaneConformance:
         after = pair.alice.stats().peers[PEER]
         there = pair.bob.stats().peers[PEER]
         assert (after.tx_packets - before.tx_packets, after.tx_bytes - before.tx_bytes) == (1, 128 + 32)
-        assert (there.rx_packets, there.rx_bytes) == (2, 32 + 160)
+        # With Bob's handshake, whose first message came from Alice.
+        assert (there.rx_packets, there.rx_bytes, there.rx_handshake_bytes) == (2, 148 + 32 + 160, 148)
+        assert (after.rx_bytes, after.rx_handshake_bytes) == (92, 92)
         assert after.last_sent == there.last_received == 5.0
+
+    def test_handshakes_count_as_bytes_of_their_peer(self, pair: Pair) -> None:
+        index = pair.alice.reserve_index(PEER).to_bytes(4, "little")
+        messages = [b"\1\0\0\0" + index + bytes(140), b"\2\0\0\0" + index + bytes(84)]
+        # Of another length, with an index that is nobody's, or a cookie reply, it is nobody's.
+        unknown = [messages[0][:-1], messages[1][:4] + bytes(88), b"\3\0\0\0" + index + bytes(56)]
+        for datagram in messages + unknown:
+            pair.alice.send(BOB, datagram)
+        counters = pair.alice.stats().peers[PEER]
+        assert (counters.tx_bytes, counters.tx_handshake_bytes, counters.tx_packets) == (148 + 92, 148 + 92, 0)
 
     def test_installed_keypairs_and_drops_are_counted_a_peer(self, pair: Pair) -> None:
         pair.connect()

@@ -208,11 +208,23 @@ pub fn stats<'py>(
     let by_peer = PyDict::new(py);
     for (peer, endpoint, counters) in peers {
         let endpoint = endpoint.map(|endpoint| from_endpoint(py, endpoint)).transpose()?;
-        let PeerCounters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops } =
-            counters;
-        let stats =
-            (endpoint, rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops);
-        by_peer.set_item(peer, class.call1(stats)?)?;
+        let stats = PyDict::new(py);
+        stats.set_item("endpoint", endpoint)?;
+        for (name, count) in [
+            ("rx_bytes", counters.rx_bytes),
+            ("tx_bytes", counters.tx_bytes),
+            ("rx_packets", counters.rx_packets),
+            ("tx_packets", counters.tx_packets),
+            ("handshakes", counters.handshakes),
+            ("drops", counters.drops),
+            ("rx_handshake_bytes", counters.rx_handshake_bytes),
+            ("tx_handshake_bytes", counters.tx_handshake_bytes),
+        ] {
+            stats.set_item(name, count)?;
+        }
+        stats.set_item("last_received", counters.last_received)?;
+        stats.set_item("last_sent", counters.last_sent)?;
+        by_peer.set_item(peer, class.call((), Some(&stats))?)?;
     }
     let by_reason = PyDict::new(py);
     for (reason, count) in drops {

@@ -12,7 +12,7 @@ use crate::liveness::NO_ANSWER_JITTER;
 use crate::locks::lock;
 use crate::pairing::PairingFilter;
 use crate::peers::{Owned, Peer, PeerCounters, PeerState};
-use crate::wire::FOREIGN_MAGIC;
+use crate::wire::{FOREIGN_MAGIC, INITIATION, INITIATION_SIZE, RESPONSE, RESPONSE_SIZE, message_type, u32_at};
 
 impl Transport {
     /// Change our public key. Sessions stop sending, but still receive.
@@ -31,10 +31,20 @@ impl Transport {
         lock(&self.pairing).get_or_insert_with(|| PairingFilter::new(&self.random)).set_gate(gate, now);
     }
 
-    /// Send one datagram as it is.
+    /// Send one datagram as it is. A handshake counts as sent to its peer.
     pub fn send(&self, endpoint: Endpoint, datagram: Vec<u8>, now: Seconds, out: &mut Outbox) {
         if datagram.starts_with(FOREIGN_MAGIC) {
             lock(&self.pairing).iter_mut().for_each(|filter| filter.sent(&datagram, now));
+        }
+        let handshake = matches!(
+            (message_type(&datagram), datagram.len()),
+            (INITIATION, INITIATION_SIZE) | (RESPONSE, RESPONSE_SIZE)
+        );
+        let owner = if handshake { self.indices.owner(u32_at(&datagram, 4)) } else { None };
+        if let Some(peer) = owner.and_then(|owner| self.peer(owner)) {
+            let counters = &mut peer.state().counters;
+            counters.tx_bytes += datagram.len() as u64;
+            counters.tx_handshake_bytes += datagram.len() as u64;
         }
         let tos = ecn::of_datagram(&datagram);
         out.transmits.push(Transmit { endpoint, datagram, tos });
@@ -96,7 +106,8 @@ impl Transport {
         self.indices.reserve(peer, &self.random)
     }
 
-    /// Install a keypair. The handshake counts as sent and received, as in the kernel.
+    /// Install a keypair. The handshake counts as sent and received, as in the kernel. So does the
+    /// peer's message in the counters.
     ///
     /// An initiator's keypair becomes the current one and is used at once: held packets are sent,
     /// or an empty one if none is held. A responder's becomes the next one until a datagram
@@ -113,6 +124,9 @@ impl Transport {
         self.sessions.insert(keypair.local_index, owned);
         self.retire(state.keypairs.install(session));
         state.counters.handshakes += 1;
+        let message = if keypair.initiator { RESPONSE_SIZE } else { INITIATION_SIZE } as u64;
+        state.counters.rx_bytes += message;
+        state.counters.rx_handshake_bytes += message;
         state.wanted_at = Seconds::NEG_INFINITY;
         state.liveness.received(now, false);
         state.liveness.sent(now, false);

@@ -19,7 +19,7 @@ use crate::outbound::Outbound;
 use crate::segment::tests::{packet, superpacket};
 use crate::sink::Sink;
 use crate::vnet::{VNET_SIZE, Vnet};
-use crate::wire::{OVERHEAD, u64_at};
+use crate::wire::{INITIATION_SIZE, OVERHEAD, u64_at};
 
 const PEER: PeerId = 7;
 
@@ -256,7 +256,7 @@ fn a_superpacket_becomes_one_message_and_what_comes_of_it_the_packets() {
     }
     assert_eq!((inbound.packets().len(), received), (22, payload));
     let counters = bob.transport.stats()[0].2;
-    assert_eq!((counters.rx_packets, counters.rx_bytes), (23, (message.len() + OVERHEAD) as u64));
+    assert_eq!((counters.rx_packets, counters.rx_bytes), (23, (message.len() + OVERHEAD + INITIATION_SIZE) as u64));
 
     inbound.clear();
     let mut again = message.clone();
