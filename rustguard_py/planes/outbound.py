@@ -164,7 +164,7 @@ class Outbound:
             while alike < count and sizes[alike] == size:
                 alike += 1
             stop = self._same(first, alike, address) if alike > first + 1 else alike
-            peer = self._peer(address, stop - first)
+            peer = self._peer(address, [(self._row * row + _PACKET, size) for row in range(first, stop)], now)
             if peer is None:
                 pass
             elif stop == first + 1:
@@ -231,7 +231,7 @@ class Outbound:
 
     def _large(self, at: int, size: int, now: float) -> None:
         """Send a superpacket, or a single packet larger than the MTU."""
-        peer = self._peer(destination(self._view[at : at + size]), 1)
+        peer = self._peer(destination(self._view[at : at + size]), [(at, size)], now)
         if peer is None:
             return
         vnet = Vnet.decode(self._view[at - VNET_SIZE : at])
@@ -261,14 +261,15 @@ class Outbound:
             sources = self._sources[stride] = [self._staging[at : at + stride] for at in starts]
         return sources
 
-    def _peer(self, address: bytes, packets: int) -> PlanePeer | None:
+    def _peer(self, address: bytes, packets: list[tuple[int, int]], now: float) -> PlanePeer | None:
+        """Return the peer for packets, which lie at these places and have these sizes. If none takes them, say so."""
         peer = self._transport.allowed.find(address) if address else None
-        if peer is None:
-            self._transport.drop("no_peer", packets)
-        elif peer.endpoint is None:
-            self._transport.drop("no_endpoint", packets, peer)
-            return None
-        return peer
+        if peer is not None and peer.endpoint is not None:
+            return peer
+        self._transport.drop("no_peer" if peer is None else "no_endpoint", len(packets), peer)
+        for at, size in packets:
+            self._transport.answer_unreachable(bytes(self._view[at : at + size]), now)
+        return None
 
     def _seal(self, peer: PlanePeer, sources: list[memoryview], last: int, now: float) -> None:
         """Seal packets of one size into one message and send it. The last packet may be shorter."""

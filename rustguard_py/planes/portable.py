@@ -14,6 +14,7 @@ queue with another (`event_queue`). Neither side ever blocks on them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -308,6 +309,10 @@ class PortablePlane:
                 transport.handle_timeout(now)
             for endpoint, datagram, tos in transport.poll_transmit():
                 self._send_message(datagram, len(datagram), endpoint, tos)
+            for answer in transport.poll_answers():
+                # The host can do without.
+                with contextlib.suppress(OSError):
+                    self._tun.write(answer)
 
     def _open_sources(self) -> Sources | None:
         try:

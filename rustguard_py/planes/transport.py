@@ -41,6 +41,7 @@ from rustguard_py.planes.inner_packet import destination, padded
 from rustguard_py.planes.keypairs import Session, WarmSessions
 from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines
 from rustguard_py.planes.plane_peer import PlanePeer
+from rustguard_py.planes.unreachable import Answers
 from rustguard_py.protocol import pairing_filter, wire
 from rustguard_py.protocol.pairing_filter import PairingFilter
 from rustguard_py.protocol.wire import DATA_PREFIX, FOREIGN_PREFIX
@@ -101,6 +102,8 @@ class Transport:
         self._warm = WarmSessions()
         self._transmit: list[tuple[Endpoint, bytes, int]] = []
         self._held = 0
+        self._unreachable = Answers()
+        self._answers: list[bytes] = []
 
     def set_mtu(self, mtu: int) -> None:
         """Adopt the inner interface's new MTU."""
@@ -227,8 +230,10 @@ class Transport:
         peer = self.allowed.find(destination(packet)) if packet else None
         if peer is None:
             self.drop("no_peer")
+            self.answer_unreachable(packet, now)
         elif peer.endpoint is None:
             self.drop("no_endpoint", peer=peer)
+            self.answer_unreachable(packet, now)
         elif not self._transmit_sealed(peer, packet, now):
             self.hold(peer, packet, now)
 
@@ -279,6 +284,11 @@ class Transport:
         transmit, self._transmit = self._transmit, []
         return transmit
 
+    def poll_answers(self) -> list[bytes]:
+        """Remove and return the packets for the host: answers to what it can't reach."""
+        answers, self._answers = self._answers, []
+        return answers
+
     # Steps that `outbound` and `inbound` use for whole batches.
 
     def drop(self, reason: str, count: int = 1, peer: PlanePeer | None = None) -> None:
@@ -286,6 +296,12 @@ class Transport:
         self.drops[reason] = self.drops.get(reason, 0) + count
         if peer is not None:
             peer.drops += count
+
+    def answer_unreachable(self, packet: bytes, now: float) -> None:
+        """Tell the host that it can't reach a packet's destination."""
+        answer = self._unreachable.answer(packet, now)
+        if answer is not None:
+            self._answers.append(answer)
 
     def hold(self, peer: PlanePeer, packet: bytes, now: float) -> None:
         """Hold a packet until there is a session, and ask for one. If too many are held, the oldest is dropped."""

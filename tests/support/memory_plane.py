@@ -86,6 +86,10 @@ class MemoryPlane:
         delivered, self.delivered[:] = list(self.delivered), []
         return delivered
 
+    def take_answers(self) -> list[bytes]:
+        """Give what the plane has told the host of packets that no peer takes."""
+        return self.transport.poll_answers()
+
     def _flush(self) -> None:
         for endpoint, datagram, tos in self.transport.poll_transmit():
             self.outgoing.append((endpoint, datagram))

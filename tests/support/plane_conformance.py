@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Generic, TypeVar
 
 import pytest
@@ -37,7 +37,7 @@ from rustguard_py.planes.gate import BURST
 from rustguard_py.planes.keypairs import Session
 from rustguard_py.protocol import cookie, wire
 from support.memory_plane import MemoryPlane
-from support.packets import mark_of, naive_sum, udp_packet, with_mark
+from support.packets import ip_header, mark_of, naive_sum, udp_packet, with_mark
 
 ALICE, BOB, ELSEWHERE = ("192.0.2.1", 51820), ("192.0.2.2", 51820), ("2001:db8::9", 4000, 0, 0)
 ALICE4, BOB4, ALICE6, BOB6 = "10.9.0.1", "10.9.0.2", "fd00::1", "fd00::2"
@@ -285,6 +285,72 @@ class PlaneConformance:
         assert [(to, local_of(to)) for to, _ in pair.bob.outgoing] == [(ALICE, None)]
 
     # Congestion.
+
+    # What nobody takes.
+
+    @pytest.mark.parametrize(("source", "target"), [(ALICE4, "10.9.0.77"), (ALICE6, "fd00::77")])
+    def test_what_no_peer_takes_is_answered_from_its_destination(self, pair: Pair, source: str, target: str) -> None:
+        packet = udp_packet(source, target, bytes(1300))
+        pair.alice.packet_out(packet)
+        (answer,) = pair.alice.take_answers()
+        v4 = ":" not in target
+        header, longest = (20, 576) if v4 else (40, 1280)
+        assert len(answer) == longest
+        there, here = (answer[12:16], answer[16:20]) if v4 else (answer[8:24], answer[24:40])
+        assert (there, here) == (ip_address(target).packed, ip_address(source).packed)
+        # Host unreachable, address unreachable.
+        assert answer[header : header + 2] == (b"\3\1" if v4 else b"\1\3")
+        assert answer[header + 8 :] == packet[: longest - header - 8]
+        body = answer[header:]
+        assert (
+            naive_sum((b"" if v4 else there + here + bytes((0, 58)) + len(body).to_bytes(2, "big")) + body) == 0xFFFF
+        )
+        assert not v4 or naive_sum(answer[:20]) == 0xFFFF
+        assert pair.alice.outgoing == []
+
+    def test_a_peer_without_an_endpoint_is_as_unreachable(self, pair: Pair) -> None:
+        pair.alice.set_peer(8, None, networks("10.9.0.8/32"), 0)
+        pair.alice.packet_out(udp_packet(ALICE4, "10.9.0.8", b"x"))
+        (answer,) = pair.alice.take_answers()
+        assert answer[12:16] == ip_address("10.9.0.8").packed
+
+    def test_errors_fragments_and_what_goes_to_many_are_not_answered(self, pair: Pair) -> None:
+        strange = "10.9.0.77"
+        error4 = ip_header(ALICE4, strange, 1, 36) + b"\3\1" + bytes(34)
+        error6 = ip_header(ALICE6, "fd00::77", 58, 48) + b"\1\3" + bytes(46)
+        silent = [
+            error4,
+            error6,
+            error4[:20],
+            error6[:40],
+            udp_packet(ALICE4, strange, bytes(80), fragment=0x2001),
+            udp_packet(ALICE4, "224.0.0.1", b""),
+            udp_packet(ALICE4, "255.255.255.255", b""),
+            udp_packet("0.0.0.0", strange, b""),  # noqa: S104
+            udp_packet(ALICE6, "ff02::1", b""),
+            udp_packet("::", "fd00::77", b""),
+            b"",
+            b"\x45",
+        ]
+        for packet in silent:
+            pair.alice.packet_out(packet)
+        assert pair.alice.take_answers() == []
+        for echo in (
+            ip_header(ALICE4, strange, 1, 8) + b"\x08" + bytes(7),
+            ip_header(ALICE6, "fd00::77", 58, 8) + b"\x80" + bytes(7),
+            udp_packet(ALICE4, strange, bytes(80), fragment=0x2000),
+        ):
+            pair.alice.packet_out(echo)
+        assert len(pair.alice.take_answers()) == 3
+
+    def test_answers_are_limited(self, pair: Pair) -> None:
+        packet = udp_packet(ALICE4, "10.9.0.77", b"x")
+        for now, expected in ((0.0, 50), (0.01, 10), (10.0, 50)):
+            pair.advance(now)
+            for _ in range(200):
+                pair.alice.packet_out(packet)
+            assert len(pair.alice.take_answers()) == pytest.approx(expected, abs=1)
+        assert pair.alice.stats().drops == {"no_peer": 600}
 
     @pytest.mark.parametrize("ends", [(ALICE4, BOB4), (ALICE6, BOB6)])
     def test_the_mark_of_a_packet_is_that_of_its_datagram(self, pair: Pair, ends: tuple[str, str]) -> None:

@@ -1,7 +1,10 @@
 //! Sending over any UDP side: AF_XDP where that is possible, otherwise the sockets.
 
+use std::iter;
+
 use transport::contract::{Endpoint, Outbox, Transmit};
 use transport::drops::DropReason;
+use transport::vnet::VNET_SIZE;
 
 use crate::descriptor::error_word;
 use crate::io::Io;
@@ -20,6 +23,10 @@ impl Io {
         }
         self.send_all(&out.transmits, queue, patience);
         out.transmits.clear();
+        for answer in out.answers.drain(..) {
+            // The host can do without.
+            let _ = self.queues[0].tun.write(&[0; VNET_SIZE], iter::once(&answer[..]));
+        }
         self.alarm.set(self.transport.poll_timeout());
     }
 

@@ -190,11 +190,14 @@ pub struct Transmit {
     pub tos: u8,
 }
 
-/// The results of a call: events for Python and datagrams for the network, each in order.
+/// The results of a call: events for Python, datagrams for the network, and packets for the host,
+/// each in order.
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// Events to report.
     pub events: Vec<Event>,
     /// Datagrams to send.
     pub transmits: Vec<Transmit>,
+    /// Packets for the host: answers to what it can't reach.
+    pub answers: Vec<Vec<u8>>,
 }

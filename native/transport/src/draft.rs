@@ -123,6 +123,9 @@ impl Draft {
             }
         } else {
             transport.count_drops(&peer, DropReason::NoEndpoint, count as u64);
+            for Slot { at, size, .. } in &self.slots {
+                transport.answer_unreachable(&self.buffer[at + DATA_HEADER_SIZE..][..*size], now, out);
+            }
         }
         self.slots.clear();
         self.used = 0;

@@ -38,6 +38,7 @@ pub mod segment;
 pub mod sink;
 pub mod snapshot;
 mod transport;
+pub mod unreachable;
 pub mod vnet;
 pub mod window;
 pub mod wire;

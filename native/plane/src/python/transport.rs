@@ -35,6 +35,7 @@ pub struct PyTransport {
     rules: Transport,
     emit: Py<PyAny>,
     transmits: Mutex<Vec<Transmit>>,
+    answers: Mutex<Vec<Vec<u8>>>,
 }
 
 impl PyTransport {
@@ -51,6 +52,7 @@ impl PyTransport {
             self.emit.call1(py, (convert::event(py, event)?,))?;
         }
         self.transmits.lock().expect("used by one thread").extend(out.transmits);
+        self.answers.lock().expect("used by one thread").extend(out.answers);
         Ok(())
     }
 }
@@ -76,7 +78,7 @@ impl PyTransport {
             Python::attach(|py| backlog.call0(py).and_then(|n| n.extract(py)).expect("backlog returns a number"))
         };
         let rules = Transport::new(&*convert::key(public_key)?, mtu, Box::new(draw), Box::new(waiting));
-        Ok(Self { rules, emit, transmits: Mutex::default() })
+        Ok(Self { rules, emit, transmits: Mutex::default(), answers: Mutex::default() })
     }
 
     fn set_peer(
@@ -174,6 +176,11 @@ impl PyTransport {
         let give =
             |one: Transmit| Ok((convert::from_endpoint(py, one.endpoint)?, PyBytes::new(py, &one.datagram), one.tos));
         taken.into_iter().map(give).collect()
+    }
+
+    fn poll_answers<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        let taken = std::mem::take(&mut *self.answers.lock().expect("used by one thread"));
+        taken.iter().map(|answer| PyBytes::new(py, answer)).collect()
     }
 
     /// Take frames that wait in the device at once, each a virtio_net_hdr and a packet or

@@ -32,6 +32,7 @@ use crate::locks::lock;
 use crate::pairing::PairingFilter;
 use crate::peers::{Owned, Peer, PeerState};
 use crate::snapshot::SnapshotMap;
+use crate::unreachable::Answers;
 
 /// Seconds between two HandshakeWanted events of one peer.
 const WANTED_INTERVAL: Seconds = 1.0;
@@ -69,6 +70,7 @@ pub struct Transport {
     pairing: Mutex<Option<PairingFilter>>,
     deadlines: Deadlines<Arc<Peer>>,
     held: AtomicUsize,
+    unreachable: Answers,
     random: Random,
     backlog: Backlog,
 }
@@ -88,6 +90,7 @@ impl Transport {
             pairing: Mutex::default(),
             deadlines: Deadlines::default(),
             held: AtomicUsize::new(0),
+            unreachable: Answers::default(),
             random,
             backlog,
         }
@@ -111,6 +114,11 @@ impl Transport {
     pub(crate) fn count_drops(&self, peer: &Peer, reason: DropReason, count: u64) {
         self.drops.count(reason, count);
         peer.count_drops(count);
+    }
+
+    /// Tell the host that it can't reach a packet's destination.
+    pub(crate) fn answer_unreachable(&self, packet: &[u8], now: Seconds, out: &mut Outbox) {
+        out.answers.extend(self.unreachable.answer(packet, now));
     }
 
     /// Ask Python for a handshake, at most once per second and peer.

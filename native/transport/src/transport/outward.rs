@@ -22,11 +22,13 @@ impl Transport {
     pub fn handle_packet(&self, packet: &[u8], now: Seconds, out: &mut Outbox) {
         let Some(peer) = destination(packet).and_then(|address| self.allowed.find(address)) else {
             self.drops.count(DropReason::NoPeer, 1);
+            self.answer_unreachable(packet, now, out);
             return;
         };
         let mut state = peer.state();
         if state.endpoint.is_none() {
             self.count_drops(&peer, DropReason::NoEndpoint, 1);
+            self.answer_unreachable(packet, now, out);
         } else if !self.transmit_sealed(&peer, &mut state, packet, now, out) {
             self.hold(&peer, &mut state, packet.into(), now, out);
         }
