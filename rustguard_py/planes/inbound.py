@@ -199,6 +199,7 @@ class Inbound:
             or counter < found[1].window.next
             or counter + count > REJECT_AFTER_MESSAGES
             or found[1].expired(now)
+            or self._transport.is_down
         ):
             self._one_by_one(start, end, segment, source, tos, now)
             return

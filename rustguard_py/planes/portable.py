@@ -286,12 +286,17 @@ class PortablePlane:
         for fd in (self._wake, tun, *(udp.fd for udp in self._udp.values()), *([routes] if routes >= 0 else [])):
             poll.register(fd, select.POLLIN)
         sockets = {udp.fd: udp for udp in self._udp.values()}
+        transport.set_up(self._tun.is_up(), clock())
         while not self._closing:
             deadline = transport.poll_timeout()
             wait = None if deadline is None else max(0.0, deadline - clock()) * 1000 + 1
+            # The device is writable once it is up.
+            poll.modify(tun, select.POLLIN | select.POLLOUT if transport.is_down else select.POLLIN)
             ready = poll.poll(wait)
             worker.system_calls += 1
             now = clock()
+            if transport.is_down:
+                transport.set_up(self._tun.is_up(), now)
             for fd, _ in ready:
                 if fd == tun:
                     self._outbound.pump(now)
@@ -303,9 +308,11 @@ class PortablePlane:
                     sockets = {udp.fd: udp for udp in self._udp.values()}
                 elif fd == routes and self._sources is not None:
                     self._sources.renew()
+                    transport.set_up(self._tun.is_up(), now)
                 elif fd in sockets:
                     self._inbound.pump(sockets[fd], now)
             if deadline is not None and deadline <= now:
+                transport.set_up(self._tun.is_up(), now)
                 transport.handle_timeout(now)
             for endpoint, datagram, tos in transport.poll_transmit():
                 self._send_message(datagram, len(datagram), endpoint, tos)

@@ -102,12 +102,36 @@ class Transport:
         self._warm = WarmSessions()
         self._transmit: list[tuple[Endpoint, bytes, int]] = []
         self._held = 0
+        self._down = False
         self._unreachable = Answers()
         self._answers: list[bytes] = []
 
     def set_mtu(self, mtu: int) -> None:
         """Adopt the inner interface's new MTU."""
         self.mtu = mtu
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the interface is down."""
+        return self._down
+
+    def set_up(self, up: bool, now: float) -> None:
+        """Note whether the interface is up."""
+        if self._down is not up:
+            return
+        self._down = not up
+        for peer in self.peers.values():
+            liveness = peer.liveness
+            if not up:
+                liveness.stop()
+                liveness.persistent_at = float("inf")
+                self._drop_held(peer, "interface_down")
+            elif liveness.interval and peer.endpoint is not None:
+                peer.wanted_at = float("-inf")
+                liveness.persistent_at = now + liveness.interval
+                if not self._transmit_sealed(peer, b"", now):
+                    self.want(peer, Reason.INTERFACE_UP, now)
+                self._deadlines.schedule(peer, liveness)
 
     # Commands of the contract. Those that send or set a timer take `now`.
 
@@ -210,6 +234,9 @@ class Transport:
 
     def send(self, endpoint: Endpoint, datagram: bytes, now: float) -> None:
         """See `Plane.send`. A handshake counts as sent to its peer."""
+        if self._down and datagram[:3] != FOREIGN_PREFIX:
+            self.drop("interface_down")
+            return
         if wire.message_type(datagram) == _HANDSHAKES.get(len(datagram)):
             owner = self.indices.owner(int.from_bytes(datagram[4:8], "little"))
             if owner is not None and (peer := self.peers.get(owner)) is not None:
@@ -243,6 +270,9 @@ class Transport:
         Returns:
             The inner packet to deliver, if there is one.
         """
+        if self._down and datagram[:3] != FOREIGN_PREFIX:
+            self.drop("interface_down")
+            return None
         if datagram[:4] == DATA_PREFIX:
             inner = self._open(datagram, source, now)
             if inner is not None and changes(tos):
@@ -321,7 +351,7 @@ class Transport:
 
     def want(self, peer: PlanePeer, reason: Reason, now: float) -> None:
         """Ask Python for a handshake, at most once per WANTED_INTERVAL and peer."""
-        if now - peer.wanted_at >= WANTED_INTERVAL:
+        if now - peer.wanted_at >= WANTED_INTERVAL and not self._down:
             peer.wanted_at = now
             self._emit(HandshakeWanted(peer.id, reason))
 
@@ -479,13 +509,15 @@ class Transport:
 
     def _send_keepalive(self, peer: PlanePeer, now: float) -> None:
         """Send the held packets, or else a keepalive. Without a session, ask for one."""
+        if self._down:
+            return
         if peer.held:
             self._send_held(peer, now)
         elif peer.endpoint is not None and not self._transmit_sealed(peer, b"", now):
             self.want(peer, Reason.NO_SESSION, now)
 
     def _persistent_keepalive(self, peer: PlanePeer, now: float) -> None:
-        peer.liveness.persistent_at = now + peer.liveness.interval
+        peer.liveness.persistent_at = float("inf") if self._down else now + peer.liveness.interval
         self._send_keepalive(peer, now)
 
     def _send_held(self, peer: PlanePeer, now: float) -> None:

@@ -105,6 +105,11 @@ class MemoryPlane:
         self.transport.set_peer(peer, endpoint, allowed_ips, persistent_keepalive, self.now)
         self._flush()
 
+    def set_up(self, up: bool) -> None:
+        """The interface is set up or down."""
+        self.transport.set_up(up, self.now)
+        self._flush()
+
     def set_mtu(self, mtu: int) -> None:
         self.transport.set_mtu(mtu)
 

@@ -286,6 +286,55 @@ class PlaneConformance:
 
     # Congestion.
 
+    # An interface that is down.
+
+    def test_a_down_interface_sends_and_takes_nothing_but_enrollment(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        ((_, datagram),) = pair.alice.take_outgoing()
+        for plane in (pair.alice, pair.bob):
+            plane.set_up(False)
+        pair.bob.datagram_in(datagram, ALICE)
+        pair.bob.datagram_in(b"RGE2 hello", ALICE)
+        assert pair.bob.take_events() == [ForeignReceived(b"RGE2 hello", ALICE)]
+        assert pair.bob.delivered == []
+        pair.alice.set_peer(PEER, None, networks(BOB4 + "/32"), 25)
+        pair.alice.send(BOB, b"\1\0\0\0" + bytes(144))
+        pair.alice.send(BOB, b"RGE2 hello")
+        pair.advance(200.0)
+        assert pair.alice.take_outgoing() == [(BOB, b"RGE2 hello")]
+        assert pair.alice.events == []
+        assert pair.alice.stats().drops == pair.bob.stats().drops == {"interface_down": 1}
+        assert pair.alice.transport.poll_timeout() is None
+
+    def test_an_interface_that_comes_up_begins(self, pair: Pair) -> None:
+        pair.alice.set_up(False)
+        pair.alice.set_peer(PEER, BOB, networks(BOB4 + "/32"), 25)
+        pair.alice.set_peer(8, ELSEWHERE, networks("10.9.0.8/32"), 0)
+        assert (pair.alice.outgoing, pair.alice.events) == ([], [])
+        pair.advance(5.0)
+        pair.alice.set_up(True)
+        assert pair.alice.take_events() == [HandshakeWanted(PEER, Reason.INTERFACE_UP)]
+        # With a session, there is a keepalive at once, and then at its time.
+        pair.connect()
+        pair.alice.set_up(False)
+        pair.advance(60.0)
+        pair.alice.set_up(True)
+        assert [len(datagram) for _, datagram in pair.alice.take_outgoing()] == [KEEPALIVE_SIZE]
+        pair.alice.set_up(True)
+        pair.alice.advance(84.9)
+        assert pair.alice.outgoing == []
+        pair.alice.advance(85.0)
+        assert [len(datagram) for _, datagram in pair.alice.take_outgoing()] == [KEEPALIVE_SIZE]
+
+    def test_what_waits_is_dropped_when_the_interface_goes_down(self, pair: Pair) -> None:
+        pair.alice.packet_out(to_bob())
+        pair.alice.set_up(False)
+        pair.alice.set_up(True)
+        assert pair.alice.stats().drops == {"interface_down": 1}
+        pair.handshake()
+        assert [len(datagram) for _, datagram in pair.alice.outgoing] == [KEEPALIVE_SIZE]
+
     # What nobody takes.
 
     @pytest.mark.parametrize(("source", "target"), [(ALICE4, "10.9.0.77"), (ALICE6, "fd00::77")])

@@ -196,6 +196,7 @@ steps = st.one_of(
         st.just("command"), names, st.sampled_from(["remove_peer", "erase_keypairs", "drop_held", "reserve_index"])
     ),
     st.tuples(st.just("endpoint"), names, places),
+    st.tuples(st.just("link"), names, st.sampled_from([True, True, False])),
     st.tuples(st.just("key"), names, st.booleans()),
     st.tuples(
         st.just("knock"),
@@ -273,6 +274,8 @@ def do(world: World, step: tuple[Any, ...]) -> None:
                 world.set_peer(name, 0)
         case ("endpoint", name, endpoint):
             world.ends[name].set_endpoint(PEER, endpoint)
+        case ("link", name, up):
+            world.ends[name].set_up(up)
         case ("key", name, known):
             world.ends[name].set_public_key(name.encode().ljust(32) if known else bytes(32))
         case ("knock", name, kind, source, known, body):

@@ -141,7 +141,8 @@ impl Plane {
         let mut lacks = made.lacks.iter().map(|lack| (*lack).to_owned()).collect();
         let sockets = adopt(settings.sockets, made.queues.len(), 0, &mut lacks)?;
         let counters = Arc::new(PlaneCounters::new(made.queues.len()));
-        let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
+        let queues: Vec<_> =
+            made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
 
         let handshakes = Arc::new(AtomicUsize::new(0));
         let events = Arc::new(Events::new(Arc::clone(&handshakes))?);
@@ -157,6 +158,8 @@ impl Plane {
             uring: settings.uring && refusal.is_none(),
             xdp: settings.xdp.map(str::to_owned),
         };
+        let up = queues.first().is_none_or(|queue| queue.tun.is_up());
+        lasting.transport.set_up(up, now(), &mut Outbox::default());
         lacks.extend(refusal.map(|refusal| uring::note(&refusal)));
         let (io, threads) = lasting.start(queues, &lacks)?;
         Ok(Self { interface: made.name, lasting, io: RwLock::new(io), threads: Mutex::new(threads) })
@@ -203,6 +206,10 @@ impl Plane {
     fn command(&self, act: impl FnOnce(&Transport, &mut Outbox)) {
         self.with_io(|io| {
             let mut out = Outbox::default();
+            if self.transport().is_down() {
+                // The caller may have set it up a moment ago.
+                self.transport().set_up(io.queues[0].tun.is_up(), now(), &mut out);
+            }
             act(self.transport(), &mut out);
             io.dispatch(&mut out, 0, Patience::None);
         });

@@ -146,6 +146,8 @@ pub enum Reason {
     Rekey,
     /// Data was sent, and nothing heard for KEEPALIVE-TIMEOUT + REKEY-TIMEOUT.
     NoAnswer,
+    /// The interface came up, and the peer has a persistent keepalive.
+    InterfaceUp,
 }
 
 /// What a plane reports to Python.

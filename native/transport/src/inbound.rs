@@ -94,7 +94,7 @@ impl Inbound {
     }
 
     fn session(transport: &Transport, datagram: &[u8]) -> Option<Owned> {
-        let data = datagram.len() >= OVERHEAD && datagram.starts_with(&DATA_MAGIC);
+        let data = datagram.len() >= OVERHEAD && datagram.starts_with(&DATA_MAGIC) && !transport.is_down();
         if data { transport.sessions.get(&u32_at(datagram, 4)) } else { None }
     }
 

@@ -154,6 +154,7 @@ pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>>
                 Reason::NoSession => "NO_SESSION",
                 Reason::Rekey => "REKEY",
                 Reason::NoAnswer => "NO_ANSWER",
+                Reason::InterfaceUp => "INTERFACE_UP",
             };
             let reason = py.import(CONTRACT)?.getattr("Reason")?.getattr(name)?;
             make(py, CONTRACT, "HandshakeWanted", (*peer, reason))
@@ -182,6 +183,7 @@ pub fn to_event(object: &Bound<'_, PyAny>) -> PyResult<Event> {
             let reason = match &*reason {
                 "NO_SESSION" => Reason::NoSession,
                 "REKEY" => Reason::Rekey,
+                "INTERFACE_UP" => Reason::InterfaceUp,
                 _ => Reason::NoAnswer,
             };
             Event::HandshakeWanted(peer()?, reason)

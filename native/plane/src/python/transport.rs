@@ -105,6 +105,10 @@ impl PyTransport {
         self.rules.set_mtu(mtu);
     }
 
+    fn set_up(&self, py: Python<'_>, up: bool, now: f64) -> PyResult<()> {
+        self.act(py, |rules, out| rules.set_up(up, now, out))
+    }
+
     fn set_public_key(&self, public_key: &Bound<'_, PyAny>) -> PyResult<()> {
         self.rules.set_public_key(&*convert::key(public_key)?);
         Ok(())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Transport;
-use crate::contract::{Endpoint, Keypair, NEVER, Network, Outbox, PairingGate, PeerId, Seconds, Transmit};
+use crate::contract::{Endpoint, Keypair, NEVER, Network, Outbox, PairingGate, PeerId, Reason, Seconds, Transmit};
 use crate::drops::DropReason;
 use crate::ecn;
 use crate::keypairs::Session;
@@ -31,10 +31,39 @@ impl Transport {
         lock(&self.pairing).get_or_insert_with(|| PairingFilter::new(&self.random)).set_gate(gate, now);
     }
 
+    /// Note whether the interface is up. While it is down, nothing but enrollment passes: no timer
+    /// runs, and no handshake is sent or taken. Sessions stay. Once it is up, each peer with a
+    /// persistent keepalive gets one.
+    pub fn set_up(&self, up: bool, now: Seconds, out: &mut Outbox) {
+        if self.down.swap(!up, Ordering::Relaxed) != up {
+            return;
+        }
+        let peers: Vec<_> = lock(&self.peers).values().cloned().collect();
+        for peer in peers {
+            let mut state = peer.state();
+            if !up {
+                state.liveness.stop();
+                state.liveness.persistent_at = NEVER;
+                self.drop_packets(&peer, &mut state, DropReason::InterfaceDown);
+            } else if state.liveness.interval != 0 && state.endpoint.is_some() {
+                state.wanted_at = Seconds::NEG_INFINITY;
+                state.liveness.persistent_at = now + Seconds::from(state.liveness.interval);
+                if !self.transmit_sealed(&peer, &mut state, &[], now, out) {
+                    self.want(&peer, &mut state, Reason::InterfaceUp, now, out);
+                }
+                self.deadlines.schedule(&peer, &mut state.liveness);
+            }
+        }
+    }
+
     /// Send one datagram as it is. A handshake counts as sent to its peer.
     pub fn send(&self, endpoint: Endpoint, datagram: Vec<u8>, now: Seconds, out: &mut Outbox) {
         if datagram.starts_with(FOREIGN_MAGIC) {
             lock(&self.pairing).iter_mut().for_each(|filter| filter.sent(&datagram, now));
+        }
+        if self.is_down() && !datagram.starts_with(FOREIGN_MAGIC) {
+            self.drops.count(DropReason::InterfaceDown, 1);
+            return;
         }
         let handshake = matches!(
             (message_type(&datagram), datagram.len()),

@@ -33,6 +33,10 @@ impl Transport {
         now: Seconds,
         out: &mut Outbox,
     ) -> Option<Range<usize>> {
+        if self.is_down() && !datagram.starts_with(FOREIGN_MAGIC) {
+            self.drops.count(DropReason::InterfaceDown, 1);
+            return None;
+        }
         if datagram.starts_with(&DATA_MAGIC) {
             return self.open(datagram, source, tos, now, out);
         }

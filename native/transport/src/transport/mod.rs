@@ -17,7 +17,7 @@ mod tests;
 mod timeouts;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::allowed_ips::AllowedIps;
@@ -70,6 +70,8 @@ pub struct Transport {
     pairing: Mutex<Option<PairingFilter>>,
     deadlines: Deadlines<Arc<Peer>>,
     held: AtomicUsize,
+    /// Whether the interface is down.
+    down: AtomicBool,
     unreachable: Answers,
     random: Random,
     backlog: Backlog,
@@ -90,6 +92,7 @@ impl Transport {
             pairing: Mutex::default(),
             deadlines: Deadlines::default(),
             held: AtomicUsize::new(0),
+            down: AtomicBool::new(false),
             unreachable: Answers::default(),
             random,
             backlog,
@@ -104,6 +107,11 @@ impl Transport {
     /// Set the MTU of the inner interface.
     pub fn set_mtu(&self, mtu: usize) {
         self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Return whether the interface is down.
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
     }
 
     fn peer(&self, peer: PeerId) -> Option<Arc<Peer>> {
@@ -123,7 +131,7 @@ impl Transport {
 
     /// Ask Python for a handshake, at most once per second and peer.
     fn want(&self, peer: &Peer, state: &mut PeerState, reason: Reason, now: Seconds, out: &mut Outbox) {
-        if now - state.wanted_at >= WANTED_INTERVAL {
+        if now - state.wanted_at >= WANTED_INTERVAL && !self.is_down() {
             state.wanted_at = now;
             out.events.push(Event::HandshakeWanted(peer.id, reason));
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Tally, Transport};
 use crate::aead::Aead;
-use crate::contract::{MAX_STAGED_PACKETS, Outbox, Reason, Seconds, Transmit};
+use crate::contract::{MAX_STAGED_PACKETS, NEVER, Outbox, Reason, Seconds, Transmit};
 use crate::drops::DropReason;
 use crate::ecn;
 use crate::ip::destination;
@@ -118,6 +118,9 @@ impl Transport {
     /// Send the held packets, or an empty datagram if there are none. Without a session, ask for
     /// one.
     pub(super) fn send_keepalive(&self, peer: &Arc<Peer>, state: &mut PeerState, now: Seconds, out: &mut Outbox) {
+        if self.is_down() {
+            return;
+        }
         if !state.held.is_empty() {
             self.send_held(peer, state, now, out);
         } else if state.endpoint.is_some() && !self.transmit_sealed(peer, state, &[], now, out) {
@@ -132,7 +135,8 @@ impl Transport {
         now: Seconds,
         out: &mut Outbox,
     ) {
-        state.liveness.persistent_at = now + Seconds::from(state.liveness.interval);
+        let next = now + Seconds::from(state.liveness.interval);
+        state.liveness.persistent_at = if self.is_down() { NEVER } else { next };
         self.send_keepalive(peer, state, now, out);
     }
 }
