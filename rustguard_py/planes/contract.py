@@ -58,6 +58,7 @@ class Reason(Enum):
 
     NO_SESSION = "a packet has no session to go out on"
     REKEY = "the session reached REKEY-AFTER"
+    INTERFACE_UP = "the interface came up, and the peer has a persistent keepalive"
     NO_ANSWER = "sent data, heard nothing for KEEPALIVE-TIMEOUT + REKEY-TIMEOUT"
 
 
@@ -125,6 +126,9 @@ Event = HandshakeReceived | ForeignReceived | HandshakeWanted | KeypairConfirmed
 
 class Plane(Protocol):
     """The commands. The control thread may call them at any time; they take effect in order.
+
+    While the interface is down, only enrollment passes: as in the kernel nothing else is sent or taken, and no
+    handshake is wanted. Sessions stay. When it comes up, each peer with a persistent keepalive gets one.
 
     An endpoint from an event knows the local address that its datagram came to, and replies go out from that address.
     If the kernel refuses the address, or the peer stops answering, the kernel chooses one again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import struct
 from collections.abc import Callable
 
@@ -133,6 +134,12 @@ class Tun:
                 if lack:
                     note(lack)
                 return
+
+    def is_up(self) -> bool:
+        """Return whether the interface is up, in whatever network: while it is down, the kernel takes nothing."""
+        look = select.poll()
+        look.register(self.fd, select.POLLOUT)
+        return bool(look.poll(0))
 
     def write(self, packet: bytes | memoryview) -> None:
         """Write one packet to the host, which verifies its checksums.
