@@ -59,6 +59,11 @@ class Ledger:
         self._path = path
         self._done: dict[Step, str] = {}
 
+    @property
+    def done(self) -> Mapping[Step, str]:
+        """The steps that are done, with their memos."""
+        return self._done
+
     @classmethod
     def load(cls, path: Path) -> Ledger | None:
         """Return the ledger of a killed tunnel, or None if there is none.

@@ -142,11 +142,12 @@ def lay_out(
     routes: Sequence[Network] = (),
     *,
     in_kernel: bool = False,
-) -> None:
-    """Return the interface its addresses and routes, and bring it up."""
+) -> InterfaceSetup:
+    """Give the interface its addresses and routes, bring it up, and return what it was given."""
     segments = None if in_kernel else offload.wanted_gso_segments(mtu)
     layout = InterfaceSetup(interface, mtu, tuple(addresses), tuple(routes), gso_max_segs=segments)
     stack.callback(set_up(layout, voice.change).undo, voice.change)
+    return layout
 
 
 async def answer_wg(

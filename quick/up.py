@@ -16,6 +16,7 @@ from pathlib import Path
 from rustguard_py import conf, engine
 from rustguard_py.daemon import dns, runtime
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.keeper import Keeper, KeptInterface
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.daemon.program import Program
 from rustguard_py.data_path import DataPath
@@ -153,7 +154,10 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     ledger.become(wanted_steps(interface, config, scheme), echo)
     plain.begin()
     await runtime.answer_wg(stack, tunnel, interface, lambda: (running.config.private_key, running.port))
+    kept = [KeptInterface(tunnel, running.setup)]
+    running.keeper = Keeper(kept, lambda: ledger.done, life.voice.change, life.changing)
     await hooks.run(config.hooks.post_up, interface, echo)
+    await running.keeper.begin(stack)
     return running
 
 

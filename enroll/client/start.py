@@ -15,6 +15,7 @@ from pathlib import Path
 from rustguard_py import engine
 from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.keeper import keep
 from rustguard_py.daemon.program import Program
 from rustguard_py.data_path import DataPath
 from rustguard_py.enroll.client.checks import check_interface
@@ -88,8 +89,11 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         # The peer is set before the interface has an address to send from. So the first packet waits for the
         # handshake and isn't dropped.
         client.connect(endpoint or await locate(network))
-        lay_out(stack, voice, client, in_kernel=chosen.in_kernel)
-        await runtime.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
+        setups = lay_out(stack, voice, client, in_kernel=chosen.in_kernel)
+        more = None if client.bundle is None else client.bundle.to_keep()
+        keeper = await keep(stack, client.tunnels, setups, voice.change, more)
+        control = ClientControl(client, program, keeper)
+        await runtime.answer(stack, options.directory, control.handlers(), options.group)
         await runtime.answer_wg(stack, client.tunnel, interface, lambda: (state.private_key, port))
         voice.say(f"Engine {chosen.name} ({chosen.reason}).")
         ready()

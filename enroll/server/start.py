@@ -14,6 +14,7 @@ from pathlib import Path
 from rustguard_py import engine
 from rustguard_py.daemon import audit, runtime
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.keeper import keep
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.data_path import DataPath
@@ -30,7 +31,7 @@ from rustguard_py.model.errors import UsageError
 from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ServerState
-from rustguard_py.system.interface import free_interface_name, why_no_ipv6
+from rustguard_py.system.interface import InterfaceSetup, free_interface_name, why_no_ipv6
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +100,15 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         program = Program("server", options.directory, interface, chosen, now())
         ipv6_fault = why_no_ipv6() if state.pool6 is not None else None
         server = _make_server(stack, voice, program, state, document, has_ipv6=ipv6_fault is None)
-        _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
+        setups = _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
         # Saved this late so that a start that fails over a taken port or pool leaves the state as it was. Saved only
         # if it differs so that a server that crashed can start again while the disk is full.
         if (document_now := state.to_json()) != kept:
             document.save(document_now)
         await _let_pair(server, options.pairing)
-        control = ServerControl(server, program, ipv6_fault)
+        more = None if server.bundle is None else server.bundle.to_keep()
+        keeper = await keep(stack, server.tunnels, setups, voice.change, more)
+        control = ServerControl(server, program, ipv6_fault, keeper)
         await runtime.answer(stack, options.directory, control.handlers(), options.group)
         await _answer_wg(stack, server, interfaces)
         stack.push_async_callback(server.finish)
@@ -158,11 +161,15 @@ def _further_tunnels(
     return assemble.make_further(stack, program, keys, sockets, state.mtu, timestamps)
 
 
-def _lay_out(stack: AsyncExitStack, voice: Voice, interface: str, server: RunningServer, *, in_kernel: bool) -> None:
+def _lay_out(
+    stack: AsyncExitStack, voice: Voice, interface: str, server: RunningServer, *, in_kernel: bool
+) -> list[InterfaceSetup]:
     mtu = server.state.mtu
-    runtime.lay_out(stack, voice, interface, mtu, server.addresses, in_kernel=in_kernel)
-    if server.bundle is not None:
-        assemble.lay_out_bundle(stack, voice, mtu, server.addresses, server.bundle, in_kernel=in_kernel)
+    setup = runtime.lay_out(stack, voice, interface, mtu, server.addresses, in_kernel=in_kernel)
+    if server.bundle is None:
+        return [setup]
+    further = assemble.lay_out_bundle(stack, voice, mtu, server.addresses, server.bundle, in_kernel=in_kernel)
+    return [setup, *further]
 
 
 async def _let_pair(server: RunningServer, pairing: PairingOptions) -> None:

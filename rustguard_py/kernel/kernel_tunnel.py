@@ -88,10 +88,12 @@ class KernelTunnel:
         self._read_at = 0.0
         self._cost = 0.0
         self._closed = False
-        port = sockets[0].getsockname()[1]
+        self._private_key = private_key
+        self._port = int(sockets[0].getsockname()[1])
+        self._mark = 0
         for each in sockets:
             each.close()
-        device.configure(private_key=private_key, port=port)
+        device.configure(private_key=private_key, port=self._port)
 
     @property
     def plane(self) -> KernelTunnel:
@@ -140,7 +142,23 @@ class KernelTunnel:
         for each in sockets:
             each.close()
         self._device.configure(port=port)
+        self._port = port
         return port
+
+    def has_interface(self) -> bool:
+        """See `AnyTunnel.has_interface`."""
+        return self._device.exists()
+
+    def reattach(self) -> None:
+        """See `AnyTunnel.reattach`. The kernel lost the sessions with the interface, so it shakes hands again."""
+        gone, self._device = self._device, self._device.make_again()
+        gone.close()
+        self._device.configure(private_key=self._private_key, port=self._port, fwmark=self._mark)
+        self.node.put_all_again()
+        for peer in self.node:
+            if peer.endpoint is not None and peer.config.persistent_keepalive:
+                self.node.begin_handshake(peer, now())
+        self.wake()
 
     # -- as a plane has them --------------------------------------------------------------------------------
 
@@ -160,10 +178,11 @@ class KernelTunnel:
         except RustGuardError as error:
             if self._device.exists():
                 raise
-            self._stop(error)
+            self._on_gone(error)
 
     def configure(self, *, private_key: bytes) -> None:
         """Set the private key (32 bytes) in the kernel."""
+        self._private_key = private_key
         self._device.configure(private_key=private_key)
 
     def set_pairing(self, gate: PairingGate | None) -> None:
@@ -179,6 +198,7 @@ class KernelTunnel:
 
     def set_fwmark(self, mark: int) -> None:
         """Set the mark of all datagrams sent from now on, for the system's routing rules; 0 for no mark."""
+        self._mark = mark
         self._device.configure(fwmark=mark)
 
     def set_mtu(self, mtu: int) -> None:
@@ -198,7 +218,7 @@ class KernelTunnel:
     def _on_timer(self) -> None:
         self._timer = None
         if not self._device.exists():
-            self._stop(RustGuardError("The interface is gone: another program removed it.", "Start again."))
+            self._on_gone(RustGuardError("The interface is gone: another program removed it.", "Start again."))
         elif self._due() <= now():
             self._read()
         self.wake()
@@ -208,11 +228,19 @@ class KernelTunnel:
         try:
             read = self._device.read_counters()
         except RustGuardError as error:
-            self._stop(error)
+            self._on_gone(error)
             return
         self._read_at = now()
         self._cost = self._read_at - began
         self.node.observe(read, self._read_at, time.time(), self.listeners)
+
+    def _on_gone(self, fault: RustGuardError) -> None:
+        """End, unless somebody will make the interface again. Until then the last reading stays."""
+        if self.listeners.lost is None or self._device.exists():
+            self._stop(fault)
+            return
+        self._read_at = now()
+        self.listeners.lost()
 
     def _stop(self, fault: RustGuardError) -> None:
         if self.fault is None:

@@ -47,10 +47,13 @@ class KernelInterface:
 
     Args:
         index: The interface's number.
+        name: Its name when it was made.
+        alias: Its alias then.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, name: str = "", alias: str = "") -> None:
         self.index = index
+        self._made_as = name, alias
         self._channel = WireGuardChannel()
         self._removed = False
 
@@ -81,16 +84,26 @@ class KernelInterface:
         except NetlinkError as error:
             raise _refused(name, int(error.code)) from error
         try:
-            return cls(index)
+            return cls(index, name, alias)
         except BaseException:
             _remove(index)
             raise
+
+    def make_again(self) -> KernelInterface:
+        """Return a new interface of the same name and alias. For errors see `make`."""
+        return self.make(*self._made_as)
 
     def remove(self) -> None:
         """Remove the interface, if it is still there. May be called twice."""
         if not self._removed:
             self._removed = True
             _remove(self.index)
+            self._channel.close()
+
+    def close(self) -> None:
+        """Let go of an interface that is gone. May be called twice."""
+        if not self._removed:
+            self._removed = True
             self._channel.close()
 
     def exists(self) -> bool:
