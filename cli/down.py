@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from rustguard_py.cli.daemon import wait_for_socket
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.model.errors import NotRunningError, RustGuardError
@@ -34,8 +35,8 @@ def command(name: str, state: Path | None) -> None:
 
     interface = interface_of(name)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
-    socket = paths.find_socket(directory)
-    if socket is not None and listens(socket):
+    socket = wait_for_socket(directory)
+    if socket is not None:
         _end(socket)
     elif not _repair(directory):
         raise NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
@@ -57,7 +58,7 @@ def _end(socket: Path) -> None:
 
 def _repair(directory: Path) -> bool:
     """Undo what a killed daemon left; return False if it left nothing."""
-    if not paths.undo_file(directory).exists():
+    if not any(path.exists() for path in paths.undo_files(directory)):
         return False
 
     from rustguard_py.quick.up import repair

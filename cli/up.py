@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from rustguard_py.cli.daemon import wait_for_socket
 from rustguard_py.cli.verb import Verb, data_path_options, log_level_option
-from rustguard_py.daemon.control.client import call, listens
+from rustguard_py.daemon.control.client import call
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
@@ -58,8 +59,8 @@ def command(
     if warning := conf_files.warning(path):
         click.echo(f"Warning: {warning}", err=True)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
-    socket = paths.find_socket(directory)
-    if socket is not None and listens(socket):
+    socket = wait_for_socket(directory)
+    if socket is not None:
         changes = call(socket, "reload", {"file": str(path)}, timeout=RELOAD_SECONDS)["changes"]
         for line in changes or [f"{interface} is up, and nothing in {path} has changed."]:
             click.echo(printable(line), err=True)

@@ -148,9 +148,9 @@ class Keeper:
         self._released = {each for each in watched.things(self._done()) if not watched.holds(each, view)}
         self._find_missing(view, thorough=True, again=False)
 
-    async def repair(self) -> None:
-        """Put back all that is missing now, however often it was removed. The caller holds the lock."""
-        await self._look(thorough=True, all_of_it=True)
+    async def repair(self) -> list[str]:
+        """Put back and return all that is missing now, however often it was removed. The caller holds the lock."""
+        return await self._look(thorough=True, all_of_it=True)
 
     # -- reporting ------------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class Keeper:
                 finally:
                     self._looking = False
 
-    async def _look(self, *, thorough: bool, all_of_it: bool = False) -> None:
+    async def _look(self, *, thorough: bool, all_of_it: bool = False) -> list[str]:
         causes, self._causes = self._causes, {}
         view = await asyncio.to_thread(kernel_view.read, self._names)
         # Under another name or in another namespace, it is still there for whoever moved it.
@@ -227,8 +227,9 @@ class Keeper:
             view.links.pop(gone[thing].setup().name, None)
         self._note_interfaces(view)
         look = await asyncio.to_thread(self._find_missing, view, thorough=thorough or bool(made), again=bool(made))
-        await self._put_back(look, causes, all_of_it=all_of_it)
+        done = await self._put_back(look, causes, all_of_it=all_of_it)
         self._reconciler.end_look({*gone, *look.missing} - made, now())
+        return [*sorted(made), *done]
 
     # -- interfaces -----------------------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ class Keeper:
 
     # -- putting back ---------------------------------------------------------------------------------------
 
-    async def _put_back(self, look: _Look, causes: Mapping[Kind | None, str | None], *, all_of_it: bool) -> None:
+    async def _put_back(self, look: _Look, causes: Mapping[Kind | None, str | None], *, all_of_it: bool) -> list[str]:
         mine = [each for each in look.missing if each not in look.free]
         kinds = {watched.kind(thing) for thing in look.missing.values() if not callable(thing)}
         by = next((name for kind, name in causes.items() if name and (kind in kinds or kind == "link")), None)
@@ -304,6 +305,7 @@ class Keeper:
         for each, why in refused.items():
             log.warning("%s is gone and can't be put back: %s", each, why)
         self._warn_of_waiting(mine)
+        return [each for each in wanted if each not in refused]
 
     def _do(self, wanted: Mapping[str, Callable[[], object] | Thing]) -> dict[str, str]:
         """Put things back; return why some were refused. Blocks."""

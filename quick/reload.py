@@ -47,7 +47,7 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
     running.config, running.scheme = config, scheme
     running.ledger.left = Left(running.interface, config.hooks)
     running.ledger.save()
-    await running.keeper.repair()
+    lines += [f"[#] put back: {each}" for each in await running.keeper.repair()]
     return lines
 
 

@@ -92,10 +92,10 @@ async def repair(directory: Path, echo: Echo) -> bool:
     Returns:
         Whether there was anything to undo.
     """
-    path = paths.undo_file(directory)
-    ledger = Ledger.load(path)
-    if ledger is None:
+    found = [ledger for path in paths.undo_files(directory) if (ledger := Ledger.load(path)) is not None]
+    if not found:
         return False
+    ledger = found[0]
     left = ledger.left
     echo(f"[!] {left.interface} was killed: undoing what it left.")
     await hooks.run_all(left.hooks.pre_down, left.interface, echo)

@@ -69,13 +69,15 @@ class UapiSocket:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Start listening.
+        """Start listening. If that worked before, end with the old socket, which somebody has removed.
 
         Raises:
             StateError: Another program answers there.
             RustGuardError: No socket can be made there.
         """
         listener = self._given or self._make()
+        if self._server is not None:
+            self._server.close()
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_LONGEST_LINE)
 
     def _make(self) -> socket.socket:

@@ -31,7 +31,7 @@ from rustguard_py.model.errors import UsageError
 from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ServerState
-from rustguard_py.system.interface import InterfaceSetup, free_interface_name, why_no_ipv6
+from rustguard_py.system.interface import InterfaceSetup, check_interface_name, why_no_ipv6
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
     Raises:
         RustGuardError: It can't start, or the data plane broke.
     """
+    if options.interface is not None:
+        check_interface_name(options.interface)
     async with AsyncExitStack() as stack:
         document = Document.open(options.directory)
         stack.callback(document.close)
@@ -92,14 +94,20 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
-        interface = options.interface or free_interface_name()
-        interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
-        check_pools(state, interfaces)
-        for each in interfaces:
-            runtime.check_interface(each, chosen)
-        program = Program("server", options.directory, interface, chosen, now())
         ipv6_fault = why_no_ipv6() if state.pool6 is not None else None
-        server = _make_server(stack, voice, program, state, document, has_ipv6=ipv6_fault is None)
+
+        def make(attempt: AsyncExitStack, interface: str) -> tuple[RunningServer, Program]:
+            interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
+            check_pools(state, interfaces)
+            for each in interfaces:
+                runtime.check_interface(each, chosen)
+            program = Program("server", options.directory, interface, chosen, now())
+            server = _make_server(attempt, voice, program, state, document, has_ipv6=ipv6_fault is None)
+            return server, program
+
+        server, program = await runtime.with_free_name(stack, options.interface, make)
+        interface = program.interface
+        interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
         setups = _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
         # Saved this late so that a start that fails over a taken port or pool leaves the state as it was. Saved only
         # if it differs so that a server that crashed can start again while the disk is full.

@@ -21,7 +21,7 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 from rustguard_py.kernel.channel import WireGuardChannel
 from rustguard_py.kernel.counters import Counters, decode
 from rustguard_py.kernel.messages import KernelInterfaceState, KernelPeerChange, batches, device_request, parse_dump
-from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.errors import NameTakenError, RefusedError, RustGuardError
 from rustguard_py.system.interface import with_netlink
 
 KIND = "wireguard"
@@ -244,7 +244,7 @@ def _refused(name: str, code: int) -> RefusedError:
             "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`.",
         )
     if code == errno.EEXIST:
-        return RefusedError(f"There is an interface {name} already.", "Choose another: --interface NAME")
+        return NameTakenError(f"There is an interface {name} already.", "Choose another: --interface NAME")
     reason = os.strerror(code)
     return RefusedError(
         f"The kernel refused to make the WireGuard interface {name}: {reason}.", "Choose: --engine native"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,6 +103,7 @@ def test_what_happened_long_ago_is_forgotten() -> None:
     assert reconciler.records == {}
 
 
+@pytest.mark.fault(44)
 @given(st.lists(st.tuples(st.floats(0.0, 40.0), st.sets(st.sampled_from(THINGS))), max_size=150))
 def test_no_thing_is_put_back_more_often_than_allowed_nor_left_for_longer_than_a_period(
     removals: list[tuple[float, set[str]]],
