@@ -47,12 +47,14 @@ class KeptInterface:
         tunnel: Makes the interface again if it is gone.
         setup: Returns its name, MTU and limit of segments.
         was_up: Whether it was up at the last look.
+        is_bare: Whether it was made again and not set up yet.
         changed_mtu: Our MTU, and the one that a hook set instead; None if no hook did.
     """
 
     tunnel: AnyTunnel
     setup: Callable[[], InterfaceSetup]
     was_up: bool = True
+    is_bare: bool = False
     changed_mtu: tuple[int, int] | None = None
 
     def wanted(self) -> InterfaceSetup:
@@ -150,6 +152,8 @@ class Keeper:
 
     async def repair(self) -> list[str]:
         """Put back and return all that is missing now, however often it was removed. The caller holds the lock."""
+        # What the file no longer asks for is not what a hook has changed.
+        self._released.intersection_update(watched.things(self._done()))
         return await self._look(thorough=True, all_of_it=True)
 
     # -- reporting ------------------------------------------------------------------------------------------
@@ -217,7 +221,7 @@ class Keeper:
         causes, self._causes = self._causes, {}
         view = await asyncio.to_thread(kernel_view.read, self._names)
         # Under another name or in another namespace, it is still there for whoever moved it.
-        lost = [each for each in self._interfaces if not each.tunnel.has_interface()]
+        lost = [each for each in self._interfaces if each.is_bare or not each.tunnel.has_interface()]
         gone = {f"the interface {each.setup().name}": each for each in lost}
         made = self._make_again(gone, causes, all_of_it=all_of_it)
         if made:
@@ -240,12 +244,15 @@ class Keeper:
         allowed = self._reconciler.decide(gone, now(), by=causes.get("link"))
         made = set()
         for thing in gone if all_of_it else allowed:
+            kept = gone[thing]
             try:
-                gone[thing].tunnel.reattach()
-                set_up(gone[thing].wanted(), self._echo)
+                if not kept.tunnel.has_interface():
+                    kept.tunnel.reattach()
+                    kept.is_bare = True
+                set_up(kept.wanted(), self._echo)
+                kept.is_bare = False
             except RustGuardError as error:
-                self._reconciler.put_back(thing, error.message)
-                log.warning("%s is gone and can't be made again: %s", thing, error.message)
+                self._refused(thing, error.message)
             else:
                 self._reconciler.put_back(thing, None)
                 made.add(thing)
@@ -285,7 +292,8 @@ class Keeper:
                     found.free.add(watched.describe(thing))
         self._looks = seen
         for description, (is_there, restore) in self._more.items():
-            if not is_there(view):
+            # Our own change may have come between the look and this.
+            if not is_there(view) and not is_there(kernel_view.read(self._names)):
                 found.missing[description] = restore
         return found
 
@@ -300,10 +308,11 @@ class Keeper:
         todo = {each: look.missing[each] for each in wanted}
         refused = await asyncio.to_thread(self._do, todo) if todo else {}
         for each in wanted:
-            self._reconciler.put_back(each, refused.get(each))
+            if each in refused:
+                self._refused(each, refused[each])
+            else:
+                self._reconciler.put_back(each, None)
         self._report([each for each in wanted if each not in refused and each not in look.free])
-        for each, why in refused.items():
-            log.warning("%s is gone and can't be put back: %s", each, why)
         self._warn_of_waiting(mine)
         return [each for each in wanted if each not in refused]
 
@@ -326,6 +335,13 @@ class Keeper:
             if each in self._looks and each not in failed and (text := watched.look(each, memo)) is not None:
                 self._looks[each] = text
         return refused | {watched.describe(each): why for each, why in failed.items()}
+
+    def _refused(self, thing: str, why: str) -> None:
+        """Take note that a thing can't be put back. The same reason is logged once while the thing is missing."""
+        record = self._reconciler.records.get(thing)
+        if record is None or record.refused != why:
+            log.warning("%s is gone and can't be put back: %s", thing, why)
+        self._reconciler.put_back(thing, why)
 
     def _report(self, things: Sequence[str]) -> None:
         """Log what was put back, in one line."""

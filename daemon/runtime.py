@@ -149,10 +149,20 @@ def make_kernel_tunnel(
     from rustguard_py.kernel.kernel_tunnel import KernelTunnel
     from rustguard_py.kernel.netlink import KernelInterface
 
-    device = KernelInterface.make(interface, kernel_alias(program.directory))
+    notes: list[str] = []
+
+    def make() -> KernelInterface:
+        device = KernelInterface.make(interface, kernel_alias(program.directory))
+        try:
+            notes[:] = napi.settle(interface, device, wanted=program.engine.threaded_napi)
+        except BaseException:
+            device.remove()
+            raise
+        return device
+
+    device = make()
     stack.callback(device.remove)
-    notes = napi.settle(interface, device, wanted=program.engine.threaded_napi)
-    tunnel = KernelTunnel(private_key, device, sockets, pairing, several=several, notes=notes)
+    tunnel = KernelTunnel(private_key, device, sockets, pairing, several=several, notes=notes, make=make)
     stack.callback(tunnel.close)
     return tunnel
 

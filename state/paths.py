@@ -126,12 +126,14 @@ def undo_files(state_directory: Path) -> list[Path]:
 def holder(state_directory: Path) -> int | None:
     """Return the process that has locked a state directory, or None. It may belong to another user."""
     with suppress(OSError, ValueError):
-        inode = (state_directory / "lock").stat().st_ino
+        lock = state_directory / "lock"
+        inode, process = lock.stat().st_ino, int(lock.read_text())
         for line in _LOCKS.read_text().splitlines():
             # 1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF
             words = line.split()
-            if words[1] == "FLOCK" and int(words[5].rpartition(":")[2]) == inode and int(words[4]) > 0:
-                return int(words[4])
+            # Not by the device, because some filesystems have another one here than for stat.
+            if words[1] == "FLOCK" and words[4] == str(process) and words[5].rpartition(":")[2] == str(inode):
+                return process
     return None
 
 

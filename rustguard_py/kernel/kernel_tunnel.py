@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from rustguard_py.kernel.kernel_peers import KernelPeers
@@ -58,6 +58,7 @@ class KernelTunnel:
         pairing: Bound sockets for enrollment, at most one per family. The tunnel owns them.
         several: Whether this is one of several tunnels, so that new sessions must be noticed soon.
         notes: Sentences for people, shown in the statistics.
+        make: Makes such an interface again.
 
     Attributes:
         fault: The error that ended the tunnel. When it is set, `stopped` is set too.
@@ -72,12 +73,14 @@ class KernelTunnel:
         *,
         several: bool = False,
         notes: Sequence[str] = (),
+        make: Callable[[], KernelInterface] | None = None,
     ) -> None:
         self.listeners = Listeners()
         self.fault: RustGuardError | None = None
         self.stopped = asyncio.Event()
         self.node = KernelPeers(private_key, self)
         self._device = device
+        self._make = make
         self._several = several
         self._notes = [_NOTE, *notes]
         self._pairing = {each.family: each for each in pairing}
@@ -151,10 +154,17 @@ class KernelTunnel:
 
     def reattach(self) -> None:
         """See `AnyTunnel.reattach`. The kernel lost the sessions with the interface, so it shakes hands again."""
-        gone, self._device = self._device, self._device.make_again()
+        if self._make is None:
+            raise RustGuardError("The interface is gone: another program removed it.", "Start again.")
+        device = self._make()
+        try:
+            device.configure(private_key=self._private_key, port=self._port, fwmark=self._mark)
+            gone, self._device = self._device, device
+            self.node.put_all_again()
+        except BaseException:
+            device.remove()
+            raise
         gone.close()
-        self._device.configure(private_key=self._private_key, port=self._port, fwmark=self._mark)
-        self.node.put_all_again()
         for peer in self.node:
             if peer.endpoint is not None and peer.config.persistent_keepalive:
                 self.node.begin_handshake(peer, now())

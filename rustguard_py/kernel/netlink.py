@@ -47,13 +47,10 @@ class KernelInterface:
 
     Args:
         index: The interface's number.
-        name: Its name when it was made.
-        alias: Its alias then.
     """
 
-    def __init__(self, index: int, name: str = "", alias: str = "") -> None:
+    def __init__(self, index: int) -> None:
         self.index = index
-        self._made_as = name, alias
         self._channel = WireGuardChannel()
         self._removed = False
 
@@ -84,14 +81,10 @@ class KernelInterface:
         except NetlinkError as error:
             raise _refused(name, int(error.code)) from error
         try:
-            return cls(index, name, alias)
+            return cls(index)
         except BaseException:
             _remove(index)
             raise
-
-    def make_again(self) -> KernelInterface:
-        """Return a new interface of the same name and alias. For errors see `make`."""
-        return self.make(*self._made_as)
 
     def remove(self) -> None:
         """Remove the interface, if it is still there. May be called twice."""
