@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import NotRunningError, UnansweredError, UsageError
+from rustguard_py.model.errors import InUseError, NotRunningError, UnansweredError, UsageError
 from rustguard_py.state import paths
 
+Result = TypeVar("Result")
+
+# How long a daemon that is just starting is waited for, and how often it is looked for, seconds.
+STARTING, _LOOK = 30.0, 0.05
 # How long to wait for the socket of a process that has the state, seconds. A removed one is back within 2.
 PATIENCE: Final = 3.0
 _ROLES: Final[tuple[paths.Role, ...]] = ("server", "client")
 START = "Start one: `sudo rustguard serve …` or `sudo rustguard join …`."
+
+
+def ask_or_do(directory: Path, ask: Callable[[Path], Result], do: Callable[[], Result]) -> Result:
+    """Ask the daemon of a state directory for something, or do it here if none runs.
+
+    A daemon that is just starting holds the directory but doesn't answer yet, so it is waited for.
+
+    Args:
+        directory: The state directory.
+        ask: Asks the daemon at this control socket.
+        do: Does it here. Raises InUseError if a daemon holds the directory.
+
+    Raises:
+        InUseError: The process that holds it didn't answer within STARTING seconds.
+    """
+    deadline = time.monotonic() + STARTING
+    while True:
+        socket = paths.find_socket(directory)
+        if socket is not None and listens(socket):
+            return ask(socket)
+        try:
+            return do()
+        except InUseError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK)
 
 
 def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -109,8 +109,8 @@ class Ledger:
 
         def work(netlink: IPRoute) -> None:
             new = [step for step in wanted if step not in self._done]
-            # An address or route that is there already may be in the way only until the old ones are gone.
-            late = self._apply(netlink, new, echo, wait=bool(gone))
+            # An old address and the kernel's route to its network may be in the way, until that address is gone.
+            late = self._apply(netlink, new, echo, wait=any(isinstance(step, steps.Address) for step in gone))
             for step in replaced:
                 del self._done[step]
             self._take_back(netlink, gone, echo)
@@ -124,9 +124,7 @@ class Ledger:
         for many, run in groupby(new, _is_one_of_many):
             if many:
                 here = [step for step in run if isinstance(step, (steps.Address, steps.Route))]
-                waiting = set(steps.apply_all(here, echo, wait=wait))
-                self._done |= {step: "" for step in here if step not in waiting}
-                late += [step for step in here if step in waiting]
+                late += steps.apply_all(here, echo, lambda step: self._done.__setitem__(step, ""), wait=wait)
                 continue
             for step in run:
                 self._done[step] = self._memo(step)
@@ -141,7 +139,8 @@ class Ledger:
         def work(netlink: IPRoute) -> None:
             self._take_back(netlink, [each for each in reversed(self._done) if each.outlives], echo)
 
-        with_netlink(work)
+        if any(step.outlives for step in self._done):
+            with_netlink(work)
         self._done.clear()
         self._path.unlink(missing_ok=True)
 

@@ -75,7 +75,7 @@ class Address:
 
     def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
-        apply_all([self], echo)
+        apply_all([self], echo, lambda _: None)
 
     def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
@@ -113,7 +113,7 @@ class Route:
 
     def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
-        apply_all([self], echo)
+        apply_all([self], echo, lambda _: None)
 
     def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
@@ -310,12 +310,15 @@ class Firewall:
 # -- many at once -------------------------------------------------------------------------------------------
 
 
-def apply_all(steps: Sequence[Address | Route], echo: Echo, *, wait: bool = False) -> list[Address | Route]:
+def apply_all(
+    steps: Sequence[Address | Route], echo: Echo, made: Callable[[Address | Route], None], *, wait: bool = False
+) -> list[Address | Route]:
     """Make changes to one interface, in order.
 
     Args:
         steps: Which.
         echo: Called with one line per change.
+        made: Called with each change that the kernel made.
         wait: Whether to go on if the kernel has such an address or route already.
 
     Returns:
@@ -325,13 +328,18 @@ def apply_all(steps: Sequence[Address | Route], echo: Echo, *, wait: bool = Fals
         RustGuardError: The kernel refused one. Those before it are made, and some after it may be.
     """
     waiting: list[Address | Route] = []
+    refused: RustGuardError | None = None
     for step, code in zip(steps, _send(steps, add=True, stop=not wait), strict=False):
         if code == errno.EEXIST and wait:
             waiting.append(step)
             continue
         echo(f"[#] {step.command(add=True)}")
-        if code:
-            raise explain(NetlinkError(code), step.command(add=True))
+        if code == 0:
+            made(step)
+        elif refused is None:
+            refused = explain(NetlinkError(code), step.command(add=True))
+    if refused is not None:
+        raise refused
     return waiting
 
 

@@ -96,7 +96,8 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             if obtained.joined is not None:
                 withdraw(obtained.joined, document, state, _open(stack, sockets, port))
             raise
-        await runtime.answer_wg(stack, client.tunnel, program.interface, lambda: (state.private_key, port))
+        hint = "the server decides, or the options of `rustguard join`"
+        await runtime.answer_wg_fixed(stack, client.tunnel, program.interface, state.private_key, port, hint)
         voice.say(f"Engine {program.engine.name} ({program.engine.reason}).")
         ready()
         await client.run()
@@ -123,7 +124,7 @@ async def _connect(
     client, program = await runtime.with_free_name(stack, options.interface, make)
     # The peer is set before the interface has an address to send from. So the first packet waits for the handshake
     # and isn't dropped.
-    client.connect(obtained.endpoint or await locate(client.network))
+    client.connect(obtained.endpoint or await locate(client.network, voice))
     setups = lay_out(stack, voice, client, in_kernel=program.engine.in_kernel)
     more = None if client.bundle is None else client.bundle.to_keep()
     keeper = await keep(stack, client.tunnels, setups, voice.change, more)

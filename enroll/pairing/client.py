@@ -149,8 +149,11 @@ class Failed:
 _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
     Failure.SILENT: (
         UnansweredError,
-        "Nobody answered: either there is no server at this address and port, or its pairing window is closed.",
-        "On the server, run: rustguard open 60",
+        "Nobody answered, and from here three causes look alike: no server runs at this address and port, a firewall "
+        "on the way drops UDP, or the pairing window is closed.",
+        "On the server, run: rustguard open 60\n"
+        "If it says that no daemon runs there: sudo rustguard serve. Compare the port: rustguard status\n"
+        "If the window is open, let the UDP port through the firewalls and routers on the way.",
     ),
     Failure.IGNORED: (
         UnansweredError,
