@@ -87,7 +87,7 @@ def _end(socket: Path) -> None:
 
 def _repair(directory: Path) -> bool:
     """Undo what a killed daemon left; return False if it left nothing."""
-    if not paths.undo_file(directory).exists():
+    if not any(path.exists() for path in paths.undo_files(directory)):
         return False
 
     from rustguard_py.quick.up import repair

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from rustguard_py.cli.daemon import wait_for_socket
 from rustguard_py.cli.verb import Verb, data_path_options, log_level_option
-from rustguard_py.daemon.control.client import call, listens
+from rustguard_py.daemon.control.client import call
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
@@ -61,8 +62,8 @@ def command(
     if warning := conf_files.warning(path):
         click.echo(f"Warning: {warning}", err=True)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
-    socket = paths.find_socket(directory)
-    if socket is not None and listens(socket):
+    socket = wait_for_socket(directory)
+    if socket is not None:
         beats = count(1)
 
         def on_beat() -> None:

@@ -17,6 +17,8 @@ from rustguard_py.system.interface import Echo
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _ORDER = Path("/etc/resolvconf/interface-order")
+# Where Debian's resolvconf and openresolv keep what they were given.
+_RECORDS = (Path("/run/resolvconf/interface"), Path("/run/resolvconf/interfaces"), Path("/run/resolvconf/keys"))
 _RESOLVECTL, _RESOLVCONF = "resolvectl", "resolvconf"
 
 
@@ -71,6 +73,24 @@ class Dns:
         # Metric 0 and exclusive: only these servers.
         only = ["-m", "0", "-x"] if self.servers else []
         _tell([_RESOLVCONF, "-a", self._record, *only], "".join(f"{line}\n" for line in lines), echo)
+
+    def look(self, memo: str) -> str | None:
+        """Return the name servers as the program has them, empty if it has none; None if they can't be seen."""
+        if memo == _RESOLVECTL:
+            shown = [run([_RESOLVECTL, what, self.interface]) for what in ("dns", "domain")]
+            if any(each is None or each.returncode for each in shown):
+                return None
+            # The line begins with the interface's number, which changes when the interface is made again.
+            return "\n".join(each.stdout.partition(":")[2].strip() for each in shown if each is not None)
+        directory = next((each for each in _RECORDS if each.is_dir()), None)
+        if directory is None:
+            return None
+        try:
+            return (directory / self._record).read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        except OSError:
+            return None
 
     def undo(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `steps.Step`."""

@@ -1,7 +1,8 @@
 """The ledger: the changes that a tunnel made to this machine, in order, kept on disk to be undone after a crash.
 
-A step that outlives the interface is written to the ledger before it is done. The file is in the runtime directory,
-next to the control socket. A reboot removes both the file and the changes.
+A step that outlives the interface is written to the ledger before it is done. The file is in the state directory: a
+runtime directory may be emptied while the changes stay. After a reboot the changes are gone and the file isn't, so it
+says from which boot and which network namespace it is.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
 from rustguard_py.daemon.steps import Step, Sysctl
 from rustguard_py.model.errors import StateError
+from rustguard_py.state import paths
 from rustguard_py.state.durable_files import Files, read_private, write_fresh
 from rustguard_py.system.interface import Echo, with_netlink
+from rustguard_py.system.place import boot_id, namespace_id
 
 _KINDS: Mapping[str, type[Any]] = {each.__name__: each for each in (steps.Rule, Sysctl, steps.Firewall, Dns)}
 
@@ -59,9 +62,14 @@ class Ledger:
         self._path = path
         self._done: dict[Step, str] = {}
 
+    @property
+    def done(self) -> Mapping[Step, str]:
+        """The steps that are done, with their memos."""
+        return self._done
+
     @classmethod
     def load(cls, path: Path) -> Ledger | None:
-        """Return the ledger of a killed tunnel, or None if there is none.
+        """Return the ledger of a killed tunnel, or None if there is none, or none of this boot and namespace.
 
         Raises:
             StateError: The file can't be read.
@@ -71,6 +79,10 @@ class Ledger:
             if content is None:
                 return None
             value = json.loads(content)
+            here = {"boot": boot_id(), "namespace": namespace_id()}
+            # Those of earlier versions don't say where they are from.
+            if any(value.get(name, wanted) != wanted for name, wanted in here.items()):
+                return None
             hooks = conf.Hooks(**{name: tuple(lines) for name, lines in value["hooks"].items()})
             ledger = cls(path, Left(value["interface"], hooks))
             ledger._done = {steps.from_json(_KINDS, step): memo for step, memo in value["steps"]}
@@ -136,7 +148,8 @@ class Ledger:
         """Write the file. Only we may read it, because it has hooks."""
         lasting = [[steps.to_json(step), memo] for step, memo in self._done.items() if step.outlives]
         hooks = {name: getattr(self.left.hooks, name) for name in conf.Hooks.__slots__}
-        content = json.dumps({"interface": self.left.interface, "hooks": hooks, "steps": lasting}).encode()
+        place = {"boot": boot_id(), "namespace": namespace_id()}
+        content = json.dumps({"interface": self.left.interface, **place, "hooks": hooks, "steps": lasting}).encode()
         temporary = self._path.with_suffix(f".{os.getpid()}")
         try:
             os.close(write_fresh(Files(), temporary, content))
@@ -144,7 +157,8 @@ class Ledger:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise StateError(
-                f"{self._path} can't be written: {error.strerror}.", "Free some space on /run."
+                f"{self._path} can't be written: {error.strerror}.",
+                f"Free some space on the disk of {self._path.parent}.",
             ) from error
 
     def _take_back(self, netlink: IPRoute, gone: Sequence[Step], echo: Echo) -> None:
@@ -167,9 +181,11 @@ class Ledger:
         return step.prepare() if others is None else others
 
     def _others_memo(self, step: Step) -> str | None:
-        for path in self._path.parent.glob(f"*{self._path.suffix}"):
+        others = set(self._path.parent.parent.glob(f"*/{self._path.name}"))
+        others |= {paths.undo_file(each.state_directory) for each in paths.running()}
+        for path in others - {self._path}:
             with suppress(StateError):
-                other = None if path == self._path else Ledger.load(path)
+                other = Ledger.load(path)
                 if other is not None and step in other._done:
                     return other._done[step]
         return None

@@ -273,6 +273,11 @@ class Firewall:
                 f"nft refused the rules of {self.interface}: {said}", "Try `nft list ruleset` as root."
             )
 
+    def look(self, _memo: str) -> str | None:
+        """Return the table as nft lists it, empty if it is gone; None without nft."""
+        done = run(["nft", "list", "table", *self._table.split()])
+        return None if done is None else done.stdout
+
     def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
         done = run(["nft", "delete", "table", *self._table.split()])

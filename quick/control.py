@@ -65,6 +65,6 @@ class QuickControl:
             "mtu": running.mtu,
             "pool": None,
             "window": None,
-            "warnings": [],
+            "warnings": running.keeper.warnings(),
             "file": str(self._life.file),
         }

@@ -49,6 +49,7 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
     running.scheme = scheme
     running.ledger.left = Left(running.interface, config.hooks)
     running.ledger.save()
+    lines += [f"[#] put back: {each}" for each in await running.keeper.repair()]
     return lines
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rustguard_py import conf
 from rustguard_py.daemon import dns
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.keeper import Keeper
 from rustguard_py.daemon.ledger import Ledger
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.steps import Address, Step
@@ -32,6 +33,7 @@ class Running:
         port: UDP port.
         mtu: MTU of the interface, bytes.
         first_mtu: MTU at the start, bytes.
+        keeper: Puts back what other programs remove.
     """
 
     program: Program
@@ -42,6 +44,7 @@ class Running:
     port: int
     mtu: int
     first_mtu: int
+    keeper: Keeper = field(init=False)
 
     @property
     def interface(self) -> str:
@@ -63,10 +66,14 @@ class Running:
 
     def set_mtu(self, mtu: int, echo: Echo) -> None:
         """Set the MTU of the interface and the tunnel, and bring the interface up."""
-        segments = None if self.program.engine.in_kernel else offload.wanted_gso_segments(mtu)
-        set_up(InterfaceSetup(self.interface, mtu, gso_max_segs=segments), echo)
-        self.plain.tunnel.plane.set_mtu(mtu)
         self.mtu = mtu
+        set_up(self.setup(), echo)
+        self.plain.tunnel.plane.set_mtu(mtu)
+
+    def setup(self) -> InterfaceSetup:
+        """Return the settings of the interface itself."""
+        segments = None if self.program.engine.in_kernel else offload.wanted_gso_segments(self.mtu)
+        return InterfaceSetup(self.interface, self.mtu, gso_max_segs=segments)
 
 
 def wanted_steps(interface: str, config: conf.Config, scheme: routing.Scheme) -> list[Step]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from rustguard_py import conf, engine
 from rustguard_py.daemon import dns, runtime
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.keeper import Keeper, KeptInterface
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.daemon.program import Program
 from rustguard_py.data_path import DataPath
@@ -94,10 +95,10 @@ async def repair(directory: Path, echo: Echo) -> bool:
     Returns:
         Whether there was anything to undo.
     """
-    path = paths.undo_file(directory)
-    ledger = Ledger.load(path)
-    if ledger is None:
+    found = [ledger for path in paths.undo_files(directory) if (ledger := Ledger.load(path)) is not None]
+    if not found:
         return False
+    ledger = found[0]
     left = ledger.left
     echo(f"[!] {left.interface} was killed: undoing what it left.")
     await hooks.run_all(left.hooks.pre_down, left.interface, echo)
@@ -157,9 +158,12 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     running.set_mtu(mtu, echo)
     ledger.become(wanted_steps(interface, config, scheme), echo)
     plain.begin()
+    kept = [KeptInterface(tunnel, running.setup)]
+    running.keeper = Keeper(kept, lambda: ledger.done, life.voice.change, life.changing)
     if isinstance(tunnel, Tunnel):
         await runtime.answer_wg(stack, interface, WgAnswers(life, running, tunnel))
     await hooks.run(config.hooks.post_up, interface, echo)
+    await running.keeper.begin(stack)
     return running
 
 

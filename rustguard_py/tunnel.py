@@ -91,6 +91,15 @@ class Tunnel:
         self.plane.rebind(sockets)
         return port
 
+    def has_interface(self) -> bool:
+        """See `AnyTunnel.has_interface`."""
+        return self.plane.is_running()
+
+    def reattach(self) -> None:
+        """See `AnyTunnel.reattach`."""
+        self.plane.reattach()
+        self.wake()
+
     def _on_timer(self) -> None:
         self._timer = None
         self.wake()
@@ -102,18 +111,23 @@ class Tunnel:
                 case ForeignReceived(datagram, source):
                     if self.listeners.foreign is not None:
                         self.listeners.foreign(datagram, source, at)
-                case Fault(message, fatal):
-                    self._on_fault(message, fatal=fatal)
+                case Fault() as fault:
+                    self._on_fault(fault)
                 case _:
                     self.node.handle_event(event, at)
         self.wake()
 
-    def _on_fault(self, message: str, *, fatal: bool) -> None:
-        if not fatal:
-            log.warning("%s", message)
+    def _on_fault(self, fault: Fault) -> None:
+        if not fault.fatal:
+            log.warning("%s", fault.message)
+            return
+        if fault.interface_is_gone and self.listeners.lost is not None:
+            # Each thread of the plane reports it. After `reattach` there is nothing to do for the later ones.
+            if not self.plane.is_running():
+                self.listeners.lost()
             return
         fix = "Start again. If no other program removed the interface and this happens again, please report it."
-        self.fault = RustGuardError(f"The data plane stopped: {message}", fix)
+        self.fault = RustGuardError(f"The data plane stopped: {fault.message}", fix)
         self.stopped.set()
 
     def _report(self) -> None:

@@ -96,7 +96,7 @@ class ControlServer:
     ) -> None:
         self._path = path
         self._handlers = handlers
-        self._group = _group_id(group)
+        self._group = group_id(group)
         self._max_connections = max_connections
         self._idle_seconds = idle_seconds
         self._listener: socket.socket | None = None
@@ -107,26 +107,37 @@ class ControlServer:
         self._shared: dict[str, asyncio.Task[bytes]] = {}
 
     async def start(self) -> None:
-        """Start listening.
+        """Start listening. If that worked before, end with the old socket, which somebody has removed.
 
         Raises:
             StateError: Another daemon listens there.
             RefusedError: The path isn't a socket, or we have no permission to make one.
             UsageError: The path is too long.
         """
-        self._listener = bind(self._path, self._group)
+        listener, before = bind(self._path, self._group), self._listener
+        if before is not None:
+            asyncio.get_running_loop().remove_reader(before)
+            before.close()
+        self._listener = listener
         status = self._path.lstat()
         self._ours = (status.st_dev, status.st_ino)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def is_there(self) -> bool:
+        """Return whether the socket is still at its path."""
+        try:
+            status = self._path.lstat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._ours
 
     async def close(self) -> None:
         """Close all connections, stop listening, and remove the socket if it is still ours. May be called twice."""
         if self._listener is None:
             return
         asyncio.get_running_loop().remove_reader(self._listener)
-        with suppress(OSError):
-            status = self._path.lstat()
-            if (status.st_dev, status.st_ino) == self._ours:
+        if self.is_there():
+            with suppress(OSError):
                 self._path.unlink()
         self._listener.close()
         self._listener = None
@@ -375,7 +386,12 @@ def _check_place(path: Path) -> None:
     )
 
 
-def _group_id(group: str | None) -> int | None:
+def group_id(group: str | None) -> int | None:
+    """Return the number of a group, None for none.
+
+    Raises:
+        UsageError: There is no such group.
+    """
     if group is None:
         return None
     try:

@@ -138,6 +138,15 @@ class UapiSocket:
         serve = partial(self._serve, shared)
         self._servers.append(await asyncio.start_unix_server(serve, sock=listener, limit=_LONGEST_LINE))
 
+    async def make_again(self) -> None:
+        """Make the sockets again that somebody has removed. For errors see `start`."""
+        try:
+            self.path.parent.mkdir(0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RustGuardError(f"{self.path.parent} can't be made: {error.strerror}.") from error
+        for path in [each for each in self._made if not self._is_there(each)]:
+            await self._make(path)
+
     def is_there(self) -> bool:
         """Return whether our sockets are still at their paths. A given listener is not checked."""
         return all(map(self._is_there, self._made))

@@ -77,6 +77,21 @@ class Applicant:
     insists: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Obtained:
+    """The network to connect to.
+
+    Attributes:
+        network: It.
+        endpoint: Where its server answered, or None if it wasn't asked.
+        joined: The join, if this is the first to this network.
+    """
+
+    network: NetworkRecord
+    endpoint: Endpoint | None = None
+    joined: Joined | None = None
+
+
 def load(document: Document) -> ClientState:
     """Return the client's state; the first time, make its key and save it."""
     data = document.load()
@@ -100,7 +115,7 @@ async def obtain(
     sockets: Sequence[socket.socket],
     voice: Voice,
     answers: routes.RouteAnswers,
-) -> tuple[NetworkRecord, Endpoint | None]:
+) -> Obtained:
     """Pair with the server, or take what an earlier join kept.
 
     Args:
@@ -112,9 +127,6 @@ async def obtain(
         voice: Prints what happens.
         answers: Which routes the user accepts.
 
-    Returns:
-        The network, and the endpoint where its server answered, if it did.
-
     Raises:
         RustGuardError: Pairing failed and nothing was kept, or the network can't be used here.
     """
@@ -122,7 +134,7 @@ async def obtain(
     kept = usable(state.network(target.host, target.port), joins=joins)
     if applicant is None or target.host is None:
         network = routes.choose(_find_kept(kept, target), kept, answers)
-        return _use_kept(network, document, state, voice, answers), None
+        return Obtained(_use_kept(network, document, state, voice, answers))
     host, port = target.host, target.port or DEFAULT_PORT
     require_memory()
     make_client = partial(_make_client, applicant, target, kept, state.private_key)
@@ -134,17 +146,17 @@ async def obtain(
             raise
         why = error.message if isinstance(error, UnansweredError) else f"{host} lets nobody new in now."
         voice.say(f"{why} It was joined before, so we connect with what was kept.")
-        return _use_kept(routes.choose(kept, kept, answers), document, state, voice, answers), None
+        return Obtained(_use_kept(routes.choose(kept, kept, answers), document, state, voice, answers))
     network = _record(joined, host, port)
     try:
         routes.check_pools(network, kept, answers)
         network = routes.choose(network, kept, answers)
         check_networks(network)
+        document.save(state.with_network(network).to_json())
     except RustGuardError:
         _take_back(joined, sockets)
         raise
     state = state.with_network(network)
-    document.save(state.to_json())
     voice.say(
         f"Joined {host} as {network.name}, {network.address4}; the server's fingerprint is {network.fingerprint}."
     )
@@ -160,7 +172,7 @@ async def obtain(
         check_networks(network)
         document.save(state.with_network(network).to_json())
     routes.show(network, answers, voice)
-    return network, with_port(joined.server, port)
+    return Obtained(network, with_port(joined.server, port), joined if kept is None else None)
 
 
 def _use_kept(
@@ -220,6 +232,20 @@ def _take_back(joined: Joined, sockets: Sequence[socket.socket]) -> None:
             for _ in range(FORGET_COPIES):
                 with suppress(OSError):
                     each.sendto(joined.forget, joined.server)
+
+
+def withdraw(joined: Joined, document: Document, state: ClientState, sockets: Sequence[socket.socket]) -> None:
+    """Take back a join that is saved already, but that this machine can't use: here and on the server.
+
+    Args:
+        joined: The join.
+        document: Where it is saved.
+        state: The state before it.
+        sockets: Bound to the port that it was made from; the server takes it back only for that one.
+    """
+    _take_back(joined, sockets)
+    with suppress(RustGuardError):
+        document.save(state.to_json())
 
 
 def _record(joined: Joined, host: str, port: int) -> NetworkRecord:

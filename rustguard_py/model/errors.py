@@ -37,6 +37,10 @@ class RefusedError(RustGuardError):
     exit_code = 4
 
 
+class NameTakenError(RefusedError):
+    """There is an interface of that name already."""
+
+
 class UnansweredError(RustGuardError):
     """No answer came in time."""
 

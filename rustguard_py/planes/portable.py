@@ -39,6 +39,7 @@ from rustguard_py.planes.sources import Sources
 from rustguard_py.planes.transport import Transport
 from rustguard_py.planes.tun import Tun
 from rustguard_py.planes.udp import Udp
+from rustguard_py.system.sockets import bind
 
 # How long `close` waits for the loop to end, seconds.
 CLOSE_PATIENCE = 5.0
@@ -141,15 +142,23 @@ class PortablePlane:
         self._transport = Transport(
             public_key, emit=self._events.put, random=random, mtu=mtu, backlog=self._events.handshakes
         )
+        self._worker = WorkerStats("loop-0")
+        self._merge_udp = _kernel_merges_udp() if merge_udp is None else merge_udp
+        self._mark = 0
+        sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
+        self._begin(sockets)
+
+    def _begin(self, sockets: Sequence[socket.socket]) -> None:
+        """Start the loop on these sockets and the interface."""
+        self._port = int(sockets[0].getsockname()[1]) if sockets else 0
         self._udp = {bound.family: Udp(bound, self._note) for bound in sockets}
         self._sources = self._open_sources()
+        if self._sources is not None:
+            self._sources.set_mark(self._mark)
         self._poll = select.poll()
-        self._worker = WorkerStats("loop-0")
         self._outbound = self._make_outbound()
-        if merge_udp is None:
-            merge_udp = _kernel_merges_udp()
-        self._inbound = Inbound(self._transport, self._tun, self._worker, merge_udp=merge_udp, note=self._note)
-        sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
+        self._inbound = Inbound(self._transport, self._tun, self._worker, merge_udp=self._merge_udp, note=self._note)
+        self._ended = False
         self._thread = threading.Thread(target=self._main, name=f"plane {self.interface}", daemon=True)
         self._thread.start()
 
@@ -226,11 +235,12 @@ class PortablePlane:
 
     def set_fwmark(self, mark: int) -> None:
         """See `EventfulPlane.set_fwmark`."""
-        # As bytes: setsockopt takes no int above 2^31 - 1.
-        for udp in self._udp.values():
-            udp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
-        if self._sources is not None:
-            self._queue(partial(self._sources.set_mark, mark))
+        self._mark = mark
+        if not self._ended:
+            for udp in self._udp.values():
+                _set_mark(udp.socket, mark)
+            if self._sources is not None:
+                self._queue(partial(self._sources.set_mark, mark))
 
     def set_mtu(self, mtu: int) -> None:
         """See `EventfulPlane.set_mtu`."""
@@ -245,6 +255,25 @@ class PortablePlane:
                 for bound in sockets:
                     bound.close()
                 return
+
+    def is_running(self) -> bool:
+        """See `EventfulPlane.is_running`."""
+        return not self._ended
+
+    def reattach(self) -> None:
+        """See `EventfulPlane.reattach`."""
+        self._thread.join(CLOSE_PATIENCE)
+        sockets = bind(self._port)
+        try:
+            if self._mark:
+                for bound in sockets:
+                    _set_mark(bound, self._mark)
+            self._tun = Tun(self.interface, self._note)
+        except BaseException:
+            for bound in sockets:
+                bound.close()
+            raise
+        self._begin(sockets)
 
     # Events.
 
@@ -346,6 +375,7 @@ class PortablePlane:
                 udp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             self._poll.register(udp.fd, select.POLLIN)
         self._udp = made
+        self._port = int(sockets[0].getsockname()[1])
         for udp in before:
             self._poll.unregister(udp.fd)
             self._worker.system_calls += udp.system_calls
@@ -375,6 +405,11 @@ class PortablePlane:
         except OSError as error:
             self._transport.drop(f"send_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
         return True
+
+
+def _set_mark(bound: socket.socket, mark: int) -> None:
+    # As bytes: setsockopt takes no int above 2^31 - 1.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
 
 
 def _kernel_merges_udp() -> bool:

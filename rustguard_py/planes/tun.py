@@ -9,7 +9,7 @@ import select
 import struct
 from collections.abc import Callable
 
-from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.errors import NameTakenError, RefusedError
 from rustguard_py.model.limits import THREADS
 from rustguard_py.planes.offload import PLAIN_VNET
 from rustguard_py.system.interface import TUN_DEVICE, check_interface_name
@@ -56,8 +56,8 @@ def not_made(name: str, error: OSError) -> RefusedError:
             f"/dev/net/tun can't be opened: {error.strerror}.",
             "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
         )
-    if error.errno == errno.EBUSY:
-        return RefusedError(
+    if error.errno in (errno.EBUSY, errno.EEXIST):
+        return NameTakenError(
             f"Interface {name} can't be made: {error.strerror}.",
             f"See what it is with `ip link show {name}`, or choose another --interface.",
         )
@@ -74,7 +74,7 @@ class Tun:
     The caller sets addresses, routes, MTU, `up` and `gso_max_segs` (`offload.wanted_gso_segments`).
 
     Args:
-        name: The interface to make, up to 15 bytes; a `%d` in it is replaced by a free number.
+        name: The interface to make, up to 15 bytes.
         note: Called with a sentence for each feature that is missing.
         several: Whether the interface may have more queues, each a `Tun` of the same name.
 

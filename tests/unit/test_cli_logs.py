@@ -175,7 +175,7 @@ def test_rustguard_wg_takes_log_level_as_wireguard_go_does_unless_told_otherwise
 
     monkeypatch.setattr("rustguard_py.quick.wg_daemon.serve", serve)
     monkeypatch.setattr("rustguard_py.cli.foreground._no_core_dump", lambda: None)
-    monkeypatch.setattr("rustguard_py.cli.wg._directory", lambda _: tmp_path / "wg0")
+    monkeypatch.setattr("rustguard_py.quick.wg_daemon.directory_of", lambda _: tmp_path / "wg0")
     for name in ("LOG_LEVEL", "RUSTGUARD_LOG", "JOURNAL_STREAM"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

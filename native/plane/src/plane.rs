@@ -202,6 +202,31 @@ impl Plane {
         Ok(())
     }
 
+    /// Whether the threads run.
+    pub fn is_running(&self) -> bool {
+        self.with_io(Io::goes_on).unwrap_or(false)
+    }
+
+    /// Create the interface again after another program removed it and [`Plane::close`] has ended the
+    /// threads. Start them with copies of these sockets. Sessions are kept.
+    ///
+    /// `mark`: of everything that is sent.
+    pub fn reattach(&self, sockets: &[RawFd], mark: u32) -> Result<(), TunError> {
+        let mut known = self.io.write().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = tun::make(&self.interface, self.lasting.counters.queues.len())?;
+        let mut lacks = Vec::new();
+        let started = adopt(sockets, made.queues.len(), mark, &mut lacks).and_then(|sockets| {
+            let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
+            self.lasting.start(queues, &lacks)
+        });
+        (*known, *threads) = started.map_err(|error| TunError { what: self.interface.clone(), error })?;
+        if let Some(io) = known.upgrade() {
+            io.xdp.iter().for_each(|xdp| xdp.set_mark(mark));
+        }
+        Ok(())
+    }
+
     /// Do a command. Send its datagrams and report its events.
     fn command(&self, act: impl FnOnce(&Transport, &mut Outbox)) {
         self.with_io(|io| {
