@@ -138,7 +138,7 @@ def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[s
             for place, each in enumerate(stats)
             for worker in each.workers
         ],
-        "notes": list(dict.fromkeys(note for each in stats for note in each.notes)),
+        "notes": [*program.engine.notes, *dict.fromkeys(note for each in stats for note in each.notes)],
         "uptime": round(now - program.began, 3),
     }
 

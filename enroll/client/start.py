@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rustguard_py import engine
@@ -68,6 +68,10 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         document = Document.open(options.directory)
         stack.callback(document.close)
         state = load(document)
+        if (offloads := options.data_path.to_keep(state.offloads)) != state.offloads:
+            state = replace(state, offloads=offloads)
+            document.save(state.to_json())
+        chosen = engine.choose(options.data_path.with_kept(state.offloads))
         if runtime.remove_leftovers([state.private_key], options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
         interface = options.interface or free_interface_name()

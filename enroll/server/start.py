@@ -87,7 +87,8 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         stack.enter_context(audit.recording(options.directory))
         kept = document.load()
         state = apply(options.settings, kept)
-        chosen = _choose(options.data_path, state.tunnels)
+        state.offloads = options.data_path.to_keep(state.offloads)
+        chosen = _choose(options.data_path.with_kept(state.offloads), state.tunnels)
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")

@@ -26,6 +26,7 @@ class PlanePeer:
         "moved_at",
         "rx_bytes",
         "rx_packets",
+        "segmenting",
         "tx_bytes",
         "tx_packets",
         "wanted_at",
@@ -37,6 +38,7 @@ class PlanePeer:
         self.keypairs = Keypairs()
         self.liveness = Liveness()
         self.held: deque[bytes] | None = None
+        self.segmenting = True
         self.wanted_at = float("-inf")
         self.moved_at = float("-inf")
         self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0

@@ -107,9 +107,10 @@ impl Draft {
             if let Some((nonce, session)) = claimed {
                 let tally = Tally { datagrams: count, bytes: self.used, data: true };
                 transport.sent(&peer, &mut state, &session, tally, now, out);
+                let segmenting = state.segmenting;
                 drop(state);
                 self.seal_slots(&session, nonce);
-                if !self.send_slots(endpoint, sink) {
+                if !self.send_slots(endpoint, segmenting, sink) {
                     peer.state().forget_local();
                 }
             } else {
@@ -141,15 +142,15 @@ impl Draft {
         session.sealer().seal_batch(&mut self.buffer, &self.bodies);
     }
 
-    /// Send neighbours of one size together. The last one may be shorter. Return false if a message
-    /// did not leave from the endpoint's local address.
-    fn send_slots(&self, endpoint: Endpoint, sink: &mut impl Sink) -> bool {
+    /// Send neighbours of one size together, or each by itself. The last of several may be shorter.
+    /// Return false if a message did not leave from the endpoint's local address.
+    fn send_slots(&self, endpoint: Endpoint, together: bool, sink: &mut impl Sink) -> bool {
         let mut rest = &self.slots[..];
         let mut from_there = true;
         while let [first, others @ ..] = rest {
             let mut count = 1;
             for (slot, before) in others.iter().zip(rest) {
-                if before.padded < first.padded || slot.padded > first.padded {
+                if !together || before.padded < first.padded || slot.padded > first.padded {
                     break;
                 }
                 count += 1;
