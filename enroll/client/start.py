@@ -18,7 +18,7 @@ from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.program import Program
 from rustguard_py.data_path import DataPath
 from rustguard_py.enroll.client.checks import check_interface
-from rustguard_py.enroll.client.connect import fit_tunnels, lay_out, locate, make_client, without_ipv6
+from rustguard_py.enroll.client.connect import fit_tunnels, lay_out, locate, make_client, make_reports, without_ipv6
 from rustguard_py.enroll.client.control import ClientControl
 from rustguard_py.enroll.client.obtain import Applicant, Target, load, obtain
 from rustguard_py.enroll.client.routes import RouteAnswers
@@ -89,6 +89,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         network, chosen = fit_tunnels(network, chosen, interface, voice)
         program = Program("client", options.directory, interface, chosen, now())
         client = make_client(stack, voice, program, state.private_key, sockets, network)
+        client.reports = make_reports(client, chosen)
         # The peer is set before the interface has an address to send from. So the first packet waits for the
         # handshake and isn't dropped.
         client.connect(endpoint or await locate(network))

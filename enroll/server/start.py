@@ -15,10 +15,12 @@ from rustguard_py import engine
 from rustguard_py.daemon import audit, runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.reports import Reports
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.data_path import DataPath
 from rustguard_py.enroll.server.banner import introduce
 from rustguard_py.enroll.server.control import ServerControl
+from rustguard_py.enroll.server.partners import Partners
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
 from rustguard_py.enroll.server.server import RunningServer, own_addresses
@@ -100,6 +102,10 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         program = Program("server", options.directory, interface, chosen, now())
         ipv6_fault = why_no_ipv6() if state.pool6 is not None else None
         server = _make_server(stack, voice, program, state, document, has_ipv6=ipv6_fault is None)
+        if not chosen.in_kernel:
+            own, partners = state.pool4[1], Partners(state)
+            segments = chosen.offloads.udp_segmentation
+            server.reports = Reports(server.tunnels, interfaces, own, partners.find, segments=segments)
         _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
         # Saved this late so that a start that fails over a taken port or pool leaves the state as it was. Saved only
         # if it differs so that a server that crashed can start again while the disk is full.
