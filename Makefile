@@ -33,6 +33,8 @@ help:
 	@echo 'make bench-scale    measure what many peers cost (minutes)'
 	@echo 'make bench-tunnels  compare one tunnel with two and four (minutes)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
+	@echo 'make packages  build Debian packages and wheels for amd64 and arm64, and the source distribution, in dist/'
+	@echo 'make test-packages  install the Debian package in fresh roots of Debian 12 and 13 and use it there (minutes)'
 	@echo 'make sdist     build the source distribution in dist/'
 	@echo 'make reference write docs/reference/commands.md from the text of the help'
 	@echo 'make lock      pin the newest versions of the development tools in requirements/dev.lock'
@@ -70,7 +72,7 @@ check: .venv/.check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy -p rustguard_py
-	@$(BIN)/mypy tests bench
+	@$(BIN)/mypy tests bench package
 	@$(CARGO) fmt --check
 	@$(CARGO) clippy --locked --all-targets -q -- -D warnings
 
@@ -98,6 +100,15 @@ sdist: .venv/.dist
 	@DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/python -m build --sdist --no-isolation > .venv/sdist.log 2>&1 || { cat .venv/sdist.log; exit 1; }
 	@ls dist/*.tar.gz
 
+packages: .venv/.packages
+	@$(BIN)/python package/build.py
+
+# The tests use this machine's package alone. The roots that they unpack are kept in .venv/roots.
+test-packages: .venv/.packages .venv/.test
+	@scripts/setup-debian test-packages
+	@$(BIN)/python package/build.py amd64
+	@$(PYTEST) -p no:cacheprovider tests/packages $(PYTEST_ARGS)
+
 reference: .venv/.demo
 	@$(BIN)/python -P -m rustguard_py.cli.reference > .venv/commands.md
 	@mv .venv/commands.md docs/reference/commands.md
@@ -117,6 +128,10 @@ lock:
 
 .venv/.dist: $(SOURCES) scripts/venv
 	@scripts/venv dist
+	@touch $@
+
+.venv/.packages: $(SOURCES) scripts/venv $(wildcard package/* package/*/*)
+	@scripts/venv dist packages
 	@touch $@
 
 .venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian
@@ -143,5 +158,5 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test coverage test-kernel soak fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist
+.PHONY: help demo test coverage test-kernel soak fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
 .PHONY: reference lock wireguard-go clean

@@ -150,7 +150,7 @@ def lay_out(
 
 
 async def answer_wg(
-    stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, identity: Callable[[], tuple[bytes, int]]
+    stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, identity: Callable[[], tuple[bytes | None, int]]
 ) -> None:
     """Let wg(8) show, but not change, a tunnel, unless another program already answers for the interface's name.
 
@@ -158,7 +158,7 @@ async def answer_wg(
         stack: Undoes it.
         tunnel: The tunnel.
         interface: The interface's name.
-        identity: Returns the private key (32 bytes) and the UDP port.
+        identity: Returns the private key (32 bytes), or None if there is none, and the UDP port.
     """
     if not isinstance(tunnel, Tunnel):
         return  # wg(8) asks the kernel directly

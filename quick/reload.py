@@ -44,7 +44,9 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
         _change_peer(running.plain, peer, found, moved=peer.public_key in changes.moved)
     lines += [f"[#] peer {conf.short(key)} removed" for key in changes.removed]
     lines += [f"[#] peer {conf.short(peer.public_key)} set" for peer in changes.peers]
-    running.config, running.scheme = config, scheme
+    # A key that a hook has set stays.
+    running.config = replace(config, private_key=config.private_key or running.config.private_key)
+    running.scheme = scheme
     running.ledger.left = Left(running.interface, config.hooks)
     running.ledger.save()
     return lines
@@ -75,7 +77,7 @@ def _change_interface(running: Running, config: conf.Config, voice: Voice, echo:
     if mtu != running.mtu:
         running.set_mtu(mtu, voice.change)
         echo(f"[#] ip link set mtu {mtu} dev {running.interface}")
-    if config.private_key != before.private_key:
+    if config.private_key is not None and config.private_key != before.private_key:
         running.plain.set_private_key(config.private_key)
         echo(f"[#] wg set {running.interface} private-key (hidden)")
 

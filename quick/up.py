@@ -21,6 +21,7 @@ from rustguard_py.daemon.program import Program
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.keys import generate_private_key
 from rustguard_py.quick import conf_files, hooks, peers, routing, save_config
 from rustguard_py.quick.control import QuickControl
 from rustguard_py.quick.running import Life, Running, wanted_steps
@@ -138,7 +139,9 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     scheme = routing.choose_scheme(config)
     mtu = routing.find_mtu(config, [ends[0][0] for peer in config.peers if (ends := peers.endpoints(peer, found))])
     # Undone in this order at the end: the ledger's changes, the plane, the interface.
-    tunnel, timestamps = runtime.make_tunnel(stack, program, config.private_key, sockets, mtu)
+    # Until a hook sets a key, a random one takes its place: no peer knows it, so nothing is answered.
+    private_key = config.private_key or generate_private_key()
+    tunnel, timestamps = runtime.make_tunnel(stack, program, private_key, sockets, mtu)
     stack.callback(echo, f"[#] ip link delete dev {interface}")
     kind = "link add {} type wireguard" if program.engine.in_kernel else "tuntap add mode tun name {}"
     echo(f"[#] ip {kind.format(interface)}")

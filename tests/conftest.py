@@ -21,12 +21,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from rustguard_py.lab.hosts import Lab
-from support import machine
+from support import debian_root, machine
 
 _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_namespaces": ("network namespaces and TUN devices", machine.why_no_namespaces),
     "needs_wireguard_go": ("wireguard-go and wg", machine.why_no_wireguard_go),
     "needs_kernel_wireguard": ("a kernel with WireGuard", machine.why_no_kernel_wireguard),
+    "needs_packages": ("the Debian packages and fresh roots for them", debian_root.why_no_packages),
     "needs_second_uid": ("a second user id", machine.why_no_second_uid),
 }
 _MOST_WORKERS = 8

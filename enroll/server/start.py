@@ -23,7 +23,7 @@ from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.partners import Partners
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
-from rustguard_py.enroll.server.server import RunningServer, own_addresses
+from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.enroll.server.settings import Settings, apply, check_pools
 from rustguard_py.enroll.tunnels import assemble, derive
 from rustguard_py.model.address import pairing_port
@@ -94,16 +94,19 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
-        interface = options.interface or free_interface_name()
+        interface = options.interface or state.interface or free_interface_name()
         interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
         check_pools(state, interfaces)
+        if_taken = "Choose another: --interface NAME"
+        if interface == state.interface and options.interface is None:
+            if_taken = f"Is it wg-quick's? Then end it: wg-quick down {interface}. {if_taken}"
         for each in interfaces:
-            runtime.check_interface(each, chosen)
+            runtime.check_interface(each, chosen, if_taken)
         program = Program("server", options.directory, interface, chosen, now())
         ipv6_fault = why_no_ipv6() if state.pool6 is not None else None
         server = _make_server(stack, voice, program, state, document, has_ipv6=ipv6_fault is None)
         if not chosen.in_kernel:
-            own, partners = state.pool4[1], Partners(state)
+            own, partners = state.addresses(ipv6=False)[0].ip, Partners(state)
             segments = chosen.offloads.udp_segmentation
             server.reports = Reports(server.tunnels, interfaces, own, partners.find, segments=segments)
         _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
@@ -144,7 +147,7 @@ def _make_server(
     bundle = None
     if state.tunnels > 1:
         # The first tunnel's interface has the route to the pool.
-        own = own_addresses(state.pool4, pool6)
+        own = state.addresses(ipv6=has_ipv6)
         bundle = assemble.make_bundle(
             voice,
             program,
@@ -167,7 +170,7 @@ def _further_tunnels(
 
 def _lay_out(stack: AsyncExitStack, voice: Voice, interface: str, server: RunningServer, *, in_kernel: bool) -> None:
     mtu = server.state.mtu
-    runtime.lay_out(stack, voice, interface, mtu, server.addresses, in_kernel=in_kernel)
+    runtime.lay_out(stack, voice, interface, mtu, server.addresses, server.routes, in_kernel=in_kernel)
     if server.bundle is not None:
         assemble.lay_out_bundle(stack, voice, mtu, server.addresses, server.bundle, in_kernel=in_kernel)
 

@@ -81,7 +81,7 @@ def losing(fraction: float, seed: int) -> Fate:
 @pytest.mark.parametrize("rest", [0.0, 0.01, 0.05])
 @pytest.mark.parametrize(
     ("chance", "rate", "seconds"),
-    [(0.98, 12, 5), (0.98, 100, 5), (0.98, 5000, 5), (0.5, 100, 5), (0.5, 5000, 5), (0.5, 12, 60), (0.3, 100, 60)],
+    [(0.98, 12, 5), (0.98, 100, 5), (0.98, 5000, 5), (0.5, 100, 5), (0.5, 5000, 5), (0.5, 12, 60), (0.4, 100, 60)],
 )
 def test_where_segmentation_damages_it_is_off_soon(chance: float, rest: float, rate: int, seconds: float) -> None:
     ends = Ends(damaging(rest, chance=chance), lambda _: rate)
