@@ -6,7 +6,6 @@ the server · set addresses · save · let clients pair · answer at the control
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,8 @@ from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ServerState
 from rustguard_py.system.interface import free_interface_name, why_no_ipv6
+
+_WG_HINT = "peers are changed with `rustguard peers` and `rustguard export --new`, the rest with options of `serve`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +187,4 @@ async def _answer_wg(stack: AsyncExitStack, server: RunningServer, interfaces: l
     for number, tunnel in enumerate(server.tunnels):
         key = derive.private_key(server.state.private_key, number)
         port = derive.port(server.state.port, number)
-        await runtime.answer_wg(stack, tunnel, interfaces[number], _always(key, port))
-
-
-def _always(private_key: bytes, port: int) -> Callable[[], tuple[bytes, int]]:
-    return lambda: (private_key, port)
+        await runtime.answer_wg_fixed(stack, tunnel, interfaces[number], key, port, _WG_HINT)

@@ -16,7 +16,7 @@ from support.relay import Ills
 _PORT = 51820
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault(48)
 def test_where_cut_messages_are_damaged_the_full_rate_comes_back_within_five_seconds(
     lab: Lab, tmp_path: Path, soak: bool
 ) -> None:
