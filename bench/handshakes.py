@@ -46,6 +46,8 @@ class InMemory:
         self.erase_keypairs = self.transport.erase_keypairs
         self.drop_held = self.transport.drop_held
         self.stats = self.transport.stats
+        self.set_segmenting = self.transport.set_segmenting
+        self.flows = self.transport.flows
 
     def set_peer(
         self, peer: int, endpoint: Endpoint | None, allowed_ips: Sequence[Network], persistent_keepalive: int
@@ -104,7 +106,7 @@ def measure(handshakes: int, rounds: int) -> list[float]:
                 for event in plane.events:
                     node.handle_event(event, now)
                 plane.events.clear()
-                answered += sum(reply[0] == RESPONSE for _, reply in plane.transport.poll_transmit())
+                answered += sum(reply[0] == RESPONSE for _, reply, _ in plane.transport.poll_transmit())
             rates.append(handshakes / (time.perf_counter() - began))
             if answered != handshakes:
                 raise SystemExit(f"only {answered} of {handshakes} were answered")

@@ -20,6 +20,8 @@ import click
 from rustguard_py.cli import logs
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.service_manager import ServiceManager
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.limits import MEMORY, THREADS
 from rustguard_py.model.printable import printable
 
 _PR_SET_DUMPABLE = 4
@@ -37,7 +39,17 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging
     logs.configure(level)
     manager = ServiceManager.from_environment()
     voice = Voice(change=lambda line: _print(line, dim=True), say=_print, manager=manager)
-    asyncio.run(work(voice))
+    asyncio.run(_main(work(voice)))
+
+
+async def _main(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.get_running_loop().set_exception_handler(_on_error)
+    await work
+
+
+def _on_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error of a callback or a task that nobody waits for."""
+    logging.getLogger(__name__).error("internal error: %s", context["message"], exc_info=context.get("exception"))
 
 
 def _print(line: str, *, dim: bool | None = None) -> None:
@@ -74,7 +86,10 @@ class Background:
     def __init__(self, log: Path, farewell: Callable[[int], str] | None = None) -> None:
         self._log = log
         readable, self._writable = os.pipe()
-        child = os.fork()
+        try:
+            child = os.fork()
+        except BlockingIOError as error:
+            raise RustGuardError(THREADS.message, THREADS.fix) from error
         if child:
             os.close(self._writable)
             _wait(readable, child, farewell or _in_the_background)
@@ -99,7 +114,7 @@ class Background:
 
 
 def _in_the_background(child: int) -> str:
-    return f"In the background, process {child}. To end it: kill {child}"
+    return f"In the background, process {child}. To end it: sudo rustguard stop"
 
 
 def _wait(readable: int, child: int, farewell: Callable[[int], str]) -> NoReturn:
@@ -110,4 +125,7 @@ def _wait(readable: int, child: int, farewell: Callable[[int], str]) -> NoReturn
         click.echo(farewell(child), err=True)
         os._exit(0)
     _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        click.echo("rustguard: The daemon was killed while it started, perhaps because memory ran out.", err=True)
+        click.echo(f"  {MEMORY.fix}", err=True)
     os._exit(os.waitstatus_to_exitcode(status) % 256)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from rustguard_py import __version__
-from rustguard_py.cli.app import INTERRUPTED, report
-from rustguard_py.cli.verb import Verb, log_level_option
+from rustguard_py.cli import failures
+from rustguard_py.cli.verb import Verb, log_level_option, offloads_option
 from rustguard_py.data_path import DataPath
-from rustguard_py.model.errors import RustGuardError, UsageError
+from rustguard_py.model.errors import UsageError
 
 if TYPE_CHECKING:
     from rustguard_py.engine import Engine
@@ -36,9 +36,10 @@ _LEVELS = {"silent": logging.CRITICAL + 1, "error": logging.WARNING, "verbose": 
 )
 @click.version_option(__version__, "--version", "-v", prog_name="rustguard-wg")
 @click.option("-f", "--foreground", is_flag=True, envvar="WG_PROCESS_FOREGROUND", help="Stay in the foreground.")
+@offloads_option
 @log_level_option("LOG_LEVEL, else error")
 @click.argument("interface", metavar="INTERFACE")
-def command(foreground: bool, interface: str) -> None:
+def command(foreground: bool, interface: str, offloads: str | None) -> None:
     """Make a WireGuard interface in user space, for wg(8) and wg-quick(8) to set up.
 
     Variables: LOG_LEVEL (silent, error, verbose, debug), RUSTGUARD_ENGINE (native, portable), WG_TUN_FD and
@@ -46,13 +47,13 @@ def command(foreground: bool, interface: str) -> None:
     """
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.conf_files import interface_of
-    from rustguard_py.quick.wg_daemon import WgOptions, serve
+    from rustguard_py.quick.wg_daemon import WgOptions, directory_of, serve
 
     if "/" in interface or interface.endswith(".conf") or not interface_of(interface):
         raise UsageError(f"{interface!r} can't name an interface.", "Give a name such as wg0.")
     level = _level()
-    directory = _directory(interface)
-    options = WgOptions(interface, directory, _engine(), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
+    directory = directory_of(interface)
+    options = WgOptions(interface, directory, _engine(offloads), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
     background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
 
     def ready() -> None:
@@ -62,19 +63,13 @@ def command(foreground: bool, interface: str) -> None:
     run(lambda voice: serve(options, voice, ready), level)
 
 
-def _engine() -> Engine:
+def _engine(offloads: str | None) -> Engine:
     from rustguard_py import engine
 
     # The kernel's WireGuard needs no program, so `auto` and `kernel` mean the fastest of our own engines.
     fastest = "native" if engine.has_native() else "portable"
     wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
-    return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted))
-
-
-def _directory(interface: str) -> Path:
-    from rustguard_py.state.paths import state_directory
-
-    return state_directory("client").parent / "wg" / interface
+    return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted, offloads=offloads))
 
 
 def _level() -> int:
@@ -95,17 +90,11 @@ def _descriptor(variable: str) -> int | None:
 
 def main() -> NoReturn:
     """Run the program."""
-    try:
-        command.main(sys.argv[1:], prog_name="rustguard-wg", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except RustGuardError as error:
-        report(error)
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
-    sys.exit(0)
+    failures.settle_streams()
+    failures.install()
+    arguments = sys.argv[1:]
+    run = partial(command.main, arguments, prog_name="rustguard-wg", standalone_mode=False)
+    sys.exit(failures.exit_code(run))
 
 
 if __name__ == "__main__":

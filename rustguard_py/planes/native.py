@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from rustguard_py import _native
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
-from rustguard_py.planes.contract import Event, Keypair
+from rustguard_py.planes.contract import Event, Flow, Keypair
 from rustguard_py.planes.tun import not_made, not_ours
 from rustguard_py.system.interface import check_interface_name
+from rustguard_py.system.sockets import bind
 
 
 class NativePlane:
@@ -33,7 +35,7 @@ class NativePlane:
         queues: Queues of the interface, each with one thread per direction.
         uring: Whether to use io_uring. If the kernel refuses it, the plane runs without and notes it.
         xdp: The interface to use AF_XDP on. If the kernel refuses it, the plane uses its sockets and notes it.
-        merge_udp: Whether to merge UDP packets for the interface. None decides by the kernel's release.
+        offloads: The offloads to use where the kernel has them.
         tun: Descriptors of the queues of an existing interface, to use instead of making one. The caller keeps them
             and the interface.
 
@@ -55,7 +57,7 @@ class NativePlane:
         queues: int = 1,
         uring: bool = False,
         xdp: str | None = None,
-        merge_udp: bool | None = None,
+        offloads: Offloads = ALL,
         tun: Sequence[int] = (),
     ) -> None:
         check_interface_name(interface)
@@ -68,12 +70,14 @@ class NativePlane:
                 queues=queues,
                 uring=uring,
                 xdp=xdp,
-                merge_udp=merge_udp,
+                offloads=offloads,
                 tun=tun,
             )
         except OSError as error:
             raise _refused(interface, error) from error
         self.interface = self._plane.interface
+        self._port = int(sockets[0].getsockname()[1]) if sockets else 0
+        self._mark = 0
         # The plane has its own copies.
         for bound in sockets:
             bound.close()
@@ -120,6 +124,14 @@ class NativePlane:
         """See `Plane.drop_held`."""
         self._plane.drop_held(peer)
 
+    def set_segmenting(self, peer: PeerId, on: bool) -> None:
+        """See `Plane.set_segmenting`."""
+        self._plane.set_segmenting(peer, on)
+
+    def flows(self, peer: PeerId) -> list[Flow]:
+        """See `Plane.flows`."""
+        return self._plane.flows(peer)
+
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         """See `Plane.send`."""
         self._plane.send(endpoint, datagram)
@@ -139,6 +151,7 @@ class NativePlane:
     def set_fwmark(self, mark: int) -> None:
         """See `EventfulPlane.set_fwmark`."""
         self._plane.set_fwmark(mark)
+        self._mark = mark
 
     def set_mtu(self, mtu: int) -> None:
         """See `EventfulPlane.set_mtu`."""
@@ -146,9 +159,27 @@ class NativePlane:
 
     def rebind(self, sockets: Sequence[socket.socket]) -> None:
         """See `EventfulPlane.rebind`. Waits until the threads have ended and started again."""
+        self._port = int(sockets[0].getsockname()[1])
         self._plane.rebind([bound.fileno() for bound in sockets])
         for bound in sockets:
             bound.close()
+
+    def is_running(self) -> bool:
+        """See `EventfulPlane.is_running`."""
+        return self._plane.is_running()
+
+    def reattach(self) -> None:
+        """See `EventfulPlane.reattach`."""
+        # Ends the threads, which close the sockets. What stays is what `reattach` needs.
+        self._plane.close()
+        sockets = bind(self._port)
+        try:
+            self._plane.reattach([bound.fileno() for bound in sockets], self._mark)
+        except OSError as error:
+            raise _refused(self.interface, error) from error
+        finally:
+            for bound in sockets:
+                bound.close()
 
     def fileno(self) -> int:
         """Return the descriptor that is readable while events wait."""

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use transport::Transport;
+use transport::coalesce::Merge;
 use transport::contract::Event;
 
 use crate::alarm::Alarm;
@@ -12,7 +13,9 @@ use crate::counters::PlaneCounters;
 use crate::descriptor::EventFd;
 use crate::events::Events;
 use crate::notes::Notes;
+use crate::offloads::Merging;
 use crate::roll_call::RollCall;
+use crate::sources::Sources;
 use crate::tun::Tun;
 use crate::udp::Udp;
 use crate::xdp::Xdp;
@@ -35,14 +38,14 @@ pub struct Io {
     pub gate: Vec<Udp>,
     /// The UDP side over AF_XDP, besides the sockets.
     pub xdp: Option<Xdp>,
+    /// Which local addresses may be used. None if the kernel can't be asked.
+    pub sources: Option<Sources>,
     /// The counters of the workers.
     pub counters: Arc<PlaneCounters>,
-    /// Whether UDP packets may be merged.
-    pub merge_udp: bool,
     /// Whether the queues use io_uring.
     pub uring: bool,
-    /// Whether the kernel accepts superpackets.
-    pub merging: AtomicBool,
+    /// What is merged for the device.
+    pub merging: Merging,
     stopping: AtomicBool,
     /// Readable once the threads have to stop. Never cleared.
     pub stop: EventFd,
@@ -60,7 +63,7 @@ impl Io {
         notes: Arc<Notes>,
         counters: Arc<PlaneCounters>,
         queues: Vec<Queue>,
-        merge_udp: bool,
+        merge: Merge,
         uring: bool,
     ) -> io::Result<Self> {
         let roll = RollCall::new(queues.len())?;
@@ -71,10 +74,10 @@ impl Io {
             queues,
             gate: Vec::new(),
             xdp: None,
+            sources: None,
             counters,
-            merge_udp,
             uring,
-            merging: AtomicBool::new(true),
+            merging: Merging::new(merge),
             stopping: AtomicBool::new(false),
             stop: EventFd::new()?,
             alarm: Alarm::new()?,

@@ -8,14 +8,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use transport::Transport;
+use transport::coalesce::Merge;
 use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId};
 
 use crate::counters::{PlaneCounters, QueueCounters, Reading};
 use crate::descriptor::{now, random};
 use crate::events::Events;
 use crate::io::{Io, Queue};
-use crate::kernel;
 use crate::notes::Notes;
+use crate::offloads::Offloads;
+use crate::sources::Sources;
 use crate::steering::{GATE_LANES, steer};
 use crate::tun::{self, TunError};
 use crate::udp::Udp;
@@ -51,8 +53,8 @@ pub struct Settings<'a> {
     pub uring: bool,
     /// The interface to use AF_XDP on, if any.
     pub xdp: Option<&'a str>,
-    /// Whether to merge UDP packets for the interface. None decides by the kernel's release.
-    pub merge_udp: Option<bool>,
+    /// The offloads to use where the kernel has them.
+    pub offloads: Offloads,
 }
 
 /// The plane. A command is done at once, in the caller's thread. It never waits for the network,
@@ -73,7 +75,7 @@ struct Lasting {
     events: Arc<Events>,
     notes: Arc<Notes>,
     counters: Arc<PlaneCounters>,
-    merge_udp: bool,
+    offloads: Offloads,
     uring: bool,
     xdp: Option<String>,
 }
@@ -83,9 +85,16 @@ impl Lasting {
     fn start(&self, queues: Vec<Queue>, lacks: &[String]) -> io::Result<(Weak<Io>, Vec<JoinHandle<()>>)> {
         let Self { transport, events, notes, counters, .. } = self;
         let shared = (Arc::clone(transport), Arc::clone(events), Arc::clone(notes), Arc::clone(counters));
-        let mut io = Io::new(shared.0, shared.1, shared.2, shared.3, queues, self.merge_udp, self.uring)?;
+        let mut io = Io::new(shared.0, shared.1, shared.2, shared.3, queues, self.offloads.merge, self.uring)?;
         if let Some(name) = &self.xdp {
             use_xdp(&mut io, name);
+        }
+        let sources = io.sockets().next().map_or(Ok(0), Udp::mark).and_then(Sources::open);
+        match sources {
+            Ok(sources) => io.sources = Some(sources),
+            Err(error) => {
+                io.note(&format!("A better route is noticed late: the kernel refuses to report it ({error})."))
+            }
         }
         lacks.iter().for_each(|lack| io.note(lack));
         match open_gate(&io.queues) {
@@ -100,15 +109,21 @@ impl Lasting {
 }
 
 /// Return the sockets of each queue: copies of the given ones, and their twins.
-fn adopt(sockets: &[RawFd], queues: usize, mark: u32, lacks: &mut Vec<String>) -> io::Result<Vec<Vec<Udp>>> {
+fn adopt(
+    sockets: &[RawFd],
+    offloads: Offloads,
+    queues: usize,
+    mark: u32,
+    lacks: &mut Vec<String>,
+) -> io::Result<Vec<Vec<Udp>>> {
     let mut first = Vec::new();
     for socket in sockets {
-        let (socket, lack) = Udp::adopt(*socket)?;
+        let (socket, lack) = Udp::adopt(*socket, offloads)?;
         if mark != 0 {
             socket.set_mark(mark)?;
         }
         first.push(socket);
-        lacks.extend(lack.map(str::to_owned));
+        lacks.extend(lack.into_iter().map(str::to_owned));
     }
     let mut adopted = vec![first];
     for _ in 1..queues {
@@ -122,8 +137,8 @@ impl Plane {
     /// until somebody sets it up.
     pub fn new(settings: &Settings<'_>) -> Result<Self, TunError> {
         let made = match settings.tun {
-            [] => tun::make(settings.interface, settings.queues)?,
-            queues => tun::adopt(queues)?,
+            [] => tun::make(settings.interface, settings.queues, settings.offloads)?,
+            queues => tun::adopt(queues, settings.offloads)?,
         };
         let interface = made.name.clone();
         Self::with_interface(settings, made).map_err(|error| TunError { what: interface, error })
@@ -131,9 +146,14 @@ impl Plane {
 
     fn with_interface(settings: &Settings<'_>, made: tun::Interface) -> io::Result<Self> {
         let mut lacks = made.lacks.iter().map(|lack| (*lack).to_owned()).collect();
-        let sockets = adopt(settings.sockets, made.queues.len(), 0, &mut lacks)?;
+        let mut offloads = settings.offloads;
+        if !made.vnet {
+            offloads.merge = Merge::NONE;
+        }
+        let sockets = adopt(settings.sockets, offloads, made.queues.len(), 0, &mut lacks)?;
         let counters = Arc::new(PlaneCounters::new(made.queues.len()));
-        let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
+        let queues: Vec<_> =
+            made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
 
         let handshakes = Arc::new(AtomicUsize::new(0));
         let events = Arc::new(Events::new(Arc::clone(&handshakes))?);
@@ -145,10 +165,12 @@ impl Plane {
             events,
             notes: Arc::default(),
             counters,
-            merge_udp: settings.merge_udp.unwrap_or_else(kernel::merges_udp),
+            offloads,
             uring: settings.uring && refusal.is_none(),
             xdp: settings.xdp.map(str::to_owned),
         };
+        let up = queues.first().is_none_or(|queue| queue.tun.is_up());
+        lasting.transport.set_up(up, now(), &mut Outbox::default());
         lacks.extend(refusal.map(|refusal| uring::note(&refusal)));
         let (io, threads) = lasting.start(queues, &lacks)?;
         Ok(Self { interface: made.name, lasting, io: RwLock::new(io), threads: Mutex::new(threads) })
@@ -171,7 +193,7 @@ impl Plane {
         let Some(before) = known.upgrade().filter(|io| io.goes_on()) else { return Ok(()) };
         let mark = before.sockets().next().map_or(Ok(0), Udp::mark)?;
         let mut lacks = Vec::new();
-        let adopted = adopt(sockets, before.queues.len(), mark, &mut lacks)?;
+        let adopted = adopt(sockets, self.lasting.offloads, before.queues.len(), mark, &mut lacks)?;
         let twins = before.queues.iter().zip(adopted);
         let queues = twins.map(|(queue, sockets)| Ok(Queue { tun: queue.tun.twin()?, sockets }));
         let queues = queues.collect::<io::Result<_>>()?;
@@ -191,10 +213,41 @@ impl Plane {
         Ok(())
     }
 
+    /// Whether the threads run.
+    pub fn is_running(&self) -> bool {
+        self.with_io(Io::goes_on).unwrap_or(false)
+    }
+
+    /// Create the interface again after another program removed it and [`Plane::close`] has ended the
+    /// threads. Start them with copies of these sockets. Sessions are kept.
+    ///
+    /// `mark`: of everything that is sent.
+    pub fn reattach(&self, sockets: &[RawFd], mark: u32) -> Result<(), TunError> {
+        let mut known = self.io.write().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = tun::make(&self.interface, self.lasting.counters.queues.len(), self.lasting.offloads)?;
+        let mut lacks = Vec::new();
+        let started =
+            adopt(sockets, self.lasting.offloads, made.queues.len(), mark, &mut lacks).and_then(|sockets| {
+                let queues =
+                    made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
+                self.lasting.start(queues, &lacks)
+            });
+        (*known, *threads) = started.map_err(|error| TunError { what: self.interface.clone(), error })?;
+        if let Some(io) = known.upgrade() {
+            io.xdp.iter().for_each(|xdp| xdp.set_mark(mark));
+        }
+        Ok(())
+    }
+
     /// Do a command. Send its datagrams and report its events.
     fn command(&self, act: impl FnOnce(&Transport, &mut Outbox)) {
         self.with_io(|io| {
             let mut out = Outbox::default();
+            if self.transport().is_down() {
+                // The caller may have set it up a moment ago.
+                self.transport().set_up(io.queues[0].tun.is_up(), now(), &mut out);
+            }
             act(self.transport(), &mut out);
             io.dispatch(&mut out, 0, Patience::None);
         });
@@ -221,7 +274,9 @@ impl Plane {
             if let Some(xdp) = &io.xdp {
                 xdp.set_mark(mark);
             }
-            io.sockets().try_for_each(|socket| socket.set_mark(mark))
+            io.sockets().try_for_each(|socket| socket.set_mark(mark))?;
+            io.sources.iter().for_each(|sources| sources.set_mark(mark));
+            Ok(())
         });
         set.unwrap_or(Ok(()))
     }

@@ -71,6 +71,8 @@ pub struct PeerState {
     pub wanted_at: Seconds,
     /// When Python was last told of a move.
     pub moved_at: Seconds,
+    /// Whether several datagrams to it may go as one message that the kernel cuts.
+    pub segmenting: bool,
     /// Its counters.
     pub counters: PeerCounters,
     /// Whether it was removed. A batch that began earlier may still hold the peer, but stores
@@ -94,22 +96,28 @@ impl Default for PeerState {
             held: VecDeque::new(),
             wanted_at: Seconds::NEG_INFINITY,
             moved_at: Seconds::NEG_INFINITY,
+            segmenting: true,
             counters: PeerCounters::default(),
             removed: false,
         }
     }
 }
 
-/// Counters of one peer. Bytes are those of whole WireGuard datagrams, as in the kernel's counters.
+/// Counters of one peer. Bytes are those of whole WireGuard datagrams, handshakes included, as in the
+/// kernel's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PeerCounters {
     /// Bytes received.
     pub rx_bytes: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
-    /// Datagrams received.
+    /// Of those, the bytes of handshakes.
+    pub rx_handshake_bytes: u64,
+    /// The same of those sent.
+    pub tx_handshake_bytes: u64,
+    /// Data messages received.
     pub rx_packets: u64,
-    /// Datagrams sent.
+    /// Data messages sent.
     pub tx_packets: u64,
     /// When the last authenticated datagram came.
     pub last_received: Option<Seconds>,

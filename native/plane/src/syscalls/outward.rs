@@ -21,10 +21,10 @@ struct Sender<'a> {
 }
 
 impl Sink for Sender<'_> {
-    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
         self.packets += message.len().div_ceil(segment);
         self.bytes += message.len();
-        self.io.send(message, segment, endpoint, self.queue, Patience::Some)
+        self.io.send(message, segment, endpoint, tos, self.queue, Patience::Some)
     }
 }
 
@@ -43,6 +43,7 @@ pub fn run(io: &Io, queue: usize) -> io::Result<()> {
             match tun.read(&mut frame) {
                 Ok(size) => outbound.frame(transport, &mut frame[..size], now, &mut outbox, &mut sender),
                 Err(error) if is_nothing(&error) => break,
+                Err(error) if io.refused_read(tun, &error) => {}
                 Err(error) => return Err(error),
             }
             any = true;

@@ -17,7 +17,13 @@ pub use self::address::address_of;
 use self::address::name_of;
 pub use self::letter::{Control, Details, Letter};
 use crate::descriptor::{check, check_size, own, wait};
+use crate::offloads::{Offloads, refuses};
 use crate::udp_side::{MESSAGE, MESSAGES, Patience, Receiver};
+
+/// What is noted when the kernel doesn't merge received datagrams.
+pub const NO_GRO: &str = "The kernel gives UDP datagrams one by one (no UDP_GRO).";
+/// What is noted when it doesn't know UDP_SEGMENT. Linux before 4.18 ignores it and sends one large datagram.
+const NO_SEGMENT: &str = "The kernel can't cut UDP messages (no UDP_SEGMENT): datagrams go one by one.";
 
 const BUFFER_SIZE: libc::c_int = 7 << 20;
 /// Milliseconds to wait for room in the send buffer before a message is dropped.
@@ -30,6 +36,8 @@ pub struct Udp {
     pub v6: bool,
     /// Whether the kernel cuts messages into datagrams for us.
     segmenting: AtomicBool,
+    /// Whether the kernel merges received datagrams.
+    merging: AtomicBool,
 }
 
 /// How a message was sent.
@@ -43,11 +51,12 @@ pub enum Sent {
 impl Udp {
     /// Adopt a copy of another program's bound datagram socket. Also return what it does without,
     /// if anything.
-    pub fn adopt(fd: RawFd) -> io::Result<(Self, Option<&'static str>)> {
+    pub fn adopt(fd: RawFd, offloads: Offloads) -> io::Result<(Self, Vec<&'static str>)> {
         // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
         let copy = own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
         let (address, _) = name_of(&copy)?;
-        Self::set_up(copy, libc::c_int::from(address.ss_family) == libc::AF_INET6)
+        let v6 = libc::c_int::from(address.ss_family) == libc::AF_INET6;
+        Self::set_up(copy, v6, offloads.udp_segmentation, offloads.udp_gro)
     }
 
     /// Make another socket on the same address and port. The kernel spreads sources over them.
@@ -56,7 +65,7 @@ impl Udp {
         let (family, kind) = (if self.v6 { libc::AF_INET6 } else { libc::AF_INET }, libc::SOCK_DGRAM);
         // SAFETY: the call touches no memory of ours.
         let made = own(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
-        let (twin, _) = Self::set_up(made, self.v6)?;
+        let (twin, _) = Self::set_up(made, self.v6, self.segments(), self.merging.load(Ordering::Relaxed))?;
         if self.mark()? != 0 {
             twin.set_mark(self.mark()?)?;
         }
@@ -77,15 +86,19 @@ impl Udp {
 
     /// Return the mark of what is sent. 0 means no mark.
     pub fn mark(&self) -> io::Result<u32> {
-        let (mut mark, mut size) = (0_u32, size_of::<u32>() as libc::socklen_t);
-        let into = (&raw mut mark).cast();
-        // SAFETY: the kernel writes `size` bytes at most, and `mark` has as many.
-        check(unsafe { libc::getsockopt(self.fd(), libc::SOL_SOCKET, libc::SO_MARK, into, &raw mut size) })?;
-        Ok(mark)
+        self.get(libc::SOL_SOCKET, libc::SO_MARK)
     }
 
-    fn set_up(fd: OwnedFd, v6: bool) -> io::Result<(Self, Option<&'static str>)> {
-        let made = Self { fd, v6, segmenting: AtomicBool::new(true) };
+    fn get(&self, level: libc::c_int, option: libc::c_int) -> io::Result<u32> {
+        let (mut value, mut size) = (0_u32, size_of::<u32>() as libc::socklen_t);
+        let into = (&raw mut value).cast();
+        // SAFETY: the kernel writes `size` bytes at most, and `value` has as many.
+        check(unsafe { libc::getsockopt(self.fd(), level, option, into, &raw mut size) })?;
+        Ok(value)
+    }
+
+    fn set_up(fd: OwnedFd, v6: bool, segmenting: bool, gro: bool) -> io::Result<(Self, Vec<&'static str>)> {
+        let made = Self { fd, v6, segmenting: AtomicBool::new(segmenting), merging: AtomicBool::new(gro) };
         // SAFETY: the calls take their arguments by value.
         check(unsafe {
             let flags = libc::fcntl(made.fd(), libc::F_GETFL);
@@ -108,9 +121,28 @@ impl Udp {
         } else {
             made.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
         };
-        let merged = made.set(libc::SOL_UDP, libc::UDP_GRO, 1);
-        let lack = merged.err().map(|_| "The kernel gives UDP datagrams one by one (no UDP_GRO).");
-        Ok((made, lack))
+        // Without it, congestion on the way isn't reported inside the tunnel.
+        let _ = if v6 {
+            made.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)
+        } else {
+            made.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)
+        };
+        let mut lacks = Vec::new();
+        if made.set(libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(gro)).is_err() && gro {
+            made.merging.store(false, Ordering::Relaxed);
+            lacks.push(NO_GRO);
+        }
+        if segmenting && made.get(libc::SOL_UDP, libc::UDP_SEGMENT).is_err() {
+            made.segmenting.store(false, Ordering::Relaxed);
+            lacks.push(NO_SEGMENT);
+        }
+        Ok((made, lacks))
+    }
+
+    /// Have the kernel deliver each datagram by itself from now on. Return false if it does so
+    /// already.
+    pub fn end_merging(&self) -> bool {
+        self.merging.swap(false, Ordering::Relaxed) && self.set(libc::SOL_UDP, libc::UDP_GRO, 0).is_ok()
     }
 
     /// Limit the bytes of datagrams that may wait. The system's limit applies if we have no right
@@ -166,10 +198,10 @@ impl Udp {
         })?;
         for n in 0..count as usize {
             let size = headers[n].msg_len as usize;
-            let Details { segment, local } = Details::of(&headers[n].msg_hdr);
+            let Details { segment, local, interface, tos } = Details::of(&headers[n].msg_hdr);
             if let Some(remote) = address_of(&names[n]) {
-                let (segment, source) = (segment.unwrap_or(size), Endpoint { remote, local });
-                into.messages.push(Message { at: n * MESSAGE, size, segment, source });
+                let (segment, source) = (segment.unwrap_or(size), Endpoint { remote, local, interface });
+                into.messages.push(Message { at: n * MESSAGE, size, segment, source, tos });
             }
         }
         Ok(())
@@ -187,48 +219,62 @@ impl Udp {
         message: &[u8],
         segment: usize,
         endpoint: Endpoint,
+        tos: u8,
         patience: Patience,
     ) -> (io::Result<Sent>, bool) {
-        let sent = self.send(message, segment, endpoint, patience);
+        let sent = self.send(message, segment, endpoint, tos, patience);
         // The refusal to cut may be due to the address, too. But if the datagrams then went out one
         // by one, they went out from it.
         match &sent {
             Err(error) if endpoint.local.is_some() && refuses_local(error) => {}
             _ => return (sent, true),
         }
-        match self.send(message, segment, endpoint.plain(), patience) {
+        match self.send(message, segment, endpoint.plain(), tos, patience) {
             Ok(done) => (Ok(done), false),
             Err(_) => (sent, true),
         }
     }
 
-    /// Send `message` as at most 64 datagrams of `segment` bytes; the last one may be shorter.
+    /// Send `message` as at most 64 datagrams of `segment` bytes; the last one may be shorter. `tos`
+    /// is their TOS or traffic class.
     ///
     /// If the kernel refuses to cut the message, it is sent datagram by datagram, and none is lost.
-    pub fn send(&self, message: &[u8], segment: usize, endpoint: Endpoint, patience: Patience) -> io::Result<Sent> {
+    pub fn send(
+        &self,
+        message: &[u8],
+        segment: usize,
+        endpoint: Endpoint,
+        tos: u8,
+        patience: Patience,
+    ) -> io::Result<Sent> {
         if message.len() <= segment {
-            return self.send_message(message, None, endpoint, patience).map(|()| Sent::Whole);
+            return self.send_message(message, None, endpoint, tos, patience).map(|()| Sent::Whole);
         }
         let mut refused = None;
         if self.segments() {
-            match self.send_message(message, Some(segment as u16), endpoint, patience) {
+            match self.send_message(message, Some(segment as u16), endpoint, tos, patience) {
                 Ok(()) => return Ok(Sent::Whole),
-                Err(error) => match error.raw_os_error() {
-                    // EINVAL, EMSGSIZE: not for this size on this path. EIO: the device can't do it
-                    // at all.
-                    Some(libc::EINVAL | libc::EMSGSIZE) => refused = Some(error),
-                    Some(libc::EIO) => {
+                Err(error) if refuses(&error) => {
+                    // EINVAL, EMSGSIZE: not for this size on this path. The others, such as EIO: the
+                    // device can't do it at all.
+                    if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) {
                         self.segmenting.store(false, Ordering::Relaxed);
-                        refused = Some(error);
                     }
-                    _ => return Err(error),
-                },
+                    refused = Some(error);
+                }
+                Err(error) => return Err(error),
             }
         }
-        for datagram in message.chunks(segment) {
-            self.send_message(datagram, None, endpoint, patience)?;
+        let mut failed = None;
+        for (number, datagram) in message.chunks(segment).enumerate() {
+            match self.send_message(datagram, None, endpoint, tos, patience) {
+                Ok(()) => {}
+                // The others would fail for the same reason.
+                Err(error) if number == 0 || error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                Err(error) => failed = Some(error),
+            }
         }
-        Ok(refused.map_or(Sent::Whole, Sent::Singly))
+        failed.map_or_else(|| Ok(refused.map_or(Sent::Whole, Sent::Singly)), Err)
     }
 
     /// Send as many of the first datagrams as possible in one system call. Return how many were
@@ -240,7 +286,7 @@ impl Udp {
         let mut letters: [Letter; MESSAGES] = std::array::from_fn(|_| Letter::default());
         let mut count = 0;
         for (one, (header, letter)) in mine.zip(headers.iter_mut().zip(&mut letters)) {
-            letter.address(&one.datagram, None, one.endpoint);
+            letter.address(&one.datagram, None, one.endpoint, one.tos);
             header.msg_hdr = letter.header;
             count += 1;
         }
@@ -255,10 +301,11 @@ impl Udp {
         message: &[u8],
         segment: Option<u16>,
         endpoint: Endpoint,
+        tos: u8,
         patience: Patience,
     ) -> io::Result<()> {
         let mut letter = Letter::default();
-        let header = letter.address(message, segment, endpoint);
+        let header = letter.address(message, segment, endpoint, tos);
         loop {
             // SAFETY: the letter and the message outlive the call, which only reads them.
             let error = match check_size(unsafe { libc::sendmsg(self.fd(), header, 0) }) {
@@ -291,7 +338,7 @@ mod tests {
 
     fn pair(host: &str) -> (Udp, Udp, SocketAddr, SocketAddr) {
         let (one, other) = (UdpSocket::bind((host, 0)).unwrap(), UdpSocket::bind((host, 0)).unwrap());
-        let adopt = |socket: &UdpSocket| Udp::adopt(socket.as_raw_fd()).unwrap().0;
+        let adopt = |socket: &UdpSocket| Udp::adopt(socket.as_raw_fd(), Offloads::ALL).unwrap().0;
         (adopt(&one), adopt(&other), one.local_addr().unwrap(), other.local_addr().unwrap())
     }
 
@@ -300,14 +347,14 @@ mod tests {
         for host in ["127.0.0.1", "::1"] {
             let (one, other, here, there) = pair(host);
             let sent: Vec<u8> = (0..2500_u32).map(|n| n as u8).collect();
-            assert!(matches!(one.send(&sent, 1000, there.into(), Patience::Some), Ok(Sent::Whole)));
+            assert!(matches!(one.send(&sent, 1000, there.into(), 0, Patience::Some), Ok(Sent::Whole)));
             let mut receiver = Receiver::default();
             let mut datagrams = Vec::new();
             while datagrams.len() < 3 {
                 wait([(other.fd(), libc::POLLIN)], 1000).unwrap();
                 other.receive(&mut receiver).unwrap();
                 for message in &receiver.messages {
-                    assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()) });
+                    assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()), interface: 1 });
                     let bytes = &receiver.buffer[message.at..message.at + message.size];
                     datagrams.extend(bytes.chunks(message.segment).map(<[u8]>::to_vec));
                 }
@@ -318,10 +365,34 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_arrives_with_its_mark() {
+        for host in ["127.0.0.1", "::1"] {
+            let (one, other, here, there) = pair(host);
+            for tos in [0, 1, 2, 3, 0x88] {
+                one.send(&[7; 20_000], 1000, there.into(), tos, Patience::Some).unwrap();
+                one.send_together(&[Transmit { endpoint: there.into(), datagram: vec![7; 30], tos }]);
+                let (mut receiver, mut got, mut merged) = (Receiver::default(), 0, false);
+                while got < 20_030 {
+                    wait([(other.fd(), libc::POLLIN)], 1000).unwrap();
+                    other.receive(&mut receiver).unwrap();
+                    for message in &receiver.messages {
+                        // Nothing else that the kernel reports is cut off for it.
+                        assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()), interface: 1 });
+                        assert_eq!(message.tos, tos);
+                        got += message.size;
+                        merged |= message.size > message.segment;
+                    }
+                }
+                assert!(merged);
+            }
+        }
+    }
+
+    #[test]
     fn a_kernel_that_cuts_nothing_gets_datagrams() {
         let (one, other, _, there) = pair("127.0.0.1");
         one.segmenting.store(false, Ordering::Relaxed);
-        one.send(&[7; 250], 100, there.into(), Patience::None).unwrap();
+        one.send(&[7; 250], 100, there.into(), 0, Patience::None).unwrap();
         let mut receiver = Receiver::default();
         other.receive(&mut receiver).unwrap();
         let sizes: usize = receiver.messages.iter().map(|message| message.size).sum();
@@ -333,7 +404,7 @@ mod tests {
         for (any, at, gone) in [("0.0.0.0", "127.0.0.2", "192.0.2.9"), ("::", "::1", "2001:db8::9")] {
             let (one, other, _, there) = pair(any);
             let to = |ip: &str| SocketAddr::new(ip.parse().unwrap(), there.port()).into();
-            one.send(&[1; 30], 10, to(at), Patience::None).unwrap();
+            one.send(&[1; 30], 10, to(at), 0, Patience::None).unwrap();
             let mut receiver = Receiver::default();
             other.receive(&mut receiver).unwrap();
             let source = receiver.messages[0].source;
@@ -341,7 +412,7 @@ mod tests {
             for (local, from_there) in [(at, true), (gone, false)] {
                 let answer = Endpoint { local: Some(local.parse().unwrap()), ..source };
                 for segment in [30, 10] {
-                    let (sent, known) = other.send_from(&[2; 30], segment, answer, Patience::None);
+                    let (sent, known) = other.send_from(&[2; 30], segment, answer, 0, Patience::None);
                     assert!(matches!(sent, Ok(Sent::Whole)));
                     assert_eq!(known, from_there);
                     one.receive(&mut receiver).unwrap();
@@ -355,7 +426,7 @@ mod tests {
     #[test]
     fn an_empty_datagram_is_one() {
         let (one, other, _, there) = pair("127.0.0.1");
-        one.send(&[], 0, there.into(), Patience::None).unwrap();
+        one.send(&[], 0, there.into(), 0, Patience::None).unwrap();
         let mut receiver = Receiver::default();
         other.receive(&mut receiver).unwrap();
         assert_eq!(receiver.messages.iter().map(|message| message.size).collect::<Vec<_>>(), [0]);
