@@ -94,7 +94,9 @@ mod tests {
         let roll = RollCall::new(1).unwrap();
         roll.take(false);
         roll.take(false);
-        [&roll.out[0], &roll.inward[0], &roll.timers].map(Sign::answer);
+        for sign in [&roll.out[0], &roll.inward[0], &roll.timers] {
+            sign.answer();
+        }
         assert_eq!(roll.take(false), [""; 0]);
     }
 
