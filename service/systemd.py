@@ -109,9 +109,7 @@ def install(service: Service, content: Unit, *, token: str | None, xdp: bool) ->
         service.file.write_text(before)
         systemctl("daemon-reload")
     taken = "removed again" if before is None else "as it was before"
-    raise RustGuardError(
-        f"{service.name} didn't start, and is {taken}. It said:\n{said}", "Correct that, and try again."
-    )
+    raise RustGuardError(f"{service.name} didn't start, and is {taken}. It said:", said)
 
 
 def remove(service: Service) -> None:
