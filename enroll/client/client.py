@@ -176,9 +176,11 @@ class RunningClient:
             self._connected = True
             where = endpoint_text(peer.endpoint)
             self._voice.say(f"Connected to {self.network.host} at {where} on {self.interface}.")
+        self._voice.manager.status(self._describe())
 
     def _on_unanswered(self, peer: Peer, attempts: int) -> None:
         self.unanswered = attempts
+        self._voice.manager.status(self._describe())
         if peer.endpoint is not None and peer.endpoint not in self._tried:
             self._tried.append(peer.endpoint)
         if attempts == 1:

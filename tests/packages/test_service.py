@@ -66,8 +66,8 @@ def test_services_come_back_after_a_reboot_and_a_crash_and_are_removed(
     for machine in (server, client):
         machine.reboot()
     eventually(lambda: reaches(client), what="a ping after both were rebooted")
-    (status,) = shown(client, "rustguard-join", "StatusText")
-    assert f"connected to {address}" in status
+    connected = f"connected to {address}"
+    eventually(lambda: connected in shown(client, "rustguard-join", "StatusText")[0], what="the status line")
 
     # Killed, stopped as a whole, and with one thread of the plane stopped: systemd starts it again.
     for signal in ("KILL", "STOP"):
@@ -76,7 +76,7 @@ def test_services_come_back_after_a_reboot_and_a_crash_and_are_removed(
         if signal == "STOP":
             threads = client.run(["sh", "-c", f"grep -l rg-in /proc/{before}/task/*/comm || true"]).stdout.split()
             thread = threads[0].split("/")[4] if threads else before
-        client.run(["kill", f"-{signal}", thread])
+        client.run(["sh", "-c", f"kill -{signal} {thread}"])
         _started_again(client, before, f"a start after {signal}")
         eventually(lambda: reaches(client), what=f"a ping after {signal}")
     lines = client.run(["rustguard", "service", "status"]).stdout
