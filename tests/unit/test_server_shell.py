@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from ipaddress import IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,10 +18,12 @@ import pytest
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.window import GUESSES_A_SOURCE, GUESSES_AT_ONCE, TURN_SECONDS
 from rustguard_py.enroll.server import server
+from rustguard_py.enroll.server.registry import UNCONNECTED_SECONDS
 from rustguard_py.enroll.server.saver import LAZY_SECONDS, RETRY_SECONDS
 from rustguard_py.enroll.server.settings import Settings
 from rustguard_py.model.endpoint import Endpoint
-from rustguard_py.model.errors import RefusedError, StateError
+from rustguard_py.model.errors import RefusedError, StateError, UsageError
+from rustguard_py.model.keys import encode_key
 from rustguard_py.planes.contract import EndpointMoved
 from rustguard_py.state.records import GuessRecord
 from support import virtual_loop
@@ -302,5 +304,94 @@ def test_the_window_closes_at_its_second_and_its_secrets_are_gone(run: Run) -> N
             await asyncio.sleep(seconds)
             held.append((pairing.gate is not None, shell.server.window.ends is not None))
         assert held == [(True, True), (False, False)]
+
+    run(test)
+
+
+def test_a_peer_with_keys_made_here_is_admitted_over_the_control_socket_and_loaded_again(run: Run) -> None:
+    async def test(shell: Shell) -> None:
+        public, preshared = os.urandom(32), os.urandom(32)
+        keys = {"public_key": encode_key(public), "preshared_key": encode_key(preshared)}
+        for name in keys:
+            with pytest.raises(UsageError, match=name):
+                await shell.ask("admit", name="phone", **{**keys, name: None})
+        await shell.ask("admit", name="phone", **keys)
+        with pytest.raises(UsageError, match="name"):
+            await shell.ask("admit", **keys)
+        await shell.crash()
+        shell.start()
+        record = shell.record("phone")
+        assert (record.public_key, record.preshared_key) == (public, preshared)
+        assert shell.live() == {public}
+        assert not shell.server.saver.failed
+
+    run(test)
+
+
+def test_a_peer_that_was_never_heard_is_not_greeted_and_the_others_are(run: Run) -> None:
+    async def test(shell: Shell) -> None:
+        keys = {"public_key": encode_key(os.urandom(32)), "preshared_key": encode_key(os.urandom(32))}
+        await shell.ask("admit", name="phone", **keys)
+        await shell.open()
+        await shell.join()
+        await shell.stop()
+        shell.start()
+        await asyncio.sleep(0.5)
+        assert [where for where, _ in shell.plane.take_outgoing()] == [HERE]
+
+    run(test)
+
+
+def test_a_full_pool_gives_away_the_oldest_that_never_connected_after_10_minutes_not_sooner(run: Run) -> None:
+    async def test(shell: Shell) -> None:
+        await shell.stop()
+        shell.start(replace(FIRST, pool4=IPv4Network("10.150.0.0/29")))
+        await shell.open(86_400)
+        for number in range(5):
+            assert isinstance(await shell.join(f"host-{number}"), Joined)
+            await asyncio.sleep(60)
+        # The first joined five minutes ago.
+        await asyncio.sleep(UNCONNECTED_SECONDS - 5 * 60 - 5)
+        assert await shell.join("late") == Failed(Failure.FULL)
+        await asyncio.sleep(10)
+        shell.full = True
+        assert isinstance(await asyncio.wait_for(shell.join("late"), 120), Failed)
+        shell.full = False
+        await asyncio.sleep(RETRY_SECONDS + 1)
+        joined = await shell.join("late")
+        assert isinstance(joined, Joined)
+        await shell.crash()
+        shell.start()
+        names = sorted(peer.name for peer in shell.state.peers.values())
+        assert names == ["host-1", "host-2", "host-3", "host-4", "late"]
+
+    run(test)
+
+
+def test_a_key_of_an_earlier_join_is_dropped_once_the_newer_one_is_used_and_stays_so(run: Run) -> None:
+    async def test(shell: Shell) -> None:
+        key = os.urandom(32)
+        await shell.open()
+        joins = [await shell.join(key=key) for _ in range(2)]
+        newest, older = (each.preshared_key for each in reversed(joins) if isinstance(each, Joined))
+        assert shell.record("laptop").preshared_keys == (newest, older)
+        assert not shell.record("laptop").connected
+        peer = shell.server.tunnel.node.get(shell.record("laptop").public_key)
+        heard = shell.server.tunnel.listeners.session
+        assert peer is not None
+        assert heard is not None
+        heard(peer)
+        assert shell.record("laptop").preshared_keys == (newest,)
+        tried = len(shell.tried)
+        await asyncio.sleep(LAZY_SECONDS + 1)
+        assert len(shell.tried) == tried + 1
+        # What is known needs no further save.
+        heard(peer)
+        await asyncio.sleep(LAZY_SECONDS + 1)
+        assert len(shell.tried) == tried + 1
+        await shell.crash()
+        shell.start()
+        record = shell.record("laptop")
+        assert (record.preshared_keys, record.connected) == ((newest,), True)
 
     run(test)
