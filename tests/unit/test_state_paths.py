@@ -202,3 +202,14 @@ def test_a_user_without_a_runtime_directory_of_the_systems_is_not_warned(monkeyp
 def test_paths_are_had_without_loading_cryptography() -> None:
     check = "import sys, rustguard_py.state.paths as p; p.running(); sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_the_timestamps_of_a_wg_quick_tunnel_are_the_machines_for_root_and_a_users_own_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    as_user(monkeypatch, 0)
+    assert paths.tunnel_directory("wg0") == Path("/var/lib/rustguard/tunnels/wg0")
+    for user in (1, NOBODY):
+        as_user(monkeypatch, user)
+        assert paths.tunnel_directory("wg0") == tmp_path / "xdg/rustguard/tunnels/wg0"
