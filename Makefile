@@ -28,6 +28,7 @@ help:
 	@echo 'make test-kernel   run the tests that need WireGuard in the kernel, in a virtual machine (minutes)'
 	@echo 'make check     check formatting, lint and types'
 	@echo 'make soak      run the tests with every repetition (long)'
+	@echo 'make attack    attack the program for longer, and print what came of each attack next to its control (minutes)'
 	@echo 'make fuzz      fuzz each parser of the native plane for FUZZ_SECONDS=60 (nightly Rust, cargo-fuzz)'
 	@echo 'make miri      run tests of the native plane under Miri (nightly Rust)'
 	@echo 'make tsan      run those with threads under ThreadSanitizer (nightly Rust)'
@@ -36,6 +37,8 @@ help:
 	@echo 'make bench-scale    measure what many peers cost (minutes)'
 	@echo 'make bench-tunnels  compare one tunnel with two and four (minutes)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
+	@echo 'make packages  build Debian packages and wheels for amd64 and arm64, and the source distribution, in dist/'
+	@echo 'make test-packages  install the Debian package in fresh roots of Debian 12 and 13 and use it there (minutes)'
 	@echo 'make sdist     build the source distribution in dist/'
 	@echo 'make reference write docs/reference/commands.md from the text of the help'
 	@echo 'make lock      pin the newest versions of the development tools in requirements/dev.lock'
@@ -66,6 +69,10 @@ soak: .venv/.test
 	@RUSTGUARD_SOAK=1 $(CARGO) test --locked --release -q -p transport --lib lanes
 	@RUSTGUARD_SOAK=1 $(PYTEST) $(PYTEST_ARGS)
 
+# The long forms, and a table of them.
+attack: .venv/.test
+	@RUSTGUARD_ATTACK=1 $(PYTEST) tests/attacks $(PYTEST_ARGS)
+
 FUZZ_SECONDS ?= 60
 fuzz:
 	@scripts/fuzz $(FUZZ_SECONDS)
@@ -77,7 +84,7 @@ check: .venv/.check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy -p rustguard_py
-	@$(BIN)/mypy tests bench
+	@$(BIN)/mypy tests bench package
 	@$(CARGO) fmt --check
 	@$(CARGO) clippy --locked --all-targets -q -- -D warnings
 
@@ -105,6 +112,15 @@ sdist: .venv/.dist
 	@DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/python -m build --sdist --no-isolation > .venv/sdist.log 2>&1 || { cat .venv/sdist.log; exit 1; }
 	@ls dist/*.tar.gz
 
+packages: .venv/.packages
+	@$(BIN)/python package/build.py
+
+# The tests use this machine's package alone. The roots that they unpack are kept in .venv/roots.
+test-packages: .venv/.packages .venv/.test
+	@scripts/setup-debian test-packages
+	@$(BIN)/python package/build.py amd64
+	@$(PYTEST) -p no:cacheprovider tests/packages $(PYTEST_ARGS)
+
 reference: .venv/.demo
 	@$(BIN)/python -P -m rustguard_py.cli.reference > .venv/commands.md
 	@mv .venv/commands.md docs/reference/commands.md
@@ -131,6 +147,10 @@ lock:
 	@scripts/venv dist
 	@touch $@
 
+.venv/.packages: $(SOURCES) scripts/venv $(wildcard package/* package/*/*)
+	@scripts/venv dist packages
+	@touch $@
+
 .venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian
 	@scripts/setup-debian $*
 	@scripts/venv $*
@@ -155,5 +175,5 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test coverage mutants test-kernel soak fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist
+.PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
 .PHONY: reference lock wireguard-go clean

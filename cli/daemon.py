@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import NotRunningError, UsageError
+from rustguard_py.model.errors import InUseError, NotRunningError, UsageError
 from rustguard_py.state import paths
 
+Result = TypeVar("Result")
+
+# How long a daemon that is just starting is waited for, and how often it is looked for, seconds.
+STARTING, _LOOK = 30.0, 0.05
 START = "Start one: `sudo rustguard serve …` or `sudo rustguard join …`."
+
+
+def ask_or_do(directory: Path, ask: Callable[[Path], Result], do: Callable[[], Result]) -> Result:
+    """Ask the daemon of a state directory for something, or do it here if none runs.
+
+    A daemon that is just starting holds the directory but doesn't answer yet, so it is waited for.
+
+    Args:
+        directory: The state directory.
+        ask: Asks the daemon at this control socket.
+        do: Does it here. Raises InUseError if a daemon holds the directory.
+
+    Raises:
+        InUseError: The process that holds it didn't answer within STARTING seconds.
+    """
+    deadline = time.monotonic() + STARTING
+    while True:
+        socket = paths.find_socket(directory)
+        if socket is not None and listens(socket):
+            return ask(socket)
+        try:
+            return do()
+        except InUseError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK)
 
 
 def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:

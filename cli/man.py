@@ -32,8 +32,14 @@ ENVIRONMENT = (
 
 
 @click.command("man", cls=Verb, examples=[("rustguard man > /usr/local/share/man/man8/rustguard.8", "install it")])
-def command() -> None:
-    """Print the manual page."""
+@click.argument("program", type=click.Choice(["rustguard", "rustguard-wg"]), default="rustguard")
+def command(program: str) -> None:
+    """Print the manual page of a command."""
+    if program == "rustguard-wg":
+        from rustguard_py.cli.wg import command as wg
+
+        click.echo("\n".join(wg_page(wg)))
+        return
     root = click.get_current_context().find_root()
     click.echo("\n".join(page(root)))
 
@@ -53,7 +59,23 @@ def page(root: click.Context) -> Iterator[str]:
     yield from _terms(ENVIRONMENT)
     yield ".SH EXIT STATUS"
     yield from _terms((str(code), meaning) for code, meaning in EXIT_CODES)
-    yield from (".SH SEE ALSO", ".BR wg (8),", ".BR ip (8)")
+    yield from (".SH SEE ALSO", ".BR rustguard-wg (8),", ".BR wg (8),", ".BR ip (8)")
+
+
+def wg_page(command: click.Command) -> Iterator[str]:
+    """Yield the manual page of `rustguard-wg`, line by line, in roff."""
+    context = click.Context(command, info_name="rustguard-wg")
+    about = (command.help or "").split("\n\n")
+    yield f'.TH RUSTGUARD-WG 8 "" "rustguard {__version__}" ""'
+    yield from (".SH NAME", r"rustguard\-wg \- a WireGuard interface in user space, for wg(8) and wg\-quick(8)")
+    yield from (".SH SYNOPSIS", rf"\fBrustguard\-wg\fR {_text(' '.join(command.collect_usage_pieces(context)))}")
+    yield ".SH DESCRIPTION"
+    for paragraph in about:
+        yield from (".PP", _text(paragraph))
+    yield ".SH OPTIONS"
+    records = [parameter.get_help_record(context) for parameter in command.params]
+    yield from _terms(record for record in records if record is not None and record[1])
+    yield from (".SH SEE ALSO", ".BR rustguard (8),", ".BR wg (8),", ".BR wg\\-quick (8)")
 
 
 def _verb(verb: click.Command, context: click.Context) -> Iterator[str]:

@@ -52,7 +52,8 @@ def revoke(above: Path | None, who: str, state: Path | None) -> None:
     """Disconnect a peer at once and refuse its key from then on. Its address is free again."""
     answer = ask(state or above, "revoke", {"who": who})
     peer = answer["peer"]
-    click.echo(f"Revoked {printable(peer['name'])}; {peer['address4']} is free again.", err=True)
+    address = peer["address4"] or peer["address6"]
+    click.echo(f"Revoked {printable(peer['name'])}{f'; {address} is free again' if address else ''}.", err=True)
     click.echo(f"To let it join again: rustguard peers restore {peer['public_key']}", err=True)
     if answer.get("may_know_token"):
         click.echo(

@@ -53,7 +53,11 @@ OPEN_SECONDS = 600
     metavar="N",
     help="With --open: how many new machines may join in that window.  [default: 50]",
 )
-@click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
+@click.option(
+    "--interface",
+    metavar="NAME",
+    help="Name of the interface.  [default: that of an imported file, else the first free of rg0, rg1, …]",
+)
 @click.option(
     "--mtu", type=click.IntRange(1280, 65000), metavar="N", help="MTU of the interface; kept.  [default: 1420]"
 )

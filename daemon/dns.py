@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -46,6 +47,11 @@ class Dns:
 
     outlives: ClassVar[bool] = True
 
+    @property
+    def place(self) -> Hashable:
+        """See `steps.Step`."""
+        return (Dns, self.interface)
+
     def prepare(self) -> str:
         """See `steps.Step`. The memo is the program that sets the name servers."""
         return manager()
@@ -53,8 +59,8 @@ class Dns:
     def apply(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `steps.Step`."""
         if memo == _RESOLVECTL:
-            if self.servers:
-                _tell([_RESOLVECTL, "dns", self.interface, *self.servers], "", echo)
+            # An empty one removes those that were set before.
+            _tell([_RESOLVECTL, "dns", self.interface, *(self.servers or [""])], "", echo)
             # `~.`: these servers are used for every name.
             every = ("~.",) if self.servers else ()
             _tell([_RESOLVECTL, "domain", self.interface, *every, *self.search], "", echo)

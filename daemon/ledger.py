@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class Left:
 
     interface: str
     hooks: conf.Hooks
+
+
+def _is_one_of_many(step: Step) -> bool:
+    """Return whether there may be thousands of this kind, so that they are done many at a time."""
+    return isinstance(step, (steps.Address, steps.Route))
 
 
 class Ledger:
@@ -76,33 +82,53 @@ class Ledger:
         return ledger
 
     def become(self, wanted: Sequence[Step], echo: Echo) -> None:
-        """Undo steps that are no longer wanted, last one first. Then do the new ones, in order.
+        """Do the new steps, in order. Then undo those that are no longer wanted, last one first.
+
+        In this order, because the kernel drops an interface's routes with its last address, and because traffic must
+        never find neither the old way nor the new one.
 
         Raises:
             RustGuardError: A step was refused. Earlier ones are done, and `undo` undoes them.
         """
-        kept = set(wanted)
+        kept, places = set(wanted), {step.place for step in wanted}
+        old = [each for each in self._done if each not in kept]
+        gone = [each for each in reversed(old) if each.place not in places]
+        replaced = [each for each in old if each.place in places]
 
         def work(netlink: IPRoute) -> None:
-            for step in [each for each in reversed(self._done) if each not in kept]:
-                self._take_back(netlink, step, echo)
-            for step in wanted:
-                if step not in self._done:
-                    self._done[step] = self._memo(step)
-                    if step.outlives:
-                        self.save()
-                    step.apply(netlink, self._done[step], echo)
+            new = [step for step in wanted if step not in self._done]
+            # An old address and the kernel's route to its network may be in the way, until that address is gone.
+            late = self._apply(netlink, new, echo, wait=any(isinstance(step, steps.Address) for step in gone))
+            for step in replaced:
+                del self._done[step]
+            self._take_back(netlink, gone, echo)
+            self._apply(netlink, late, echo)
 
         with_netlink(work)
+
+    def _apply(self, netlink: IPRoute, new: Sequence[Step], echo: Echo, *, wait: bool = False) -> list[Step]:
+        """Do steps, and return those that are to be done later."""
+        late: list[Step] = []
+        for many, run in groupby(new, _is_one_of_many):
+            if many:
+                here = [step for step in run if isinstance(step, (steps.Address, steps.Route))]
+                late += steps.apply_all(here, echo, lambda step: self._done.__setitem__(step, ""), wait=wait)
+                continue
+            for step in run:
+                self._done[step] = self._memo(step)
+                if step.outlives:
+                    self.save()
+                step.apply(netlink, self._done[step], echo)
+        return late
 
     def undo(self, echo: Echo) -> None:
         """Undo the steps that outlive the interface, last one first, and remove the file."""
 
         def work(netlink: IPRoute) -> None:
-            for step in reversed([each for each in self._done if each.outlives]):
-                self._take_back(netlink, step, echo)
+            self._take_back(netlink, [each for each in reversed(self._done) if each.outlives], echo)
 
-        with_netlink(work)
+        if any(step.outlives for step in self._done):
+            with_netlink(work)
         self._done.clear()
         self._path.unlink(missing_ok=True)
 
@@ -121,10 +147,19 @@ class Ledger:
                 f"{self._path} can't be written: {error.strerror}.", "Free some space on /run."
             ) from error
 
-    def _take_back(self, netlink: IPRoute, step: Step, echo: Echo) -> None:
-        memo = self._done.pop(step)
-        if not (isinstance(step, Sysctl) and self._others_memo(step) is not None):
-            step.undo(netlink, memo, echo)
+    def _take_back(self, netlink: IPRoute, gone: Sequence[Step], echo: Echo) -> None:
+        """Undo steps, in order."""
+        for many, run in groupby(gone, _is_one_of_many):
+            if many:
+                here = [step for step in run if isinstance(step, (steps.Address, steps.Route))]
+                for step in here:
+                    del self._done[step]
+                steps.undo_all(here, echo)
+                continue
+            for each in run:
+                memo = self._done.pop(each)
+                if not (isinstance(each, Sysctl) and self._others_memo(each) is not None):
+                    each.undo(netlink, memo, echo)
 
     def _memo(self, step: Step) -> str:
         """Return the memo of a step. For a variable that another tunnel has set, it is the value before that."""

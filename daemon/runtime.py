@@ -15,7 +15,8 @@ from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.control.server import ControlServer, Handler
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.daemon.uapi.socket import UapiSocket, show
+from rustguard_py.daemon.uapi.fixed import FixedTunnel
+from rustguard_py.daemon.uapi.socket import Answers, UapiSocket
 from rustguard_py.engine import Engine
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, RustGuardError
@@ -149,24 +150,37 @@ def lay_out(
     stack.callback(set_up(layout, voice.change).undo, voice.change)
 
 
-async def answer_wg(
-    stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, identity: Callable[[], tuple[bytes, int]]
+async def answer_wg_fixed(
+    stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, private_key: bytes, port: int, hint: str
 ) -> None:
-    """Let wg(8) show, but not change, a tunnel, unless another program already answers for the interface's name.
+    """Answer wg(8) for a tunnel whose key, port and peers are changed by its own commands.
 
     Args:
         stack: Undoes it.
-        tunnel: The tunnel.
+        tunnel: The tunnel. For the kernel's, wg(8) asks the kernel.
         interface: The interface's name.
-        identity: Returns the private key (32 bytes) and the UDP port.
+        private_key: 32 bytes.
+        port: The UDP port.
+        hint: What changes the rest, for the log.
     """
-    if not isinstance(tunnel, Tunnel):
-        return  # wg(8) asks the kernel directly
-    wg = UapiSocket(interface, lambda: show(tunnel, *identity()), None)
+    if isinstance(tunnel, Tunnel):
+        await answer_wg(stack, interface, FixedTunnel(tunnel, private_key, port, hint))
+
+
+async def answer_wg(stack: AsyncExitStack, interface: str, answers: Answers) -> None:
+    """Answer wg(8) for a tunnel of ours, unless another program already answers for the interface's name.
+
+    Args:
+        stack: Undoes it.
+        interface: The interface's name.
+        answers: Shows and changes the tunnel.
+    """
+    wg = UapiSocket(interface, answers.show, answers.change)
     try:
         await wg.start()
     except RustGuardError as error:
-        log.debug("wg(8) can't show %s: %s", interface, error.message)
+        log.warning("wg(8) can't show %s: %s", interface, error.message)
+        await wg.close()
         return
     stack.push_async_callback(wg.close)
 

@@ -78,9 +78,8 @@ def load(path: Path) -> conf.Config:
         RefusedError: We have no permission to read it.
     """
     try:
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} isn't UTF-8 text.", f"Check it with: file {quote(str(path))}") from error
+        # Comments and hooks may be in any encoding.
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
     except PermissionError as error:
         raise _not_ours(path) from error
     return conf_reader.parse(text, str(path), table_names())
@@ -145,7 +144,7 @@ def save(path: Path, config: conf.Config) -> None:
     files = Files()
     temporary = path.with_name(f".{path.name}.new")
     try:
-        os.close(write_fresh(files, temporary, conf_writer.write(config).encode()))
+        os.close(write_fresh(files, temporary, conf_writer.write(config).encode("utf-8", "surrogateescape")))
         files.rename(temporary, path)
         sync_directory(files, path.parent)
     except OSError as error:

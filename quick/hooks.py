@@ -50,7 +50,7 @@ async def _run_one(shell: str, command: str) -> int:
     process = await asyncio.create_subprocess_exec(
         shell,
         "-c",
-        command,
+        command.encode("utf-8", "surrogateescape"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=sys.stderr.fileno(),
         stderr=sys.stderr.fileno(),

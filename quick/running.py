@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rustguard_py import conf
@@ -47,6 +47,19 @@ class Running:
     def interface(self) -> str:
         """Name of the interface."""
         return self.program.interface
+
+    def peers(self) -> tuple[conf.PeerSection, ...]:
+        """Return the peers as they are now: the file's, with what wg(8) changed."""
+        known = {peer.public_key: peer for peer in self.config.peers}
+        return tuple(
+            replace(
+                known.get(peer.config.public_key) or conf.PeerSection(peer.config.public_key),
+                allowed_ips=peer.config.allowed_ips,
+                preshared_key=peer.config.preshared_key,
+                keepalive=peer.config.persistent_keepalive,
+            )
+            for peer in self.plain.tunnel.node
+        )
 
     def set_mtu(self, mtu: int, echo: Echo) -> None:
         """Set the MTU of the interface and the tunnel, and bring the interface up."""

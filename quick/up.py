@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rustguard_py import conf, engine
@@ -21,13 +21,16 @@ from rustguard_py.daemon.program import Program
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.keys import generate_private_key
 from rustguard_py.quick import conf_files, hooks, peers, routing, save_config
 from rustguard_py.quick.control import QuickControl
 from rustguard_py.quick.running import Life, Running, wanted_steps
 from rustguard_py.quick.tunnel import PlainTunnel
+from rustguard_py.quick.wg_answers import WgAnswers
 from rustguard_py.state import paths
 from rustguard_py.state.document import Document
 from rustguard_py.system.interface import Echo
+from rustguard_py.tunnel import Tunnel
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +141,15 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     scheme = routing.choose_scheme(config)
     mtu = routing.find_mtu(config, [ends[0][0] for peer in config.peers if (ends := peers.endpoints(peer, found))])
     # Undone in this order at the end: the ledger's changes, the plane, the interface.
-    tunnel, timestamps = runtime.make_tunnel(stack, program, config.private_key, sockets, mtu)
+    # Until a hook sets a key, a random one takes its place: no peer knows it, so nothing is answered.
+    private_key = config.private_key or generate_private_key()
+    tunnel, timestamps = runtime.make_tunnel(stack, program, private_key, sockets, mtu)
     stack.callback(echo, f"[#] ip link delete dev {interface}")
     kind = "link add {} type wireguard" if program.engine.in_kernel else "tuntap add mode tun name {}"
     echo(f"[#] ip {kind.format(interface)}")
     stack.callback(ledger.undo, echo)
     tunnel.plane.set_fwmark(scheme.mark)
-    plain = PlainTunnel(tunnel, timestamps)
+    plain = PlainTunnel(tunnel, timestamps, config.private_key)
     stack.push_async_callback(plain.close)
     for peer in config.peers:
         plain.set_peer(peers.peer_config(peer, found), *peers.name_and_addresses(peer, found))
@@ -152,7 +157,8 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     running.set_mtu(mtu, echo)
     ledger.become(wanted_steps(interface, config, scheme), echo)
     plain.begin()
-    await runtime.answer_wg(stack, tunnel, interface, lambda: (running.config.private_key, running.port))
+    if isinstance(tunnel, Tunnel):
+        await runtime.answer_wg(stack, interface, WgAnswers(life, running, tunnel))
     await hooks.run(config.hooks.post_up, interface, echo)
     return running
 
@@ -173,7 +179,12 @@ async def _end(life: Life, running: Running) -> None:
         life.failed += await hooks.run_all(running.config.hooks.pre_down, life.interface, life.echo)
         if running.config.save:
             try:
-                current = save_config.current(running.config, running.plain, life.interface, running.port)
+                now_set = replace(
+                    running.config,
+                    private_key=running.plain.private_key or running.config.private_key,
+                    peers=running.peers(),
+                )
+                current = save_config.current(now_set, running.plain, life.interface, running.port)
                 conf_files.save(life.file, current)
             except RustGuardError as error:
                 life.failed.append(error.message)

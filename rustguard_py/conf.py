@@ -81,7 +81,7 @@ class Config:
     """The content of a file.
 
     Attributes:
-        private_key: 32 bytes.
+        private_key: 32 bytes; None if a hook sets it once the interface is there.
         listen_port: None for any free port.
         fwmark: The mark of datagrams to peers: None if the file has none, 0 for `off`.
         addresses: The interface's addresses.
@@ -94,7 +94,7 @@ class Config:
         peers: In the file's order.
     """
 
-    private_key: bytes = field(repr=False)
+    private_key: bytes | None = field(repr=False)
     listen_port: int | None = None
     fwmark: int | None = None
     addresses: tuple[InterfaceAddress, ...] = ()

@@ -1,8 +1,9 @@
 """Reads configuration files of wg(8) and wg-quick(8).
 
-It takes what wg and wg-quick take: keys in any case, comments, lists with commas, a scalar given twice (the last
-counts), keys that may come more than once. What they refuse or silently ignore is an error here. The error names
-the line and says how to correct it.
+It takes what wg and wg-quick take: keys in any case, comments in any encoding, lists with commas, a scalar given
+twice (the last counts), keys that may come more than once. Blanks inside section heads and inside wg's own keys and
+values don't count, as for wg. What they refuse or silently ignore is an error here. The error names the line and says
+how to correct it. tests/hosts/quick/test_reader.py compares the three, and lists each difference.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, NoReturn
 
 from rustguard_py.conf import AUTO, MTU_LEAST, MTU_MOST, OFF, TABLES, Config, Hooks, HostPort, PeerSection
+from rustguard_py.conf_names import BLANKS, Comments
+from rustguard_py.model.address import LAST_PORT
 from rustguard_py.model.endpoint import InterfaceAddress, IpAddress, Network
 from rustguard_py.model.errors import UsageError
 
-# What isspace(3) takes for space in the C locale.
-_BLANKS = " \t\r\v\f"
+_NO_BLANKS = dict.fromkeys(map(ord, BLANKS))
 # The scope of an IPv6 address, a name or number of an interface, which is good for name servers and endpoints only.
 _SCOPE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
+_DECIMAL = re.compile(r"[0-9]{1,20}")
+_HEXADECIMAL = re.compile(r"0x[0-9A-Fa-f]{1,16}")
 _LOOKS_LIKE_ADDRESS = re.compile(r"[0-9.]+|.*:.*")
+_STRAY_BYTE = re.compile("[\udc80-\udcff]")
 _DOMAIN = re.compile(r"~?[A-Za-z0-9_.-]+|~\.")
 _HOST = re.compile(r"[A-Za-z0-9_.-]+")
-# What wg-easy, PiVPN and others write around a peer's name in the comment above it.
-_NAME_DRESS = re.compile(
-    r"^(?:begin\s+|end\s+|client:\s*|(?:friendly_)?name\s*[=:]\s*)|\s*\([0-9a-f-]{32,36}\)$", re.IGNORECASE
-)
 
 
 def parse(text: str, where: str = "the file", tables: Mapping[str, int] = TABLES) -> Config:
     """Return the configuration in a file.
 
     Args:
-        text: The file's content.
+        text: The file's content. Bytes that aren't UTF-8 are lone surrogates, as with `surrogateescape`.
         where: The file's name in error messages.
         tables: Routing tables by name.
 
@@ -62,73 +63,79 @@ class _Reader:
         self._interface: dict[str, Any] = {}
         self._interface_line = 0
         self._peers: list[dict[str, Any]] = []
-        self._comment = ""
+        self._comments: list[Comments] = []
+        # Since the last line of a section. The next line decides to which peer they belong.
+        self._pending: list[str] = []
 
     def take(self, number: int, line: str) -> None:
         """Read the next line."""
         self._line = number
-        stripped, mark, comment = line.partition("#")
-        stripped = stripped.strip(_BLANKS)
         if "\0" in line:
             self._refuse("there is a NUL character", "It isn't a text file: look at it with `file` or an editor.")
+        stripped, mark, comment = line.partition("#")
+        stripped = stripped.strip(BLANKS)
+        if not stripped:
+            if mark:
+                self._pending.append(_readable(comment))
+            return
         if stripped.startswith("["):
             self._begin(stripped)
-        elif stripped:
+        else:
             self._set(stripped)
-        elif mark:
-            self._name(comment)
+        if mark and self._section == "[peer]":
+            self._comments[-1].beside.append(_readable(comment))
 
     def end(self) -> Config:
         """Return the configuration after the last line."""
-        if "private_key" not in self._interface:
+        # With a hook, as in wg-quick(8): PostUp = wg set %i private-key FILE.
+        if "private_key" not in self._interface and not self._interface.get("post_up"):
             self._line = self._interface_line
             if not self._line:
                 self._refuse("there is no [Interface] section", "Begin the file with it, and a PrivateKey below.")
             self._refuse("[Interface] has no PrivateKey", "Make one with `rustguard genkey`: PrivateKey = …")
-        peers = [self._peer(given) for given in self._peers]
+        peers = [self._peer(*pair) for pair in zip(self._peers, self._comments, strict=True)]
         hooks = Hooks(**{name: self._interface.pop(name, ()) for name in Hooks.__slots__})
-        return Config(**self._interface, hooks=hooks, peers=tuple(_settle(peers)))
+        return Config(**{"private_key": None, **self._interface}, hooks=hooks, peers=tuple(_settle(peers)))
 
     # -- structure
 
     def _begin(self, header: str) -> None:
-        match header.lower():
+        section = header.translate(_NO_BLANKS).lower()
+        match section:
             case "[interface]":
                 self._interface_line = self._interface_line or self._line
             case "[peer]":
-                self._peers.append({"line": self._line, "name": self._comment})
+                self._peers.append({"line": self._line})
+                self._comments.append(Comments(above=self._pending))
             case _:
                 self._refuse(f"there is no section {header}", "The sections are [Interface] and [Peer].")
-        self._section = header.lower()
-        self._comment = ""
-
-    def _name(self, comment: str) -> None:
-        name = comment.strip(f"#{_BLANKS}")
-        while name != (bare := _NAME_DRESS.sub("", name).strip(f"#{_BLANKS}")):
-            name = bare
-        if self._section == "[peer]" and len(self._peers[-1]) == 2 and not self._peers[-1]["name"]:
-            self._peers[-1]["name"] = name
-        else:
-            self._comment = name
+        self._section = section
+        self._pending = []
 
     def _set(self, line: str) -> None:
-        self._comment = ""
-        key, equals, value = (part.strip(_BLANKS) for part in line.partition("="))
-        keys = _PEER_KEYS if self._section == "[peer]" else _INTERFACE_KEYS
-        found = keys.get(key.lower())
+        key, equals, value = (part.strip(BLANKS) for part in line.partition("="))
         if not equals:
             self._refuse(f"`{key}` has no `=`", "Each line is `Key = value`, a [Section], or a # comment.")
         if self._section is None:
             self._refuse(f"{key} comes before any section", "Write [Interface] above it.")
-        if found is None:
+        in_peer = self._section == "[peer]"
+        own = key.lower()
+        if in_peer or own not in _QUICK_KEYS:
+            # wg drops all blanks of a line, wg-quick only those around its own keys and values.
+            own, value = key.translate(_NO_BLANKS).lower(), value.translate(_NO_BLANKS)
+        found = _PEER_KEYS.get(own) if in_peer else _QUICK_KEYS.get(own) or _WG_KEYS.get(own)
+        if found is None or (own in _QUICK_KEYS and own != key.lower()):
             self._refuse_key(key)
-        if not value and key.lower() not in _MAY_BE_EMPTY:
+        if not value and own not in _MAY_BE_EMPTY:
             self._refuse(f"{key} has no value", "Give it one, or take the line out.")
-        target = self._peers[-1] if self._section == "[peer]" else self._interface
-        found(self, target, value)
+        if in_peer:
+            self._comments[-1].inside += self._pending
+        self._pending = []
+        found(self, self._peers[-1] if in_peer else self._interface, value)
 
     def _refuse_key(self, key: str) -> NoReturn:
-        own, other = _INTERFACE_KEYS, _PEER_KEYS
+        own: Mapping[str, _Setter] = {**_WG_KEYS, **_QUICK_KEYS}
+        other = _PEER_KEYS
         section, elsewhere = "[Interface]", "[Peer]"
         if self._section == "[peer]":
             own, other, section, elsewhere = other, own, elsewhere, section
@@ -139,11 +146,11 @@ class _Reader:
         fix = f"Did you mean {spelled[close[0]]}?" if close else "Take it out: neither wg nor wg-quick has it."
         self._refuse(f"{section} has no key {key}", fix)
 
-    def _peer(self, given: dict[str, Any]) -> PeerSection:
+    def _peer(self, given: dict[str, Any], comments: Comments) -> PeerSection:
         if "public_key" not in given:
             self._line = given["line"]
             self._refuse("this [Peer] has no PublicKey", "Ask its owner: `wg show INTERFACE public-key` there.")
-        return PeerSection(**given)
+        return PeerSection(**given, name=comments.name())
 
     def _refuse(self, what: str, fix: str) -> NoReturn:
         place = f"{self._where}, line {self._line}" if self._line else self._where
@@ -158,12 +165,13 @@ class _Reader:
             self._refuse(f"{name} is no key: one has 44 characters of base64, {size}", "Copy it again, whole.")
         return b64decode(value)
 
-    def _number(self, name: str, value: str, least: int, most: int) -> int:
-        try:
-            number = int(value, 0) if value.lower().startswith("0x") else int(value)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most or not value.isascii():
+    def _number(self, name: str, value: str, least: int, most: int, *, hexadecimal: bool = False) -> int:
+        number = least - 1
+        if _DECIMAL.fullmatch(value) is not None:
+            number = int(value)
+        elif hexadecimal and _HEXADECIMAL.fullmatch(value) is not None:
+            number = int(value, 16)
+        if not least <= number <= most:
             self._refuse(f"{name} = {value} is no number from {least} to {most}", "Correct it.")
         return number
 
@@ -171,10 +179,10 @@ class _Reader:
         to["private_key"] = self._key("PrivateKey", value)
 
     def _listen_port(self, to: dict[str, Any], value: str) -> None:
-        to["listen_port"] = self._number("ListenPort", value, 0, 65535) or None
+        to["listen_port"] = self._number("ListenPort", value, 0, LAST_PORT) or None
 
     def _fwmark(self, to: dict[str, Any], value: str) -> None:
-        to["fwmark"] = 0 if value.lower() == OFF else self._number("FwMark", value, 0, 2**32 - 1)
+        to["fwmark"] = 0 if value.lower() == OFF else self._number("FwMark", value, 0, 2**32 - 1, hexadecimal=True)
 
     def _address(self, to: dict[str, Any], value: str) -> None:
         to["addresses"] = to.get("addresses", ()) + tuple(
@@ -191,16 +199,16 @@ class _Reader:
                 self._refuse(f"DNS = {word} is neither an address nor a domain", "Write it like 10.0.0.1 or lan.")
 
     def _mtu(self, to: dict[str, Any], value: str) -> None:
-        to["mtu"] = self._number("MTU", value, MTU_LEAST, MTU_MOST)
+        to["mtu"] = self._number("MTU", value, MTU_LEAST, MTU_MOST, hexadecimal=True) if value else None
 
     def _table(self, to: dict[str, Any], value: str) -> None:
-        word = value.lower()
+        word = value.lower() or AUTO
         if word in (AUTO, OFF):
             to["table"] = word
         elif value in self._tables:
             to["table"] = self._tables[value]
         elif value[:1].isdigit():
-            to["table"] = self._number("Table", value, 1, 2**32 - 1)
+            to["table"] = self._number("Table", value, 1, 2**32 - 1, hexadecimal=True)
         else:
             names = ", ".join(sorted(self._tables))
             self._refuse(f"there is no routing table {value}", f"Write off, auto, a number, or one of: {names}.")
@@ -223,20 +231,19 @@ class _Reader:
         to["preshared_key"] = self._key("PresharedKey", value)
 
     def _allowed_ips(self, to: dict[str, Any], value: str) -> None:
-        if signed := [each for each in _words(value) if each[0] in "+-"]:
+        each = value.split(",") if value else []
+        if signed := [one for one in each if one.startswith(("+", "-"))]:
             fix = "Write all networks of this peer, without signs: only `wg set` has signs."
             self._refuse(f"AllowedIPs = {signed[0]} begins with a sign", fix)
-        networks = (self._parsed(_network, "AllowedIPs", each, "10.0.0.0/24 or ::/0") for each in _words(value))
+        networks = (self._parsed(_network, "AllowedIPs", one, "10.0.0.0/24, ::/0") for one in each)
         to["allowed_ips"] = tuple(dict.fromkeys((*to.get("allowed_ips", ()), *networks)))
 
     def _endpoint(self, to: dict[str, Any], value: str) -> None:
-        host, colon, port = value.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
         fix = "Write it like vpn.example:51820, 192.0.2.1:51820 or [2001:db8::1]:51820."
-        if not colon or not host or value.endswith("]"):
+        host, colon, port = value[1:].partition("]:") if value.startswith("[") else value.rpartition(":")
+        if not colon or not host or "]" in port:
             self._refuse(f"Endpoint = {value} has no port", fix)
-        if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        if _DECIMAL.fullmatch(port) is None or not 1 <= int(port) <= LAST_PORT:
             self._refuse(f"Endpoint = {value}: {port or 'nothing'} is no port", fix)
         given = HostPort(host, int(port))
         if not given.is_name and "%" in host and _SCOPE.fullmatch(host.partition("%")[2]) is None:
@@ -261,15 +268,19 @@ _Setter = Callable[[_Reader, dict[str, Any], str], None]
 
 def _hook(name: str) -> _Setter:
     def add(_: _Reader, to: dict[str, Any], value: str) -> None:
-        to[name] = (*to.get(name, ()), value)
+        # wg-easy writes all four, empty or not.
+        if value:
+            to[name] = (*to.get(name, ()), value)
 
     return add
 
 
-_INTERFACE_KEYS: Mapping[str, _Setter] = {
+_WG_KEYS: Mapping[str, _Setter] = {
     "privatekey": _Reader._private_key,
     "listenport": _Reader._listen_port,
     "fwmark": _Reader._fwmark,
+}
+_QUICK_KEYS: Mapping[str, _Setter] = {
     "address": _Reader._address,
     "dns": _Reader._dns,
     "mtu": _Reader._mtu,
@@ -292,11 +303,16 @@ _SPELLED = [
     *("PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig"),
     *("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"),
 ]
-_MAY_BE_EMPTY = {"allowedips", "address", "dns"}
+_MAY_BE_EMPTY = {"allowedips", "address", "dns", "mtu", "table", "preup", "postup", "predown", "postdown"}
 
 
 def _words(value: str) -> list[str]:
-    return re.findall(f"[^,{_BLANKS}]+", value)
+    return re.findall(f"[^,{BLANKS}]+", value)
+
+
+def _readable(comment: str) -> str:
+    """Return a comment with each byte that isn't UTF-8 as the character that it most likely is."""
+    return _STRAY_BYTE.sub(lambda byte: bytes([ord(byte[0]) - 0xDC00]).decode("cp1252", "replace"), comment)
 
 
 def _interface(text: str) -> InterfaceAddress:
@@ -306,8 +322,9 @@ def _interface(text: str) -> InterfaceAddress:
 
 
 def _network(text: str) -> Network:
-    if "%" in text:
-        raise ValueError("a network has no scope")
+    _, slash, length = text.partition("/")
+    if "%" in text or (slash and _DECIMAL.fullmatch(length) is None):
+        raise ValueError("it has a scope, or a netmask in place of a prefix length")
     return ip_network(text, strict=False)
 
 

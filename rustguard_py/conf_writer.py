@@ -14,13 +14,15 @@ from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
 def write(config: Config) -> str:
     """Return the file, private key included, for `conf_reader`, wg-quick and the WireGuard apps.
 
+    Bytes of a hook that aren't UTF-8 are lone surrogates in it: encode it with `surrogateescape`.
+
     Raises:
         UsageError: A value would be read back as another one, or as other lines. The error names it.
     """
     lines = [*_interface_lines(config), *(line for peer in config.peers for line in _peer_lines(peer)), ""]
     text = "\n".join(lines)
     try:
-        text.encode()
+        text.encode("utf-8", "surrogateescape")
         changed = _first_change(config, parse(text))
     except UnicodeEncodeError:
         raise _unwritable("it") from None
@@ -55,7 +57,8 @@ def _unwritable(what: str) -> UsageError:
 
 def _interface_lines(config: Config) -> Iterator[str]:
     yield "[Interface]"
-    yield f"PrivateKey = {encode_key(config.private_key)}"
+    if config.private_key is not None:
+        yield f"PrivateKey = {encode_key(config.private_key)}"
     yield from (f"Address = {address}" for address in config.addresses)
     if config.dns or config.search:
         yield f"DNS = {', '.join(map(str, (*config.dns, *config.search)))}"

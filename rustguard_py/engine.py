@@ -136,6 +136,11 @@ def choose(asked: DataPath) -> Engine:
         require_ethernet(asked.xdp)
     if wanted == "portable" or not has_native():
         why = "asked for" if wanted == "portable" else "the native engine was not built at installation"
+        if find_spec("numpy") is None:
+            raise RefusedError(
+                "The portable engine needs numpy, which isn't installed.",
+                "Install it: sudo apt install python3-numpy (or: pip install numpy); or use: --engine native",
+            )
         return Engine("portable", why + _portable_queues(asked.queues), queues_asked=asked.queues != "auto")
     return _native(asked, "asked for" if wanted == "native" else f"{ours} needs it" if ours else "the fastest here")
 

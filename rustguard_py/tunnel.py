@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from rustguard_py.model.clock import now
+from rustguard_py.model.endpoint import endpoint_text
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.peer import Peer
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
@@ -129,7 +130,8 @@ class Tunnel:
                     if listeners.moved is not None:
                         listeners.moved(peer, endpoint)
                 case HandshakeGivenUp(peer):
-                    log.info("the peer at %s did not answer for 90 s: its held packets are dropped", peer.endpoint)
+                    where = endpoint_text(peer.endpoint)
+                    log.info("the peer at %s did not answer for 90 s: its held packets are dropped", where)
 
 
 def send_keepalive(tunnel: AnyTunnel, peer: Peer) -> None:

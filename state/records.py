@@ -16,11 +16,12 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    ip_interface,
 )
 
 from rustguard_py.model import ip
 from rustguard_py.model.address import LAST_PORT, check_host
-from rustguard_py.model.endpoint import Network
+from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key, fingerprint
 from rustguard_py.model.peer_names import FALLBACK, PEER_NAME_LIMIT, dns_name_of, first_free, is_label, label_of
 from rustguard_py.state.envelope import Canonical
@@ -59,6 +60,7 @@ class PeerRecord:
         endpoint: Its last known endpoint, as text.
         connected: Whether it has ever had a session.
         dns_name: Its DNS name. If it isn't given, it is made from the label.
+        networks: Further addresses and networks that it has, from the wg-quick file that it came with.
     """
 
     name: str
@@ -71,6 +73,7 @@ class PeerRecord:
     previous_preshared_keys: tuple[bytes, ...] = field(default=(), repr=False)
     connected: bool = True
     dns_name: str = ""
+    networks: tuple[Network, ...] = ()
     _saved: Canonical | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +92,14 @@ class PeerRecord:
     def names(self) -> frozenset[str]:
         """What a person can call it: its label and its DNS name."""
         return frozenset((self.name, self.dns_name))
+
+    @property
+    def allowed(self) -> tuple[Network, ...]:
+        """All that it may send from, and that is sent to it."""
+        # By number: a network of an address is made by way of its text, which takes long for thousands of peers.
+        four = () if self.address4 is None else (IPv4Network((int(self.address4), 32)),)
+        six = () if self.address6 is None else (IPv6Network((int(self.address6), 128)),)
+        return (*four, *six, *self.networks)
 
     @property
     def preshared_keys(self) -> tuple[bytes, ...]:
@@ -122,6 +133,7 @@ class PeerRecord:
             **({} if self.connected else {"connected": False}),
             # Left out while possible, because earlier versions refuse members that they don't know.
             **({} if self.dns_name == dns_name_of(self.name) else {"dns_name": self.dns_name}),
+            **({"networks": [str(network) for network in self.networks]} if self.networks else {}),
         }
 
     def to_save(self) -> Canonical:
@@ -147,6 +159,7 @@ class PeerRecord:
             previous_preshared_keys=tuple(members.keys("previous_preshared_keys")),
             connected=members.boolean("connected") if members.has("connected") else True,
             dns_name=members.parsed("dns_name", _dns_name) if members.has("dns_name") else "",
+            networks=members.each("networks", ip.network) if members.has("networks") else (),
         )
         members.end()
         return record
@@ -220,6 +233,8 @@ class ServerState:
         revoked: Public keys that may not join again.
         guesses: The guesses used in the enrollment window.
         tunnels: Number of tunnels to each client that supports several, including the first.
+        own: The server's own inner addresses, if they aren't the first ones of its pools.
+        interface: The name of its interface, if it came with a wg-quick file: firewalls may have rules for it.
     """
 
     private_key: bytes = field(repr=False)
@@ -232,6 +247,18 @@ class ServerState:
     revoked: set[bytes] = field(default_factory=set, repr=False)
     guesses: GuessRecord = field(default_factory=GuessRecord)
     tunnels: int = 1
+    own: tuple[InterfaceAddress, ...] = ()
+    interface: str | None = None
+
+    def addresses(self, *, ipv6: bool = True) -> list[InterfaceAddress]:
+        """Return the server's own inner addresses, those of a pool with the pool's prefix length."""
+        found: list[InterfaceAddress] = []
+        for pool in (self.pool4, self.pool6 if ipv6 else None):
+            if pool is not None:
+                mine = [each for each in self.own if each.version == pool.version]
+                first = ip_interface(f"{pool[1]}/{pool.prefixlen}")
+                found += mine if any(each.ip in pool for each in mine) else [first, *mine]
+        return found
 
     def snapshot(self) -> ServerState:
         """Return a copy, for which `to_save` can run in another thread. Records never change, so it is quick."""
@@ -252,6 +279,8 @@ class ServerState:
             "guesses": self.guesses.to_json(),
             # Left out while possible, because earlier versions refuse members that they don't know.
             **({"tunnels": self.tunnels} if self.tunnels > 1 else {}),
+            **({"own": [str(each) for each in self.own]} if self.own else {}),
+            **({} if self.interface is None else {"interface": self.interface}),
         }
 
     def to_save(self) -> dict[str, object]:
@@ -275,6 +304,8 @@ class ServerState:
             revoked=set(members.keys("revoked")),
             guesses=GuessRecord.from_json(members.take("guesses")),
             tunnels=members.integer("tunnels", 1, MOST_TUNNELS) if members.has("tunnels") else 1,
+            own=members.each("own", ip.interface) if members.has("own") else (),
+            interface=members.parsed("interface", _interface_name) if members.has("interface") else None,
         )
         members.end()
         return state
@@ -489,6 +520,12 @@ def _dns_name(name: str) -> str:
     return name
 
 
+def _interface_name(name: str) -> str:
+    if re.fullmatch(r"[a-zA-Z0-9_=+.-]{1,15}", name) is None:
+        raise ValueError("it is no name of an interface")
+    return name
+
+
 def _mtu(members: Members) -> int:
     return min(max(members.integer("mtu", _KEPT_MTU_LEAST, _KEPT_MTU_MOST), MTU_LEAST), MTU_MOST)
 
@@ -508,7 +545,8 @@ def _peers(members: Members) -> dict[bytes, PeerRecord]:
             "address6": peer.address6,
             "dns_name": (peer.dns_name,) if peer.dns_name != dns_name_of(peer.name) else None,
         }
-        for member, mark in unique.items():
+        marks = [*unique.items(), *(("networks", network) for network in peer.networks)]
+        for member, mark in marks:
             if mark is not None and mark in taken:
                 raise members.bad(f"{where}.{member}", "is also another peer's")
             taken.add(mark)

@@ -112,7 +112,7 @@ def lay_out(stack: AsyncExitStack, voice: Voice, client: RunningClient, *, in_ke
     assemble.lay_out_bundle(stack, voice, network.mtu, network.addresses, client.bundle, in_kernel=in_kernel)
 
 
-async def locate(network: NetworkRecord) -> Endpoint | None:
+async def locate(network: NetworkRecord, voice: Voice) -> Endpoint | None:
     """Return an address of the server that this machine has a route to.
 
     None without a network or without an answer in `FIRST_LOOK` seconds; the name is then looked up again later.
@@ -120,6 +120,8 @@ async def locate(network: NetworkRecord) -> Endpoint | None:
     try:
         async with asyncio.timeout(FIRST_LOOK):
             found = await resolve(network.host, network.port)
-    except (UnansweredError, TimeoutError):
+    except (UnansweredError, TimeoutError) as error:
+        why = error.message if isinstance(error, UnansweredError) else f"The name {network.host} isn't resolved yet."
+        voice.say(f"{why} It is looked up again until it is found.")
         return None
     return next(filter(has_route, found), None)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from shlex import quote
 
 from rustguard_py.daemon.console import Voice
 from rustguard_py.enroll.client import routes
@@ -20,6 +21,7 @@ from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
 from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
 from rustguard_py.enroll.pairing.client import FORGET_COPIES, Joined, PairingClient
+from rustguard_py.enroll.pairing.key_schedule import require_memory
 from rustguard_py.model.address import LAST_PORT, parse
 from rustguard_py.model.clock import now
 from rustguard_py.model.defaults import DEFAULT_PORT
@@ -67,10 +69,12 @@ class Applicant:
     Attributes:
         token: The shared token.
         name: The name to ask for.
+        insists: Whether a person gave the name, who is told if the server gives another one.
     """
 
     token: str = field(repr=False)
     name: str
+    insists: bool = False
 
 
 def load(document: Document) -> ClientState:
@@ -120,6 +124,7 @@ async def obtain(
         network = routes.choose(_find_kept(kept, target), kept, answers)
         return _use_kept(network, document, state, voice, answers), None
     host, port = target.host, target.port or DEFAULT_PORT
+    require_memory()
     make_client = partial(_make_client, applicant, target, kept, state.private_key)
     try:
         async with asyncio.timeout(None if kept is None else PATIENCE_WHEN_KEPT):
@@ -143,6 +148,11 @@ async def obtain(
     voice.say(
         f"Joined {host} as {network.name}, {network.address4}; the server's fingerprint is {network.fingerprint}."
     )
+    if applicant.insists and network.name != applicant.name:
+        voice.say(
+            f"The name {applicant.name} wasn't given. To change it, on the server: "
+            f"sudo rustguard peers rename {quote(network.name)} {quote(applicant.name)}"
+        )
     # Asked when the join is saved: who leaves the question unanswered has joined, without the routes.
     new = routes.unanswered(network, kept)
     if new and answers.choice is None and answers.confirm is not None:

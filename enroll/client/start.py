@@ -87,10 +87,11 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         client = make_client(stack, voice, program, state.private_key, sockets, network)
         # The peer is set before the interface has an address to send from. So the first packet waits for the
         # handshake and isn't dropped.
-        client.connect(endpoint or await locate(network))
+        client.connect(endpoint or await locate(network, voice))
         lay_out(stack, voice, client, in_kernel=chosen.in_kernel)
         await runtime.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
-        await runtime.answer_wg(stack, client.tunnel, interface, lambda: (state.private_key, port))
+        hint = "the server decides, or the options of `rustguard join`"
+        await runtime.answer_wg_fixed(stack, client.tunnel, interface, state.private_key, port, hint)
         voice.say(f"Engine {chosen.name} ({chosen.reason}).")
         ready()
         await client.run()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Address
 from typing import Literal
 
 from rustguard_py.enroll.server.pool import Pool
@@ -81,25 +80,26 @@ class Registry:
         state: Changed in place.
 
     Raises:
-        StateError: The address of a saved peer isn't in the pool.
+        StateError: A saved peer has an address of the server's.
     """
 
     __slots__ = ("_names", "_numbers", "_unsaved", "pool", "state")
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
-        self.pool = Pool(state.pool4, state.pool6)
+        self.pool = Pool(state.pool4, state.pool6, [each.ip for each in state.addresses()])
         self._names: dict[str, bytes] = {}
         # For each name that several peers asked for, the first number that may be free. Many clients with the same
         # name may join at once, and none of them searches from the start.
         self._numbers: dict[str, int] = {}
         self._unsaved: dict[bytes, _Unsaved] = {}
         for record in state.peers.values():
-            if record.address4 is None or not self.pool.take(record.public_key, record.address4):
+            if taken := [str(each) for each in self.pool.own if each in (record.address4, record.address6)]:
                 raise StateError(
-                    f"The saved address {record.address4} of {record.name} isn't in the pool {state.pool4}.",
+                    f"The saved address {taken[0]} of {record.name} is the server's own.",
                     "Start with the pool that the address is from, or revoke that peer first.",
                 )
+            self.pool.hold(record.public_key, record.allowed)
             self._names |= dict.fromkeys(record.names, record.public_key)
 
     # -- changes --------------------------------------------------------------------------------------------
@@ -277,7 +277,16 @@ class Registry:
 
     # -- how a change is made, and reported -----------------------------------------------------------------
 
-    def _admit_again(self, before: PeerRecord, preshared_key: bytes, endpoint: str | None, at: float) -> PeerChange:
+    def _admit_again(
+        self, before: PeerRecord, preshared_key: bytes, endpoint: str | None, at: float
+    ) -> PeerChange | Literal["full"]:
+        addresses = self.pool.allocate(before.public_key)
+        if addresses is None:
+            return "full"
+        address4, address6 = addresses[0], addresses[1] or before.address6
+        # Its pairing gives it addresses of the pools. Those that it had outside of them stay its own.
+        had = [each for each in before.allowed if each not in before.networks]
+        outside = [each for each in had if each.network_address not in (address4, address6)]
         # Older keys stay valid until a newer one is used. The client may be killed before it has saved the new one,
         # and again when it tries once more.
         previous = () if before.has_to_join_again else _newest_and_last(before.preshared_keys)
@@ -286,7 +295,9 @@ class Registry:
             preshared_key=preshared_key,
             previous_preshared_keys=previous,
             endpoint=endpoint,
-            address6=before.address6 or self._address6(before.public_key),
+            address4=address4,
+            address6=address6,
+            networks=(*before.networks, *outside),
             # One that never connected is about to, so its time to do so begins again.
             joined=before.joined if before.connected else at,
         )
@@ -356,12 +367,7 @@ class Registry:
         else:
             self.state.revoked.discard(public_key)
 
-    # -- names and addresses --------------------------------------------------------------------------------
-
-    def _address6(self, public_key: bytes) -> IPv6Address | None:
-        """Return the IPv6 address that belongs to its IPv4 address, for a peer from before there was an IPv6 pool."""
-        addresses = self.pool.allocate(public_key)
-        return None if addresses is None else addresses[1]
+    # -- names ----------------------------------------------------------------------------------------------
 
     def _free_name(self, wished: str, public_key: bytes) -> str:
         if self._names.get(wished, public_key) == public_key:

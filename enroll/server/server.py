@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from functools import partial
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, collapse_addresses
 from typing import Any
 
 from rustguard_py.daemon import audit
@@ -17,7 +17,7 @@ from rustguard_py.daemon.control.asker import asker
 from rustguard_py.daemon.runtime import stop_on_signals
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.enroll.pairing.key_schedule import stretch
+from rustguard_py.enroll.pairing.key_schedule import require_memory, stretch
 from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.server import PairingServer
@@ -105,8 +105,23 @@ class RunningServer:
 
     @property
     def addresses(self) -> list[IPv4Interface | IPv6Interface]:
-        """The server's own inner addresses, the first of each pool."""
-        return own_addresses(self.state.pool4, self.pool6)
+        """The server's own inner addresses."""
+        return self.state.addresses(ipv6=self.pool6 is not None)
+
+    @property
+    def routes(self) -> tuple[Network, ...]:
+        """The networks of peers that no pool has."""
+        with_ipv6 = self.pool6 is not None
+        own = [each.network for each in self.addresses]
+        outside = [
+            network
+            for record in self.state.peers.values()
+            for network in record.allowed
+            if (network.version == 4 or with_ipv6) and not any(map(partial(_within, network), own))
+        ]
+        four = [each for each in outside if isinstance(each, IPv4Network)]
+        six = [each for each in outside if isinstance(each, IPv6Network)]
+        return (*collapse_addresses(four), *collapse_addresses(six))
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -126,6 +141,8 @@ class RunningServer:
     async def finish(self) -> None:
         """Stop the background tasks, close the window, and save."""
         await self._tasks.close()
+        if self.window.is_open(now()):
+            audit.record(audit.WindowClosed("the server stops", None))
         self.window.close()
         self.state.guesses = self.window.record
         await self.saver.finish()
@@ -148,6 +165,7 @@ class RunningServer:
 
     async def take_token(self, token: str) -> None:
         """Admit anyone who knows this token while the window is open. Takes a tenth of a second, in a thread."""
+        require_memory()
         loop = asyncio.get_running_loop()
         prs = await loop.run_in_executor(None, stretch, token, self.state.server_id)
         state = self.state
@@ -326,10 +344,10 @@ class RunningServer:
 
     def _admission(self, record: PeerRecord) -> Admission:
         state = self.state
-        address6 = gateway6 = None
-        if self.pool6 is not None and record.address6 is not None:
+        gateway4, gateway6 = self.registry.pool.server
+        address6 = None
+        if self.pool6 is not None and record.address6 is not None and record.address6 in self.pool6:
             address6 = IPv6Interface((record.address6, self.pool6.prefixlen))
-            gateway6 = self.pool6[1]
         return Admission(
             name=record.name,
             address4=IPv4Interface((record.address4, state.pool4.prefixlen)),
@@ -339,8 +357,8 @@ class RunningServer:
             mtu=state.mtu,
             keepalive=DEFAULT_KEEPALIVE,
             routes=(),
-            gateway4=state.pool4[1],
-            gateway6=gateway6,
+            gateway4=gateway4,
+            gateway6=None if address6 is None else gateway6,
             tunnels=tuple(
                 FurtherTunnel(tunnel.node.public_key, derive.port(state.port, number))
                 for number, tunnel in enumerate(self.tunnels)
@@ -379,18 +397,13 @@ class RunningServer:
         record = await self.admissions.take_back(forgotten.public_key, forgotten.preshared_key)
         if record is not None:
             self.window.forget_new(number)
-            text = "%s at %s can't use its admission and was removed: %s is free"
-            log.info(text, record.name, endpoint, record.address4)
+            key = encode_key(record.public_key)
+            audit.record(audit.TakenBack(record.name, key, str(record.address4), endpoint or ""))
 
     # -- peers in the tunnel --------------------------------------------------------------------------------
 
     def put_in(self, record: PeerRecord, *, with_endpoint: bool) -> None:
         """Add a peer to the tunnels, or change it there. Only `admissions` calls this."""
-        allowed: list[Network] = []
-        if record.address4 is not None:
-            allowed.append(IPv4Network(record.address4))
-        if record.address6 is not None:
-            allowed.append(IPv6Network(record.address6))
         endpoint = parse_endpoint(record.endpoint) if with_endpoint and record.endpoint else None
         for number, tunnel in enumerate(self.tunnels):
             if number and record.preshared_key == NO_PRESHARED_KEY:
@@ -398,7 +411,7 @@ class RunningServer:
             tunnel.node.set_peer(
                 PeerConfig(
                     record.public_key,
-                    tuple(allowed),
+                    record.allowed,
                     derive.preshared_key(record.preshared_key, number),
                     # In the other tunnels the peer begins the handshake, because only then it is known to use them.
                     endpoint if number == 0 else None,
@@ -408,7 +421,7 @@ class RunningServer:
                 )
             )
         if self.bundle is not None:
-            self.bundle.add(record.name, [record.public_key] * len(self.tunnels), allowed)
+            self.bundle.add(record.name, [record.public_key] * len(self.tunnels), record.allowed)
 
     def take_out(self, public_key: bytes) -> None:
         """Remove a peer from the tunnels at once. Only `admissions` calls this."""
@@ -438,9 +451,9 @@ class RunningServer:
         self.saver.save_soon()
 
 
-def own_addresses(pool4: IPv4Network, pool6: IPv6Network | None) -> list[IPv4Interface | IPv6Interface]:
-    """Return a server's own inner addresses, the first of each pool."""
-    own: list[IPv4Interface | IPv6Interface] = [IPv4Interface((pool4[1], pool4.prefixlen))]
-    if pool6 is not None:
-        own.append(IPv6Interface((pool6[1], pool6.prefixlen)))
-    return own
+def _within(network: Network, other: Network) -> bool:
+    return (
+        network.version == other.version
+        and network.network_address in other
+        and (network.prefixlen >= other.prefixlen)
+    )

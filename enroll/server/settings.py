@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.model.address import LAST_PORT
 from rustguard_py.model.defaults import DEFAULT_MTU, DEFAULT_PORT
+from rustguard_py.model.endpoint import InterfaceAddress
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.keys import generate_private_key
 from rustguard_py.state.records import ServerState
 from rustguard_py.system.networks import collisions, make_ula, propose, taken_networks
+
+Pools = tuple[IPv4Network, IPv6Network | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def apply(settings: Settings, kept: dict[str, object] | None) -> ServerState:
 
     Raises:
         UsageError: The first start has no pool, or the tunnels need more UDP ports than there are.
-        RefusedError: A peer's address is outside a new pool.
+        RefusedError: A peer's address from the pool is outside a new one.
     """
     if kept is None:
         if settings.pool4 is None:
@@ -60,13 +63,15 @@ def apply(settings: Settings, kept: dict[str, object] | None) -> ServerState:
         )
     else:
         state = ServerState.from_json(kept)
+        before = state.pool4, state.pool6
         state.pool4 = settings.pool4 or state.pool4
         # If no IPv6 pool is kept, an earlier start had `--pool6 none`.
         state.pool6 = (settings.pool6 or state.pool6) if settings.use_pool6 else None
         state.port = settings.port or state.port
         state.mtu = settings.mtu or state.mtu
         state.tunnels = settings.tunnels or state.tunnels
-        _check_peers(state)
+        _check_peers(state, before)
+        state.own = tuple(_follow(each, before, state) for each in state.own if _stays(each, before, state))
     if (last := derive.port(state.port, state.tunnels - 1)) > LAST_PORT:
         raise UsageError(
             f"{state.tunnels} tunnels need the UDP ports {state.port} to {last}; the last one is {LAST_PORT}.",
@@ -75,15 +80,31 @@ def apply(settings: Settings, kept: dict[str, object] | None) -> ServerState:
     return state
 
 
-def _check_peers(state: ServerState) -> None:
-    """Refuse a pool that doesn't have the addresses of known peers."""
-    for option, pool, member in (("--pool", state.pool4, "address4"), ("--pool6", state.pool6, "address6")):
-        given = [address for each in state.peers.values() if (address := getattr(each, member)) is not None]
+def _check_peers(state: ServerState, before: Pools) -> None:
+    """Refuse a pool that doesn't have the addresses that known peers have from the pool before."""
+    pools = (("--pool", before[0], state.pool4, "address4"), ("--pool6", before[1], state.pool6, "address6"))
+    for option, old, pool, member in pools:
+        had = [address for each in state.peers.values() if (address := getattr(each, member)) is not None]
+        given = [address for address in had if old is None or address in old]
         if pool is not None and (outside := [address for address in given if address not in pool]):
             raise RefusedError(
                 f"{len(outside)} peers have addresses outside the pool {pool}, such as {outside[0]}.",
                 f"Leave {option} out to keep the pool they are in; or start another network: --state DIR",
             )
+
+
+def _stays(own: InterfaceAddress, before: Pools, state: ServerState) -> bool:
+    """Return whether an address of the server's own stays with other pools: it leaves with the pool that it is in."""
+    old, new = (before[0], state.pool4) if own.version == 4 else (before[1], state.pool6)
+    return new is not None and (own.ip in new or old is None or own.ip not in old)
+
+
+def _follow(own: InterfaceAddress, before: Pools, state: ServerState) -> InterfaceAddress:
+    """Return an address of the server's own with the prefix length of its pool."""
+    old, new = (before[0], state.pool4) if own.version == 4 else (before[1], state.pool6)
+    if new is None or old == new or own.ip not in new:
+        return own
+    return ip_interface(f"{own.ip}/{new.prefixlen}")
 
 
 def check_pools(state: ServerState, interfaces: Sequence[str]) -> None:

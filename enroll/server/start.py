@@ -6,7 +6,6 @@ the server · set addresses · save · let clients pair · answer at the control
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from rustguard_py.enroll.server.banner import introduce
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
-from rustguard_py.enroll.server.server import RunningServer, own_addresses
+from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.enroll.server.settings import Settings, apply, check_pools
 from rustguard_py.enroll.tunnels import assemble, derive
 from rustguard_py.model.address import pairing_port
@@ -31,6 +30,8 @@ from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ServerState
 from rustguard_py.system.interface import free_interface_name, why_no_ipv6
+
+_WG_HINT = "peers are changed with `rustguard peers` and `rustguard export --new`, the rest with options of `serve`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,14 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
-        interface = options.interface or free_interface_name()
+        interface = options.interface or state.interface or free_interface_name()
         interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
         check_pools(state, interfaces)
+        if_taken = "Choose another: --interface NAME"
+        if interface == state.interface and options.interface is None:
+            if_taken = f"Is it wg-quick's? Then end it: wg-quick down {interface}. {if_taken}"
         for each in interfaces:
-            runtime.check_interface(each, chosen)
+            runtime.check_interface(each, chosen, if_taken)
         program = Program("server", options.directory, interface, chosen, now())
         ipv6_fault = why_no_ipv6() if state.pool6 is not None else None
         server = _make_server(stack, voice, program, state, document, has_ipv6=ipv6_fault is None)
@@ -137,7 +141,7 @@ def _make_server(
     bundle = None
     if state.tunnels > 1:
         # The first tunnel's interface has the route to the pool.
-        own = own_addresses(state.pool4, pool6)
+        own = state.addresses(ipv6=has_ipv6)
         bundle = assemble.make_bundle(
             voice,
             program,
@@ -160,7 +164,7 @@ def _further_tunnels(
 
 def _lay_out(stack: AsyncExitStack, voice: Voice, interface: str, server: RunningServer, *, in_kernel: bool) -> None:
     mtu = server.state.mtu
-    runtime.lay_out(stack, voice, interface, mtu, server.addresses, in_kernel=in_kernel)
+    runtime.lay_out(stack, voice, interface, mtu, server.addresses, server.routes, in_kernel=in_kernel)
     if server.bundle is not None:
         assemble.lay_out_bundle(stack, voice, mtu, server.addresses, server.bundle, in_kernel=in_kernel)
 
@@ -176,8 +180,4 @@ async def _answer_wg(stack: AsyncExitStack, server: RunningServer, interfaces: l
     for number, tunnel in enumerate(server.tunnels):
         key = derive.private_key(server.state.private_key, number)
         port = derive.port(server.state.port, number)
-        await runtime.answer_wg(stack, tunnel, interfaces[number], _always(key, port))
-
-
-def _always(private_key: bytes, port: int) -> Callable[[], tuple[bytes, int]]:
-    return lambda: (private_key, port)
+        await runtime.answer_wg_fixed(stack, tunnel, interfaces[number], key, port, _WG_HINT)

@@ -45,3 +45,7 @@ class UnansweredError(RustGuardError):
 
 class StateError(RustGuardError):
     """A state file can't be trusted, read, written or locked."""
+
+
+class InUseError(StateError):
+    """Another process has locked the state directory: a daemon that runs, or one that is just starting."""

@@ -18,7 +18,7 @@ from ipaddress import (
 )
 from typing import Final, TypeVar
 
-from rustguard_py.model.endpoint import Network
+from rustguard_py.model.endpoint import InterfaceAddress, Network
 
 T = TypeVar("T")
 
@@ -45,6 +45,11 @@ def ipv4_interface(text: str) -> IPv4Interface:
 def ipv6_interface(text: str) -> IPv6Interface:
     """Return the address in a text, with its prefix length. Raise ValueError for anything else, and for a scope."""
     return _strict(IPv6Interface, text, _WITH_PREFIX)
+
+
+def interface(text: str) -> InterfaceAddress:
+    """Return the address of either family in a text, with its prefix length. Raise ValueError for anything else."""
+    return ipv6_interface(text) if ":" in text else ipv4_interface(text)
 
 
 def ipv4_network(text: str) -> IPv4Network:

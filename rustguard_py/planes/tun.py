@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 
 from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.limits import THREADS
 from rustguard_py.planes.offload import PLAIN_VNET
 from rustguard_py.system.interface import TUN_DEVICE, check_interface_name
 
@@ -59,7 +60,11 @@ def not_made(name: str, error: OSError) -> RefusedError:
             f"Interface {name} can't be made: {error.strerror}.",
             f"See what it is with `ip link show {name}`, or choose another --interface.",
         )
-    return RefusedError(f"Interface {name} can't be made: {error.strerror}.", "Run as root, or with CAP_NET_ADMIN.")
+    if error.errno == errno.EAGAIN:
+        # Of a thread of the native plane.
+        return RefusedError(f"Interface {name} can't be made. {THREADS.message}", THREADS.fix)
+    reason = (error.strerror or "unknown error").partition(" (os error ")[0]
+    return RefusedError(f"Interface {name} can't be made: {reason}.", "Run as root, or with CAP_NET_ADMIN.")
 
 
 class Tun:

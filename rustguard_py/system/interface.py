@@ -236,7 +236,8 @@ def require_tun() -> None:
             message = f"{TUN_DEVICE} may not be opened: {error.strerror}."
             raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_fix()}") from error
         # ENODEV, ENXIO: the device node exists, its kernel module isn't loaded.
-        message = f"{TUN_DEVICE} can't be opened ({error.strerror}): its kernel module is likely not loaded."
+        likely = ": its kernel module is likely not loaded" if error.errno in {errno.ENODEV, errno.ENXIO} else ""
+        message = f"{TUN_DEVICE} can't be opened ({error.strerror}){likely}."
         raise RustGuardError(message, _tun_fix()) from error
 
 

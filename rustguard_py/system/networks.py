@@ -21,6 +21,17 @@ from rustguard_py.system.interface import RT_TABLE_MAIN, RTN_UNICAST, with_netli
 _DEFAULT_HALVES = 1
 
 
+def outward_interface() -> str | None:
+    """Return the interface of this machine's IPv4 default route, or None if it has none."""
+
+    def read(netlink: IPRoute) -> str | None:
+        names = dict(socket.if_nameindex())
+        routes = netlink.get_default_routes(family=socket.AF_INET, table=RT_TABLE_MAIN)
+        return next((names[index] for each in routes if (index := each.get_attr("RTA_OIF")) in names), None)
+
+    return with_netlink(read)
+
+
 def taken_networks(exclude: Collection[str] = ()) -> list[tuple[Network, str]]:
     """Return the networks of this machine's addresses and routes.
 

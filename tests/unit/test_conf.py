@@ -111,7 +111,8 @@ WRONG = {
     f"{INTERFACE}FwMark = 0x1ffffffff": ("line 3: FwMark", "Correct it"),
     f"{INTERFACE}ListenPort = 65536": ("line 3: ListenPort = 65536", "Correct it"),
     f"{INTERFACE}SaveConfig = yes": ("line 3: SaveConfig = yes", "true or false"),
-    f"{INTERFACE}PostUp =": ("line 3: PostUp has no value", "take the line out"),
+    f"{INTERFACE}SaveConfig =": ("line 3: SaveConfig has no value", "take the line out"),
+    f"{INTERFACE}FwMark =": ("line 3: FwMark has no value", "take the line out"),
     f"{INTERFACE}MTU": ("line 3: `MTU` has no `=`", "Key = value"),
     f"{INTERFACE}{PEER}PresharedKey = abc": (
         "line 5: PresharedKey is no key: one has 44 characters",

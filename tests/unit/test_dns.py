@@ -46,6 +46,8 @@ def test_systemd_resolved_gets_the_servers_and_all_names_or_only_the_search_doma
     commands = [
         "resolvectl dns wg0 10.0.0.1 fd00::1",
         "resolvectl domain wg0 ~. lan.example other",
+        # An empty one removes those that were set before.
+        "resolvectl dns wg0 ",
         "resolvectl domain wg0 lan.example",
         "resolvectl revert wg0",
     ]

@@ -84,8 +84,89 @@ def test_ten_thousand_peers_of_a_16_take_no_time() -> None:
 def test_pools_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UsageError, match="no room"):
         Pool(IPv4Network("10.0.0.0/31"))
-    with pytest.raises(UsageError, match="smaller"):
-        Pool(IPv4Network("10.0.0.0/16"), IPv6Network("fd00::/120"))
+
+
+def test_a_narrow_ipv6_pool_gives_what_it_has() -> None:
+    pool = Pool(IPv4Network("10.0.0.0/24"), IPv6Network("fd00::/126"))
+    given_out = [pool.allocate(key(number)) for number in range(4)]
+    assert given_out == [
+        (IPv4Address("10.0.0.2"), IPv6Address("fd00::2")),
+        (IPv4Address("10.0.0.3"), IPv6Address("fd00::3")),
+        (IPv4Address("10.0.0.4"), None),
+        (IPv4Address("10.0.0.5"), None),
+    ]
+    pool.release(key(0))
+    # Address by address: the number of its IPv4 address is free again in both.
+    assert pool.allocate(key(9)) == given_out[0]
+
+
+OWN = (IPv4Address("10.0.0.254"), IPv6Address("fd00::cafe:1"))
+
+
+def test_the_server_may_have_any_address_of_its_pool() -> None:
+    pool = Pool(IPv4Network("10.0.0.0/24"), IPv6Network("fd00::/64"), OWN)
+    assert pool.server == OWN
+    assert pool.capacity == 253
+    assert pool.allocate(key(1)) == (IPv4Address("10.0.0.1"), IPv6Address("fd00::1"))
+    assert not pool.take(key(2), IPv4Address("10.0.0.254"))
+
+
+def test_what_a_peer_has_is_given_to_nobody_else() -> None:
+    pool = Pool(IPv4Network("10.0.0.0/24"), IPv6Network("fd00::/64"), OWN)
+    # A network that begins with the lowest address, an IPv6 number of its own, and addresses of no pool.
+    pool.hold(key(1), [ip_network(each) for each in ("10.0.0.0/30", "10.0.0.9/32", "fd00::4/128", "fd00::5/128")])
+    pool.hold(key(2), [ip_network(each) for each in ("192.168.7.0/24", "10.9.0.1/32", "fd09::/64")])
+    pool.hold(key(3), [ip_network("fd00::ab6:3d02/128")])
+    assert pool.allocate(key(1)) == (IPv4Address("10.0.0.9"), IPv6Address("fd00::4"))
+    # 10.0.0.4 is free, but fd00::4 isn't.
+    assert pool.allocate(key(4)) == (IPv4Address("10.0.0.4"), IPv6Address("fd00::1"))
+    assert pool.allocate(key(5)) == (IPv4Address("10.0.0.5"), IPv6Address("fd00::2"))
+    assert pool.allocate(key(6)) == (IPv4Address("10.0.0.6"), IPv6Address("fd00::6"))
+    # Peers that had none in the pool get some there when they join again.
+    assert pool.allocate(key(2)) == (IPv4Address("10.0.0.7"), IPv6Address("fd00::7"))
+    assert pool.allocate(key(3)) == (IPv4Address("10.0.0.8"), IPv6Address("fd00::ab6:3d02"))
+    for number in (1, 4):
+        pool.release(key(number))
+    assert pool.allocate(key(7)) == (IPv4Address("10.0.0.1"), IPv6Address("fd00::1"))
+    assert pool.allocate(key(8)) == (IPv4Address("10.0.0.2"), IPv6Address("fd00::3"))
+
+
+networks_of_a_peer = st.lists(
+    st.tuples(st.integers(0, 15), st.integers(28, 32)).map(
+        lambda pair: IPv4Network((0x0A000000 + pair[0], pair[1]), strict=False)
+    ),
+    max_size=2,
+    unique=True,
+)
+
+
+@given(st.lists(networks_of_a_peer, max_size=3), st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=30))
+def test_the_lowest_address_that_nobody_has_is_given_next(
+    held: list[list[IPv4Network]], steps: list[tuple[bool, int]]
+) -> None:
+    pool = Pool(IPv4Network("10.0.0.0/28"))
+    model: dict[int, list[IPv4Network]] = {}
+    taken: set[IPv4Network] = set()
+    for number, networks in enumerate(held):
+        # As in a file: each network belongs to one peer.
+        own = [each for each in networks if each not in taken and each != IPv4Network("10.0.0.1/32")]
+        taken.update(own)
+        pool.hold(key(number), own)
+        model[number] = own
+    for allocate, number in steps:
+        if not allocate:
+            pool.release(key(number))
+            model.pop(number, None)
+            continue
+        hosts = [IPv4Address(f"10.0.0.{host}") for host in range(2, 15)]
+        free = [each for each in hosts if not any(each in network for own in model.values() for network in own)]
+        mine = [each.network_address for each in model.get(number, []) if each.prefixlen == 32]
+        mine = [each for each in mine if each in hosts]
+        addresses = pool.allocate(key(number))
+        expected = next(iter((*mine, *free)), None)
+        assert (addresses and addresses[0]) == expected
+        if expected is not None and expected not in mine:
+            model.setdefault(number, []).append(IPv4Network(expected))
 
 
 def test_collisions_are_named_and_default_routes_are_none() -> None:

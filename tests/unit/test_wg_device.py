@@ -113,7 +113,13 @@ class Bench:
         """What `get` shows, what the plane has, and what the device would plan from."""
         node = self.device._tunnel.node
         configs = [(peer.id, peer.config) for peer in node]
-        return self.get(), configs, sorted(self.plane.transport.peers), self.plane.mark, dict(self.device._peers)
+        return (
+            self.get(),
+            configs,
+            sorted(self.plane.transport.peers),
+            self.plane.mark,
+            dict(self.device._settings.peers),
+        )
 
 
 @asynccontextmanager
