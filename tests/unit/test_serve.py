@@ -219,3 +219,11 @@ def test_options_that_do_nothing_alone_are_refused(
         PairingOptions(token, open_for, most)
     PairingOptions(TOKEN, 60)
     PairingOptions(TOKEN)
+
+
+def test_two_tunnels_are_put_together_too(serving: Callable[..., Serving]) -> None:
+    made = serving(Settings(POOLS.pool4, POOLS.pool6, port=4000, mtu=1300, tunnels=2), nothing)
+    port = derive.port(4000, 1)
+    assert [shown[2] for shown in made.shown] == [4000, port]
+    assert [name for name, *_ in made.laid_out] == ["rg0", derive.interface("rg0", 1)]
+    assert f"2 tunnels, UDP ports 4000 and {port}: forward all." in made.lines
