@@ -76,7 +76,8 @@ def test_a_change_that_was_refused_is_not_in_the_next_save_either() -> None:
     """A crash after that save would load what its caller was told is not saved."""
 
     async def main() -> None:
-        state, refused, held = make_state(), [], threading.Event()
+        state, held = make_state(), threading.Event()
+        refused: list[object] = []
         ports: list[object] = []
 
         def write(document: Mapping[str, object]) -> None:
