@@ -390,10 +390,9 @@ class RunningServer:
         if not forgotten.created:
             log.info("a peer at %s can't use what it got when it joined again", endpoint)
             return
-        number = self.window.number
         record = await self.admissions.take_back(forgotten.public_key, forgotten.preshared_key)
         if record is not None:
-            self.window.forget_new(number)
+            self.window.forget_new(forgotten.window)
             text = "%s at %s can't use its admission and was removed: %s is free"
             log.info(text, record.name, endpoint, record.address4)
 
