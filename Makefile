@@ -25,6 +25,7 @@ help:
 	@echo 'make test-kernel   run the tests that need WireGuard in the kernel, in a virtual machine (minutes)'
 	@echo 'make check     check formatting, lint and types'
 	@echo 'make soak      run the tests with every repetition (long)'
+	@echo 'make attack    attack the program for longer, and print what came of each attack next to its control (minutes)'
 	@echo 'make fuzz      fuzz each parser of the native plane for FUZZ_SECONDS=60 (nightly Rust, cargo-fuzz)'
 	@echo 'make miri      run tests of the native plane under Miri (nightly Rust)'
 	@echo 'make tsan      run those with threads under ThreadSanitizer (nightly Rust)'
@@ -60,6 +61,10 @@ test-kernel: .venv/.test-kernel
 soak: .venv/.test
 	@RUSTGUARD_SOAK=1 $(CARGO) test --locked --release -q -p transport --lib lanes
 	@RUSTGUARD_SOAK=1 $(PYTEST) $(PYTEST_ARGS)
+
+# The long forms, and a table of them.
+attack: .venv/.test
+	@RUSTGUARD_ATTACK=1 $(PYTEST) tests/attacks $(PYTEST_ARGS)
 
 FUZZ_SECONDS ?= 60
 fuzz:
@@ -158,5 +163,5 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test coverage test-kernel soak fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
+.PHONY: help demo test coverage test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
 .PHONY: reference lock wireguard-go clean

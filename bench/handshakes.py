@@ -104,7 +104,7 @@ def measure(handshakes: int, rounds: int) -> list[float]:
                 for event in plane.events:
                     node.handle_event(event, now)
                 plane.events.clear()
-                answered += sum(reply[0] == RESPONSE for _, reply in plane.transport.poll_transmit())
+                answered += sum(reply[0] == RESPONSE for _, reply, _ in plane.transport.poll_transmit())
             rates.append(handshakes / (time.perf_counter() - began))
             if answered != handshakes:
                 raise SystemExit(f"only {answered} of {handshakes} were answered")

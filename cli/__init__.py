@@ -14,4 +14,9 @@ def main() -> None:
     except KeyboardInterrupt:
         # A Ctrl-C while the program is still being loaded: there is nothing to take back.
         os._exit(130)
+    except (ImportError, MemoryError, OSError) as error:
+        # What prints errors may be what can't be loaded.
+        os.write(2, f"rustguard: A part of the program can't be loaded: {error}.\n".encode())
+        os.write(2, b"  Check the limits of memory and files (`ulimit -a`), or install RustGuard again.\n")
+        os._exit(1)
     run()

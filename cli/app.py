@@ -1,4 +1,4 @@
-"""The group of all verbs. Errors print a message and a fix on stderr; their class decides the exit code."""
+"""The group of all verbs, and the program that runs one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from typing import Any, NoReturn
 import click
 
 from rustguard_py import __version__
+from rustguard_py.cli import failures
 from rustguard_py.cli.secret import wipe_arguments
 from rustguard_py.cli.verb import CONTEXT_SETTINGS, write_examples
-from rustguard_py.model.errors import RustGuardError
-from rustguard_py.model.printable import printable
-
-INTERRUPTED = 130
 
 EXAMPLES = (
     ("sudo rustguard serve --pool 10.77.0.0/24 --token-file token --open", "a server, open for a first peer"),
@@ -141,32 +138,13 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 usage, 3 no daemon running, 4 refused, 5 timed out, 130 interrupted.
     """
-    try:
-        result = group.main(list(arguments), prog_name="rustguard", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except RustGuardError as error:
-        report(error)
-        return error.exit_code
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        report(RustGuardError(f"{error.strerror or error}{where}."))
-        return RustGuardError.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return INTERRUPTED
-    return result if isinstance(result, int) else 0
-
-
-def report(error: RustGuardError) -> None:
-    """Print an error and its fix on stderr."""
-    click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {printable(error.message)}", err=True)
-    for line in error.fix.split("\n") if error.fix else ():
-        click.echo(f"  {printable(line)}", err=True)
+    return failures.exit_code(lambda: group.main(list(arguments), prog_name="rustguard", standalone_mode=False))
 
 
 def main() -> NoReturn:
     """Run the program."""
+    failures.settle_streams()
+    failures.install()
     arguments = sys.argv[1:]
     wipe_arguments()
     sys.exit(run(arguments))

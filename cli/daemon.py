@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import click
 
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import NotRunningError, UsageError
+from rustguard_py.model.errors import InUseError, NotRunningError, UnansweredError, UsageError
 from rustguard_py.state import paths
 
+Result = TypeVar("Result")
+
+# How long a daemon that is just starting is waited for, and how often it is looked for, seconds.
+STARTING, _LOOK = 30.0, 0.05
+# How long to wait for the socket of a process that has the state, seconds. A removed one is back within 2.
+PATIENCE: Final = 3.0
+_ROLES: Final[tuple[paths.Role, ...]] = ("server", "client")
 START = "Start one: `sudo rustguard serve …` or `sudo rustguard join …`."
+
+
+def ask_or_do(directory: Path, ask: Callable[[Path], Result], do: Callable[[], Result]) -> Result:
+    """Ask the daemon of a state directory for something, or do it here if none runs.
+
+    A daemon that is just starting holds the directory but doesn't answer yet, so it is waited for.
+
+    Args:
+        directory: The state directory.
+        ask: Asks the daemon at this control socket.
+        do: Does it here. Raises InUseError if a daemon holds the directory.
+
+    Raises:
+        InUseError: The process that holds it didn't answer within STARTING seconds.
+    """
+    deadline = time.monotonic() + STARTING
+    while True:
+        socket = paths.find_socket(directory)
+        if socket is not None and listens(socket):
+            return ask(socket)
+        try:
+            return do()
+        except InUseError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK)
 
 
 def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -35,13 +69,18 @@ def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None
 def find_socket(state: Path | None) -> Path:
     """Return the control socket of the daemon; see `ask` for arguments and errors."""
     if state is not None:
-        socket = paths.find_socket(state)
+        socket = wait_for_socket(state)
         if socket is None:
             raise NotRunningError(f"No daemon runs on {state}.", START)
         return socket
     candidates = [candidate for candidate in paths.running() if listens(candidate.socket)]
     if not candidates:
-        raise NotRunningError("No daemon runs here.", START)
+        # One whose socket was just removed makes it again.
+        usual = {paths.state_directory(role) for role in _ROLES}
+        found = [socket for each in usual if (socket := wait_for_socket(each)) is not None]
+        if not found:
+            raise NotRunningError("No daemon runs here.", START)
+        return found[0]
     if len(candidates) > 1:
         context = click.get_current_context(silent=True)
         command = context.command_path if context else "rustguard status"
@@ -51,3 +90,28 @@ def find_socket(state: Path | None) -> Path:
             "\n".join(["Choose one:", *lines]),
         )
     return candidates[0].socket
+
+
+def wait_for_socket(state: Path) -> Path | None:
+    """Return the control socket of a state directory's daemon, or None if no daemon runs on it.
+
+    A process that has the directory, but no socket, is starting or ending, or somebody has removed the socket, which
+    the daemon makes again. So this waits for it.
+
+    Raises:
+        UnansweredError: It has no socket after `PATIENCE`.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        socket = paths.find_socket(state)
+        if socket is not None and listens(socket):
+            return socket
+        process = paths.holder(state)
+        if process is None:
+            return None
+        if time.monotonic() > deadline:
+            raise UnansweredError(
+                f"Process {process} uses {state}, but it has no control socket in {paths.runtime_directory()}.",
+                f"Is it starting? See it: ps {process}. Its RUSTGUARD_RUNTIME may be another one.",
+            )
+        time.sleep(0.05)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import click
 
+from rustguard_py.cli.daemon import ask_or_do
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import NotRunningError, RustGuardError
+from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError
 from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
 
-# The file's hooks may take long.
-SECONDS = 120.0
+# The file's hooks may take long. The daemon gives a sign of life each second.
+SILENCE_SECONDS = 20.0
+# Between its answer and its end, seconds.
+END_SECONDS = 120.0
+# After so many signs of life, seconds, people are told that it goes on.
+SLOW = 5
 
 
 @click.command(
@@ -34,18 +41,41 @@ def command(name: str, state: Path | None) -> None:
 
     interface = interface_of(name)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
-    socket = paths.find_socket(directory)
-    if socket is not None and listens(socket):
+
+    def end(socket: Path) -> bool:
         _end(socket)
-    elif not _repair(directory):
-        raise NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
+        return True
+
+    if not ask_or_do(directory, end, lambda: _repair(directory)):
+        raise _not_ours(interface)
+
+
+def _not_ours(interface: str) -> RustGuardError:
+    """Return the error for an interface that `up` didn't make; it names the daemon that did."""
+    for candidate in paths.running():
+        with suppress(RustGuardError):
+            status = call(candidate.socket, "status")
+            if status["interface"] == interface and status["role"] in ("server", "client"):
+                verb = "serve" if status["role"] == "server" else "join"
+                return RefusedError(
+                    f"{interface} belongs to `rustguard {verb}`, process {status['pid']}; `down` ends only what `up` "
+                    "brought up.",
+                    f"To end it: sudo kill {status['pid']}",
+                )
+    return NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
 
 
 def _end(socket: Path) -> None:
-    answer = call(socket, "down", timeout=SECONDS)
+    beats = count(1)
+
+    def on_beat() -> None:
+        if next(beats) == SLOW:
+            click.echo("The daemon is still at work on it, most likely in a hook of the file.", err=True)
+
+    answer = call(socket, "down", None, SILENCE_SECONDS, on_beat)
     for line in answer["changes"]:
         click.echo(printable(line), err=True)
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + END_SECONDS
     # The daemon removes its socket a moment after it answers.
     while listens(socket) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -57,7 +87,7 @@ def _end(socket: Path) -> None:
 
 def _repair(directory: Path) -> bool:
     """Undo what a killed daemon left; return False if it left nothing."""
-    if not paths.undo_file(directory).exists():
+    if not any(path.exists() for path in paths.undo_files(directory)):
         return False
 
     from rustguard_py.quick.up import repair

@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from rustguard_py import conf, conf_writer
+from rustguard_py.cli.daemon import ask_or_do
 from rustguard_py.cli.genkey import warn_if_world_accessible
 from rustguard_py.cli.verb import Verb, state_option
-from rustguard_py.daemon.control.client import call, listens
+from rustguard_py.daemon.control.client import call
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
@@ -101,12 +102,12 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
     host, port = parse(endpoint) if endpoint is not None else (_likely(), None)
     private, preshared = generate_private_key(), os.urandom(32)
     directory = paths.state_directory("server", state)
-    socket = paths.find_socket(directory)
-    if socket is not None and listens(socket):
-        keys = {"public_key": encode_key(public_key(private)), "preshared_key": encode_key(preshared)}
-        offered = call(socket, "admit", {"name": name, **keys})
-    else:
-        offered = admissions.admit_at_rest(directory, name, public_key(private), preshared)
+    keys = {"public_key": encode_key(public_key(private)), "preshared_key": encode_key(preshared)}
+    offered = ask_or_do(
+        directory,
+        lambda socket: call(socket, "admit", {"name": name, **keys}),
+        lambda: admissions.admit_at_rest(directory, name, public_key(private), preshared),
+    )
     config = export.of_peer(offered, private, preshared, host, port)
     name = printable(offered["name"])
     click.echo(

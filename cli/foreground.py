@@ -19,6 +19,8 @@ import click
 
 from rustguard_py.cli import logs
 from rustguard_py.daemon.console import Voice
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.limits import MEMORY, THREADS
 from rustguard_py.model.printable import printable
 
 _PR_SET_DUMPABLE = 4
@@ -34,7 +36,17 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging
     """
     _no_core_dump()
     logs.configure(level)
-    asyncio.run(work(Voice(change=lambda line: _print(line, dim=True), say=_print)))
+    asyncio.run(_main(work(Voice(change=lambda line: _print(line, dim=True), say=_print))))
+
+
+async def _main(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.get_running_loop().set_exception_handler(_on_error)
+    await work
+
+
+def _on_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error of a callback or a task that nobody waits for."""
+    logging.getLogger(__name__).error("internal error: %s", context["message"], exc_info=context.get("exception"))
 
 
 def _print(line: str, *, dim: bool | None = None) -> None:
@@ -71,7 +83,10 @@ class Background:
     def __init__(self, log: Path, farewell: Callable[[int], str] | None = None) -> None:
         self._log = log
         readable, self._writable = os.pipe()
-        child = os.fork()
+        try:
+            child = os.fork()
+        except BlockingIOError as error:
+            raise RustGuardError(THREADS.message, THREADS.fix) from error
         if child:
             os.close(self._writable)
             _wait(readable, child, farewell or _in_the_background)
@@ -107,4 +122,7 @@ def _wait(readable: int, child: int, farewell: Callable[[int], str]) -> NoReturn
         click.echo(farewell(child), err=True)
         os._exit(0)
     _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        click.echo("rustguard: The daemon was killed while it started, perhaps because memory ran out.", err=True)
+        click.echo(f"  {MEMORY.fix}", err=True)
     os._exit(os.waitstatus_to_exitcode(status) % 256)

@@ -6,13 +6,15 @@ import asyncio
 import socket
 import sys
 from pathlib import Path
+from shlex import quote
 
 import click
 
 from rustguard_py.cli.secret import find_token, read_token
 from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
 from rustguard_py.data_path import DataPath
-from rustguard_py.model.peer_names import label_of, normalized
+from rustguard_py.model.errors import UsageError
+from rustguard_py.model.peer_names import check_label, label_of
 from rustguard_py.model.printable import printable
 
 
@@ -66,6 +68,7 @@ def command(
 
     The network (address, keys) is saved, so that `rustguard join` later connects without token or window.
     """
+    wished = _name(name)
     secret = find_token(token, token_file)
 
     from rustguard_py.cli.foreground import Background, run
@@ -78,13 +81,19 @@ def command(
     if secret is None and server is not None and not (directory / "state.json").exists():
         # Nothing is saved, so a token is needed.
         secret = read_token(None, None, warn_if_weak=False)
+    if secret is None and name is not None:
+        click.echo(
+            "The server keeps the name from the first join, so --name changes nothing. To change it, on the server: "
+            f"sudo rustguard peers rename OLD {quote(wished)}",
+            err=True,
+        )
     in_background = daemon and not save_only
     # The daemon in the background is in another session than the terminal, and can't read from it.
     asks = not in_background and sys.stdin.isatty() and sys.stderr.isatty()
     options = JoinOptions(
         directory=directory,
         target=Target.parse(server, fingerprint),
-        applicant=None if secret is None else Applicant(secret, _name(name)),
+        applicant=None if secret is None else Applicant(secret, wished, name is not None),
         interface=interface,
         save_only=save_only,
         data_path=data_path,
@@ -98,7 +107,10 @@ def command(
 def _name(given: str | None) -> str:
     """Return the name to ask for: the one given, or the one that this machine's name makes."""
     if given is not None:
-        return normalized(given)
+        try:
+            return check_label(given)
+        except ValueError as error:
+            raise UsageError(f"--name: {error}.", "Give a name such as laptop, or leave it out.") from error
     return label_of(socket.gethostname().partition(".")[0])
 
 

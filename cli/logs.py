@@ -6,9 +6,11 @@ import logging
 import os
 import sys
 from datetime import datetime
+from typing import Any
 
 import click
 
+from rustguard_py.cli.failures import describe
 from rustguard_py.cli.verb import LOG_LEVEL
 from rustguard_py.model.printable import PrintableFormatter
 
@@ -23,6 +25,8 @@ def configure(default: int = logging.INFO) -> None:
     context = click.get_current_context(silent=True)
     chosen = context.meta.get(LOG_LEVEL) if context is not None else None
     level = logging.getLevelNamesMapping()[chosen.upper()] if chosen else default
+    # Otherwise logging prints a traceback when standard error can't be written.
+    logging.raiseExceptions = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     # Also on the handler: loggers with a level of their own don't ask the root's.
@@ -37,6 +41,10 @@ class LineFormatter(PrintableFormatter):
 
     Journald is looked for at each record, because a daemon in the background gets another standard error.
     """
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the base's name
+        """Return one line in place of the traceback, which goes to a report."""
+        return describe(ei[1]) if ei[1] is not None else ""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record's lines."""

@@ -12,6 +12,19 @@ from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.model.defaults import DEFAULT_PORT
 
 
+class Seconds(click.ParamType[int]):
+    """A duration in whole seconds."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        text = str(value)
+        if not (text.isascii() and text.isdecimal() and int(text[:12]) > 0):
+            self.fail(f"{text!r} isn't a number of seconds from 1. For ten minutes: rustguard open 600", param, ctx)
+        return int(text)
+
+
 @click.command(
     "open",
     cls=Verb,
@@ -21,7 +34,7 @@ from rustguard_py.model.defaults import DEFAULT_PORT
         ("rustguard open 600 --from 192.168.1.0/24", "only machines in this network may try"),
     ],
 )
-@click.argument("seconds", type=click.IntRange(min=1), default=60)
+@click.argument("seconds", type=Seconds(), default=60)
 @click.option(
     "--from",
     "networks",

@@ -27,6 +27,8 @@ _MASK = b"***"
 _FIX = f"Give it with --token-file FILE, {VARIABLE}, or on standard input (`{OPTION} -`)."
 # proc(5), /proc/PID/stat, counted from the field behind the command's name: arg_start, arg_end, env_start, env_end.
 _MEMORY_FIELDS = slice(45, 49)
+# Tokens that were read, so that no report shows one.
+_SEEN: set[str] = set()
 
 
 def read_token(token_option: str | None, token_file: Path | None, *, warn_if_weak: bool = True) -> str:
@@ -85,7 +87,9 @@ def check_token(token: str) -> str:
     Raises:
         UsageError: It's empty, too long, or holds control characters or broken UTF-8.
     """
+    _SEEN.add(token)
     token = unicodedata.normalize("NFC", token)
+    _SEEN.add(token)
     if not token.strip():
         raise UsageError("The token is empty.", _FIX)
     if len(token) > MAX_LENGTH:
@@ -93,6 +97,13 @@ def check_token(token: str) -> str:
     if any(unicodedata.category(character) in {"Cc", "Cs"} for character in token):
         raise UsageError("The token holds a control character, a line break, or broken UTF-8.", "Take words.")
     return token
+
+
+def conceal(text: str) -> str:
+    """Return a text without the tokens that were read so far."""
+    for token in filter(None, map(str.strip, _SEEN)):
+        text = text.replace(token, _MASK.decode())
+    return text
 
 
 def is_weak(token: str) -> bool:

@@ -122,6 +122,15 @@ def _token(option: str | None, file: Path | None) -> str | None:
     return token
 
 
+# Ranges of which a pool may have no address (IANA's special-purpose registries).
+_NOT_FOR_HOSTS = {
+    "multicast": (IPv4Network("224.0.0.0/4"), IPv6Network("ff00::/8")),
+    "reserved": (IPv4Network("240.0.0.0/4"),),
+    "this machine's own": (IPv4Network("127.0.0.0/8"), IPv4Network("0.0.0.0/8"), IPv6Network("::/96")),
+    "link-local": (IPv4Network("169.254.0.0/16"), IPv6Network("fe80::/10")),
+}
+
+
 def _network4(text: str | None) -> IPv4Network | None:
     """Return the network of `--pool`, or None if it wasn't given.
 
@@ -135,6 +144,7 @@ def _network4(text: str | None) -> IPv4Network | None:
     except ValueError as error:
         fix = "Write it like 10.150.0.0/24: the first address of the network, and its prefix length."
         raise UsageError(f"--pool: {error}.", fix) from error
+    _check_kind("--pool", network)
     if network.prefixlen > 30:
         raise UsageError(f"--pool {network} has no room for a peer.", "A /30 has room for one, a /24 for 253.")
     return network
@@ -147,6 +157,15 @@ def _network6(text: str | None) -> IPv6Network | None:
         network = IPv6Network(text or "")
     except ValueError as error:
         raise UsageError(f"--pool6: {error}.", "Write it like fd12:3456:789a::/64, or leave it out.") from error
+    _check_kind("--pool6", network)
     if network.prefixlen > 64:
         raise UsageError(f"--pool6 {network} is too narrow.", "Give a /64.")
     return network
+
+
+def _check_kind(option: str, network: IPv4Network | IPv6Network) -> None:
+    """Refuse a pool with addresses that no host can have."""
+    for what, ranges in _NOT_FOR_HOSTS.items():
+        if any(each.version == network.version and each.overlaps(network) for each in ranges):
+            fix = "Choose a private network: --pool 10.150.0.0/24, or for IPv6 --pool6 fd12:3456:789a::/64"
+            raise UsageError(f"{option} {network} has addresses that are {what}; no host can have them.", fix)

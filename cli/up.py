@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import click
 
+from rustguard_py.cli.daemon import wait_for_socket
 from rustguard_py.cli.verb import Verb, data_path_options, log_level_option
-from rustguard_py.daemon.control.client import call, listens
+from rustguard_py.daemon.control.client import call
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
 
-# A changed file may have names to look up, and DNS programs to run.
-RELOAD_SECONDS = 60.0
+# A changed file may have names to look up, and programs to run. The daemon gives a sign of life each second.
+SILENCE_SECONDS = 20.0
+# After so many of them, seconds, people are told that it goes on.
+SLOW = 5
 
 
 @click.command(
@@ -58,9 +62,15 @@ def command(
     if warning := conf_files.warning(path):
         click.echo(f"Warning: {warning}", err=True)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
-    socket = paths.find_socket(directory)
-    if socket is not None and listens(socket):
-        changes = call(socket, "reload", {"file": str(path)}, timeout=RELOAD_SECONDS)["changes"]
+    socket = wait_for_socket(directory)
+    if socket is not None:
+        beats = count(1)
+
+        def on_beat() -> None:
+            if next(beats) == SLOW:
+                click.echo(f"The daemon of {interface} is still applying the changes.", err=True)
+
+        changes = call(socket, "reload", {"file": str(path)}, SILENCE_SECONDS, on_beat)["changes"]
         for line in changes or [f"{interface} is up, and nothing in {path} has changed."]:
             click.echo(printable(line), err=True)
         return

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from rustguard_py.cli import failures
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -34,6 +35,11 @@ class Verb(click.Command):
     def format_epilog(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the examples."""
         write_examples(formatter, self.examples)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. If it fails, its report goes to its state directory."""
+        failures.Program.state = ctx.params.get("state")
+        return super().invoke(ctx)
 
 
 class VerbGroup(Verb, click.Group):

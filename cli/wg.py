@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from rustguard_py import __version__
-from rustguard_py.cli.app import INTERRUPTED, report
+from rustguard_py.cli import failures
 from rustguard_py.cli.verb import Verb, log_level_option
 from rustguard_py.data_path import DataPath
-from rustguard_py.model.errors import RustGuardError, UsageError
+from rustguard_py.model.errors import UsageError
 
 if TYPE_CHECKING:
     from rustguard_py.engine import Engine
@@ -46,12 +46,12 @@ def command(foreground: bool, interface: str) -> None:
     """
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.conf_files import interface_of
-    from rustguard_py.quick.wg_daemon import WgOptions, serve
+    from rustguard_py.quick.wg_daemon import WgOptions, directory_of, serve
 
     if "/" in interface or interface.endswith(".conf") or not interface_of(interface):
         raise UsageError(f"{interface!r} can't name an interface.", "Give a name such as wg0.")
     level = _level()
-    directory = _directory(interface)
+    directory = directory_of(interface)
     options = WgOptions(interface, directory, _engine(), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
     background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
 
@@ -69,12 +69,6 @@ def _engine() -> Engine:
     fastest = "native" if engine.has_native() else "portable"
     wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
     return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted))
-
-
-def _directory(interface: str) -> Path:
-    from rustguard_py.state.paths import state_directory
-
-    return state_directory("client").parent / "wg" / interface
 
 
 def _level() -> int:
@@ -95,17 +89,11 @@ def _descriptor(variable: str) -> int | None:
 
 def main() -> NoReturn:
     """Run the program."""
-    try:
-        command.main(sys.argv[1:], prog_name="rustguard-wg", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except RustGuardError as error:
-        report(error)
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
-    sys.exit(0)
+    failures.settle_streams()
+    failures.install()
+    arguments = sys.argv[1:]
+    run = partial(command.main, arguments, prog_name="rustguard-wg", standalone_mode=False)
+    sys.exit(failures.exit_code(run))
 
 
 if __name__ == "__main__":

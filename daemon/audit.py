@@ -178,6 +178,34 @@ class Restored(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TakenBack(Event):
+    """A new peer said that it can't use its admission, and was removed; its key may join again."""
+
+    kind = "taken-back"
+    name: str
+    key: str
+    address: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.source} can't use its admission and was removed: {self.address} is free"
+
+
+@dataclass(frozen=True, slots=True)
+class GivenAway(Event):
+    """A peer that never connected was removed, because the pool was full; its key may join again."""
+
+    kind = "given-away"
+    level = logging.WARNING
+    name: str
+    key: str
+    address: str
+
+    def __str__(self) -> str:
+        return f"{self.name} never connected and was removed: the pool is full, {self.address} is free"
+
+
+@dataclass(frozen=True, slots=True)
 class Renamed(Event):
     """A peer has another name."""
 
@@ -230,6 +258,8 @@ _KINDS: Final[Mapping[str, type[Event]]] = {
         WindowClosed,
         Revoked,
         Restored,
+        TakenBack,
+        GivenAway,
         Renamed,
         ClockReset,
         Omitted,

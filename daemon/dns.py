@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,8 @@ from rustguard_py.system.interface import Echo
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _ORDER = Path("/etc/resolvconf/interface-order")
+# Where Debian's resolvconf and openresolv keep what they were given.
+_RECORDS = (Path("/run/resolvconf/interface"), Path("/run/resolvconf/interfaces"), Path("/run/resolvconf/keys"))
 _RESOLVECTL, _RESOLVCONF = "resolvectl", "resolvconf"
 
 
@@ -46,6 +49,11 @@ class Dns:
 
     outlives: ClassVar[bool] = True
 
+    @property
+    def place(self) -> Hashable:
+        """See `steps.Step`."""
+        return (Dns, self.interface)
+
     def prepare(self) -> str:
         """See `steps.Step`. The memo is the program that sets the name servers."""
         return manager()
@@ -53,8 +61,8 @@ class Dns:
     def apply(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `steps.Step`."""
         if memo == _RESOLVECTL:
-            if self.servers:
-                _tell([_RESOLVECTL, "dns", self.interface, *self.servers], "", echo)
+            # An empty one removes those that were set before.
+            _tell([_RESOLVECTL, "dns", self.interface, *(self.servers or [""])], "", echo)
             # `~.`: these servers are used for every name.
             every = ("~.",) if self.servers else ()
             _tell([_RESOLVECTL, "domain", self.interface, *every, *self.search], "", echo)
@@ -65,6 +73,24 @@ class Dns:
         # Metric 0 and exclusive: only these servers.
         only = ["-m", "0", "-x"] if self.servers else []
         _tell([_RESOLVCONF, "-a", self._record, *only], "".join(f"{line}\n" for line in lines), echo)
+
+    def look(self, memo: str) -> str | None:
+        """Return the name servers as the program has them, empty if it has none; None if they can't be seen."""
+        if memo == _RESOLVECTL:
+            shown = [run([_RESOLVECTL, what, self.interface]) for what in ("dns", "domain")]
+            if any(each is None or each.returncode for each in shown):
+                return None
+            # The line begins with the interface's number, which changes when the interface is made again.
+            return "\n".join(each.stdout.partition(":")[2].strip() for each in shown if each is not None)
+        directory = next((each for each in _RECORDS if each.is_dir()), None)
+        if directory is None:
+            return None
+        try:
+            return (directory / self._record).read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        except OSError:
+            return None
 
     def undo(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `steps.Step`."""

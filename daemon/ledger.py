@@ -1,7 +1,8 @@
 """The ledger: the changes that a tunnel made to this machine, in order, kept on disk to be undone after a crash.
 
-A step that outlives the interface is written to the ledger before it is done. The file is in the runtime directory,
-next to the control socket. A reboot removes both the file and the changes.
+A step that outlives the interface is written to the ledger before it is done. The file is in the state directory: a
+runtime directory may be emptied while the changes stay. After a reboot the changes are gone and the file isn't, so it
+says from which boot and which network namespace it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
 from rustguard_py.daemon.steps import Step, Sysctl
 from rustguard_py.model.errors import StateError
+from rustguard_py.state import paths
 from rustguard_py.state.durable_files import Files, read_private, write_fresh
 from rustguard_py.system.interface import Echo, with_netlink
+from rustguard_py.system.place import boot_id, namespace_id
 
 _KINDS: Mapping[str, type[Any]] = {each.__name__: each for each in (steps.Rule, Sysctl, steps.Firewall, Dns)}
 
@@ -40,6 +44,11 @@ class Left:
     hooks: conf.Hooks
 
 
+def _is_one_of_many(step: Step) -> bool:
+    """Return whether there may be thousands of this kind, so that they are done many at a time."""
+    return isinstance(step, (steps.Address, steps.Route))
+
+
 class Ledger:
     """The steps of one tunnel.
 
@@ -53,9 +62,14 @@ class Ledger:
         self._path = path
         self._done: dict[Step, str] = {}
 
+    @property
+    def done(self) -> Mapping[Step, str]:
+        """The steps that are done, with their memos."""
+        return self._done
+
     @classmethod
     def load(cls, path: Path) -> Ledger | None:
-        """Return the ledger of a killed tunnel, or None if there is none.
+        """Return the ledger of a killed tunnel, or None if there is none, or none of this boot and namespace.
 
         Raises:
             StateError: The file can't be read.
@@ -65,6 +79,10 @@ class Ledger:
             if content is None:
                 return None
             value = json.loads(content)
+            here = {"boot": boot_id(), "namespace": namespace_id()}
+            # Those of earlier versions don't say where they are from.
+            if any(value.get(name, wanted) != wanted for name, wanted in here.items()):
+                return None
             hooks = conf.Hooks(**{name: tuple(lines) for name, lines in value["hooks"].items()})
             ledger = cls(path, Left(value["interface"], hooks))
             ledger._done = {steps.from_json(_KINDS, step): memo for step, memo in value["steps"]}
@@ -76,33 +94,53 @@ class Ledger:
         return ledger
 
     def become(self, wanted: Sequence[Step], echo: Echo) -> None:
-        """Undo steps that are no longer wanted, last one first. Then do the new ones, in order.
+        """Do the new steps, in order. Then undo those that are no longer wanted, last one first.
+
+        In this order, because the kernel drops an interface's routes with its last address, and because traffic must
+        never find neither the old way nor the new one.
 
         Raises:
             RustGuardError: A step was refused. Earlier ones are done, and `undo` undoes them.
         """
-        kept = set(wanted)
+        kept, places = set(wanted), {step.place for step in wanted}
+        old = [each for each in self._done if each not in kept]
+        gone = [each for each in reversed(old) if each.place not in places]
+        replaced = [each for each in old if each.place in places]
 
         def work(netlink: IPRoute) -> None:
-            for step in [each for each in reversed(self._done) if each not in kept]:
-                self._take_back(netlink, step, echo)
-            for step in wanted:
-                if step not in self._done:
-                    self._done[step] = self._memo(step)
-                    if step.outlives:
-                        self.save()
-                    step.apply(netlink, self._done[step], echo)
+            new = [step for step in wanted if step not in self._done]
+            # An old address and the kernel's route to its network may be in the way, until that address is gone.
+            late = self._apply(netlink, new, echo, wait=any(isinstance(step, steps.Address) for step in gone))
+            for step in replaced:
+                del self._done[step]
+            self._take_back(netlink, gone, echo)
+            self._apply(netlink, late, echo)
 
         with_netlink(work)
+
+    def _apply(self, netlink: IPRoute, new: Sequence[Step], echo: Echo, *, wait: bool = False) -> list[Step]:
+        """Do steps, and return those that are to be done later."""
+        late: list[Step] = []
+        for many, run in groupby(new, _is_one_of_many):
+            if many:
+                here = [step for step in run if isinstance(step, (steps.Address, steps.Route))]
+                late += steps.apply_all(here, echo, lambda step: self._done.__setitem__(step, ""), wait=wait)
+                continue
+            for step in run:
+                self._done[step] = self._memo(step)
+                if step.outlives:
+                    self.save()
+                step.apply(netlink, self._done[step], echo)
+        return late
 
     def undo(self, echo: Echo) -> None:
         """Undo the steps that outlive the interface, last one first, and remove the file."""
 
         def work(netlink: IPRoute) -> None:
-            for step in reversed([each for each in self._done if each.outlives]):
-                self._take_back(netlink, step, echo)
+            self._take_back(netlink, [each for each in reversed(self._done) if each.outlives], echo)
 
-        with_netlink(work)
+        if any(step.outlives for step in self._done):
+            with_netlink(work)
         self._done.clear()
         self._path.unlink(missing_ok=True)
 
@@ -110,7 +148,8 @@ class Ledger:
         """Write the file. Only we may read it, because it has hooks."""
         lasting = [[steps.to_json(step), memo] for step, memo in self._done.items() if step.outlives]
         hooks = {name: getattr(self.left.hooks, name) for name in conf.Hooks.__slots__}
-        content = json.dumps({"interface": self.left.interface, "hooks": hooks, "steps": lasting}).encode()
+        place = {"boot": boot_id(), "namespace": namespace_id()}
+        content = json.dumps({"interface": self.left.interface, **place, "hooks": hooks, "steps": lasting}).encode()
         temporary = self._path.with_suffix(f".{os.getpid()}")
         try:
             os.close(write_fresh(Files(), temporary, content))
@@ -118,13 +157,23 @@ class Ledger:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise StateError(
-                f"{self._path} can't be written: {error.strerror}.", "Free some space on /run."
+                f"{self._path} can't be written: {error.strerror}.",
+                f"Free some space on the disk of {self._path.parent}.",
             ) from error
 
-    def _take_back(self, netlink: IPRoute, step: Step, echo: Echo) -> None:
-        memo = self._done.pop(step)
-        if not (isinstance(step, Sysctl) and self._others_memo(step) is not None):
-            step.undo(netlink, memo, echo)
+    def _take_back(self, netlink: IPRoute, gone: Sequence[Step], echo: Echo) -> None:
+        """Undo steps, in order."""
+        for many, run in groupby(gone, _is_one_of_many):
+            if many:
+                here = [step for step in run if isinstance(step, (steps.Address, steps.Route))]
+                for step in here:
+                    del self._done[step]
+                steps.undo_all(here, echo)
+                continue
+            for each in run:
+                memo = self._done.pop(each)
+                if not (isinstance(each, Sysctl) and self._others_memo(each) is not None):
+                    each.undo(netlink, memo, echo)
 
     def _memo(self, step: Step) -> str:
         """Return the memo of a step. For a variable that another tunnel has set, it is the value before that."""
@@ -132,9 +181,11 @@ class Ledger:
         return step.prepare() if others is None else others
 
     def _others_memo(self, step: Step) -> str | None:
-        for path in self._path.parent.glob(f"*{self._path.suffix}"):
+        others = set(self._path.parent.parent.glob(f"*/{self._path.name}"))
+        others |= {paths.undo_file(each.state_directory) for each in paths.running()}
+        for path in others - {self._path}:
             with suppress(StateError):
-                other = None if path == self._path else Ledger.load(path)
+                other = Ledger.load(path)
                 if other is not None and step in other._done:
                     return other._done[step]
         return None

@@ -6,28 +6,45 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
+from typing import TypeVar
 
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.control.server import ControlServer, Handler
 from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.daemon.uapi.socket import UapiSocket, show
+from rustguard_py.daemon.uapi.fixed import FixedTunnel
+from rustguard_py.daemon.uapi.socket import Answers, UapiSocket
 from rustguard_py.engine import Engine
 from rustguard_py.model.endpoint import Network
-from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.errors import NameTakenError, RustGuardError
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.planes import offload
 from rustguard_py.state import paths
 from rustguard_py.system import sockets as udp_sockets
-from rustguard_py.system.interface import InterfaceSetup, check_interface_name, interface_exists, require_tun, set_up
+from rustguard_py.system.interface import (
+    InterfaceSetup,
+    check_interface_name,
+    free_interface_name,
+    interface_exists,
+    require_tun,
+    set_up,
+)
 from rustguard_py.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+# How often to check that a socket is still there, seconds.
+_LOOK = 1.0
+# How many names are tried while other programs take them.
+_NAME_TRIES = 200
 
 
 def check_interface(name: str, engine: Engine, if_taken: str = "Choose another: --interface NAME") -> None:
@@ -45,7 +62,36 @@ def check_interface(name: str, engine: Engine, if_taken: str = "Choose another: 
     if not engine.in_kernel:
         require_tun()
     if interface_exists(name):
-        raise RefusedError(f"There is an interface {name} already.", if_taken)
+        raise NameTakenError(f"There is an interface {name} already.", if_taken)
+
+
+async def with_free_name(
+    stack: AsyncExitStack, asked: str | None, make: Callable[[AsyncExitStack, str], Made]
+) -> Made:
+    """Make something with an interface of the name asked for, or of the first free one.
+
+    Another program may take a name between our look and our attempt. Then the next one is tried.
+
+    Args:
+        stack: Undoes what is made.
+        asked: The name, or None for any.
+        make: Takes a stack that undoes this attempt, and the name. Raises NameTakenError if there is such an
+            interface.
+
+    Raises:
+        NameTakenError: The name asked for is taken.
+    """
+    for tries_left in reversed(range(_NAME_TRIES)):
+        async with AsyncExitStack() as attempt:
+            try:
+                made = make(attempt, asked or free_interface_name())
+            except NameTakenError:
+                if asked is not None or not tries_left:
+                    raise
+            else:
+                stack.push_async_exit(attempt.pop_all())
+                return made
+    raise AssertionError  # the last try returns or raises
 
 
 def bind(stack: AsyncExitStack, port: int) -> list[socket.socket]:
@@ -104,10 +150,20 @@ def make_kernel_tunnel(
     from rustguard_py.kernel.kernel_tunnel import KernelTunnel
     from rustguard_py.kernel.netlink import KernelInterface
 
-    device = KernelInterface.make(interface, kernel_alias(program.directory))
+    notes: list[str] = []
+
+    def make() -> KernelInterface:
+        device = KernelInterface.make(interface, kernel_alias(program.directory))
+        try:
+            notes[:] = napi.settle(interface, device, wanted=program.engine.threaded_napi)
+        except BaseException:
+            device.remove()
+            raise
+        return device
+
+    device = make()
     stack.callback(device.remove)
-    notes = napi.settle(interface, device, wanted=program.engine.threaded_napi)
-    tunnel = KernelTunnel(private_key, device, sockets, pairing, several=several, notes=notes)
+    tunnel = KernelTunnel(private_key, device, sockets, pairing, several=several, notes=notes, make=make)
     stack.callback(tunnel.close)
     return tunnel
 
@@ -142,41 +198,95 @@ def lay_out(
     routes: Sequence[Network] = (),
     *,
     in_kernel: bool = False,
-) -> None:
-    """Return the interface its addresses and routes, and bring it up."""
+) -> InterfaceSetup:
+    """Give the interface its addresses and routes, bring it up, and return what it was given."""
     segments = None if in_kernel else offload.wanted_gso_segments(mtu)
     layout = InterfaceSetup(interface, mtu, tuple(addresses), tuple(routes), gso_max_segs=segments)
     stack.callback(set_up(layout, voice.change).undo, voice.change)
+    return layout
 
 
-async def answer_wg(
-    stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, identity: Callable[[], tuple[bytes | None, int]]
+async def answer_wg_fixed(
+    stack: AsyncExitStack, tunnel: AnyTunnel, interface: str, private_key: bytes, port: int, hint: str
 ) -> None:
-    """Let wg(8) show, but not change, a tunnel, unless another program already answers for the interface's name.
+    """Answer wg(8) for a tunnel whose key, port and peers are changed by its own commands.
 
     Args:
         stack: Undoes it.
-        tunnel: The tunnel.
+        tunnel: The tunnel. For the kernel's, wg(8) asks the kernel.
         interface: The interface's name.
-        identity: Returns the private key (32 bytes), or None if there is none, and the UDP port.
+        private_key: 32 bytes.
+        port: The UDP port.
+        hint: What changes the rest, for the log.
     """
-    if not isinstance(tunnel, Tunnel):
-        return  # wg(8) asks the kernel directly
-    wg = UapiSocket(interface, lambda: show(tunnel, *identity()), None)
+    if isinstance(tunnel, Tunnel):
+        await answer_wg(stack, interface, FixedTunnel(tunnel, private_key, port, hint))
+
+
+async def answer_wg(stack: AsyncExitStack, interface: str, answers: Answers) -> None:
+    """Answer wg(8) for a tunnel of ours, unless another program already answers for the interface's name.
+
+    Args:
+        stack: Undoes it.
+        interface: The interface's name.
+        answers: Shows and changes the tunnel.
+    """
+    wg = UapiSocket(interface, answers.show, answers.change)
     try:
         await wg.start()
     except RustGuardError as error:
-        log.debug("wg(8) can't show %s: %s", interface, error.message)
+        log.warning("wg(8) can't show %s: %s", interface, error.message)
+        await wg.close()
         return
     stack.push_async_callback(wg.close)
+    await _keep_there(stack, f"wg(8)'s socket of {interface}", wg.is_there, wg.make_again)
 
 
 async def answer(stack: AsyncExitStack, directory: Path, handlers: Mapping[str, Handler], group: str | None) -> None:
-    """Start the control socket of a state directory."""
+    """Start the control socket of a state directory. It is made again when somebody removes it."""
     control = ControlServer(paths.announce(directory), handlers, group)
     stack.callback(paths.withdraw, directory)
     await control.start()
     stack.push_async_callback(control.close)
+    await _keep_there(
+        stack, "the control socket", partial(_is_reachable, control, directory), partial(_reach, control, directory)
+    )
+
+
+def _is_reachable(control: ControlServer, directory: Path) -> bool:
+    return paths.is_announced(directory) and control.is_there()
+
+
+async def _reach(control: ControlServer, directory: Path) -> None:
+    paths.announce(directory)
+    if not control.is_there():
+        await control.start()
+
+
+async def _keep_there(
+    stack: AsyncExitStack, what: str, is_there: Callable[[], bool], make: Callable[[], Awaitable[None]]
+) -> None:
+    """Make a socket again whenever somebody removes it, until the stack ends."""
+
+    async def watch() -> None:
+        said = ""
+        while True:
+            await asyncio.sleep(_LOOK)
+            try:
+                if is_there():
+                    continue
+                await make()
+            except RustGuardError as error:
+                if error.message != said:
+                    log.warning("%s was removed, and can't be made again: %s", what, error.message)
+                said = error.message
+            else:
+                said = ""
+                log.warning("%s was removed by another program; made again", what)
+
+    tasks = Tasks()
+    stack.push_async_callback(tasks.close)
+    tasks.spawn(watch())
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:

@@ -6,9 +6,10 @@ already done. A step's memo is what undoing it needs besides the step itself, su
 
 from __future__ import annotations
 
+import errno
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py.model.errors import RustGuardError
-from rustguard_py.system.interface import IFA_F_NODAD, RT_TABLE_MAIN, SYSCTLS, Echo, explain
+from rustguard_py.system import netlink_batch
+from rustguard_py.system.interface import RT_TABLE_MAIN, SYSCTLS, Echo, explain
 
 # include/uapi/linux/fib_rules.h.
 _FIB_RULE_INVERT = 0x02
@@ -34,6 +36,10 @@ class Step(Protocol):
     """
 
     outlives: ClassVar[bool]
+
+    @property
+    def place(self) -> Hashable:
+        """What the change occupies. `apply` replaces another step of the same place, which needs no undo then."""
 
     def prepare(self) -> str:
         """Return the memo. Nothing is changed."""
@@ -62,30 +68,28 @@ class Address:
         """See `Step`."""
         return ""
 
-    def apply(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+    @property
+    def place(self) -> Hashable:
         """See `Step`."""
-        # Without this, nothing could bind to it until duplicate address detection ends. Nobody else can have it here.
-        nodad = {"flags": IFA_F_NODAD} if ":" in self.address else {}
-        _do(
-            netlink,
-            f"{self._command('add')}{' nodad' if nodad else ''}",
-            echo,
-            "addr",
-            "add",
-            **self._what(),
-            **nodad,
-        )
+        return self
 
-    def undo(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+    def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
-        _take_back(lambda: _do(netlink, self._command("delete"), echo, "addr", "del", **self._what()))
+        apply_all([self], echo, lambda _: None)
 
-    def _command(self, verb: str) -> str:
-        return f"ip {_flag(self.address)} address {verb} {self.address} dev {self.interface}"
+    def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        undo_all([self], echo)
 
-    def _what(self) -> dict[str, Any]:
-        address, _, length = self.address.partition("/")
-        return {"index": _index(self.interface), "address": address, "prefixlen": int(length)}
+    def request(self, index: int, *, add: bool) -> netlink_batch.Request:
+        """Return the request that makes the change, or undoes it, on the interface of this number."""
+        return netlink_batch.address(self.address, index, add=add)
+
+    def command(self, *, add: bool) -> str:
+        """Return the `ip` command of `request`."""
+        nodad = " nodad" if add and ":" in self.address else ""
+        verb = "add" if add else "delete"
+        return f"ip {_flag(self.address)} address {verb} {self.address} dev {self.interface}{nodad}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +106,28 @@ class Route:
         """See `Step`."""
         return ""
 
-    def apply(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+    @property
+    def place(self) -> Hashable:
         """See `Step`."""
-        _do(netlink, self._command("add"), echo, "route", "add", **self._what())
+        return self
 
-    def undo(self, netlink: IPRoute, _memo: str, echo: Echo) -> None:
+    def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
-        _take_back(lambda: _do(netlink, self._command("delete"), echo, "route", "del", **self._what()))
+        apply_all([self], echo, lambda _: None)
 
-    def _command(self, verb: str) -> str:
+    def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
+        """See `Step`."""
+        undo_all([self], echo)
+
+    def request(self, index: int, *, add: bool) -> netlink_batch.Request:
+        """Return the request that makes the change, or undoes it, on the interface of this number."""
+        return netlink_batch.route(self.network, index, self.table, add=add)
+
+    def command(self, *, add: bool) -> str:
+        """Return the `ip` command of `request`."""
         table = "" if self.table == RT_TABLE_MAIN else f" table {self.table}"
+        verb = "add" if add else "delete"
         return f"ip {_flag(self.network)} route {verb} {self.network} dev {self.interface}{table}"
-
-    def _what(self) -> dict[str, Any]:
-        what = {"dst": self.network, "oif": _index(self.interface), "table": self.table}
-        return {**what, "family": _family(self.network)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +147,11 @@ class Rule:
     mark: int
 
     outlives: ClassVar[bool] = True
+
+    @property
+    def place(self) -> Hashable:
+        """See `Step`."""
+        return self
 
     def prepare(self) -> str:
         """See `Step`."""
@@ -175,6 +191,11 @@ class Sysctl:
     value: str
 
     outlives: ClassVar[bool] = True
+
+    @property
+    def place(self) -> Hashable:
+        """See `Step`."""
+        return self
 
     def prepare(self) -> str:
         """See `Step`."""
@@ -231,6 +252,11 @@ class Firewall:
 
     outlives: ClassVar[bool] = True
 
+    @property
+    def place(self) -> Hashable:
+        """See `Step`."""
+        return (Firewall, self._table)
+
     def prepare(self) -> str:
         """See `Step`."""
         return ""
@@ -246,6 +272,11 @@ class Firewall:
             raise RustGuardError(
                 f"nft refused the rules of {self.interface}: {said}", "Try `nft list ruleset` as root."
             )
+
+    def look(self, _memo: str) -> str | None:
+        """Return the table as nft lists it, empty if it is gone; None without nft."""
+        done = run(["nft", "list", "table", *self._table.split()])
+        return None if done is None else done.stdout
 
     def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
@@ -274,6 +305,61 @@ class Firewall:
         )
         # Deleted first, because a table of this name is our own leftover.
         return f"table {self._table}\ndelete table {self._table}\ntable {self._table} {{\n{body}}}\n"
+
+
+# -- many at once -------------------------------------------------------------------------------------------
+
+
+def apply_all(
+    steps: Sequence[Address | Route], echo: Echo, made: Callable[[Address | Route], None], *, wait: bool = False
+) -> list[Address | Route]:
+    """Make changes to one interface, in order.
+
+    Args:
+        steps: Which.
+        echo: Called with one line per change.
+        made: Called with each change that the kernel made.
+        wait: Whether to go on if the kernel has such an address or route already.
+
+    Returns:
+        The changes not made for that reason.
+
+    Raises:
+        RustGuardError: The kernel refused one. Those before it are made, and some after it may be.
+    """
+    waiting: list[Address | Route] = []
+    refused: RustGuardError | None = None
+    for step, code in zip(steps, _send(steps, add=True, stop=not wait), strict=False):
+        if code == errno.EEXIST and wait:
+            waiting.append(step)
+            continue
+        echo(f"[#] {step.command(add=True)}")
+        if code == 0:
+            made(step)
+        elif refused is None:
+            refused = explain(NetlinkError(code), step.command(add=True))
+    if refused is not None:
+        raise refused
+    return waiting
+
+
+def undo_all(steps: Sequence[Address | Route], echo: Echo) -> None:
+    """Undo changes to one interface, in order. What is already gone is skipped."""
+    with suppress(RustGuardError, OSError):
+        for step, code in zip(steps, _send(steps, add=False, stop=False), strict=True):
+            if code == 0:
+                echo(f"[#] {step.command(add=False)}")
+
+
+def _send(steps: Sequence[Address | Route], *, add: bool, stop: bool) -> list[int]:
+    if not steps:
+        return []
+    if not add and any(isinstance(step, Address) and "." in step.address for step in steps):
+        # With the first of its network, the kernel removes the other addresses, and with the last one all routes.
+        with suppress(OSError):
+            (SYSCTLS / "net/ipv4/conf" / steps[0].interface / "promote_secondaries").write_text("1")
+    index = _index(steps[0].interface)
+    return netlink_batch.send([step.request(index, add=add) for step in steps], stop=stop)
 
 
 # -- as a file has them -------------------------------------------------------------------------------------
@@ -328,7 +414,3 @@ def _index(interface: str) -> int:
 
 def _flag(address: str) -> str:
     return "-6" if ":" in address else "-4"
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -68,9 +68,9 @@ class KeptTimestamps:
             key: 32 bytes.
             timestamp: 12 bytes.
         """
-        greatest, forgotten = self._journal.greatest(key), self._journal.greatest(_forgotten_name(key))
-        if greatest is not None and timestamp <= greatest:
+        if not self._journal.is_new(key, timestamp):
             return False
+        greatest, forgotten = self._journal.greatest(key), self._journal.greatest(_forgotten_name(key))
         # What the peer sent last counts as well as our clock, which may be behind after a start.
         latest = 0.0 if greatest is None else tai64n.decode(greatest) / 10**9
         wall = max(self._wall(), latest)

@@ -52,7 +52,7 @@ class QuickControl:
 
     def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
         running = self._life.get_running()
-        return status.peers([running.plain.tunnel], map(peer_line, running.config.peers), now())
+        return status.peers([running.plain.tunnel], map(peer_line, running.peers()), now())
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         running = self._life.get_running()
@@ -65,6 +65,6 @@ class QuickControl:
             "mtu": running.mtu,
             "pool": None,
             "window": None,
-            "warnings": [],
+            "warnings": running.keeper.warnings(),
             "file": str(self._life.file),
         }

@@ -41,14 +41,15 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
     for key in changes.removed:
         running.plain.remove_peer(key)
     for peer in changes.peers:
-        _change_peer(running.plain, peer, found, moved=peer.public_key in changes.moved)
+        before = next((each for each in running.config.peers if each.public_key == peer.public_key), None)
+        _change_peer(running.plain, peer, before, found, moved=peer.public_key in changes.moved)
     lines += [f"[#] peer {conf.short(key)} removed" for key in changes.removed]
     lines += [f"[#] peer {conf.short(peer.public_key)} set" for peer in changes.peers]
-    # A key that a hook has set stays.
-    running.config = replace(config, private_key=config.private_key or running.config.private_key)
+    running.config = config
     running.scheme = scheme
     running.ledger.left = Left(running.interface, config.hooks)
     running.ledger.save()
+    lines += [f"[#] put back: {each}" for each in await running.keeper.repair()]
     return lines
 
 
@@ -56,12 +57,15 @@ async def _change_system(running: Running, config: conf.Config, echo: Echo) -> r
     """Change addresses, DNS, routes, rules and port, all of them or none; return the new scheme."""
     plane, ledger = running.plain.tunnel.plane, running.ledger
     scheme = await asyncio.to_thread(routing.choose_scheme, config, running.scheme)
+    if not scheme.priorities and not running.scheme.priorities and config.fwmark == running.config.fwmark:
+        scheme = running.scheme  # a hook may have set the mark
     plane.set_fwmark(scheme.mark)
     try:
         await asyncio.to_thread(ledger.become, wanted_steps(running.interface, config, scheme), echo)
         # Without a port in the file any port will do, so the tunnel keeps the one it has.
-        if config.listen_port is not None and config.listen_port != running.port:
-            running.port = running.plain.set_port(config.listen_port)
+        port = config.listen_port if config.listen_port != running.config.listen_port else None
+        if port is not None and port != running.port:
+            running.port = running.plain.set_port(port)
             echo(f"[#] wg set {running.interface} listen-port {running.port}")
     except RustGuardError:
         before = wanted_steps(running.interface, running.config, running.scheme)
@@ -82,6 +86,17 @@ def _change_interface(running: Running, config: conf.Config, voice: Voice, echo:
         echo(f"[#] wg set {running.interface} private-key (hidden)")
 
 
-def _change_peer(plain: PlainTunnel, peer: conf.PeerSection, found: peers.Found, *, moved: bool) -> None:
+def _change_peer(
+    plain: PlainTunnel, peer: conf.PeerSection, before: conf.PeerSection | None, found: peers.Found, *, moved: bool
+) -> None:
     config = peers.peer_config(peer, found)
+    known = plain.tunnel.node.get(peer.public_key)
+    if before is not None and known is not None:
+        # What differs from the file before is the file's; the rest may have been set with wg(8).
+        if peer.preshared_key == before.preshared_key:
+            config = replace(config, preshared_key=known.config.preshared_key)
+        if peer.keepalive == before.keepalive:
+            config = replace(config, persistent_keepalive=known.config.persistent_keepalive)
+        if peer.allowed_ips == before.allowed_ips:
+            config = replace(config, allowed_ips=known.config.allowed_ips)
     plain.set_peer(config if moved else replace(config, endpoint=None), *peers.name_and_addresses(peer, found))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rustguard_py import conf
 from rustguard_py.daemon import dns
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.keeper import Keeper
 from rustguard_py.daemon.ledger import Ledger
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.steps import Address, Step
@@ -32,6 +33,7 @@ class Running:
         port: UDP port.
         mtu: MTU of the interface, bytes.
         first_mtu: MTU at the start, bytes.
+        keeper: Puts back what other programs remove.
     """
 
     program: Program
@@ -42,18 +44,36 @@ class Running:
     port: int
     mtu: int
     first_mtu: int
+    keeper: Keeper = field(init=False)
 
     @property
     def interface(self) -> str:
         """Name of the interface."""
         return self.program.interface
 
+    def peers(self) -> tuple[conf.PeerSection, ...]:
+        """Return the peers as they are now: the file's, with what wg(8) changed."""
+        known = {peer.public_key: peer for peer in self.config.peers}
+        return tuple(
+            replace(
+                known.get(peer.config.public_key) or conf.PeerSection(peer.config.public_key),
+                allowed_ips=peer.config.allowed_ips,
+                preshared_key=peer.config.preshared_key,
+                keepalive=peer.config.persistent_keepalive,
+            )
+            for peer in self.plain.tunnel.node
+        )
+
     def set_mtu(self, mtu: int, echo: Echo) -> None:
         """Set the MTU of the interface and the tunnel, and bring the interface up."""
-        segments = None if self.program.engine.in_kernel else offload.wanted_gso_segments(mtu)
-        set_up(InterfaceSetup(self.interface, mtu, gso_max_segs=segments), echo)
-        self.plain.tunnel.plane.set_mtu(mtu)
         self.mtu = mtu
+        set_up(self.setup(), echo)
+        self.plain.tunnel.plane.set_mtu(mtu)
+
+    def setup(self) -> InterfaceSetup:
+        """Return the settings of the interface itself."""
+        segments = None if self.program.engine.in_kernel else offload.wanted_gso_segments(self.mtu)
+        return InterfaceSetup(self.interface, self.mtu, gso_max_segs=segments)
 
 
 def wanted_steps(interface: str, config: conf.Config, scheme: routing.Scheme) -> list[Step]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rustguard_py.conf import HostPort
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
+from rustguard_py.daemon.uapi.apply import Settings
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UnansweredError
@@ -52,14 +54,17 @@ class PlainTunnel:
     Args:
         tunnel: The tunnel; this object becomes its listener.
         timestamps: The tunnel's.
+        private_key: Ours, 32 bytes; None if it is still to be set.
 
     Attributes:
         tunnel: The tunnel itself.
+        private_key: Ours as it is now, 32 bytes, or None.
     """
 
-    def __init__(self, tunnel: AnyTunnel, timestamps: KeptTimestamps) -> None:
+    def __init__(self, tunnel: AnyTunnel, timestamps: KeptTimestamps, private_key: bytes | None = None) -> None:
         tunnel.listeners = Listeners(unanswered=self._on_unanswered, session=self._on_session)
         self.tunnel = tunnel
+        self.private_key = private_key
         self._timestamps = timestamps
         self._names: dict[bytes, _Name] = {}
         self._tasks = Tasks()
@@ -68,7 +73,7 @@ class PlainTunnel:
     def begin(self) -> None:
         """Begin to carry traffic; to be called within the running loop."""
         self.tunnel.start()
-        self._watch = NetWatch(self._send_keepalives)
+        self._watch = NetWatch(self.send_keepalives)
         self._tasks.spawn(self._timestamps.keep_synced())
         for key in self._names:
             self._look_up_soon(key)
@@ -104,11 +109,12 @@ class PlainTunnel:
             RefusedError: It is taken; the port stays as it was.
         """
         port = self.tunnel.set_port(port)
-        self._send_keepalives()
+        self.send_keepalives()
         return port
 
     def set_private_key(self, private_key: bytes) -> None:
         """Change our private key (32 bytes); the peers stay."""
+        self.private_key = private_key
         self.tunnel.node.set_private_key(private_key, now())
         self.tunnel.wake()
 
@@ -117,6 +123,17 @@ class PlainTunnel:
         self._names.pop(public_key, None)
         self.tunnel.node.remove_peer(public_key)
         self.tunnel.wake()
+
+    def settings_changed(self, settings: Settings, moved: Collection[bytes]) -> None:
+        """Take note of what wg(8) changed in the tunnel.
+
+        Args:
+            settings: The tunnel's from now on.
+            moved: Public keys of peers that were given another endpoint, so that their names no longer count.
+        """
+        self.private_key = settings.private_key
+        for key in [each for each in self._names if each in moved or each not in settings.peers]:
+            del self._names[key]
 
     def name_of(self, public_key: bytes, endpoint: Endpoint | None) -> HostPort | None:
         """Return the name of a peer if it still stands for this endpoint, else None."""
@@ -139,7 +156,7 @@ class PlainTunnel:
             log.info("%s does not answer; trying again, with its name looked up again", name.host)
         self._look_up_soon(peer.config.public_key, again=True)
 
-    def _send_keepalives(self) -> None:
+    def send_keepalives(self) -> None:
         """Let the peers that keep up a path to us learn our address at once, as it may have changed."""
         for peer in self.tunnel.node:
             if peer.endpoint is not None and peer.config.persistent_keepalive:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rustguard_py import conf, engine
 from rustguard_py.daemon import dns, runtime
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.keeper import Keeper, KeptInterface
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.daemon.program import Program
 from rustguard_py.data_path import DataPath
@@ -26,9 +27,11 @@ from rustguard_py.quick import conf_files, hooks, peers, routing, save_config
 from rustguard_py.quick.control import QuickControl
 from rustguard_py.quick.running import Life, Running, wanted_steps
 from rustguard_py.quick.tunnel import PlainTunnel
+from rustguard_py.quick.wg_answers import WgAnswers
 from rustguard_py.state import paths
 from rustguard_py.state.document import Document
 from rustguard_py.system.interface import Echo
+from rustguard_py.tunnel import Tunnel
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +95,10 @@ async def repair(directory: Path, echo: Echo) -> bool:
     Returns:
         Whether there was anything to undo.
     """
-    path = paths.undo_file(directory)
-    ledger = Ledger.load(path)
-    if ledger is None:
+    found = [ledger for path in paths.undo_files(directory) if (ledger := Ledger.load(path)) is not None]
+    if not found:
         return False
+    ledger = found[0]
     left = ledger.left
     echo(f"[!] {left.interface} was killed: undoing what it left.")
     await hooks.run_all(left.hooks.pre_down, left.interface, echo)
@@ -147,7 +150,7 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     echo(f"[#] ip {kind.format(interface)}")
     stack.callback(ledger.undo, echo)
     tunnel.plane.set_fwmark(scheme.mark)
-    plain = PlainTunnel(tunnel, timestamps)
+    plain = PlainTunnel(tunnel, timestamps, config.private_key)
     stack.push_async_callback(plain.close)
     for peer in config.peers:
         plain.set_peer(peers.peer_config(peer, found), *peers.name_and_addresses(peer, found))
@@ -155,8 +158,12 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     running.set_mtu(mtu, echo)
     ledger.become(wanted_steps(interface, config, scheme), echo)
     plain.begin()
-    await runtime.answer_wg(stack, tunnel, interface, lambda: (running.config.private_key, running.port))
+    kept = [KeptInterface(tunnel, running.setup)]
+    running.keeper = Keeper(kept, lambda: ledger.done, life.voice.change, life.changing)
+    if isinstance(tunnel, Tunnel):
+        await runtime.answer_wg(stack, interface, WgAnswers(life, running, tunnel))
     await hooks.run(config.hooks.post_up, interface, echo)
+    await running.keeper.begin(stack)
     return running
 
 
@@ -176,7 +183,12 @@ async def _end(life: Life, running: Running) -> None:
         life.failed += await hooks.run_all(running.config.hooks.pre_down, life.interface, life.echo)
         if running.config.save:
             try:
-                current = save_config.current(running.config, running.plain, life.interface, running.port)
+                now_set = replace(
+                    running.config,
+                    private_key=running.plain.private_key or running.config.private_key,
+                    peers=running.peers(),
+                )
+                current = save_config.current(now_set, running.plain, life.interface, running.port)
                 conf_files.save(life.file, current)
             except RustGuardError as error:
                 life.failed.append(error.message)

@@ -225,6 +225,10 @@ class Node:
                 if (peer := self._by_id.get(peer_id)) is not None:
                     if reason is Reason.NO_ANSWER:
                         self._forget_local(peer)
+                    if reason is Reason.INTERFACE_UP:
+                        # What was sent before didn't leave.
+                        peer.end_attempt()
+                        peer.initiation_sent = None
                     self.begin_handshake(peer, now)
             case KeypairConfirmed(peer_id):
                 if (peer := self._by_id.get(peer_id)) is not None:

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from rustguard_py.model.clock import now
+from rustguard_py.model.endpoint import endpoint_text
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.peer import Peer
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
@@ -90,6 +91,15 @@ class Tunnel:
         self.plane.rebind(sockets)
         return port
 
+    def has_interface(self) -> bool:
+        """See `AnyTunnel.has_interface`."""
+        return self.plane.is_running()
+
+    def reattach(self) -> None:
+        """See `AnyTunnel.reattach`."""
+        self.plane.reattach()
+        self.wake()
+
     def _on_timer(self) -> None:
         self._timer = None
         self.wake()
@@ -101,18 +111,23 @@ class Tunnel:
                 case ForeignReceived(datagram, source):
                     if self.listeners.foreign is not None:
                         self.listeners.foreign(datagram, source, at)
-                case Fault(message, fatal):
-                    self._on_fault(message, fatal=fatal)
+                case Fault() as fault:
+                    self._on_fault(fault)
                 case _:
                     self.node.handle_event(event, at)
         self.wake()
 
-    def _on_fault(self, message: str, *, fatal: bool) -> None:
-        if not fatal:
-            log.warning("%s", message)
+    def _on_fault(self, fault: Fault) -> None:
+        if not fault.fatal:
+            log.warning("%s", fault.message)
+            return
+        if fault.interface_is_gone and self.listeners.lost is not None:
+            # Each thread of the plane reports it. After `reattach` there is nothing to do for the later ones.
+            if not self.plane.is_running():
+                self.listeners.lost()
             return
         fix = "Start again. If no other program removed the interface and this happens again, please report it."
-        self.fault = RustGuardError(f"The data plane stopped: {message}", fix)
+        self.fault = RustGuardError(f"The data plane stopped: {fault.message}", fix)
         self.stopped.set()
 
     def _report(self) -> None:
@@ -129,7 +144,8 @@ class Tunnel:
                     if listeners.moved is not None:
                         listeners.moved(peer, endpoint)
                 case HandshakeGivenUp(peer):
-                    log.info("the peer at %s did not answer for 90 s: its held packets are dropped", peer.endpoint)
+                    where = endpoint_text(peer.endpoint)
+                    log.info("the peer at %s did not answer for 90 s: its held packets are dropped", where)
 
 
 def send_keepalive(tunnel: AnyTunnel, peer: Peer) -> None:

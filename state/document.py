@@ -14,13 +14,14 @@ counts as new) differs from a lost `state.json` (which is refused).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
-from rustguard_py.model.errors import StateError
+from rustguard_py.model.errors import InUseError, StateError
 from rustguard_py.state import envelope
 from rustguard_py.state.durable_files import (
     Files,
@@ -81,6 +82,21 @@ class Document:
         """
         document = cls(directory.resolve(), None, Files())
         return document.load() if os.path.lexists(document.path) else None
+
+    @staticmethod
+    def is_held(directory: Path) -> bool:
+        """Return whether a process holds the lock of a directory. Nothing is made."""
+        try:
+            lock = os.open(directory.resolve() / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
 
     def load(self) -> dict[str, object] | None:
         """Return the data last saved, or None if nothing was ever saved.
@@ -203,7 +219,7 @@ def _take(files: Files, directory: Path, lock: int) -> None:
         holder = files.read(lock, 32).decode(errors="replace").strip()
         who = f"process {holder}" if holder.isdecimal() else "another process"
         stop = f"kill {holder}" if holder.isdecimal() else "stop the other one"
-        raise StateError(
+        raise InUseError(
             f"{directory} is in use by {who}.", f"Stop it ({stop}), or choose another directory with --state DIR."
         ) from error
     except OSError as error:

@@ -25,6 +25,7 @@ _SOCKET_PATH_LIMIT = 107 - 8
 _MARKER_LIMIT = 4096
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SYSTEM_RUNTIME = Path("/run/rustguard")
+_LOCKS = Path("/proc/locks")
 _UID_MAP = Path("/proc/self/uid_map")
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
@@ -113,8 +114,27 @@ def control_socket(state_directory: Path) -> Path:
 
 
 def undo_file(state_directory: Path) -> Path:
-    """Return the path of the ledger for a state directory, and make the runtime directory."""
-    return control_socket(state_directory).with_suffix(".undo")
+    """Return the path of the ledger in a state directory."""
+    return state_directory.resolve() / "undo.json"
+
+
+def undo_files(state_directory: Path) -> list[Path]:
+    """Return where a killed tunnel's ledger may be: as now, or in the runtime directory as with earlier versions."""
+    return [undo_file(state_directory), control_socket(state_directory).with_suffix(".undo")]
+
+
+def holder(state_directory: Path) -> int | None:
+    """Return the process that has locked a state directory, or None. It may belong to another user."""
+    with suppress(OSError, ValueError):
+        lock = state_directory / "lock"
+        inode, process = lock.stat().st_ino, int(lock.read_text())
+        for line in _LOCKS.read_text().splitlines():
+            # 1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF
+            words = line.split()
+            # Not by the device, because some filesystems have another one here than for stat.
+            if words[1] == "FLOCK" and words[4] == str(process) and words[5].rpartition(":")[2] == str(inode):
+                return process
+    return None
 
 
 def announce(state_directory: Path) -> Path:
@@ -136,10 +156,19 @@ def announce(state_directory: Path) -> Path:
 
 
 def withdraw(state_directory: Path) -> None:
-    """Remove the control socket of a state directory and its marker, if they are there."""
+    """Remove the control socket of a state directory and its marker, if they are there.
+
+    What is in the socket's place and isn't one is somebody else's.
+    """
     socket = control_socket(state_directory)
-    for path in (socket, socket.with_suffix(".state")):
-        path.unlink(missing_ok=True)
+    if socket.is_socket():
+        socket.unlink(missing_ok=True)
+    socket.with_suffix(".state").unlink(missing_ok=True)
+
+
+def is_announced(state_directory: Path) -> bool:
+    """Return whether the marker of a control socket is there. The runtime directory is made if it isn't."""
+    return control_socket(state_directory).with_suffix(".state").exists()
 
 
 def running() -> list[Candidate]:

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from rustguard_py.lab.hosts import Lab
-from support import debian_root, machine
+from support import attack_table, debian_root, machine
 
 _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_namespaces": ("network namespaces and TUN devices", machine.why_no_namespaces),
@@ -83,10 +83,13 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, (what, _) in _NEEDS.items():
         config.addinivalue_line("markers", f"{name}: needs {what}")
     config.addinivalue_line("markers", "alone: floods, and so runs while no other test does")
+    config.addinivalue_line("markers", "attack(name): an attack, or the control of one: a row of `make attack`")
     config.addinivalue_line("markers", "fault(*rows): rows of docs/internals/reliability.md that it tests; -k row_3_")
     # A worker's reports go to who started it, who then decides.
-    if os.environ.get("CI") and not _is_worker(config):
-        config.pluginmanager.register(_Missed())
+    if not _is_worker(config):
+        config.pluginmanager.register(attack_table.AttackTable())
+        if os.environ.get("CI"):
+            config.pluginmanager.register(_Missed())
 
 
 def _native() -> tuple[str, str]:
@@ -129,9 +132,10 @@ def _seconds(item: pytest.Item) -> float:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lies in a folder that needs hosts, put last what runs alone, and give the long run its time."""
     for item in items:
-        if os.environ.get("RUSTGUARD_SOAK") == "1":
+        if attack_table.is_long():
             item.add_marker(pytest.mark.timeout(_SOAK_TIMES * _seconds(item)), append=False)
-        if any(item.path.is_relative_to(folder) for folder in _WITH_HOSTS):
+        needs_lab = isinstance(item, pytest.Function) and "lab" in item.fixturenames
+        if needs_lab or any(item.path.is_relative_to(folder) for folder in _WITH_HOSTS):
             item.add_marker("needs_namespaces")
         if _is_alone(item):
             item.add_marker(pytest.mark.xdist_group("alone"))

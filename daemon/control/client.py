@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,31 @@ from rustguard_py.model.errors import (
 )
 
 
-def call(path: Path, method: str, params: Mapping[str, Any] | None = None, timeout: float = 5.0) -> dict[str, Any]:
+def call(
+    path: Path,
+    method: str,
+    params: Mapping[str, Any] | None = None,
+    timeout: float = 5.0,
+    on_beat: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Send one request to a daemon and return its result.
 
     Args:
         path: The control socket.
         method: The method's name.
         params: The method's parameters.
-        timeout: Seconds for the whole call.
+        timeout: Seconds for the whole call; with `on_beat`, seconds without a sign of life.
+        on_beat: Called each second while the daemon works on the request.
 
     Raises:
         NotRunningError: No daemon listens there.
         RefusedError: No permission to connect, or the daemon refused.
-        UnansweredError: No answer in time.
+        UnansweredError: No answer in time. With `on_beat` the daemon is stopped or dead, not just slow.
         RustGuardError: The daemon's error, with the class that it has there.
     """
     deadline = time.monotonic() + timeout
-    request = encode({"v": VERSION, "id": 1, "method": method, "params": dict(params or {})})
+    beats = {} if on_beat is None else {"beats": True}
+    request = encode({"v": VERSION, "id": 1, "method": method, "params": dict(params or {}), **beats})
     with _connect(path, deadline) as connection:
         try:
             connection.settimeout(_left(deadline))
@@ -47,8 +55,11 @@ def call(path: Path, method: str, params: Mapping[str, Any] | None = None, timeo
             pass
         except TimeoutError:
             raise _unanswered(path) from None
-        line = _read_line(connection, path, deadline)
-    answer = decode(line)
+        received = bytearray()
+        answer = decode(_read_line(connection, received, path, deadline))
+        while on_beat is not None and "beat" in answer:
+            on_beat()
+            answer = decode(_read_line(connection, received, path, time.monotonic() + timeout))
     if "error" in answer:
         raise error_from(answer["error"])
     result = answer.get("result")
@@ -94,9 +105,11 @@ def _connect(path: Path, deadline: float) -> socket.socket:
     return connection
 
 
-def _read_line(connection: socket.socket, path: Path, deadline: float) -> bytes:
-    received = bytearray()
-    while not received.endswith(b"\n"):
+def _read_line(connection: socket.socket, received: bytearray, path: Path, deadline: float) -> bytes:
+    """Return the next line. `received` has what was read so far, and then what was read beyond it."""
+    searched = 0
+    while (end := received.find(b"\n", searched)) < 0:
+        searched = len(received)
         try:
             connection.settimeout(_left(deadline))
             piece = connection.recv(256 * 1024)
@@ -109,7 +122,9 @@ def _read_line(connection: socket.socket, path: Path, deadline: float) -> bytes:
         received += piece
         if len(received) > MAX_RESPONSE:
             raise RustGuardError("The daemon's answer is too long.", "Restart the daemon.")
-    return bytes(received)
+    line = bytes(received[: end + 1])
+    del received[: end + 1]
+    return line
 
 
 def _left(deadline: float) -> float:

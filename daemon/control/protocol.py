@@ -5,6 +5,11 @@ A request, an answer, and an error in its place:
     {"v": 1, "id": 1, "method": "open", "params": {"seconds": 60}}
     {"v": 1, "id": 1, "result": {"remaining": 60.0}}
     {"v": 1, "id": 1, "error": {"kind": "refused", "message": "…", "mend": "…"}}
+
+A request with `"beats": true` that takes long is answered with a beat each second until then, so that the client can
+tell a slow daemon from a dead one:
+
+    {"v": 1, "id": 1, "beat": true}
 """
 
 from __future__ import annotations
@@ -24,6 +29,8 @@ from rustguard_py.model.errors import (
 )
 
 VERSION = 1
+# Time between two beats, seconds.
+BEAT_SECONDS = 1.0
 # Bytes of a line. Answers may be longer than requests: 10,000 peers take about 3 MB.
 MAX_REQUEST = 64 * 1024
 MAX_RESPONSE = 64 * 1024 * 1024

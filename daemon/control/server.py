@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import grp
 import inspect
 import logging
@@ -16,14 +17,23 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rustguard_py.daemon.control.asker import ASKER
-from rustguard_py.daemon.control.protocol import MAX_REQUEST, VERSION, check_length, decode, encode, error_document
+from rustguard_py.daemon.control.protocol import (
+    BEAT_SECONDS,
+    MAX_REQUEST,
+    VERSION,
+    check_length,
+    decode,
+    encode,
+    error_document,
+)
 from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UsageError
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]
@@ -33,8 +43,13 @@ SOCKET_MODE = 0o660
 MAX_CONNECTIONS = 64
 IDLE_SECONDS = 30.0
 BACKLOG = 128
+# Requests for these, without parameters, share one answer if they wait at the same time: for thousands of peers it
+# takes tens of milliseconds, and clients that only ask could delay everyone.
+SHARED = frozenset({"status", "peers"})
 # How long to stop accepting when no descriptor is left and no connection can be closed, seconds.
 PAUSE_SECONDS = 1.0
+# How often the lock on the socket's directory is tried, and the seconds between.
+_LOCK_TRIES, _LOCK_PAUSE = 50, 0.01
 # include/uapi/asm-generic/socket.h; the socket module doesn't name it.
 _SO_PEERGROUPS = 59
 
@@ -81,35 +96,48 @@ class ControlServer:
     ) -> None:
         self._path = path
         self._handlers = handlers
-        self._group = _group_id(group)
+        self._group = group_id(group)
         self._max_connections = max_connections
         self._idle_seconds = idle_seconds
         self._listener: socket.socket | None = None
         self._ours: tuple[int, int] | None = None
         # In the order in which they came.
         self._connections: dict[_Connection, None] = {}
+        # Answers that are asked for and not begun.
+        self._shared: dict[str, asyncio.Task[bytes]] = {}
 
     async def start(self) -> None:
-        """Start listening.
+        """Start listening. If that worked before, end with the old socket, which somebody has removed.
 
         Raises:
             StateError: Another daemon listens there.
             RefusedError: The path isn't a socket, or we have no permission to make one.
             UsageError: The path is too long.
         """
-        self._listener = bind(self._path, self._group)
+        listener, before = bind(self._path, self._group), self._listener
+        if before is not None:
+            asyncio.get_running_loop().remove_reader(before)
+            before.close()
+        self._listener = listener
         status = self._path.lstat()
         self._ours = (status.st_dev, status.st_ino)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def is_there(self) -> bool:
+        """Return whether the socket is still at its path."""
+        try:
+            status = self._path.lstat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._ours
 
     async def close(self) -> None:
         """Close all connections, stop listening, and remove the socket if it is still ours. May be called twice."""
         if self._listener is None:
             return
         asyncio.get_running_loop().remove_reader(self._listener)
-        with suppress(OSError):
-            status = self._path.lstat()
-            if (status.st_dev, status.st_ino) == self._ours:
+        if self.is_there():
+            with suppress(OSError):
                 self._path.unlink()
         self._listener.close()
         self._listener = None
@@ -194,7 +222,7 @@ class ControlServer:
                 if line is None:
                     return
                 entry.idle_since = None
-                answer = await self._answer(line)
+                answer = await self._answer(line, entry.socket)
                 async with asyncio.timeout(self._idle_seconds):
                     await loop.sock_sendall(entry.socket, answer)
                 entry.idle_since = loop.time()
@@ -203,13 +231,21 @@ class ControlServer:
         except (OSError, TimeoutError):
             pass
 
-    async def _answer(self, line: bytes) -> bytes:
+    async def _answer(self, line: bytes, connection: socket.socket) -> bytes:
         identity: Any = None
         method: Any = None
         try:
             request = decode(line)
             identity, method = request.get("id"), request.get("method")
-            result = await self._handle(method, request.get("params", {}))
+            params = request.get("params", {})
+            if isinstance(method, str) and method in SHARED and params == {}:
+                # Shielded, because others wait for it too when this client goes away.
+                body = await asyncio.shield(self._share(method))
+                return encode({"v": VERSION, "id": identity}).rstrip(b"}\n") + b',"result":' + body + b"}\n"
+            result = self._handle(method, params)
+            if inspect.isawaitable(result):
+                beat = encode({"v": VERSION, "id": identity, "beat": True}) if request.get("beats") is True else None
+                result = await _beating(result, connection, beat)
             return encode({"v": VERSION, "id": identity, "result": result})
         except RustGuardError as error:
             return encode({"v": VERSION, "id": identity, "error": error_document(error)})
@@ -218,7 +254,19 @@ class ControlServer:
             failure = RustGuardError("The daemon had an internal error.", "See its log, and please report it.")
             return encode({"v": VERSION, "id": identity, "error": error_document(failure)})
 
-    async def _handle(self, method: Any, params: Any) -> dict[str, Any]:
+    def _share(self, method: str) -> asyncio.Task[bytes]:
+        """Return the task that makes an answer. It begins after this request came, so the answer isn't old."""
+        task = self._shared.get(method)
+        if task is None:
+            task = self._shared[method] = asyncio.get_running_loop().create_task(self._make_shared(method))
+        return task
+
+    async def _make_shared(self, method: str) -> bytes:
+        del self._shared[method]
+        result = self._handle(method, {})
+        return encode(await result if inspect.isawaitable(result) else result).rstrip(b"\n")
+
+    def _handle(self, method: Any, params: Any) -> Awaitable[dict[str, Any]] | dict[str, Any]:
         handler = self._handlers.get(method) if isinstance(method, str) else None
         if handler is None:
             raise UsageError(
@@ -227,8 +275,22 @@ class ControlServer:
             )
         if not isinstance(params, dict):
             raise UsageError("`params` isn't a JSON object.")
-        result = handler(params)
-        return await result if inspect.isawaitable(result) else result
+        return handler(params)
+
+
+async def _beating(work: Awaitable[dict[str, Any]], connection: socket.socket, beat: bytes | None) -> dict[str, Any]:
+    """Await an answer, and send the beat each second until then. The work goes on if the client is gone."""
+    if beat is None:
+        return await work
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=BEAT_SECONDS))[0]:
+            # A client that doesn't read its beats is sent no more of them.
+            with suppress(OSError):
+                connection.send(beat, socket.MSG_NOSIGNAL)
+    finally:
+        task.cancel()
+    return task.result()
 
 
 def bind(path: Path, group: int | None) -> socket.socket:
@@ -248,7 +310,34 @@ def bind(path: Path, group: int | None) -> socket.socket:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     check_length(temporary)
-    _check_place(path)
+    with _alone_in(path.parent):
+        _check_place(path)
+        return _bind(path, temporary, group)
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Hold a lock on a directory, so that of two daemons that start at once, one sees the other's socket.
+
+    Anyone who can read the directory can hold the lock, so nobody waits for it for long.
+    """
+    try:
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield  # binding says what is wrong with it
+        return
+    try:
+        for _ in range(_LOCK_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_LOCK_PAUSE)
+        yield
+    finally:
+        os.close(held)
+
+
+def _bind(path: Path, temporary: Path, group: int | None) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         # On Linux, a bound socket's file gets the mode of the socket.
@@ -297,7 +386,12 @@ def _check_place(path: Path) -> None:
     )
 
 
-def _group_id(group: str | None) -> int | None:
+def group_id(group: str | None) -> int | None:
+    """Return the number of a group, None for none.
+
+    Raises:
+        UsageError: There is no such group.
+    """
     if group is None:
         return None
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from rustguard_py.daemon.uapi.protocol import DeviceChange, PeerChange
 from rustguard_py.model.endpoint import Network
-from rustguard_py.model.keys import KEY_SIZE, generate_private_key, public_key
+from rustguard_py.model.keys import KEY_SIZE, clamp, generate_private_key, public_key
 from rustguard_py.model.peer import PeerConfig
 
 _NO_KEY = bytes(KEY_SIZE)
@@ -48,7 +48,9 @@ class Plan:
         """
         plan = cls(private_key, own_key, None, dict(peers))
         plan._owners = {network: key for key, config in peers.items() for network in config.allowed_ips}
-        if change.private_key is not None and change.private_key != (private_key or _NO_KEY):
+        if change.private_key is not None and change.private_key != (
+            _NO_KEY if private_key is None else clamp(private_key)
+        ):
             plan.private_key = None if change.private_key == _NO_KEY else change.private_key
             plan.new_key = plan.private_key or generate_private_key()
             plan.public_key = public_key(plan.new_key)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import if_nametoindex
 from typing import TypeVar
 
 from rustguard_py.model.endpoint import Endpoint, Network
-from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY
+from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, clamp
 
 _TRUE = "true"
 # sin6_scope_id has 32 bits.
@@ -81,6 +81,19 @@ class DeviceChange:
     fwmark: int | None = None
     replace_peers: bool = False
     peers: list[PeerChange] = field(default_factory=list)
+
+    def without_omissions(self) -> DeviceChange:
+        """Return the request without the resets of what a file leaves out.
+
+        `wg setconf` and `wg syncconf` set the key, the port and the mark, to zero what the file doesn't have.
+        wg-quick's files have no mark, and a hook may set the key, so a tunnel with such a file keeps them.
+        """
+        if self.private_key is None or self.listen_port is None or self.fwmark is None:
+            return self
+        private_key = None if self.private_key == bytes(KEY_SIZE) else self.private_key
+        return replace(
+            self, private_key=private_key, listen_port=self.listen_port or None, fwmark=self.fwmark or None
+        )
 
 
 @dataclass(slots=True)
@@ -193,7 +206,9 @@ def parse_set(lines: Sequence[str]) -> DeviceChange:
 def _set_of_device(change: DeviceChange, key: str, value: str) -> None:
     match key:
         case "private_key":
-            change.private_key = _key(key, value)
+            private_key = _key(key, value)
+            # As in the kernel, which shows it so.
+            change.private_key = clamp(private_key) if any(private_key) else private_key
         case "listen_port":
             change.listen_port = _number(key, value, 0xFFFF)
         case "fwmark":

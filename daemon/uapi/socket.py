@@ -14,9 +14,13 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from rustguard_py.daemon.control.server import bind
+from rustguard_py.daemon.uapi import namespaces
+from rustguard_py.daemon.uapi.apply import Settings
 from rustguard_py.daemon.uapi.protocol import (
     DeviceChange,
     DeviceState,
@@ -27,7 +31,8 @@ from rustguard_py.daemon.uapi.protocol import (
     parse_set,
 )
 from rustguard_py.model.clock import now
-from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.errors import RustGuardError, StateError
+from rustguard_py.model.keys import clamp
 from rustguard_py.model.peer import Peer
 from rustguard_py.tunnel import Tunnel
 
@@ -41,13 +46,27 @@ LOOK = 1.0
 _LONGEST_LINE = 1 << 12
 
 
+class Answers(Protocol):
+    """A tunnel for wg(8)."""
+
+    def show(self) -> DeviceState:
+        """Return the current state."""
+
+    def change(self, change: DeviceChange, /) -> None:
+        """Make changes, all of them or none.
+
+        Raises:
+            UapiError: They can't be made.
+        """
+
+
 class UapiSocket:
     """Answers the requests of wg(8) for one interface.
 
     Args:
         interface: The interface's name.
         show: Returns the current state.
-        change: Makes the requested changes or raises UapiError; None if wg(8) may change nothing.
+        change: Makes the requested changes or raises UapiError.
         listener: A listening socket to use instead of making one.
     """
 
@@ -55,7 +74,7 @@ class UapiSocket:
         self,
         interface: str,
         show: Callable[[], DeviceState],
-        change: Callable[[DeviceChange], None] | None,
+        change: Callable[[DeviceChange], None],
         listener: socket.socket | None = None,
     ) -> None:
         directory = os.environ.get(VARIABLE)
@@ -64,67 +83,109 @@ class UapiSocket:
         self._show = show
         self._change = change
         self._given = listener
-        self._inode: tuple[int, int] | None = None
-        self._server: asyncio.Server | None = None
+        # The sockets that we made, with device and inode.
+        self._made: dict[Path, tuple[int, int]] = {}
+        self._servers: list[asyncio.Server] = []
+        self._successor: asyncio.Task[None] | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Start listening.
 
         Raises:
-            StateError: Another program answers there.
+            StateError: Another program answers there, and can't tell our network namespace from its own.
             RustGuardError: No socket can be made there.
         """
-        listener = self._given or self._make()
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_LONGEST_LINE)
-
-    def _make(self) -> socket.socket:
+        if self._given is not None:
+            await self._listen(self._given, shared=False)
+            return
         if not self._wanted:
             raise RustGuardError(f"{VARIABLE} is empty: wg(8) can't be answered.", f"Unset it: unset {VARIABLE}")
-        directory = self.path.parent
         try:
-            directory.mkdir(0o755, parents=True, exist_ok=True)
+            self.path.parent.mkdir(0o755, parents=True, exist_ok=True)
         except OSError as error:
             raise RustGuardError(
-                f"{directory} can't be made: {error.strerror}.", "Run as root, or without wg(8)."
+                f"{self.path.parent} can't be made: {error.strerror}.", "Run as root, or without wg(8)."
             ) from error
-        listener = bind(self.path, None)
-        self.path.chmod(0o600)
-        status = self.path.lstat()
-        self._inode = (status.st_dev, status.st_ino)
-        return listener
+        if (namespace := namespaces.own()) is not None:
+            await self._make(namespaces.path_of(self.path, namespace))
+        try:
+            await self._make(self.path)
+        except StateError:
+            other = namespaces.answers(self.path)
+            if namespace is None or other in (None, namespace):
+                raise
+            if namespaces.answers(namespaces.path_of(self.path, other or 0)) is None:
+                raise  # a program that isn't ours, which passes nothing on
+            self._successor = asyncio.get_running_loop().create_task(self._succeed())
+
+    async def _succeed(self) -> None:
+        """Take the path over when the daemon of another network namespace has left it."""
+        while True:
+            await asyncio.sleep(LOOK)
+            with suppress(RustGuardError, OSError):
+                await self._make(self.path)
+                return
+
+    async def _make(self, path: Path) -> None:
+        listener = bind(path, None)
+        path.chmod(0o600)
+        status = path.lstat()
+        self._made[path] = (status.st_dev, status.st_ino)
+        await self._listen(listener, shared=path == self.path)
+
+    async def _listen(self, listener: socket.socket, *, shared: bool) -> None:
+        serve = partial(self._serve, shared)
+        self._servers.append(await asyncio.start_unix_server(serve, sock=listener, limit=_LONGEST_LINE))
+
+    async def make_again(self) -> None:
+        """Make the sockets again that somebody has removed. For errors see `start`."""
+        try:
+            self.path.parent.mkdir(0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RustGuardError(f"{self.path.parent} can't be made: {error.strerror}.") from error
+        for path in [each for each in self._made if not self._is_there(each)]:
+            await self._make(path)
 
     def is_there(self) -> bool:
-        """Return whether the socket is still at its path. A given listener is not checked."""
-        if self._inode is None:
-            return True
+        """Return whether our sockets are still at their paths. A given listener is not checked."""
+        return all(map(self._is_there, self._made))
+
+    def _is_there(self, path: Path) -> bool:
         try:
-            status = self.path.lstat()
+            status = path.lstat()
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == self._inode
+        return (status.st_dev, status.st_ino) == self._made[path]
 
     async def close(self) -> None:
-        """Stop listening, and remove the socket if it is still ours. May be called twice."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-            if self._inode is not None and self.is_there():
-                with suppress(OSError):
-                    self.path.unlink()
+        """Stop listening, and remove the sockets that are still ours. May be called twice."""
+        if self._successor is not None:
+            self._successor.cancel()
+            await asyncio.gather(self._successor, return_exceptions=True)
+            self._successor = None
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        for path in filter(self._is_there, self._made):
+            with suppress(OSError):
+                path.unlink()
+        self._made.clear()
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     # -- one connection -------------------------------------------------------------------------------------
 
-    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.get_running_loop().create_task(self._answer_all(reader, writer))
+    def _serve(self, shared: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.get_running_loop().create_task(self._answer_all(reader, writer, shared=shared))
         self._connections.add(connection)
         connection.add_done_callback(self._connections.discard)
 
-    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, shared: bool) -> None:
         try:
+            if shared and await self._passed_on(reader, writer):
+                return
             while (request := await _read_request(reader)) is not None:
                 writer.write(self._answer(request).encode())
                 await writer.drain()
@@ -138,13 +199,20 @@ class UapiSocket:
         finally:
             writer.close()
 
+    async def _passed_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Pass a connection on if the daemon of another namespace is meant. Return whether it was."""
+        caller = namespaces.of_peer(writer.get_extra_info("socket"))
+        if caller is None or caller == namespaces.own():
+            return False
+        return await namespaces.pass_on(reader, writer, namespaces.path_of(self.path, caller))
+
     def _answer(self, request: list[str]) -> str:
         try:
             match request:
                 case ["get=1"]:
                     return format_device(self._show()) + ending(0)
                 case ["set=1", *lines]:
-                    self._set(lines)
+                    self._change(parse_set(lines))
                     return ending(0)
             log.warning("wg: a request is neither get=1 nor set=1")
             return ending(errno.EINVAL)
@@ -154,11 +222,6 @@ class UapiSocket:
         except Exception as error:
             log.exception("wg: internal error")
             return ending(error.errno if isinstance(error, OSError) and error.errno else errno.EIO)
-
-    def _set(self, lines: list[str]) -> None:
-        if self._change is None:
-            raise UapiError(errno.EPERM, "this tunnel's peers are changed by its own commands")
-        self._change(parse_set(lines))
 
 
 async def _read_request(reader: asyncio.StreamReader) -> list[str] | None:
@@ -189,14 +252,12 @@ def given_listener(descriptor: int) -> socket.socket:
 # -- what any tunnel shows ------------------------------------------------------------------------------------------
 
 
-def show(tunnel: Tunnel, private_key: bytes | None, port: int, fwmark: int = 0) -> DeviceState:
+def show(tunnel: Tunnel, settings: Settings) -> DeviceState:
     """Return what wg(8) shows of a tunnel.
 
     Args:
-        tunnel: The tunnel.
-        private_key: 32 bytes, or None if there is none. wg(8) computes the public key from it.
-        port: The UDP port.
-        fwmark: 0 for none.
+        tunnel: The tunnel. Its peers are shown, not those of the settings.
+        settings: Its key, port and mark. wg(8) computes the public key from the private one.
     """
     counters = tunnel.plane.stats().peers
     peers = []
@@ -214,7 +275,8 @@ def show(tunnel: Tunnel, private_key: bytes | None, port: int, fwmark: int = 0) 
                 peer.config.allowed_ips,
             )
         )
-    return DeviceState(private_key, port, fwmark, peers)
+    private_key = None if settings.private_key is None else clamp(settings.private_key)
+    return DeviceState(private_key, settings.port, settings.fwmark, peers)
 
 
 def _wall(peer: Peer) -> int:

@@ -20,7 +20,7 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UnansweredError
 from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.state.records import NetworkRecord
-from rustguard_py.system.interface import why_no_ipv6
+from rustguard_py.system.interface import InterfaceSetup, why_no_ipv6
 from rustguard_py.system.resolve import has_route, resolve
 
 # How long the start waits for the server's name, seconds. Without an answer the name is looked up again later.
@@ -100,19 +100,23 @@ def _make_bundle(
     return assemble.make_bundle(voice, program, tunnels, ports, network.addresses, first_has_routes=False)
 
 
-def lay_out(stack: AsyncExitStack, voice: Voice, client: RunningClient, *, in_kernel: bool) -> None:
-    """Give the client's interfaces their addresses and routes, and bring them up."""
+def lay_out(stack: AsyncExitStack, voice: Voice, client: RunningClient, *, in_kernel: bool) -> list[InterfaceSetup]:
+    """Give the client's interfaces their addresses and routes, bring them up, and return what they were given."""
     network, first = client.network, client.interface
     if client.bundle is None:
-        runtime.lay_out(stack, voice, first, network.mtu, network.addresses, network.routes, in_kernel=in_kernel)
-        return
+        return [
+            runtime.lay_out(stack, voice, first, network.mtu, network.addresses, network.routes, in_kernel=in_kernel)
+        ]
     # The first interface gets no routes of its own: the networks behind the server are reached over all tunnels.
     hosts = assemble.host_addresses(network.addresses)
-    runtime.lay_out(stack, voice, first, network.mtu, hosts, in_kernel=in_kernel)
-    assemble.lay_out_bundle(stack, voice, network.mtu, network.addresses, client.bundle, in_kernel=in_kernel)
+    setup = runtime.lay_out(stack, voice, first, network.mtu, hosts, in_kernel=in_kernel)
+    further = assemble.lay_out_bundle(
+        stack, voice, network.mtu, network.addresses, client.bundle, in_kernel=in_kernel
+    )
+    return [setup, *further]
 
 
-async def locate(network: NetworkRecord) -> Endpoint | None:
+async def locate(network: NetworkRecord, voice: Voice) -> Endpoint | None:
     """Return an address of the server that this machine has a route to.
 
     None without a network or without an answer in `FIRST_LOOK` seconds; the name is then looked up again later.
@@ -120,6 +124,8 @@ async def locate(network: NetworkRecord) -> Endpoint | None:
     try:
         async with asyncio.timeout(FIRST_LOOK):
             found = await resolve(network.host, network.port)
-    except (UnansweredError, TimeoutError):
+    except (UnansweredError, TimeoutError) as error:
+        why = error.message if isinstance(error, UnansweredError) else f"The name {network.host} isn't resolved yet."
+        voice.say(f"{why} It is looked up again until it is found.")
         return None
     return next(filter(has_route, found), None)

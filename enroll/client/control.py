@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rustguard_py.daemon.control.server import Handler
+from rustguard_py.daemon.keeper import Keeper
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.status import PeerLine, broken, common, peers
 from rustguard_py.enroll.client.client import RunningClient
@@ -21,11 +22,13 @@ class ClientControl:
     Args:
         client: The client.
         program: Its role, directory, interface and engine.
+        keeper: Puts back what other programs remove.
     """
 
-    def __init__(self, client: RunningClient, program: Program) -> None:
+    def __init__(self, client: RunningClient, program: Program, keeper: Keeper) -> None:
         self._client = client
         self._program = program
+        self._keeper = keeper
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by method."""
@@ -56,7 +59,7 @@ class ClientControl:
 
     def _warnings(self) -> list[str]:
         network, unanswered = self._client.network, self._client.unanswered
-        warnings = broken(self._client.tunnels)
+        warnings = broken(self._client.tunnels) + self._keeper.warnings()
         if unanswered < 2:
             return warnings
         return [

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from shlex import quote
 
 from rustguard_py.daemon.console import Voice
 from rustguard_py.enroll.client import routes
@@ -20,6 +21,7 @@ from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
 from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
 from rustguard_py.enroll.pairing.client import FORGET_COPIES, Joined, PairingClient
+from rustguard_py.enroll.pairing.key_schedule import require_memory
 from rustguard_py.model.address import LAST_PORT, parse
 from rustguard_py.model.clock import now
 from rustguard_py.model.defaults import DEFAULT_PORT
@@ -67,10 +69,27 @@ class Applicant:
     Attributes:
         token: The shared token.
         name: The name to ask for.
+        insists: Whether a person gave the name, who is told if the server gives another one.
     """
 
     token: str = field(repr=False)
     name: str
+    insists: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Obtained:
+    """The network to connect to.
+
+    Attributes:
+        network: It.
+        endpoint: Where its server answered, or None if it wasn't asked.
+        joined: The join, if this is the first to this network.
+    """
+
+    network: NetworkRecord
+    endpoint: Endpoint | None = None
+    joined: Joined | None = None
 
 
 def load(document: Document) -> ClientState:
@@ -96,7 +115,7 @@ async def obtain(
     sockets: Sequence[socket.socket],
     voice: Voice,
     answers: routes.RouteAnswers,
-) -> tuple[NetworkRecord, Endpoint | None]:
+) -> Obtained:
     """Pair with the server, or take what an earlier join kept.
 
     Args:
@@ -108,9 +127,6 @@ async def obtain(
         voice: Prints what happens.
         answers: Which routes the user accepts.
 
-    Returns:
-        The network, and the endpoint where its server answered, if it did.
-
     Raises:
         RustGuardError: Pairing failed and nothing was kept, or the network can't be used here.
     """
@@ -118,8 +134,9 @@ async def obtain(
     kept = usable(state.network(target.host, target.port), joins=joins)
     if applicant is None or target.host is None:
         network = routes.choose(_find_kept(kept, target), kept, answers)
-        return _use_kept(network, document, state, voice, answers), None
+        return Obtained(_use_kept(network, document, state, voice, answers))
     host, port = target.host, target.port or DEFAULT_PORT
+    require_memory()
     make_client = partial(_make_client, applicant, target, kept, state.private_key)
     try:
         async with asyncio.timeout(None if kept is None else PATIENCE_WHEN_KEPT):
@@ -129,20 +146,25 @@ async def obtain(
             raise
         why = error.message if isinstance(error, UnansweredError) else f"{host} lets nobody new in now."
         voice.say(f"{why} It was joined before, so we connect with what was kept.")
-        return _use_kept(routes.choose(kept, kept, answers), document, state, voice, answers), None
+        return Obtained(_use_kept(routes.choose(kept, kept, answers), document, state, voice, answers))
     network = _record(joined, host, port)
     try:
         routes.check_pools(network, kept, answers)
         network = routes.choose(network, kept, answers)
         check_networks(network)
+        document.save(state.with_network(network).to_json())
     except RustGuardError:
         _take_back(joined, sockets)
         raise
     state = state.with_network(network)
-    document.save(state.to_json())
     voice.say(
         f"Joined {host} as {network.name}, {network.address4}; the server's fingerprint is {network.fingerprint}."
     )
+    if applicant.insists and network.name != applicant.name:
+        voice.say(
+            f"The name {applicant.name} wasn't given. To change it, on the server: "
+            f"sudo rustguard peers rename {quote(network.name)} {quote(applicant.name)}"
+        )
     # Asked when the join is saved: who leaves the question unanswered has joined, without the routes.
     new = routes.unanswered(network, kept)
     if new and answers.choice is None and answers.confirm is not None:
@@ -150,7 +172,7 @@ async def obtain(
         check_networks(network)
         document.save(state.with_network(network).to_json())
     routes.show(network, answers, voice)
-    return network, with_port(joined.server, port)
+    return Obtained(network, with_port(joined.server, port), joined if kept is None else None)
 
 
 def _use_kept(
@@ -210,6 +232,20 @@ def _take_back(joined: Joined, sockets: Sequence[socket.socket]) -> None:
             for _ in range(FORGET_COPIES):
                 with suppress(OSError):
                     each.sendto(joined.forget, joined.server)
+
+
+def withdraw(joined: Joined, document: Document, state: ClientState, sockets: Sequence[socket.socket]) -> None:
+    """Take back a join that is saved already, but that this machine can't use: here and on the server.
+
+    Args:
+        joined: The join.
+        document: Where it is saved.
+        state: The state before it.
+        sockets: Bound to the port that it was made from; the server takes it back only for that one.
+    """
+    _take_back(joined, sockets)
+    with suppress(RustGuardError):
+        document.save(state.to_json())
 
 
 def _record(joined: Joined, host: str, port: int) -> NetworkRecord:

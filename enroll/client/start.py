@@ -7,7 +7,8 @@ until stopped
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +16,21 @@ from pathlib import Path
 from rustguard_py import engine
 from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.control.server import group_id
+from rustguard_py.daemon.keeper import keep
 from rustguard_py.daemon.program import Program
 from rustguard_py.data_path import DataPath
 from rustguard_py.enroll.client.checks import check_interface
+from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.enroll.client.connect import fit_tunnels, lay_out, locate, make_client, without_ipv6
 from rustguard_py.enroll.client.control import ClientControl
-from rustguard_py.enroll.client.obtain import Applicant, Target, load, obtain
+from rustguard_py.enroll.client.obtain import Applicant, Obtained, Target, load, obtain, withdraw
 from rustguard_py.enroll.client.routes import RouteAnswers
 from rustguard_py.model.clock import now
+from rustguard_py.model.errors import RustGuardError
 from rustguard_py.state.document import Document
-from rustguard_py.system.interface import free_interface_name
+from rustguard_py.state.records import ClientState
+from rustguard_py.system.interface import check_interface_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,9 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
     Raises:
         RustGuardError: The join failed, or the data plane broke.
     """
+    if options.interface is not None:
+        check_interface_name(options.interface)
+    group_id(options.group)
     async with AsyncExitStack() as stack:
         chosen = engine.choose(options.data_path)
         document = Document.open(options.directory)
@@ -70,27 +79,60 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         state = load(document)
         if runtime.remove_leftovers([state.private_key], options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
-        interface = options.interface or free_interface_name()
         if not options.save_only:
-            check_interface(interface, chosen)
+            await runtime.with_free_name(stack, options.interface, lambda _, name: check_interface(name, chosen))
         sockets = runtime.bind(stack, 0)
         port = sockets[0].getsockname()[1]
-        network, endpoint = await obtain(
-            options.target, options.applicant, document, state, sockets, voice, options.answers
-        )
+        obtained = await obtain(options.target, options.applicant, document, state, sockets, voice, options.answers)
         if options.save_only:
             voice.say(f"Saved in {options.directory}. To connect: sudo rustguard join")
             return
-        network = without_ipv6(network, voice)
-        network, chosen = fit_tunnels(network, chosen, interface, voice)
-        program = Program("client", options.directory, interface, chosen, now())
-        client = make_client(stack, voice, program, state.private_key, sockets, network)
-        # The peer is set before the interface has an address to send from. So the first packet waits for the
-        # handshake and isn't dropped.
-        client.connect(endpoint or await locate(network))
-        lay_out(stack, voice, client, in_kernel=chosen.in_kernel)
-        await runtime.answer(stack, options.directory, ClientControl(client, program).handlers(), options.group)
-        await runtime.answer_wg(stack, client.tunnel, interface, lambda: (state.private_key, port))
-        voice.say(f"Engine {chosen.name} ({chosen.reason}).")
+        # What fails before the tunnel is up leaves no join behind, neither here nor on the server.
+        try:
+            async with AsyncExitStack() as attempt:
+                client, program = await _connect(attempt, options, voice, chosen, state, sockets, obtained)
+                stack.push_async_exit(attempt.pop_all())
+        except RustGuardError:
+            if obtained.joined is not None:
+                withdraw(obtained.joined, document, state, _open(stack, sockets, port))
+            raise
+        hint = "the server decides, or the options of `rustguard join`"
+        await runtime.answer_wg_fixed(stack, client.tunnel, program.interface, state.private_key, port, hint)
+        voice.say(f"Engine {program.engine.name} ({program.engine.reason}).")
         ready()
         await client.run()
+
+
+async def _connect(
+    stack: AsyncExitStack,
+    options: JoinOptions,
+    voice: Voice,
+    chosen: engine.Engine,
+    state: ClientState,
+    sockets: Sequence[socket.socket],
+    obtained: Obtained,
+) -> tuple[RunningClient, Program]:
+    """Make the client and its interfaces, and answer at the control socket."""
+    network, port = without_ipv6(obtained.network, voice), sockets[0].getsockname()[1]
+
+    def make(attempt: AsyncExitStack, interface: str) -> tuple[RunningClient, Program]:
+        fitted, fitting = fit_tunnels(network, chosen, interface, voice)
+        program = Program("client", options.directory, interface, fitting, now())
+        bound = _open(attempt, sockets, port)
+        return make_client(attempt, voice, program, state.private_key, bound, fitted), program
+
+    client, program = await runtime.with_free_name(stack, options.interface, make)
+    # The peer is set before the interface has an address to send from. So the first packet waits for the handshake
+    # and isn't dropped.
+    client.connect(obtained.endpoint or await locate(client.network, voice))
+    setups = lay_out(stack, voice, client, in_kernel=program.engine.in_kernel)
+    more = None if client.bundle is None else client.bundle.to_keep()
+    keeper = await keep(stack, client.tunnels, setups, voice.change, more)
+    control = ClientControl(client, program, keeper)
+    await runtime.answer(stack, options.directory, control.handlers(), options.group)
+    return client, program
+
+
+def _open(stack: AsyncExitStack, sockets: Sequence[socket.socket], port: int) -> Sequence[socket.socket]:
+    """Return the sockets, or others on their port if a plane has had them."""
+    return sockets if all(each.fileno() >= 0 for each in sockets) else runtime.bind(stack, port)

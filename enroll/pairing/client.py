@@ -9,10 +9,11 @@ grow to two seconds and there are sixteen, so that many clients can join at once
 
 Attackers. Off the path, nobody knows nonce_c, so their datagrams are dropped. On the path, anyone can send
 CHALLENGEs, SHARE_Ss and RESULTs faster than the server. So nothing unauthenticated ends the join: if a CHALLENGE or
-SHARE_S leads nowhere, others are tried. Of the CHALLENGEs, those go first that say what an earlier one said
-(`challenges.Challenges`). Limits: `MAX_ATTEMPTS` CHALLENGEs are answered (each of another server costs a stretching),
-and `MAX_CONFIRMS` SHARE_Ss, because each CONFIRM lets whoever made the SHARE_S test one token. An attacker who can
-drop packets can stop the join.
+SHARE_S leads nowhere, others are tried. Those go first that say what an earlier one said (`spares.Spares`). Limits:
+`MAX_ATTEMPTS` CHALLENGEs are answered (each of another server costs a stretching), and `MAX_CONFIRMS` SHARE_Ss,
+because each CONFIRM lets whoever made the SHARE_S test one token. A client that knows the server's key confirms as
+many as it answers CHALLENGEs, because its CONFIRMs tell only that server anything. An attacker who can drop packets
+can stop the join.
 
 A wrong Tb can mean a wrong token, a garbled RESULT, a forged one, or a CHALLENGE or SHARE_C that was garbled on the
 way. So a wrong Tb is believed once all steps were repeated, which costs no second guess. The same RESULT again shows
@@ -33,7 +34,6 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing import messages
-from rustguard_py.enroll.pairing.challenges import Challenges, said_by_server
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
 from rustguard_py.enroll.pairing.key_schedule import (
     Keys,
@@ -57,6 +57,7 @@ from rustguard_py.enroll.pairing.messages import (
     ShareS,
     parse_outcome,
 )
+from rustguard_py.enroll.pairing.spares import Spares, said_by_server
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, RustGuardError, UnansweredError, UsageError
 from rustguard_py.model.keys import fingerprint, parse_fingerprint
@@ -76,9 +77,13 @@ _JITTER = 0.25
 # CHALLENGEs answered per retransmission if more came than one server sends, over up to four addresses, per HELLO.
 _ANSWERS = 2
 _CHALLENGES_A_ROUND = 4
+# SHARE_Ss confirmed per retransmission by a client that knows the server's key.
+_CONFIRMS_A_ROUND = 4
 # After a first wrong Tb: seconds between two requests, and how many before it is believed without the full proof.
 _RECHECK_SECONDS = 0.5
 _RECHECKS = 6
+# The same if somebody forges. The right answer may then take as long as without any denial.
+_PATIENT_RECHECKS = 48
 # A server denies the same CONFIRM with the same RESULT each time. More different ones than noise explains are forged.
 _FORGED_DENIALS = 3
 
@@ -149,8 +154,11 @@ class Failed:
 _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
     Failure.SILENT: (
         UnansweredError,
-        "Nobody answered: either there is no server at this address and port, or its pairing window is closed.",
-        "On the server, run: rustguard open 60",
+        "Nobody answered, and from here three causes look alike: no server runs at this address and port, a firewall "
+        "on the way drops UDP, or the pairing window is closed.",
+        "On the server, run: rustguard open 60\n"
+        "If it says that no daemon runs there: sudo rustguard serve. Compare the port: rustguard status\n"
+        "If the window is open, let the UDP port through the firewalls and routers on the way.",
     ),
     Failure.IGNORED: (
         UnansweredError,
@@ -202,6 +210,7 @@ _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
         "Update rustguard here.",
     ),
 }
+_RIVALS: Final = "Several seemed to answer in the server's place, so somebody on the way may be forging answers."
 _REFUSALS: Final = {
     "full": Failure.FULL,
     "window-full": Failure.WINDOW_FULL,
@@ -289,9 +298,9 @@ class PairingClient:
         self._server_secret = b"" if known_server is None else shared_secret(self._ephemeral, known_server) or b""
         self._stretched: dict[bytes, bytes] = {}
         self._hello = Hello(random(messages.NONCE_SIZE), token_id)
-        self._spare_challenges = Challenges(random)
+        self._spare_challenges = Spares[tuple[Challenge, Endpoint]](random, lambda spare: said_by_server(spare[0]))
         self._attempts: list[_Attempt] = []
-        self._spare_shares: list[tuple[ShareS, _Attempt]] = []
+        self._spare_shares = Spares[tuple[ShareS, _Attempt]](random, lambda spare: spare[0].session)
         self._confirmations: list[_Confirmation] = []
         self._transmits: deque[Transmit] = deque([Transmit(self._hello.encode(), None)])
         self._tries = 0
@@ -326,18 +335,28 @@ class PairingClient:
         if self.outcome is not None or now < self._deadline:
             return
         denials = any(confirmation.denials for confirmation in self._confirmations)
-        if self._confirmations and all(map(self._is_settled, self._confirmations)):
+        if self._confirmations and all(map(self._is_settled, self._confirmations)) and not self._has_rivals():
             self._end(self._denied())
-        elif self._tries >= (_RECHECKS if denials and not self._meets_forgeries() else self._retransmissions()):
-            self._end(self._denied() if denials else Failed(self._silence()))
+        elif self._tries >= (self._rechecks() if denials else self._retransmissions()):
+            rivals = _RIVALS if self._has_rivals() else ""
+            self._end(self._denied(rivals) if denials else Failed(self._silence(), rivals))
         else:
             self._tries += 1
             self._deadline = now + (_RECHECK_SECONDS * self._jitter() if denials else self._interval())
             self._retransmit()
 
     def _meets_forgeries(self) -> bool:
-        """Return whether somebody forges denials, or CONFIRMs that the server denies: its right answer is late."""
-        return any(len(confirmation.denials) >= _FORGED_DENIALS for confirmation in self._confirmations)
+        """Return whether somebody forges SHARE_Ss, denials, or CONFIRMs that the server denies.
+
+        The server's right answer is late then.
+        """
+        forged = any(len(confirmation.denials) >= _FORGED_DENIALS for confirmation in self._confirmations)
+        return forged or self._has_rivals()
+
+    def _has_rivals(self) -> bool:
+        """Return whether a SHARE_S waits that answers the same SHARE_C as a confirmed one: one of them is forged."""
+        confirmed = [confirmation.attempt for confirmation in self._confirmations]
+        return any(attempt in confirmed for _, attempt in self._spare_shares)
 
     def _is_settled(self, confirmation: _Confirmation) -> bool:
         """Return whether only a wrong token can explain the denials."""
@@ -355,12 +374,12 @@ class PairingClient:
         senders = {said_by_server(challenge) for challenge, _ in known}
         return len(senders) > 1 or len(known) > _CHALLENGES_A_ROUND * self._spare_challenges.rounds
 
-    def _denied(self) -> Failed:
+    def _denied(self, detail: str = "") -> Failed:
         """The other end couldn't follow: it lacks the token, or the private key of the server that we know."""
-        if self._known_server is None:
-            return Failed(Failure.WRONG_TOKEN)
-        known = fingerprint(self._known_server)
-        return Failed(Failure.WRONG_TOKEN, f"Or it isn't the server joined before, whose fingerprint is {known}.")
+        if self._known_server is not None:
+            known = fingerprint(self._known_server)
+            detail = f"Or it isn't the server joined before, whose fingerprint is {known}. {detail}".rstrip()
+        return Failed(Failure.WRONG_TOKEN, detail)
 
     def _silence(self) -> Failure:
         if self._confirmations:
@@ -371,6 +390,9 @@ class PairingClient:
 
     def _retransmissions(self) -> int:
         return _PATIENT_RETRANSMISSIONS if self._attempts else RETRANSMISSIONS
+
+    def _rechecks(self) -> int:
+        return _PATIENT_RECHECKS if self._meets_forgeries() else _RECHECKS
 
     def _interval(self) -> float:
         wait = RETRANSMIT_SECONDS * (_BACKOFF**self._tries if self._attempts else 1.0)
@@ -389,14 +411,14 @@ class PairingClient:
 
         The answer that we used may have been garbled or forged, or the server may have dropped the session.
         """
-        if self._spare_shares and len(self._confirmations) < MAX_CONFIRMS:
-            self._confirm(*self._spare_shares.pop(0))
-        else:
+        contested = self._is_contested()
+        if not self._confirm_spares(_CONFIRMS_A_ROUND if self._server_secret else 1):
             self._take_up_spare()
         for confirmation in self._confirmations:
             self._transmits.append(Transmit(confirmation.confirm, confirmation.attempt.server))
         denials = any(confirmation.denials for confirmation in self._confirmations)
-        if not self._confirmations or denials or self._tries >= 2:
+        if not self._confirmations or denials or contested or self._tries >= 2:
+            self._spare_shares.next_round()
             for attempt in self._attempts:
                 self._transmits.append(Transmit(attempt.share_c, attempt.server))
         # Rarely once the server has answered: other clients may still be waiting for their first answer. But if
@@ -434,7 +456,7 @@ class PairingClient:
         if self._attempts:
             self._spare_challenges.put((challenge, source))
         else:
-            self._spare_challenges.meet(challenge)
+            self._spare_challenges.meet((challenge, source))
             self._take_up(challenge, source)
             self._progress(now)
 
@@ -471,14 +493,32 @@ class PairingClient:
             if confirmation.session == message.session:
                 confirmation.echoed |= bool(confirmation.denials)
                 return
-        if len(self._confirmations) + len(self._spare_shares) >= MAX_CONFIRMS:
-            return
-        if any(spare.session == message.session for spare, _ in self._spare_shares):
-            return
-        if not all(confirmation.denials for confirmation in self._confirmations):
-            self._spare_shares.append((message, attempt))
-        elif self._confirm(message, attempt):
+        self._spare_shares.put((message, attempt))
+        # If there are more than we may confirm, the fastest isn't preferred: they wait for the next retransmission.
+        is_free = all(confirmation.denials for confirmation in self._confirmations)
+        if is_free and not self._is_contested() and self._confirm_spares(1):
             self._progress(now)
+
+    def _confirms_left(self) -> int:
+        return (MAX_ATTEMPTS if self._server_secret else MAX_CONFIRMS) - len(self._confirmations)
+
+    def _is_contested(self) -> bool:
+        """Return whether more SHARE_Ss wait than may be confirmed, and two answer the same SHARE_C: one is forged."""
+        attempts = [each.attempt for each in self._confirmations] + [attempt for _, attempt in self._spare_shares]
+        return len(self._spare_shares) > self._confirms_left() and len(set(attempts)) < len(attempts)
+
+    def _confirm_spares(self, most: int) -> bool:
+        """Confirm SHARE_Ss that wait, at most so many; return whether one was confirmed.
+
+        Of more than we may confirm, only those that were said again. The server repeats its own whenever it is asked.
+        """
+        done = False
+        for _ in range(most):
+            is_hopeless = self._is_contested() and not self._spare_shares.repeated
+            if self._confirms_left() <= 0 or is_hopeless or (spare := self._spare_shares.take()) is None:
+                break
+            done |= self._confirm(*spare)
+        return done
 
     def _attempt_of(self, message: ShareS) -> _Attempt | None:
         for attempt in self._attempts:

@@ -23,6 +23,8 @@ from nacl.exceptions import CryptoError
 
 from rustguard_py.enroll.pairing.cpace import lv_cat
 from rustguard_py.enroll.pairing.messages import SESSION_SIZE, Challenge, Hello
+from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.limits import MEMORY, has_memory
 
 SEAL_CLIENT = b"seal-client"
 SEAL_SERVER = b"seal-server"
@@ -31,7 +33,7 @@ SEAL_SERVER = b"seal-server"
 _SCRYPT_N = 2**15
 _SCRYPT_R = 8
 # OpenSSL's limit for its memory: 128 N r and a little more.
-_SCRYPT_MAXMEM = 128 * _SCRYPT_N * _SCRYPT_R + 2**20
+STRETCH_MEMORY = 128 * _SCRYPT_N * _SCRYPT_R + 2**20
 _XCHACHA_NONCE = 24
 
 
@@ -43,7 +45,18 @@ def stretch(token: str, server_id: bytes) -> bytes:
         server_id: 32 bytes.
     """
     secret = unicodedata.normalize("NFC", token).encode()
-    return hashlib.scrypt(secret, salt=server_id, n=_SCRYPT_N, r=_SCRYPT_R, p=1, maxmem=_SCRYPT_MAXMEM, dklen=32)
+    return hashlib.scrypt(secret, salt=server_id, n=_SCRYPT_N, r=_SCRYPT_R, p=1, maxmem=STRETCH_MEMORY, dklen=32)
+
+
+def require_memory() -> None:
+    """Check that a token can be stretched here.
+
+    Raises:
+        RustGuardError: The control group's limit of memory is too low.
+    """
+    if not has_memory(STRETCH_MEMORY):
+        text = f"There isn't enough memory: a token takes {STRETCH_MEMORY >> 20} MiB for a moment."
+        raise RustGuardError(text, MEMORY.fix)
 
 
 def channel_identifier(server_id: bytes, token_id: int) -> bytes:

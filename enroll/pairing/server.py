@@ -77,8 +77,8 @@ HALF_OPEN_SESSIONS: Final = 4096
 FINISHED_SESSIONS: Final = 16384
 # Sources of another revision that are counted. HELLO doesn't prove its source, so the number is a hint.
 _OUTDATED = 1000
-# Denials remembered per session. A further one is computed again.
-_DENIALS = 32
+# Denials remembered per session, 0.3 KB each. A further one is computed again.
+_DENIALS = 256
 # Bytes in a denial where a RESULT has sealed JSON: one block and the seal's tag.
 _DENIAL_SEALED = messages.RESULT_BLOCK + messages.SEAL_OVERHEAD
 
@@ -185,6 +185,7 @@ class PairingServer:
         waiting.isk = b""
         waiting.opening = b""
         waiting.denials = None
+        waiting.missed = None
         self._make_room(Phase.FINISHED, FINISHED_SESSIONS)
         self._move(waiting, Phase.FINISHED, now)
         return [Reply(waiting.result, waiting.source)]
@@ -401,11 +402,12 @@ class PairingServer:
         if session.unconfirmed is not None:
             session.unconfirmed.confirm(session.origin)
             session.unconfirmed = None
-        if not session.evaluations.take(now):
+        digest = sha256(datagram).digest()
+        if not session.may_evaluate(digest, now):
             return []
         checked = session.check(message)
         if checked is None:
-            return [self._deny(session, sha256(datagram).digest(), now)]
+            return [self._deny(session, digest, now)]
         return self._admit(session, datagram, *checked, now)
 
     def _handle_forget(self, datagram: bytes, source: Endpoint) -> list[Output]:

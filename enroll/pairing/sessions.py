@@ -20,10 +20,13 @@ from rustguard_py.model.endpoint import Endpoint
 
 HALF_OPEN_SECONDS: Final = 15.0
 REPLY_SECONDS: Final = 120.0
-# CONFIRMs evaluated per session: at once, and per second. Noise and forgeries use up some, so a flood of forgeries
-# delays the right one, but doesn't end the session. An evaluation takes about 0.3 ms.
+# CONFIRMs evaluated per session: at once, and per second, and as many again of those that come once more. Noise and
+# forgeries use up some, so a flood of forgeries delays the right one, but does not end the session. An evaluation
+# takes about 0.3 ms.
 _EVALUATIONS = 32
 _EVALUATIONS_A_SECOND = 128.0
+# CONFIRMs remembered per session that were not evaluated. Those of the last three seconds, at the most that come.
+_MISSED = 1024
 
 
 class Phase(Enum):
@@ -81,6 +84,7 @@ class PairingSession:
         proved: Whether a CONFIRM of this session was right.
         unconfirmed: Where the session is counted until its CONFIRM comes.
         denials: Replies to wrong CONFIRMs, by the SHA-256 of each.
+        missed: The SHA-256 of CONFIRMs that came when none could be evaluated.
     """
 
     session: bytes
@@ -109,7 +113,24 @@ class PairingSession:
     proved: bool = False
     unconfirmed: Unconfirmed | None = None
     evaluations: RateLimit = field(default_factory=lambda: RateLimit(_EVALUATIONS_A_SECOND, _EVALUATIONS))
+    repeats: RateLimit = field(default_factory=lambda: RateLimit(_EVALUATIONS_A_SECOND, _EVALUATIONS))
     denials: dict[bytes, bytes] | None = None
+    missed: dict[bytes, None] | None = None
+
+    def may_evaluate(self, digest: bytes, now: float) -> bool:
+        """Return whether a CONFIRM with this SHA-256 can be evaluated now.
+
+        The client repeats its own. So one that came before has a budget that fresh forgeries can't use up.
+        """
+        missed = self.missed or {}
+        if self.evaluations.take(now) or (digest in missed and self.repeats.take(now)):
+            missed.pop(digest, None)
+            return True
+        missed[digest] = None
+        if len(missed) > _MISSED:
+            del missed[next(iter(missed))]
+        self.missed = missed
+        return False
 
     @property
     def run(self) -> tuple[bytes, bytes]:

@@ -86,7 +86,7 @@ class Admissions:
             if not await self._save(unused):
                 return None
             left = unused.record
-            log.warning("%s never connected and was removed: the pool is full, %s is free", left.name, left.address4)
+            audit.record(audit.GivenAway(left.name, encode_key(left.public_key), str(left.address4)))
             change = self._registry.admit(public_key, name, preshared_key, endpoint, time.time())
         if not isinstance(change, PeerChange):
             return change
@@ -240,13 +240,19 @@ def admit_at_rest(directory: Path, name: str, public_key: bytes, preshared_key: 
     Raises:
         UsageError: There is no server's state, or the name can't be one.
         RefusedError: The pool is used up.
+        InUseError: A daemon has the directory.
         StateError: It couldn't be saved.
     """
-    if Document.peek(directory) is None:
-        raise UsageError(f"There is no server here ({directory}).", "Start one: rustguard serve --pool 10.150.0.0/24")
+    nothing = UsageError(f"There is no server here ({directory}).", "Start one: rustguard serve --pool 10.150.0.0/24")
+    # At its first start, a server holds the directory before it has a state.
+    if Document.peek(directory) is None and not Document.is_held(directory):
+        raise nothing
     document = Document.open(directory)
     try:
-        state = ServerState.from_json(document.load())
+        kept = document.load()
+        if kept is None:
+            raise nothing
+        state = ServerState.from_json(kept)
         change = admit_stock(Registry(state), name, public_key, preshared_key)
         document.save(state.to_json())
     finally:

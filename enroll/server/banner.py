@@ -30,6 +30,7 @@ def introduce(server: RunningServer, program: Program, say: Callable[[str], None
     say(f"Peers known: {len(state.peers)}.")
     if not server.has_token:
         say("There is no token, so nobody new can join. To admit new machines, start again with: --token -")
+        say("A service takes --token-file FILE. Then open the pairing window when it is needed: rustguard open 60")
         return
     say("On each machine that is to join:")
     mark = fingerprint(server.public_key)

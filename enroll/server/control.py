@@ -8,6 +8,7 @@ from typing import Any
 
 from rustguard_py.daemon.clocks import clock_ahead
 from rustguard_py.daemon.control.server import Handler
+from rustguard_py.daemon.keeper import Keeper
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.status import PeerLine, broken, common, peers
 from rustguard_py.enroll import export
@@ -43,9 +44,13 @@ class ServerControl:
         server: The server.
         program: What it runs as.
         why_no_ipv6: Why the saved IPv6 pool isn't in use, as a sentence, or None.
+        keeper: Puts back what other programs remove.
     """
 
-    def __init__(self, server: RunningServer, program: Program, why_no_ipv6: str | None) -> None:
+    def __init__(
+        self, server: RunningServer, program: Program, why_no_ipv6: str | None, keeper: Keeper | None = None
+    ) -> None:
+        self._keeper = keeper
         self._server = server
         self._program = program
         self._why_no_ipv6 = why_no_ipv6
@@ -166,7 +171,7 @@ class ServerControl:
 
     def _warnings(self) -> list[str]:
         server = self._server
-        warnings = broken(server.tunnels)
+        warnings = broken(server.tunnels) + (self._keeper.warnings() if self._keeper is not None else [])
         if self._why_no_ipv6 is not None:
             warnings.append(f"{self._why_no_ipv6} The tunnel carries IPv4 only.")
         if server.saver.failed:

@@ -17,7 +17,7 @@ from rustguard_py.daemon.control.asker import asker
 from rustguard_py.daemon.runtime import stop_on_signals
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.enroll.pairing.key_schedule import stretch
+from rustguard_py.enroll.pairing.key_schedule import require_memory, stretch
 from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.server import PairingServer
@@ -141,6 +141,8 @@ class RunningServer:
     async def finish(self) -> None:
         """Stop the background tasks, close the window, and save."""
         await self._tasks.close()
+        if self.window.is_open(now()):
+            audit.record(audit.WindowClosed("the server stops", None))
         self.window.close()
         self.state.guesses = self.window.record
         await self.saver.finish()
@@ -163,6 +165,7 @@ class RunningServer:
 
     async def take_token(self, token: str) -> None:
         """Admit anyone who knows this token while the window is open. Takes a tenth of a second, in a thread."""
+        require_memory()
         loop = asyncio.get_running_loop()
         prs = await loop.run_in_executor(None, stretch, token, self.state.server_id)
         state = self.state
@@ -393,8 +396,8 @@ class RunningServer:
         record = await self.admissions.take_back(forgotten.public_key, forgotten.preshared_key)
         if record is not None:
             self.window.forget_new(forgotten.window)
-            text = "%s at %s can't use its admission and was removed: %s is free"
-            log.info(text, record.name, endpoint, record.address4)
+            key = encode_key(record.public_key)
+            audit.record(audit.TakenBack(record.name, key, str(record.address4), endpoint or ""))
 
     # -- peers in the tunnel --------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ the server · set addresses · save · let clients pair · answer at the control
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from rustguard_py import engine
 from rustguard_py.daemon import audit, runtime
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.keeper import keep
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.data_path import DataPath
@@ -30,7 +30,9 @@ from rustguard_py.model.errors import UsageError
 from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ServerState
-from rustguard_py.system.interface import free_interface_name, why_no_ipv6
+from rustguard_py.system.interface import InterfaceSetup, check_interface_name, why_no_ipv6
+
+_WG_HINT = "peers are changed with `rustguard peers` and `rustguard export --new`, the rest with options of `serve`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
     Raises:
         RustGuardError: It can't start, or the data plane broke.
     """
+    if options.interface is not None:
+        check_interface_name(options.interface)
     async with AsyncExitStack() as stack:
         document = Document.open(options.directory)
         stack.callback(document.close)
@@ -91,24 +95,32 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
-        interface = options.interface or state.interface or free_interface_name()
-        interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
-        check_pools(state, interfaces)
-        if_taken = "Choose another: --interface NAME"
-        if interface == state.interface and options.interface is None:
-            if_taken = f"Is it wg-quick's? Then end it: wg-quick down {interface}. {if_taken}"
-        for each in interfaces:
-            runtime.check_interface(each, chosen, if_taken)
-        program = Program("server", options.directory, interface, chosen, now())
         ipv6_fault = why_no_ipv6() if state.pool6 is not None else None
-        server = _make_server(stack, voice, program, state, document, has_ipv6=ipv6_fault is None)
-        _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
+
+        def make(attempt: AsyncExitStack, interface: str) -> tuple[RunningServer, Program]:
+            interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
+            check_pools(state, interfaces)
+            if_taken = "Choose another: --interface NAME"
+            if interface == state.interface and options.interface is None:
+                if_taken = f"Is it wg-quick's? Then end it: wg-quick down {interface}. {if_taken}"
+            for each in interfaces:
+                runtime.check_interface(each, chosen, if_taken)
+            program = Program("server", options.directory, interface, chosen, now())
+            server = _make_server(attempt, voice, program, state, document, has_ipv6=ipv6_fault is None)
+            return server, program
+
+        server, program = await runtime.with_free_name(stack, options.interface or state.interface, make)
+        interface = program.interface
+        interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
+        setups = _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
         # Saved this late so that a start that fails over a taken port or pool leaves the state as it was. Saved only
         # if it differs so that a server that crashed can start again while the disk is full.
         if (document_now := state.to_json()) != kept:
             document.save(document_now)
         await _let_pair(server, options.pairing)
-        control = ServerControl(server, program, ipv6_fault)
+        more = None if server.bundle is None else server.bundle.to_keep()
+        keeper = await keep(stack, server.tunnels, setups, voice.change, more)
+        control = ServerControl(server, program, ipv6_fault, keeper)
         await runtime.answer(stack, options.directory, control.handlers(), options.group)
         await _answer_wg(stack, server, interfaces)
         stack.push_async_callback(server.finish)
@@ -161,11 +173,15 @@ def _further_tunnels(
     return assemble.make_further(stack, program, keys, sockets, state.mtu, timestamps)
 
 
-def _lay_out(stack: AsyncExitStack, voice: Voice, interface: str, server: RunningServer, *, in_kernel: bool) -> None:
+def _lay_out(
+    stack: AsyncExitStack, voice: Voice, interface: str, server: RunningServer, *, in_kernel: bool
+) -> list[InterfaceSetup]:
     mtu = server.state.mtu
-    runtime.lay_out(stack, voice, interface, mtu, server.addresses, server.routes, in_kernel=in_kernel)
-    if server.bundle is not None:
-        assemble.lay_out_bundle(stack, voice, mtu, server.addresses, server.bundle, in_kernel=in_kernel)
+    setup = runtime.lay_out(stack, voice, interface, mtu, server.addresses, server.routes, in_kernel=in_kernel)
+    if server.bundle is None:
+        return [setup]
+    further = assemble.lay_out_bundle(stack, voice, mtu, server.addresses, server.bundle, in_kernel=in_kernel)
+    return [setup, *further]
 
 
 async def _let_pair(server: RunningServer, pairing: PairingOptions) -> None:
@@ -179,8 +195,4 @@ async def _answer_wg(stack: AsyncExitStack, server: RunningServer, interfaces: l
     for number, tunnel in enumerate(server.tunnels):
         key = derive.private_key(server.state.private_key, number)
         port = derive.port(server.state.port, number)
-        await runtime.answer_wg(stack, tunnel, interfaces[number], _always(key, port))
-
-
-def _always(private_key: bytes, port: int) -> Callable[[], tuple[bytes, int]]:
-    return lambda: (private_key, port)
+        await runtime.answer_wg_fixed(stack, tunnel, interfaces[number], key, port, _WG_HINT)

@@ -15,6 +15,7 @@ from rustguard_py.enroll.tunnels import derive
 from rustguard_py.enroll.tunnels.bundle import Bundle, Member
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
+from rustguard_py.system.interface import InterfaceSetup
 from rustguard_py.system.multipath import Multipath
 from rustguard_py.tunnel import Tunnel
 
@@ -78,14 +79,19 @@ def lay_out_bundle(
     bundle: Bundle,
     *,
     in_kernel: bool = False,
-) -> None:
-    """Set our addresses on the further interfaces, bring them up, and make the routes over all interfaces."""
+) -> list[InterfaceSetup]:
+    """Set our addresses on the further interfaces, bring them up, and make the routes over all interfaces.
+
+    Returns:
+        What the further interfaces were given.
+    """
     hosts = host_addresses(addresses)
-    for member in bundle.members[1:]:
-        lay_out(stack, voice, member.interface, mtu, hosts, in_kernel=in_kernel)
+    further = [member.interface for member in bundle.members[1:]]
+    setups = [lay_out(stack, voice, each, mtu, hosts, in_kernel=in_kernel) for each in further]
     stack.callback(bundle.close)
     for note in bundle.begin():
         voice.say(note)
+    return setups
 
 
 def host_addresses(addresses: Iterable[IPv4Interface | IPv6Interface]) -> list[IPv4Interface | IPv6Interface]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from rustguard_py.model.peer import Peer
 from rustguard_py.model.statistics import PeerStats, PlaneStats
 from rustguard_py.model.timers import REJECT_AFTER_TIME
 from rustguard_py.model.tunnel import AnyTunnel
+from rustguard_py.system.kernel_view import View
 from rustguard_py.system.multipath import Multipath
 from rustguard_py.tunnel import send_keepalive
 
@@ -277,13 +278,17 @@ class Bundle:
             for place, (member, (received, sent)) in enumerate(zip(self.members, sizes, strict=True))
         ]
 
+    def to_keep(self) -> dict[str, tuple[Callable[[View], bool], Callable[[], None]]]:
+        """Return the routes as `daemon.keeper.Keeper` keeps them."""
+        return {"the routes over several tunnels": (self._routes.holds, self._routes.restore)}
+
     def close(self) -> None:
         """Remove the routes and restore what was set."""
         self._routes.close()
 
 
 def _broken(member: Member) -> bool:
-    return member.tunnel.fault is not None
+    return member.tunnel.fault is not None or not member.tunnel.has_interface()
 
 
 def _has_session(peer: Peer, at: float) -> bool:

@@ -65,10 +65,12 @@ class TunnelHealth:
 
     def observe(self, counters: PeerStats, now: float) -> None:
         """Check the tunnel, by the peer's counters on it."""
-        sent, sent_size = counters.tx_packets - self._tx_packets, counters.tx_bytes - self._tx_bytes
-        heard, heard_size = counters.rx_packets - self._rx_packets, counters.rx_bytes - self._rx_bytes
-        self._tx_packets, self._tx_bytes = counters.tx_packets, counters.tx_bytes
-        self._rx_packets, self._rx_bytes = counters.rx_packets, counters.rx_bytes
+        tx_bytes = counters.tx_bytes - counters.tx_handshake_bytes
+        rx_bytes = counters.rx_bytes - counters.rx_handshake_bytes
+        sent, sent_size = counters.tx_packets - self._tx_packets, tx_bytes - self._tx_bytes
+        heard, heard_size = counters.rx_packets - self._rx_packets, rx_bytes - self._rx_bytes
+        self._tx_packets, self._tx_bytes = counters.tx_packets, tx_bytes
+        self._rx_packets, self._rx_bytes = counters.rx_packets, rx_bytes
         data_sent = _is_data(sent, sent_size)
         self.heard, self.sent = heard > 0 or heard_size not in _HANDSHAKES, data_sent
         self.moved = data_sent or _is_data(heard, heard_size)

@@ -160,6 +160,12 @@ class KernelPeers:
         peer.initiation_sent = now
         self.begin_handshake(peer, now)
 
+    def put_all_again(self) -> None:
+        """Put all peers into a new interface, each where it was last seen. Their sessions are lost."""
+        for peer in self:
+            config = peer.config
+            self._put(peer, replace(config, endpoint=peer.endpoint), peer.key_in_use)
+
     def _put(self, peer: Peer | None, config: PeerConfig, key: int) -> Peer:
         """Put a peer into the kernel with one of its preshared keys. If it was there, its sessions end."""
         changes = [] if peer is None else [KernelPeerChange(config.public_key, remove=True)]

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from rustguard_py.kernel.kernel_peers import KernelPeers
@@ -58,6 +58,7 @@ class KernelTunnel:
         pairing: Bound sockets for enrollment, at most one per family. The tunnel owns them.
         several: Whether this is one of several tunnels, so that new sessions must be noticed soon.
         notes: Sentences for people, shown in the statistics.
+        make: Makes such an interface again.
 
     Attributes:
         fault: The error that ended the tunnel. When it is set, `stopped` is set too.
@@ -72,12 +73,14 @@ class KernelTunnel:
         *,
         several: bool = False,
         notes: Sequence[str] = (),
+        make: Callable[[], KernelInterface] | None = None,
     ) -> None:
         self.listeners = Listeners()
         self.fault: RustGuardError | None = None
         self.stopped = asyncio.Event()
         self.node = KernelPeers(private_key, self)
         self._device = device
+        self._make = make
         self._several = several
         self._notes = [_NOTE, *notes]
         self._pairing = {each.family: each for each in pairing}
@@ -88,10 +91,12 @@ class KernelTunnel:
         self._read_at = 0.0
         self._cost = 0.0
         self._closed = False
-        port = sockets[0].getsockname()[1]
+        self._private_key = private_key
+        self._port = int(sockets[0].getsockname()[1])
+        self._mark = 0
         for each in sockets:
             each.close()
-        device.configure(private_key=private_key, port=port)
+        device.configure(private_key=private_key, port=self._port)
 
     @property
     def plane(self) -> KernelTunnel:
@@ -140,7 +145,30 @@ class KernelTunnel:
         for each in sockets:
             each.close()
         self._device.configure(port=port)
+        self._port = port
         return port
+
+    def has_interface(self) -> bool:
+        """See `AnyTunnel.has_interface`."""
+        return self._device.exists()
+
+    def reattach(self) -> None:
+        """See `AnyTunnel.reattach`. The kernel lost the sessions with the interface, so it shakes hands again."""
+        if self._make is None:
+            raise RustGuardError("The interface is gone: another program removed it.", "Start again.")
+        device = self._make()
+        try:
+            device.configure(private_key=self._private_key, port=self._port, fwmark=self._mark)
+            gone, self._device = self._device, device
+            self.node.put_all_again()
+        except BaseException:
+            device.remove()
+            raise
+        gone.close()
+        for peer in self.node:
+            if peer.endpoint is not None and peer.config.persistent_keepalive:
+                self.node.begin_handshake(peer, now())
+        self.wake()
 
     # -- as a plane has them --------------------------------------------------------------------------------
 
@@ -160,10 +188,11 @@ class KernelTunnel:
         except RustGuardError as error:
             if self._device.exists():
                 raise
-            self._stop(error)
+            self._on_gone(error)
 
     def configure(self, *, private_key: bytes) -> None:
         """Set the private key (32 bytes) in the kernel."""
+        self._private_key = private_key
         self._device.configure(private_key=private_key)
 
     def set_pairing(self, gate: PairingGate | None) -> None:
@@ -179,6 +208,7 @@ class KernelTunnel:
 
     def set_fwmark(self, mark: int) -> None:
         """Set the mark of all datagrams sent from now on, for the system's routing rules; 0 for no mark."""
+        self._mark = mark
         self._device.configure(fwmark=mark)
 
     def set_mtu(self, mtu: int) -> None:
@@ -198,7 +228,7 @@ class KernelTunnel:
     def _on_timer(self) -> None:
         self._timer = None
         if not self._device.exists():
-            self._stop(RustGuardError("The interface is gone: another program removed it.", "Start again."))
+            self._on_gone(RustGuardError("The interface is gone: another program removed it.", "Start again."))
         elif self._due() <= now():
             self._read()
         self.wake()
@@ -208,11 +238,19 @@ class KernelTunnel:
         try:
             read = self._device.read_counters()
         except RustGuardError as error:
-            self._stop(error)
+            self._on_gone(error)
             return
         self._read_at = now()
         self._cost = self._read_at - began
         self.node.observe(read, self._read_at, time.time(), self.listeners)
+
+    def _on_gone(self, fault: RustGuardError) -> None:
+        """End, unless somebody will make the interface again. Until then the last reading stays."""
+        if self.listeners.lost is None or self._device.exists():
+            self._stop(fault)
+            return
+        self._read_at = now()
+        self.listeners.lost()
 
     def _stop(self, fault: RustGuardError) -> None:
         if self.fault is None:

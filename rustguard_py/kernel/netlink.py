@@ -21,7 +21,7 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 from rustguard_py.kernel.channel import WireGuardChannel
 from rustguard_py.kernel.counters import Counters, decode
 from rustguard_py.kernel.messages import KernelInterfaceState, KernelPeerChange, batches, device_request, parse_dump
-from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.errors import NameTakenError, RefusedError, RustGuardError
 from rustguard_py.system.interface import with_netlink
 
 KIND = "wireguard"
@@ -91,6 +91,12 @@ class KernelInterface:
         if not self._removed:
             self._removed = True
             _remove(self.index)
+            self._channel.close()
+
+    def close(self) -> None:
+        """Let go of an interface that is gone. May be called twice."""
+        if not self._removed:
+            self._removed = True
             self._channel.close()
 
     def exists(self) -> bool:
@@ -231,7 +237,7 @@ def _refused(name: str, code: int) -> RefusedError:
             "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`.",
         )
     if code == errno.EEXIST:
-        return RefusedError(f"There is an interface {name} already.", "Choose another: --interface NAME")
+        return NameTakenError(f"There is an interface {name} already.", "Choose another: --interface NAME")
     reason = os.strerror(code)
     return RefusedError(
         f"The kernel refused to make the WireGuard interface {name}: {reason}.", "Choose: --engine native"

@@ -1,7 +1,8 @@
 """Where a peer is reached, the networks behind it, and its number.
 
 An endpoint can also carry the local address at which the peer was heard. Replies go out from that address, so the
-peer sees the source that it sent to. Use `heard`, `local_of` and `plain` for it, and `is_same` to compare it too.
+peer sees the source that it sent to, while the route leads over the interface at which it was heard. Use `heard`,
+`local_of`, `interface_of` and `plain` for it, and `is_same` to compare it too.
 """
 
 from __future__ import annotations
@@ -25,23 +26,37 @@ class _Heard(tuple[str | int, ...]):
     """An endpoint with the local address at which it was heard."""
 
     local: bytes
+    interface: int
 
 
-def heard(endpoint: Endpoint, local: bytes) -> Endpoint:
+def heard(endpoint: Endpoint, local: bytes, interface: int = 0) -> Endpoint:
     """Return an endpoint that remembers the local address at which it was heard. It equals the plain endpoint.
 
     Args:
         endpoint: The source of a datagram.
         local: The datagram's destination, 4 or 16 bytes.
+        interface: The number of the interface that it came by. 0 if that doesn't matter: then the local address is
+            used whatever the route.
     """
     made = _Heard(endpoint)
-    made.local = local
+    made.local, made.interface = local, interface
     return cast(Endpoint, made)
 
 
 def local_of(endpoint: Endpoint | None) -> bytes | None:
     """Return the local address (4 or 16 bytes) at which `endpoint` was heard, or None to let the kernel choose."""
     return endpoint.local if isinstance(endpoint, _Heard) else None
+
+
+def interface_of(endpoint: Endpoint | None) -> int:
+    """Return the number of the interface at which `endpoint` was heard, or 0 if it isn't known."""
+    return endpoint.interface if isinstance(endpoint, _Heard) else 0
+
+
+def at_once(endpoint: Endpoint) -> Endpoint:
+    """Return the same endpoint for an answer at once. Nobody looks up the route to who has proved nothing."""
+    local = local_of(endpoint)
+    return endpoint if local is None else heard(plain(endpoint), local)
 
 
 def plain(endpoint: Endpoint) -> Endpoint:
@@ -55,8 +70,10 @@ def with_port(endpoint: Endpoint, port: int) -> Endpoint:
 
 
 def is_same(one: Endpoint | None, other: Endpoint | None) -> bool:
-    """Return whether two endpoints are the same, including their local addresses."""
-    return one is other or (one == other and local_of(one) == local_of(other))
+    """Return whether two endpoints are the same, including their local addresses and interfaces."""
+    return one is other or (
+        one == other and local_of(one) == local_of(other) and interface_of(one) == interface_of(other)
+    )
 
 
 def endpoint_text(endpoint: Endpoint | None) -> str | None:

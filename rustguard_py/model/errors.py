@@ -37,6 +37,10 @@ class RefusedError(RustGuardError):
     exit_code = 4
 
 
+class NameTakenError(RefusedError):
+    """There is an interface of that name already."""
+
+
 class UnansweredError(RustGuardError):
     """No answer came in time."""
 
@@ -45,3 +49,7 @@ class UnansweredError(RustGuardError):
 
 class StateError(RustGuardError):
     """A state file can't be trusted, read, written or locked."""
+
+
+class InUseError(StateError):
+    """Another process has locked the state directory: a daemon that runs, or one that is just starting."""

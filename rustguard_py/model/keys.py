@@ -25,10 +25,12 @@ def generate_private_key(randomness: Callable[[int], bytes] = secrets.token_byte
     Args:
         randomness: Returns as many secret random bytes as requested.
     """
-    key = bytearray(randomness(KEY_SIZE))
-    key[0] &= 248
-    key[31] = key[31] & 127 | 64
-    return bytes(key)
+    return clamp(randomness(KEY_SIZE))
+
+
+def clamp(private_key: bytes) -> bytes:
+    """Return a private key (32 bytes) with the bits that X25519 ignores set as WireGuard shows them (RFC 7748)."""
+    return bytes([private_key[0] & 248, *private_key[1:31], private_key[31] & 127 | 64])
 
 
 def public_key(private_key: bytes) -> bytes:

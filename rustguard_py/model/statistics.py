@@ -9,13 +9,17 @@ from rustguard_py.model.endpoint import Endpoint, PeerId
 
 @dataclass(slots=True)
 class PeerStats:
-    """Counters of one peer. Bytes count whole WireGuard datagrams, as the kernel's counters do.
+    """Counters of one peer. Bytes count whole WireGuard datagrams, handshakes included, as the kernel's counters do.
 
     Attributes:
+        rx_packets: Data messages received. The kernel doesn't count them.
+        tx_packets: Data messages sent.
         last_received: When the last authenticated datagram was received, or None.
         last_sent: When the last datagram was sent, or None.
         handshakes: Keypairs installed.
         drops: Packets to the peer that were dropped, and dropped datagrams of its sessions, including forged ones.
+        rx_handshake_bytes: What of `rx_bytes` were handshakes, where that is known.
+        tx_handshake_bytes: The same of `tx_bytes`.
     """
 
     endpoint: Endpoint | None = None
@@ -27,6 +31,8 @@ class PeerStats:
     last_sent: float | None = None
     handshakes: int = 0
     drops: int = 0
+    rx_handshake_bytes: int = 0
+    tx_handshake_bytes: int = 0
 
 
 # Number of classes in a histogram of batch sizes.

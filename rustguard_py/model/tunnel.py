@@ -112,6 +112,18 @@ class AnyTunnel(Protocol):
             RefusedError: The port is taken. The tunnel keeps its old one.
         """
 
+    def has_interface(self) -> bool:
+        """Return whether the interface is still there, under whatever name."""
+
+    def reattach(self) -> None:
+        """Make the interface again, down and without addresses, after another program removed it.
+
+        Peers and the port stay. Sessions stay too, except with the kernel's engine, which shakes hands again.
+
+        Raises:
+            RustGuardError: It can't be made. May be called again.
+        """
+
 
 @dataclass(slots=True)
 class Listeners:
@@ -122,9 +134,12 @@ class Listeners:
         unanswered: A handshake had no answer. Takes the peer and the number of initiations sent so far.
         session: A peer's session began.
         moved: A peer has another endpoint.
+        lost: Another program removed the interface. Calls `reattach` sooner or later. Without this listener the
+            tunnel ends instead.
     """
 
     foreign: Callable[[bytes, Endpoint, float], None] | None = None
     unanswered: Callable[[Peer, int], None] | None = None
     session: Callable[[Peer], None] | None = None
     moved: Callable[[Peer, Endpoint], None] | None = None
+    lost: Callable[[], None] | None = None

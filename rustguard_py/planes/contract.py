@@ -18,6 +18,8 @@ Times are seconds of `rustguard_py.model.clock`. Keys are raw bytes. Sections ar
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +30,8 @@ from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 
+# What the kernel answers at a TUN descriptor whose interface is gone.
+_GONE = (os.strerror(errno.EBADFD), os.strerror(errno.ENODEV))
 # Packets held per peer until a handshake is done; the kernel's MAX_STAGED_PACKETS.
 MAX_STAGED_PACKETS = 128
 
@@ -58,6 +62,7 @@ class Reason(Enum):
 
     NO_SESSION = "a packet has no session to go out on"
     REKEY = "the session reached REKEY-AFTER"
+    INTERFACE_UP = "the interface came up, and the peer has a persistent keepalive"
     NO_ANSWER = "sent data, heard nothing for KEEPALIVE-TIMEOUT + REKEY-TIMEOUT"
 
 
@@ -119,12 +124,20 @@ class Fault:
     message: str
     fatal: bool
 
+    @property
+    def interface_is_gone(self) -> bool:
+        """Whether the plane stopped because another program removed its interface."""
+        return self.fatal and any(each in self.message for each in _GONE)
+
 
 Event = HandshakeReceived | ForeignReceived | HandshakeWanted | KeypairConfirmed | EndpointMoved | Fault
 
 
 class Plane(Protocol):
     """The commands. The control thread may call them at any time; they take effect in order.
+
+    While the interface is down, only enrollment passes: as in the kernel nothing else is sent or taken, and no
+    handshake is wanted. Sessions stay. When it comes up, each peer with a persistent keepalive gets one.
 
     An endpoint from an event knows the local address that its datagram came to, and replies go out from that address.
     If the kernel refuses the address, or the peer stops answering, the kernel chooses one again.
@@ -219,4 +232,16 @@ class EventfulPlane(Plane, Protocol):
 
         Mark, peers, sessions and the packets in the interface stay. The old sockets are closed, and datagrams that
         wait in them are lost. Returns when this is done.
+        """
+
+    def is_running(self) -> bool:
+        """Return whether the plane moves packets. Without its interface it doesn't."""
+
+    def reattach(self) -> None:
+        """Make the interface again after another program removed it, on the same UDP port.
+
+        Peers, sessions and mark stay. The interface is down and has no address.
+
+        Raises:
+            RefusedError: It can't be made, or the port was taken meanwhile. May be called again.
         """

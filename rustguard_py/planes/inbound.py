@@ -26,6 +26,7 @@ from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
 from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.coalesce import Coalescer
+from rustguard_py.planes.ecn import changes, mark
 from rustguard_py.planes.offload import MAX_SEGMENTS
 from rustguard_py.planes.plane_peer import PlanePeer
 from rustguard_py.planes.transport import Transport
@@ -93,29 +94,29 @@ class Inbound:
         received = self._receive(udp, 0)
         if received is None:
             return False
-        size, segment, source = received
+        size, segment, source, tos = received
         if size != segment or size <= DATA_OVERHEAD or self._message[:4] != DATA_PREFIX:
-            self._take(size, segment, source, now)
+            self._take(size, segment, source, tos, now)
             return True
-        # The kernel delivered a single datagram: gather more of the same source and size into a message.
+        # The kernel delivered a single datagram: gather more of the same source, mark and size into a message.
         total = size
         while total + size <= _MESSAGE and total < MAX_SEGMENTS * size:
             received = self._receive(udp, total)
             if received is None:
                 break
-            more, segment, from_whom = received
-            if not is_same(from_whom, source) or more != segment or more > size:
-                self._take(total, size, source, now)
+            more, segment, from_whom, other_tos = received
+            if not is_same(from_whom, source) or other_tos != tos or more != segment or more > size:
+                self._take(total, size, source, tos, now)
                 self._view[:more] = self._view[total : total + more]
-                self._take(more, segment, from_whom, now)
+                self._take(more, segment, from_whom, other_tos, now)
                 return True
             total += more
             if more < size:
                 break
-        self._take(total, size, source, now)
+        self._take(total, size, source, tos, now)
         return True
 
-    def _receive(self, udp: Udp, offset: int) -> tuple[int, int, Endpoint] | None:
+    def _receive(self, udp: Udp, offset: int) -> tuple[int, int, Endpoint, int] | None:
         """Receive a message at `offset`. None if there is none, or only an error of a datagram sent earlier."""
         try:
             return udp.receive([self._view[offset : offset + _MESSAGE]] if offset else self._into)
@@ -127,23 +128,23 @@ class Inbound:
             self._transport.drop(f"receive_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
             return None
 
-    def _take(self, size: int, segment: int, source: Endpoint, now: float) -> None:
+    def _take(self, size: int, segment: int, source: Endpoint, tos: int, now: float) -> None:
         """Handle the message at the start of the buffer: datagrams of `segment` bytes, the last maybe shorter."""
         count = -(-size // segment) if segment else 1
         self._worker.count(count, size)
         if count > 1 and segment > DATA_OVERHEAD and count <= MAX_SEGMENTS and self._message[:4] == DATA_PREFIX:
-            self._batch(size, segment, count, source, now)
+            self._batch(size, segment, count, source, tos, now)
         else:
-            self._one_by_one(0, size, segment or 1, source, now)
+            self._one_by_one(0, size, segment or 1, source, tos, now)
 
-    def _one_by_one(self, start: int, stop: int, segment: int, source: Endpoint, now: float) -> None:
+    def _one_by_one(self, start: int, stop: int, segment: int, source: Endpoint, tos: int, now: float) -> None:
         for at in range(start, max(stop, 1), segment):
             datagram = bytes(self._view[at : min(at + segment, stop)])
-            inner = self._transport.handle_datagram(datagram, source, now)
+            inner = self._transport.handle_datagram(datagram, source, now, tos)
             if inner is not None:
                 self._write_one(inner)
 
-    def _batch(self, size: int, segment: int, count: int, source: Endpoint, now: float) -> None:
+    def _batch(self, size: int, segment: int, count: int, source: Endpoint, tos: int, now: float) -> None:
         """Divide `count` datagrams into runs. All have `segment` bytes, but the last may be shorter."""
         layout = self._layouts.get(segment)
         if layout is None:
@@ -156,10 +157,10 @@ class Inbound:
         first = 0
         ends = [rows] if self._in_order(layout, rows) else self._ends(layout, rows)
         for stop in ends:
-            self._run(layout, first, stop, segment, last if stop == count else segment, source, now)
+            self._run(layout, first, stop, segment, last if stop == count else segment, source, tos, now)
             first = stop
         if rows != count:
-            self._one_by_one(rows * segment, size, segment, source, now)
+            self._one_by_one(rows * segment, size, segment, source, tos, now)
 
     def _in_order(self, layout: _OpenLayout, rows: int) -> bool:
         """Return whether all are of one session and in order. Comparing bytes is fastest with numpy."""
@@ -176,7 +177,15 @@ class Inbound:
         return [*(np.nonzero(~follows)[0] + 1).tolist(), rows]
 
     def _run(
-        self, layout: _OpenLayout, first: int, stop: int, segment: int, last: int, source: Endpoint, now: float
+        self,
+        layout: _OpenLayout,
+        first: int,
+        stop: int,
+        segment: int,
+        last: int,
+        source: Endpoint,
+        tos: int,
+        now: float,
     ) -> None:
         """Open a run of consecutive counters and deliver it. If anything is unusual, it goes one by one."""
         start, end = first * segment, (stop - 1) * segment + last
@@ -190,8 +199,9 @@ class Inbound:
             or counter < found[1].window.next
             or counter + count > REJECT_AFTER_MESSAGES
             or found[1].expired(now)
+            or self._transport.is_down
         ):
-            self._one_by_one(start, end, segment, source, now)
+            self._one_by_one(start, end, segment, source, tos, now)
             return
         peer, session = found
         full = count if last == segment else count - 1
@@ -206,12 +216,15 @@ class Inbound:
         except InvalidTag:
             # One of them is forged or damaged: going one by one finds it.
             layout.indices[first:stop] = session.local_index
-            self._one_by_one(start, end, segment, source, now)
+            self._one_by_one(start, end, segment, source, tos, now)
             return
         session.window.mark_run(counter, count)
         self._transport.received(peer, session, source, count, end - start, now, data=True)
         if last == DATA_OVERHEAD:
             count, last = count - 1, segment
+        if changes(tos):
+            for row in layout.plaintexts[:count]:
+                mark(row, tos)
         self._deliver(peer, count, segment - DATA_OVERHEAD, last - DATA_OVERHEAD)
 
     def _deliver(self, peer: PlanePeer, count: int, stride: int, last: int) -> None:

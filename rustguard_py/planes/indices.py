@@ -21,16 +21,17 @@ class Indices:
         self._random = random
         self._lock = threading.Lock()
         self._reserved: dict[PeerId, int] = {}
-        self._used: set[int] = set()
+        # The peer that each one was given to.
+        self._used: dict[int, PeerId] = {}
 
     def reserve(self, peer: PeerId) -> int:
         """Return a free index. The one that `peer` reserved before and did not use is freed."""
         with self._lock:
-            self._used.discard(self._reserved.pop(peer, -1))
+            self._used.pop(self._reserved.pop(peer, -1), None)
             index = int.from_bytes(self._random(4), "little")
             while index in self._used:
                 index = int.from_bytes(self._random(4), "little")
-            self._used.add(index)
+            self._used[index] = peer
             self._reserved[peer] = index
             return index
 
@@ -39,17 +40,21 @@ class Indices:
         with self._lock:
             if self._reserved.get(peer) == index:
                 del self._reserved[peer]
-            self._used.add(index)
+            self._used[index] = peer
 
     def release(self, index: int) -> None:
         """Free the index of a session."""
         with self._lock:
-            self._used.discard(index)
+            self._used.pop(index, None)
 
     def forget(self, peer: PeerId) -> None:
         """Free the index that `peer` reserved and did not use."""
         with self._lock:
-            self._used.discard(self._reserved.pop(peer, -1))
+            self._used.pop(self._reserved.pop(peer, -1), None)
+
+    def owner(self, index: int) -> PeerId | None:
+        """Return the peer that has an index, or None."""
+        return self._used.get(index)
 
     def __contains__(self, index: int) -> bool:
         return index in self._used

@@ -17,6 +17,7 @@ from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.contract import Event, Keypair
 from rustguard_py.planes.tun import not_made, not_ours
 from rustguard_py.system.interface import check_interface_name
+from rustguard_py.system.sockets import bind
 
 
 class NativePlane:
@@ -74,6 +75,8 @@ class NativePlane:
         except OSError as error:
             raise _refused(interface, error) from error
         self.interface = self._plane.interface
+        self._port = int(sockets[0].getsockname()[1]) if sockets else 0
+        self._mark = 0
         # The plane has its own copies.
         for bound in sockets:
             bound.close()
@@ -135,6 +138,7 @@ class NativePlane:
     def set_fwmark(self, mark: int) -> None:
         """See `EventfulPlane.set_fwmark`."""
         self._plane.set_fwmark(mark)
+        self._mark = mark
 
     def set_mtu(self, mtu: int) -> None:
         """See `EventfulPlane.set_mtu`."""
@@ -142,9 +146,27 @@ class NativePlane:
 
     def rebind(self, sockets: Sequence[socket.socket]) -> None:
         """See `EventfulPlane.rebind`. Waits until the threads have ended and started again."""
+        self._port = int(sockets[0].getsockname()[1])
         self._plane.rebind([bound.fileno() for bound in sockets])
         for bound in sockets:
             bound.close()
+
+    def is_running(self) -> bool:
+        """See `EventfulPlane.is_running`."""
+        return self._plane.is_running()
+
+    def reattach(self) -> None:
+        """See `EventfulPlane.reattach`."""
+        # Ends the threads, which close the sockets. What stays is what `reattach` needs.
+        self._plane.close()
+        sockets = bind(self._port)
+        try:
+            self._plane.reattach([bound.fileno() for bound in sockets], self._mark)
+        except OSError as error:
+            raise _refused(self.interface, error) from error
+        finally:
+            for bound in sockets:
+                bound.close()
 
     def fileno(self) -> int:
         """Return the descriptor that is readable while events wait."""

@@ -3,7 +3,7 @@
 Stages:
 
 1. Read packets from the device into rows until it is empty or a superpacket came.
-2. Divide the rows into runs of one destination and size, and look up the peer.
+2. Divide the rows into runs of one destination, size and ECN mark, and look up the peer.
 3. Complete the checksums, or cut the superpacket.
 4. Claim a run of nonces, and seal each packet into one message.
 5. Send that message with one system call.
@@ -22,6 +22,7 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.checksum import RowSums, sum_bytes
+from rustguard_py.planes.ecn import outer_tos
 from rustguard_py.planes.inner_packet import destination, ip_length, is_looped, padded
 from rustguard_py.planes.offload import (
     MAX_MESSAGE,
@@ -42,8 +43,10 @@ _SEALING_HEADER = np.array((DATA, 0), np.uint32)
 _LEAD = 2
 _PACKET = _LEAD + VNET_SIZE
 _MAX_PACKET = 65536
+# Where the ECN mark is in a packet's second byte.
+_MARK4, _MARK6 = np.uint8(0x03), np.uint8(0x30)
 
-Send = Callable[[memoryview | bytes, int, Endpoint], bool]
+Send = Callable[[memoryview | bytes, int, Endpoint, int], bool]
 
 
 class _SealLayout:
@@ -86,8 +89,8 @@ class Outbound:
     Args:
         transport: The rules and the peers.
         tun: A non-blocking TUN descriptor with virtio_net_hdr.
-        send: Sends a message as datagrams of one size to an endpoint, and never raises. It returns False if the
-            kernel refused the endpoint's local address.
+        send: Sends a message as datagrams of one size to an endpoint, with a TOS or traffic class, and never raises.
+            It returns False if the kernel refused the endpoint's local address.
         worker: Counts what goes out.
     """
 
@@ -113,6 +116,7 @@ class Outbound:
         self._sources: dict[int, list[memoryview]] = {}
         self._shapes: dict[tuple[int, int, int], _RowShape] = {}
         self._heads = self._columns(_LEAD, VNET_SIZE)
+        self._marks = self._columns(_PACKET + 1, 1)
         self._addresses4 = self._columns(_PACKET + 16, 4)
         self._addresses6 = self._columns(_PACKET + 24, 16)
 
@@ -160,7 +164,7 @@ class Outbound:
             while alike < count and sizes[alike] == size:
                 alike += 1
             stop = self._same(first, alike, address) if alike > first + 1 else alike
-            peer = self._peer(address, stop - first)
+            peer = self._peer(address, [(self._row * row + _PACKET, size) for row in range(first, stop)], now)
             if peer is None:
                 pass
             elif stop == first + 1:
@@ -170,15 +174,18 @@ class Outbound:
             first = stop
 
     def _same(self, first: int, stop: int, address: bytes) -> int:
-        """Return the row after the last that has the first row's virtio_net_hdr and destination."""
+        """Return the row after the last that has the first row's virtio_net_hdr, destination and ECN mark."""
         rows = stop - first
         addresses = self._addresses4 if len(address) == 4 else self._addresses6
         heads = self._heads[first:stop].tobytes()
-        if heads == heads[:VNET_SIZE] * rows and addresses[first:stop].tobytes() == address * rows:
+        mask = _MARK4 if len(address) == 4 else _MARK6
+        marks = (self._marks[first:stop] & mask).tobytes()
+        alike = heads == heads[:VNET_SIZE] * rows and marks == marks[:1] * rows
+        if alike and addresses[first:stop].tobytes() == address * rows:
             return stop
         for row in range(first + 1, stop):
             head = heads[(row - first) * VNET_SIZE :][:VNET_SIZE]
-            if head != heads[:VNET_SIZE] or addresses[row].tobytes() != address:
+            if head != heads[:VNET_SIZE] or marks[row - first] != marks[0] or addresses[row].tobytes() != address:
                 return row
         return stop
 
@@ -219,12 +226,12 @@ class Outbound:
         elif peer.endpoint is not None:
             self._packets += 1
             self._bytes += len(datagram)
-            if not self._send(datagram, len(datagram), peer.endpoint):
+            if not self._send(datagram, len(datagram), peer.endpoint, outer_tos(packet)):
                 peer.forget_local()
 
     def _large(self, at: int, size: int, now: float) -> None:
         """Send a superpacket, or a single packet larger than the MTU."""
-        peer = self._peer(destination(self._view[at : at + size]), 1)
+        peer = self._peer(destination(self._view[at : at + size]), [(at, size)], now)
         if peer is None:
             return
         vnet = Vnet.decode(self._view[at - VNET_SIZE : at])
@@ -254,14 +261,15 @@ class Outbound:
             sources = self._sources[stride] = [self._staging[at : at + stride] for at in starts]
         return sources
 
-    def _peer(self, address: bytes, packets: int) -> PlanePeer | None:
+    def _peer(self, address: bytes, packets: list[tuple[int, int]], now: float) -> PlanePeer | None:
+        """Return the peer for packets, which lie at these places and have these sizes. If none takes them, say so."""
         peer = self._transport.allowed.find(address) if address else None
-        if peer is None:
-            self._transport.drop("no_peer", packets)
-        elif peer.endpoint is None:
-            self._transport.drop("no_endpoint", packets, peer)
-            return None
-        return peer
+        if peer is not None and peer.endpoint is not None:
+            return peer
+        self._transport.drop("no_peer" if peer is None else "no_endpoint", len(packets), peer)
+        for at, size in packets:
+            self._transport.answer_unreachable(bytes(self._view[at : at + size]), now)
+        return None
 
     def _seal(self, peer: PlanePeer, sources: list[memoryview], last: int, now: float) -> None:
         """Seal packets of one size into one message and send it. The last packet may be shorter."""
@@ -290,7 +298,7 @@ class Outbound:
         layout.headers[:count, 1] = int.from_bytes(header[4:8], "little")
         self._packets += count
         self._bytes += total
-        if not self._send(self._message_view[:total], size, peer.endpoint):
+        if not self._send(self._message_view[:total], size, peer.endpoint, outer_tos(sources[0])):
             peer.forget_local()
         self._transport.sent(peer, session, count, total, now, data=True)
 

@@ -25,8 +25,10 @@ class PlanePeer:
         "liveness",
         "moved_at",
         "rx_bytes",
+        "rx_handshake_bytes",
         "rx_packets",
         "tx_bytes",
+        "tx_handshake_bytes",
         "tx_packets",
         "wanted_at",
     )
@@ -40,6 +42,7 @@ class PlanePeer:
         self.wanted_at = float("-inf")
         self.moved_at = float("-inf")
         self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0
+        self.rx_handshake_bytes = self.tx_handshake_bytes = 0
         self.last_received: float | None = None
         self.last_sent: float | None = None
 
@@ -60,4 +63,6 @@ class PlanePeer:
             self.last_sent,
             self.handshakes,
             self.drops,
+            self.rx_handshake_bytes,
+            self.tx_handshake_bytes,
         )

@@ -14,6 +14,7 @@ queue with another (`event_queue`). Neither side ever blocks on them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -34,9 +35,11 @@ from rustguard_py.planes.contract import Event, Fault, Keypair
 from rustguard_py.planes.event_queue import EventQueue
 from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.outbound import Outbound
+from rustguard_py.planes.sources import Sources
 from rustguard_py.planes.transport import Transport
 from rustguard_py.planes.tun import Tun
 from rustguard_py.planes.udp import Udp
+from rustguard_py.system.sockets import bind
 
 # How long `close` waits for the loop to end, seconds.
 CLOSE_PATIENCE = 5.0
@@ -139,14 +142,23 @@ class PortablePlane:
         self._transport = Transport(
             public_key, emit=self._events.put, random=random, mtu=mtu, backlog=self._events.handshakes
         )
-        self._udp = {bound.family: Udp(bound, self._note) for bound in sockets}
-        self._poll = select.poll()
         self._worker = WorkerStats("loop-0")
-        self._outbound = self._make_outbound()
-        if merge_udp is None:
-            merge_udp = _kernel_merges_udp()
-        self._inbound = Inbound(self._transport, self._tun, self._worker, merge_udp=merge_udp, note=self._note)
+        self._merge_udp = _kernel_merges_udp() if merge_udp is None else merge_udp
+        self._mark = 0
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
+        self._begin(sockets)
+
+    def _begin(self, sockets: Sequence[socket.socket]) -> None:
+        """Start the loop on these sockets and the interface."""
+        self._port = int(sockets[0].getsockname()[1]) if sockets else 0
+        self._udp = {bound.family: Udp(bound, self._note) for bound in sockets}
+        self._sources = self._open_sources()
+        if self._sources is not None:
+            self._sources.set_mark(self._mark)
+        self._poll = select.poll()
+        self._outbound = self._make_outbound()
+        self._inbound = Inbound(self._transport, self._tun, self._worker, merge_udp=self._merge_udp, note=self._note)
+        self._ended = False
         self._thread = threading.Thread(target=self._main, name=f"plane {self.interface}", daemon=True)
         self._thread.start()
 
@@ -223,9 +235,12 @@ class PortablePlane:
 
     def set_fwmark(self, mark: int) -> None:
         """See `EventfulPlane.set_fwmark`."""
-        # As bytes: setsockopt takes no int above 2^31 - 1.
-        for udp in self._udp.values():
-            udp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
+        self._mark = mark
+        if not self._ended:
+            for udp in self._udp.values():
+                _set_mark(udp.socket, mark)
+            if self._sources is not None:
+                self._queue(partial(self._sources.set_mark, mark))
 
     def set_mtu(self, mtu: int) -> None:
         """See `EventfulPlane.set_mtu`."""
@@ -240,6 +255,25 @@ class PortablePlane:
                 for bound in sockets:
                     bound.close()
                 return
+
+    def is_running(self) -> bool:
+        """See `EventfulPlane.is_running`."""
+        return not self._ended
+
+    def reattach(self) -> None:
+        """See `EventfulPlane.reattach`."""
+        self._thread.join(CLOSE_PATIENCE)
+        sockets = bind(self._port)
+        try:
+            if self._mark:
+                for bound in sockets:
+                    _set_mark(bound, self._mark)
+            self._tun = Tun(self.interface, self._note)
+        except BaseException:
+            for bound in sockets:
+                bound.close()
+            raise
+        self._begin(sockets)
 
     # Events.
 
@@ -270,20 +304,28 @@ class PortablePlane:
             self._tun.close()
             for udp in self._udp.values():
                 udp.close()
+            if self._sources is not None:
+                self._sources.close()
 
     def _loop(self) -> None:
         transport, clock, worker = self._transport, self._clock, self._worker
         poll, tun = self._poll, self._tun.fd
         # poll reports them in this order, so a command is done before a packet that came after it.
-        for fd in (self._wake, tun, *(udp.fd for udp in self._udp.values())):
+        routes = -1 if self._sources is None else self._sources.fd
+        for fd in (self._wake, tun, *(udp.fd for udp in self._udp.values()), *([routes] if routes >= 0 else [])):
             poll.register(fd, select.POLLIN)
         sockets = {udp.fd: udp for udp in self._udp.values()}
+        transport.set_up(self._tun.is_up(), clock())
         while not self._closing:
             deadline = transport.poll_timeout()
             wait = None if deadline is None else max(0.0, deadline - clock()) * 1000 + 1
+            # The device is writable once it is up.
+            poll.modify(tun, select.POLLIN | select.POLLOUT if transport.is_down else select.POLLIN)
             ready = poll.poll(wait)
             worker.system_calls += 1
             now = clock()
+            if transport.is_down:
+                transport.set_up(self._tun.is_up(), now)
             for fd, _ in ready:
                 if fd == tun:
                     self._outbound.pump(now)
@@ -293,12 +335,27 @@ class PortablePlane:
                     while self._commands:
                         self._commands.popleft()()
                     sockets = {udp.fd: udp for udp in self._udp.values()}
+                elif fd == routes and self._sources is not None:
+                    self._sources.renew()
+                    transport.set_up(self._tun.is_up(), now)
                 elif fd in sockets:
                     self._inbound.pump(sockets[fd], now)
             if deadline is not None and deadline <= now:
+                transport.set_up(self._tun.is_up(), now)
                 transport.handle_timeout(now)
-            for endpoint, datagram in transport.poll_transmit():
-                self._send_message(datagram, len(datagram), endpoint)
+            for endpoint, datagram, tos in transport.poll_transmit():
+                self._send_message(datagram, len(datagram), endpoint, tos)
+            for answer in transport.poll_answers():
+                # The host can do without.
+                with contextlib.suppress(OSError):
+                    self._tun.write(answer)
+
+    def _open_sources(self) -> Sources | None:
+        try:
+            return Sources()
+        except OSError as error:
+            self._note(f"A better route is noticed late: the kernel refuses to report it ({error.strerror}).")
+            return None
 
     def _make_outbound(self) -> Outbound:
         return Outbound(self._transport, self._tun.fd, self._send_message, self._worker)
@@ -318,6 +375,7 @@ class PortablePlane:
                 udp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             self._poll.register(udp.fd, select.POLLIN)
         self._udp = made
+        self._port = int(sockets[0].getsockname()[1])
         for udp in before:
             self._poll.unregister(udp.fd)
             self._worker.system_calls += udp.system_calls
@@ -330,7 +388,7 @@ class PortablePlane:
             self._notes.append(note)
             self._events.put(Fault(note, fatal=False))
 
-    def _send_message(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> bool:
+    def _send_message(self, message: memoryview | bytes, segment: int, endpoint: Endpoint, tos: int) -> bool:
         """Send datagrams. Errors of the network are only counted.
 
         Returns:
@@ -340,11 +398,18 @@ class PortablePlane:
         if udp is None:
             self._transport.drop("no_socket")
             return True
+        if self._sources is not None:
+            endpoint = self._sources.usable(endpoint)
         try:
-            return udp.send_from(message, segment, endpoint)
+            return udp.send_from(message, segment, endpoint, tos)
         except OSError as error:
             self._transport.drop(f"send_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
         return True
+
+
+def _set_mark(bound: socket.socket, mark: int) -> None:
+    # As bytes: setsockopt takes no int above 2^31 - 1.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
 
 
 def _kernel_merges_udp() -> bool:

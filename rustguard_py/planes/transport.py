@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
 
-from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId, at_once, is_same
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.allowed_ips import AllowedIps
@@ -33,6 +33,7 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     Reason,
 )
+from rustguard_py.planes.ecn import changes, datagram_tos, mark, outer_tos
 from rustguard_py.planes.foreign_pace import ForeignPace
 from rustguard_py.planes.gate import Gate, Verdict
 from rustguard_py.planes.indices import Indices
@@ -40,6 +41,7 @@ from rustguard_py.planes.inner_packet import destination, padded
 from rustguard_py.planes.keypairs import Session, WarmSessions
 from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines
 from rustguard_py.planes.plane_peer import PlanePeer
+from rustguard_py.planes.unreachable import Answers
 from rustguard_py.protocol import pairing_filter, wire
 from rustguard_py.protocol.pairing_filter import PairingFilter
 from rustguard_py.protocol.wire import DATA_PREFIX, FOREIGN_PREFIX
@@ -51,6 +53,8 @@ MOVED_INTERVAL = 0.1
 # Packets held for all peers together, so that many silent peers can't use up the memory.
 MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
 
+# Types of handshake messages that belong to a peer, by their length.
+_HANDSHAKES = {wire.INITIATION_SIZE: wire.INITIATION, wire.RESPONSE_SIZE: wire.RESPONSE}
 _TOO_FAST = pairing_filter.Drop("foreign_rate")
 
 
@@ -96,12 +100,38 @@ class Transport:
         self._pairing: PairingFilter | None = None
         self._deadlines: Deadlines[PlanePeer] = Deadlines()
         self._warm = WarmSessions()
-        self._transmit: list[tuple[Endpoint, bytes]] = []
+        self._transmit: list[tuple[Endpoint, bytes, int]] = []
         self._held = 0
+        self._down = False
+        self._unreachable = Answers()
+        self._answers: list[bytes] = []
 
     def set_mtu(self, mtu: int) -> None:
         """Adopt the inner interface's new MTU."""
         self.mtu = mtu
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the interface is down."""
+        return self._down
+
+    def set_up(self, up: bool, now: float) -> None:
+        """Note whether the interface is up."""
+        if self._down is not up:
+            return
+        self._down = not up
+        for peer in self.peers.values():
+            liveness = peer.liveness
+            if not up:
+                liveness.stop()
+                liveness.persistent_at = float("inf")
+                self._drop_held(peer, "interface_down")
+            elif liveness.interval and peer.endpoint is not None:
+                peer.wanted_at = float("-inf")
+                liveness.persistent_at = now + liveness.interval
+                if not self._transmit_sealed(peer, b"", now):
+                    self.want(peer, Reason.INTERFACE_UP, now)
+                self._deadlines.schedule(peer, liveness)
 
     # Commands of the contract. Those that send or set a timer take `now`.
 
@@ -164,7 +194,10 @@ class Transport:
         return self.indices.reserve(peer)
 
     def install_keypair(self, peer: PeerId, keypair: Keypair, now: float) -> None:
-        """See `Plane.install_keypair`. The handshake counts as sent and received, as in the kernel."""
+        """See `Plane.install_keypair`.
+
+        The handshake counts as sent and received, as in the kernel. So does the peer's message in the counters.
+        """
         known = self.peers.get(peer)
         if known is None:
             self.indices.forget(peer)
@@ -174,6 +207,9 @@ class Transport:
         self.sessions[keypair.local_index] = known, session
         self._retire(known.keypairs.install(session))
         known.handshakes += 1
+        message = wire.RESPONSE_SIZE if keypair.initiator else wire.INITIATION_SIZE
+        known.rx_bytes += message
+        known.rx_handshake_bytes += message
         known.wanted_at = float("-inf")
         known.liveness.received(now, data=False)
         known.liveness.sent(now, data=False)
@@ -197,10 +233,18 @@ class Transport:
             known.liveness.keepalive_at = float("inf")
 
     def send(self, endpoint: Endpoint, datagram: bytes, now: float) -> None:
-        """See `Plane.send`."""
+        """See `Plane.send`. A handshake counts as sent to its peer."""
+        if self._down and datagram[:3] != FOREIGN_PREFIX:
+            self.drop("interface_down")
+            return
+        if wire.message_type(datagram) == _HANDSHAKES.get(len(datagram)):
+            owner = self.indices.owner(int.from_bytes(datagram[4:8], "little"))
+            if owner is not None and (peer := self.peers.get(owner)) is not None:
+                peer.tx_bytes += len(datagram)
+                peer.tx_handshake_bytes += len(datagram)
         if self._pairing is not None:
             self._pairing.sent(datagram, now)
-        self._transmit.append((endpoint, datagram))
+        self._transmit.append((endpoint, datagram, datagram_tos(datagram)))
 
     def stats(self) -> PlaneStats:
         """See `Plane.stats`."""
@@ -213,15 +257,29 @@ class Transport:
         peer = self.allowed.find(destination(packet)) if packet else None
         if peer is None:
             self.drop("no_peer")
+            self.answer_unreachable(packet, now)
         elif peer.endpoint is None:
             self.drop("no_endpoint", peer=peer)
+            self.answer_unreachable(packet, now)
         elif not self._transmit_sealed(peer, packet, now):
             self.hold(peer, packet, now)
 
-    def handle_datagram(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
-        """Handle one datagram from the network. Return the inner packet to deliver, if there is one."""
+    def handle_datagram(self, datagram: bytes, source: Endpoint, now: float, tos: int = 0) -> bytes | None:
+        """Handle one datagram from the network, with its TOS or traffic class.
+
+        Returns:
+            The inner packet to deliver, if there is one.
+        """
+        if self._down and datagram[:3] != FOREIGN_PREFIX:
+            self.drop("interface_down")
+            return None
         if datagram[:4] == DATA_PREFIX:
-            return self._open(datagram, source, now)
+            inner = self._open(datagram, source, now)
+            if inner is not None and changes(tos):
+                packet = bytearray(inner)
+                mark(packet, tos)
+                return bytes(packet)
+            return inner
         if datagram[:3] == FOREIGN_PREFIX:
             self._handle_foreign(datagram, source, now)
         else:
@@ -251,10 +309,15 @@ class Transport:
         """Return the latest time to call `handle_timeout`, or None."""
         return self._deadlines.next()
 
-    def poll_transmit(self) -> list[tuple[Endpoint, bytes]]:
-        """Remove and return the datagrams to send, in order."""
+    def poll_transmit(self) -> list[tuple[Endpoint, bytes, int]]:
+        """Remove and return the datagrams to send, in order: where to, the datagram, its TOS or traffic class."""
         transmit, self._transmit = self._transmit, []
         return transmit
+
+    def poll_answers(self) -> list[bytes]:
+        """Remove and return the packets for the host: answers to what it can't reach."""
+        answers, self._answers = self._answers, []
+        return answers
 
     # Steps that `outbound` and `inbound` use for whole batches.
 
@@ -263,6 +326,12 @@ class Transport:
         self.drops[reason] = self.drops.get(reason, 0) + count
         if peer is not None:
             peer.drops += count
+
+    def answer_unreachable(self, packet: bytes, now: float) -> None:
+        """Tell the host that it can't reach a packet's destination."""
+        answer = self._unreachable.answer(packet, now)
+        if answer is not None:
+            self._answers.append(answer)
 
     def hold(self, peer: PlanePeer, packet: bytes, now: float) -> None:
         """Hold a packet until there is a session, and ask for one. If too many are held, the oldest is dropped."""
@@ -282,7 +351,7 @@ class Transport:
 
     def want(self, peer: PlanePeer, reason: Reason, now: float) -> None:
         """Ask Python for a handshake, at most once per WANTED_INTERVAL and peer."""
-        if now - peer.wanted_at >= WANTED_INTERVAL:
+        if now - peer.wanted_at >= WANTED_INTERVAL and not self._down:
             peer.wanted_at = now
             self._emit(HandshakeWanted(peer.id, reason))
 
@@ -356,7 +425,7 @@ class Transport:
         datagram = self.seal(peer, packet, now)
         if datagram is None or peer.endpoint is None:
             return False
-        self._transmit.append((peer.endpoint, datagram))
+        self._transmit.append((peer.endpoint, datagram, outer_tos(packet)))
         return True
 
     def _open(self, datagram: bytes, source: Endpoint, now: float) -> bytes | None:
@@ -409,7 +478,7 @@ class Transport:
             case pairing_filter.Answer(answer):
                 if pairing_filter.is_revision(answer):
                     self.drop(pairing_filter.REVISION_REASON)
-                self._transmit.append((source, answer))
+                self._transmit.append((at_once(source), answer, 0))
             case pairing_filter.Drop(reason):
                 self.drop(reason)
 
@@ -431,7 +500,7 @@ class Transport:
             self._emit(HandshakeReceived(datagram, source, proven=verdict is Verdict.PROVEN))
             return
         if verdict is Verdict.CHALLENGE:
-            self._transmit.append((source, self._gate.challenge(datagram, source, now)))
+            self._transmit.append((at_once(source), self._gate.challenge(datagram, source, now), 0))
         self.drop(verdict.value)
 
     def _answers_us(self, datagram: bytes, size: int, at: int) -> bool:
@@ -440,13 +509,15 @@ class Transport:
 
     def _send_keepalive(self, peer: PlanePeer, now: float) -> None:
         """Send the held packets, or else a keepalive. Without a session, ask for one."""
+        if self._down:
+            return
         if peer.held:
             self._send_held(peer, now)
         elif peer.endpoint is not None and not self._transmit_sealed(peer, b"", now):
             self.want(peer, Reason.NO_SESSION, now)
 
     def _persistent_keepalive(self, peer: PlanePeer, now: float) -> None:
-        peer.liveness.persistent_at = now + peer.liveness.interval
+        peer.liveness.persistent_at = float("inf") if self._down else now + peer.liveness.interval
         self._send_keepalive(peer, now)
 
     def _send_held(self, peer: PlanePeer, now: float) -> None:

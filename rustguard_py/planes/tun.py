@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import struct
 from collections.abc import Callable
 
-from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.errors import NameTakenError, RefusedError
+from rustguard_py.model.limits import THREADS
 from rustguard_py.planes.offload import PLAIN_VNET
 from rustguard_py.system.interface import TUN_DEVICE, check_interface_name
 
@@ -54,12 +56,16 @@ def not_made(name: str, error: OSError) -> RefusedError:
             f"/dev/net/tun can't be opened: {error.strerror}.",
             "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
         )
-    if error.errno == errno.EBUSY:
-        return RefusedError(
+    if error.errno in (errno.EBUSY, errno.EEXIST):
+        return NameTakenError(
             f"Interface {name} can't be made: {error.strerror}.",
             f"See what it is with `ip link show {name}`, or choose another --interface.",
         )
-    return RefusedError(f"Interface {name} can't be made: {error.strerror}.", "Run as root, or with CAP_NET_ADMIN.")
+    if error.errno == errno.EAGAIN:
+        # Of a thread of the native plane.
+        return RefusedError(f"Interface {name} can't be made. {THREADS.message}", THREADS.fix)
+    reason = (error.strerror or "unknown error").partition(" (os error ")[0]
+    return RefusedError(f"Interface {name} can't be made: {reason}.", "Run as root, or with CAP_NET_ADMIN.")
 
 
 class Tun:
@@ -68,7 +74,7 @@ class Tun:
     The caller sets addresses, routes, MTU, `up` and `gso_max_segs` (`offload.wanted_gso_segments`).
 
     Args:
-        name: The interface to make, up to 15 bytes; a `%d` in it is replaced by a free number.
+        name: The interface to make, up to 15 bytes.
         note: Called with a sentence for each feature that is missing.
         several: Whether the interface may have more queues, each a `Tun` of the same name.
 
@@ -128,6 +134,12 @@ class Tun:
                 if lack:
                     note(lack)
                 return
+
+    def is_up(self) -> bool:
+        """Return whether the interface is up, in whatever network: while it is down, the kernel takes nothing."""
+        look = select.poll()
+        look.register(self.fd, select.POLLOUT)
+        return bool(look.poll(0))
 
     def write(self, packet: bytes | memoryview) -> None:
         """Write one packet to the host, which verifies its checksums.

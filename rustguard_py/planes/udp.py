@@ -14,9 +14,10 @@ from rustguard_py.planes.offload import SOL_UDP, UDP_GRO, UDP_SEGMENT
 
 # How long to wait for room in the send buffer before a message is dropped, seconds.
 SEND_PATIENCE = 0.5
-# Room for the control messages of a receive: the segment size, and an in6_pktinfo or the shorter in_pktinfo.
-_CONTROL_SIZE = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(20)
-_IP_PKTINFO = 8
+# Room for the control messages of a receive: the segment size, the traffic class, and an in6_pktinfo or the shorter
+# in_pktinfo. The kernel silently leaves out what doesn't fit.
+_CONTROL_SIZE = 2 * socket.CMSG_SPACE(4) + socket.CMSG_SPACE(20)
+_IP_PKTINFO, _IP_RECVTOS = 8, 13
 _MULTICAST = 0xFF
 _IPV4_SIZE = 4
 # Errors with which the kernel may refuse the local address of a datagram.
@@ -62,8 +63,9 @@ class Udp:
         self._writable = select.poll()
         self._writable.register(self.fd, select.POLLOUT)
         self._receive = bound.recvmsg_into
-        # The source of the last message, the local address that it came to, and the endpoint made of both.
-        self._heard: tuple[Endpoint, bytes, Endpoint] | None = None
+        # The source of the last message, the local address that it came to and the interface, and the endpoint made
+        # of them.
+        self._heard: tuple[Endpoint, bytes, bytes, Endpoint] | None = None
         bound.setblocking(False)
         for forced, ordinary in (
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
@@ -89,9 +91,18 @@ class Udp:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             else:
                 bound.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        # Without it, congestion on the way isn't reported inside the tunnel.
+        with contextlib.suppress(OSError):
+            if self.family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+            else:
+                bound.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
 
-    def receive(self, into: list[memoryview]) -> tuple[int, int, Endpoint]:
-        """Receive one message. Return its size, the size of each datagram in it but the last, and its source.
+    def receive(self, into: list[memoryview]) -> tuple[int, int, Endpoint, int]:
+        """Receive one message.
+
+        Returns:
+            Its size, the size of each datagram in it but the last, its source, and its TOS or traffic class.
 
         Raises:
             BlockingIOError: There is none.
@@ -99,25 +110,30 @@ class Udp:
         """
         self.system_calls += 1
         size, control, _, source = self._receive(into, _CONTROL_SIZE)
-        segment = size
+        segment, tos = size, 0
         for level, kind, data in control:
             if level == SOL_UDP and kind == UDP_GRO:
                 segment = int.from_bytes(data[:4], sys.byteorder)
             elif level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
                 # For a broadcast this is the address to answer from.
-                source = self._at(source, data[4:8])
+                source = self._at(source, data[4:8], data[:4])
             elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and data[0] != _MULTICAST:
-                source = self._at(source, data[:16])
-        return size, segment, source
+                source = self._at(source, data[:16], data[16:20])
+            elif level == socket.IPPROTO_IP and kind == socket.IP_TOS:
+                tos = data[0]
+            elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_TCLASS:
+                tos = int.from_bytes(data[:4], sys.byteorder)
+        return size, segment, source, tos
 
-    def _at(self, source: Endpoint, local: bytes) -> Endpoint:
-        """Return `source` as heard at a local address: the same object as long as both stay the same."""
+    def _at(self, source: Endpoint, local: bytes, interface: bytes) -> Endpoint:
+        """Return `source` as heard at an address of an interface: the same object as long as all stay the same."""
         last = self._heard
-        if last is None or last[0] != source or last[1] != local:
-            last = self._heard = (source, local, heard(source, local))
-        return last[2]
+        if last is None or last[0] != source or last[1] != local or last[2] != interface:
+            number = int.from_bytes(interface, sys.byteorder)
+            last = self._heard = (source, local, interface, heard(source, local, number))
+        return last[3]
 
-    def send_from(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> bool:
+    def send_from(self, message: memoryview | bytes, segment: int, endpoint: Endpoint, tos: int = 0) -> bool:
         """Send as `send` does. If the kernel refuses the endpoint's local address, let it choose another.
 
         Returns:
@@ -127,18 +143,19 @@ class Udp:
             OSError: The network refused it either way.
         """
         try:
-            self.send(message, segment, endpoint)
+            self.send(message, segment, endpoint, tos)
         except OSError as error:
             # The kernel may also refuse to cut because of the address. Then `send` has sent single datagrams from it.
             if error.errno not in _REFUSES_LOCAL or local_of(endpoint) is None:
                 raise
-            self.send(message, segment, plain(endpoint))
+            self.send(message, segment, plain(endpoint), tos)
             return False
         return True
 
-    def send(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> None:
+    def send(self, message: memoryview | bytes, segment: int, endpoint: Endpoint, tos: int = 0) -> None:
         """Send `message` as datagrams of `segment` bytes, at most `MAX_SEGMENTS`; the last may be shorter.
 
+        `tos` is their TOS or traffic class.
         Waits up to SEND_PATIENCE for room in the buffer. Meanwhile the TUN device fills, which slows the sender down.
         If the kernel refuses to cut the message, it is sent datagram by datagram and nothing is lost.
 
@@ -146,7 +163,11 @@ class Udp:
             OSError: The network refused it; TimeoutError when there was no room.
         """
         local = local_of(endpoint)
-        origin = () if local is None else (_origin(local),)
+        origin: tuple[tuple[int, int, bytes], ...] = () if local is None else (_origin(local),)
+        if tos:
+            v6 = self.family == socket.AF_INET6
+            level, kind = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if v6 else (socket.IPPROTO_IP, socket.IP_TOS)
+            origin = (*origin, (level, kind, tos.to_bytes(4, sys.byteorder)))
         if len(message) <= segment:
             self._send(message, origin, endpoint)
             return

@@ -46,11 +46,14 @@ HELLO_RATE, HELLO_BURST = 10_000.0, 2048
 PASS_RATE, PASS_BURST = 1000.0, 2048
 # In a flood they are passed in runs of this many seconds' worth each: Python is woken per run, not per datagram.
 RUN = 0.02
-# Per second and at once, of a source (an IPv4 address or an IPv6 /64) or of a session.
+# Per second and at once, of a source (an IPv4 address or an IPv6 /64).
 SOURCE_RATE, SOURCE_BURST = 20.0, 5
+# Per second and at once, of a session. Whoever sees the session on the path can forge CONFIRMs in it, and the right
+# one has to get through among them.
+SESSION_RATE, SESSION_BURST = 256.0, 128
 # Per second and at once, of an IPv6 /48.
 SITE_RATE, SITE_BURST = 80.0, 20
-# A source that has used its pace within so many seconds gets this much of the burst for all.
+# A source or session that has used its pace within so many seconds gets this much of the burst for all.
 BUSY_SECONDS, BUSY_SHARE = 0.5, 0.5
 # Sums of fractions of a second are off by less.
 _ROUNDING = 1e-9
@@ -94,6 +97,10 @@ class _Level:
         self._rate = rate
         self._burst = burst
         self._until = float("-inf")
+
+    def used_since(self, time: float) -> bool:
+        """Return whether any was taken since then."""
+        return self._until > time
 
     def take(self, now: float, *, busy: bool) -> bool:
         """Take one, or return False if none is left: for the busy already when half is taken."""
@@ -175,7 +182,7 @@ class PairingFilter:
         self._sessions.pop(session, None)
         if len(self._sessions) >= SESSIONS:
             del self._sessions[next(iter(self._sessions))]
-        self._sessions[session] = now + SESSION_SECONDS, level or _Level(SOURCE_RATE, SOURCE_BURST)
+        self._sessions[session] = now + SESSION_SECONDS, level or _Level(SESSION_RATE, SESSION_BURST)
 
     def judge(self, datagram: bytes, source: Endpoint, now: float) -> Verdict:
         """Judge a datagram that begins with `RGE`."""
@@ -229,9 +236,9 @@ class PairingFilter:
         expires, level = self._sessions.get(session, (now, None))
         if level is None or expires <= now:
             return _SESSION
-        if not level.take(now, busy=False):
-            return _PACE
-        return PASS if self._confirms.take(now // RUN * RUN, busy=False) else _PACE
+        busy = level.used_since(now - BUSY_SECONDS)
+        left = level.take(now, busy=False)
+        return PASS if left and self._confirms.take(now // RUN * RUN, busy=busy) else _PACE
 
 
 def is_revision(answer: bytes) -> bool:

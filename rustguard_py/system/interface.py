@@ -36,6 +36,7 @@ IPV6_SYSCTLS = SYSCTLS / "net/ipv6"
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
 IFA_F_NODAD = 0x02
+_RT_SCOPE_LINK = 253
 _IN6_ADDR_GEN_MODE_NONE = 1
 # linux/sockios.h, linux/if_arp.h
 _SIOCGIFHWADDR = 0x8927
@@ -163,10 +164,17 @@ def check_interface_name(name: str) -> None:
     """Refuse a name that the kernel can't give an interface.
 
     Raises:
-        UsageError: It is empty or longer than INTERFACE_NAME_LIMIT bytes.
+        UsageError: It is empty, longer than INTERFACE_NAME_LIMIT bytes, `.` or `..`, or has a blank or one of `/:%`.
+            The kernel takes a `%` for the place of a number.
     """
-    if not 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT:
-        raise UsageError(f"{name!r} can't name an interface.", f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes.")
+    fits = 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT
+    # The characters of dev_valid_name (net/core/dev.c), and those that can't be printed.
+    printable = name.isprintable() and not any(each in "/:%" or each.isspace() for each in name)
+    if not fits or not printable or name in (".", ".."):
+        raise UsageError(
+            f"{name!r} can't name an interface.",
+            f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes, without blanks and without any of / : %.",
+        )
 
 
 def interface_names() -> set[str]:
@@ -236,7 +244,8 @@ def require_tun() -> None:
             message = f"{TUN_DEVICE} may not be opened: {error.strerror}."
             raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_fix()}") from error
         # ENODEV, ENXIO: the device node exists, its kernel module isn't loaded.
-        message = f"{TUN_DEVICE} can't be opened ({error.strerror}): its kernel module is likely not loaded."
+        likely = ": its kernel module is likely not loaded" if error.errno in {errno.ENODEV, errno.ENXIO} else ""
+        message = f"{TUN_DEVICE} can't be opened ({error.strerror}){likely}."
         raise RustGuardError(message, _tun_fix()) from error
 
 
@@ -246,7 +255,7 @@ def _apply(netlink: IPRoute, layout: InterfaceSetup, applied: Applied, echo: Ech
     if not found:
         raise RustGuardError(f"There is no interface {name}; something else may have removed it.", "Start again.")
     index = found[0]
-    _keep_quiet(netlink, index, name, echo)
+    quiet = _keep_quiet(netlink, index, name, echo)
     if layout.gso_max_segs is not None:
         _limit_segments(netlink, index, layout.gso_max_segs, applied, echo)
     old_mtu = netlink.get_links(index)[0].get_attr("IFLA_MTU")
@@ -262,19 +271,26 @@ def _apply(netlink: IPRoute, layout: InterfaceSetup, applied: Applied, echo: Ech
         ),
         echo,
     )
+    # With an MTU below 1,280 bytes it had no IPv6. Now it has, and a link-local address.
+    if not quiet and _keep_quiet(netlink, index, name, echo):
+        for made in netlink.get_addr(index=index, family=socket.AF_INET6, scope=_RT_SCOPE_LINK):
+            netlink.addr("del", index=index, address=made.get_attr("IFA_ADDRESS"), prefixlen=made["prefixlen"])
     for address in layout.addresses:
         applied._do(netlink, *_address_changes(index, name, address), echo)
     for route in layout.routes:
         applied._do(netlink, *_route_changes(index, name, route), echo)
 
 
-def _keep_quiet(netlink: IPRoute, index: int, name: str, echo: Echo) -> None:
+def _keep_quiet(netlink: IPRoute, index: int, name: str, echo: Echo) -> bool:
+    """Keep the kernel from sending by itself; return False if it refuses because the interface has no IPv6."""
     # As in the kernel's WireGuard: without a link-local address, no router solicitation starts a handshake.
     command = f"ip link set dev {name} addrgenmode none"
     inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE)]}
     with suppress(NetlinkError):
         netlink.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", inet6)]})
         echo(f"[#] {command}")
+        return True
+    return False
 
 
 def _limit_segments(netlink: IPRoute, index: int, segments: int, applied: Applied, echo: Echo) -> None:

@@ -19,7 +19,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RustGuardError
-from rustguard_py.system.interface import SYSCTLS, Echo, explain, with_netlink
+from rustguard_py.system.interface import RT_TABLE_MAIN, SYSCTLS, Echo, explain, with_netlink
+from rustguard_py.system.kernel_view import View, split
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,33 @@ class Multipath:
                 self._refused = True
             else:
                 self._refused = False
+
+    def holds(self, view: View) -> bool:
+        """Return whether the kernel has the routes, as far as they lead to interfaces that are up."""
+        up = {name: link.index for name, link in view.links.items() if link.up and name in self._interfaces}
+        known = frozenset(up.values())
+        for network, over in list(self._routes.items()):
+            wanted = {up[name] for name in self._names(over) if name in up}
+            found = view.routes.get((RT_TABLE_MAIN, split(str(network))), [])
+            if wanted and not any(each & known == wanted for each in found):
+                return False
+        return True
+
+    def restore(self) -> None:
+        """Make the routes again after another program removed some.
+
+        Raises:
+            RustGuardError: The kernel refused.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            routes, self._routes = self._routes, {}
+            try:
+                with_netlink(lambda netlink: self._apply(netlink, routes))
+            except BaseException:
+                self._routes = routes
+                raise
 
     def close(self) -> None:
         """Remove the routes and restore the settings. May be called twice."""

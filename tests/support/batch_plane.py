@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from rustguard_py.model.endpoint import Endpoint
@@ -70,14 +70,14 @@ class _Network:
     """Messages that wait in a socket."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[bytes, int, Endpoint]] = []
+        self.waiting: list[tuple[bytes, int, Endpoint, int]] = []
 
-    def receive(self, into: list[memoryview]) -> tuple[int, int, Endpoint]:
+    def receive(self, into: list[memoryview]) -> tuple[int, int, Endpoint, int]:
         if not self.waiting:
             raise BlockingIOError
-        message, segment, source = self.waiting.pop(0)
+        message, segment, source, tos = self.waiting.pop(0)
         into[0][: len(message)] = message
-        return len(message), segment, source
+        return len(message), segment, source, tos
 
 
 class BatchPlane(MemoryPlane):
@@ -110,11 +110,12 @@ class BatchPlane(MemoryPlane):
         super().set_mtu(mtu)
         self._outbound = self._make_outbound()
 
-    def _sent(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> bool:
+    def _sent(self, message: memoryview | bytes, segment: int, endpoint: Endpoint, tos: int) -> bool:
         whole = bytes(message)
         datagrams = [whole[at : at + segment] for at in range(0, len(whole), segment)]
         self.messages.append((datagrams, endpoint))
         self.outgoing += [(endpoint, datagram) for datagram in datagrams]
+        self.tos += [tos] * len(datagrams)
         return True
 
     def from_host(self, packets: Iterable[tuple[Vnet | None, bytes]]) -> None:
@@ -128,17 +129,18 @@ class BatchPlane(MemoryPlane):
     def packet_out(self, packet: bytes) -> None:
         self.from_host([(None, packet)])
 
-    def datagram_in(self, datagram: bytes, source: Endpoint) -> None:
-        self.message_in([datagram], source)
+    def datagram_in(self, datagram: bytes, source: Endpoint, tos: int = 0) -> None:
+        self.message_in([datagram], source, tos)
 
-    def message_in(self, datagrams: list[bytes], source: Endpoint) -> None:
-        """Datagrams of one size, the last perhaps shorter, that the kernel gives as one message."""
-        self.messages_in([(datagrams, source)])
+    def message_in(self, datagrams: list[bytes], source: Endpoint, tos: int = 0) -> None:
+        """Datagrams of one size and mark, the last perhaps shorter, that the kernel gives as one message."""
+        self.messages_in([(datagrams, source)], [tos])
 
-    def messages_in(self, messages: list[tuple[list[bytes], Endpoint]]) -> None:
-        """Several such messages that wait at once."""
+    def messages_in(self, messages: list[tuple[list[bytes], Endpoint]], tos: Sequence[int] = ()) -> None:
+        """Several such messages that wait at once. `tos` has that of each, or is empty for zeros."""
         waiting = self._network.waiting
-        waiting += [(b"".join(datagrams), len(datagrams[0]), source) for datagrams, source in messages]
+        for (datagrams, source), mark in zip(messages, tos or [0] * len(messages), strict=True):
+            waiting.append((b"".join(datagrams), len(datagrams[0]), source, mark))
         while self.inbound.pump(cast(Udp, self._network), self.now):
             pass
         self._flush()

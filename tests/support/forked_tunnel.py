@@ -50,16 +50,19 @@ class ForkedTunnel:
         addresses: Of the interface, with prefix lengths.
         folder: For what it says.
         port: UDP.
+        options: Further ones of `Engine`.
     """
 
-    def __init__(self, host: Host, engine: str, addresses: list[str], folder: Path, port: int) -> None:
+    def __init__(
+        self, host: Host, engine: str, addresses: list[str], folder: Path, port: int, **options: Any
+    ) -> None:
         private = X25519PrivateKey.generate()
         self.public_key = private.public_key().public_bytes_raw()
         self.host = host
         self._ours, theirs = multiprocessing.Pipe()
         state = folder / f"{host.name}-{engine}"
-        state.mkdir()
-        made = Engine(engine, "asked for")
+        state.mkdir(exist_ok=True)
+        made = Engine(engine, "asked for", **options)
         self.log = folder / f"{host.name}-{engine}.said"
         self.process = Forked(
             host,

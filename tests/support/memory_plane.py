@@ -22,6 +22,7 @@ class MemoryPlane:
     Attributes:
         now: The time of every command and packet; set it, or call `advance`.
         outgoing: Datagrams for the network, in order: (endpoint, datagram).
+        tos: The TOS or traffic class of each of them.
         delivered: Inner packets for the interface.
         events: What Python would be told.
         closed: Whether `close` was called.
@@ -38,6 +39,7 @@ class MemoryPlane:
     ) -> None:
         self.now = now
         self.outgoing: list[tuple[Endpoint, bytes]] = []
+        self.tos: list[int] = []
         self.delivered: list[bytes] = []
         self.events: list[Event] = []
         self.closed = False
@@ -54,9 +56,9 @@ class MemoryPlane:
         self.transport.handle_packet(packet, self.now)
         self._flush()
 
-    def datagram_in(self, datagram: bytes, source: Endpoint) -> None:
+    def datagram_in(self, datagram: bytes, source: Endpoint, tos: int = 0) -> None:
         """A datagram comes from the network."""
-        inner = self.transport.handle_datagram(datagram, source, self.now)
+        inner = self.transport.handle_datagram(datagram, source, self.now, tos)
         if inner is not None:
             self.delivered.append(inner)
         self._flush()
@@ -76,7 +78,7 @@ class MemoryPlane:
 
     def take_outgoing(self) -> list[tuple[Endpoint, bytes]]:
         """Give the datagrams so far and forget them."""
-        outgoing, self.outgoing[:] = list(self.outgoing), []
+        outgoing, self.outgoing[:], self.tos[:] = list(self.outgoing), [], []
         return outgoing
 
     def take_delivered(self) -> list[bytes]:
@@ -84,8 +86,14 @@ class MemoryPlane:
         delivered, self.delivered[:] = list(self.delivered), []
         return delivered
 
+    def take_answers(self) -> list[bytes]:
+        """Give what the plane has told the host of packets that no peer takes."""
+        return self.transport.poll_answers()
+
     def _flush(self) -> None:
-        self.outgoing += self.transport.poll_transmit()
+        for endpoint, datagram, tos in self.transport.poll_transmit():
+            self.outgoing.append((endpoint, datagram))
+            self.tos.append(tos)
 
     def set_peer(
         self,
@@ -95,6 +103,11 @@ class MemoryPlane:
         persistent_keepalive: int,
     ) -> None:
         self.transport.set_peer(peer, endpoint, allowed_ips, persistent_keepalive, self.now)
+        self._flush()
+
+    def set_up(self, up: bool) -> None:
+        """The interface is set up or down."""
+        self.transport.set_up(up, self.now)
         self._flush()
 
     def set_mtu(self, mtu: int) -> None:

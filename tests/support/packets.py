@@ -96,6 +96,20 @@ def superpacket(
     return vnet, ip + transport + payload
 
 
+def with_mark(packet: bytes, mark: int) -> bytes:
+    """The packet with an ECN mark (0 to 3) and DSCP EF, and the right header checksum."""
+    tos = 46 << 2 | mark
+    if packet[0] >> 4 == 6:
+        return bytes((0x60 | tos >> 4, (tos & 15) << 4 | packet[1] & 15)) + packet[2:]
+    head = packet[:1] + bytes((tos,)) + packet[2:10] + b"\0\0" + packet[12:20]
+    return head[:10] + struct.pack(">H", 0xFFFF - naive_sum(head)) + packet[12:]
+
+
+def mark_of(packet: bytes) -> int:
+    """The ECN mark of a packet."""
+    return packet[1] >> 4 & 3 if packet[0] >> 4 == 6 else packet[1] & 3
+
+
 def checksums_hold(packet: bytes) -> bool:
     """Verify the checksums of a TCP or UDP packet without IP options, the slow way."""
     v4 = packet[0] >> 4 == 4

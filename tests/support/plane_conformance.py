@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Generic, TypeVar
 
 import pytest
@@ -32,11 +32,12 @@ from rustguard_py.planes.contract import (
     KeypairConfirmed,
     Reason,
 )
+from rustguard_py.planes.ecn import CE, ECT_0, ECT_1, HANDSHAKE_TOS, NOT_ECT
 from rustguard_py.planes.gate import BURST
 from rustguard_py.planes.keypairs import Session
 from rustguard_py.protocol import cookie, wire
 from support.memory_plane import MemoryPlane
-from support.packets import udp_packet
+from support.packets import ip_header, mark_of, naive_sum, udp_packet, with_mark
 
 ALICE, BOB, ELSEWHERE = ("192.0.2.1", 51820), ("192.0.2.2", 51820), ("2001:db8::9", 4000, 0, 0)
 ALICE4, BOB4, ALICE6, BOB6 = "10.9.0.1", "10.9.0.2", "fd00::1", "fd00::2"
@@ -282,6 +283,168 @@ class PlaneConformance:
         pair.bob.take_outgoing()
         pair.bob.packet_out(to_alice())
         assert [(to, local_of(to)) for to, _ in pair.bob.outgoing] == [(ALICE, None)]
+
+    # Congestion.
+
+    # An interface that is down.
+
+    def test_a_down_interface_sends_and_takes_nothing_but_enrollment(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.packet_out(to_bob())
+        ((_, datagram),) = pair.alice.take_outgoing()
+        for plane in (pair.alice, pair.bob):
+            plane.set_up(False)
+        pair.bob.datagram_in(datagram, ALICE)
+        pair.bob.datagram_in(b"RGE2 hello", ALICE)
+        assert pair.bob.take_events() == [ForeignReceived(b"RGE2 hello", ALICE)]
+        assert pair.bob.delivered == []
+        pair.alice.set_peer(PEER, None, networks(BOB4 + "/32"), 25)
+        pair.alice.send(BOB, b"\1\0\0\0" + bytes(144))
+        pair.alice.send(BOB, b"RGE2 hello")
+        pair.advance(200.0)
+        assert pair.alice.take_outgoing() == [(BOB, b"RGE2 hello")]
+        assert pair.alice.events == []
+        assert pair.alice.stats().drops == pair.bob.stats().drops == {"interface_down": 1}
+        assert pair.alice.transport.poll_timeout() is None
+
+    def test_an_interface_that_comes_up_begins(self, pair: Pair) -> None:
+        pair.alice.set_up(False)
+        pair.alice.set_peer(PEER, BOB, networks(BOB4 + "/32"), 25)
+        pair.alice.set_peer(8, ELSEWHERE, networks("10.9.0.8/32"), 0)
+        assert (pair.alice.outgoing, pair.alice.events) == ([], [])
+        pair.advance(5.0)
+        pair.alice.set_up(True)
+        assert pair.alice.take_events() == [HandshakeWanted(PEER, Reason.INTERFACE_UP)]
+        # With a session, there is a keepalive at once, and then at its time.
+        pair.connect()
+        pair.alice.set_up(False)
+        pair.advance(60.0)
+        pair.alice.set_up(True)
+        assert [len(datagram) for _, datagram in pair.alice.take_outgoing()] == [KEEPALIVE_SIZE]
+        pair.alice.set_up(True)
+        pair.alice.advance(84.9)
+        assert pair.alice.outgoing == []
+        pair.alice.advance(85.0)
+        assert [len(datagram) for _, datagram in pair.alice.take_outgoing()] == [KEEPALIVE_SIZE]
+
+    def test_what_waits_is_dropped_when_the_interface_goes_down(self, pair: Pair) -> None:
+        pair.alice.packet_out(to_bob())
+        pair.alice.set_up(False)
+        pair.alice.set_up(True)
+        assert pair.alice.stats().drops == {"interface_down": 1}
+        pair.handshake()
+        assert [len(datagram) for _, datagram in pair.alice.outgoing] == [KEEPALIVE_SIZE]
+
+    # What nobody takes.
+
+    @pytest.mark.parametrize(("source", "target"), [(ALICE4, "10.9.0.77"), (ALICE6, "fd00::77")])
+    def test_what_no_peer_takes_is_answered_from_its_destination(self, pair: Pair, source: str, target: str) -> None:
+        packet = udp_packet(source, target, bytes(1300))
+        pair.alice.packet_out(packet)
+        (answer,) = pair.alice.take_answers()
+        v4 = ":" not in target
+        header, longest = (20, 576) if v4 else (40, 1280)
+        assert len(answer) == longest
+        there, here = (answer[12:16], answer[16:20]) if v4 else (answer[8:24], answer[24:40])
+        assert (there, here) == (ip_address(target).packed, ip_address(source).packed)
+        # Host unreachable, address unreachable.
+        assert answer[header : header + 2] == (b"\3\1" if v4 else b"\1\3")
+        assert answer[header + 8 :] == packet[: longest - header - 8]
+        body = answer[header:]
+        assert (
+            naive_sum((b"" if v4 else there + here + bytes((0, 58)) + len(body).to_bytes(2, "big")) + body) == 0xFFFF
+        )
+        assert not v4 or naive_sum(answer[:20]) == 0xFFFF
+        assert pair.alice.outgoing == []
+
+    def test_a_peer_without_an_endpoint_is_as_unreachable(self, pair: Pair) -> None:
+        pair.alice.set_peer(8, None, networks("10.9.0.8/32"), 0)
+        pair.alice.packet_out(udp_packet(ALICE4, "10.9.0.8", b"x"))
+        (answer,) = pair.alice.take_answers()
+        assert answer[12:16] == ip_address("10.9.0.8").packed
+
+    def test_errors_fragments_and_what_goes_to_many_are_not_answered(self, pair: Pair) -> None:
+        strange = "10.9.0.77"
+        error4 = ip_header(ALICE4, strange, 1, 36) + b"\3\1" + bytes(34)
+        error6 = ip_header(ALICE6, "fd00::77", 58, 48) + b"\1\3" + bytes(46)
+        silent = [
+            error4,
+            error6,
+            error4[:20],
+            error6[:40],
+            udp_packet(ALICE4, strange, bytes(80), fragment=0x2001),
+            udp_packet(ALICE4, "224.0.0.1", b""),
+            udp_packet(ALICE4, "255.255.255.255", b""),
+            udp_packet("0.0.0.0", strange, b""),  # noqa: S104
+            udp_packet(ALICE6, "ff02::1", b""),
+            udp_packet("::", "fd00::77", b""),
+            b"",
+            b"\x45",
+        ]
+        for packet in silent:
+            pair.alice.packet_out(packet)
+        assert pair.alice.take_answers() == []
+        for echo in (
+            ip_header(ALICE4, strange, 1, 8) + b"\x08" + bytes(7),
+            ip_header(ALICE6, "fd00::77", 58, 8) + b"\x80" + bytes(7),
+            udp_packet(ALICE4, strange, bytes(80), fragment=0x2000),
+        ):
+            pair.alice.packet_out(echo)
+        assert len(pair.alice.take_answers()) == 3
+
+    def test_answers_are_limited(self, pair: Pair) -> None:
+        packet = udp_packet(ALICE4, "10.9.0.77", b"x")
+        for now, expected in ((0.0, 50), (0.01, 10), (10.0, 50)):
+            pair.advance(now)
+            for _ in range(200):
+                pair.alice.packet_out(packet)
+            assert len(pair.alice.take_answers()) == pytest.approx(expected, abs=1)
+        assert pair.alice.stats().drops == {"no_peer": 600}
+
+    @pytest.mark.parametrize("ends", [(ALICE4, BOB4), (ALICE6, BOB6)])
+    def test_the_mark_of_a_packet_is_that_of_its_datagram(self, pair: Pair, ends: tuple[str, str]) -> None:
+        packets = [with_mark(udp_packet(*ends, bytes([mark]) * 100), mark) for mark in range(4)]
+        # Held ones, and ones that find a session. What is already marked leaves as ECT(0).
+        for packet in packets:
+            pair.alice.packet_out(packet)
+        pair.handshake()
+        assert pair.alice.tos == [NOT_ECT, ECT_1, ECT_0, ECT_0]
+        pair.carry()
+        for packet in packets:
+            pair.alice.packet_out(packet)
+        assert pair.alice.tos == [NOT_ECT, ECT_1, ECT_0, ECT_0]
+        pair.carry()
+        assert pair.bob.delivered == packets * 2
+
+    @pytest.mark.parametrize("ends", [(ALICE4, BOB4), (ALICE6, BOB6)])
+    def test_congestion_on_the_way_is_reported_inside(self, pair: Pair, ends: tuple[str, str]) -> None:
+        pair.connect()
+        # By the inner mark, then the outer one, as in the kernel: not ECN-capable, ECT(1), ECT(0), CE.
+        table = ((0, 0, 0, 0), (1, 1, 1, 3), (2, 1, 2, 3), (3, 3, 3, 3))
+        for inner, row in enumerate(table):
+            packet = udp_packet(*ends, bytes(100))
+            for outer, expected in enumerate(row):
+                pair.alice.packet_out(with_mark(packet, inner))
+                ((_, datagram),) = pair.alice.take_outgoing()
+                pair.bob.datagram_in(datagram, ALICE, HANDSHAKE_TOS | outer)
+                assert pair.bob.take_delivered() == [with_mark(packet, expected)], (inner, outer)
+
+    def test_a_wrong_header_checksum_stays_wrong_where_congestion_is_reported(self, pair: Pair) -> None:
+        pair.connect()
+        packet = bytearray(with_mark(to_bob(), ECT_0))
+        packet[10] ^= 1
+        pair.alice.packet_out(bytes(packet))
+        ((_, datagram),) = pair.alice.take_outgoing()
+        pair.bob.datagram_in(datagram, ALICE, CE)
+        (delivered,) = pair.bob.delivered
+        assert mark_of(delivered) == CE
+        assert naive_sum(delivered[:20]) != 0xFFFF
+
+    def test_handshakes_are_marked_and_keepalives_are_not(self, pair: Pair) -> None:
+        for datagram in (b"\1\0\0\0" + bytes(144), b"\2\0\0\0" + bytes(88), b"\3\0\0\0" + bytes(60), b"RGE1 hello"):
+            pair.alice.send(BOB, datagram)
+        pair.handshake()
+        assert pair.alice.tos == [HANDSHAKE_TOS, HANDSHAKE_TOS, 0, 0, 0]
 
     @pytest.mark.fault(18)
     def test_forged_data_with_a_live_index_moves_nothing(self, pair: Pair) -> None:
@@ -645,8 +808,20 @@ class PlaneConformance:
         after = pair.alice.stats().peers[PEER]
         there = pair.bob.stats().peers[PEER]
         assert (after.tx_packets - before.tx_packets, after.tx_bytes - before.tx_bytes) == (1, 128 + 32)
-        assert (there.rx_packets, there.rx_bytes) == (2, 32 + 160)
+        # With Bob's handshake, whose first message came from Alice.
+        assert (there.rx_packets, there.rx_bytes, there.rx_handshake_bytes) == (2, 148 + 32 + 160, 148)
+        assert (after.rx_bytes, after.rx_handshake_bytes) == (92, 92)
         assert after.last_sent == there.last_received == 5.0
+
+    def test_handshakes_count_as_bytes_of_their_peer(self, pair: Pair) -> None:
+        index = pair.alice.reserve_index(PEER).to_bytes(4, "little")
+        messages = [b"\1\0\0\0" + index + bytes(140), b"\2\0\0\0" + index + bytes(84)]
+        # Of another length, with an index that is nobody's, or a cookie reply, it is nobody's.
+        unknown = [messages[0][:-1], messages[1][:4] + bytes(88), b"\3\0\0\0" + index + bytes(56)]
+        for datagram in messages + unknown:
+            pair.alice.send(BOB, datagram)
+        counters = pair.alice.stats().peers[PEER]
+        assert (counters.tx_bytes, counters.tx_handshake_bytes, counters.tx_packets) == (148 + 92, 148 + 92, 0)
 
     def test_installed_keypairs_and_drops_are_counted_a_peer(self, pair: Pair) -> None:
         pair.connect()

@@ -124,10 +124,10 @@ class Machine:
         """Wait until a ping is answered."""
         return eventually(lambda: self.pings(address), what=f"a ping to {address}")
 
-    def ask(self, method: str) -> dict[str, Any]:
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """Ask the daemon, as the commands do, without the start of one."""
         digest = sha256(str(self.state.resolve()).encode()).hexdigest()[:16]
-        return call(self.runtime / f"{digest}.sock", method)
+        return call(self.runtime / f"{digest}.sock", method, params)
 
     def status(self) -> dict[str, Any]:
         """The status document."""

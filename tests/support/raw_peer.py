@@ -5,7 +5,8 @@
 
 `move` shakes hands and then sends datagrams of its session from two ports by turns. It prints `moving` when it
 begins and how many it sent at the end. `shake` shakes hands again and again, and prints the seconds that each
-answer took. It answers challenges. Keys are hex.
+answer took. It answers challenges. Keys are hex. The variables PRESHARED_KEY (hex) and CLOCK (seconds that its clock
+is ahead) are for a peer that has the one, or whose clock is wrong.
 """
 
 from __future__ import annotations
@@ -36,15 +37,25 @@ class RawPeer:
         server: Where the other end is.
         private_key: Ours, 32 bytes.
         public_key: Theirs, 32 bytes.
+        preshared_key: 32 bytes.
+        ahead: How many seconds our clock is ahead.
     """
 
-    def __init__(self, server: tuple[str, int], private_key: bytes, public_key: bytes) -> None:
+    def __init__(
+        self,
+        server: tuple[str, int],
+        private_key: bytes,
+        public_key: bytes,
+        preshared_key: bytes = NO_PRESHARED_KEY,
+        ahead: int = 0,
+    ) -> None:
         self.server = server
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._static = StaticKey(private_key)
         self._remote = public_key
         self._shared = self._static.shared_with(public_key)
-        self._clock = Tai64nClock(time.time_ns)
+        self._preshared_key = preshared_key
+        self._clock = Tai64nClock(lambda: time.time_ns() + ahead * 10**9)
         self._cookie: bytes | None = None
 
     def shake(self, patience: float = PATIENCE) -> tuple[TransportKeys, int] | None:
@@ -65,7 +76,7 @@ class RawPeer:
                 return self.shake(left)
             response = wire.parse_response(datagram)
             if response is not None and response.receiver == index:
-                return half.consume_response(self._static, response, NO_PRESHARED_KEY), response.sender
+                return half.consume_response(self._static, response, self._preshared_key), response.sender
         return None
 
     def move(self, rate: float, seconds: float) -> int:
@@ -94,7 +105,9 @@ class RawPeer:
 def main() -> None:
     """Run by itself."""
     what, server, port, private_key, public_key, number, seconds = sys.argv[1:]
-    peer = RawPeer((server, int(port)), bytes.fromhex(private_key), bytes.fromhex(public_key))
+    preshared_key = bytes.fromhex(os.environ.get("PRESHARED_KEY", bytes(32).hex()))
+    ahead = int(os.environ.get("CLOCK", "0"))
+    peer = RawPeer((server, int(port)), bytes.fromhex(private_key), bytes.fromhex(public_key), preshared_key, ahead)
     if what == "move":
         print(peer.move(float(number), float(seconds)))
         return

@@ -163,13 +163,27 @@ class World:
 
     # -- clients -------------------------------------------------------------------------------------------
 
-    def join(self, number: int, *, token: str | None = None, after: float = 0.0, key: bytes | None = None) -> Joining:
-        """Let client `number` begin, from an address of its own."""
+    def join(
+        self,
+        number: int,
+        *,
+        token: str | None = None,
+        after: float = 0.0,
+        key: bytes | None = None,
+        server: bytes | None = None,
+    ) -> Joining:
+        """Let client `number` begin, from an address of its own; `server` is the key that it knows of the server."""
         source: Endpoint = (str(IPv4Address(int(IPv4Address("198.18.0.0")) + number)), 40000)
-        return self.join_from(source, token=token, after=after, key=key)
+        return self.join_from(source, token=token, after=after, key=key, server=server)
 
     def join_from(
-        self, source: Endpoint, *, token: str | None = None, after: float = 0.0, key: bytes | None = None
+        self,
+        source: Endpoint,
+        *,
+        token: str | None = None,
+        after: float = 0.0,
+        key: bytes | None = None,
+        server: bytes | None = None,
     ) -> Joining:
         private_key = self.random(32) if key is None else key
         client = PairingClient(
@@ -178,6 +192,7 @@ class World:
             "laptop",
             self.random,
             self.now + after,
+            known_server=server,
             stretching=cheap_stretch,
         )
         joining = Joining(client, source, public_key(private_key), self.now + after)

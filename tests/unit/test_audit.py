@@ -37,6 +37,8 @@ EVENTS = [
     audit.WindowClosed("its time ran out", None),
     audit.Revoked("laptop", KEY, 1000),
     audit.Restored(KEY, 1000),
+    audit.TakenBack("laptop", KEY, "10.150.0.2", "192.0.2.2:40000"),
+    audit.GivenAway("older", KEY, "10.150.0.5"),
     audit.Renamed("phone", "annas-phone", KEY, 1000),
     audit.ClockReset("phone", KEY, "2150-01-01T00:00:00Z", 1000),
     audit.Omitted(7, "too many came in one minute"),

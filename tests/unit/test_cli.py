@@ -626,3 +626,23 @@ def test_the_table_and_the_commands_have_the_same_names() -> None:
         command = group.get_command(click.Context(group), name)
         assert command is not None
         assert command.name == name
+
+
+def test_down_names_the_daemon_that_it_wont_end(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    with running(state) as daemon:
+        daemon.status = STATUS | {"interface": "rg7", "pid": 4711}
+        code, _, err = rustguard(capsys, "down", "rg7")
+        assert (code, rustguard(capsys, "down", "rg8")[0]) == (4, 3)
+    assert "rg7 belongs to `rustguard serve`, process 4711" in err
+    assert "sudo kill 4711" in err
+
+
+def test_join_with_a_name_and_no_token_says_that_the_server_keeps_the_name(
+    capsys: pytest.CaptureFixture[str], state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rustguard_py.cli.foreground.run", lambda _: None)
+    (state / "state.json").touch()
+    code, _, err = rustguard(capsys, "join", "--name", "Anna's laptop", "--state", str(state))
+    assert code == 0
+    assert """sudo rustguard peers rename OLD 'Anna'"'"'s laptop'""" in err
+    assert "peers rename" not in rustguard(capsys, "join", "--state", str(state))[2]

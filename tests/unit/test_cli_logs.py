@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py.cli import wg
+from rustguard_py.cli import failures, wg
 from rustguard_py.cli.app import run
 from rustguard_py.cli.logs import LineFormatter, is_journal
 
@@ -117,7 +117,11 @@ def test_in_the_background_every_line_of_the_log_file_has_its_time(tmp_path: Pat
     assert all(re.match(STAMP, line) for line in lines)
 
 
-def test_each_line_of_a_traceback_has_its_priority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_line_of_an_error_has_its_priority_and_names_the_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RUSTGUARD_STATE", str(tmp_path / "client"))
+    monkeypatch.setattr(failures.Program, "state", None)
     with (tmp_path / "journal").open("w") as journal:
         status = os.fstat(journal.fileno())
         monkeypatch.setattr(sys, "stderr", journal)
@@ -131,6 +135,7 @@ def test_each_line_of_a_traceback_has_its_priority(monkeypatch: pytest.MonkeyPat
     assert lines[0] == "<3>internal error"
     assert lines[-1].startswith("<3>ValueError: ")
     assert all(line.startswith("<3>") for line in lines)
+    assert "Traceback" in Path(lines[-1].rpartition("report: ")[2]).read_text()
 
 
 @pytest.mark.parametrize("verb", ["serve", "join", "up wg0"])
@@ -170,7 +175,7 @@ def test_rustguard_wg_takes_log_level_as_wireguard_go_does_unless_told_otherwise
 
     monkeypatch.setattr("rustguard_py.quick.wg_daemon.serve", serve)
     monkeypatch.setattr("rustguard_py.cli.foreground._no_core_dump", lambda: None)
-    monkeypatch.setattr("rustguard_py.cli.wg._directory", lambda _: tmp_path / "wg0")
+    monkeypatch.setattr("rustguard_py.quick.wg_daemon.directory_of", lambda _: tmp_path / "wg0")
     for name in ("LOG_LEVEL", "RUSTGUARD_LOG", "JOURNAL_STREAM"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

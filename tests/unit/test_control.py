@@ -57,7 +57,23 @@ def break_down(_: dict[str, Any]) -> NoReturn:
     raise ValueError("the key is hunter2")
 
 
+FINISHED = threading.Event()
+
+
+async def work(params: dict[str, Any]) -> dict[str, Any]:
+    await asyncio.sleep(params["seconds"])
+    FINISHED.set()
+    return {"worked": params["seconds"]}
+
+
+async def refuse_later(_: dict[str, Any]) -> NoReturn:
+    await asyncio.sleep(0.2)
+    raise RefusedError("No, in the end.")
+
+
 HANDLERS: dict[str, Handler] = {
+    "slow": work,
+    "refuse-later": refuse_later,
     "echo": lambda params: params,
     "later": answer_later,
     "refuse": refuse,
@@ -454,3 +470,70 @@ def test_a_crowd_that_leaves_before_it_is_served_leaves_no_descriptor(path: Path
 def test_asking_needs_no_asyncio() -> None:
     code = "import sys, rustguard_py.daemon.control.client; assert 'asyncio' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+@pytest.fixture
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_server, "BEAT_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("quick_beats")
+def test_a_slow_daemon_gives_signs_of_life_and_a_silent_one_is_given_up(path: Path) -> None:
+    beats: list[float] = []
+    with serving(path):
+        answer = call(path, "slow", {"seconds": 1.5}, timeout=1.0, on_beat=lambda: beats.append(time.monotonic()))
+        assert answer == {"worked": 1.5}
+        # Who doesn't ask for beats has one limit for the whole call, and is sent the answer alone.
+        with pytest.raises(UnansweredError):
+            call(path, "slow", {"seconds": 1.5}, timeout=0.2)
+        assert talk(path, encode({"v": 1, "id": 7, "method": "slow", "params": {"seconds": 0.3}})) == [
+            {"v": 1, "id": 7, "result": {"worked": 0.3}}
+        ]
+    assert len(beats) > 2
+    with socket.socket(socket.AF_UNIX) as dead:
+        silent = path.with_name("silent")
+        dead.bind(str(silent))
+        dead.listen()
+        with pytest.raises(UnansweredError):
+            call(silent, "slow", timeout=0.2, on_beat=lambda: beats.append(0.0))
+
+
+@pytest.mark.usefixtures("quick_beats")
+def test_an_error_after_beats_is_raised_and_work_outlives_the_client_that_asked(path: Path) -> None:
+    with serving(path):
+        with pytest.raises(RefusedError, match="in the end"):
+            call(path, "refuse-later", timeout=1.0, on_beat=lambda: None)
+        FINISHED.clear()
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            request = {"v": 1, "id": 1, "method": "slow", "params": {"seconds": 0.5}, "beats": True}
+            connection.sendall(encode(request))
+            assert json.loads(connection.makefile("rb").readline()) == {"v": 1, "id": 1, "beat": True}
+        assert FINISHED.wait(10)
+
+
+def test_clients_that_do_not_read_hold_nobody_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+
+    def status(_: dict[str, Any]) -> dict[str, Any]:
+        nonlocal made
+        made += 1
+        time.sleep(0.05)  # as for thousands of peers
+        return {"made": made, "filler": "x" * 2**20}
+
+    monkeypatch.setitem(HANDLERS, "status", status)
+    request = b'{"v":1,"id":7,"method":"status","params":{}}\n'
+    with serving(path), contextlib.ExitStack() as stack:
+        for _ in range(50):
+            holder = stack.enter_context(socket.socket(socket.AF_UNIX))
+            holder.connect(str(path))
+            holder.sendall(request)
+        began = time.monotonic()
+        assert call(path, "status")["made"] >= 1
+        seconds = time.monotonic() - began
+        [answer] = talk(path, request)
+        # One by one they would have taken 50.
+        assert made <= 20
+        assert answer == {"v": 1, "id": 7, "result": {"made": made, "filler": "x" * 2**20}}
+    print(f"50 that don't read: answered after {seconds:.2f} s, {made} computed")
+    assert seconds < 2.5

@@ -26,7 +26,7 @@ from rustguard_py.protocol.wire import COOKIE_REPLY, INITIATION, INITIATION_SIZE
 from support.batch_plane import BatchPlane, Host
 from support.memory_plane import MemoryPlane
 from support.native_memory_plane import NativeMemoryPlane
-from support.packets import checksums_hold, superpacket, tcp_packet, udp_packet
+from support.packets import checksums_hold, superpacket, tcp_packet, udp_packet, with_mark
 from support.plane_conformance import PEER, Pair, PlaneConformance, to_alice
 
 if TYPE_CHECKING:
@@ -64,16 +64,16 @@ class NativeBatchPlane(NativeMemoryPlane):
     def packet_out(self, packet: bytes) -> None:
         self.from_host([(None, packet)])
 
-    def message_in(self, datagrams: list[bytes], source: Endpoint) -> None:
-        message = (b"".join(datagrams), len(datagrams[0]), source)
+    def message_in(self, datagrams: list[bytes], source: Endpoint, tos: int = 0) -> None:
+        message = (b"".join(datagrams), len(datagrams[0]), source, tos)
         frames = self._rules.handle_messages([message], self.now)
         self._flush()
         self.written += frames
         for frame in frames:
             self.delivered += self._host.take(frame)
 
-    def datagram_in(self, datagram: bytes, source: Endpoint) -> None:
-        self.message_in([datagram], source)
+    def datagram_in(self, datagram: bytes, source: Endpoint, tos: int = 0) -> None:
+        self.message_in([datagram], source, tos)
 
 
 class _NativeConformance(PlaneConformance):
@@ -150,7 +150,7 @@ class World:
         self.collect()
         looks = {
             name: (
-                end.take_outgoing(),
+                (list(end.tos), end.take_outgoing()),
                 end.take_events(),
                 end.take_delivered(),
                 end.stats(),
@@ -196,6 +196,7 @@ steps = st.one_of(
         st.just("command"), names, st.sampled_from(["remove_peer", "erase_keypairs", "drop_held", "reserve_index"])
     ),
     st.tuples(st.just("endpoint"), names, places),
+    st.tuples(st.just("link"), names, st.sampled_from([True, True, False])),
     st.tuples(st.just("key"), names, st.booleans()),
     st.tuples(
         st.just("knock"),
@@ -213,7 +214,7 @@ steps = st.one_of(
 def packet_step(world: World, name: str, family: int, kind: str, size: int) -> None:
     source = STRANGER[family] if kind == "forged" else ADDRESSES[name][family]
     target = STRANGER[family] if kind == "stray" else ADDRESSES[other(name)][family]
-    world.ends[name].packet_out(udp_packet(source, target, bytes(size)))
+    world.ends[name].packet_out(with_mark(udp_packet(source, target, bytes(size)), size % 4))
 
 
 def knock_step(world: World, name: str, kind: int, source: Endpoint, known: bool, body: bytes) -> None:
@@ -246,7 +247,7 @@ def deliver_step(world: World, pick: int, how: str, source: Endpoint, where: int
     if how == "cut":
         datagram = datagram[: where % len(datagram)]
     usual = ALICE if name == "bob" else BOB
-    world.ends[name].datagram_in(datagram, source if how == "roam" else usual)
+    world.ends[name].datagram_in(datagram, source if how == "roam" else usual, pick % 4)
 
 
 def do(world: World, step: tuple[Any, ...]) -> None:
@@ -273,6 +274,8 @@ def do(world: World, step: tuple[Any, ...]) -> None:
                 world.set_peer(name, 0)
         case ("endpoint", name, endpoint):
             world.ends[name].set_endpoint(PEER, endpoint)
+        case ("link", name, up):
+            world.ends[name].set_up(up)
         case ("key", name, known):
             world.ends[name].set_public_key(name.encode().ljust(32) if known else bytes(32))
         case ("knock", name, kind, source, known, body):
@@ -313,7 +316,7 @@ def test_both_are_under_load_as_long() -> None:
             world.backlog[0] = 0
     seen = ours.seen()
     assert theirs.seen() == seen
-    challenges, passed, *_ = seen["alice"]
+    (_, challenges), passed, *_ = seen["alice"]
     assert len(challenges) == LOADED_QUEUE + 1
     assert passed == [HandshakeReceived(knock, ("198.51.0.0", 1000))]
 
@@ -336,15 +339,17 @@ frames = st.one_of(
 
 def frame_of(name: str, sequence: int, what: tuple[Any, ...]) -> tuple[Vnet | None, bytes]:
     source, target = ADDRESSES[name][what[1]], ADDRESSES[other(name)][what[1]]
-    payload = random.Random(sequence).randbytes(what[2])
+    payload, mark = random.Random(sequence).randbytes(what[2]), what[2] % 4
     match what:
         case ("udp", _, _):
-            return None, udp_packet(source, target, payload)
+            return None, with_mark(udp_packet(source, target, payload), mark)
         case ("tcp", _, _):
-            return None, tcp_packet(source, target, payload, seq=sequence)
+            return None, with_mark(tcp_packet(source, target, payload, seq=sequence), mark)
         case (kind, _, _, mss, *flags):
             tcp = kind == "super-tcp"
-            return superpacket(source, target, payload, mss, tcp=tcp, seq=sequence, flags=flags[0] if flags else 0)
+            flag = flags[0] if flags else 0
+            vnet, whole = superpacket(source, target, payload, mss, tcp=tcp, seq=sequence, flags=flag)
+            return vnet, with_mark(whole, mark)
     raise AssertionError(what)
 
 
@@ -422,14 +427,14 @@ def carry_burst(
     sent = []
     for world in worlds:
         world.ends[name].from_host(frames)
-        sent.append(world.ends[name].take_outgoing())
+        sent.append((list(world.ends[name].tos), world.ends[name].take_outgoing()))
     assert sent[1] == sent[0]
-    datagrams = mishandle([datagram for _, datagram in sent[0]], mishap)
+    datagrams = mishandle([datagram for _, datagram in sent[0][1]], mishap)
     looks = []
     for world in worlds:
         far = world.ends[other(name)]
         for message in messages_of(datagrams):
-            far.message_in(message, ALICE if name == "alice" else BOB)
+            far.message_in(message, ALICE if name == "alice" else BOB, len(message[0]) % 4)
         assert all(checksums_hold(packet) for packet in far.delivered)
         looks.append([(end.take_delivered(), end.take_events(), end.stats()) for end in world.ends.values()])
     assert looks[1] == looks[0]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from rustguard_py.enroll.pairing import key_schedule, messages
 from rustguard_py.enroll.pairing import server as pairing_server
-from rustguard_py.enroll.pairing.challenges import POOL
 from rustguard_py.enroll.pairing.client import MAX_ATTEMPTS, Failed, Failure, Joined, PairingClient
 from rustguard_py.enroll.pairing.cookies import Cookies, source_of
 from rustguard_py.enroll.pairing.cpace import generator
@@ -22,6 +21,7 @@ from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, He
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.rate_limit import SourceRateLimits
 from rustguard_py.enroll.pairing.server import PairingServer
+from rustguard_py.enroll.pairing.spares import POOL
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError

@@ -21,6 +21,7 @@ from rustguard_py.protocol.pairing_filter import (
     HELLO_BURST,
     HELLO_RATE,
     PASS_BURST,
+    SESSION_BURST,
     SESSION_SECONDS,
     SESSIONS,
     SIZES,
@@ -247,9 +248,23 @@ def test_confirms_of_one_session_take_nothing_from_another(plane: MemoryPlane) -
     for session in (b"session1", b"session2"):
         plane.send(HERE, shown(session))
     plane.take_outgoing()
-    assert sum(passed(plane, confirm(b"session1")) for _ in range(1000)) == SOURCE_BURST
+    assert sum(passed(plane, confirm(b"session1")) for _ in range(1000)) == SESSION_BURST
     assert not any(passed(plane, confirm(b"unknown1")) for _ in range(1000))
     assert passed(plane, confirm(b"session2"))
+
+
+def test_sessions_that_are_flooded_leave_room_for_the_confirms_of_others(plane: MemoryPlane) -> None:
+    floods = [b"session%d" % number for number in range(9)]
+    for session in (*floods, b"the last"):
+        plane.send(HERE, shown(session))
+    plane.take_outgoing()
+    for tick in range(1000):
+        plane.now = 100.0 + tick / 100
+        for session in floods:
+            for _ in range(4):
+                passed(plane, confirm(session))
+    assert plane.stats().drops["pairing_pace"] > 9000
+    assert passed(plane, confirm(b"the last"))
 
 
 def test_sessions_take_a_bounded_memory_and_the_oldest_gives_way(plane: MemoryPlane) -> None:

@@ -14,7 +14,7 @@ from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
 from rustguard_py.planes.contract import HandshakeWanted, Keypair, Reason
 from rustguard_py.planes.offload import NEEDS_CHECKSUM, VNET_SIZE, Vnet
 from support.batch_plane import BatchPlane
-from support.packets import checksums_hold, pseudo_sum, superpacket, tcp_packet, udp_packet
+from support.packets import checksums_hold, pseudo_sum, superpacket, tcp_packet, udp_packet, with_mark
 from support.plane_conformance import ALICE, ALICE4, ALICE6, BOB, BOB4, BOB6, ELSEWHERE, PEER, PairOf, current_session
 
 MSS = 1420 - 40
@@ -61,6 +61,39 @@ def test_a_superpacket_of_more_than_one_message_loses_nothing(pair: PairOf[Batch
     assert len(pair.alice.messages) == 10
     carry(pair)
     assert b"".join(packet[40:] for packet in pair.bob.delivered) == payload
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_burst_is_divided_where_the_marks_differ(pair: PairOf[BatchPlane], version: int) -> None:
+    ends = (ALICE4, BOB4) if version == 4 else (ALICE6, BOB6)
+    marks = [0, 0, 2, 2, 2, 3, 1, 1]
+    packets = [with_mark(udp_packet(*ends, bytes([n]) * 500, port=n), mark) for n, mark in enumerate(marks)]
+    if version == 6:
+        # Another flow label is no other mark.
+        packets[1] = packets[1][:1] + bytes((packets[1][1] | 5,)) + packets[1][2:]
+    pair.alice.from_host([(None, packet) for packet in packets])
+    # An inner CE leaves as ECT(0), together with what has that mark itself.
+    assert [len(datagrams) for datagrams, _ in pair.alice.messages] == [2, 3, 1, 2]
+    assert pair.alice.tos == [0, 0, 2, 2, 2, 2, 1, 1]
+    carry(pair)
+    assert pair.bob.delivered == packets
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_congestion_is_reported_in_each_packet_of_a_message(pair: PairOf[BatchPlane], version: int) -> None:
+    ends = (ALICE4, BOB4) if version == 4 else (ALICE6, BOB6)
+    packets = [with_mark(packet, 2) for packet in stream(6, size=1000, ends=ends)]
+    pair.alice.from_host([(None, packet) for packet in packets])
+    ((datagrams, _),) = pair.alice.messages
+    # What the kernel gives one by one is gathered up to the first other mark.
+    waiting: list[tuple[list[bytes], Endpoint]] = [([datagram], ALICE) for datagram in datagrams]
+    pair.bob.messages_in(waiting, [3, 3, 3, 3, 2, 2])
+    assert pair.bob.delivered == [
+        with_mark(packet, mark) for packet, mark in zip(packets, [3] * 4 + [2] * 2, strict=True)
+    ]
+    # The one that ends the gathering goes by itself.
+    assert len(pair.bob.written) == 3
+    assert all(checksums_hold(packet) for packet in pair.bob.delivered)
 
 
 def test_packets_that_wait_together_go_as_one_message_for_each_peer_and_size(pair: PairOf[BatchPlane]) -> None:

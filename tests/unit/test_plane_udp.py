@@ -14,6 +14,7 @@ import pytest
 from rustguard_py.model.endpoint import Endpoint, heard, local_of
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.planes import udp
+from rustguard_py.planes.sources import Sources
 from rustguard_py.planes.udp import Udp
 from rustguard_py.system.sockets import bind
 
@@ -32,11 +33,11 @@ class Ends:
         self.one, self.two = (Udp(loopback(family), self.said.append) for _ in range(2))
         self.into = [memoryview(bytearray(65536))]
 
-    def take(self) -> tuple[bytes, int, Endpoint]:
+    def take(self) -> tuple[bytes, int, Endpoint, int]:
         """The next message at the second socket."""
         assert select.select([self.two.fd], [], [], 60.0)[0]
-        size, segment, source = self.two.receive(self.into)
-        return bytes(self.into[0][:size]), segment, source
+        size, segment, source, tos = self.two.receive(self.into)
+        return bytes(self.into[0][:size]), segment, source, tos
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6])
@@ -58,14 +59,14 @@ def test_what_was_heard_at_an_address_is_answered_from_it(everywhere: str, at: s
     try:
         one.send(b"1" * 30, 10, (at, two.socket.getsockname()[1]))
         assert select.select([two.fd], [], [], 60.0)[0]
-        _, _, source = two.receive(into)
+        _, _, source, _ = two.receive(into)
         packed = socket.inet_pton(two.family, at)
         assert local_of(source) == packed
         for local, from_there in ((packed, True), (socket.inet_pton(two.family, gone), False)):
             for segment in (10, 30):
                 assert two.send_from(b"2" * 30, segment, heard(source, local)) is from_there
                 assert select.select([one.fd], [], [], 60.0)[0]
-                _, _, back = one.receive(into)
+                _, _, back, _ = one.receive(into)
                 assert back[0] == at or not from_there
         assert said == []
     finally:
@@ -73,12 +74,33 @@ def test_what_was_heard_at_an_address_is_answered_from_it(everywhere: str, at: s
         two.close()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_address_is_used_while_the_route_leads_over_its_interface(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    local = socket.inet_pton(family, host)
+    remote: Endpoint = (host, 7, 0, 0) if ":" in host else (host, 7)
+    sources = Sources()
+    try:
+        for _ in range(2):
+            for number, kept in ((1, True), (9999, False), (0, True), (1, True)):
+                usable = sources.usable(heard(remote, local, number))
+                assert (usable, local_of(usable)) == (remote, local if kept else None)
+            assert sources.usable(remote) is remote
+            sources.renew()
+        if family == socket.AF_INET:
+            assert local_of(sources.usable(heard(remote, b"\xc0\x00\x02\x63", 1))) is None
+        sources.set_mark(5)
+        assert local_of(sources.usable(heard(remote, local, 1))) == local
+    finally:
+        sources.close()
+
+
 def test_a_message_arrives_as_the_datagrams_it_was_cut_into(ends: Ends) -> None:
     message = os.urandom(1000 * 20 + 77)
     ends.one.send(memoryview(message), 1000, ends.two.socket.getsockname())
     got = b""
     while len(got) < len(message):
-        part, segment, source = ends.take()
+        part, segment, source, _ = ends.take()
         assert source == ends.one.socket.getsockname()
         assert segment in (1000, len(part))
         got += part
@@ -86,6 +108,21 @@ def test_a_message_arrives_as_the_datagrams_it_was_cut_into(ends: Ends) -> None:
     assert ends.said == []
     with pytest.raises(BlockingIOError):
         ends.two.receive(ends.into)
+
+
+def test_a_burst_arrives_with_its_mark(ends: Ends) -> None:
+    """Also where the kernel reports the mark together with the size of merged datagrams and their address."""
+    target = ends.two.socket.getsockname()
+    for tos in (0, 1, 2, 3, 0x88):
+        ends.one.send(memoryview(bytes(1000 * 20)), 1000, target, tos)
+        ends.one.send(bytes(30), 30, target, tos)
+        got, merged = 0, False
+        while got < 1000 * 20 + 30:
+            part, segment, source, found = ends.take()
+            assert (found, local_of(source) is not None) == (tos, True)
+            got, merged = got + len(part), merged or len(part) > segment
+        assert merged
+    assert ends.said == []
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -71,6 +72,28 @@ def test_what_outlives_the_interface_is_read_as_it_was_written(tmp_path: Path) -
     assert again.left == left
     assert again._done == {step: "memo" for step in made if step.outlives}
     assert [path.name for path in tmp_path.iterdir()] == ["x.undo"]
+
+
+@pytest.mark.parametrize("name", ["boot", "namespace"])
+def test_a_ledger_of_another_boot_or_namespace_is_none(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "undo.json"
+    Ledger(path, Left("wg0", conf.Hooks())).save()
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, name: "another"}))
+    assert Ledger.load(path) is None
+    # One of a version that didn't say where it was from.
+    path.write_text(json.dumps({key: value for key, value in kept.items() if key not in ("boot", "namespace")}))
+    assert Ledger.load(path) is not None
+
+
+def test_a_variable_that_another_tunnel_has_set_keeps_its_first_value(tmp_path: Path) -> None:
+    step = steps.Sysctl("net.ipv4.conf.all.src_valid_mark", "1")
+    for name in ("wg0", "wg1"):
+        (tmp_path / name).mkdir()
+    first = Ledger(tmp_path / "wg0/undo.json", Left("wg0", conf.Hooks()))
+    first._done = {step: "0"}
+    first.save()
+    assert Ledger(tmp_path / "wg1/undo.json", Left("wg1", conf.Hooks()))._memo(step) == "0"
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ class Joining:
         voice = Voice(self.said.append, self.said.append)
         state = obtain.load(self.document)
         applicant = APPLICANT if pairs else None
-        network, _ = asyncio.run(obtain.obtain(TARGET, applicant, self.document, state, [], voice, answers))
+        obtained = asyncio.run(obtain.obtain(TARGET, applicant, self.document, state, [], voice, answers))
+        network = obtained.network
         assert obtain.load(self.document).network() == network
         config = export.of_client(state, network)
         assert config.peers[0].allowed_ips == (*network.pools, *network.routes)

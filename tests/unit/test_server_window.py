@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,10 @@ from typing import Any, cast
 import pytest
 
 from rustguard_py.cli import render
+from rustguard_py.daemon import audit
+from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
+from rustguard_py.engine import Engine
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry
@@ -189,9 +193,10 @@ def test_a_new_peer_that_cant_use_its_admission_is_removed(tmp_path: Path, caplo
         joined = await running.join()
         assert isinstance(joined, Joined)
         assert len(running.live()) == 1
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO), audit.recording(tmp_path):
             running.tell(joined.forget)
             await settle()
+        assert [event["event"] for event in audit.read(tmp_path) or []] == ["taken-back"]
         assert not running.state.peers
         assert not running.state.revoked
         assert not running.live()
@@ -271,7 +276,13 @@ def test_a_full_pool_gives_away_the_address_of_the_oldest_that_never_connected(
         clock[0] = 1600.0
         assert await running.join() == Failed(Failure.FULL)
         clock[0] = 1700.0
-        outcomes = [await running.join() for _ in range(3)]
+        with audit.recording(tmp_path):
+            outcomes = [await running.join() for _ in range(3)]
+        given = [event for event in audit.read(tmp_path) or [] if event["event"] == "given-away"]
+        assert [(event["name"], event["address"]) for event in given] == [
+            ("older", "10.150.0.5"),
+            ("newer", "10.150.0.4"),
+        ]
         addresses = [str(each.admission.address4.ip) for each in outcomes if isinstance(each, Joined)]
         assert addresses == ["10.150.0.5", "10.150.0.4"]
         assert outcomes[2] == Failed(Failure.FULL)
@@ -366,5 +377,37 @@ def test_pairings_that_are_begun_and_never_confirmed_are_logged_and_shown(
         window = running.control._window()
         assert (window["unconfirmed"], window["unconfirmed_sources"]) == (1, 1)
         assert "begun and never confirmed in this window: 1, the last one from 192.0.2.2:40000" in caplog.text
+
+    run(tmp_path, test)
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_closes_the_window_and_the_audit_log_says_so(tmp_path: Path) -> None:
+    async def test(running: Running) -> None:
+        with audit.recording(tmp_path):
+            await running.server.finish()
+            await running.server.finish()
+        events = audit.read(tmp_path) or []
+        assert [(event["event"], event["reason"]) for event in events] == [("window-closed", "the server stops")]
+
+    run(tmp_path, test)
+
+
+# -- what the plane counts -----------------------------------------------------------------------------------------
+
+
+def test_a_machine_of_another_version_that_the_plane_stopped_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(running: Running) -> None:
+        program = Program("server", tmp_path, "rg0", Engine("portable", "the only one here"), now())
+        running.control = ServerControl(running.server, program, None)
+        text = "A machine asked with another version of RustGuard: install the same version there."
+        assert text not in (await running.ask("status"))["warnings"]
+        stats = running.plane.stats()
+        monkeypatch.setattr(running.plane, "stats", lambda: replace(stats, drops={"pairing_revision": 1}))
+        assert (await running.ask("status"))["warnings"].count(text) == 1
 
     run(tmp_path, test)

@@ -13,6 +13,7 @@ import pytest
 from rustguard_py.daemon.control.server import bind
 from rustguard_py.model.errors import StateError
 from rustguard_py.state import paths
+from rustguard_py.state.document import Document
 from support.other_user import NOBODY
 
 
@@ -202,3 +203,20 @@ def test_a_user_without_a_runtime_directory_of_the_systems_is_not_warned(monkeyp
 def test_paths_are_had_without_loading_cryptography() -> None:
     check = "import sys, rustguard_py.state.paths as p; p.running(); sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_the_process_that_has_a_state_directory_is_known(tmp_path: Path) -> None:
+    assert paths.holder(tmp_path / "nowhere") is None
+    document = Document.open(tmp_path / "state")
+    assert paths.holder(tmp_path / "state") == os.getpid()
+    document.close()
+    assert paths.holder(tmp_path / "state") is None
+
+
+def test_what_is_in_the_sockets_place_and_is_no_socket_stays(tmp_path: Path) -> None:
+    socket = paths.announce(tmp_path)
+    assert paths.is_announced(tmp_path)
+    socket.write_text("somebody else's")
+    paths.withdraw(tmp_path)
+    assert socket.exists()
+    assert not paths.is_announced(tmp_path)

@@ -89,6 +89,9 @@ class Timestamps(dict[bytes, bytes]):
     greatest = dict.get
     record = dict.__setitem__
 
+    def is_new(self, key: bytes, timestamp: bytes) -> bool:
+        return timestamp > self.get(key, b"")
+
 
 class Bench:
     """A device on an `UnsurePlane`, and its socket."""
@@ -113,7 +116,13 @@ class Bench:
         """What `get` shows, what the plane has, and what the device would plan from."""
         node = self.device._tunnel.node
         configs = [(peer.id, peer.config) for peer in node]
-        return self.get(), configs, sorted(self.plane.transport.peers), self.plane.mark, dict(self.device._peers)
+        return (
+            self.get(),
+            configs,
+            sorted(self.plane.transport.peers),
+            self.plane.mark,
+            dict(self.device._settings.peers),
+        )
 
 
 @asynccontextmanager

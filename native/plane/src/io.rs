@@ -12,6 +12,7 @@ use crate::counters::PlaneCounters;
 use crate::descriptor::EventFd;
 use crate::events::Events;
 use crate::notes::Notes;
+use crate::sources::Sources;
 use crate::tun::Tun;
 use crate::udp::Udp;
 use crate::xdp::Xdp;
@@ -34,6 +35,8 @@ pub struct Io {
     pub gate: Vec<Udp>,
     /// The UDP side over AF_XDP, besides the sockets.
     pub xdp: Option<Xdp>,
+    /// Which local addresses may be used. None if the kernel can't be asked.
+    pub sources: Option<Sources>,
     /// The counters of the workers.
     pub counters: Arc<PlaneCounters>,
     /// Whether UDP packets may be merged.
@@ -67,6 +70,7 @@ impl Io {
             queues,
             gate: Vec::new(),
             xdp: None,
+            sources: None,
             counters,
             merge_udp,
             uring,

@@ -16,6 +16,7 @@ use crate::events::Events;
 use crate::io::{Io, Queue};
 use crate::kernel;
 use crate::notes::Notes;
+use crate::sources::Sources;
 use crate::steering::{GATE_LANES, steer};
 use crate::tun::{self, TunError};
 use crate::udp::Udp;
@@ -87,6 +88,13 @@ impl Lasting {
         if let Some(name) = &self.xdp {
             use_xdp(&mut io, name);
         }
+        let sources = io.sockets().next().map_or(Ok(0), Udp::mark).and_then(Sources::open);
+        match sources {
+            Ok(sources) => io.sources = Some(sources),
+            Err(error) => {
+                io.note(&format!("A better route is noticed late: the kernel refuses to report it ({error})."))
+            }
+        }
         lacks.iter().for_each(|lack| io.note(lack));
         match open_gate(&io.queues) {
             Ok(gate) => io.gate = gate,
@@ -133,7 +141,8 @@ impl Plane {
         let mut lacks = made.lacks.iter().map(|lack| (*lack).to_owned()).collect();
         let sockets = adopt(settings.sockets, made.queues.len(), 0, &mut lacks)?;
         let counters = Arc::new(PlaneCounters::new(made.queues.len()));
-        let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
+        let queues: Vec<_> =
+            made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
 
         let handshakes = Arc::new(AtomicUsize::new(0));
         let events = Arc::new(Events::new(Arc::clone(&handshakes))?);
@@ -149,6 +158,8 @@ impl Plane {
             uring: settings.uring && refusal.is_none(),
             xdp: settings.xdp.map(str::to_owned),
         };
+        let up = queues.first().is_none_or(|queue| queue.tun.is_up());
+        lasting.transport.set_up(up, now(), &mut Outbox::default());
         lacks.extend(refusal.map(|refusal| uring::note(&refusal)));
         let (io, threads) = lasting.start(queues, &lacks)?;
         Ok(Self { interface: made.name, lasting, io: RwLock::new(io), threads: Mutex::new(threads) })
@@ -191,10 +202,39 @@ impl Plane {
         Ok(())
     }
 
+    /// Whether the threads run.
+    pub fn is_running(&self) -> bool {
+        self.with_io(Io::goes_on).unwrap_or(false)
+    }
+
+    /// Create the interface again after another program removed it and [`Plane::close`] has ended the
+    /// threads. Start them with copies of these sockets. Sessions are kept.
+    ///
+    /// `mark`: of everything that is sent.
+    pub fn reattach(&self, sockets: &[RawFd], mark: u32) -> Result<(), TunError> {
+        let mut known = self.io.write().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = tun::make(&self.interface, self.lasting.counters.queues.len())?;
+        let mut lacks = Vec::new();
+        let started = adopt(sockets, made.queues.len(), mark, &mut lacks).and_then(|sockets| {
+            let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
+            self.lasting.start(queues, &lacks)
+        });
+        (*known, *threads) = started.map_err(|error| TunError { what: self.interface.clone(), error })?;
+        if let Some(io) = known.upgrade() {
+            io.xdp.iter().for_each(|xdp| xdp.set_mark(mark));
+        }
+        Ok(())
+    }
+
     /// Do a command. Send its datagrams and report its events.
     fn command(&self, act: impl FnOnce(&Transport, &mut Outbox)) {
         self.with_io(|io| {
             let mut out = Outbox::default();
+            if self.transport().is_down() {
+                // The caller may have set it up a moment ago.
+                self.transport().set_up(io.queues[0].tun.is_up(), now(), &mut out);
+            }
             act(self.transport(), &mut out);
             io.dispatch(&mut out, 0, Patience::None);
         });
@@ -221,7 +261,9 @@ impl Plane {
             if let Some(xdp) = &io.xdp {
                 xdp.set_mark(mark);
             }
-            io.sockets().try_for_each(|socket| socket.set_mark(mark))
+            io.sockets().try_for_each(|socket| socket.set_mark(mark))?;
+            io.sources.iter().for_each(|sources| sources.set_mark(mark));
+            Ok(())
         });
         set.unwrap_or(Ok(()))
     }

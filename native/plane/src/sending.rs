@@ -1,7 +1,10 @@
 //! Sending over any UDP side: AF_XDP where that is possible, otherwise the sockets.
 
+use std::iter;
+
 use transport::contract::{Endpoint, Outbox, Transmit};
 use transport::drops::DropReason;
+use transport::vnet::VNET_SIZE;
 
 use crate::descriptor::error_word;
 use crate::io::Io;
@@ -15,32 +18,49 @@ impl Io {
         for event in out.events.drain(..) {
             self.put(event);
         }
+        for transmit in &mut out.transmits {
+            transmit.endpoint = self.usable(transmit.endpoint);
+        }
         self.send_all(&out.transmits, queue, patience);
         out.transmits.clear();
+        for answer in out.answers.drain(..) {
+            // The host can do without.
+            let _ = self.queues[0].tun.write(&[0; VNET_SIZE], iter::once(&answer[..]));
+        }
         self.alarm.set(self.transport.poll_timeout());
     }
 
     /// Send datagrams, in one system call if possible.
     fn send_all(&self, mut transmits: &[Transmit], queue: usize, patience: Patience) {
-        while let Some(Transmit { endpoint, datagram }) = transmits.first() {
+        while let Some(Transmit { endpoint, datagram, tos }) = transmits.first() {
             let together = if transmits.len() > 1 && self.xdp.is_none() {
                 self.socket(queue, *endpoint).map_or(0, |socket| socket.send_together(transmits))
             } else {
                 0
             };
             if together == 0 {
-                self.send(datagram, datagram.len(), *endpoint, queue, patience);
+                self.send(datagram, datagram.len(), *endpoint, *tos, queue, patience);
             }
             transmits = &transmits[together.max(1)..];
         }
     }
 
-    /// Send a message as datagrams of `segment` bytes. Refusals by the network are only counted.
+    /// Send a message as datagrams of `segment` bytes, with this TOS or traffic class. Refusals by the
+    /// network are only counted.
     ///
     /// Return false if the kernel refused the endpoint's local address and the datagrams left from
     /// another.
-    pub fn send(&self, message: &[u8], segment: usize, endpoint: Endpoint, queue: usize, patience: Patience) -> bool {
-        let done = self.send_by_xdp(message, segment, endpoint, queue, patience);
+    pub fn send(
+        &self,
+        message: &[u8],
+        segment: usize,
+        endpoint: Endpoint,
+        tos: u8,
+        queue: usize,
+        patience: Patience,
+    ) -> bool {
+        let endpoint = self.usable(endpoint);
+        let done = self.send_by_xdp(message, segment, endpoint, tos, queue, patience);
         if done > 0 && done == message.len() {
             return true;
         }
@@ -49,7 +69,7 @@ impl Io {
             self.transport.drops.count(DropReason::NoSocket, 1);
             return true;
         };
-        let (sent, from_there) = socket.send_from(message, segment, endpoint, patience);
+        let (sent, from_there) = socket.send_from(message, segment, endpoint, tos, patience);
         match sent {
             Ok(Sent::Whole) => {}
             Ok(Sent::Singly(error)) => {
@@ -66,14 +86,21 @@ impl Io {
         message: &[u8],
         segment: usize,
         endpoint: Endpoint,
+        tos: u8,
         queue: usize,
         patience: Patience,
     ) -> usize {
         let Some(xdp) = &self.xdp else { return 0 };
-        xdp.send(message, segment, endpoint, queue, patience).unwrap_or_else(|error| {
+        xdp.send(message, segment, endpoint, tos, queue, patience).unwrap_or_else(|error| {
             self.transport.drops.count_other(format!("xdp_{}", error_word(&error)));
             message.len()
         })
+    }
+
+    /// Return the endpoint without its local address if another route is better than the one from
+    /// there. Where nobody can ask for routes, the address is used.
+    pub fn usable(&self, endpoint: Endpoint) -> Endpoint {
+        self.sources.as_ref().map_or(endpoint, |sources| sources.usable(endpoint))
     }
 
     /// Return the number that stands for the gate where a queue is expected.

@@ -197,7 +197,7 @@ mod tests {
         let (sockets, _) = sockets("127.0.0.1", 1);
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
         for socket in &sockets {
-            socket.send(&[1; 30], 10, other.local_addr().unwrap().into(), Patience::None).unwrap();
+            socket.send(&[1; 30], 10, other.local_addr().unwrap().into(), 0, Patience::None).unwrap();
             assert_eq!(other.recv_from(&mut [0; 64]).unwrap().1, socket.local_address().unwrap());
         }
     }

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use transport::vnet::VNET_SIZE;
 
-use crate::descriptor::{check, check_size, own};
+use crate::descriptor::{check, check_size, own, wait};
 
 const OFFLOAD_CHECKSUM: libc::c_ulong = 0x01;
 const OFFLOAD_TSO: libc::c_ulong = 0x02 | 0x04;
@@ -151,6 +151,12 @@ impl Tun {
             }
         }
         result
+    }
+
+    /// Return whether the interface is up, in whatever network it is: the kernel takes nothing from
+    /// us while it is down. If it can't be asked, it counts as up.
+    pub fn is_up(&self) -> bool {
+        wait([(self.fd(), libc::POLLOUT)], 0).map_or(true, |ready| ready != 0)
     }
 
     /// Read a virtio_net_hdr and a packet or superpacket.

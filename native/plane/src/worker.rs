@@ -19,11 +19,15 @@ use transport::contract::{Event, Outbox};
 
 use crate::descriptor::{TimerFd, now, wait};
 use crate::io::Io;
+use crate::sources::Sources;
 use crate::udp_side::Patience;
 use crate::{syscalls, uring};
 
 /// The nice(2) value of the thread at the gate: the threads that move data are served first.
 const GATE_NICE: libc::c_int = 5;
+
+/// Milliseconds between two looks at what changed in the system's network.
+const NEWS_PAUSE: libc::c_int = 10;
 
 /// Start the threads. If one can't be started, those that run end again.
 pub fn start(io: &Arc<Io>) -> io::Result<Vec<JoinHandle<()>>> {
@@ -114,18 +118,32 @@ fn routes(io: &Io) -> io::Result<()> {
     Ok(())
 }
 
-/// Do what is due at each deadline.
+/// Do what is due at each deadline. Notice other routes, and whether the interface is up.
 fn timers(io: &Io) -> io::Result<()> {
     let timer = TimerFd::new()?;
     let mut outbox = Outbox::default();
+    let news = io.sources.as_ref().map_or(-1, Sources::fd);
+    // News come in crowds: after each look there is a pause.
+    let mut pausing = false;
+    let tun = &io.queues[0].tun;
     while io.goes_on() {
+        io.transport.set_up(tun.is_up(), now(), &mut outbox);
+        io.dispatch(&mut outbox, 0, Patience::Some);
         let next = io.transport.poll_timeout().unwrap_or(f64::INFINITY);
         io.alarm.fall_asleep(next);
         // A thread that set an earlier deadline before it could see the sleep noted above is
         // noticed here.
         if io.transport.poll_timeout().unwrap_or(f64::INFINITY) == next {
             timer.set(next)?;
-            wait([timer.fd(), io.alarm.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;
+            let heard = [timer.fd(), io.alarm.fd(), io.stop.fd(), if pausing { -1 } else { news }];
+            let [timer, alarm, stop, news] = heard.map(|fd| (fd, libc::POLLIN));
+            // Readable means nothing here: it is writable once it is up.
+            let up = (if io.transport.is_down() { tun.fd() } else { -1 }, libc::POLLOUT);
+            let ready = wait([timer, alarm, stop, news, up], if pausing { NEWS_PAUSE } else { -1 })?;
+            pausing = ready & 1 << 3 != 0;
+            if let (true, Some(sources)) = (pausing, &io.sources) {
+                sources.renew();
+            }
         }
         io.alarm.wake_up();
         io.transport.handle_timeout(now(), &mut outbox);

@@ -35,12 +35,15 @@ pub const MAX_STAGED_PACKETS: usize = 128;
 pub type PeerId = u64;
 
 /// A peer's address, and our address to send to it from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// The peer's address.
     pub remote: SocketAddr,
     /// Our address that the peer sent to. None lets the kernel choose.
     pub local: Option<IpAddr>,
+    /// The number of the interface that it came by. 0 if that doesn't matter: then the local address
+    /// is used whatever the route.
+    pub interface: u32,
 }
 
 impl Endpoint {
@@ -48,11 +51,17 @@ impl Endpoint {
     pub fn plain(self) -> Self {
         self.remote.into()
     }
+
+    /// Return the same endpoint for an answer at once. Nobody looks up the route to somebody who has
+    /// proved nothing.
+    pub fn at_once(self) -> Self {
+        Self { interface: 0, ..self }
+    }
 }
 
 impl From<SocketAddr> for Endpoint {
     fn from(remote: SocketAddr) -> Self {
-        Self { remote, local: None }
+        Self { remote, local: None, interface: 0 }
     }
 }
 
@@ -137,6 +146,8 @@ pub enum Reason {
     Rekey,
     /// Data was sent, and nothing heard for KEEPALIVE-TIMEOUT + REKEY-TIMEOUT.
     NoAnswer,
+    /// The interface came up, and the peer has a persistent keepalive.
+    InterfaceUp,
 }
 
 /// What a plane reports to Python.
@@ -177,13 +188,18 @@ pub struct Transmit {
     pub endpoint: Endpoint,
     /// The whole datagram.
     pub datagram: Vec<u8>,
+    /// The TOS or traffic class of its IP header.
+    pub tos: u8,
 }
 
-/// The results of a call: events for Python and datagrams for the network, each in order.
+/// The results of a call: events for Python, datagrams for the network, and packets for the host,
+/// each in order.
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// Events to report.
     pub events: Vec<Event>,
     /// Datagrams to send.
     pub transmits: Vec<Transmit>,
+    /// Packets for the host: answers to what it can't reach.
+    pub answers: Vec<Vec<u8>>,
 }

@@ -7,6 +7,7 @@ use crate::aead::Aead;
 use crate::body::Body;
 use crate::contract::{Endpoint, Outbox, Seconds};
 use crate::drops::DropReason;
+use crate::ecn;
 use crate::ip::is_looped;
 use crate::keypairs::Session;
 use crate::peers::Peer;
@@ -24,6 +25,8 @@ struct Slot {
     size: usize,
     /// Bytes of the packet with padding.
     padded: usize,
+    /// The TOS or traffic class of its datagram. Known once it is sealed.
+    tos: u8,
 }
 
 /// The packets of one peer that wait to be sealed, at most 64, in the order they came.
@@ -80,7 +83,7 @@ impl Draft {
         }
         let at = self.used;
         self.used += padded + OVERHEAD;
-        self.slots.push(Slot { at, size, padded });
+        self.slots.push(Slot { at, size, padded, tos: 0 });
         let start = at + DATA_HEADER_SIZE;
         if padded > size {
             self.buffer[start + size..start + padded].fill(0);
@@ -120,6 +123,9 @@ impl Draft {
             }
         } else {
             transport.count_drops(&peer, DropReason::NoEndpoint, count as u64);
+            for Slot { at, size, .. } in &self.slots {
+                transport.answer_unreachable(&self.buffer[at + DATA_HEADER_SIZE..][..*size], now, out);
+            }
         }
         self.slots.clear();
         self.used = 0;
@@ -132,16 +138,17 @@ impl Draft {
 
     fn seal_slots(&mut self, session: &Session, first: u64) {
         self.bodies.clear();
-        for (slot, counter) in self.slots.iter().zip(first..) {
+        for (slot, counter) in self.slots.iter_mut().zip(first..) {
             let header = &mut self.buffer[slot.at..slot.at + DATA_HEADER_SIZE];
             header[..8].copy_from_slice(&session.header);
             header[8..].copy_from_slice(&counter.to_le_bytes());
+            slot.tos = ecn::outer(&self.buffer[slot.at + DATA_HEADER_SIZE..][..slot.size]);
             self.bodies.push(Body { at: slot.at + DATA_HEADER_SIZE, size: slot.padded + TAG_SIZE, counter });
         }
         session.sealer().seal_batch(&mut self.buffer, &self.bodies);
     }
 
-    /// Send neighbours of one size together. The last one may be shorter. Return false if a message
+    /// Send neighbours of one size and mark together. The last one may be shorter. Return false if a message
     /// did not leave from the endpoint's local address.
     fn send_slots(&self, endpoint: Endpoint, sink: &mut impl Sink) -> bool {
         let mut rest = &self.slots[..];
@@ -149,14 +156,14 @@ impl Draft {
         while let [first, others @ ..] = rest {
             let mut count = 1;
             for (slot, before) in others.iter().zip(rest) {
-                if before.padded < first.padded || slot.padded > first.padded {
+                if before.padded < first.padded || slot.padded > first.padded || slot.tos != first.tos {
                     break;
                 }
                 count += 1;
             }
             let last = &rest[count - 1];
             let message = &self.buffer[first.at..last.at + last.padded + OVERHEAD];
-            from_there &= sink.send(message, first.padded + OVERHEAD, endpoint);
+            from_there &= sink.send(message, first.padded + OVERHEAD, endpoint, first.tos);
             rest = &rest[count..];
         }
         from_there

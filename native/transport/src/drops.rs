@@ -32,6 +32,7 @@ reasons! {
     InnerLength "inner_length" "A packet's own length doesn't match what was received."
     InnerNotIp "inner_not_ip" "What was received is no IP packet."
     InnerSource "inner_source" "A peer sent from an address that isn't its own."
+    InterfaceDown "interface_down" "The interface is down, so nothing but enrollment passes."
     NoAnswer "no_answer" "A packet waited for a handshake that was given up."
     RoutingLoop "routing_loop" "A packet is a datagram to the same peer: the route to it leads into the tunnel."
     NoEndpoint "no_endpoint" "A packet is for a peer without a known address."

@@ -47,6 +47,17 @@ impl Path {
     }
 }
 
+/// What the headers of datagrams on one path have in common, besides the addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fields {
+    /// Our port.
+    pub source_port: u16,
+    /// The port that they are sent to.
+    pub destination_port: u16,
+    /// The TOS or traffic class.
+    pub tos: u8,
+}
+
 /// A datagram found in a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
@@ -56,6 +67,8 @@ pub struct Datagram {
     pub destination: IpAddr,
     /// The port it was sent to.
     pub port: u16,
+    /// Its TOS or traffic class.
+    pub tos: u8,
     /// Where its payload lies in the frame.
     pub payload: Range<usize>,
 }
@@ -63,9 +76,8 @@ pub struct Datagram {
 /// Write the frame of a datagram. Return its size, or None if it doesn't fit into `frame` or the
 /// addresses are of two families.
 ///
-/// `ports`: source and destination. `identification`: tells IPv4 datagrams apart if a router
-/// fragments them (RFC 6864).
-pub fn build(frame: &mut [u8], path: &Path, ports: (u16, u16), identification: u16, payload: &[u8]) -> Option<usize> {
+/// `identification`: tells IPv4 datagrams apart if a router fragments them (RFC 6864).
+pub fn build(frame: &mut [u8], path: &Path, fields: Fields, identification: u16, payload: &[u8]) -> Option<usize> {
     let headers = path.headers();
     let size = headers + payload.len();
     let datagram = u16::try_from(UDP + payload.len()).ok()?;
@@ -76,18 +88,19 @@ pub fn build(frame: &mut [u8], path: &Path, ports: (u16, u16), identification: u
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             frame[12..14].copy_from_slice(&TYPE_IPV4);
             let total = datagram.checked_add(IPV4 as u16)?;
-            write_ipv4(&mut frame[ETHERNET..ETHERNET + IPV4], source, destination, total, identification);
+            let header = &mut frame[ETHERNET..ETHERNET + IPV4];
+            write_ipv4(header, source, destination, fields.tos, total, identification);
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             frame[12..14].copy_from_slice(&TYPE_IPV6);
-            write_ipv6(&mut frame[ETHERNET..ETHERNET + IPV6], source, destination, datagram);
+            write_ipv6(&mut frame[ETHERNET..ETHERNET + IPV6], source, destination, fields.tos, datagram);
         }
         _ => return None,
     }
     frame[headers..].copy_from_slice(payload);
     let udp = headers - UDP;
-    frame[udp..udp + 2].copy_from_slice(&ports.0.to_be_bytes());
-    frame[udp + 2..udp + 4].copy_from_slice(&ports.1.to_be_bytes());
+    frame[udp..udp + 2].copy_from_slice(&fields.source_port.to_be_bytes());
+    frame[udp + 2..udp + 4].copy_from_slice(&fields.destination_port.to_be_bytes());
     frame[udp + 4..udp + 6].copy_from_slice(&datagram.to_be_bytes());
     frame[udp + 6..udp + 8].fill(0);
     let sum = udp_sum(path.source, path.destination, datagram, &frame[udp..]);
@@ -95,9 +108,9 @@ pub fn build(frame: &mut [u8], path: &Path, ports: (u16, u16), identification: u
     Some(size)
 }
 
-fn write_ipv4(header: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr, total: u16, identification: u16) {
+fn write_ipv4(header: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr, tos: u8, total: u16, identification: u16) {
     header.fill(0);
-    header[0] = 0x45;
+    header[..2].copy_from_slice(&[0x45, tos]);
     header[2..4].copy_from_slice(&total.to_be_bytes());
     header[4..6].copy_from_slice(&identification.to_be_bytes());
     header[8] = HOPS;
@@ -108,8 +121,8 @@ fn write_ipv4(header: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr, total:
     header[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
-fn write_ipv6(header: &mut [u8], source: Ipv6Addr, destination: Ipv6Addr, datagram: u16) {
-    header[..4].copy_from_slice(&[0x60, 0, 0, 0]);
+fn write_ipv6(header: &mut [u8], source: Ipv6Addr, destination: Ipv6Addr, tos: u8, datagram: u16) {
+    header[..4].copy_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0]);
     header[4..6].copy_from_slice(&datagram.to_be_bytes());
     header[6] = PROTOCOL_UDP;
     header[7] = HOPS;
@@ -150,7 +163,13 @@ pub fn parse(frame: &[u8]) -> Option<Datagram> {
         }
         let (port, to, payload) = udp(packet.get(IPV4..total)?, ETHERNET + IPV4)?;
         let destination = Ipv4Addr::new(header[16], header[17], header[18], header[19]).into();
-        Some(Datagram { source: SocketAddrV4::new(source, port).into(), destination, port: to, payload })
+        Some(Datagram {
+            source: SocketAddrV4::new(source, port).into(),
+            destination,
+            port: to,
+            tos: header[1],
+            payload,
+        })
     } else if frame[12..14] == TYPE_IPV6 {
         let header = packet.first_chunk::<IPV6>()?;
         if header[0] >> 4 != 6 || header[6] != PROTOCOL_UDP {
@@ -167,7 +186,8 @@ pub fn parse(frame: &[u8]) -> Option<Datagram> {
         }
         let size = usize::from(u16_at(header, 4));
         let (port, to, payload) = udp(packet.get(IPV6..IPV6 + size)?, ETHERNET + IPV6)?;
-        Some(Datagram { source: SocketAddrV6::new(source, port, 0, 0).into(), destination, port: to, payload })
+        let tos = header[0] << 4 | header[1] >> 4;
+        Some(Datagram { source: SocketAddrV6::new(source, port, 0, 0).into(), destination, port: to, tos, payload })
     } else {
         None
     }
@@ -198,9 +218,11 @@ mod tests {
         Path { source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, 0, 2], source, destination }
     }
 
+    const FIELDS: Fields = Fields { source_port: 51820, destination_port: 51821, tos: 0x89 };
+
     fn made(v6: bool, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![0xaa; 2048];
-        let size = build(&mut frame, &path(v6), (51820, 51821), 7, payload).unwrap();
+        let size = build(&mut frame, &path(v6), FIELDS, 7, payload).unwrap();
         frame.truncate(size);
         frame
     }
@@ -214,7 +236,7 @@ mod tests {
                 let found = parse(&frame).unwrap();
                 assert_eq!(found.source, SocketAddr::new(path(v6).source, 51820));
                 assert_eq!(found.destination, path(v6).destination);
-                assert_eq!(found.port, 51821);
+                assert_eq!((found.port, found.tos), (51821, 0x89));
                 assert_eq!(frame[found.payload], payload);
                 let udp = path(v6).headers() - UDP;
                 let (from, to) = (path(v6).source, path(v6).destination);
@@ -228,7 +250,7 @@ mod tests {
     fn a_published_header_has_the_published_checksum() {
         // The example of Wikipedia's "Internet checksum", with its header's fields.
         let mut header = [0; IPV4];
-        write_ipv4(&mut header, Ipv4Addr::new(192, 168, 0, 1), Ipv4Addr::new(192, 168, 0, 199), 0x73, 0);
+        write_ipv4(&mut header, Ipv4Addr::new(192, 168, 0, 1), Ipv4Addr::new(192, 168, 0, 199), 0, 0x73, 0);
         assert_eq!(header[6..12], [0, 0, 0x40, 0x11, 0xf8, 0x61]);
     }
 
@@ -279,12 +301,12 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_not_built() {
         let mut frame = [0; 100];
-        assert_eq!(build(&mut frame, &path(false), (1, 2), 0, &[0; 58]), Some(100));
-        assert_eq!(build(&mut frame, &path(false), (1, 2), 0, &[0; 59]), None);
-        assert_eq!(build(&mut frame, &path(true), (1, 2), 0, &[0; 39]), None);
+        assert_eq!(build(&mut frame, &path(false), FIELDS, 0, &[0; 58]), Some(100));
+        assert_eq!(build(&mut frame, &path(false), FIELDS, 0, &[0; 59]), None);
+        assert_eq!(build(&mut frame, &path(true), FIELDS, 0, &[0; 39]), None);
         let mixed = Path { source: path(true).source, ..path(false) };
-        assert_eq!(build(&mut frame, &mixed, (1, 2), 0, b""), None);
+        assert_eq!(build(&mut frame, &mixed, FIELDS, 0, b""), None);
         let mut large = vec![0; 70000];
-        assert_eq!(build(&mut large, &path(false), (1, 2), 0, &vec![0; 65520]), None);
+        assert_eq!(build(&mut large, &path(false), FIELDS, 0, &vec![0; 65520]), None);
     }
 }

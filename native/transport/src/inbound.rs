@@ -14,6 +14,7 @@ use crate::body::Body;
 use crate::coalesce::Inner;
 use crate::contract::{Address, Endpoint, Outbox, Seconds};
 use crate::drops::DropReason;
+use crate::ecn;
 use crate::ip::inner_source;
 use crate::peers::Owned;
 use crate::transport::Tally;
@@ -31,6 +32,8 @@ pub struct Message {
     pub segment: usize,
     /// The sender, and our address that it was sent to.
     pub source: Endpoint,
+    /// The TOS or traffic class of the datagrams.
+    pub tos: u8,
 }
 
 impl Message {
@@ -71,7 +74,7 @@ impl Inbound {
             } else {
                 // Handshakes, enrollment and strangers are handled one by one. They contain no
                 // inner packet.
-                transport.handle_datagram(&mut buffer[at..at + size], message.source, now, out);
+                transport.handle_datagram(&mut buffer[at..at + size], message.source, message.tos, now, out);
                 at += size;
             }
             if at >= end {
@@ -91,7 +94,7 @@ impl Inbound {
     }
 
     fn session(transport: &Transport, datagram: &[u8]) -> Option<Owned> {
-        let data = datagram.len() >= OVERHEAD && datagram.starts_with(&DATA_MAGIC);
+        let data = datagram.len() >= OVERHEAD && datagram.starts_with(&DATA_MAGIC) && !transport.is_down();
         if data { transport.sessions.get(&u32_at(datagram, 4)) } else { None }
     }
 
@@ -117,6 +120,11 @@ impl Inbound {
             transport.received(owned, message.source, tally, now, out);
         }
         self.check_sources(transport, buffer, owned, first);
+        if ecn::changes(message.tos) {
+            for packet in &self.packets[first..] {
+                ecn::mark(&mut buffer[packet.at..packet.at + packet.size], message.tos);
+            }
+        }
         end
     }
 

@@ -1,7 +1,8 @@
 //! The receiver indices that we gave out: 32 random bits each, none twice (whitepaper section
 //! 5.4.2).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Mutex;
 
 use crate::contract::PeerId;
@@ -17,7 +18,8 @@ pub struct Indices(Mutex<Books>);
 #[derive(Default)]
 struct Books {
     reserved: HashMap<PeerId, u32>,
-    used: HashSet<u32>,
+    /// The peer that each one was given to.
+    used: HashMap<u32, PeerId>,
 }
 
 impl Books {
@@ -38,7 +40,8 @@ impl Indices {
             let mut drawn = [0; 4];
             random(&mut drawn);
             let index = u32::from_le_bytes(drawn);
-            if books.used.insert(index) {
+            if let Entry::Vacant(free) = books.used.entry(index) {
+                free.insert(peer);
                 books.reserved.insert(peer, index);
                 return index;
             }
@@ -51,7 +54,7 @@ impl Indices {
         if books.reserved.get(&peer) == Some(&index) {
             books.reserved.remove(&peer);
         }
-        books.used.insert(index);
+        books.used.insert(index, peer);
     }
 
     /// Release an index that a session had.
@@ -66,7 +69,12 @@ impl Indices {
 
     /// Return whether we gave it out.
     pub fn contains(&self, index: u32) -> bool {
-        lock(&self.0).used.contains(&index)
+        self.owner(index).is_some()
+    }
+
+    /// Return the peer that we gave it to.
+    pub fn owner(&self, index: u32) -> Option<PeerId> {
+        lock(&self.0).used.get(&index).copied()
     }
 
     /// Return how many are given out.
@@ -93,7 +101,7 @@ mod tests {
         assert_eq!((indices.reserve(1, &random), indices.reserve(2, &random)), (0, 1));
         indices.take(1, 0);
         assert_eq!(indices.reserve(1, &random), 2);
-        assert!(indices.contains(0) && indices.contains(2));
+        assert_eq!([0, 1, 2, 3].map(|index| indices.owner(index)), [Some(1), Some(2), Some(1), None]);
         indices.forget(1);
         indices.forget(2);
         indices.release(0);

@@ -59,6 +59,7 @@ impl Outbound {
         let Some((header, packet)) = frame.split_first_chunk_mut::<VNET_SIZE>() else { return };
         let Some(draft) = self.draft(transport, packet, now, out, sink) else {
             transport.drops.count(DropReason::NoPeer, 1);
+            transport.answer_unreachable(packet, now, out);
             return;
         };
         let vnet = Vnet::decode(header);

@@ -49,13 +49,16 @@ const PASS_PACE: Pace = Pace { rate: 1000.0, burst: 2048.0 };
 /// In a flood they are passed in runs of this many seconds' worth each. Python is woken per run, not
 /// per datagram.
 const RUN: Seconds = 0.02;
-/// Of a source (an IPv4 address or an IPv6 /64) or of a session.
+/// Of a source (an IPv4 address or an IPv6 /64).
 const SOURCE_PACE: Pace = Pace { rate: 20.0, burst: 5.0 };
+/// Of a session. Whoever sees the session on the path can forge CONFIRMs in it, and the right one has
+/// to get through among them.
+const SESSION_PACE: Pace = Pace { rate: 256.0, burst: 128.0 };
 /// Of an IPv6 /48.
 const SITE_PACE: Pace = Pace { rate: 80.0, burst: 20.0 };
-/// A source that has used its pace within so many seconds is busy.
+/// A source or session that has used its pace within so many seconds is busy.
 const BUSY_SECONDS: Seconds = 0.5;
-/// A busy source gets this much of the burst for all.
+/// A busy one gets this much of the burst for all.
 const BUSY_SHARE: f64 = 0.5;
 /// Sums of fractions of a second are off by less.
 const ROUNDING: Seconds = 1e-9;
@@ -203,7 +206,7 @@ impl PairingFilter {
         if known.is_some_and(|known| known.expires - now > SESSION_SECONDS / 2.0) {
             return;
         }
-        let level = self.sessions.remove(session).map_or_else(|| Level::new(SOURCE_PACE), |known| known.level);
+        let level = self.sessions.remove(session).map_or_else(|| Level::new(SESSION_PACE), |known| known.level);
         while self.sessions.len() >= SESSIONS {
             self.forget_oldest();
         }
@@ -260,7 +263,8 @@ impl PairingFilter {
         let Some(known) = known.filter(|known| known.expires > now) else {
             return Verdict::Drop(DropReason::PairingSession);
         };
-        if known.level.take(now, false) && self.confirms.take(run(now), false) {
+        let busy = known.level.until > now - BUSY_SECONDS;
+        if known.level.take(now, false) && self.confirms.take(run(now), busy) {
             Verdict::Pass
         } else {
             Verdict::Drop(DropReason::PairingPace)

@@ -100,16 +100,21 @@ impl Default for PeerState {
     }
 }
 
-/// Counters of one peer. Bytes are those of whole WireGuard datagrams, as in the kernel's counters.
+/// Counters of one peer. Bytes are those of whole WireGuard datagrams, handshakes included, as in the
+/// kernel's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PeerCounters {
     /// Bytes received.
     pub rx_bytes: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
-    /// Datagrams received.
+    /// Of those, the bytes of handshakes.
+    pub rx_handshake_bytes: u64,
+    /// The same of those sent.
+    pub tx_handshake_bytes: u64,
+    /// Data messages received.
     pub rx_packets: u64,
-    /// Datagrams sent.
+    /// Data messages sent.
     pub tx_packets: u64,
     /// When the last authenticated datagram came.
     pub last_received: Option<Seconds>,

@@ -285,6 +285,8 @@ def test_timers_run_out_without_traffic(lab: Lab) -> None:
         from ipaddress import ip_network
         from rustguard_py.planes.contract import Reason
         plane = make()
+        # While it is down, nothing is due.
+        subprocess.run(["ip", "link", "set", "rg9", "up"], check=True)
         began = time.monotonic()
         plane.set_peer(1, ("127.0.0.1", 9), [ip_network("10.0.0.0/24")], 1)
         assert wait_for(plane, "HandshakeWanted")[0].reason is Reason.NO_SESSION

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.lab.hosts import Lab
-from support import icmp_forger
 from support.product import HOME4, INNER, OPEN, PATIENCE, POOL, TOKEN, Site, eventually
 
 # One worker plays it all.
@@ -44,24 +42,6 @@ def a_closed_window_answers_nobody_and_is_named(site: Site) -> str:
     assert (stranger.network(), stranger.sockets()) == (before, [])
     assert home.status()["window"]["guesses_used"] == 0
     return f"a closed window: exit code 5 after {seconds:.1f} s"
-
-
-@_scene()
-def forged_icmp_errors_do_not_end_a_join(site: Site) -> str:
-    home = site.home()
-    laptop = site.client("laptop", home)
-    home.serve(f"--pool {POOL}")
-    log = site.directory / "icmp"
-    home.host.popen([sys.executable, str(Path(icmp_forger.__file__)), "51820", "51821"], log=log)
-    eventually(lambda: "ready" in log.read_text(), what="the forger")
-    program = laptop.start(f"join {HOME4} --name laptop", TOKEN)
-    # Three "port unreachable" were enough after two seconds.
-    time.sleep(6)
-    assert laptop.alive(program)
-    home.run("open 60")
-    began = time.monotonic()
-    eventually(lambda: laptop.alive(program) and laptop.pings(INNER, 0.2), what="the join")
-    return f"forged ICMP errors: still trying after 6 s, joined {time.monotonic() - began:.1f} s after it opened"
 
 
 @_scene()

@@ -181,13 +181,16 @@ def test_a_closed_terminal_ends_server_and_client_and_nohup_keeps_them(site: Sit
     assert kept.wait(PATIENCE) == 0
 
 
-def test_an_interface_removed_by_somebody_else_ends_the_server_with_a_word(site: Site) -> None:
+def test_an_interface_removed_by_somebody_else_is_made_again_with_a_word(site: Site) -> None:
     home = site.home()
     server = home.serve()
     home.host.ip(["link delete rg0"])
-    assert server.wait(PATIENCE) == 1
-    assert home.said().count("The data plane stopped") == 1
+    eventually(lambda: home.pings(INNER))
+    assert server.poll() is None
+    assert home.said().count("removed the interface rg0; put back") == 1
     assert "Traceback" not in home.said()
+    server.terminate()
+    assert server.wait(PATIENCE) == 0
     assert home.sockets() == []
     print(home.said().strip().splitlines()[-2:])
     home.serve("")

@@ -139,10 +139,16 @@ def test_resolved_is_told_where_it_has_charge(net: Lan, bin_folder: Path) -> Non
     (laptop.root / "etc/resolv.conf").unlink()
     (laptop.root / "etc/resolv.conf").symlink_to("/run/systemd/resolve/stub-resolv.conf")
     tunnel(laptop, "DNS = 10.9.0.53, lan", net.home.peer("AllowedIPs = 10.9.0.0/24"))
+
+    def told() -> list[str]:
+        # Without servers it is only asked what it has.
+        asked = ("resolvectl dns wg0", "resolvectl domain wg0")
+        return [line for line in log.read_text().splitlines() if line not in asked]
+
     laptop.run("up wg0", path=bin_folder)
-    assert log.read_text().splitlines() == ["resolvectl dns wg0 10.9.0.53", "resolvectl domain wg0 ~. lan"]
+    assert told() == ["resolvectl dns wg0 10.9.0.53", "resolvectl domain wg0 ~. lan"]
     laptop.run("down wg0")
-    assert log.read_text().splitlines()[2:] == ["resolvectl revert wg0"]
+    assert told()[2:] == ["resolvectl revert wg0"]
 
 
 def test_name_servers_that_are_not_taken_end_the_start(net: Lan, bin_folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from rustguard_py.lab.hosts import Lab
 from support import machine
-from support.product import HOME4, INNER, Site, eventually
+from support.product import HOME4, INNER, TOKEN, Site, eventually
 from support.quick import PORT, Quick, lan
 
 
@@ -35,6 +35,16 @@ def test_a_stock_wireguard_comes_in_with_an_exported_file(lab: Lab, tmp_path: Pa
     assert peers["phone"]["address4"] == "10.150.0.2"
     home.run("peers revoke phone")
     assert not phone.pings(INNER, 0.3)
+
+
+def test_an_export_waits_for_a_server_that_is_just_starting(lab: Lab, tmp_path: Path) -> None:
+    site = Site(lab, tmp_path)
+    home = site.home()
+    home.start("serve --pool 10.150.0.0/24 --open", TOKEN)
+    # From here on the directory is in use, and there is no state and no control socket yet.
+    eventually((home.state / "lock").exists, what="the lock")
+    home.run(f"export --new phone --endpoint {HOME4} -o {tmp_path}/phone.conf")
+    assert "phone" in home.peers()
 
 
 def test_a_client_runs_its_exported_file_in_place_of_join(lab: Lab, tmp_path: Path) -> None:

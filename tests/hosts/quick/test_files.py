@@ -21,9 +21,8 @@ FILES = Path(__file__).parents[2] / "data/files"
 def test_up_takes_a_file_as_another_tool_wrote_it(lab: Lab, tmp_path: Path, name: str) -> None:
     home = lan(lab).home
     path = home.file("")
-    content = (FILES / f"{name}.conf").read_bytes().replace(b"HERE", bytes(tmp_path))
-    # Without a key, whatever the hook does: here it sets none.
-    path.write_bytes(re.sub(rb"wg set %i private-key \S+", b"echo no key", content))
+    path.write_bytes((FILES / f"{name}.conf").read_bytes().replace(b"HERE", bytes(tmp_path)))
+    (tmp_path / "wgk.key").write_text(f"{base64(home.key.private)}\n")
     home.run("up wg0")
     try:
         addresses = home.says("ip", "-o", "address", "show", "dev", "wg0")
@@ -33,10 +32,20 @@ def test_up_takes_a_file_as_another_tool_wrote_it(lab: Lab, tmp_path: Path, name
         if name == "latin1-hook":
             assert (tmp_path / "said").read_bytes() == "Zürich".encode("cp1252")
         assert not (tmp_path / "hidden").exists()
-        # No key is shown where there is none.
-        assert (home.says("wg", "show", "wg0", "private-key") == "(none)\n") == (name == "key-by-hook")
-        # A second time, nothing has changed.
+        # A second time, nothing has changed, and the key that the hook has set stays.
         assert "nothing in" in home.run("up wg0").stderr
+        if name == "key-by-hook":
+            assert home.says("wg", "show", "wg0", "public-key").strip() == base64(home.key.public)
+    finally:
+        home.run("down wg0")
+
+
+def test_a_file_without_a_key_shows_none_until_there_is_one(lab: Lab) -> None:
+    home = lan(lab).home
+    home.file("").write_text("[Interface]\nAddress = 10.71.0.2/24\nPostUp = true\n")
+    home.run("up wg0")
+    try:
+        assert home.says("wg", "show", "wg0", "private-key") == "(none)\n"
     finally:
         home.run("down wg0")
 

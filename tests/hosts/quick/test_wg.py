@@ -222,6 +222,38 @@ os.execvp(argv[0], argv)
     assert running.wait(10) == 0
 
 
+def test_two_network_namespaces_have_an_interface_of_the_same_name(lab: Lab, tmp_path: Path) -> None:
+    here, there = lab.link(lab.host("one"), lab.host("two"), ipv4="192.0.2.0/24")
+    # wg(8) finds them at its own path alone.
+    shared = {"RUSTGUARD_WG_SOCKETS": "/var/run/wireguard"}
+    name = f"rgt{os.getpid() % 100000}"
+    running = [
+        end.host.popen([*rustguard_wg.argv(tmp_path), name], env=shared, log=tmp_path / end.host.name)
+        for end in (here, there)
+    ]
+    try:
+        for port, end in enumerate((here, there), 7001):
+            said = tmp_path / end.host.name
+            eventually(lambda said=said: "is ready" in said.read_text(), what="its socket")  # type: ignore[misc]
+            _wg(end.host, "set", name, "listen-port", str(port))
+        assert [_wg(end.host, "show", name, "listen-port").strip() for end in (here, there)] == ["7001", "7002"]
+        assert name in _wg(there.host, "show", "interfaces")
+        assert ":7002 " in there.host.run(["ss", "-Huln"]).stdout
+        running[0].terminate()
+        assert running[0].wait(10) == 0
+        # The other one takes the path over.
+        eventually(
+            lambda: _wg(there.host, "show", name, "listen-port", check=False).strip() == "7002", what="the path"
+        )
+        there.host.ip([f"link delete {name}"])
+        assert running[1].wait(10) == 0
+        assert not [*Path("/var/run/wireguard").glob(f"{name}*")]
+    finally:
+        for each in running:
+            each.terminate()
+            each.wait(10)
+
+
 def test_a_descriptor_of_another_shape_is_refused(tmp_path: Path, lab: Lab) -> None:
     here, _ = _link(lab)
     script = "import os,sys; os.environ['WG_TUN_FD']='0'; os.execvp(sys.argv[1], sys.argv[1:])"
@@ -269,7 +301,7 @@ def test_the_port_stays_where_it_began_while_the_interface_moves(lab: Lab, tmp_p
     assert inner.run(["ss", "-Huln"]).stdout == ""
 
 
-def test_wg_shows_a_running_server_and_client_and_changes_neither(lab: Lab, tmp_path: Path) -> None:
+def test_wg_shows_a_running_server_and_client_and_leaves_their_port(lab: Lab, tmp_path: Path) -> None:
     site = Site(lab, tmp_path)
     home = site.machine("home", own_run=True)
     laptop = site.client("laptop", home, own_run=True)

@@ -34,8 +34,12 @@ pub fn key(object: &Bound<'_, PyAny>) -> PyResult<Zeroizing<[u8; 32]>> {
 /// Convert the contract's Endpoint, with our address that it was heard at.
 pub fn endpoint(object: &Bound<'_, PyAny>) -> PyResult<Endpoint> {
     let tuple = object.cast::<PyTuple>()?;
-    let local = if tuple.is_exact_instance_of::<PyTuple>() { None } else { Some(local(&object.getattr("local")?)?) };
-    Ok(Endpoint { remote: remote(tuple)?, local })
+    let remote = remote(tuple)?;
+    if tuple.is_exact_instance_of::<PyTuple>() {
+        return Ok(remote.into());
+    }
+    let local = Some(local(&object.getattr("local")?)?);
+    Ok(Endpoint { remote, local, interface: object.getattr("interface")?.extract()? })
 }
 
 /// Convert an address of 4 or 16 bytes.
@@ -74,7 +78,7 @@ fn zone_index(py: Python<'_>, zone: &str) -> PyResult<u32> {
 
 /// Convert to an endpoint of the socket module, or to the contract's `heard` if our address is
 /// known.
-pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local }: Endpoint) -> PyResult<Bound<'_, PyAny>> {
+pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local, interface }: Endpoint) -> PyResult<Bound<'_, PyAny>> {
     let host = remote.ip().to_string();
     let plain = match remote {
         SocketAddr::V4(_) => (host, remote.port()).into_pyobject(py),
@@ -82,8 +86,8 @@ pub fn from_endpoint(py: Python<'_>, Endpoint { remote, local }: Endpoint) -> Py
     }?;
     match local {
         None => Ok(plain.into_any()),
-        Some(IpAddr::V4(v4)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v4.octets()))),
-        Some(IpAddr::V6(v6)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v6.octets()))),
+        Some(IpAddr::V4(v4)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v4.octets()), interface)),
+        Some(IpAddr::V6(v6)) => make(py, ENDPOINT, "heard", (plain, PyBytes::new(py, &v6.octets()), interface)),
     }
 }
 
@@ -150,6 +154,7 @@ pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>>
                 Reason::NoSession => "NO_SESSION",
                 Reason::Rekey => "REKEY",
                 Reason::NoAnswer => "NO_ANSWER",
+                Reason::InterfaceUp => "INTERFACE_UP",
             };
             let reason = py.import(CONTRACT)?.getattr("Reason")?.getattr(name)?;
             make(py, CONTRACT, "HandshakeWanted", (*peer, reason))
@@ -178,6 +183,7 @@ pub fn to_event(object: &Bound<'_, PyAny>) -> PyResult<Event> {
             let reason = match &*reason {
                 "NO_SESSION" => Reason::NoSession,
                 "REKEY" => Reason::Rekey,
+                "INTERFACE_UP" => Reason::InterfaceUp,
                 _ => Reason::NoAnswer,
             };
             Event::HandshakeWanted(peer()?, reason)
@@ -204,11 +210,23 @@ pub fn stats<'py>(
     let by_peer = PyDict::new(py);
     for (peer, endpoint, counters) in peers {
         let endpoint = endpoint.map(|endpoint| from_endpoint(py, endpoint)).transpose()?;
-        let PeerCounters { rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops } =
-            counters;
-        let stats =
-            (endpoint, rx_bytes, tx_bytes, rx_packets, tx_packets, last_received, last_sent, handshakes, drops);
-        by_peer.set_item(peer, class.call1(stats)?)?;
+        let stats = PyDict::new(py);
+        stats.set_item("endpoint", endpoint)?;
+        for (name, count) in [
+            ("rx_bytes", counters.rx_bytes),
+            ("tx_bytes", counters.tx_bytes),
+            ("rx_packets", counters.rx_packets),
+            ("tx_packets", counters.tx_packets),
+            ("handshakes", counters.handshakes),
+            ("drops", counters.drops),
+            ("rx_handshake_bytes", counters.rx_handshake_bytes),
+            ("tx_handshake_bytes", counters.tx_handshake_bytes),
+        ] {
+            stats.set_item(name, count)?;
+        }
+        stats.set_item("last_received", counters.last_received)?;
+        stats.set_item("last_sent", counters.last_sent)?;
+        by_peer.set_item(peer, class.call((), Some(&stats))?)?;
     }
     let by_reason = PyDict::new(py);
     for (reason, count) in drops {

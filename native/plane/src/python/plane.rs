@@ -91,6 +91,14 @@ impl PyPlane {
         Ok(py.detach(|| self.0.rebind(&sockets))?)
     }
 
+    fn is_running(&self) -> bool {
+        self.0.is_running()
+    }
+
+    fn reattach(&self, py: Python<'_>, sockets: Vec<RawFd>, mark: u32) -> PyResult<()> {
+        py.detach(|| self.0.reattach(&sockets, mark)).map_err(os_error)
+    }
+
     fn remove_peer(&self, py: Python<'_>, peer: u64) {
         py.detach(|| self.0.transport().remove_peer(peer));
     }

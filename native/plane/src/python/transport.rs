@@ -18,11 +18,15 @@ use super::convert;
 struct Collected(Vec<Transmit>);
 
 impl Sink for Collected {
-    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
-        self.0.extend(message.chunks(segment).map(|datagram| Transmit { endpoint, datagram: datagram.to_vec() }));
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
+        let one = |datagram: &[u8]| Transmit { endpoint, datagram: datagram.to_vec(), tos };
+        self.0.extend(message.chunks(segment).map(one));
         true
     }
 }
+
+/// Where a datagram goes, the datagram, and its TOS or traffic class.
+type PyTransmit<'py> = (Bound<'py, PyAny>, Bound<'py, PyBytes>, u8);
 
 /// The rules alone, with the methods of `planes.transport.Transport`. An exception in one of its
 /// callables is a panic.
@@ -31,6 +35,7 @@ pub struct PyTransport {
     rules: Transport,
     emit: Py<PyAny>,
     transmits: Mutex<Vec<Transmit>>,
+    answers: Mutex<Vec<Vec<u8>>>,
 }
 
 impl PyTransport {
@@ -47,6 +52,7 @@ impl PyTransport {
             self.emit.call1(py, (convert::event(py, event)?,))?;
         }
         self.transmits.lock().expect("used by one thread").extend(out.transmits);
+        self.answers.lock().expect("used by one thread").extend(out.answers);
         Ok(())
     }
 }
@@ -72,7 +78,7 @@ impl PyTransport {
             Python::attach(|py| backlog.call0(py).and_then(|n| n.extract(py)).expect("backlog returns a number"))
         };
         let rules = Transport::new(&*convert::key(public_key)?, mtu, Box::new(draw), Box::new(waiting));
-        Ok(Self { rules, emit, transmits: Mutex::default() })
+        Ok(Self { rules, emit, transmits: Mutex::default(), answers: Mutex::default() })
     }
 
     fn set_peer(
@@ -97,6 +103,10 @@ impl PyTransport {
 
     fn set_mtu(&self, mtu: usize) {
         self.rules.set_mtu(mtu);
+    }
+
+    fn set_up(&self, py: Python<'_>, up: bool, now: f64) -> PyResult<()> {
+        self.act(py, |rules, out| rules.set_up(up, now, out))
     }
 
     fn set_public_key(&self, public_key: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -143,15 +153,17 @@ impl PyTransport {
         self.act(py, |rules, out| rules.handle_packet(packet, now, out))
     }
 
+    #[pyo3(signature = (datagram, source, now, tos = 0))]
     fn handle_datagram<'py>(
         &self,
         py: Python<'py>,
         mut datagram: Vec<u8>,
         source: &Bound<'py, PyAny>,
         now: f64,
+        tos: u8,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let source = convert::endpoint(source)?;
-        let found = self.act(py, |rules, out| rules.handle_datagram(&mut datagram, source, now, out))?;
+        let found = self.act(py, |rules, out| rules.handle_datagram(&mut datagram, source, tos, now, out))?;
         Ok(found.map(|range| PyBytes::new(py, &datagram[range])))
     }
 
@@ -163,10 +175,16 @@ impl PyTransport {
         self.rules.poll_timeout()
     }
 
-    fn poll_transmit<'py>(&self, py: Python<'py>) -> PyResult<Vec<(Bound<'py, PyAny>, Bound<'py, PyBytes>)>> {
+    fn poll_transmit<'py>(&self, py: Python<'py>) -> PyResult<Vec<PyTransmit<'py>>> {
         let taken = std::mem::take(&mut *self.transmits.lock().expect("used by one thread"));
-        let give = |one: Transmit| Ok((convert::from_endpoint(py, one.endpoint)?, PyBytes::new(py, &one.datagram)));
+        let give =
+            |one: Transmit| Ok((convert::from_endpoint(py, one.endpoint)?, PyBytes::new(py, &one.datagram), one.tos));
         taken.into_iter().map(give).collect()
+    }
+
+    fn poll_answers<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        let taken = std::mem::take(&mut *self.answers.lock().expect("used by one thread"));
+        taken.iter().map(|answer| PyBytes::new(py, answer)).collect()
     }
 
     /// Take frames that wait in the device at once, each a virtio_net_hdr and a packet or
@@ -184,18 +202,18 @@ impl PyTransport {
 
     /// Take messages that wait at the socket at once. Return the frames to write to the device.
     ///
-    /// Each message stands for datagrams of one size; the last one may be shorter.
+    /// Each message stands for datagrams of one size, source and TOS; the last one may be shorter.
     fn handle_messages<'py>(
         &self,
         py: Python<'py>,
-        messages: Vec<(Vec<u8>, usize, Bound<'py, PyAny>)>,
+        messages: Vec<(Vec<u8>, usize, Bound<'py, PyAny>, u8)>,
         now: f64,
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let mut inbound = Inbound::default();
         let (mut buffer, mut given) = (Vec::new(), Vec::new());
-        for (bytes, segment, source) in &messages {
+        for (bytes, segment, source, tos) in &messages {
             let source = convert::endpoint(source)?;
-            given.push(Message { at: buffer.len(), size: bytes.len(), segment: *segment, source });
+            given.push(Message { at: buffer.len(), size: bytes.len(), segment: *segment, source, tos: *tos });
             buffer.extend_from_slice(bytes);
         }
         self.act(py, |rules, out| {

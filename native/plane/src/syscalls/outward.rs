@@ -21,10 +21,10 @@ struct Sender<'a> {
 }
 
 impl Sink for Sender<'_> {
-    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
         self.packets += message.len().div_ceil(segment);
         self.bytes += message.len();
-        self.io.send(message, segment, endpoint, self.queue, Patience::Some)
+        self.io.send(message, segment, endpoint, tos, self.queue, Patience::Some)
     }
 }
 

@@ -7,9 +7,9 @@ use transport::contract::Endpoint;
 
 use super::address::name_for;
 
-/// Room for control messages, aligned as the kernel requires: one of four bytes, and an in6_pktinfo
-/// or in_pktinfo.
-pub type Control = [u64; 8];
+/// Room for control messages, aligned as the kernel requires: two of four bytes, and an in6_pktinfo
+/// or in_pktinfo. The kernel silently leaves out what doesn't fit.
+pub type Control = [u64; 11];
 
 /// The header of a message to send, and everything that it points to.
 pub struct Letter {
@@ -28,11 +28,17 @@ impl Default for Letter {
 
 impl Letter {
     /// Write the header for `message`. The kernel cuts it into datagrams of `segment` bytes, if
-    /// given.
+    /// given. Their TOS or traffic class is `tos`.
     ///
     /// The header points into this letter and to the message. Neither may be moved or dropped
     /// before the kernel is done with it.
-    pub fn address(&mut self, message: &[u8], segment: Option<u16>, endpoint: Endpoint) -> *const libc::msghdr {
+    pub fn address(
+        &mut self,
+        message: &[u8],
+        segment: Option<u16>,
+        endpoint: Endpoint,
+        tos: u8,
+    ) -> *const libc::msghdr {
         let name_size;
         (self.name, name_size) = name_for(endpoint.remote);
         self.vector = libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() };
@@ -45,6 +51,14 @@ impl Letter {
         let mut used = 0;
         if let Some(segment) = segment {
             used = self.attach(used, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
+        }
+        if tos != 0 {
+            let (level, kind) = if endpoint.remote.is_ipv4() {
+                (libc::IPPROTO_IP, libc::IP_TOS)
+            } else {
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
+            };
+            used = self.attach(used, level, kind, libc::c_int::from(tos));
         }
         match endpoint.local {
             None => {}
@@ -96,6 +110,10 @@ pub struct Details {
     pub segment: Option<usize>,
     /// Our address that it was sent to.
     pub local: Option<IpAddr>,
+    /// The number of the interface that it came by, 0 if the kernel doesn't report it.
+    pub interface: u32,
+    /// The TOS or traffic class. 0 if the kernel doesn't report it.
+    pub tos: u8,
 }
 
 impl Details {
@@ -103,8 +121,8 @@ impl Details {
     pub fn of(header: &libc::msghdr) -> Self {
         let mut found = Self::default();
         // SAFETY: the kernel has filled in the control buffer that `header` points to, and its
-        // length. The macros stay within that length. UDP_GRO holds an int, IP_PKTINFO an
-        // in_pktinfo, IPV6_PKTINFO an in6_pktinfo.
+        // length. The macros stay within that length. UDP_GRO and IPV6_TCLASS hold an int, IP_TOS
+        // a byte, IP_PKTINFO an in_pktinfo, IPV6_PKTINFO an in6_pktinfo.
         unsafe {
             let mut message = libc::CMSG_FIRSTHDR(header);
             while !message.is_null() {
@@ -116,12 +134,18 @@ impl Details {
                     }
                     (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                         // For a broadcast this is the address to answer from.
-                        let to = data.cast::<libc::in_pktinfo>().read_unaligned().ipi_spec_dst;
-                        found.local = local(Ipv4Addr::from(to.s_addr.to_ne_bytes()).into());
+                        let to = data.cast::<libc::in_pktinfo>().read_unaligned();
+                        found.local = local(Ipv4Addr::from(to.ipi_spec_dst.s_addr.to_ne_bytes()).into());
+                        found.interface = to.ipi_ifindex as u32;
                     }
                     (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                        let to = data.cast::<libc::in6_pktinfo>().read_unaligned().ipi6_addr;
-                        found.local = local(Ipv6Addr::from(to.s6_addr).into());
+                        let to = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                        found.local = local(Ipv6Addr::from(to.ipi6_addr.s6_addr).into());
+                        found.interface = to.ipi6_ifindex;
+                    }
+                    (libc::IPPROTO_IP, libc::IP_TOS) => found.tos = data.read(),
+                    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                        found.tos = data.cast::<libc::c_int>().read_unaligned() as u8;
                     }
                     _ => {}
                 }

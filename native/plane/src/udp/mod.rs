@@ -108,6 +108,12 @@ impl Udp {
         } else {
             made.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
         };
+        // Without it, congestion on the way isn't reported inside the tunnel.
+        let _ = if v6 {
+            made.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)
+        } else {
+            made.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)
+        };
         let merged = made.set(libc::SOL_UDP, libc::UDP_GRO, 1);
         let lack = merged.err().map(|_| "The kernel gives UDP datagrams one by one (no UDP_GRO).");
         Ok((made, lack))
@@ -166,10 +172,10 @@ impl Udp {
         })?;
         for n in 0..count as usize {
             let size = headers[n].msg_len as usize;
-            let Details { segment, local } = Details::of(&headers[n].msg_hdr);
+            let Details { segment, local, interface, tos } = Details::of(&headers[n].msg_hdr);
             if let Some(remote) = address_of(&names[n]) {
-                let (segment, source) = (segment.unwrap_or(size), Endpoint { remote, local });
-                into.messages.push(Message { at: n * MESSAGE, size, segment, source });
+                let (segment, source) = (segment.unwrap_or(size), Endpoint { remote, local, interface });
+                into.messages.push(Message { at: n * MESSAGE, size, segment, source, tos });
             }
         }
         Ok(())
@@ -187,31 +193,40 @@ impl Udp {
         message: &[u8],
         segment: usize,
         endpoint: Endpoint,
+        tos: u8,
         patience: Patience,
     ) -> (io::Result<Sent>, bool) {
-        let sent = self.send(message, segment, endpoint, patience);
+        let sent = self.send(message, segment, endpoint, tos, patience);
         // The refusal to cut may be due to the address, too. But if the datagrams then went out one
         // by one, they went out from it.
         match &sent {
             Err(error) if endpoint.local.is_some() && refuses_local(error) => {}
             _ => return (sent, true),
         }
-        match self.send(message, segment, endpoint.plain(), patience) {
+        match self.send(message, segment, endpoint.plain(), tos, patience) {
             Ok(done) => (Ok(done), false),
             Err(_) => (sent, true),
         }
     }
 
-    /// Send `message` as at most 64 datagrams of `segment` bytes; the last one may be shorter.
+    /// Send `message` as at most 64 datagrams of `segment` bytes; the last one may be shorter. `tos`
+    /// is their TOS or traffic class.
     ///
     /// If the kernel refuses to cut the message, it is sent datagram by datagram, and none is lost.
-    pub fn send(&self, message: &[u8], segment: usize, endpoint: Endpoint, patience: Patience) -> io::Result<Sent> {
+    pub fn send(
+        &self,
+        message: &[u8],
+        segment: usize,
+        endpoint: Endpoint,
+        tos: u8,
+        patience: Patience,
+    ) -> io::Result<Sent> {
         if message.len() <= segment {
-            return self.send_message(message, None, endpoint, patience).map(|()| Sent::Whole);
+            return self.send_message(message, None, endpoint, tos, patience).map(|()| Sent::Whole);
         }
         let mut refused = None;
         if self.segments() {
-            match self.send_message(message, Some(segment as u16), endpoint, patience) {
+            match self.send_message(message, Some(segment as u16), endpoint, tos, patience) {
                 Ok(()) => return Ok(Sent::Whole),
                 Err(error) => match error.raw_os_error() {
                     // EINVAL, EMSGSIZE: not for this size on this path. EIO: the device can't do it
@@ -226,7 +241,7 @@ impl Udp {
             }
         }
         for datagram in message.chunks(segment) {
-            self.send_message(datagram, None, endpoint, patience)?;
+            self.send_message(datagram, None, endpoint, tos, patience)?;
         }
         Ok(refused.map_or(Sent::Whole, Sent::Singly))
     }
@@ -240,7 +255,7 @@ impl Udp {
         let mut letters: [Letter; MESSAGES] = std::array::from_fn(|_| Letter::default());
         let mut count = 0;
         for (one, (header, letter)) in mine.zip(headers.iter_mut().zip(&mut letters)) {
-            letter.address(&one.datagram, None, one.endpoint);
+            letter.address(&one.datagram, None, one.endpoint, one.tos);
             header.msg_hdr = letter.header;
             count += 1;
         }
@@ -255,10 +270,11 @@ impl Udp {
         message: &[u8],
         segment: Option<u16>,
         endpoint: Endpoint,
+        tos: u8,
         patience: Patience,
     ) -> io::Result<()> {
         let mut letter = Letter::default();
-        let header = letter.address(message, segment, endpoint);
+        let header = letter.address(message, segment, endpoint, tos);
         loop {
             // SAFETY: the letter and the message outlive the call, which only reads them.
             let error = match check_size(unsafe { libc::sendmsg(self.fd(), header, 0) }) {
@@ -300,14 +316,14 @@ mod tests {
         for host in ["127.0.0.1", "::1"] {
             let (one, other, here, there) = pair(host);
             let sent: Vec<u8> = (0..2500_u32).map(|n| n as u8).collect();
-            assert!(matches!(one.send(&sent, 1000, there.into(), Patience::Some), Ok(Sent::Whole)));
+            assert!(matches!(one.send(&sent, 1000, there.into(), 0, Patience::Some), Ok(Sent::Whole)));
             let mut receiver = Receiver::default();
             let mut datagrams = Vec::new();
             while datagrams.len() < 3 {
                 wait([(other.fd(), libc::POLLIN)], 1000).unwrap();
                 other.receive(&mut receiver).unwrap();
                 for message in &receiver.messages {
-                    assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()) });
+                    assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()), interface: 1 });
                     let bytes = &receiver.buffer[message.at..message.at + message.size];
                     datagrams.extend(bytes.chunks(message.segment).map(<[u8]>::to_vec));
                 }
@@ -318,10 +334,34 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_arrives_with_its_mark() {
+        for host in ["127.0.0.1", "::1"] {
+            let (one, other, here, there) = pair(host);
+            for tos in [0, 1, 2, 3, 0x88] {
+                one.send(&[7; 20_000], 1000, there.into(), tos, Patience::Some).unwrap();
+                one.send_together(&[Transmit { endpoint: there.into(), datagram: vec![7; 30], tos }]);
+                let (mut receiver, mut got, mut merged) = (Receiver::default(), 0, false);
+                while got < 20_030 {
+                    wait([(other.fd(), libc::POLLIN)], 1000).unwrap();
+                    other.receive(&mut receiver).unwrap();
+                    for message in &receiver.messages {
+                        // Nothing else that the kernel reports is cut off for it.
+                        assert_eq!(message.source, Endpoint { remote: here, local: Some(there.ip()), interface: 1 });
+                        assert_eq!(message.tos, tos);
+                        got += message.size;
+                        merged |= message.size > message.segment;
+                    }
+                }
+                assert!(merged);
+            }
+        }
+    }
+
+    #[test]
     fn a_kernel_that_cuts_nothing_gets_datagrams() {
         let (one, other, _, there) = pair("127.0.0.1");
         one.segmenting.store(false, Ordering::Relaxed);
-        one.send(&[7; 250], 100, there.into(), Patience::None).unwrap();
+        one.send(&[7; 250], 100, there.into(), 0, Patience::None).unwrap();
         let mut receiver = Receiver::default();
         other.receive(&mut receiver).unwrap();
         let sizes: usize = receiver.messages.iter().map(|message| message.size).sum();
@@ -333,7 +373,7 @@ mod tests {
         for (any, at, gone) in [("0.0.0.0", "127.0.0.2", "192.0.2.9"), ("::", "::1", "2001:db8::9")] {
             let (one, other, _, there) = pair(any);
             let to = |ip: &str| SocketAddr::new(ip.parse().unwrap(), there.port()).into();
-            one.send(&[1; 30], 10, to(at), Patience::None).unwrap();
+            one.send(&[1; 30], 10, to(at), 0, Patience::None).unwrap();
             let mut receiver = Receiver::default();
             other.receive(&mut receiver).unwrap();
             let source = receiver.messages[0].source;
@@ -341,7 +381,7 @@ mod tests {
             for (local, from_there) in [(at, true), (gone, false)] {
                 let answer = Endpoint { local: Some(local.parse().unwrap()), ..source };
                 for segment in [30, 10] {
-                    let (sent, known) = other.send_from(&[2; 30], segment, answer, Patience::None);
+                    let (sent, known) = other.send_from(&[2; 30], segment, answer, 0, Patience::None);
                     assert!(matches!(sent, Ok(Sent::Whole)));
                     assert_eq!(known, from_there);
                     one.receive(&mut receiver).unwrap();
@@ -355,7 +395,7 @@ mod tests {
     #[test]
     fn an_empty_datagram_is_one() {
         let (one, other, _, there) = pair("127.0.0.1");
-        one.send(&[], 0, there.into(), Patience::None).unwrap();
+        one.send(&[], 0, there.into(), 0, Patience::None).unwrap();
         let mut receiver = Receiver::default();
         other.receive(&mut receiver).unwrap();
         assert_eq!(receiver.messages.iter().map(|message| message.size).collect::<Vec<_>>(), [0]);

@@ -169,7 +169,8 @@ impl Inward<'_> {
             at: place + (payload.as_ptr() as usize - buffer.as_ptr() as usize),
             size: payload.len(),
             segment: details.segment.unwrap_or(payload.len()),
-            source: Endpoint { remote: address_of(&name)?, local: details.local },
+            source: Endpoint { remote: address_of(&name)?, local: details.local, interface: details.interface },
+            tos: details.tos,
         })
     }
 

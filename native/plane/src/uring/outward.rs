@@ -136,8 +136,8 @@ impl Outward<'_> {
     }
 
     /// Send a message over the ring. Return false if the default path has to send it.
-    fn send_now(&mut self, message: &[u8], segment: Option<u16>, socket: &Udp, endpoint: Endpoint) -> bool {
-        let header = self.letter.address(message, segment, endpoint);
+    fn send_now(&mut self, message: &[u8], segment: Option<u16>, socket: &Udp, endpoint: Endpoint, tos: u8) -> bool {
+        let header = self.letter.address(message, segment, endpoint, tos);
         // It doesn't wait for room, so it ends at once.
         let send = opcode::SendMsg::new(Fd(socket.fd()), header).flags(libc::MSG_DONTWAIT as u32).build();
         let mut sent = false;
@@ -148,15 +148,17 @@ impl Outward<'_> {
 }
 
 impl Sink for Outward<'_> {
-    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint) -> bool {
+    fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
         self.packets += message.len().div_ceil(segment);
         self.bytes += message.len();
+        let endpoint = self.io.usable(endpoint);
         let socket = self.io.socket(self.queue, endpoint);
         let cut = message.len() > segment;
         let sent = socket.is_some_and(|socket| {
-            (!cut || socket.segments()) && self.send_now(message, cut.then_some(segment as u16), socket, endpoint)
+            (!cut || socket.segments())
+                && self.send_now(message, cut.then_some(segment as u16), socket, endpoint, tos)
         });
         // The default path tries again, waits for room, sends uncut, and counts failures.
-        sent || self.io.send(message, segment, endpoint, self.queue, Patience::Some)
+        sent || self.io.send(message, segment, endpoint, tos, self.queue, Patience::Some)
     }
 }

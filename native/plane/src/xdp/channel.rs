@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use transport::contract::Endpoint;
-use transport::ethernet::{self, Path};
+use transport::ethernet::{self, Fields, Path};
 use transport::inbound::Message;
 
 use crate::descriptor::{check, check_size, own, wait};
@@ -124,9 +124,9 @@ impl Channel {
         self.fd.as_raw_fd()
     }
 
-    /// Take the datagrams that wait. Neighbours of one source and size become one message.
+    /// Take the datagrams that wait. Neighbours of one source, mark and size become one message.
     ///
-    /// `scope`: the interface of a link-local source. `merged`: the kernel may have merged several
+    /// `scope`: the interface. `merged`: the kernel may have merged several
     /// datagrams into one without reporting it.
     pub fn receive(&self, umem: &Umem, into: &mut Receiver, scope: u32, merged: bool) {
         into.messages.clear();
@@ -144,8 +144,9 @@ impl Channel {
                 into.buffer[used..used + size].copy_from_slice(payload);
                 let segment = if merged { segment_size(payload) } else { size };
                 let (remote, local) = (scoped(datagram.source, scope), Some(datagram.destination));
-                let source = Endpoint { remote, local };
-                append(&mut into.messages, Message { at: used, size, segment, source });
+                let source = Endpoint { remote, local, interface: scope };
+                let message = Message { at: used, size, segment, source, tos: datagram.tos };
+                append(&mut into.messages, message);
                 used += size;
             }
             rx.frames.push(frame);
@@ -166,7 +167,7 @@ impl Channel {
         &self,
         umem: &Umem,
         path: &Path,
-        ports: (u16, u16),
+        fields: Fields,
         message: &[u8],
         segment: usize,
         patience: Patience,
@@ -180,7 +181,7 @@ impl Channel {
         for datagram in message.chunks(segment) {
             let Some(mut frame) = self.free_frame(&mut tx, umem, patience)? else { break };
             tx.identification = tx.identification.wrapping_add(1);
-            let size = ethernet::build(umem.bytes_mut(&mut frame), path, ports, tx.identification, datagram);
+            let size = ethernet::build(umem.bytes_mut(&mut frame), path, fields, tx.identification, datagram);
             let Some(size) = size else {
                 tx.frames.push(frame);
                 break;
@@ -267,12 +268,17 @@ impl Tx {
     }
 }
 
-/// Add a message, or append it to the last one: if both have one source, and if no datagram of the
-/// last one is shorter than the others.
+/// Add a message, or append it to the last one: if both have one source and mark, and if no datagram
+/// of the last one is shorter than the others.
 fn append(messages: &mut Vec<Message>, next: Message) {
     if let Some(last) = messages.last_mut() {
         let whole = last.size % last.segment == 0 && last.size / last.segment < MERGED;
-        if whole && last.source == next.source && next.size <= last.segment && next.segment == next.size {
+        if whole
+            && last.source == next.source
+            && last.tos == next.tos
+            && next.size <= last.segment
+            && next.segment == next.size
+        {
             last.size += next.size;
             return;
         }
@@ -368,13 +374,13 @@ mod tests {
         let mut messages = Vec::new();
         let mut at = 0;
         for (source, size) in [(one, 100), (one, 100), (one, 60), (one, 60), (other, 60), (other, 100)] {
-            append(&mut messages, Message { at, size, segment: size, source });
+            append(&mut messages, Message { at, size, segment: size, source, tos: 0 });
             at += size;
         }
         let found: Vec<_> = messages.iter().map(|one| (one.at, one.size, one.segment)).collect();
         assert_eq!(found, [(0, 260, 100), (260, 60, 60), (320, 60, 60), (380, 100, 100)]);
         let mut many = Vec::new();
-        (0..65).for_each(|n| append(&mut many, Message { at: n, size: 1, segment: 1, source: one }));
+        (0..65).for_each(|n| append(&mut many, Message { at: n, size: 1, segment: 1, source: one, tos: 0 }));
         assert_eq!(many.iter().map(|one| one.size).collect::<Vec<_>>(), [64, 1]);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! - `program` is what the interface runs, made by `assembler` and loaded by `bpf`.
 //! - `channel` is a socket of one queue of the interface, over `ring` and `memory`.
-//! - `routes` finds where to send, by `netlink`.
+//! - `routes` finds where to send, by [`crate::netlink`].
 //! - [`transport::ethernet`] builds and reads the frames.
 //!
 //! The ordinary sockets stay open for everything else: other interfaces, hosts whose neighbour
@@ -14,7 +14,6 @@ mod bound;
 mod bpf;
 mod channel;
 mod memory;
-mod netlink;
 mod program;
 mod ring;
 mod routes;
@@ -25,8 +24,10 @@ use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 
 use transport::contract::Endpoint;
+use transport::ethernet::Fields;
 
 use crate::descriptor::{check, own};
+use crate::netlink::Netlink;
 use crate::udp::Udp;
 use crate::udp_side::{Patience, Receiver};
 use crate::xdp::bound::Bound;
@@ -98,7 +99,7 @@ impl Xdp {
         let interface = index(name).map_err(at("the interface"))?;
         let queues = queues(name).min(MOST_QUEUES);
         let bound = Bound::of(sockets).map_err(at("the sockets"))?;
-        let link = netlink::Netlink::open().and_then(|netlink| netlink.link(interface));
+        let link = Netlink::open(&[]).and_then(|netlink| netlink.link(interface));
         let link = link.and_then(|link| link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV)));
         let mtu = link.map_err(at("the interface"))?.mtu;
         let longest = (transport::ethernet::ETHERNET + mtu).min(FRAME - HEADROOM) as u16;
@@ -150,10 +151,11 @@ impl Xdp {
         message: &[u8],
         segment: usize,
         endpoint: Endpoint,
+        tos: u8,
         worker: usize,
         patience: Patience,
     ) -> io::Result<usize> {
-        let Endpoint { remote, local } = endpoint;
+        let Endpoint { remote, local, .. } = endpoint;
         let Some(route) = self.routes.find(remote) else { return Ok(0) };
         let Some(bound) = self.bound.family(remote.is_ipv4()) else { return Ok(0) };
         // The route is from the address that the kernel would choose.
@@ -164,8 +166,8 @@ impl Xdp {
             return Ok(0);
         }
         let channel = &self.channels[worker % self.channels.len()];
-        let ports = (bound.port(), remote.port());
-        channel.send(&self.umem, &route.path, ports, message, segment, patience)
+        let fields = Fields { source_port: bound.port(), destination_port: remote.port(), tos };
+        channel.send(&self.umem, &route.path, fields, message, segment, patience)
     }
 
     /// Follow the kernel's routes and neighbours until `stop` is readable. Return false if the

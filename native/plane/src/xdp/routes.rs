@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use transport::ethernet::{ETHERNET, MacAddress, Path};
 
 use crate::descriptor::{EventFd, wait};
+use crate::netlink::{Link, Netlink, News};
 use crate::xdp::bound::Bound;
-use crate::xdp::netlink::{Link, Netlink, News};
 use crate::xdp::program::Program;
 
 /// Milliseconds that a route is kept. The kernel doubts a neighbour after 15 to 45 seconds.
@@ -24,6 +24,9 @@ const FORGET: libc::c_int = 10_000;
 /// Routes kept, and routes waiting to be looked up. Hosts beyond these use the ordinary sockets.
 const MOST: usize = 16_384;
 const MOST_WANTED: usize = 256;
+
+// Groups of linux/rtnetlink.h: links, neighbours, addresses, routes and rules of both families, next hops.
+const GROUPS: [u32; 9] = [1, 3, 5, 9, 7, 11, 8, 19, 32];
 
 /// A host: its address, and the interface if the address is link-local.
 type Host = (IpAddr, u32);
@@ -118,7 +121,7 @@ pub struct Follower {
 impl Follower {
     /// Read the state, and report our addresses to the program.
     pub fn start(interface: u32, bound: Bound, program: &Program) -> io::Result<Self> {
-        let netlink = Netlink::open()?;
+        let netlink = Netlink::open(&GROUPS)?;
         let link = netlink.link(interface)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
         let mut made =
             Self { netlink, interface, bound, link, neighbours: HashMap::new(), addresses: HashSet::new() };

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Transport;
-use crate::contract::{Endpoint, Keypair, NEVER, Network, Outbox, PairingGate, PeerId, Seconds, Transmit};
+use crate::contract::{Endpoint, Keypair, NEVER, Network, Outbox, PairingGate, PeerId, Reason, Seconds, Transmit};
 use crate::drops::DropReason;
+use crate::ecn;
 use crate::keypairs::Session;
 use crate::liveness::NO_ANSWER_JITTER;
 use crate::locks::lock;
 use crate::pairing::PairingFilter;
 use crate::peers::{Owned, Peer, PeerCounters, PeerState};
-use crate::wire::FOREIGN_MAGIC;
+use crate::wire::{FOREIGN_MAGIC, INITIATION, INITIATION_SIZE, RESPONSE, RESPONSE_SIZE, message_type, u32_at};
 
 impl Transport {
     /// Change our public key. Sessions stop sending, but still receive.
@@ -30,12 +31,52 @@ impl Transport {
         lock(&self.pairing).get_or_insert_with(|| PairingFilter::new(&self.random)).set_gate(gate, now);
     }
 
-    /// Send one datagram as it is.
+    /// Note whether the interface is up. While it is down, nothing but enrollment passes: no timer
+    /// runs, and no handshake is sent or taken. Sessions stay. Once it is up, each peer with a
+    /// persistent keepalive gets one.
+    pub fn set_up(&self, up: bool, now: Seconds, out: &mut Outbox) {
+        if self.down.swap(!up, Ordering::Relaxed) != up {
+            return;
+        }
+        let peers: Vec<_> = lock(&self.peers).values().cloned().collect();
+        for peer in peers {
+            let mut state = peer.state();
+            if !up {
+                state.liveness.stop();
+                state.liveness.persistent_at = NEVER;
+                self.drop_packets(&peer, &mut state, DropReason::InterfaceDown);
+            } else if state.liveness.interval != 0 && state.endpoint.is_some() {
+                state.wanted_at = Seconds::NEG_INFINITY;
+                state.liveness.persistent_at = now + Seconds::from(state.liveness.interval);
+                if !self.transmit_sealed(&peer, &mut state, &[], now, out) {
+                    self.want(&peer, &mut state, Reason::InterfaceUp, now, out);
+                }
+                self.deadlines.schedule(&peer, &mut state.liveness);
+            }
+        }
+    }
+
+    /// Send one datagram as it is. A handshake counts as sent to its peer.
     pub fn send(&self, endpoint: Endpoint, datagram: Vec<u8>, now: Seconds, out: &mut Outbox) {
         if datagram.starts_with(FOREIGN_MAGIC) {
             lock(&self.pairing).iter_mut().for_each(|filter| filter.sent(&datagram, now));
         }
-        out.transmits.push(Transmit { endpoint, datagram });
+        if self.is_down() && !datagram.starts_with(FOREIGN_MAGIC) {
+            self.drops.count(DropReason::InterfaceDown, 1);
+            return;
+        }
+        let handshake = matches!(
+            (message_type(&datagram), datagram.len()),
+            (INITIATION, INITIATION_SIZE) | (RESPONSE, RESPONSE_SIZE)
+        );
+        let owner = if handshake { self.indices.owner(u32_at(&datagram, 4)) } else { None };
+        if let Some(peer) = owner.and_then(|owner| self.peer(owner)) {
+            let counters = &mut peer.state().counters;
+            counters.tx_bytes += datagram.len() as u64;
+            counters.tx_handshake_bytes += datagram.len() as u64;
+        }
+        let tos = ecn::of_datagram(&datagram);
+        out.transmits.push(Transmit { endpoint, datagram, tos });
     }
 
     /// Add a peer or change it. Its sessions are kept. If the persistent keepalive is turned on,
@@ -94,7 +135,8 @@ impl Transport {
         self.indices.reserve(peer, &self.random)
     }
 
-    /// Install a keypair. The handshake counts as sent and received, as in the kernel.
+    /// Install a keypair. The handshake counts as sent and received, as in the kernel. So does the
+    /// peer's message in the counters.
     ///
     /// An initiator's keypair becomes the current one and is used at once: held packets are sent,
     /// or an empty one if none is held. A responder's becomes the next one until a datagram
@@ -111,6 +153,9 @@ impl Transport {
         self.sessions.insert(keypair.local_index, owned);
         self.retire(state.keypairs.install(session));
         state.counters.handshakes += 1;
+        let message = if keypair.initiator { RESPONSE_SIZE } else { INITIATION_SIZE } as u64;
+        state.counters.rx_bytes += message;
+        state.counters.rx_handshake_bytes += message;
         state.wanted_at = Seconds::NEG_INFINITY;
         state.liveness.received(now, false);
         state.liveness.sent(now, false);

@@ -10,6 +10,7 @@ use super::{Tally, Transport};
 use crate::aead::Aead;
 use crate::contract::{Endpoint, Event, Outbox, Reason, Seconds, Transmit};
 use crate::drops::DropReason;
+use crate::ecn;
 use crate::gate::Verdict;
 use crate::ip::inner_source;
 use crate::keypairs::Session;
@@ -23,16 +24,21 @@ use crate::wire::{
 
 impl Transport {
     /// Take one datagram from the network and open it in place. Return where the inner packet is in
-    /// it, if there is one to deliver.
+    /// it, if there is one to deliver. `tos` is the TOS or traffic class that it came with.
     pub fn handle_datagram(
         &self,
         datagram: &mut [u8],
         source: Endpoint,
+        tos: u8,
         now: Seconds,
         out: &mut Outbox,
     ) -> Option<Range<usize>> {
+        if self.is_down() && !datagram.starts_with(FOREIGN_MAGIC) {
+            self.drops.count(DropReason::InterfaceDown, 1);
+            return None;
+        }
         if datagram.starts_with(&DATA_MAGIC) {
-            return self.open(datagram, source, now, out);
+            return self.open(datagram, source, tos, now, out);
         }
         if datagram.starts_with(FOREIGN_MAGIC) {
             self.handle_foreign(datagram, source, now, out);
@@ -42,7 +48,14 @@ impl Transport {
         None
     }
 
-    fn open(&self, datagram: &mut [u8], source: Endpoint, now: Seconds, out: &mut Outbox) -> Option<Range<usize>> {
+    fn open(
+        &self,
+        datagram: &mut [u8],
+        source: Endpoint,
+        tos: u8,
+        now: Seconds,
+        out: &mut Outbox,
+    ) -> Option<Range<usize>> {
         let size = datagram.len();
         let opened = self.authenticate(datagram, now)?;
         let plaintext = DATA_HEADER_SIZE..size - TAG_SIZE;
@@ -55,7 +68,9 @@ impl Transport {
             if self.allowed.is_owned_by(address, &opened.peer) { Ok(length) } else { Err(DropReason::InnerSource) }
         });
         let length = checked.map_err(|reason| self.count_drops(&opened.peer, reason, 1)).ok()?;
-        Some(DATA_HEADER_SIZE..DATA_HEADER_SIZE + length)
+        let inner = DATA_HEADER_SIZE..DATA_HEADER_SIZE + length;
+        ecn::mark(&mut datagram[inner.clone()], tos);
+        Some(inner)
     }
 
     /// Open a data message in place and mark its counter. Return None if it was dropped.
@@ -133,7 +148,7 @@ impl Transport {
                 if pairing::is_revision(&datagram) {
                     self.drops.count(DropReason::PairingRevision, 1);
                 }
-                out.transmits.push(Transmit { endpoint: source, datagram });
+                out.transmits.push(Transmit { endpoint: source.at_once(), datagram, tos: 0 });
             }
             pairing::Verdict::Drop(reason) => self.drops.count(reason, 1),
         }
@@ -165,7 +180,7 @@ impl Transport {
             }
             Verdict::Drop(reason) => self.drops.count(reason, 1),
             Verdict::Challenge(reply) => {
-                out.transmits.push(Transmit { endpoint: source, datagram: reply });
+                out.transmits.push(Transmit { endpoint: source.at_once(), datagram: reply, tos: 0 });
                 self.drops.count(DropReason::Challenged, 1);
             }
         }

@@ -17,7 +17,7 @@ mod tests;
 mod timeouts;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::allowed_ips::AllowedIps;
@@ -32,6 +32,7 @@ use crate::locks::lock;
 use crate::pairing::PairingFilter;
 use crate::peers::{Owned, Peer, PeerState};
 use crate::snapshot::SnapshotMap;
+use crate::unreachable::Answers;
 
 /// Seconds between two HandshakeWanted events of one peer.
 const WANTED_INTERVAL: Seconds = 1.0;
@@ -69,6 +70,9 @@ pub struct Transport {
     pairing: Mutex<Option<PairingFilter>>,
     deadlines: Deadlines<Arc<Peer>>,
     held: AtomicUsize,
+    /// Whether the interface is down.
+    down: AtomicBool,
+    unreachable: Answers,
     random: Random,
     backlog: Backlog,
 }
@@ -88,6 +92,8 @@ impl Transport {
             pairing: Mutex::default(),
             deadlines: Deadlines::default(),
             held: AtomicUsize::new(0),
+            down: AtomicBool::new(false),
+            unreachable: Answers::default(),
             random,
             backlog,
         }
@@ -103,6 +109,11 @@ impl Transport {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
+    /// Return whether the interface is down.
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
     fn peer(&self, peer: PeerId) -> Option<Arc<Peer>> {
         lock(&self.peers).get(&peer).cloned()
     }
@@ -113,9 +124,14 @@ impl Transport {
         peer.count_drops(count);
     }
 
+    /// Tell the host that it can't reach a packet's destination.
+    pub(crate) fn answer_unreachable(&self, packet: &[u8], now: Seconds, out: &mut Outbox) {
+        out.answers.extend(self.unreachable.answer(packet, now));
+    }
+
     /// Ask Python for a handshake, at most once per second and peer.
     fn want(&self, peer: &Peer, state: &mut PeerState, reason: Reason, now: Seconds, out: &mut Outbox) {
-        if now - state.wanted_at >= WANTED_INTERVAL {
+        if now - state.wanted_at >= WANTED_INTERVAL && !self.is_down() {
             state.wanted_at = now;
             out.events.push(Event::HandshakeWanted(peer.id, reason));
         }

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::{Tally, Transport};
 use crate::aead::Aead;
-use crate::contract::{MAX_STAGED_PACKETS, Outbox, Reason, Seconds, Transmit};
+use crate::contract::{MAX_STAGED_PACKETS, NEVER, Outbox, Reason, Seconds, Transmit};
 use crate::drops::DropReason;
+use crate::ecn;
 use crate::ip::destination;
 use crate::keypairs::Session;
 use crate::peers::{Peer, PeerState};
@@ -21,11 +22,13 @@ impl Transport {
     pub fn handle_packet(&self, packet: &[u8], now: Seconds, out: &mut Outbox) {
         let Some(peer) = destination(packet).and_then(|address| self.allowed.find(address)) else {
             self.drops.count(DropReason::NoPeer, 1);
+            self.answer_unreachable(packet, now, out);
             return;
         };
         let mut state = peer.state();
         if state.endpoint.is_none() {
             self.count_drops(&peer, DropReason::NoEndpoint, 1);
+            self.answer_unreachable(packet, now, out);
         } else if !self.transmit_sealed(&peer, &mut state, packet, now, out) {
             self.hold(&peer, &mut state, packet.into(), now, out);
         }
@@ -50,7 +53,7 @@ impl Transport {
         session.sealer().seal(nonce, &mut datagram[DATA_HEADER_SIZE..]);
         let tally = Tally { datagrams: 1, bytes: datagram.len(), data: !packet.is_empty() };
         self.sent(peer, state, &session, tally, now, out);
-        out.transmits.push(Transmit { endpoint, datagram });
+        out.transmits.push(Transmit { endpoint, datagram, tos: ecn::outer(packet) });
         true
     }
 
@@ -115,6 +118,9 @@ impl Transport {
     /// Send the held packets, or an empty datagram if there are none. Without a session, ask for
     /// one.
     pub(super) fn send_keepalive(&self, peer: &Arc<Peer>, state: &mut PeerState, now: Seconds, out: &mut Outbox) {
+        if self.is_down() {
+            return;
+        }
         if !state.held.is_empty() {
             self.send_held(peer, state, now, out);
         } else if state.endpoint.is_some() && !self.transmit_sealed(peer, state, &[], now, out) {
@@ -129,7 +135,8 @@ impl Transport {
         now: Seconds,
         out: &mut Outbox,
     ) {
-        state.liveness.persistent_at = now + Seconds::from(state.liveness.interval);
+        let next = now + Seconds::from(state.liveness.interval);
+        state.liveness.persistent_at = if self.is_down() { NEVER } else { next };
         self.send_keepalive(peer, state, now, out);
     }
 }

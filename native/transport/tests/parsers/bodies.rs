@@ -7,7 +7,7 @@ use transport::Transport;
 use transport::aead::{Aead, RingCipher};
 use transport::coalesce::next_run;
 use transport::contract::{Address, Endpoint, Keypair, Network, Outbox, PairingEpoch, PairingGate};
-use transport::ethernet::{Path, build, parse};
+use transport::ethernet::{Fields, Path, build, parse};
 use transport::inbound::{Inbound, Message};
 use transport::outbound::Outbound;
 use transport::segment::{Superpacket, complete_checksum};
@@ -41,7 +41,7 @@ pub fn messages(input: &[u8]) {
     let Some((segment, message)) = input.split_first_chunk::<2>() else { return };
     let mut buffer = message.to_vec();
     let segment = usize::from(u16::from_le_bytes(*segment));
-    let given = Message { at: 0, size: buffer.len(), segment, source: somewhere() };
+    let given = Message { at: 0, size: buffer.len(), segment, source: somewhere(), tos: 0 };
     let mut inbound = Inbound::default();
     with_end(false, |end| inbound.message(end, &mut buffer, given, 1.0, &mut Outbox::default()));
     assert!(inbound.packets().is_empty(), "a stranger's packet was accepted");
@@ -52,7 +52,7 @@ pub fn messages(input: &[u8]) {
 pub fn datagrams(input: &[u8]) {
     with_end(false, |end| {
         for datagram in pieces(input) {
-            let taken = end.handle_datagram(&mut datagram.to_vec(), somewhere(), 1.0, &mut Outbox::default());
+            let taken = end.handle_datagram(&mut datagram.to_vec(), somewhere(), 3, 1.0, &mut Outbox::default());
             assert!(taken.is_none(), "a stranger's packet was accepted");
         }
     });
@@ -69,7 +69,7 @@ pub fn pairing(input: &[u8]) {
         for piece in pieces(input) {
             let datagram = [b"RGE", piece].concat();
             let mut out = Outbox::default();
-            let taken = end.handle_datagram(&mut datagram.clone(), somewhere(), 1.0, &mut out);
+            let taken = end.handle_datagram(&mut datagram.clone(), somewhere(), 3, 1.0, &mut out);
             assert!(taken.is_none(), "a stranger's packet was accepted");
             assert!(out.events.len() + out.transmits.len() <= 1);
             assert!(out.transmits.iter().all(|answer| answer.datagram.len() <= datagram.len()));
@@ -91,7 +91,7 @@ pub fn packets(input: &[u8]) {
         buffer.extend(packet);
         buffer.resize(at + size, 0);
         sealer.seal(counter, &mut buffer[at + DATA_HEADER_SIZE..]);
-        messages.push(Message { at, size, segment: size, source: somewhere() });
+        messages.push(Message { at, size, segment: size, source: somewhere(), tos: 0 });
     }
     with_end(false, |end| {
         messages.into_iter().for_each(|message| inbound.message(end, &mut buffer, message, 1.0, &mut out));
@@ -111,10 +111,12 @@ pub fn ethernet(input: &[u8]) {
         destination: found.source.ip(),
     };
     let mut frame = vec![0; path.headers() + payload.len()];
-    let size = build(&mut frame, &path, (found.source.port(), found.port), 1, payload);
+    let fields = Fields { source_port: found.source.port(), destination_port: found.port, tos: found.tos };
+    let size = build(&mut frame, &path, fields, 1, payload);
     assert_eq!(size, Some(frame.len()));
     let again = parse(&frame).expect("what is built can be read");
-    assert_eq!((again.source, again.port, &frame[again.payload]), (found.source, found.port, payload));
+    assert_eq!((again.source, again.port, again.tos), (found.source, found.port, found.tos));
+    assert_eq!(&frame[again.payload], payload);
 }
 
 /// A virtio_net_hdr and a packet, without a route in between. The input is a frame.
@@ -191,10 +193,10 @@ struct Wire<'a> {
 }
 
 impl Sink for Wire<'_> {
-    fn send(&mut self, message: &[u8], segment: usize, source: Endpoint) -> bool {
+    fn send(&mut self, message: &[u8], segment: usize, source: Endpoint, tos: u8) -> bool {
         let mut buffer = message.to_vec();
         self.inbound.clear();
-        let given = Message { at: 0, size: buffer.len(), segment, source };
+        let given = Message { at: 0, size: buffer.len(), segment, source, tos };
         self.inbound.message(self.to, &mut buffer, given, 1.0, &mut self.out);
         merge(&buffer, &self.inbound);
         true

@@ -11,7 +11,7 @@ mod bodies;
 mod dice;
 
 use dice::Dice;
-use transport::ethernet::{Path, build};
+use transport::ethernet::{Fields, Path, build};
 use transport::vnet::{GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP, NEEDS_CHECKSUM, Vnet};
 use transport::wire::{COOKIE_REPLY_SIZE, INITIATION_SIZE, RESPONSE_SIZE};
 
@@ -127,7 +127,8 @@ fn seeds() -> Vec<Vec<u8>> {
         let end = ends.parse().unwrap();
         let path = Path { source_mac: [2; 6], destination_mac: [4; 6], source: end, destination: end };
         let mut frame = vec![0; 200];
-        let size = build(&mut frame, &path, (1, 2), 3, &[7; 32]).unwrap();
+        let size =
+            build(&mut frame, &path, Fields { source_port: 1, destination_port: 2, tos: 0 }, 3, &[7; 32]).unwrap();
         frame.truncate(size);
         seeds.push(frame);
     }

@@ -19,7 +19,7 @@ use crate::outbound::Outbound;
 use crate::segment::tests::{packet, superpacket};
 use crate::sink::Sink;
 use crate::vnet::{VNET_SIZE, Vnet};
-use crate::wire::{OVERHEAD, u64_at};
+use crate::wire::{INITIATION_SIZE, OVERHEAD, u64_at};
 
 const PEER: PeerId = 7;
 
@@ -72,7 +72,7 @@ impl End {
         let mut delivered = Vec::new();
         for datagram in datagrams {
             let mut datagram = datagram.clone();
-            let found = self.transport.handle_datagram(&mut datagram, source, now, &mut self.out);
+            let found = self.transport.handle_datagram(&mut datagram, source, 0, now, &mut self.out);
             delivered.extend(found.map(|range| datagram[range].to_vec()));
         }
         delivered
@@ -156,7 +156,7 @@ fn row_17_and_18_of_copies_in_one_message_the_first_that_holds_is_taken() {
     for drops in [[("bad_tag", 1), ("replayed", 2)], [("bad_tag", 1), ("replayed", 25)]] {
         let (mut inbound, size) = (Inbound::default(), buffer.len());
         let mut opened = buffer.clone();
-        let message = Message { at: 0, size, segment, source: alice.here };
+        let message = Message { at: 0, size, segment, source: alice.here, tos: 0 };
         inbound.message(&bob.transport, &mut opened, message, 1.0, &mut bob.out);
         let given: Vec<_> = inbound.packets().iter().map(|one| opened[one.at..one.at + one.size].to_vec()).collect();
         assert_eq!(given, if drops[1].1 == 2 { expected.clone() } else { vec![] });
@@ -223,7 +223,7 @@ fn timers_run_out_in_their_order() {
 struct Wire(Vec<(Vec<u8>, usize)>);
 
 impl Sink for Wire {
-    fn send(&mut self, message: &[u8], segment: usize, _: Endpoint) -> bool {
+    fn send(&mut self, message: &[u8], segment: usize, _: Endpoint, _: u8) -> bool {
         self.0.push((message.to_vec(), segment));
         true
     }
@@ -248,7 +248,7 @@ fn a_superpacket_becomes_one_message_and_what_comes_of_it_the_packets() {
     let mut inbound = Inbound::default();
     let (message, segment) = &wire.0[0];
     let mut buffer = message.clone();
-    let given = Message { at: 0, size: buffer.len(), segment: *segment, source: alice.here };
+    let given = Message { at: 0, size: buffer.len(), segment: *segment, source: alice.here, tos: 0 };
     inbound.message(&bob.transport, &mut buffer, given, 1.0, &mut bob.out);
     let mut received = Vec::new();
     for inner in inbound.packets() {
@@ -256,7 +256,7 @@ fn a_superpacket_becomes_one_message_and_what_comes_of_it_the_packets() {
     }
     assert_eq!((inbound.packets().len(), received), (22, payload));
     let counters = bob.transport.stats()[0].2;
-    assert_eq!((counters.rx_packets, counters.rx_bytes), (23, (message.len() + OVERHEAD) as u64));
+    assert_eq!((counters.rx_packets, counters.rx_bytes), (23, (message.len() + OVERHEAD + INITIATION_SIZE) as u64));
 
     inbound.clear();
     let mut again = message.clone();
@@ -293,7 +293,7 @@ fn the_largest_packet_fits_and_messages_of_any_shape_are_survived() {
         for segment in [0, 1, 8, 31, 32, 33, 200] {
             let mut buffer = vec![0; size];
             buffer.iter_mut().zip([4, 0, 0, 0]).for_each(|(byte, begin)| *byte = begin);
-            let message = Message { at: 0, size, segment, source: alice.here };
+            let message = Message { at: 0, size, segment, source: alice.here, tos: 0 };
             inbound.message(&bob.transport, &mut buffer, message, 1.0, &mut bob.out);
         }
     }
@@ -308,7 +308,7 @@ fn row_20_a_peer_sends_from_its_own_addresses_only() {
     let (_, datagrams) = alice.take();
     let mut inbound = Inbound::default();
     let mut buffer = datagrams[0].clone();
-    let message = Message { at: 0, size: buffer.len(), segment: 0, source: alice.here };
+    let message = Message { at: 0, size: buffer.len(), segment: 0, source: alice.here, tos: 0 };
     inbound.message(&bob.transport, &mut buffer, message, 1.0, &mut bob.out);
     assert!(inbound.packets().is_empty());
     assert_eq!(bob.transport.drops.read(), [("inner_source".to_string(), 1)]);
@@ -378,7 +378,7 @@ fn traffic(alice: &End, bob: &End, sender: u32, sent: &Mutex<Vec<Vec<u8>>>, deli
         left = left.saturating_sub(wire.0.len());
         for (mut message, segment) in wire.0 {
             lock(sent).push(message[4..16].to_vec());
-            let given = Message { at: 0, size: message.len(), segment, source: alice.here };
+            let given = Message { at: 0, size: message.len(), segment, source: alice.here, tos: 0 };
             let mut copy = message.clone();
             inbound.clear();
             inbound.message(&bob.transport, &mut message, given, 1.0, &mut out);

@@ -17,8 +17,6 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use transport::ethernet::MacAddress;
 
-// Groups of linux/rtnetlink.h: links, neighbours, addresses, routes and rules of both families, next hops.
-const GROUPS: [u32; 9] = [1, 3, 5, 9, 7, 11, 8, 19, 32];
 const PROTOCOL_UDP: u8 = 17;
 
 /// The state of an interface.
@@ -38,6 +36,13 @@ pub struct Hop {
     pub source: IpAddr,
     /// The MTU of the path, if it is known to be less than the link's.
     pub mtu: Option<usize>,
+}
+
+/// By which interface a datagram would leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    By(u32),
+    ByNone,
 }
 
 /// A change.
@@ -60,7 +65,8 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    pub fn open() -> io::Result<Self> {
+    /// Open both. News are those of some groups of linux/rtnetlink.h.
+    pub fn open(groups: &[u32]) -> io::Result<Self> {
         let open = || {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind_auto()?;
@@ -68,8 +74,8 @@ impl Netlink {
         };
         let (news, questions) = (open()?, open()?);
         news.set_non_blocking(true)?;
-        for group in GROUPS {
-            news.add_membership(group)?;
+        for group in groups {
+            news.add_membership(*group)?;
         }
         questions.connect(&SocketAddr::new(0, 0))?;
         Ok(Self { news, questions })
@@ -86,6 +92,18 @@ impl Netlink {
             Ok((bytes, _)) => Ok(messages(&bytes).iter().filter_map(news_in).collect()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Take all news, unread.
+    pub fn skip_news(&self) {
+        loop {
+            match self.news.recv_from_full() {
+                Ok(_) => {}
+                // Some were lost, and there may be more.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(_) => return,
+            }
         }
     }
 
@@ -121,24 +139,7 @@ impl Netlink {
         source: Option<IpAddr>,
         mark: u32,
     ) -> io::Result<Option<Hop>> {
-        let mut question = RouteMessage::default();
-        let bits = if destination.is_ipv4() { 32 } else { 128 };
-        question.header.address_family =
-            if destination.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        question.header.destination_prefix_length = bits;
-        let attributes = &mut question.attributes;
-        attributes.push(RouteAttribute::Destination(destination.into()));
-        attributes.push(RouteAttribute::IpProto(PROTOCOL_UDP));
-        if mark != 0 {
-            attributes.push(RouteAttribute::Mark(mark));
-        }
-        if scope != 0 {
-            attributes.push(RouteAttribute::Oif(scope));
-        }
-        if let Some(source) = source {
-            attributes.push(RouteAttribute::Source(source.into()));
-            question.header.source_prefix_length = bits;
-        }
+        let question = route_question(destination, scope, source, mark);
         let answers = self.ask(RouteNetlinkMessage::GetRoute(question), 0)?;
         Ok(answers.iter().find_map(|one| match one {
             RouteNetlinkMessage::NewRoute(route) => hop(route, destination, source),
@@ -146,16 +147,28 @@ impl Netlink {
         }))
     }
 
+    /// Return by which interface the kernel would send UDP from an address of ours to another.
+    pub fn leaves(&self, destination: IpAddr, source: IpAddr, mark: u32) -> io::Result<Leaves> {
+        let question = route_question(destination, 0, Some(source), mark);
+        self.send(RouteNetlinkMessage::GetRoute(question), 0)?;
+        let (bytes, _) = self.questions.recv_from_full()?;
+        let found = messages(&bytes).into_iter().find_map(|one| match one {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
+                route.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Oif(index) => Some(Leaves::By(*index)),
+                    _ => None,
+                })
+            }
+            NetlinkPayload::Error(_) => Some(Leaves::ByNone),
+            _ => None,
+        });
+        found.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
     /// Ask a question and return the answers. The kernel has them ready once the question is sent.
     /// An error has no answers.
     fn ask(&self, question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(question));
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.questions.send(&bytes, 0)?;
+        self.send(question, flags)?;
         let mut found = Vec::new();
         loop {
             let (bytes, _) = self.questions.recv_from_full()?;
@@ -172,6 +185,37 @@ impl Netlink {
             }
         }
     }
+
+    fn send(&self, question: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(question));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.questions.send(&bytes, 0).map(drop)
+    }
+}
+
+fn route_question(destination: IpAddr, scope: u32, source: Option<IpAddr>, mark: u32) -> RouteMessage {
+    let mut question = RouteMessage::default();
+    let bits = if destination.is_ipv4() { 32 } else { 128 };
+    question.header.address_family = if destination.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    question.header.destination_prefix_length = bits;
+    let attributes = &mut question.attributes;
+    attributes.push(RouteAttribute::Destination(destination.into()));
+    attributes.push(RouteAttribute::IpProto(PROTOCOL_UDP));
+    if mark != 0 {
+        attributes.push(RouteAttribute::Mark(mark));
+    }
+    if scope != 0 {
+        attributes.push(RouteAttribute::Oif(scope));
+    }
+    if let Some(source) = source {
+        attributes.push(RouteAttribute::Source(source.into()));
+        question.header.source_prefix_length = bits;
+    }
+    question
 }
 
 type Payload = NetlinkPayload<RouteNetlinkMessage>;
@@ -297,13 +341,16 @@ mod tests {
 
     #[test]
     fn the_kernel_answers_about_itself() {
-        let netlink = Netlink::open().unwrap();
+        let netlink = Netlink::open(&[1]).unwrap();
         let loopback = IpAddr::from([127, 0, 0, 1]);
         assert!(netlink.dump().unwrap().contains(&News::Address(1, loopback, true)));
         assert_eq!(netlink.link(1).unwrap().unwrap().mac, [0; 6]);
         assert_eq!(netlink.link(i32::MAX as u32).unwrap(), None);
         // A route to ourselves uses no link.
         assert_eq!(netlink.route(loopback, 0, None, 0).unwrap(), None);
+        assert_eq!(netlink.leaves(loopback, loopback, 0).unwrap(), Leaves::By(1));
+        let not_ours = IpAddr::from([192, 0, 2, 1]);
+        assert_eq!(netlink.leaves(loopback, not_ours, 0).unwrap(), Leaves::ByNone);
         assert_eq!(netlink.read_news().unwrap(), []);
     }
 

@@ -14,7 +14,6 @@ twice the z, and chance with another throw.
 from __future__ import annotations
 
 import math
-import os
 import random
 import statistics
 from collections.abc import Callable
@@ -26,8 +25,9 @@ import pytest
 from rustguard_py.enroll.pairing import cpace
 from rustguard_py.enroll.pairing.cpace import generator, lv_cat
 from rustguard_py.enroll.pairing.ristretto import Group, libsodium, native
+from support.attack_table import Row, is_long
 
-SAMPLES = 1_000_000 if os.environ.get("RUSTGUARD_SOAK") else 100_000
+SAMPLES = 1_000_000 if is_long() else 100_000
 SESSIONS = 1000
 DECOYS = 20
 TRIES_PER_CANDIDATE = 3
@@ -88,29 +88,31 @@ def _ranks(values: list[float]) -> list[float]:
 
 
 @pytest.mark.fault(36)
+@pytest.mark.attack("the time of the map, against a dictionary")
 @pytest.mark.parametrize("run", range(RUNS))
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
 def test_the_time_of_the_map_does_not_follow_the_token(
-    group: Group, run: int, monkeypatch: pytest.MonkeyPatch
+    group: Group, run: int, monkeypatch: pytest.MonkeyPatch, row: Row
 ) -> None:
     monkeypatch.setattr(cpace, "GROUP", group)
     dice = random.Random(run)
     scores = z_scores(generator, SAMPLES, dice)
-    print(f"row 36: {group.name}, {SAMPLES} samples: z {scores[0]:.2f} among {DECOYS} decoys")
+    row.seen(f"{group.name}, {SAMPLES} samples: z {scores[0]:.2f} among {DECOYS} decoys")
     if abs(scores[0]) >= LIMIT:
         scores = z_scores(generator, 4 * SAMPLES, dice)
-        print(f"row 36: again with {4 * SAMPLES} samples: z {scores[0]:.2f}")
+        row.seen(f"{group.name}, again with {4 * SAMPLES} samples: z {scores[0]:.2f}")
     assert abs(scores[0]) < LIMIT
 
 
 @pytest.mark.fault(36)
-def test_a_map_that_leaks_is_found() -> None:
+@pytest.mark.attack("the time of the map, against a dictionary")
+def test_a_map_that_leaks_is_found(row: Row) -> None:
     samples, dice = SAMPLES // 5, random.Random(36)
     scores = z_scores(leaky_generator, samples, dice)
     if scores[0] <= 2 * LIMIT:
         # On a busy machine the times are noisier, and it takes more of them.
         samples *= 4
         scores = z_scores(leaky_generator, samples, dice)
-    print(f"row 36: a leaky map, {samples} samples: z {scores[0]:.2f}")
+    row.control(f"a leaky map, {samples} samples: z {scores[0]:.2f}")
     assert scores[0] > 2 * LIMIT
     assert scores[0] == max(scores)

@@ -1,0 +1,154 @@
+"""A server that knows the token and means harm, and one that doesn't and tries to find it out."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64decode
+from ipaddress import IPv6Interface
+from typing import Any
+
+import pytest
+
+from rustguard_py.lab.hosts import Host
+from rustguard_py.model.keys import encode_key
+from rustguard_py.state import envelope
+from support.attack_table import Row
+from support.hostile_pairing import hostile_server, impostor
+from support.product import OPEN, PATIENCE, POOL, TOKEN, Machine, Site, eventually
+
+OK: dict[str, Any] = {
+    "status": "ok",
+    "name": "laptop",
+    "address4": "10.150.0.2/24",
+    "address6": "fd00::2/64",
+    "server_key": encode_key(bytes([7]) * 32),
+    "port": 51820,
+    "mtu": 1420,
+    "keepalive": 25,
+    "routes": [],
+    "gateway4": "10.150.0.1",
+    "gateway6": "fd00::1",
+}
+HOOK = "\nPreUp = reboot\n#"
+# By the name that the client asks for.
+HOSTILE: dict[str, dict[str, Any]] = {
+    "hook": {"address6": f"fd00::2%x{HOOK}/64"},
+    "gateway": {"gateway6": f"fd00::1%{HOOK}"},
+    "escape": {"routes": ["fd01::%\x1b]0;owned\x07/64"]},
+    "label": {"name": "\x1b[2Jlaptop"},
+    "nameless": {"name": ""},
+    "long": {"name": "x" * 46},
+    "many": {"routes": [f"{number:x}::/16" for number in range(65)]},
+    "internet": {"address4": "203.0.113.2/2", "gateway4": "203.0.113.1"},
+}
+
+
+def _hostile(site: Site, outcomes: dict[str, dict[str, Any]]) -> tuple[Host, Machine, str]:
+    """Return the hostile server's host, a client of it, and where the client reaches it."""
+    host, client = site.lab.host("hostile"), site.machine("client")
+    there, client.end = site.lab.link(host, client.host, ipv4="198.51.100.0/29")
+    hostile_server(host, TOKEN, {name: {**OK, **changed} for name, changed in outcomes.items()})
+    return host, client, f"{there.ipv4}"
+
+
+@pytest.mark.fault(39)
+@pytest.mark.attack("a server's words as commands and escapes")
+def test_what_a_hostile_server_says_is_refused_and_nothing_of_it_kept_or_shown(site: Site, row: Row) -> None:
+    _, client, address = _hostile(site, {**HOSTILE, "laptop": {}})
+    machines = {name: site.machine(name, client.host) for name in HOSTILE}
+    programs = {
+        name: each.start(f"join {address} --save-only --name {name}", TOKEN) for name, each in machines.items()
+    }
+    for name, program in programs.items():
+        assert program.wait(PATIENCE) not in (0, None), name
+        said, kept = machines[name].said(), (machines[name].state / "state.json").read_text()
+        assert "Traceback" not in said
+        assert not any(character in said + kept for character in "\x1b\x07")
+        assert "PreUp" not in said + kept
+        assert _kept(machines[name])["networks"] == []
+    # The same server is believed when it makes sense.
+    client.run(f"join {address} --save-only --name laptop", TOKEN)
+    assert len(_kept(client)["networks"]) == 1
+    row.seen(f"{len(HOSTILE)} of {len(HOSTILE)} refused, nothing saved or shown")
+
+
+@pytest.mark.fault(39)
+@pytest.mark.attack("a server's words as commands and escapes")
+def test_control_an_address_of_the_standard_library_carries_a_hook_into_a_file(row: Row) -> None:
+    address = IPv6Interface(HOSTILE["hook"]["address6"])
+    text = f"[Interface]\nPrivateKey = {encode_key(bytes(32))}\nAddress = {address}\n"
+    hooks = [line for line in text.split("\n") if line.startswith("PreUp")]
+    assert hooks == ["PreUp = reboot"]
+    row.control("an address as the standard library parses and writes it puts a PreUp line into a file")
+
+
+@pytest.mark.attack("a server that routes the Internet through itself")
+def test_networks_that_nobody_accepted_are_shown_and_not_routed(site: Site, row: Row) -> None:
+    offered = ["0.0.0.0/2", "8.8.8.8/32", "2000::/3"]
+    _, client, address = _hostile(site, {"laptop": {"routes": offered}, "accepts": {"routes": offered}})
+    program = client.start(f"join {address} --name laptop", TOKEN)
+    eventually(lambda: client.alive(program) and client.status(), what="the tunnel")
+    eventually(lambda: "10.150.0.0/24 dev rg0" in _routes(client.host), what="the pool's route")
+    routes = _routes(client.host)
+    assert [each for each in ("0.0.0.0/2", "8.8.8.8", "2000::/3") if each in routes] == []
+    assert all(each in client.said() for each in offered)
+    row.seen(f"{len(offered)} offered, 0 routed, all shown")
+    program.terminate()
+    assert program.wait(PATIENCE) == 0
+    accepting = site.machine("accepts", client.host)
+    program = accepting.start(f"join {address} --name accepts --routes all", TOKEN)
+    eventually(lambda: accepting.alive(program) and "8.8.8.8 dev rg0" in _routes(client.host), what="the routes")
+    row.control("with `--routes all` the same server's networks are routed")
+
+
+def _routes(host: Host) -> str:
+    return host.run(["ip", "route"]).stdout + host.run(["ip", "-6", "route"]).stdout
+
+
+# -- an impostor ---------------------------------------------------------------------------------------------
+
+GUESSES = [f"guess-{number}" for number in range(6)]
+
+
+@pytest.mark.attack("an impostor that tries tokens on those who join")
+def test_an_impostor_learns_nothing_of_a_client_that_knows_the_server(site: Site, row: Row) -> None:
+    home = site.home()
+    laptop = site.client("laptop", home)
+    server = home.serve(f"--pool {POOL} {OPEN}")
+    address = f"{laptop.servers_end.ipv4}"
+    laptop.run(f"join {address} --save-only", TOKEN)
+    server_id = b64decode(_kept(home)["server_id"])
+    server.terminate()
+    assert server.wait(PATIENCE) == 0
+    # In the same place, under the same id, with the right token among its guesses.
+    false = impostor(home.host, [TOKEN, *GUESSES], server_id)
+    done = laptop.run(f"join {address} --save-only", TOKEN, check=False)
+    lines = false.end()
+    assert len(lines) > 3
+    assert not any(line["right"] for line in lines)
+    assert done.returncode == 4
+    assert "Or it isn't the server joined before" in done.stderr
+    assert len(_kept(laptop)["networks"]) == 1
+    row.seen(f"a client that joined before: {len(lines)} CONFIRMs, the right token's not told from the others'")
+
+
+@pytest.mark.attack("an impostor that tries tokens on those who join")
+def test_control_an_impostor_tests_three_tokens_of_a_first_join_and_no_more(site: Site, row: Row) -> None:
+    host, client = site.lab.host("hostile"), site.machine("client")
+    there, client.end = site.lab.link(host, client.host, ipv4="198.51.100.0/29")
+    false = impostor(host, [*GUESSES, TOKEN], bytes(32))
+    program = client.start(f"join {there.ipv4} --save-only", "another-token")
+    lines = [false.line() for _ in range(3)]
+    # Time for more, which don't come.
+    time.sleep(3)
+    program.terminate()
+    lines += false.end()
+    assert (len(lines), any(line["right"] for line in lines)) == (3, False)
+    false = impostor(host, [TOKEN], bytes(32))
+    client.start(f"join {there.ipv4} --save-only", TOKEN)
+    assert false.line() == {"confirmed": TOKEN, "right": True}
+    row.control(f"a first join: {len(lines)} tokens tested of {len(GUESSES) + 1}, and a right one is recognized")
+
+
+def _kept(machine: Machine) -> dict[str, Any]:
+    return envelope.decode((machine.state / "state.json").read_bytes())[1]

@@ -1,0 +1,75 @@
+"""Tables for people: quick for thousands of rows, and right on a narrow terminal."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rustguard_py.cli import render
+
+KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+
+
+def peer(number: int, name: str = "laptop") -> dict[str, Any]:
+    return {
+        "name": f"{name}-{number}",
+        "public_key": KEY,
+        "address4": f"10.77.{number >> 8}.{number & 255}",
+        "address6": "fd77::2",
+        "endpoint": f"198.51.100.7:{10000 + number}",
+        "state": "active",
+        "last_handshake": 40.0,
+        "last_received": 12.3,
+        "rx_bytes": 1536,
+        "tx_bytes": 5 * 2**30,
+    }
+
+
+def shown(width: int, *peers: dict[str, Any], verbose: bool = False) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=width).print(render.peers(peers, verbose=verbose))
+    return file.getvalue().splitlines()
+
+
+def test_two_thousand_rows_take_little_time() -> None:
+    rows = [peer(number) for number in range(2000)]
+    console = Console(file=io.StringIO(), width=200)
+    took = []
+    for _ in range(3):
+        began = time.process_time()
+        console.print(render.peers(rows, verbose=False))
+        took.append(time.process_time() - began)
+    print(f"2,000 peers: {min(took) * 1000:.0f} ms of CPU")
+    assert min(took) < 0.5
+
+
+def test_at_60_columns_the_address_stays_and_the_key_goes() -> None:
+    head, row = shown(60, peer(2))
+    assert head.split() == ["NAME", "ADDRESS", "STATE", "↓", "↑"]
+    assert "10.77.0.2" in row
+    assert "active 12s ago" in row
+    assert len(row) <= 60
+
+
+def test_columns_go_in_turn_and_a_long_name_is_cut_last() -> None:
+    row = peer(2, "a-machine-with-a-very-long-name-that-somebody-gave-it")
+    heads = [shown(width, row)[0].split() for width in (160, 130, 100, 60, 40)]
+    assert [len(head) for head in heads] == [7, 6, 5, 3, 3]
+    assert "10.77.0.2" in shown(40, row)[1]
+    assert len(shown(60, row)[1]) <= 60
+
+
+def test_wide_characters_count_twice() -> None:
+    lines = shown(120, peer(2, "日本"), peer(3, "ab"))
+    assert lines[1].index("10.77.0.2") + 2 == lines[2].index("10.77.0.3")
+
+
+def test_no_color_means_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    file = io.StringIO()
+    Console(file=file, width=120, force_terminal=True).print(render.peers([peer(2)], verbose=False))
+    assert "\x1b[3" not in file.getvalue()
