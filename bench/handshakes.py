@@ -46,6 +46,8 @@ class InMemory:
         self.erase_keypairs = self.transport.erase_keypairs
         self.drop_held = self.transport.drop_held
         self.stats = self.transport.stats
+        self.set_segmenting = self.transport.set_segmenting
+        self.flows = self.transport.flows
 
     def set_peer(
         self, peer: int, endpoint: Endpoint | None, allowed_ips: Sequence[Network], persistent_keepalive: int

@@ -11,6 +11,8 @@ import click
 
 from rustguard_py.cli import failures
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
+from rustguard_py.model.errors import UsageError
+from rustguard_py.model.offloads import ALL, choose_offloads
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Examples = Sequence[tuple[str, str]]
@@ -114,14 +116,46 @@ def token_options(function: Function) -> Function:
     return by_value(by_file(function))
 
 
+def offloads_option(function: Function) -> Function:
+    """Add `--offloads LIST`; the parameter is `offloads: str | None`."""
+    return click.option(
+        "--offloads",
+        metavar="LIST",
+        callback=_check_offloads,
+        envvar="RUSTGUARD_OFFLOADS",
+        show_envvar=True,
+        help="Offloads to use or to leave off, such as `no-udp-segmentation,no-tso` or `none` (not with the kernel's "
+        "engine); auto: all but those that this kernel is known to get wrong, and `status -v` says which.",
+    )(function)
+
+
+def _check_offloads(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        try:
+            choose_offloads(value, ALL)
+        except UsageError as error:
+            raise click.BadParameter(f"{error.message} {error.fix}", param=parameter) from None
+    return value
+
+
 def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose the data path; the parameter is `data_path: DataPath`."""
 
     @wraps(function)
     def with_data_path(
-        *others: Any, engine: str, queues: str, uring: bool, xdp: str | None, threaded_napi: bool, **named: Any
+        *others: Any,
+        engine: str,
+        queues: str,
+        uring: bool,
+        xdp: str | None,
+        threaded_napi: bool,
+        offloads: str | None,
+        **named: Any,
     ) -> Any:
-        return function(*others, data_path=DataPath(engine, queues, uring, xdp, threaded_napi), **named)
+        source = click.get_current_context().get_parameter_source("offloads")
+        keep = source is click.core.ParameterSource.COMMANDLINE
+        data_path = DataPath(engine, queues, uring, xdp, threaded_napi, offloads, keep)
+        return function(*others, data_path=data_path, **named)
 
     by_napi = click.option(
         "--threaded-napi",
@@ -157,7 +191,7 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
         show_envvar=True,
         help="Engine that moves the packets; auto takes the fastest that runs here, and `status -v` says why.",
     )
-    return by_engine(by_queues(by_uring(by_xdp(by_napi(with_data_path)))))
+    return by_engine(by_queues(by_uring(by_xdp(by_napi(offloads_option(with_data_path))))))
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:

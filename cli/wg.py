@@ -12,7 +12,7 @@ import click
 
 from rustguard_py import __version__
 from rustguard_py.cli import failures
-from rustguard_py.cli.verb import Verb, log_level_option
+from rustguard_py.cli.verb import Verb, log_level_option, offloads_option
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import UsageError
 
@@ -36,9 +36,10 @@ _LEVELS = {"silent": logging.CRITICAL + 1, "error": logging.WARNING, "verbose": 
 )
 @click.version_option(__version__, "--version", "-v", prog_name="rustguard-wg")
 @click.option("-f", "--foreground", is_flag=True, envvar="WG_PROCESS_FOREGROUND", help="Stay in the foreground.")
+@offloads_option
 @log_level_option("LOG_LEVEL, else error")
 @click.argument("interface", metavar="INTERFACE")
-def command(foreground: bool, interface: str) -> None:
+def command(foreground: bool, interface: str, offloads: str | None) -> None:
     """Make a WireGuard interface in user space, for wg(8) and wg-quick(8) to set up.
 
     Variables: LOG_LEVEL (silent, error, verbose, debug), RUSTGUARD_ENGINE (native, portable), WG_TUN_FD and
@@ -52,7 +53,7 @@ def command(foreground: bool, interface: str) -> None:
         raise UsageError(f"{interface!r} can't name an interface.", "Give a name such as wg0.")
     level = _level()
     directory = directory_of(interface)
-    options = WgOptions(interface, directory, _engine(), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
+    options = WgOptions(interface, directory, _engine(offloads), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
     background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
 
     def ready() -> None:
@@ -62,13 +63,13 @@ def command(foreground: bool, interface: str) -> None:
     run(lambda voice: serve(options, voice, ready), level)
 
 
-def _engine() -> Engine:
+def _engine(offloads: str | None) -> Engine:
     from rustguard_py import engine
 
     # The kernel's WireGuard needs no program, so `auto` and `kernel` mean the fastest of our own engines.
     fastest = "native" if engine.has_native() else "portable"
     wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
-    return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted))
+    return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted, offloads=offloads))
 
 
 def _level() -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.reports import Reports
 from rustguard_py.model.endpoint import endpoint_text
 from rustguard_py.model.keys import fingerprint
 from rustguard_py.model.statistics import PeerStats, WorkerStats
@@ -111,7 +112,9 @@ def _state(line: PeerLine, heard: float | None, now: float, *, known: bool) -> s
     return "idle" if heard is not None or known else "never"
 
 
-def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[str, Any]:
+def common(
+    program: Program, tunnels: Sequence[AnyTunnel], now: float, reports: Reports | None = None
+) -> dict[str, Any]:
     """Return the members that the status of server and client share: program, key, and counters of the planes."""
     own_key = tunnels[0].node.public_key
     stats = [tunnel.plane.stats() for tunnel in tunnels]
@@ -138,7 +141,11 @@ def common(program: Program, tunnels: Sequence[AnyTunnel], now: float) -> dict[s
             for place, each in enumerate(stats)
             for worker in each.workers
         ],
-        "notes": list(dict.fromkeys(note for each in stats for note in each.notes)),
+        "notes": [
+            *program.engine.notes,
+            *dict.fromkeys(note for each in stats for note in each.notes),
+            *(reports.notes if reports is not None else ()),
+        ],
         "uptime": round(now - program.began, 3),
     }
 

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.offloads import ALL, Offloads, choose_offloads
+from rustguard_py.planes import known_kernels
 from rustguard_py.planes.contract import EventfulPlane
 
 ENGINES = ("auto", "kernel", "native", "portable")
@@ -34,6 +36,8 @@ class Engine:
         xdp: The Ethernet interface on which the native engine uses AF_XDP, or None.
         threaded_napi: Whether the kernel's engine receives in threads.
         queues_asked: Whether the number of queues was given on the command line.
+        offloads: The offloads that an engine of ours uses where the kernel has them.
+        notes: What it does without, and why, one sentence each.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Engine:
     xdp: str | None = None
     threaded_napi: bool = False
     queues_asked: bool = False
+    offloads: Offloads = ALL
+    notes: tuple[str, ...] = ()
 
     @property
     def in_kernel(self) -> bool:
@@ -87,11 +93,20 @@ class Engine:
                 queues=self.queues,
                 uring=self.uring,
                 xdp=self.xdp,
+                offloads=self.offloads,
                 tun=tun,
             )
         from rustguard_py.planes.portable import PortablePlane
 
-        return PortablePlane(public_key, interface=interface, sockets=sockets, mtu=mtu, clock=now, tun=tun)
+        return PortablePlane(
+            public_key,
+            interface=interface,
+            sockets=sockets,
+            mtu=mtu,
+            clock=now,
+            offloads=self.offloads,
+            tun=tun,
+        )
 
 
 def has_native() -> bool:
@@ -118,6 +133,32 @@ def choose(asked: DataPath) -> Engine:
             NAPI isn't safe on this kernel.
     """
     _check(asked)
+    chosen = _engine(asked)
+    if not chosen.in_kernel:
+        return _with_offloads(chosen, asked.offloads or "auto")
+    if asked.offloads in (None, "auto"):
+        return chosen
+    return replace(chosen, reason=f"{chosen.reason}; it has offloads of its own, so --offloads has no effect")
+
+
+def _with_offloads(chosen: Engine, text: str) -> Engine:
+    """Return the engine with the offloads that were asked for, and with what this kernel gets wrong left off."""
+    faults = known_kernels.faults_here()
+    auto = ALL.without(*(name for fault in faults for name in fault.offloads))
+    offloads = choose_offloads(text, auto)
+    notes = []
+    explained: set[str] = set()
+    for fault in faults:
+        if off := [name for name in fault.offloads if name in offloads.off]:
+            explained.update(off)
+            notes.append(f"Off: {', '.join(off)}, because {fault.fault} ({fault.source}).")
+    if asked := [name for name in offloads.off if name not in explained]:
+        notes.append(f"Off: {', '.join(asked)}, as asked for (--offloads {text}).")
+    return replace(chosen, offloads=offloads, notes=tuple(notes))
+
+
+def _engine(asked: DataPath) -> Engine:
+    """Choose an engine, without its offloads."""
     wanted, ours = asked.engine, _of_ours(asked)
     if wanted == "kernel" or asked.threaded_napi:
         why = "asked for" if wanted == "kernel" else "--threaded-napi needs it"
@@ -150,6 +191,7 @@ def _check(asked: DataPath) -> None:
     wanted, queues = asked.engine, asked.queues
     if wanted not in ENGINES:
         raise UsageError(f"There is no engine {wanted!r}.", f"Choose one of: {', '.join(ENGINES)}.")
+    choose_offloads(asked.offloads or "auto", ALL)
     if queues != "auto" and not (queues.isdecimal() and 1 <= int(queues) <= QUEUES_LIMIT):
         raise UsageError(
             f"{queues!r} is not a number of queues.", f"Give a number from 1 to {QUEUES_LIMIT}, or auto."

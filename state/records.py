@@ -22,7 +22,9 @@ from ipaddress import (
 from rustguard_py.model import ip
 from rustguard_py.model.address import LAST_PORT, check_host
 from rustguard_py.model.endpoint import InterfaceAddress, Network
+from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key, fingerprint
+from rustguard_py.model.offloads import ALL, choose_offloads
 from rustguard_py.model.peer_names import FALLBACK, PEER_NAME_LIMIT, dns_name_of, first_free, is_label, label_of
 from rustguard_py.state.envelope import Canonical
 from rustguard_py.state.members import Members
@@ -233,6 +235,7 @@ class ServerState:
         revoked: Public keys that may not join again.
         guesses: The guesses used in the enrollment window.
         tunnels: Number of tunnels to each client that supports several, including the first.
+        offloads: The list of `--offloads` (`model.offloads`); empty for `auto`.
         own: The server's own inner addresses, if they aren't the first ones of its pools.
         interface: The name of its interface, if it came with a wg-quick file: firewalls may have rules for it.
     """
@@ -247,6 +250,7 @@ class ServerState:
     revoked: set[bytes] = field(default_factory=set, repr=False)
     guesses: GuessRecord = field(default_factory=GuessRecord)
     tunnels: int = 1
+    offloads: str = ""
     own: tuple[InterfaceAddress, ...] = ()
     interface: str | None = None
 
@@ -279,6 +283,7 @@ class ServerState:
             "guesses": self.guesses.to_json(),
             # Left out while possible, because earlier versions refuse members that they don't know.
             **({"tunnels": self.tunnels} if self.tunnels > 1 else {}),
+            **({"offloads": self.offloads} if self.offloads else {}),
             **({"own": [str(each) for each in self.own]} if self.own else {}),
             **({} if self.interface is None else {"interface": self.interface}),
         }
@@ -304,6 +309,7 @@ class ServerState:
             revoked=set(members.keys("revoked")),
             guesses=GuessRecord.from_json(members.take("guesses")),
             tunnels=members.integer("tunnels", 1, MOST_TUNNELS) if members.has("tunnels") else 1,
+            offloads=_offloads(members),
             own=members.each("own", ip.interface) if members.has("own") else (),
             interface=members.parsed("interface", _interface_name) if members.has("interface") else None,
         )
@@ -463,10 +469,12 @@ class ClientState:
     Attributes:
         private_key: 32 bytes. The same for every network, and never changed.
         networks: The networks, the one joined last first.
+        offloads: The list of `--offloads` (`model.offloads`); empty for `auto`.
     """
 
     private_key: bytes = field(repr=False)
     networks: tuple[NetworkRecord, ...] = ()
+    offloads: str = ""
 
     def network(self, host: str | None = None, port: int | None = None) -> NetworkRecord | None:
         """Return the network joined last, or the one of a host (and port) as typed, or None."""
@@ -490,6 +498,7 @@ class ClientState:
             "role": "client",
             "private_key": encode_key(self.private_key),
             "networks": [network.to_json() for network in self.networks],
+            **({"offloads": self.offloads} if self.offloads else {}),
         }
 
     @classmethod
@@ -500,8 +509,20 @@ class ClientState:
         private_key = members.key("private_key")
         values = enumerate(members.array("networks"))
         networks = tuple(NetworkRecord.from_json(item, f"networks[{index}]") for index, item in values)
+        offloads = _offloads(members)
         members.end()
-        return cls(private_key, networks)
+        return cls(private_key, networks, offloads)
+
+
+def _offloads(members: Members) -> str:
+    def check(text: str) -> str:
+        try:
+            choose_offloads(text, ALL)
+        except UsageError as error:
+            raise ValueError(error.message) from error
+        return text
+
+    return members.parsed("offloads", check) if members.has("offloads") else ""
 
 
 def _text(address: object) -> str | None:

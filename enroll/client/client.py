@@ -10,6 +10,7 @@ import logging
 from functools import partial
 
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.reports import Reports
 from rustguard_py.daemon.runtime import stop_on_signals, until_all_stopped
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
@@ -48,6 +49,7 @@ class RunningClient:
         interface: Name of the first tunnel's interface.
         stopped: Set to stop the client.
         unanswered: Number of handshakes in a row that the server left unanswered.
+        reports: Exchanged with the server inside the tunnel; None with the kernel's engine.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class RunningClient:
             each.listeners = Listeners(session=partial(self._on_session, place))
         tunnel.listeners.unanswered = self._on_unanswered
         self.tunnel = tunnel
+        self.reports: Reports | None = None
         self.stopped = asyncio.Event()
         self.network = network
         self.unanswered = 0
@@ -100,6 +103,8 @@ class RunningClient:
             tunnel.start()
         watch = NetWatch(self._on_network_change)
         self._tasks.spawn(self._timestamps.keep_synced())
+        if self.reports is not None:
+            self._tasks.spawn(self.reports.run())
         try:
             self._reach_out()
             if self.bundle is not None:
@@ -150,6 +155,8 @@ class RunningClient:
             return
         self._tried.clear()
         self.unanswered = 0
+        if self.reports is not None:
+            self.reports.session()
         if not self._connected:
             self._connected = True
             where = endpoint_text(peer.endpoint)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.reports import Partner, Reports
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.engine import Engine
 from rustguard_py.enroll.client.client import RunningClient
@@ -76,6 +77,24 @@ def make_client(
     )
     bundle = _make_bundle(stack, voice, program, private_key, network, tunnel, timestamps)
     return RunningClient(tunnel, network, timestamps, program.interface, voice, bundle)
+
+
+def make_reports(client: RunningClient, chosen: Engine) -> Reports | None:
+    """Return the reports that a client exchanges with its server; None with the kernel's engine."""
+    network, bundle = client.network, client.bundle
+    server = network.gateway4
+    if chosen.in_kernel or server is None or network.address4 is None:
+        return None
+    partner = Partner(network.host, tuple(client.server_keys))
+    interfaces = [client.interface] if bundle is None else [member.interface for member in bundle.members]
+    return Reports(
+        client.tunnels,
+        interfaces,
+        network.address4.ip,
+        lambda address: partner if address == str(server) else None,
+        segments=chosen.offloads.udp_segmentation,
+        ask=server,
+    )
 
 
 def _make_bundle(

@@ -44,7 +44,7 @@ class ClientControl:
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         network = self._client.network
         return {
-            **common(self._program, self._client.tunnels, now()),
+            **common(self._program, self._client.tunnels, now(), self._client.reports),
             **self._peers({}),
             "tunnels": [] if self._client.bundle is None else self._client.bundle.report(now()),
             "name": network.name,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rustguard_py import engine
@@ -22,7 +22,7 @@ from rustguard_py.daemon.program import Program
 from rustguard_py.data_path import DataPath
 from rustguard_py.enroll.client.checks import check_interface
 from rustguard_py.enroll.client.client import RunningClient
-from rustguard_py.enroll.client.connect import fit_tunnels, lay_out, locate, make_client, without_ipv6
+from rustguard_py.enroll.client.connect import fit_tunnels, lay_out, locate, make_client, make_reports, without_ipv6
 from rustguard_py.enroll.client.control import ClientControl
 from rustguard_py.enroll.client.obtain import Applicant, Obtained, Target, load, obtain, withdraw
 from rustguard_py.enroll.client.routes import RouteAnswers
@@ -77,6 +77,10 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         document = Document.open(options.directory)
         stack.callback(document.close)
         state = load(document)
+        if (offloads := options.data_path.to_keep(state.offloads)) != state.offloads:
+            state = replace(state, offloads=offloads)
+            document.save(state.to_json())
+        chosen = engine.choose(options.data_path.with_kept(state.offloads))
         if runtime.remove_leftovers([state.private_key], options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
         if not options.save_only:
@@ -122,6 +126,7 @@ async def _connect(
         return make_client(attempt, voice, program, state.private_key, bound, fitted), program
 
     client, program = await runtime.with_free_name(stack, options.interface, make)
+    client.reports = make_reports(client, program.engine)
     # The peer is set before the interface has an address to send from. So the first packet waits for the handshake
     # and isn't dropped.
     client.connect(obtained.endpoint or await locate(client.network, voice))

@@ -143,7 +143,7 @@ class ServerControl:
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         server, state, pool = self._server, self._server.state, self._server.registry.pool
         status = {
-            **common(self._program, server.tunnels, now()),
+            **common(self._program, server.tunnels, now(), server.reports),
             **self._peers({}),
             "tunnels": [] if server.bundle is None else server.bundle.report(now()),
             "name": None,

@@ -14,6 +14,7 @@ from typing import Any
 
 from rustguard_py.daemon import audit
 from rustguard_py.daemon.control.asker import asker
+from rustguard_py.daemon.reports import Reports
 from rustguard_py.daemon.runtime import stop_on_signals
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
@@ -63,6 +64,7 @@ class RunningServer:
         state: What is saved.
         window: The pairing window.
         pairing: Pairs clients; None without a token, when nobody new can join.
+        reports: Exchanged with clients inside the tunnel; None with the kernel's engine.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class RunningServer:
         tunnel.listeners.foreign = self._on_foreign
         tunnel.listeners.moved = self._on_moved
         self.tunnel = tunnel
+        self.reports: Reports | None = None
         self.stopped = asyncio.Event()
         self.registry = registry
         self.state = registry.state
@@ -135,6 +138,8 @@ class RunningServer:
             tunnel.start()
         if self.bundle is not None:
             self._tasks.spawn(self.bundle.watch())
+        if self.reports is not None:
+            self._tasks.spawn(self.reports.run())
         self._tasks.spawn(self._greet())
         self._tasks.spawn(self.timestamps.keep_synced())
 

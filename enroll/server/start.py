@@ -15,10 +15,12 @@ from rustguard_py.daemon import audit, runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.keeper import keep
 from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.reports import Reports
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.data_path import DataPath
 from rustguard_py.enroll.server.banner import introduce
 from rustguard_py.enroll.server.control import ServerControl
+from rustguard_py.enroll.server.partners import Partners
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
 from rustguard_py.enroll.server.server import RunningServer
@@ -91,7 +93,8 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         stack.enter_context(audit.recording(options.directory))
         kept = document.load()
         state = apply(options.settings, kept)
-        chosen = _choose(options.data_path, state.tunnels)
+        state.offloads = options.data_path.to_keep(state.offloads)
+        chosen = _choose(options.data_path.with_kept(state.offloads), state.tunnels)
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
@@ -112,6 +115,10 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         server, program = await runtime.with_free_name(stack, options.interface or state.interface, make)
         interface = program.interface
         interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
+        if not chosen.in_kernel:
+            own, partners = state.addresses(ipv6=False)[0].ip, Partners(state)
+            segments = chosen.offloads.udp_segmentation
+            server.reports = Reports(server.tunnels, interfaces, own, partners.find, segments=segments)
         setups = _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
         # Saved this late so that a start that fails over a taken port or pool leaves the state as it was. Saved only
         # if it differs so that a server that crashed can start again while the disk is full.

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.planes.checksum import RowSums, sum_bytes
 from rustguard_py.planes.offload import (
     GSO_TCP4,
@@ -123,12 +124,15 @@ class Coalescer:
     Args:
         buffer: The packets, one per row. Padding or old bytes may follow each packet in its row. The buffer must
             have room for one more row than is used.
-        udp: Whether to merge UDP too. Kernels before 6.8.5 break VXLAN and Geneve in such superpackets.
+        offloads: What may be merged.
+
+    Attributes:
+        short_tail: Whether the last packet of a run may be shorter than the others.
     """
 
-    def __init__(self, buffer: bytearray, *, udp: bool = True) -> None:
+    def __init__(self, buffer: bytearray, offloads: Offloads = ALL) -> None:
         self.buffer = buffer
-        self.udp = udp
+        self.tcp, self.udp, self.short_tail = offloads.tcp_merging, offloads.udp_merging, offloads.short_tail
         self._view = memoryview(buffer)
         self._shapes: dict[tuple[int, _Kind], _MergeShape] = {}
 
@@ -187,7 +191,7 @@ class Coalescer:
             size = 40 + (packet[at + 4] << 8 | packet[at + 5])
         else:
             return None
-        if protocol == IPPROTO_TCP and room >= transport + 20:
+        if protocol == IPPROTO_TCP and self.tcp and room >= transport + 20:
             header = transport + (packet[at + transport + 12] >> 4) * 4
             if header < transport + 20 or packet[at + transport + 13] != ACK:
                 return None
@@ -241,7 +245,7 @@ class Coalescer:
             return 0
         packet, transport = self.buffer, at + kind.transport
         size = packet[at + 2] << 8 | packet[at + 3] if kind.v4 else 40 + (packet[at + 4] << 8 | packet[at + 5])
-        if not kind.header < size <= min(kind.size, room):
+        if not kind.header < size <= min(kind.size, room) or (size < kind.size and not self.short_tail):
             return 0
         if kind.tcp:
             expected = int(shape.sequence[first]) + (row - first) * (kind.size - kind.header)

@@ -57,6 +57,25 @@ class Keypair:
     birth: float
 
 
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What a session has sent and received so far.
+
+    Attributes:
+        local_index: Our index: the receiver field of what we receive.
+        remote_index: The peer's index: the receiver field of what we send.
+        sent: The counter of the next datagram that we send.
+        next: One more than the highest counter received.
+        received: How many authentic datagrams were received.
+    """
+
+    local_index: int
+    remote_index: int
+    sent: int
+    next: int
+    received: int
+
+
 class Reason(Enum):
     """Why a plane wants a handshake."""
 
@@ -197,6 +216,12 @@ class Plane(Protocol):
 
     def drop_held(self, peer: PeerId) -> None:
         """Drop the packets that wait for a handshake, because it was given up."""
+
+    def set_segmenting(self, peer: PeerId, on: bool) -> None:
+        """Let the kernel cut messages into datagrams for this peer (the default), or send it each one by itself."""
+
+    def flows(self, peer: PeerId) -> list[Flow]:
+        """Return what a peer's sessions have sent and received: the current one, then the one before."""
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         """Send one datagram as it is (handshakes, enrollment). An unreachable network is not an error."""

@@ -22,12 +22,13 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 
 from rustguard_py.model.endpoint import Endpoint, is_same
+from rustguard_py.model.offloads import Offloads
 from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
 from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.coalesce import Coalescer
 from rustguard_py.planes.ecn import changes, mark
-from rustguard_py.planes.offload import MAX_SEGMENTS
+from rustguard_py.planes.offload import MAX_SEGMENTS, REFUSALS
 from rustguard_py.planes.plane_peer import PlanePeer
 from rustguard_py.planes.transport import Transport
 from rustguard_py.planes.tun import Tun
@@ -62,13 +63,13 @@ class Inbound:
     Args:
         transport: The rules and the peers.
         tun: The device.
-        merge_udp: Whether UDP packets may be merged.
-        note: Called with a sentence for each feature that is missing.
         worker: Counts what comes in.
+        offloads: What may be merged for the device.
+        note: Called with a sentence for each feature that is missing.
     """
 
     def __init__(
-        self, transport: Transport, tun: Tun, worker: WorkerStats, *, merge_udp: bool, note: Callable[[str], None]
+        self, transport: Transport, tun: Tun, worker: WorkerStats, offloads: Offloads, *, note: Callable[[str], None]
     ) -> None:
         self._worker = worker
         self._note = note
@@ -81,8 +82,8 @@ class Inbound:
         # One row more than a message can fill, for the coalescer's views.
         self._plain = bytearray(2 * _MESSAGE)
         self._plain_view = memoryview(self._plain)
-        self._coalescer = Coalescer(self._plain, udp=merge_udp)
-        self._merging = True
+        self._coalescer = Coalescer(self._plain, offloads)
+        self._merging = offloads.tcp_merging or offloads.udp_merging
         self._layouts: dict[int, _OpenLayout] = {}
 
     def pump(self, udp: Udp, now: float) -> bool:
@@ -125,6 +126,8 @@ class Inbound:
         except OSError as error:
             if error.errno in (errno.EBADF, errno.ENOTSOCK):
                 raise
+            if error.errno in REFUSALS and udp.end_merging():
+                return self._receive(udp, offset)
             self._transport.drop(f"receive_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
             return None
 
@@ -235,36 +238,53 @@ class Inbound:
         for run in self._coalescer.runs(count, stride, last):
             if run.parts and self._transport.allowed.find(run.source) is not peer:
                 self._transport.drop("inner_source", run.stop - run.first, peer)
-            elif not run.parts or not self._write_merged(run.parts):
+            elif not run.parts:
                 self._deliver_singly(peer, run.first, run.stop, count, stride, last)
+            elif not self._write_merged(run.parts) and self._deliver_singly(
+                peer, run.first, run.stop, count, stride, last
+            ):
+                # If all had been refused, the reason wouldn't be that they were merged.
+                self._merge_less(run.parts)
 
-    def _deliver_singly(self, peer: PlanePeer, first: int, stop: int, count: int, stride: int, last: int) -> None:
+    def _deliver_singly(self, peer: PlanePeer, first: int, stop: int, count: int, stride: int, last: int) -> int:
+        """Write the packets of some rows, each by itself. Return how many the device took."""
+        taken = 0
         for row in range(first, stop):
             size = last if row + 1 == count else stride
             packet = self._transport.inner_packet(peer, bytes(self._plain_view[row * stride : row * stride + size]))
             if packet is not None:
-                self._write_one(packet)
+                taken += self._write_one(packet)
+        return taken
 
     def _write_merged(self, parts: list[bytes | memoryview]) -> bool:
-        """Write a superpacket. Return False, and stop merging, if the kernel refuses superpackets."""
+        """Write a superpacket. Return False if the kernel may have refused it because it is one."""
         self._worker.system_calls += 1
         try:
             os.writev(self._tun.fd, parts)
         except OSError as error:
-            if error.errno != errno.EINVAL:
-                self._count_refused(error)
-                return True
-            self._merging = False
-            self._note("The kernel refused a superpacket: packets go to the interface one by one.")
-            return False
+            if error.errno in REFUSALS:
+                return False
+            self._count_refused(error)
         return True
 
-    def _write_one(self, packet: bytes) -> None:
+    def _merge_less(self, parts: list[bytes | memoryview]) -> None:
+        """Merge no more packets of the kind that the kernel has refused."""
+        if self._coalescer.short_tail and len(parts[-1]) < len(parts[1]):
+            self._coalescer.short_tail = False
+            self._note("The kernel refused a superpacket with a shorter last packet: such a packet goes by itself.")
+        else:
+            self._merging = False
+            self._note("The kernel refused a superpacket: packets go to the interface one by one.")
+
+    def _write_one(self, packet: bytes) -> bool:
+        """Write one packet. Return whether the device took it."""
         self._worker.system_calls += 1
         try:
             self._tun.write(packet)
         except OSError as error:
             self._count_refused(error)
+            return False
+        return True
 
     def _count_refused(self, error: OSError) -> None:
         """Count a packet that the interface refused, because it is down or the packet is invalid."""

@@ -13,7 +13,7 @@ from rustguard_py.model.timers import (
     REKEY_AFTER_TIME,
     REKEY_AFTER_TIME_RECEIVING,
 )
-from rustguard_py.planes.contract import Keypair
+from rustguard_py.planes.contract import Flow, Keypair
 from rustguard_py.planes.replay_window import ReplayWindow
 from rustguard_py.protocol.wire import DATA_PREFIX
 
@@ -112,6 +112,11 @@ class Session:
     def end_sending(self) -> None:
         """Stop sending with this session. It still receives."""
         self.counter = REJECT_AFTER_MESSAGES
+
+    def flow(self) -> Flow:
+        """Return what was sent and received so far."""
+        remote_index = int.from_bytes(self.header[4:], "little")
+        return Flow(self.local_index, remote_index, self.counter, self.window.next, self.window.marked)
 
     def room(self, now: float) -> int:
         """Return how many datagrams the session may still send."""

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from rustguard_py import _native
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
-from rustguard_py.planes.contract import Event, Keypair
+from rustguard_py.planes.contract import Event, Flow, Keypair
 from rustguard_py.planes.tun import not_made, not_ours
 from rustguard_py.system.interface import check_interface_name
 from rustguard_py.system.sockets import bind
@@ -34,7 +35,7 @@ class NativePlane:
         queues: Queues of the interface, each with one thread per direction.
         uring: Whether to use io_uring. If the kernel refuses it, the plane runs without and notes it.
         xdp: The interface to use AF_XDP on. If the kernel refuses it, the plane uses its sockets and notes it.
-        merge_udp: Whether to merge UDP packets for the interface. None decides by the kernel's release.
+        offloads: The offloads to use where the kernel has them.
         tun: Descriptors of the queues of an existing interface, to use instead of making one. The caller keeps them
             and the interface.
 
@@ -56,7 +57,7 @@ class NativePlane:
         queues: int = 1,
         uring: bool = False,
         xdp: str | None = None,
-        merge_udp: bool | None = None,
+        offloads: Offloads = ALL,
         tun: Sequence[int] = (),
     ) -> None:
         check_interface_name(interface)
@@ -69,7 +70,7 @@ class NativePlane:
                 queues=queues,
                 uring=uring,
                 xdp=xdp,
-                merge_udp=merge_udp,
+                offloads=offloads,
                 tun=tun,
             )
         except OSError as error:
@@ -122,6 +123,14 @@ class NativePlane:
     def drop_held(self, peer: PeerId) -> None:
         """See `Plane.drop_held`."""
         self._plane.drop_held(peer)
+
+    def set_segmenting(self, peer: PeerId, on: bool) -> None:
+        """See `Plane.set_segmenting`."""
+        self._plane.set_segmenting(peer, on)
+
+    def flows(self, peer: PeerId) -> list[Flow]:
+        """See `Plane.flows`."""
+        return self._plane.flows(peer)
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         """See `Plane.send`."""

@@ -6,6 +6,7 @@ has the segment size (linux/udp.h).
 
 from __future__ import annotations
 
+import errno
 import struct
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ UDP_GRO = 104
 # Segments per message (UDP_MAX_SEGMENTS of older kernels), and bytes per message.
 MAX_SEGMENTS = 64
 MAX_MESSAGE = 65507
+# Errors that may mean that the kernel can't do an offload here.
+REFUSALS = frozenset((errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT, errno.EOPNOTSUPP))
 # Views over a buffer are kept for this many shapes of superpacket.
 SHAPES_KEPT = 48
 

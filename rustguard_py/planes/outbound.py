@@ -28,6 +28,7 @@ from rustguard_py.planes.offload import (
     MAX_MESSAGE,
     MAX_SEGMENTS,
     NEEDS_CHECKSUM,
+    PLAIN_VNET,
     VNET_SIZE,
     Vnet,
     segments_in_message,
@@ -92,9 +93,22 @@ class Outbound:
         send: Sends a message as datagrams of one size to an endpoint, with a TOS or traffic class, and never raises.
             It returns False if the kernel refused the endpoint's local address.
         worker: Counts what goes out.
+        refused: Told of a refused read. It returns whether to go on.
+        vnet: Whether each packet that is read has a virtio_net_hdr in front.
     """
 
-    def __init__(self, transport: Transport, tun: int, send: Send, worker: WorkerStats) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        tun: int,
+        send: Send,
+        worker: WorkerStats,
+        refused: Callable[[OSError], bool] = lambda _: False,
+        *,
+        vnet: bool = True,
+    ) -> None:
+        self._refused = refused
+        self._vnet = vnet
         self._worker = worker
         self._packets = self._bytes = 0
         self._transport = transport
@@ -106,7 +120,8 @@ class Outbound:
         self._buffer = bytearray(self._rows * row + _PACKET + 2 * _MAX_PACKET)
         self._view = memoryview(self._buffer)
         self._slots = [
-            [self._view[start + _LEAD : start + _PACKET + _MAX_PACKET]] for start in range(0, self._rows * row, row)
+            [self._view[start + (_LEAD if vnet else _PACKET) : start + _PACKET + _MAX_PACKET]]
+            for start in range(0, self._rows * row, row)
         ]
         self._segmenter = Segmenter(self._buffer, mtu)
         self._staging = memoryview(self._segmenter.staging)
@@ -141,10 +156,18 @@ class Outbound:
         for slot in slots:
             self._worker.system_calls += 1
             try:
-                size = read(tun, slot) - VNET_SIZE
+                size = read(tun, slot)
             except BlockingIOError:
                 break
+            except OSError as error:
+                if not self._refused(error):
+                    raise
+                break
             at = len(sizes) * row + _LEAD
+            if self._vnet:
+                size -= VNET_SIZE
+            else:
+                self._view[at : at + VNET_SIZE] = PLAIN_VNET
             if buffer[at + 1] or size > mtu:
                 # It may extend over the rows behind it.
                 self._singles(sizes, now)
@@ -298,8 +321,11 @@ class Outbound:
         layout.headers[:count, 1] = int.from_bytes(header[4:8], "little")
         self._packets += count
         self._bytes += total
-        if not self._send(self._message_view[:total], size, peer.endpoint, outer_tos(sources[0])):
-            peer.forget_local()
+        # One message that the kernel cuts, or each datagram by itself.
+        step, tos = total if peer.segmenting else size, outer_tos(sources[0])
+        for start in range(0, total, step):
+            if not self._send(self._message_view[start : min(start + step, total)], size, peer.endpoint, tos):
+                peer.forget_local()
         self._transport.sent(peer, session, count, total, now, data=True)
 
     def _layout(self, size: int) -> _SealLayout:

@@ -27,6 +27,7 @@ class PlanePeer:
         "rx_bytes",
         "rx_handshake_bytes",
         "rx_packets",
+        "segmenting",
         "tx_bytes",
         "tx_handshake_bytes",
         "tx_packets",
@@ -39,6 +40,7 @@ class PlanePeer:
         self.keypairs = Keypairs()
         self.liveness = Liveness()
         self.held: deque[bytes] | None = None
+        self.segmenting = True
         self.wanted_at = float("-inf")
         self.moved_at = float("-inf")
         self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0

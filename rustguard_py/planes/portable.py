@@ -29,11 +29,13 @@ from functools import partial
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats, WorkerStats
-from rustguard_py.planes.contract import Event, Fault, Keypair
+from rustguard_py.planes.contract import Event, Fault, Flow, Keypair
 from rustguard_py.planes.event_queue import EventQueue
 from rustguard_py.planes.inbound import Inbound
+from rustguard_py.planes.offload import REFUSALS
 from rustguard_py.planes.outbound import Outbound
 from rustguard_py.planes.sources import Sources
 from rustguard_py.planes.transport import Transport
@@ -49,8 +51,6 @@ _LOOK = 0.5
 # lock at each system call. With a busy control thread, Python's default of 5 ms left 16 Mbit/s and this value
 # left 870, at the cost of 13 % of the control thread's speed.
 SWITCH_INTERVAL = 0.0002
-# Before this release, the kernel broke VXLAN and Geneve inside UDP superpackets.
-_MERGES_UDP_FROM = (6, 8, 5)
 
 
 class Events:
@@ -102,7 +102,7 @@ class PortablePlane:
         mtu: The interface's MTU.
         random: Returns n random bytes.
         clock: Returns the time in seconds.
-        merge_udp: Whether to merge UDP packets for the interface. None decides by the kernel's release.
+        offloads: The offloads to use where the kernel has them.
         tun: Descriptors of an existing interface, to use instead of making one. Only the first is used. The caller
             keeps them and the interface.
 
@@ -122,13 +122,13 @@ class PortablePlane:
         mtu: int = 1420,
         random: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.monotonic,
-        merge_udp: bool | None = None,
+        offloads: Offloads = ALL,
         tun: Sequence[int] = (),
     ) -> None:
         self._notes: list[str] = []
         self._events = Events(lambda reason: self._transport.drop(reason))
         try:
-            self._tun = Tun.adopt(tun[0], self._note) if tun else Tun(interface, self._note)
+            self._tun = Tun.adopt(tun[0], self._note, offloads) if tun else Tun(interface, self._note, offloads)
         except RustGuardError:
             self._events.close()
             raise
@@ -142,8 +142,8 @@ class PortablePlane:
         self._transport = Transport(
             public_key, emit=self._events.put, random=random, mtu=mtu, backlog=self._events.handshakes
         )
+        self._offloads = offloads
         self._worker = WorkerStats("loop-0")
-        self._merge_udp = _kernel_merges_udp() if merge_udp is None else merge_udp
         self._mark = 0
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         self._begin(sockets)
@@ -151,13 +151,14 @@ class PortablePlane:
     def _begin(self, sockets: Sequence[socket.socket]) -> None:
         """Start the loop on these sockets and the interface."""
         self._port = int(sockets[0].getsockname()[1]) if sockets else 0
-        self._udp = {bound.family: Udp(bound, self._note) for bound in sockets}
+        merging = self._offloads if self._tun.vnet else self._offloads.without("tcp-merging", "udp-merging")
+        self._udp = {bound.family: Udp(bound, self._note, self._offloads) for bound in sockets}
         self._sources = self._open_sources()
         if self._sources is not None:
             self._sources.set_mark(self._mark)
         self._poll = select.poll()
         self._outbound = self._make_outbound()
-        self._inbound = Inbound(self._transport, self._tun, self._worker, merge_udp=self._merge_udp, note=self._note)
+        self._inbound = Inbound(self._transport, self._tun, self._worker, merging, note=self._note)
         self._ended = False
         self._thread = threading.Thread(target=self._main, name=f"plane {self.interface}", daemon=True)
         self._thread.start()
@@ -268,12 +269,20 @@ class PortablePlane:
             if self._mark:
                 for bound in sockets:
                     _set_mark(bound, self._mark)
-            self._tun = Tun(self.interface, self._note)
+            self._tun = Tun(self.interface, self._note, self._offloads)
         except BaseException:
             for bound in sockets:
                 bound.close()
             raise
         self._begin(sockets)
+
+    def set_segmenting(self, peer: PeerId, on: bool) -> None:
+        """See `Plane.set_segmenting`."""
+        self._queue(partial(self._transport.set_segmenting, peer, on))
+
+    def flows(self, peer: PeerId) -> list[Flow]:
+        """See `Plane.flows`."""
+        return self._transport.flows(peer)
 
     # Events.
 
@@ -358,7 +367,8 @@ class PortablePlane:
             return None
 
     def _make_outbound(self) -> Outbound:
-        return Outbound(self._transport, self._tun.fd, self._send_message, self._worker)
+        tun = self._tun
+        return Outbound(self._transport, tun.fd, self._send_message, self._worker, self._refused_read, vnet=tun.vnet)
 
     def _set_mtu(self, mtu: int) -> None:
         if mtu != self._transport.mtu:
@@ -368,7 +378,7 @@ class PortablePlane:
 
     def _rebind(self, sockets: Sequence[socket.socket], done: threading.Event) -> None:
         before = list(self._udp.values())
-        made = {bound.family: Udp(bound, self._note) for bound in sockets}
+        made = {bound.family: Udp(bound, self._note, self._offloads) for bound in sockets}
         mark = next(iter(before)).socket.getsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4)
         for udp in made.values():
             if any(mark):
@@ -387,6 +397,14 @@ class PortablePlane:
         if note not in self._notes:
             self._notes.append(note)
             self._events.put(Fault(note, fatal=False))
+
+    def _refused_read(self, error: OSError) -> bool:
+        """Go on without superpackets if that may be why the device refused a read. Return False if it isn't."""
+        if error.errno not in REFUSALS or not self._tun.end_offloads():
+            return False
+        why = error.strerror
+        self._note(f"The kernel refused to hand over a packet ({why}): it gives no superpackets any more.")
+        return True
 
     def _send_message(self, message: memoryview | bytes, segment: int, endpoint: Endpoint, tos: int) -> bool:
         """Send datagrams. Errors of the network are only counted.
@@ -410,11 +428,3 @@ class PortablePlane:
 def _set_mark(bound: socket.socket, mark: int) -> None:
     # As bytes: setsockopt takes no int above 2^31 - 1.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
-
-
-def _kernel_merges_udp() -> bool:
-    release = os.uname().release.split("-", maxsplit=1)[0].split(".")
-    try:
-        return tuple(int(part) for part in release[:3]) >= _MERGES_UDP_FROM
-    except ValueError:
-        return False

@@ -18,12 +18,14 @@ class ReplayWindow:
 
     Attributes:
         next: One more than the highest counter seen; 0 at first.
+        marked: How many counters were marked.
     """
 
-    __slots__ = ("_missing", "next")
+    __slots__ = ("_missing", "marked", "next")
 
     def __init__(self) -> None:
         self.next = 0
+        self.marked = 0
         # Bit d stands for the counter `next - 1 - d`. It is 1 if that counter has not been seen.
         self._missing = 0
 
@@ -36,6 +38,7 @@ class ReplayWindow:
 
     def mark(self, counter: int) -> None:
         """Mark one fresh counter as seen."""
+        self.marked += 1
         behind = self.next - 1 - counter
         if behind >= 0:
             self._missing &= ~(1 << behind)
@@ -45,6 +48,7 @@ class ReplayWindow:
 
     def mark_run(self, counter: int, count: int) -> None:
         """Mark `count` counters, from `counter` on, as seen. None may be below `next`."""
+        self.marked += count
         self._advance(counter + count - self.next)
         self._missing &= -1 << count
 

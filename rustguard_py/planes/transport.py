@@ -26,6 +26,7 @@ from rustguard_py.planes.contract import (
     MAX_STAGED_PACKETS,
     EndpointMoved,
     Event,
+    Flow,
     ForeignReceived,
     HandshakeReceived,
     HandshakeWanted,
@@ -231,6 +232,18 @@ class Transport:
         if known is not None:
             self._drop_held(known, "no_answer")
             known.liveness.keepalive_at = float("inf")
+
+    def set_segmenting(self, peer: PeerId, on: bool) -> None:
+        """See `Plane.set_segmenting`."""
+        known = self.peers.get(peer)
+        if known is not None:
+            known.segmenting = on
+
+    def flows(self, peer: PeerId) -> list[Flow]:
+        """See `Plane.flows`."""
+        known = self.peers.get(peer)
+        sessions = () if known is None else (known.keypairs.current, known.keypairs.previous)
+        return [session.flow() for session in sessions if session is not None]
 
     def send(self, endpoint: Endpoint, datagram: bytes, now: float) -> None:
         """See `Plane.send`. A handshake counts as sent to its peer."""

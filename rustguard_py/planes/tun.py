@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from rustguard_py.model.errors import NameTakenError, RefusedError
 from rustguard_py.model.limits import THREADS
-from rustguard_py.planes.offload import PLAIN_VNET
+from rustguard_py.model.offloads import ALL, Offloads
+from rustguard_py.planes.offload import PLAIN_VNET, REFUSALS
 from rustguard_py.system.interface import TUN_DEVICE, check_interface_name
 
 _TUNSETIFF = 0x400454CA
@@ -27,18 +28,9 @@ _OFFLOAD_TSO4 = 0x02
 _OFFLOAD_TSO6 = 0x04
 _OFFLOAD_USO4 = 0x20
 _OFFLOAD_USO6 = 0x40
-# The offloads to request, best first. USO exists from Linux 6.2.
-_OFFLOADS = (
-    (
-        _OFFLOAD_CHECKSUM | _OFFLOAD_TSO4 | _OFFLOAD_TSO6 | _OFFLOAD_USO4 | _OFFLOAD_USO6,
-        "",
-    ),
-    (
-        _OFFLOAD_CHECKSUM | _OFFLOAD_TSO4 | _OFFLOAD_TSO6,
-        "The kernel gives no UDP superpackets (Linux 6.2 does): UDP goes packet by packet.",
-    ),
-    (0, "The kernel gives no superpackets: all goes packet by packet."),
-)
+_TSO, _USO = _OFFLOAD_TSO4 | _OFFLOAD_TSO6, _OFFLOAD_USO4 | _OFFLOAD_USO6
+# After this many refused reads the reason isn't superpackets that still waited in the device.
+_REFUSED_READS = 4096
 
 
 def not_ours(error: OSError) -> RefusedError:
@@ -76,59 +68,108 @@ class Tun:
     Args:
         name: The interface to make, up to 15 bytes.
         note: Called with a sentence for each feature that is missing.
+        offloads: The offloads to use where the kernel has them.
         several: Whether the interface may have more queues, each a `Tun` of the same name.
 
     Attributes:
         name: The interface's name.
-        fd: A non-blocking descriptor. Each read returns a virtio_net_hdr and a packet or superpacket.
+        fd: A non-blocking descriptor. Each read returns a virtio_net_hdr (with `vnet`) and a packet or superpacket.
+        vnet: Whether each packet has a virtio_net_hdr in front.
 
     Raises:
         RefusedError: No permission, no /dev/net/tun, or the name is taken.
         UsageError: The name can't be an interface's.
     """
 
-    __slots__ = ("fd", "name")
+    __slots__ = ("_refused", "fd", "name", "vnet")
 
-    def __init__(self, name: str, note: Callable[[str], None], *, several: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        note: Callable[[str], None],
+        offloads: Offloads = ALL,
+        *,
+        several: bool = False,
+    ) -> None:
+        self._refused = 0
+        self.vnet = offloads.needs_vnet
         check_interface_name(name)
         try:
             self.fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise not_made(name, error) from error
         try:
-            flags = _WANTED | (_IFF_MULTI_QUEUE if several else 0)
-            request = fcntl.ioctl(self.fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-            self._ask_offloads(note)
+            request = self._attach(name, note, _IFF_MULTI_QUEUE if several else 0)
+            self._ask_offloads(note, offloads)
         except OSError as error:
             os.close(self.fd)
             raise not_made(name, error) from error
         self.name = request[:16].rstrip(b"\0").decode()
 
     @classmethod
-    def adopt(cls, descriptor: int, note: Callable[[str], None]) -> Tun:
+    def adopt(
+        cls,
+        descriptor: int,
+        note: Callable[[str], None],
+        offloads: Offloads = ALL,
+    ) -> Tun:
         """Return a copy of somebody else's queue. Closing it doesn't remove the interface.
 
         Raises:
             RefusedError: The descriptor isn't a TUN queue, or has other flags.
         """
         tun = cls.__new__(cls)
-        tun.fd = -1
+        tun.fd, tun.vnet, tun._refused = -1, True, 0
         try:
             tun.fd = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
             tun.name = _examine(tun.fd)
             os.set_blocking(tun.fd, False)
-            tun._ask_offloads(note)
+            tun._ask_offloads(note, offloads)
         except OSError as error:
             tun.close()
             raise not_ours(error) from error
         return tun
 
-    def _ask_offloads(self, note: Callable[[str], None]) -> None:
-        for offloads, lack in _OFFLOADS:
+    def _attach(self, name: str, note: Callable[[str], None], flags: int) -> bytes:
+        """Make the interface, without the virtio_net_hdr if the kernel has none."""
+        while True:
+            vnet = _IFF_VNET_HDR if self.vnet else 0
+            try:
+                given = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | vnet | flags)
+                request = fcntl.ioctl(self.fd, _TUNSETIFF, given)
+            except OSError as error:
+                if not self.vnet or error.errno not in REFUSALS:
+                    raise
+                self.vnet = False
+                note("The kernel's TUN device has no header for superpackets: all goes packet by packet.")
+            else:
+                return bytes(request)
+
+    def end_offloads(self) -> bool:
+        """After a refused read, have the device hand over plain packets. Return False if that can't be the reason."""
+        self._refused += 1
+        try:
+            fcntl.ioctl(self.fd, _TUNSETOFFLOAD, 0)
+        except OSError:
+            return False
+        return self._refused <= _REFUSED_READS
+
+    def _ask_offloads(self, note: Callable[[str], None], wanted: Offloads) -> None:
+        most = _OFFLOAD_CHECKSUM | (_TSO if wanted.tso else 0)
+        uso = _USO if wanted.uso else 0
+        # Best first. The kernel refuses superpackets without the checksum. USO exists from Linux 6.2.
+        best_first = (
+            (most | uso, ""),
+            (most, "The kernel gives no UDP superpackets (Linux 6.2 does): UDP goes packet by packet."),
+            (0, "The kernel gives no superpackets: all goes packet by packet."),
+        )
+        if not self.vnet or not wanted.tun_checksum:
+            best_first = ((0, ""),) * 3
+        for offloads, lack in best_first:
             try:
                 fcntl.ioctl(self.fd, _TUNSETOFFLOAD, offloads)
             except OSError as error:
-                if error.errno != errno.EINVAL or not offloads:
+                if error.errno not in REFUSALS or not offloads:
                     raise
             else:
                 if lack:
@@ -147,7 +188,7 @@ class Tun:
         Raises:
             OSError: The interface is down, or the packet is invalid.
         """
-        os.writev(self.fd, (PLAIN_VNET, packet))
+        os.writev(self.fd, (PLAIN_VNET, packet) if self.vnet else (packet,))
 
     def close(self) -> None:
         """Close the queue. May be called twice."""

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rustguard_py.model.endpoint import Endpoint, heard, local_of, plain
-from rustguard_py.planes.offload import SOL_UDP, UDP_GRO, UDP_SEGMENT
+from rustguard_py.model.offloads import ALL, Offloads
+from rustguard_py.planes.offload import REFUSALS, SOL_UDP, UDP_GRO, UDP_SEGMENT
 
 # How long to wait for room in the send buffer before a message is dropped, seconds.
 SEND_PATIENCE = 0.5
@@ -31,6 +32,9 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
 
 
+_NO_GRO = "The kernel gives UDP datagrams one by one (no UDP_GRO)."
+
+
 def _origin(local: bytes) -> tuple[int, int, bytes]:
     """Return the control message that sends a datagram from `local`. The route decides on the interface."""
     if len(local) == _IPV4_SIZE:
@@ -44,6 +48,7 @@ class Udp:
     Args:
         bound: A bound datagram socket.
         note: Called with a sentence for each feature that is missing; the same may come again.
+        offloads: The offloads to use where the kernel has them.
 
     Attributes:
         family: AF_INET or AF_INET6.
@@ -51,14 +56,31 @@ class Udp:
         system_calls: Calls so far to receive, send and wait for room.
     """
 
-    __slots__ = ("_heard", "_note", "_receive", "_writable", "family", "fd", "segmenting", "socket", "system_calls")
+    __slots__ = (
+        "_heard",
+        "_merging",
+        "_note",
+        "_receive",
+        "_writable",
+        "family",
+        "fd",
+        "segmenting",
+        "socket",
+        "system_calls",
+    )
 
-    def __init__(self, bound: socket.socket, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        bound: socket.socket,
+        note: Callable[[str], None],
+        offloads: Offloads = ALL,
+    ) -> None:
         self.socket = bound
         self.family = bound.family
         self.fd = bound.fileno()
         self._note = note
-        self.segmenting = True
+        self.segmenting = offloads.udp_segmentation
+        self._merging = offloads.udp_gro
         self.system_calls = 0
         self._writable = select.poll()
         self._writable.register(self.fd, select.POLLOUT)
@@ -76,9 +98,18 @@ class Udp:
             except PermissionError:
                 bound.setsockopt(socket.SOL_SOCKET, ordinary, BUFFER_SIZE)
         try:
-            bound.setsockopt(SOL_UDP, UDP_GRO, 1)
+            bound.setsockopt(SOL_UDP, UDP_GRO, int(self._merging))
         except OSError:
-            note("The kernel gives UDP datagrams one by one (no UDP_GRO).")
+            if self._merging:
+                self._merging = False
+                note(_NO_GRO)
+        try:
+            bound.getsockopt(SOL_UDP, UDP_SEGMENT)
+        except OSError:
+            # Linux before 4.18 ignores it in a message and sends one large datagram.
+            if self.segmenting:
+                self.segmenting = False
+                note("The kernel can't cut UDP messages (no UDP_SEGMENT): datagrams go one by one.")
         # As in the kernel's WireGuard, routers on the way may fragment datagrams.
         with contextlib.suppress(OSError):
             if self.family == socket.AF_INET6:
@@ -124,6 +155,15 @@ class Udp:
             elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_TCLASS:
                 tos = int.from_bytes(data[:4], sys.byteorder)
         return size, segment, source, tos
+
+    def end_merging(self) -> bool:
+        """Have the kernel deliver each datagram by itself from now on. Return False if it does so already."""
+        if not self._merging:
+            return False
+        self._merging = False
+        self.socket.setsockopt(SOL_UDP, UDP_GRO, 0)
+        self._note(_NO_GRO)
+        return True
 
     def _at(self, source: Endpoint, local: bytes, interface: bytes) -> Endpoint:
         """Return `source` as heard at an address of an interface: the same object as long as all stay the same."""
@@ -177,17 +217,41 @@ class Udp:
                 cut = (SOL_UDP, UDP_SEGMENT, segment.to_bytes(2, sys.byteorder))
                 self._send(message, (cut, *origin), endpoint)
             except OSError as error:
-                # EINVAL and EMSGSIZE: it can't be cut at this size on this path. EIO: the device can't cut at all.
-                if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
+                if error.errno not in REFUSALS:
                     raise
-                self.segmenting = error.errno != errno.EIO
+                # EINVAL and EMSGSIZE: it can't be cut at this size on this path. The others, such as EIO: the device
+                # can't cut at all.
+                self.segmenting = error.errno in (errno.EINVAL, errno.EMSGSIZE)
                 refused = error.strerror
             else:
                 return
+        self.send_singly(message, segment, endpoint)
+        if refused is not None and self.segmenting:
+            text = "The kernel refused to cut a UDP message ({}): its datagrams went one by one. It is asked again."
+            self._note(text.format(refused))
+        elif refused is not None:
+            self._note(f"The kernel can't cut UDP messages here ({refused}): datagrams go one by one from now on.")
+
+    def send_singly(self, message: memoryview | bytes, segment: int, endpoint: Endpoint) -> None:
+        """Send `message` as datagrams of `segment` bytes, each by itself.
+
+        Raises:
+            OSError: The network refused one of them. The others were sent, unless it was the first or there was no
+                room.
+        """
+        local = local_of(endpoint)
+        origin = () if local is None else (_origin(local),)
+        failed = None
         for start in range(0, len(message), segment):
-            self._send(message[start : start + segment], origin, endpoint)
-        if refused is not None:
-            self._note(f"The kernel refuses to cut UDP messages ({refused}): they go one by one.")
+            try:
+                self._send(message[start : start + segment], origin, endpoint)
+            except OSError as error:
+                # The others would fail for the same reason.
+                if not start or isinstance(error, TimeoutError):
+                    raise
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _send(
         self, message: memoryview | bytes, control: Sequence[tuple[int, int, bytes]], endpoint: Endpoint

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.offloads import ALL
 from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.offload import PLAIN_VNET, VNET_SIZE, Vnet
@@ -100,7 +101,7 @@ class BatchPlane(MemoryPlane):
         self.worker = WorkerStats("loop-0")
         self._outbound = self._make_outbound()
         device = cast(Tun, self.device)
-        self.inbound = Inbound(self.transport, device, self.worker, merge_udp=True, note=self.said.append)
+        self.inbound = Inbound(self.transport, device, self.worker, ALL, note=self.said.append)
         self._host = Host(self.transport.mtu)
 
     def _make_outbound(self) -> Outbound:

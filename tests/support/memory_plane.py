@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
-from rustguard_py.planes.contract import Event, Keypair
+from rustguard_py.planes.contract import Event, Flow, Keypair
 from rustguard_py.planes.transport import Transport
 
 
@@ -137,6 +137,12 @@ class MemoryPlane:
 
     def drop_held(self, peer: PeerId) -> None:
         self.transport.drop_held(peer)
+
+    def set_segmenting(self, peer: PeerId, on: bool) -> None:
+        self.transport.set_segmenting(peer, on)
+
+    def flows(self, peer: PeerId) -> list[Flow]:
+        return self.transport.flows(peer)
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         self.transport.send(endpoint, datagram, self.now)

@@ -799,6 +799,39 @@ class PlaneConformance:
         assert pair.bob.delivered == []
         assert pair.bob.stats().drops == {"expired_session": 1}
 
+    def test_a_flow_counts_what_a_session_sent_and_what_arrived(self, pair: Pair) -> None:
+        pair.connect()
+        before, confirmed = pair.alice.flows(PEER)[0], pair.bob.flows(PEER)[0]
+        for number in range(10):
+            pair.alice.packet_out(to_bob(bytes([number])))
+        sent = pair.alice.take_outgoing()
+        for number in (9, 0, 1, 1, 4):
+            pair.bob.datagram_in(sent[number][1], ALICE)
+        ours, theirs = pair.alice.flows(PEER)[0], pair.bob.flows(PEER)[0]
+        assert (ours.remote_index, ours.local_index) == (theirs.local_index, theirs.remote_index)
+        assert (before.local_index, ours.sent - before.sent) == (ours.local_index, 10)
+        # One of the five came twice.
+        assert (theirs.next, theirs.received) == (ours.sent, confirmed.received + 4)
+
+    def test_the_session_before_is_the_second_flow(self, pair: Pair) -> None:
+        pair.connect()
+        first = pair.alice.flows(PEER)[0]
+        pair.handshake()
+        pair.carry()
+        assert [flow.local_index for flow in pair.alice.flows(PEER)][1:] == [first.local_index]
+        assert pair.alice.flows(99) == []
+
+    def test_segmentation_can_be_off_for_a_peer_without_any_loss(self, pair: Pair) -> None:
+        pair.connect()
+        pair.alice.set_segmenting(99, False)
+        for on in (False, True):
+            pair.alice.set_segmenting(PEER, on)
+            packets = [to_bob(bytes([number] * 50)) for number in range(20)]
+            for packet in packets:
+                pair.alice.packet_out(packet)
+            pair.carry()
+            assert pair.bob.take_delivered() == packets
+
     def test_counters_count_whole_datagrams(self, pair: Pair) -> None:
         pair.connect()
         before = pair.alice.stats().peers[PEER]

@@ -27,6 +27,8 @@ from typing import IO
 from rustguard_py.lab.hosts import Host
 
 Address = tuple[str, int]
+# linux/udp.h
+_SOL_UDP, _UDP_GRO = 17, 104
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Ills:
         reorder: Held back up to `span`, while others pass.
         span: How long the two above may take.
         delay: What every datagram waits.
+        cut: Of datagrams that came as one message that the kernel was to cut, all but the first: one bit flipped.
         above: Datagrams longer than this many bytes vanish; 0 for no bound.
         seed: Of all choices: the same arrivals are treated the same.
     """
@@ -50,6 +53,7 @@ class Ills:
     reorder: float = 0.0
     span: float = 0.03
     delay: float = 0.0
+    cut: float = 0.0
     above: int = 0
     seed: int = 1
 
@@ -62,14 +66,19 @@ class Fate:
         self.counts: Counter[str] = Counter()
         self._random = random.Random(ills.seed)
 
-    def of(self, datagram: bytes) -> list[tuple[float, bytes]]:
-        """What is to be sent in a datagram's place, each after how many seconds."""
+    def of(self, datagram: bytes, follows: bool = False) -> list[tuple[float, bytes]]:
+        """What is to be sent in a datagram's place, each after how many seconds.
+
+        Args:
+            datagram: What came.
+            follows: Whether it isn't the first of a message that the kernel was to cut.
+        """
         ills, chance = self.ills, self._random.random
         self.counts["received"] += 1
         if chance() < ills.loss or 0 < ills.above < len(datagram):
             self.counts["lost"] += 1
             return []
-        if datagram and chance() < ills.corrupt:
+        if datagram and (chance() < ills.corrupt or (follows and ills.cut and chance() < ills.cut)):
             self.counts["corrupted"] += 1
             bit = self._random.randrange(8 * len(datagram))
             changed = bytearray(datagram)
@@ -118,26 +127,34 @@ class Relay:
             self._send_due()
 
     def _from_clients(self, front: socket.socket, selector: selectors.BaseSelector) -> None:
-        for datagram, client in _drain(front):
+        for datagram, client, follows in _drain(front):
             if client not in self._upstream:
                 self._upstream[client] = _socket(self.target[0])
                 if self.sources:
                     self._upstream[client].bind((self.sources[len(self._upstream) % len(self.sources)], 0))
                 self._upstream[client].connect(self.target)
                 selector.register(self._upstream[client], selectors.EVENT_READ, client)
-            self._take(datagram, "to target", client, self._upstream[client], None)
+            self._take(datagram, "to target", client, self._upstream[client], None, follows)
 
     def _from_target(self, upstream: object, front: socket.socket, client: Address) -> None:
         assert isinstance(upstream, socket.socket)
-        for datagram, _ in _drain(upstream):
-            self._take(datagram, "to client", client, front, client)
+        for datagram, _, follows in _drain(upstream):
+            self._take(datagram, "to client", client, front, client, follows)
 
-    def _take(self, datagram: bytes, way: str, client: Address, out: socket.socket, to: Address | None) -> None:
+    def _take(
+        self,
+        datagram: bytes,
+        way: str,
+        client: Address,
+        out: socket.socket,
+        to: Address | None,
+        follows: bool,
+    ) -> None:
         if self.record is not None:
             line = {"time": time.monotonic(), "way": way, "client": client, "datagram": datagram.hex()}
             self.record.write(json.dumps(line) + "\n")
         now = time.monotonic()
-        for after, piece in self.fate.of(datagram):
+        for after, piece in self.fate.of(datagram, follows):
             if after <= 0:
                 _send(out, to, piece)
                 continue
@@ -156,20 +173,27 @@ def _socket(host: str) -> socket.socket:
     made = socket.socket(family, socket.SOCK_DGRAM)
     made.setblocking(False)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    # What one end sent as one message comes as one: a link between network namespaces cuts nothing.
+    made.setsockopt(_SOL_UDP, _UDP_GRO, 1)
     return made
 
 
-def _drain(source: socket.socket) -> list[tuple[bytes, Address]]:
-    """Up to 64 datagrams; an ICMP error of an earlier send is no datagram."""
+def _drain(source: socket.socket) -> list[tuple[bytes, Address, bool]]:
+    """The datagrams of up to 64 messages, each with whether it isn't the first of its message.
+
+    An ICMP error of an earlier send is no datagram.
+    """
     got = []
     for _ in range(64):
         try:
-            datagram, address = source.recvfrom(65_535)
+            message, control, _, address = source.recvmsg(65_535, socket.CMSG_SPACE(4))
         except BlockingIOError:
             break
         except ConnectionError:
             continue
-        got.append((datagram, (address[0], address[1])))
+        size = next((int.from_bytes(data[:4], sys.byteorder) for _, _, data in control), 0) or len(message) or 1
+        for at in range(0, max(len(message), 1), size):
+            got.append((message[at : at + size], (address[0], address[1]), at > 0))
     return got
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from ipaddress import ip_network
@@ -12,7 +13,7 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
 from rustguard_py.planes.contract import HandshakeWanted, Keypair, Reason
-from rustguard_py.planes.offload import NEEDS_CHECKSUM, VNET_SIZE, Vnet
+from rustguard_py.planes.offload import NEEDS_CHECKSUM, REFUSALS, VNET_SIZE, Vnet
 from support.batch_plane import BatchPlane
 from support.packets import checksums_hold, pseudo_sum, superpacket, tcp_packet, udp_packet, with_mark
 from support.plane_conformance import ALICE, ALICE4, ALICE6, BOB, BOB4, BOB6, ELSEWHERE, PEER, PairOf, current_session
@@ -276,6 +277,62 @@ def test_a_superpacket_refused_by_the_device_is_written_packet_by_packet_and_sai
     assert pair.bob.stats().drops == {}
 
 
+@pytest.mark.parametrize("code", sorted(REFUSALS))
+def test_a_refused_superpacket_loses_no_packet_whatever_the_error(
+    pair: PairOf[BatchPlane], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    write = os.writev
+
+    def refuse(fd: int, parts: list[memoryview]) -> int:
+        if Vnet.decode(bytes(parts[0][:VNET_SIZE])).gso_type:
+            raise OSError(code, os.strerror(code))
+        return write(fd, parts)
+
+    monkeypatch.setattr(os, "writev", refuse)
+    packets = stream(20)
+    pair.alice.from_host([(None, packet) for packet in packets])
+    carry(pair)
+    assert (pair.bob.delivered, pair.bob.stats().drops) == (packets, {})
+
+
+def test_a_kernel_that_refuses_a_shorter_last_packet_still_gets_superpackets(
+    pair: PairOf[BatchPlane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, whole = os.writev, 0
+
+    def refuse(fd: int, parts: list[memoryview]) -> int:
+        nonlocal whole
+        merged = Vnet.decode(bytes(parts[0][:VNET_SIZE])).gso_type
+        if merged and len(parts[-1]) < len(parts[1]):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        whole += bool(merged)
+        return write(fd, parts)
+
+    monkeypatch.setattr(os, "writev", refuse)
+    sent = []
+    for sequence in (1, 100_000):
+        made = superpacket(ALICE4, BOB4, os.urandom(3 * MSS + 20), MSS, tcp=True, seq=sequence)
+        pair.alice.from_host([made])
+        carry(pair)
+        sent.append(made[1][-20:])
+    assert [packet[-20:] for packet in pair.bob.delivered if len(packet) < MSS] == sent
+    assert (len(pair.bob.delivered), whole, len(pair.bob.said)) == (8, 1, 1)
+    assert "shorter last packet" in pair.bob.said[0]
+
+
+def test_a_peer_without_segmentation_gets_each_datagram_by_itself(pair: PairOf[BatchPlane]) -> None:
+    packets = stream(20)
+    pair.alice.set_segmenting(PEER, False)
+    pair.alice.from_host([(None, packet) for packet in packets])
+    assert [len(message) for message, _ in pair.alice.messages] == [1] * 20
+    carry(pair)
+    pair.alice.set_segmenting(PEER, True)
+    pair.alice.from_host([(None, packet) for packet in packets])
+    assert [len(message) for message, _ in pair.alice.messages] == [20]
+    carry(pair)
+    assert pair.bob.delivered == 2 * packets
+
+
 def test_a_device_that_is_down_costs_the_packets_and_nothing_else(
     pair: PairOf[BatchPlane], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,7 +345,7 @@ def test_a_device_that_is_down_costs_the_packets_and_nothing_else(
         patch.setattr(os, "writev", down)
         carry(pair)
     assert pair.bob.delivered == []
-    assert pair.bob.stats().drops == {"interface_eio": 1}
+    assert pair.bob.stats().drops == {"interface_eio": 10}
     pair.alice.from_host([(None, packets[0])])
     carry(pair)
     assert pair.bob.delivered == packets[:1]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rustguard_py.model.offloads import ALL
 from rustguard_py.planes.checksum import RowSums, sum_bytes
 from rustguard_py.planes.coalesce import Coalescer
 from rustguard_py.planes.offload import GSO_NONE, MAX_MESSAGE, VNET_SIZE, Vnet, wanted_gso_segments
@@ -234,7 +235,7 @@ def test_udp_is_left_alone_where_the_kernel_breaks_it() -> None:
     packets = [udp_packet(*ENDS[4], bytes(100)) for _ in range(3)]
     stride = len(packets[0])
     rows = bytearray(b"".join(packets)) + bytearray(stride)
-    runs = Coalescer(rows, udp=False).runs(3, stride, stride)
+    runs = Coalescer(rows, ALL.without("udp-merging")).runs(3, stride, stride)
     assert [run.parts for run in runs] == [[], [], []]
 
 

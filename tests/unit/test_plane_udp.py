@@ -7,13 +7,15 @@ import os
 import select
 import socket
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from rustguard_py.model.endpoint import Endpoint, heard, local_of
 from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.offloads import NONE
 from rustguard_py.planes import udp
+from rustguard_py.planes.offload import REFUSALS, SOL_UDP, UDP_GRO
 from rustguard_py.planes.sources import Sources
 from rustguard_py.planes.udp import Udp
 from rustguard_py.system.sockets import bind
@@ -125,7 +127,7 @@ def test_a_burst_arrives_with_its_mark(ends: Ends) -> None:
     assert ends.said == []
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
+@pytest.mark.parametrize("code", sorted(REFUSALS))
 def test_a_message_that_the_kernel_will_not_cut_is_sent_datagram_by_datagram(ends: Ends, code: int) -> None:
     real = ends.one.socket
     calls = []
@@ -145,7 +147,40 @@ def test_a_message_that_the_kernel_will_not_cut_is_sent_datagram_by_datagram(end
     ends.one.socket = real
     assert [ends.take()[0] for _ in range(6)] == [b"a" * 10, b"a" * 10, b"a" * 5] * 2
     assert len(set(ends.said)) == 1
-    assert calls.count(True) == (1 if code == errno.EIO else 2)
+    assert calls.count(True) == (2 if code in (errno.EINVAL, errno.EMSGSIZE) else 1)
+
+
+def test_a_datagram_that_fails_takes_no_other_with_it(ends: Ends) -> None:
+    real = ends.one.socket
+
+    class Refusing:
+        def sendmsg(self, parts: Sequence[memoryview], *rest: Any) -> int:
+            if bytes(parts[0]) == b"b" * 10:
+                raise OSError(errno.EPERM, "filtered")
+            return real.sendmsg(parts, *rest)
+
+    ends.one.segmenting = False
+    ends.one.socket = cast(socket.socket, Refusing())
+    with pytest.raises(OSError, match="filtered"):
+        ends.one.send(memoryview(b"a" * 10 + b"b" * 10 + b"c" * 5), 10, ends.two.socket.getsockname())
+    ends.one.socket = real
+    assert [ends.take()[0] for _ in range(2)] == [b"a" * 10, b"c" * 5]
+
+
+def test_a_read_that_fails_with_merging_is_done_without(ends: Ends) -> None:
+    assert ends.two.end_merging()
+    assert not ends.two.end_merging()
+    assert ends.two.socket.getsockopt(SOL_UDP, UDP_GRO) == 0
+    assert len(ends.said) == 1
+    ends.one.send(memoryview(b"a" * 20), 10, ends.two.socket.getsockname())
+    assert b"".join(ends.take()[0] for _ in range(2)) == b"a" * 20
+
+
+def test_offloads_that_are_off_are_not_asked_for() -> None:
+    bound = loopback(socket.AF_INET)
+    made = Udp(bound, pytest.fail, NONE)
+    assert (made.segmenting, bound.getsockopt(SOL_UDP, UDP_GRO)) == (False, 0)
+    made.close()
 
 
 def test_a_full_send_buffer_is_waited_for_in_bounded_time(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use transport::Transport;
+use transport::coalesce::Merge;
 use transport::contract::Event;
 
 use crate::alarm::Alarm;
@@ -12,6 +13,7 @@ use crate::counters::PlaneCounters;
 use crate::descriptor::EventFd;
 use crate::events::Events;
 use crate::notes::Notes;
+use crate::offloads::Merging;
 use crate::sources::Sources;
 use crate::tun::Tun;
 use crate::udp::Udp;
@@ -39,12 +41,10 @@ pub struct Io {
     pub sources: Option<Sources>,
     /// The counters of the workers.
     pub counters: Arc<PlaneCounters>,
-    /// Whether UDP packets may be merged.
-    pub merge_udp: bool,
     /// Whether the queues use io_uring.
     pub uring: bool,
-    /// Whether the kernel accepts superpackets.
-    pub merging: AtomicBool,
+    /// What is merged for the device.
+    pub merging: Merging,
     stopping: AtomicBool,
     /// Readable once the threads have to stop. Never cleared.
     pub stop: EventFd,
@@ -60,7 +60,7 @@ impl Io {
         notes: Arc<Notes>,
         counters: Arc<PlaneCounters>,
         queues: Vec<Queue>,
-        merge_udp: bool,
+        merge: Merge,
         uring: bool,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -72,9 +72,8 @@ impl Io {
             xdp: None,
             sources: None,
             counters,
-            merge_udp,
             uring,
-            merging: AtomicBool::new(true),
+            merging: Merging::new(merge),
             stopping: AtomicBool::new(false),
             stop: EventFd::new()?,
             alarm: Alarm::new()?,

@@ -8,14 +8,15 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use transport::Transport;
+use transport::coalesce::Merge;
 use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId};
 
 use crate::counters::{PlaneCounters, QueueCounters, Reading};
 use crate::descriptor::{now, random};
 use crate::events::Events;
 use crate::io::{Io, Queue};
-use crate::kernel;
 use crate::notes::Notes;
+use crate::offloads::Offloads;
 use crate::sources::Sources;
 use crate::steering::{GATE_LANES, steer};
 use crate::tun::{self, TunError};
@@ -52,8 +53,8 @@ pub struct Settings<'a> {
     pub uring: bool,
     /// The interface to use AF_XDP on, if any.
     pub xdp: Option<&'a str>,
-    /// Whether to merge UDP packets for the interface. None decides by the kernel's release.
-    pub merge_udp: Option<bool>,
+    /// The offloads to use where the kernel has them.
+    pub offloads: Offloads,
 }
 
 /// The plane. A command is done at once, in the caller's thread. It never waits for the network,
@@ -74,7 +75,7 @@ struct Lasting {
     events: Arc<Events>,
     notes: Arc<Notes>,
     counters: Arc<PlaneCounters>,
-    merge_udp: bool,
+    offloads: Offloads,
     uring: bool,
     xdp: Option<String>,
 }
@@ -84,7 +85,7 @@ impl Lasting {
     fn start(&self, queues: Vec<Queue>, lacks: &[String]) -> io::Result<(Weak<Io>, Vec<JoinHandle<()>>)> {
         let Self { transport, events, notes, counters, .. } = self;
         let shared = (Arc::clone(transport), Arc::clone(events), Arc::clone(notes), Arc::clone(counters));
-        let mut io = Io::new(shared.0, shared.1, shared.2, shared.3, queues, self.merge_udp, self.uring)?;
+        let mut io = Io::new(shared.0, shared.1, shared.2, shared.3, queues, self.offloads.merge, self.uring)?;
         if let Some(name) = &self.xdp {
             use_xdp(&mut io, name);
         }
@@ -108,15 +109,21 @@ impl Lasting {
 }
 
 /// Return the sockets of each queue: copies of the given ones, and their twins.
-fn adopt(sockets: &[RawFd], queues: usize, mark: u32, lacks: &mut Vec<String>) -> io::Result<Vec<Vec<Udp>>> {
+fn adopt(
+    sockets: &[RawFd],
+    offloads: Offloads,
+    queues: usize,
+    mark: u32,
+    lacks: &mut Vec<String>,
+) -> io::Result<Vec<Vec<Udp>>> {
     let mut first = Vec::new();
     for socket in sockets {
-        let (socket, lack) = Udp::adopt(*socket)?;
+        let (socket, lack) = Udp::adopt(*socket, offloads)?;
         if mark != 0 {
             socket.set_mark(mark)?;
         }
         first.push(socket);
-        lacks.extend(lack.map(str::to_owned));
+        lacks.extend(lack.into_iter().map(str::to_owned));
     }
     let mut adopted = vec![first];
     for _ in 1..queues {
@@ -130,8 +137,8 @@ impl Plane {
     /// until somebody sets it up.
     pub fn new(settings: &Settings<'_>) -> Result<Self, TunError> {
         let made = match settings.tun {
-            [] => tun::make(settings.interface, settings.queues)?,
-            queues => tun::adopt(queues)?,
+            [] => tun::make(settings.interface, settings.queues, settings.offloads)?,
+            queues => tun::adopt(queues, settings.offloads)?,
         };
         let interface = made.name.clone();
         Self::with_interface(settings, made).map_err(|error| TunError { what: interface, error })
@@ -139,7 +146,11 @@ impl Plane {
 
     fn with_interface(settings: &Settings<'_>, made: tun::Interface) -> io::Result<Self> {
         let mut lacks = made.lacks.iter().map(|lack| (*lack).to_owned()).collect();
-        let sockets = adopt(settings.sockets, made.queues.len(), 0, &mut lacks)?;
+        let mut offloads = settings.offloads;
+        if !made.vnet {
+            offloads.merge = Merge::NONE;
+        }
+        let sockets = adopt(settings.sockets, offloads, made.queues.len(), 0, &mut lacks)?;
         let counters = Arc::new(PlaneCounters::new(made.queues.len()));
         let queues: Vec<_> =
             made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
@@ -154,7 +165,7 @@ impl Plane {
             events,
             notes: Arc::default(),
             counters,
-            merge_udp: settings.merge_udp.unwrap_or_else(kernel::merges_udp),
+            offloads,
             uring: settings.uring && refusal.is_none(),
             xdp: settings.xdp.map(str::to_owned),
         };
@@ -182,7 +193,7 @@ impl Plane {
         let Some(before) = known.upgrade().filter(|io| io.goes_on()) else { return Ok(()) };
         let mark = before.sockets().next().map_or(Ok(0), Udp::mark)?;
         let mut lacks = Vec::new();
-        let adopted = adopt(sockets, before.queues.len(), mark, &mut lacks)?;
+        let adopted = adopt(sockets, self.lasting.offloads, before.queues.len(), mark, &mut lacks)?;
         let twins = before.queues.iter().zip(adopted);
         let queues = twins.map(|(queue, sockets)| Ok(Queue { tun: queue.tun.twin()?, sockets }));
         let queues = queues.collect::<io::Result<_>>()?;
@@ -214,12 +225,14 @@ impl Plane {
     pub fn reattach(&self, sockets: &[RawFd], mark: u32) -> Result<(), TunError> {
         let mut known = self.io.write().unwrap_or_else(PoisonError::into_inner);
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = tun::make(&self.interface, self.lasting.counters.queues.len())?;
+        let made = tun::make(&self.interface, self.lasting.counters.queues.len(), self.lasting.offloads)?;
         let mut lacks = Vec::new();
-        let started = adopt(sockets, made.queues.len(), mark, &mut lacks).and_then(|sockets| {
-            let queues = made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
-            self.lasting.start(queues, &lacks)
-        });
+        let started =
+            adopt(sockets, self.lasting.offloads, made.queues.len(), mark, &mut lacks).and_then(|sockets| {
+                let queues =
+                    made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
+                self.lasting.start(queues, &lacks)
+            });
         (*known, *threads) = started.map_err(|error| TunError { what: self.interface.clone(), error })?;
         if let Some(io) = known.upgrade() {
             io.xdp.iter().for_each(|xdp| xdp.set_mark(mark));

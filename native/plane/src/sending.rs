@@ -1,5 +1,6 @@
 //! Sending over any UDP side: AF_XDP where that is possible, otherwise the sockets.
 
+use std::io;
 use std::iter;
 
 use transport::contract::{Endpoint, Outbox, Transmit};
@@ -72,9 +73,7 @@ impl Io {
         let (sent, from_there) = socket.send_from(message, segment, endpoint, tos, patience);
         match sent {
             Ok(Sent::Whole) => {}
-            Ok(Sent::Singly(error)) => {
-                self.note(&format!("The kernel refuses to cut UDP messages ({error}): they go one by one."));
-            }
+            Ok(Sent::Singly(error)) => self.note(&not_cut(&error, socket.segments())),
             Err(error) => self.transport.drops.count_other(format!("send_{}", error_word(&error))),
         }
         from_there
@@ -112,5 +111,16 @@ impl Io {
     pub fn socket(&self, queue: usize, endpoint: Endpoint) -> Option<&Udp> {
         let sockets = self.queues.get(queue).map_or(&self.gate, |queue| &queue.sockets);
         sockets.iter().find(|socket| socket.v6 == endpoint.remote.is_ipv6())
+    }
+}
+
+/// Return the note for a message that the kernel refused to cut.
+fn not_cut(error: &io::Error, again: bool) -> String {
+    if again {
+        format!(
+            "The kernel refused to cut a UDP message ({error}): its datagrams went one by one. It is asked again."
+        )
+    } else {
+        format!("The kernel can't cut UDP messages here ({error}): datagrams go one by one from now on.")
     }
 }

@@ -130,6 +130,7 @@ fn in_header(at: i32) -> u32 {
 mod tests {
     use super::*;
     use crate::descriptor::wait;
+    use crate::offloads::Offloads;
     use crate::udp_side::{Patience, Receiver};
     use std::net::UdpSocket;
     use std::os::fd::AsRawFd as _;
@@ -137,7 +138,7 @@ mod tests {
     /// Make sockets of one port on `host`: those of `queues`, then those of the gate.
     fn sockets(host: &str, queues: usize) -> (Vec<Udp>, std::net::SocketAddr) {
         let bound = UdpSocket::bind((host, 0)).unwrap();
-        let mut made = vec![Udp::adopt(bound.as_raw_fd()).unwrap().0];
+        let mut made = vec![Udp::adopt(bound.as_raw_fd(), Offloads::ALL).unwrap().0];
         for _ in 1..queues + GATE_LANES {
             made.push(made[0].twin().unwrap());
         }

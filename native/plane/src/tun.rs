@@ -4,23 +4,24 @@ use std::ffi::c_short;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use transport::vnet::VNET_SIZE;
 
 use crate::descriptor::{check, check_size, own, wait};
+use crate::offloads::{Offloads, refuses};
 
 const OFFLOAD_CHECKSUM: libc::c_ulong = 0x01;
 const OFFLOAD_TSO: libc::c_ulong = 0x02 | 0x04;
 const OFFLOAD_USO: libc::c_ulong = 0x20 | 0x40;
-/// What to ask for, best first, and what is lacking then. USO exists from Linux 6.2 on.
-const OFFLOADS: [(libc::c_ulong, &str); 3] = [
-    (OFFLOAD_CHECKSUM | OFFLOAD_TSO | OFFLOAD_USO, ""),
-    (
-        OFFLOAD_CHECKSUM | OFFLOAD_TSO,
-        "The kernel gives no UDP superpackets (Linux 6.2 does): UDP goes packet by packet.",
-    ),
-    (0, "The kernel gives no superpackets: all goes packet by packet."),
-];
+/// What is noted without superpackets of UDP. They exist from Linux 6.2 on.
+const NO_USO: &str = "The kernel gives no UDP superpackets (Linux 6.2 does): UDP goes packet by packet.";
+/// What is noted without any offload.
+const NOTHING: &str = "The kernel gives no superpackets: all goes packet by packet.";
+/// What is noted without the header of superpackets.
+const NO_VNET: &str = "The kernel's TUN device has no header for superpackets: all goes packet by packet.";
+/// After this many refused reads the reason isn't superpackets that still waited in the device.
+const REFUSED_READS: u32 = 4096;
 
 /// Why there is no interface.
 #[derive(Debug)]
@@ -38,7 +39,13 @@ impl fmt::Display for TunError {
 }
 
 /// One queue of our interface. The interface disappears with its last queue.
-pub struct Tun(OwnedFd);
+pub struct Tun {
+    fd: OwnedFd,
+    /// Whether each packet has a virtio_net_hdr in front.
+    vnet: bool,
+    /// Reads that were refused.
+    refused: AtomicU32,
+}
 
 /// An interface after its creation.
 pub struct Interface {
@@ -46,6 +53,8 @@ pub struct Interface {
     pub name: String,
     /// As many queues as were asked for.
     pub queues: Vec<Tun>,
+    /// Whether each packet has a virtio_net_hdr in front.
+    pub vnet: bool,
     /// What it does without, one sentence each.
     pub lacks: Vec<&'static str>,
 }
@@ -53,12 +62,21 @@ pub struct Interface {
 /// Create an interface.
 ///
 /// `name`: 1 to 15 bytes. The kernel replaces a `%d` in it by a free number.
-pub fn make(name: &str, queues: usize) -> Result<Interface, TunError> {
-    let mut made = Interface { name: name.to_owned(), queues: Vec::with_capacity(queues), lacks: Vec::new() };
+pub fn make(name: &str, queues: usize, offloads: Offloads) -> Result<Interface, TunError> {
+    let vnet = offloads.needs_vnet();
+    let mut made = Interface { name: name.to_owned(), queues: Vec::with_capacity(queues), vnet, lacks: Vec::new() };
     for _ in 0..queues {
-        let tun = Tun::open().map_err(|error| TunError { what: "/dev/net/tun".into(), error })?;
-        let attached = tun.attach(&made.name, queues > 1);
-        let asked = attached.and_then(|name| Ok((name, tun.ask_offloads()?)));
+        let mut tun = Tun::open(made.vnet).map_err(|error| TunError { what: "/dev/net/tun".into(), error })?;
+        let mut attached = tun.attach(&made.name, queues > 1);
+        if made.vnet && made.queues.is_empty() && attached.as_ref().is_err_and(refuses) {
+            tun.vnet = false;
+            attached = tun.attach(&made.name, queues > 1);
+            if attached.is_ok() {
+                made.vnet = false;
+                made.lacks.push(NO_VNET);
+            }
+        }
+        let asked = attached.and_then(|name| Ok((name, tun.ask_offloads(offloads)?)));
         let (name, lack) = asked.map_err(|error| TunError { what: made.name.clone(), error })?;
         made.name = name;
         if !lack.is_empty() && !made.lacks.contains(&lack) {
@@ -71,10 +89,11 @@ pub fn make(name: &str, queues: usize) -> Result<Interface, TunError> {
 
 /// Copy another program's queues of one interface, one descriptor each. When the copies are closed,
 /// the interface stays as long as its owner has it.
-pub fn adopt(queues: &[RawFd]) -> Result<Interface, TunError> {
-    let mut made = Interface { name: String::new(), queues: Vec::with_capacity(queues.len()), lacks: Vec::new() };
+pub fn adopt(queues: &[RawFd], offloads: Offloads) -> Result<Interface, TunError> {
+    let mut made =
+        Interface { name: String::new(), queues: Vec::with_capacity(queues.len()), vnet: true, lacks: Vec::new() };
     for fd in queues {
-        let tun = Tun::copy(*fd).and_then(|tun| Ok((tun.examine()?, tun.ask_offloads()?, tun)));
+        let tun = Tun::copy(*fd, true).and_then(|tun| Ok((tun.examine()?, tun.ask_offloads(offloads)?, tun)));
         let (name, lack, tun) = tun.map_err(|error| TunError { what: format!("descriptor {fd}"), error })?;
         made.name = name;
         if !lack.is_empty() && !made.lacks.contains(&lack) {
@@ -88,12 +107,12 @@ pub fn adopt(queues: &[RawFd]) -> Result<Interface, TunError> {
 impl Tun {
     /// Return another descriptor of the same queue.
     pub fn twin(&self) -> io::Result<Self> {
-        Self::copy(self.fd())
+        Self::copy(self.fd(), self.vnet)
     }
 
-    fn copy(fd: RawFd) -> io::Result<Self> {
+    fn copy(fd: RawFd, vnet: bool) -> io::Result<Self> {
         // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
-        own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).map(Self)
+        own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).map(|fd| Self::of(fd, vnet))
     }
 
     /// Return the interface's name. Fails if the frames of the interface have another format than
@@ -117,10 +136,14 @@ impl Tun {
         Ok(name_in(&request))
     }
 
-    fn open() -> io::Result<Self> {
+    fn of(fd: OwnedFd, vnet: bool) -> Self {
+        Self { fd, vnet, refused: AtomicU32::new(0) }
+    }
+
+    fn open(vnet: bool) -> io::Result<Self> {
         let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
         // SAFETY: the path ends in a zero byte.
-        own(unsafe { libc::open(c"/dev/net/tun".as_ptr(), flags) }).map(Self)
+        own(unsafe { libc::open(c"/dev/net/tun".as_ptr(), flags) }).map(|fd| Self::of(fd, vnet))
     }
 
     fn attach(&self, name: &str, several: bool) -> io::Result<String> {
@@ -133,20 +156,26 @@ impl Tun {
             *place = byte as libc::c_char;
         }
         let multi_queue = if several { libc::IFF_MULTI_QUEUE } else { 0 };
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi_queue;
+        let vnet = if self.vnet { libc::IFF_VNET_HDR } else { 0 };
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | vnet | multi_queue;
         request.ifr_ifru.ifru_flags = flags as c_short;
         // SAFETY: TUNSETIFF reads and writes one ifreq.
         check(unsafe { libc::ioctl(self.fd(), libc::TUNSETIFF, &raw mut request) })?;
         Ok(name_in(&request))
     }
 
-    /// Ask for superpackets. Return what is lacking, or an empty string.
-    fn ask_offloads(&self) -> io::Result<&'static str> {
+    /// Ask for superpackets. Return what is lacking of what is wanted, or an empty string.
+    fn ask_offloads(&self, wanted: Offloads) -> io::Result<&'static str> {
+        let Offloads { tun_checksum, tso, uso, .. } = wanted;
+        // The kernel refuses superpackets without the checksum.
+        let checksum = self.vnet && tun_checksum;
+        let bits = |bits: libc::c_ulong, on: bool| if checksum && on { bits } else { 0 };
+        let most = bits(OFFLOAD_CHECKSUM, true) | bits(OFFLOAD_TSO, tso);
+        let best_first = [(most | bits(OFFLOAD_USO, uso), ""), (most, NO_USO), (0, NOTHING)];
         let mut result = Ok("");
-        for (offloads, lack) in OFFLOADS {
-            // SAFETY: TUNSETOFFLOAD takes its argument by value.
-            result = check(unsafe { libc::ioctl(self.fd(), libc::TUNSETOFFLOAD, offloads) }).map(|_| lack);
-            if !matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EINVAL)) {
+        for (offloads, lack) in best_first {
+            result = self.set_offloads(offloads).map(|()| lack);
+            if !result.as_ref().is_err_and(refuses) {
                 break;
             }
         }
@@ -159,15 +188,39 @@ impl Tun {
         wait([(self.fd(), libc::POLLOUT)], 0).map_or(true, |ready| ready != 0)
     }
 
-    /// Read a virtio_net_hdr and a packet or superpacket.
+    fn set_offloads(&self, offloads: libc::c_ulong) -> io::Result<()> {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        check(unsafe { libc::ioctl(self.fd(), libc::TUNSETOFFLOAD, offloads) }).map(drop)
+    }
+
+    /// After a refused read, have the device hand over plain packets from now on. Return false if
+    /// that can't be the reason.
+    pub fn end_offloads(&self) -> bool {
+        self.refused.fetch_add(1, Ordering::Relaxed) < REFUSED_READS && self.set_offloads(0).is_ok()
+    }
+
+    /// Return whether each packet has a virtio_net_hdr in front.
+    pub fn has_vnet(&self) -> bool {
+        self.vnet
+    }
+
+    /// Read a virtio_net_hdr and a packet or superpacket. Without the header, a plain one is added.
     pub fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: the pointer and the length are those of `frame`.
-        check_size(unsafe { libc::read(self.fd(), frame.as_mut_ptr().cast(), frame.len()) })
+        let lead = if self.vnet { 0 } else { VNET_SIZE };
+        let (header, rest) = frame.split_at_mut(lead);
+        header.fill(0);
+        // SAFETY: the pointer and the length are those of `rest`.
+        check_size(unsafe { libc::read(self.fd(), rest.as_mut_ptr().cast(), rest.len()) }).map(|size| size + lead)
+    }
+
+    /// Return the part of a head that is written: without the virtio_net_hdr if there is none.
+    pub fn head<'a>(&self, head: &'a [u8]) -> &'a [u8] {
+        if self.vnet { head } else { &head[VNET_SIZE..] }
     }
 
     /// Write a packet or superpacket in pieces. `head` begins with its virtio_net_hdr.
     pub fn write<'a>(&self, head: &'a [u8], pieces: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
-        debug_assert!(head.len() >= VNET_SIZE);
+        let head = self.head(head);
         let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let mut vectors = [empty; transport::vnet::MAX_SEGMENTS + 1];
         let mut count = 0;
@@ -181,7 +234,7 @@ impl Tun {
     }
 
     pub fn fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 }
 

@@ -35,6 +35,24 @@ impl Inner {
     }
 }
 
+/// Which packets may be merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// Those of TCP.
+    pub tcp: bool,
+    /// Those of UDP. Kernels before 6.8.5 break VXLAN and Geneve in such superpackets.
+    pub udp: bool,
+    /// Whether the last packet may be shorter than the others. Linux 6.6.44 refuses that.
+    pub short_tail: bool,
+}
+
+impl Merge {
+    /// All of them.
+    pub const ALL: Self = Self { tcp: true, udp: true, short_tail: true };
+    /// None of them.
+    pub const NONE: Self = Self { tcp: false, udp: false, short_tail: false };
+}
+
 /// What to write to the device at once: `head`, then the payloads of some packets.
 pub struct Run {
     /// A virtio_net_hdr, and the headers of a superpacket.
@@ -44,6 +62,8 @@ pub struct Run {
     pub count: usize,
     /// Bytes of each packet that the head replaces.
     pub skip: usize,
+    /// Whether the last of several packets is shorter than the others.
+    pub short_tail: bool,
 }
 
 impl Run {
@@ -54,7 +74,7 @@ impl Run {
 
     /// Make a run of one packet, unchanged.
     fn single() -> Self {
-        Self { head: [0; VNET_SIZE + MAX_HEADER], head_size: VNET_SIZE, count: 1, skip: 0 }
+        Self { head: [0; VNET_SIZE + MAX_HEADER], head_size: VNET_SIZE, count: 1, skip: 0, short_tail: false }
     }
 }
 
@@ -70,17 +90,19 @@ struct Kind {
 
 impl Kind {
     /// Examine a packet. Return None if it can't begin a superpacket.
-    fn examine(packet: &[u8], udp: bool) -> Option<Self> {
+    fn examine(packet: &[u8], merge: Merge) -> Option<Self> {
         let (transport, protocol) = match packet {
             [0x45, ..] if packet.len() >= 28 && packet[6] & 0x3f == 0 && packet[7] == 0 => (20, packet[9]),
             [first, ..] if first >> 4 == 6 && packet.len() >= 48 => (40, packet[6]),
             _ => return None,
         };
         let (header, tcp) = match protocol {
-            IPPROTO_TCP if packet.len() >= transport + 20 && packet[transport + 13] == ACK => {
+            IPPROTO_TCP if merge.tcp && packet.len() >= transport + 20 && packet[transport + 13] == ACK => {
                 (transport + usize::from(packet[transport + 12] >> 4) * 4, true)
             }
-            IPPROTO_UDP if udp && udp_length(packet, transport) == packet.len() - transport => (transport + 8, false),
+            IPPROTO_UDP if merge.udp && udp_length(packet, transport) == packet.len() - transport => {
+                (transport + 8, false)
+            }
             _ => return None,
         };
         let whole = header >= transport + if tcp { 20 } else { 8 } && header < packet.len();
@@ -142,7 +164,9 @@ impl Kind {
             checksum_start: self.transport as u16,
             checksum_offset: offset as u16,
         };
-        let mut run = Run { count, skip: self.header, head_size: VNET_SIZE + self.header, ..Run::single() };
+        let short_tail = last.len() < first.len();
+        let head_size = VNET_SIZE + self.header;
+        let mut run = Run { count, skip: self.header, head_size, short_tail, ..Run::single() };
         run.head[..VNET_SIZE].copy_from_slice(&vnet.encode());
         let head = &mut run.head[VNET_SIZE..VNET_SIZE + self.header];
         head.copy_from_slice(&first[..self.header]);
@@ -174,12 +198,10 @@ fn udp_length(packet: &[u8], transport: usize) -> usize {
 }
 
 /// Return what is written together from the first of `packets` on. There must be at least one.
-///
-/// `udp`: merge UDP, too. Kernels before 6.8.5 break VXLAN and Geneve in such superpackets.
-pub fn next_run(buffer: &[u8], packets: &[Inner], udp: bool) -> Run {
+pub fn next_run(buffer: &[u8], packets: &[Inner], merge: Merge) -> Run {
     let first = packets[0].of(buffer);
     let Some(second) = packets.get(1) else { return Run::single() };
-    let Some(kind) = Kind::examine(first, udp) else { return Run::single() };
+    let Some(kind) = Kind::examine(first, merge) else { return Run::single() };
     // This is cheap, and saves the costly checksums for mixed flows.
     if !kind.same_header(first, second.of(buffer)) || !kind.verified(first) {
         return Run::single();
@@ -195,7 +217,8 @@ pub fn next_run(buffer: &[u8], packets: &[Inner], udp: bool) -> Run {
             && (!kind.tcp
                 || kind.sequence(packet) == kind.sequence(first).wrapping_add((total - kind.header) as u32));
         let payload = packet.len().saturating_sub(kind.header);
-        if !follows || total + payload > MAX_PACKET || !kind.verified(packet) {
+        let fits = total + payload <= MAX_PACKET && (merge.short_tail || payload == full);
+        if !follows || !fits || !kind.verified(packet) {
             break;
         }
         count += 1;
@@ -232,7 +255,7 @@ mod tests {
         let mut rest = &inner[..];
         let mut counts = Vec::new();
         while !rest.is_empty() {
-            let run = next_run(&buffer, rest, true);
+            let run = next_run(&buffer, rest, Merge::ALL);
             counts.push(run.count);
             rest = &rest[run.count..];
         }
@@ -255,7 +278,7 @@ mod tests {
         for (v4, tcp) in [(true, true), (true, false), (false, true), (false, false)] {
             let packets = stream(v4, tcp, &[1000, 1000, 1000, 333]);
             let (buffer, inner) = lay(&packets);
-            let run = next_run(&buffer, &inner, true);
+            let run = next_run(&buffer, &inner, Merge::ALL);
             assert_eq!(run.count, 4, "v4 {v4} tcp {tcp}");
             let mut whole = run.head()[VNET_SIZE..].to_vec();
             for one in &inner {
@@ -268,6 +291,23 @@ mod tests {
                 cut.write(number, &mut target);
                 assert_eq!(&target, expected);
             }
+        }
+    }
+
+    #[test]
+    fn what_must_not_be_merged_is_left_alone() {
+        let mixed = |tcp| stream(true, tcp, &[500, 500, 500, 20]);
+        let count = |packets: &[Vec<u8>], merge| {
+            let (buffer, inner) = lay(packets);
+            let run = next_run(&buffer, &inner, merge);
+            (run.count, run.short_tail)
+        };
+        for tcp in [true, false] {
+            assert_eq!(count(&mixed(tcp), Merge::ALL), (4, true));
+            assert_eq!(count(&mixed(tcp)[..3], Merge::ALL), (3, false));
+            assert_eq!(count(&mixed(tcp), Merge { short_tail: false, ..Merge::ALL }), (3, false));
+            assert_eq!(count(&mixed(tcp)[2..], Merge { short_tail: false, ..Merge::ALL }), (1, false));
+            assert_eq!(count(&mixed(tcp), Merge { tcp: !tcp, udp: tcp, short_tail: true }), (1, false));
         }
     }
 
@@ -349,7 +389,7 @@ mod tests {
                 packet.resize(packet.len().max(if packet[0] >> 4 == 6 { 40 } else { 20 }), 0);
             }
             let (buffer, inner) = lay(&packets);
-            let run = next_run(&buffer, &inner, true);
+            let run = next_run(&buffer, &inner, Merge::ALL);
             merged += usize::from(run.count > 1);
             let mut whole = run.head()[VNET_SIZE..].to_vec();
             for one in &inner[..run.count] {

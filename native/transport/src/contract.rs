@@ -106,6 +106,21 @@ impl fmt::Debug for Keypair {
     }
 }
 
+/// What a session has sent and received so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Our index, in what we receive.
+    pub local_index: u32,
+    /// The peer's index, in what we send.
+    pub remote_index: u32,
+    /// The counter of the next datagram that we send.
+    pub sent: u64,
+    /// One more than the highest counter received.
+    pub next: u64,
+    /// How many authentic datagrams were received.
+    pub received: u64,
+}
+
 /// The secrets of 120 seconds of pairing.
 #[derive(Clone)]
 pub struct PairingEpoch {

@@ -110,9 +110,10 @@ impl Draft {
             if let Some((nonce, session)) = claimed {
                 let tally = Tally { datagrams: count, bytes: self.used, data: true };
                 transport.sent(&peer, &mut state, &session, tally, now, out);
+                let segmenting = state.segmenting;
                 drop(state);
                 self.seal_slots(&session, nonce);
-                if !self.send_slots(endpoint, sink) {
+                if !self.send_slots(endpoint, segmenting, sink) {
                     peer.state().forget_local();
                 }
             } else {
@@ -148,15 +149,15 @@ impl Draft {
         session.sealer().seal_batch(&mut self.buffer, &self.bodies);
     }
 
-    /// Send neighbours of one size and mark together. The last one may be shorter. Return false if a message
-    /// did not leave from the endpoint's local address.
-    fn send_slots(&self, endpoint: Endpoint, sink: &mut impl Sink) -> bool {
+    /// Send neighbours of one size and mark together, or each by itself. The last of several may be
+    /// shorter. Return false if a message did not leave from the endpoint's local address.
+    fn send_slots(&self, endpoint: Endpoint, together: bool, sink: &mut impl Sink) -> bool {
         let mut rest = &self.slots[..];
         let mut from_there = true;
         while let [first, others @ ..] = rest {
             let mut count = 1;
             for (slot, before) in others.iter().zip(rest) {
-                if before.padded < first.padded || slot.padded > first.padded || slot.tos != first.tos {
+                if !together || before.padded < first.padded || slot.padded > first.padded || slot.tos != first.tos {
                     break;
                 }
                 count += 1;

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::aead::{Aead, Cipher};
 use crate::contract::{
-    Keypair, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
+    Flow, Keypair, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
     REKEY_AFTER_TIME_RECEIVING, Seconds,
 };
 use crate::locks::lock;
@@ -66,6 +66,19 @@ impl Session {
     /// is checked and marked in one step.
     pub fn window(&self) -> MutexGuard<'_, ReplayWindow> {
         lock(&self.window)
+    }
+
+    /// Return what was sent and received so far.
+    pub fn flow(&self) -> Flow {
+        let [_, _, _, _, index @ ..] = self.header;
+        let (next, received) = self.window().arrivals();
+        Flow {
+            local_index: self.local_index,
+            remote_index: u32::from_le_bytes(index),
+            sent: self.counter.load(Ordering::Relaxed),
+            next,
+            received,
+        }
     }
 
     /// Return whether REJECT-AFTER-TIME is over. Then the session may neither send nor receive.

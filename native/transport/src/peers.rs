@@ -71,6 +71,8 @@ pub struct PeerState {
     pub wanted_at: Seconds,
     /// When Python was last told of a move.
     pub moved_at: Seconds,
+    /// Whether several datagrams to it may go as one message that the kernel cuts.
+    pub segmenting: bool,
     /// Its counters.
     pub counters: PeerCounters,
     /// Whether it was removed. A batch that began earlier may still hold the peer, but stores
@@ -94,6 +96,7 @@ impl Default for PeerState {
             held: VecDeque::new(),
             wanted_at: Seconds::NEG_INFINITY,
             moved_at: Seconds::NEG_INFINITY,
+            segmenting: true,
             counters: PeerCounters::default(),
             removed: false,
         }

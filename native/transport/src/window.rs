@@ -15,6 +15,8 @@ const WORDS: u64 = WINDOW_SIZE / BITS + 2;
 #[derive(Debug, Default)]
 pub struct ReplayWindow {
     next: u64,
+    /// How many counters were marked.
+    marked: u64,
     /// Bits of the counters 0 to 63, until there is a ring.
     first: u64,
     ring: Option<Box<[u64; WORDS as usize]>>,
@@ -38,8 +40,14 @@ impl ReplayWindow {
         seen & bit == 0
     }
 
+    /// Return one more than the highest counter seen, and how many were seen.
+    pub fn arrivals(&self) -> (u64, u64) {
+        (self.next, self.marked)
+    }
+
     /// Mark one fresh counter as seen.
     pub fn mark(&mut self, counter: u64) {
+        self.marked += 1;
         let (word, bit) = slot(counter);
         if self.ring.is_none() {
             if counter < BITS {

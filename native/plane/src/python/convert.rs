@@ -5,11 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use transport::contract::{Address, Endpoint, Event, Keypair, Network, PairingEpoch, PairingGate, Reason};
+use transport::coalesce::Merge;
+use transport::contract::{Address, Endpoint, Event, Flow, Keypair, Network, PairingEpoch, PairingGate, Reason};
 use transport::peers::PeerCounters;
 use zeroize::Zeroizing;
 
 use crate::counters::Reading;
+use crate::offloads::Offloads;
 
 const CONTRACT: &str = "rustguard_py.planes.contract";
 const ENDPOINT: &str = "rustguard_py.model.endpoint";
@@ -136,6 +138,28 @@ pub fn pairing_gate(object: &Bound<'_, PyAny>) -> PyResult<PairingGate> {
         current: pairing_epoch(&object.getattr("current")?)?,
         previous: previous.map(|given| pairing_epoch(&given)).transpose()?,
         linger: object.getattr("linger")?.extract()?,
+    })
+}
+
+/// Make the contract's objects for flows.
+pub fn flows<'py>(py: Python<'py>, flows: &[Flow]) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    let make_one = |flow: &Flow| {
+        let Flow { local_index, remote_index, sent, next, received } = *flow;
+        make(py, CONTRACT, "Flow", (local_index, remote_index, sent, next, received))
+    };
+    flows.iter().map(make_one).collect()
+}
+
+/// Convert a model.offloads.Offloads.
+pub fn offloads(object: &Bound<'_, PyAny>) -> PyResult<Offloads> {
+    let is_on = |name: &str| object.getattr(name)?.extract::<bool>();
+    Ok(Offloads {
+        tun_checksum: is_on("tun_checksum")?,
+        tso: is_on("tso")?,
+        uso: is_on("uso")?,
+        merge: Merge { tcp: is_on("tcp_merging")?, udp: is_on("udp_merging")?, short_tail: is_on("short_tail")? },
+        udp_segmentation: is_on("udp_segmentation")?,
+        udp_gro: is_on("udp_gro")?,
     })
 }
 

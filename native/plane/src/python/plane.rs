@@ -24,7 +24,7 @@ pub struct PyPlane(Plane);
 impl PyPlane {
     #[new]
     #[expect(clippy::too_many_arguments, reason = "they are Python's keyword arguments")]
-    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, xdp, merge_udp, tun))]
+    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, xdp, offloads, tun))]
     fn new(
         public_key: &Bound<'_, PyAny>,
         interface: &str,
@@ -33,13 +33,14 @@ impl PyPlane {
         queues: usize,
         uring: bool,
         xdp: Option<&str>,
-        merge_udp: Option<bool>,
+        offloads: &Bound<'_, PyAny>,
         tun: Vec<RawFd>,
     ) -> PyResult<Self> {
         let public_key = *convert::key(public_key)?;
         let queues = queues.max(1);
+        let offloads = convert::offloads(offloads)?;
         let settings =
-            Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, xdp, merge_udp, tun: &tun };
+            Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, xdp, offloads, tun: &tun };
         Plane::new(&settings).map(Self).map_err(os_error)
     }
 
@@ -97,6 +98,15 @@ impl PyPlane {
 
     fn reattach(&self, py: Python<'_>, sockets: Vec<RawFd>, mark: u32) -> PyResult<()> {
         py.detach(|| self.0.reattach(&sockets, mark)).map_err(os_error)
+    }
+
+    fn set_segmenting(&self, py: Python<'_>, peer: u64, on: bool) {
+        py.detach(|| self.0.transport().set_segmenting(peer, on));
+    }
+
+    fn flows<'py>(&self, py: Python<'py>, peer: u64) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let flows = py.detach(|| self.0.transport().flows(peer));
+        convert::flows(py, &flows)
     }
 
     fn remove_peer(&self, py: Python<'_>, peer: u64) {

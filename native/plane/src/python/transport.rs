@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use transport::Transport;
-use transport::coalesce::next_run;
+use transport::coalesce::{Merge, next_run};
 use transport::contract::{Endpoint, Outbox, Transmit};
 use transport::inbound::{Inbound, Message};
 use transport::outbound::Outbound;
@@ -112,6 +112,14 @@ impl PyTransport {
     fn set_public_key(&self, public_key: &Bound<'_, PyAny>) -> PyResult<()> {
         self.rules.set_public_key(&*convert::key(public_key)?);
         Ok(())
+    }
+
+    fn set_segmenting(&self, peer: u64, on: bool) {
+        self.rules.set_segmenting(peer, on);
+    }
+
+    fn flows<'py>(&self, py: Python<'py>, peer: u64) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        convert::flows(py, &self.rules.flows(peer))
     }
 
     fn remove_peer(&self, peer: u64) {
@@ -224,7 +232,7 @@ impl PyTransport {
         let mut rest = inbound.packets();
         let mut frames = Vec::new();
         while !rest.is_empty() {
-            let run = next_run(&buffer, rest, true);
+            let run = next_run(&buffer, rest, Merge::ALL);
             let (mine, others) = rest.split_at(run.count);
             let mut frame = run.head().to_vec();
             for one in mine {

@@ -11,8 +11,10 @@ use super::source::Source;
 use crate::counters::{WorkerCounters, count_call};
 use crate::descriptor::{error_word, is_nothing, now, wait_for};
 use crate::io::Io;
+use crate::offloads::refuses;
 use crate::spin::Spin;
 use crate::tun::Tun;
+use crate::udp::NO_GRO;
 use crate::udp_side::{Patience, Receiver};
 
 /// After this many batches from one socket the others get a turn, even if more comes.
@@ -98,6 +100,10 @@ impl<'a> Inward<'a> {
             Ok(()) => {}
             Err(error) if is_nothing(&error) => return Ok(false),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) => return Err(error),
+            Err(error) if refuses(&error) && source.end_merging() => {
+                self.io.note(NO_GRO);
+                return Ok(true);
+            }
             Err(error) => {
                 // An error of something that was sent earlier.
                 self.io.transport.drops.count_other(format!("receive_{}", error_word(&error)));
@@ -129,9 +135,7 @@ impl<'a> Inward<'a> {
             let (mine, others) = rest.split_at(run.count);
             let pieces = mine.iter().map(|one| &buffer[one.at + run.skip..one.at + one.size]);
             if let Err(error) = self.tun.write(run.head(), pieces) {
-                if self.io.refused_write(run.count, &error) {
-                    continue;
-                }
+                self.io.refused_write(self.tun, buffer, mine, &run, &error);
             }
             rest = others;
         }

@@ -43,6 +43,7 @@ pub fn run(io: &Io, queue: usize) -> io::Result<()> {
             match tun.read(&mut frame) {
                 Ok(size) => outbound.frame(transport, &mut frame[..size], now, &mut outbox, &mut sender),
                 Err(error) if is_nothing(&error) => break,
+                Err(error) if io.refused_read(tun, &error) => {}
                 Err(error) => return Err(error),
             }
             any = true;

@@ -24,6 +24,11 @@ impl Source<'_> {
         }
     }
 
+    /// Have the kernel deliver each datagram by itself. Return false if it does so already.
+    pub fn end_merging(&self) -> bool {
+        matches!(self, Self::Socket(socket) if socket.end_merging())
+    }
+
     /// Take the messages that wait. The error is `WouldBlock` if there are none.
     pub fn receive(&self, into: &mut Receiver) -> io::Result<()> {
         match self {

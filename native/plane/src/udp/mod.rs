@@ -17,7 +17,13 @@ pub use self::address::address_of;
 use self::address::name_of;
 pub use self::letter::{Control, Details, Letter};
 use crate::descriptor::{check, check_size, own, wait};
+use crate::offloads::{Offloads, refuses};
 use crate::udp_side::{MESSAGE, MESSAGES, Patience, Receiver};
+
+/// What is noted when the kernel doesn't merge received datagrams.
+pub const NO_GRO: &str = "The kernel gives UDP datagrams one by one (no UDP_GRO).";
+/// What is noted when it doesn't know UDP_SEGMENT. Linux before 4.18 ignores it and sends one large datagram.
+const NO_SEGMENT: &str = "The kernel can't cut UDP messages (no UDP_SEGMENT): datagrams go one by one.";
 
 const BUFFER_SIZE: libc::c_int = 7 << 20;
 /// Milliseconds to wait for room in the send buffer before a message is dropped.
@@ -30,6 +36,8 @@ pub struct Udp {
     pub v6: bool,
     /// Whether the kernel cuts messages into datagrams for us.
     segmenting: AtomicBool,
+    /// Whether the kernel merges received datagrams.
+    merging: AtomicBool,
 }
 
 /// How a message was sent.
@@ -43,11 +51,12 @@ pub enum Sent {
 impl Udp {
     /// Adopt a copy of another program's bound datagram socket. Also return what it does without,
     /// if anything.
-    pub fn adopt(fd: RawFd) -> io::Result<(Self, Option<&'static str>)> {
+    pub fn adopt(fd: RawFd, offloads: Offloads) -> io::Result<(Self, Vec<&'static str>)> {
         // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
         let copy = own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
         let (address, _) = name_of(&copy)?;
-        Self::set_up(copy, libc::c_int::from(address.ss_family) == libc::AF_INET6)
+        let v6 = libc::c_int::from(address.ss_family) == libc::AF_INET6;
+        Self::set_up(copy, v6, offloads.udp_segmentation, offloads.udp_gro)
     }
 
     /// Make another socket on the same address and port. The kernel spreads sources over them.
@@ -56,7 +65,7 @@ impl Udp {
         let (family, kind) = (if self.v6 { libc::AF_INET6 } else { libc::AF_INET }, libc::SOCK_DGRAM);
         // SAFETY: the call touches no memory of ours.
         let made = own(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
-        let (twin, _) = Self::set_up(made, self.v6)?;
+        let (twin, _) = Self::set_up(made, self.v6, self.segments(), self.merging.load(Ordering::Relaxed))?;
         if self.mark()? != 0 {
             twin.set_mark(self.mark()?)?;
         }
@@ -77,15 +86,19 @@ impl Udp {
 
     /// Return the mark of what is sent. 0 means no mark.
     pub fn mark(&self) -> io::Result<u32> {
-        let (mut mark, mut size) = (0_u32, size_of::<u32>() as libc::socklen_t);
-        let into = (&raw mut mark).cast();
-        // SAFETY: the kernel writes `size` bytes at most, and `mark` has as many.
-        check(unsafe { libc::getsockopt(self.fd(), libc::SOL_SOCKET, libc::SO_MARK, into, &raw mut size) })?;
-        Ok(mark)
+        self.get(libc::SOL_SOCKET, libc::SO_MARK)
     }
 
-    fn set_up(fd: OwnedFd, v6: bool) -> io::Result<(Self, Option<&'static str>)> {
-        let made = Self { fd, v6, segmenting: AtomicBool::new(true) };
+    fn get(&self, level: libc::c_int, option: libc::c_int) -> io::Result<u32> {
+        let (mut value, mut size) = (0_u32, size_of::<u32>() as libc::socklen_t);
+        let into = (&raw mut value).cast();
+        // SAFETY: the kernel writes `size` bytes at most, and `value` has as many.
+        check(unsafe { libc::getsockopt(self.fd(), level, option, into, &raw mut size) })?;
+        Ok(value)
+    }
+
+    fn set_up(fd: OwnedFd, v6: bool, segmenting: bool, gro: bool) -> io::Result<(Self, Vec<&'static str>)> {
+        let made = Self { fd, v6, segmenting: AtomicBool::new(segmenting), merging: AtomicBool::new(gro) };
         // SAFETY: the calls take their arguments by value.
         check(unsafe {
             let flags = libc::fcntl(made.fd(), libc::F_GETFL);
@@ -114,9 +127,22 @@ impl Udp {
         } else {
             made.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)
         };
-        let merged = made.set(libc::SOL_UDP, libc::UDP_GRO, 1);
-        let lack = merged.err().map(|_| "The kernel gives UDP datagrams one by one (no UDP_GRO).");
-        Ok((made, lack))
+        let mut lacks = Vec::new();
+        if made.set(libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(gro)).is_err() && gro {
+            made.merging.store(false, Ordering::Relaxed);
+            lacks.push(NO_GRO);
+        }
+        if segmenting && made.get(libc::SOL_UDP, libc::UDP_SEGMENT).is_err() {
+            made.segmenting.store(false, Ordering::Relaxed);
+            lacks.push(NO_SEGMENT);
+        }
+        Ok((made, lacks))
+    }
+
+    /// Have the kernel deliver each datagram by itself from now on. Return false if it does so
+    /// already.
+    pub fn end_merging(&self) -> bool {
+        self.merging.swap(false, Ordering::Relaxed) && self.set(libc::SOL_UDP, libc::UDP_GRO, 0).is_ok()
     }
 
     /// Limit the bytes of datagrams that may wait. The system's limit applies if we have no right
@@ -228,22 +254,27 @@ impl Udp {
         if self.segments() {
             match self.send_message(message, Some(segment as u16), endpoint, tos, patience) {
                 Ok(()) => return Ok(Sent::Whole),
-                Err(error) => match error.raw_os_error() {
-                    // EINVAL, EMSGSIZE: not for this size on this path. EIO: the device can't do it
-                    // at all.
-                    Some(libc::EINVAL | libc::EMSGSIZE) => refused = Some(error),
-                    Some(libc::EIO) => {
+                Err(error) if refuses(&error) => {
+                    // EINVAL, EMSGSIZE: not for this size on this path. The others, such as EIO: the
+                    // device can't do it at all.
+                    if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) {
                         self.segmenting.store(false, Ordering::Relaxed);
-                        refused = Some(error);
                     }
-                    _ => return Err(error),
-                },
+                    refused = Some(error);
+                }
+                Err(error) => return Err(error),
             }
         }
-        for datagram in message.chunks(segment) {
-            self.send_message(datagram, None, endpoint, tos, patience)?;
+        let mut failed = None;
+        for (number, datagram) in message.chunks(segment).enumerate() {
+            match self.send_message(datagram, None, endpoint, tos, patience) {
+                Ok(()) => {}
+                // The others would fail for the same reason.
+                Err(error) if number == 0 || error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                Err(error) => failed = Some(error),
+            }
         }
-        Ok(refused.map_or(Sent::Whole, Sent::Singly))
+        failed.map_or_else(|| Ok(refused.map_or(Sent::Whole, Sent::Singly)), Err)
     }
 
     /// Send as many of the first datagrams as possible in one system call. Return how many were
@@ -307,7 +338,7 @@ mod tests {
 
     fn pair(host: &str) -> (Udp, Udp, SocketAddr, SocketAddr) {
         let (one, other) = (UdpSocket::bind((host, 0)).unwrap(), UdpSocket::bind((host, 0)).unwrap());
-        let adopt = |socket: &UdpSocket| Udp::adopt(socket.as_raw_fd()).unwrap().0;
+        let adopt = |socket: &UdpSocket| Udp::adopt(socket.as_raw_fd(), Offloads::ALL).unwrap().0;
         (adopt(&one), adopt(&other), one.local_addr().unwrap(), other.local_addr().unwrap())
     }
 

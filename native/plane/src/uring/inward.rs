@@ -1,12 +1,12 @@
 //! The way in of a queue over io_uring. One multishot operation reads each socket. The system call
 //! that writes a batch to the device also fetches the next messages.
 
+use std::io;
 use std::mem::{size_of, zeroed};
-use std::{io, iter, slice};
 
 use io_uring::types::{Fd, RecvMsgOut};
 use io_uring::{opcode, squeue};
-use transport::coalesce::{Inner, Run, next_run};
+use transport::coalesce::{Inner, Run};
 use transport::contract::{Endpoint, Outbox};
 use transport::inbound::{Inbound, Message};
 
@@ -15,8 +15,10 @@ use super::ring::{AT_ONCE, Completion, GROUP, Lease, Ring};
 
 use crate::descriptor::{error_word, now};
 use crate::io::Io;
+use crate::offloads::refuses;
 use crate::spin::Spin;
-use crate::udp::{Control, Details, address_of};
+use crate::tun::Tun;
+use crate::udp::{Control, Details, NO_GRO, address_of};
 use crate::udp_side::{MESSAGE, Patience};
 
 /// Messages that the sockets may deliver before they are opened.
@@ -132,14 +134,20 @@ impl Inward<'_> {
             }
             Err(error @ (libc::EBADF | libc::ENOTSOCK)) => return Err(io::Error::from_raw_os_error(error)),
             Err(error) if is_passing(error) => {}
-            Err(error) => {
-                // An error of something that was sent earlier.
-                let word = error_word(&io::Error::from_raw_os_error(error));
-                self.io.transport.drops.count_other(format!("receive_{word}"));
-            }
+            Err(error) => self.failed((tag - ARRIVAL) as usize, &io::Error::from_raw_os_error(error)),
         }
         lease.into_iter().for_each(|lease| self.ring.give_back(lease));
         Ok(())
+    }
+
+    /// Handle an error of a socket: it can't merge datagrams, or something that was sent earlier
+    /// failed.
+    fn failed(&self, socket: usize, error: &io::Error) {
+        if refuses(error) && self.io.queues[self.queue].sockets[socket].end_merging() {
+            self.io.note(NO_GRO);
+        } else {
+            self.io.transport.drops.count_other(format!("receive_{}", error_word(error)));
+        }
     }
 
     /// Find the message in a buffer. The kernel wrote its first `size` bytes.
@@ -198,8 +206,9 @@ impl Inward<'_> {
     /// Write packets to the device, merged where possible. Return the packets that are left.
     fn write<'p>(&mut self, packets: &'p [Inner]) -> &'p [Inner] {
         let rest = self.writes.plan(self.ring.memory(), packets, self.io);
-        self.writes.point(self.ring.base(), packets);
-        let tun = Fd(self.io.queues[self.queue].tun.fd());
+        let tun = &self.io.queues[self.queue].tun;
+        self.writes.point(tun, self.ring.base(), packets);
+        let tun = Fd(tun.fd());
         let mut refused = std::mem::take(&mut self.writes.refused);
         // SAFETY: nothing changes the vectors, the heads, or the leased buffers they point to
         // during the call.
@@ -215,22 +224,13 @@ impl Inward<'_> {
         rest
     }
 
-    /// Write a refused run packet by packet, if that can help. These packets come after the merged
-    /// ones that were accepted. That happens only once.
+    /// Handle a refused run. Its packets come after the merged ones that were accepted.
     fn was_refused(&mut self, number: usize, error: i32, packets: &[Inner]) {
         let (before, rest) = self.writes.runs.split_at(number);
-        let (first, count) = (before.iter().map(|run| run.count).sum::<usize>(), rest[0].count);
-        if !self.io.refused_write(count, &io::Error::from_raw_os_error(error)) {
-            return;
-        }
-        let memory = &*self.ring.memory();
-        for packet in &packets[first..first + count] {
-            let run = next_run(memory, slice::from_ref(packet), false);
-            let written = self.io.queues[self.queue].tun.write(run.head(), iter::once(packet.of(memory)));
-            written.unwrap_or_else(|error| {
-                self.io.refused_write(1, &error);
-            });
-        }
+        let first = before.iter().map(|run| run.count).sum::<usize>();
+        let mine = &packets[first..first + rest[0].count];
+        let (tun, error) = (&self.io.queues[self.queue].tun, io::Error::from_raw_os_error(error));
+        self.io.refused_write(tun, self.ring.memory(), mine, &rest[0], &error);
     }
 }
 
@@ -249,11 +249,11 @@ impl Writes {
 
     /// Point to the pieces of each run: its head, then its packets' payloads in the memory from
     /// `base` on.
-    fn point(&mut self, base: *const u8, packets: &[Inner]) {
+    fn point(&mut self, tun: &Tun, base: *const u8, packets: &[Inner]) {
         self.vectors.clear();
         let mut packets = packets.iter();
         for run in &self.runs {
-            let head = run.head();
+            let head = tun.head(run.head());
             self.vectors.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
             for packet in packets.by_ref().take(run.count) {
                 let payload = base.wrapping_add(packet.at + run.skip);

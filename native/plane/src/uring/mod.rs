@@ -32,6 +32,10 @@ pub fn note(reason: &str) -> String {
 
 /// Run the way out of a queue. Use system calls if no ring can be made after all.
 pub fn out(io: &Io, queue: usize) -> io::Result<()> {
+    if !io.queues[queue].tun.has_vnet() {
+        // A ring's read can't leave room for the header that a frame begins with.
+        return syscalls::out(io, queue);
+    }
     match outward::ring() {
         Ok(ring) => outward::run(io, queue, ring),
         Err(error) => {

@@ -129,7 +129,12 @@ impl Outward<'_> {
         self.read.goes_on = completion.more;
         match (completion.result, completion.lease) {
             (Ok(size), Some(lease)) => self.read.frames.push_back((lease, size)),
-            (Err(error), _) if !is_passing(error) => return Err(io::Error::from_raw_os_error(error)),
+            (Err(error), _) if !is_passing(error) => {
+                let error = io::Error::from_raw_os_error(error);
+                if !self.io.refused_read(&self.io.queues[self.queue].tun, &error) {
+                    return Err(error);
+                }
+            }
             (_, lease) => lease.into_iter().for_each(|lease| self.ring.give_back(lease)),
         }
         Ok(())

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Transport;
-use crate::contract::{Endpoint, Keypair, NEVER, Network, Outbox, PairingGate, PeerId, Reason, Seconds, Transmit};
+use crate::contract::{
+    Endpoint, Flow, Keypair, NEVER, Network, Outbox, PairingGate, PeerId, Reason, Seconds, Transmit,
+};
 use crate::drops::DropReason;
 use crate::ecn;
 use crate::keypairs::Session;
@@ -114,6 +116,23 @@ impl Transport {
         if let Some(known) = self.peer(peer) {
             known.state().endpoint = Some(endpoint);
         }
+    }
+
+    /// Let the kernel cut messages into datagrams for this peer, or send it each datagram by itself.
+    pub fn set_segmenting(&self, peer: PeerId, on: bool) {
+        if let Some(known) = self.peer(peer) {
+            known.state().segmenting = on;
+        }
+    }
+
+    /// Return what a peer's sessions have sent and received, the one that sends first.
+    pub fn flows(&self, peer: PeerId) -> Vec<Flow> {
+        let Some(known) = self.peer(peer) else { return Vec::new() };
+        let sessions = {
+            let keypairs = &known.state().keypairs;
+            [keypairs.current.clone(), keypairs.previous.clone()]
+        };
+        sessions.iter().flatten().map(|session| session.flow()).collect()
     }
 
     /// Forget a peer with its keys, indices and held packets.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use transport::Transport;
 use transport::aead::{Aead, RingCipher};
-use transport::coalesce::next_run;
+use transport::coalesce::{Merge, next_run};
 use transport::contract::{Address, Endpoint, Keypair, Network, Outbox, PairingEpoch, PairingGate};
 use transport::ethernet::{Fields, Path, build, parse};
 use transport::inbound::{Inbound, Message};
@@ -207,7 +207,7 @@ impl Sink for Wire<'_> {
 fn merge(buffer: &[u8], inbound: &Inbound) {
     let mut rest = inbound.packets();
     while !rest.is_empty() {
-        let run = next_run(buffer, rest, true);
+        let run = next_run(buffer, rest, Merge::ALL);
         let (mine, others) = rest.split_at(run.count);
         let mut frame = run.head().to_vec();
         mine.iter().for_each(|one| frame.extend_from_slice(&one.of(buffer)[run.skip..]));

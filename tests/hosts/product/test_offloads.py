@@ -1,0 +1,162 @@
+"""Offloads that damage or are refused: packets arrive all the same, and what was switched off is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rustguard_py.lab.hosts import Lab
+from support import relay
+from support.product import INNER, TOKEN, Site, eventually
+from support.relay import Ills
+
+_PORT = 51820
+
+
+@pytest.mark.fault(48)
+def test_where_cut_messages_are_damaged_the_full_rate_comes_back_within_five_seconds(
+    lab: Lab, tmp_path: Path, soak: bool
+) -> None:
+    site = Site(lab, tmp_path)
+    home, laptop, middle = site.home(), site.machine("laptop"), lab.host("middle")
+    there, _ = lab.link(home.host, middle, ipv4="198.51.100.0/29")
+    listening, _ = lab.link(middle, laptop.host, ipv4="192.0.2.0/29")
+    relay.start(middle, (str(listening.ipv4), _PORT), (str(there.ipv4), _PORT), Ills(cut=1.0))
+    home.serve("--pool 10.150.0.0/24 --open")
+    laptop.join(str(listening.ipv4))
+    whole = 40 if soak else 9
+    ways = ((laptop, home, INNER), (home, laptop, "10.150.0.2"))
+    for near, far, target in ways if soak else ways[:1]:
+        listener = far.host.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
+        far.host.wait_listening("tcp", 5201)
+        argv = ["iperf3", "-J", "-i", "0.5", "-c", target, "-t", str(whole)]
+        report = json.loads(near.host.run(argv, timeout=whole + 60).stdout)
+        listener.wait(10)
+        rates = [each["sum"]["bits_per_second"] / 1e6 for each in report["intervals"]]
+        full = sorted(rates[12:])[len(rates[12:]) // 2]
+        slow = next(place for place in range(len(rates)) if min(rates[place : place + 2]) > full / 2) / 2
+        print(f"to {far.host.name}: half of {full:.0f} Mbit/s after {slow} s: {[round(rate) for rate in rates[:12]]}")
+        assert slow <= 5
+        [note] = [note for note in near.status()["notes"] if "udp-segmentation" in note]
+        assert note.startswith("Off towards ")
+        assert "It is tried again after an hour." in " ".join(near.run("status -v").stdout.split())
+        assert "UDP segmentation is off towards" in near.said()
+
+
+def test_random_loss_switches_nothing_off(lab: Lab, tmp_path: Path) -> None:
+    site = Site(lab, tmp_path)
+    home, laptop, middle = site.home(), site.machine("laptop"), lab.host("middle")
+    there, _ = lab.link(home.host, middle, ipv4="198.51.100.0/29")
+    listening, _ = lab.link(middle, laptop.host, ipv4="192.0.2.0/29")
+    relay.start(middle, (str(listening.ipv4), _PORT), (str(there.ipv4), _PORT), Ills(loss=0.05))
+    home.serve("--pool 10.150.0.0/24 --open")
+    laptop.join(str(listening.ipv4))
+    listener = home.host.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
+    home.host.wait_listening("tcp", 5201)
+    laptop.host.run(["iperf3", "-u", "-b", "100M", "-l", "1300", "-c", INNER, "-t", "4"], timeout=60)
+    listener.wait(10)
+    for machine in (home, laptop):
+        assert not [note for note in machine.status()["notes"] if "udp-segmentation" in note]
+
+
+# Sends numbered datagrams, many with one call, and waits a moment after each; the receiver tells what never came.
+_SEND = """
+import socket, struct, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(17, 103, 1200)
+for n in range(0, int(sys.argv[2]), 20):
+    s.sendto(b"".join(struct.pack(">I", n + i) + bytes(1196) for i in range(20)), (sys.argv[1], 7000))
+    time.sleep(0.005)
+"""
+_RECEIVE = """
+import socket, struct, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
+s.bind(("0.0.0.0", 7000)); s.settimeout(3); print("ready", flush=True)
+came = set()
+try:
+    while len(came) < int(sys.argv[1]): came.add(struct.unpack(">I", s.recv(2000)[:4])[0])
+except TimeoutError: pass
+print(len(came), flush=True)
+"""
+_COUNT = 4000
+
+
+def _long(soak: bool, *, short: bool) -> None:
+    if not soak and not short:
+        pytest.skip("in the long form alone")
+
+
+def _all_arrive(site: Site, words: str, traced: list[str], engine: str) -> tuple[int, list[str], list[str]]:
+    """Send from a laptop under strace; give how many arrived, what strace injected, and the laptop's notes."""
+    home = site.home()
+    laptop = site.client("laptop", home)
+    home.serve("--pool 10.150.0.0/24 --open")
+    trace = site.directory / "trace"
+    command = laptop.command(f"join 198.51.100.1 --name laptop --engine {engine} {words}")
+    argv = ["strace", "-f", "-qq", "-o", str(trace), *traced, *command]
+    program = laptop.host.popen(argv, log=laptop.log, env=laptop.environment(TOKEN))
+    laptop.programs.append(program)
+    eventually(lambda: laptop.alive(program) and laptop.pings(INNER), what="join")
+    receiving = home.host.popen(["python3", "-c", _RECEIVE, str(_COUNT)], stdout=subprocess.PIPE)
+    assert receiving.stdout is not None
+    receiving.stdout.readline()
+    laptop.host.run(["python3", "-c", _SEND, INNER, str(_COUNT)], timeout=60)
+    arrived = int(receiving.stdout.readline())
+    injected = [line for line in trace.read_text().splitlines() if "(INJECTED)" in line]
+    return arrived, injected, laptop.status()["notes"]
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("code", ["EINVAL", "EIO", "EMSGSIZE", "ENOPROTOOPT", "EOPNOTSUPP"])
+def test_a_message_that_cannot_be_cut_is_sent_one_by_one(
+    lab: Lab, tmp_path: Path, soak: bool, engine: str, code: str
+) -> None:
+    _long(soak, short=(engine, code) in {("native", "EINVAL"), ("native", "EIO"), ("portable", "EINVAL")})
+    # After the others nothing is cut any more, and one that isn't cut has nothing to fall back to.
+    when = "30+30" if code in ("EINVAL", "EMSGSIZE") else "30"
+    traced = ["-e", "trace=sendmsg", "-e", f"inject=sendmsg:error={code}:when={when}"]
+    arrived, injected, notes = _all_arrive(Site(lab, tmp_path), "", traced, engine)
+    cut = [line for line in injected if "UDP_SEGMENT" in line or "0x67" in line]
+    assert cut
+    assert arrived >= _COUNT - (len(injected) - len(cut))
+    assert [note for note in notes if "one by one" in note]
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("code", ["EINVAL", "EIO"])
+def test_a_read_that_is_refused_loses_nothing(lab: Lab, tmp_path: Path, soak: bool, engine: str, code: str) -> None:
+    _long(soak, short=code == "EINVAL")
+    call = "read" if engine == "native" else "readv"
+    traced = ["-P", "/dev/net/tun", "-e", f"trace={call}", "-e", f"inject={call}:error={code}:when=20"]
+    arrived, injected, notes = _all_arrive(Site(lab, tmp_path), "", traced, engine)
+    assert injected
+    assert arrived == _COUNT
+    assert [note for note in notes if "refused to hand over a packet" in note]
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("offloads", ["none", "no-tun-checksum", "no-uso,no-udp-segmentation,no-udp-gro"])
+def test_everything_arrives_without_offloads(
+    lab: Lab, tmp_path: Path, soak: bool, engine: str, offloads: str
+) -> None:
+    _long(soak, short=offloads == "none")
+    site = Site(lab, tmp_path)
+    home = site.home()
+    laptop = site.client("laptop", home)
+    home.serve(f"--pool 10.150.0.0/24 --open --engine {engine} --offloads {offloads}")
+    laptop.join("198.51.100.1", f"--engine {engine} --offloads {offloads}")
+    for near, far, target in ((laptop, home, INNER), (home, laptop, "10.150.0.2")):
+        listener = far.host.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
+        far.host.wait_listening("tcp", 5201)
+        report = json.loads(near.host.run(["iperf3", "-J", "-c", target, "-n", "20M"], timeout=60).stdout)
+        listener.wait(10)
+        assert report["end"]["sum_received"]["bytes"] >= 10 << 20
+        off = near.status()["notes"][0]
+        assert f"(--offloads {offloads})" in off
+        assert near.saved()["data"]["offloads"] == offloads
+    drops = {**home.status()["counters"]["drops"], **laptop.status()["counters"]["drops"]}
+    assert not [reason for reason in drops if reason.startswith(("send_", "interface_", "superpacket"))], drops
