@@ -4,6 +4,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+MUTANTS_ARGS ?=
 # Limit for the tests in the virtual machine. On an emulated processor each step takes ten times as long.
 KERNEL_SECONDS ?= 900
 # The newest wireguard-go, for tests against it and measurements next to it.
@@ -22,6 +23,8 @@ help:
 	@echo 'make demo      watch two hosts on this machine find each other with a token and carry traffic (a minute)'
 	@echo 'make test      run the tests; PYTEST_ARGS="-k replay" selects some'
 	@echo 'make coverage  run the unit tests and print how much of the Python code they reach'
+	@echo 'make mutants   change the code in small ways, and count the changes that the unit tests notice (an hour);'
+	@echo '               MUTANTS_ARGS="--rooms state --seed 7" selects some'
 	@echo 'make test-kernel   run the tests that need WireGuard in the kernel, in a virtual machine (minutes)'
 	@echo 'make check     check formatting, lint and types'
 	@echo 'make soak      run the tests with every repetition (long)'
@@ -52,6 +55,10 @@ test: .venv/.test
 # mean the checkout's folder, which no test imports.
 coverage: .venv/.test
 	@$(PYTEST) $(WORKERS) tests/unit --cov="$$(echo .venv/lib/python3*/site-packages/rustguard_py)" --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+# At a low priority, because it takes an hour of all processors. Which test reaches which line is kept in .venv.
+mutants: .venv/.mutants
+	@RUSTGUARD_INSTALLED=1 PYTHONPATH=tests PYTHONSAFEPATH=1 nice -n 19 $(BIN)/python -m mutants $(MUTANTS_ARGS)
 
 # In a virtual machine with Debian's kernel, whatever kernel runs here. What the tests write stays in the machine.
 test-kernel: .venv/.test-kernel
@@ -128,7 +135,12 @@ lock:
 
 # mypy reads the tests and bench/, and so needs what they import.
 .venv/.check: $(SOURCES) scripts/venv
-	@scripts/venv check test bench
+	@scripts/venv check test bench mutants
+	@touch $@
+
+.venv/.mutants: $(SOURCES) scripts/venv scripts/setup-debian
+	@scripts/setup-debian test
+	@scripts/venv test mutants
 	@touch $@
 
 .venv/.dist: $(SOURCES) scripts/venv
@@ -163,5 +175,5 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test coverage test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
+.PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
 .PHONY: reference lock wireguard-go clean

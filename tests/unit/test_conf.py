@@ -43,8 +43,8 @@ def test_the_interfaces_keys() -> None:
     assert names.dns == (ip_address("10.0.0.1"), ip_address("fd00::1"))
     assert names.search == ("lan.example", "other")
     assert interface("MTU = 1280").mtu == 1280
-    tables = [interface(f"Table = {table}").table for table in ("off", "auto", "1234", "main", "0x10")]
-    assert tables == ["off", "auto", 1234, 254, 16]
+    tables = [interface(f"Table = {table}").table for table in ("off", "auto", "1", "1234", "main", "0x10")]
+    assert tables == ["off", "auto", 1, 1234, 254, 16]
     assert conf_reader.parse(f"{INTERFACE}Table = mine", tables={"mine": 77}).table == 77
     assert interface("SaveConfig = true").save
     assert not interface("SaveConfig = false").save

@@ -67,9 +67,11 @@ def test_a_label_makes_a_dns_name_and_a_number_keeps_both(text: str, number: int
         ("ПК-2", "peer-2"),
         ("peer-10.5.0.3", "peer-10-5-0-3"),
         ("x" * 45, "x" * 45),
+        ("x", "x"),
     ],
 )
 def test_the_dns_name_is_what_remains_of_the_label(label: str, dns_name: str) -> None:
+    assert check_label(label) == label
     assert dns_name_of(label) == dns_name
 
 

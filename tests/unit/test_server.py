@@ -137,5 +137,6 @@ def test_a_server_records_who_joined_and_who_changed_what(tmp_path: Path) -> Non
         ("window-closed", None),
     ]
     assert events[1]["source"] == "192.0.2.2:40000"
+    assert (events[2]["old"], events[2]["new"], events[3]["name"]) == ("laptop", "desk", "desk")
     text = (tmp_path / audit.NAME).read_text()
     assert TOKEN not in text

@@ -220,3 +220,14 @@ def test_what_is_in_the_sockets_place_and_is_no_socket_stays(tmp_path: Path) -> 
     paths.withdraw(tmp_path)
     assert socket.exists()
     assert not paths.is_announced(tmp_path)
+
+
+def test_the_timestamps_of_a_wg_quick_tunnel_are_the_machines_for_root_and_a_users_own_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    as_user(monkeypatch, 0)
+    assert paths.tunnel_directory("wg0") == Path("/var/lib/rustguard/tunnels/wg0")
+    for user in (1, NOBODY):
+        as_user(monkeypatch, user)
+        assert paths.tunnel_directory("wg0") == tmp_path / "xdg/rustguard/tunnels/wg0"

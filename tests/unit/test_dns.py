@@ -1,0 +1,96 @@
+"""Name servers while a tunnel is up: the commands for resolvconf and for systemd-resolved."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from rustguard_py.daemon import dns
+from rustguard_py.daemon.dns import Dns
+from rustguard_py.model.errors import RefusedError, RustGuardError
+
+NETLINK = cast(Any, None)
+BOTH = Dns("wg0", ("10.0.0.1", "fd00::1"), ("lan.example", "other"))
+SEARCH = Dns("wg0", (), ("lan.example",))
+
+
+class Programs:
+    """What is run, and how that ends."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[list[str], str]] = []
+        self.code: int | None = 0
+
+    def run(self, argv: list[str], stdin: str = "") -> subprocess.CompletedProcess[str] | None:
+        self.ran.append((argv, stdin))
+        return None if self.code is None else subprocess.CompletedProcess(argv, self.code, "", "no such link\n")
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Programs:
+    made = Programs()
+    monkeypatch.setattr(dns, "run", made.run)
+    monkeypatch.setattr(dns, "_ORDER", tmp_path / "interface-order")
+    return made
+
+
+def test_systemd_resolved_gets_the_servers_and_all_names_or_only_the_search_domains(programs: Programs) -> None:
+    said: list[str] = []
+    BOTH.apply(NETLINK, "resolvectl", said.append)
+    SEARCH.apply(NETLINK, "resolvectl", said.append)
+    BOTH.undo(NETLINK, "resolvectl", said.append)
+    commands = [
+        "resolvectl dns wg0 10.0.0.1 fd00::1",
+        "resolvectl domain wg0 ~. lan.example other",
+        # An empty one removes those that were set before.
+        "resolvectl dns wg0 ",
+        "resolvectl domain wg0 lan.example",
+        "resolvectl revert wg0",
+    ]
+    assert [" ".join(argv) for argv, _ in programs.ran] == commands
+    assert said == [f"[#] {command}" for command in commands]
+
+
+def test_resolvconf_gets_a_record_that_excludes_others_only_if_it_names_servers(
+    programs: Programs, tmp_path: Path
+) -> None:
+    BOTH.apply(NETLINK, "resolvconf", lambda _: None)
+    (tmp_path / "interface-order").write_text("# comment\nlo.*\ntun*\neth*\n")
+    SEARCH.apply(NETLINK, "resolvconf", lambda _: None)
+    SEARCH.undo(NETLINK, "resolvconf", lambda _: None)
+    assert programs.ran == [
+        (
+            ["resolvconf", "-a", "wg0", "-m", "0", "-x"],
+            "nameserver 10.0.0.1\nnameserver fd00::1\nsearch lan.example other\n",
+        ),
+        (["resolvconf", "-a", "tun.wg0"], "search lan.example\n"),
+        (["resolvconf", "-d", "tun.wg0", "-f"], ""),
+    ]
+
+
+@pytest.mark.parametrize(("code", "why"), [(1, "resolvectl: no such link"), (None, "resolvectl: it is missing")])
+def test_a_program_that_refuses_stops_the_start_and_says_why(programs: Programs, code: int | None, why: str) -> None:
+    programs.code = code
+    with pytest.raises(RustGuardError, match=why):
+        BOTH.apply(NETLINK, "resolvectl", lambda _: None)
+
+
+@pytest.mark.parametrize(("memo", "warned"), [("resolvconf", True), ("resolvectl", False)])
+def test_an_undo_that_fails_is_said_only_of_resolvconf(programs: Programs, memo: str, *, warned: bool) -> None:
+    programs.code = 1
+    said: list[str] = []
+    BOTH.undo(NETLINK, memo, said.append)
+    assert any(line.startswith("[!]") for line in said) is warned
+
+
+def test_a_machine_without_either_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, chosen in (({"resolvconf", "resolvectl"}, "resolvconf"), ({"resolvectl"}, "resolvectl")):
+        monkeypatch.setattr(shutil, "which", lambda name, there=there: name if name in there else None)
+        assert BOTH.prepare() == chosen
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(RefusedError, match="neither resolvconf nor systemd-resolved"):
+        BOTH.prepare()
