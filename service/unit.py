@@ -31,8 +31,8 @@ NoNewPrivileges=yes
 ProtectSystem=strict
 StateDirectory=rustguard
 StateDirectoryMode=0755
-# /run/rustguard and wg(8)'s directory are shared by all daemons, so they outlive each of them.
-RuntimeDirectory=rustguard wireguard
+# Control sockets and wg(8)'s sockets: their directories are shared by all daemons, so they outlive each of them.
+RuntimeDirectory=wireguard rustguard
 RuntimeDirectoryPreserve=yes
 UMask=0077
 ProtectHome=yes

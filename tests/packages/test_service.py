@@ -92,9 +92,13 @@ def test_services_come_back_after_a_reboot_and_a_crash_and_are_removed(
             machine.run(["sh", "-c", "ls /etc/systemd/system/rustguard* /etc/rustguard/*"], check=False).stdout == ""
         )
         assert "rg0" not in machine.run(["ip", "-o", "link"]).stdout
-    server.run(["rustguard", "serve", "--daemon"])
+    # Removing the package ends and removes the rest.
+    server.run([*install, "serve"])
+    server.run(["rustguard", "serve", "--state", "/var/lib/rustguard/second", "--port", "4000",
+                "--pool", "10.151.0.0/24", "--daemon"])  # fmt: skip
     server.run(["apt-get", "remove", "-y", "-qq", "rustguard"])
-    assert "rg0" not in server.run(["ip", "-o", "link"]).stdout
+    assert " rg" not in server.run(["ip", "-o", "link"]).stdout
+    assert server.run(["sh", "-c", "ls /etc/systemd/system/rustguard*"], check=False).stdout == ""
 
 
 def _started_again(machine: Booted, before: str, what: str) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,12 +41,12 @@ class Manager:
                 return lines
 
 
-def thread_named(process: int, beginning: str) -> int:
+def threads_named(process: int, beginning: str) -> list[int]:
     threads = sorted(int(each.name) for each in Path(f"/proc/{process}/task").iterdir())
     if beginning == "plane":
-        # The kernel knows the names of Python's threads only since 3.14. The plane's is the first after the main one.
-        return threads[1]
-    return next(each for each in threads if comm(process, each).startswith(beginning))
+        # The kernel knows the names of Python's threads only since 3.14, so all but the main one are meant.
+        return threads[1:]
+    return [next(each for each in threads if comm(process, each).startswith(beginning))]
 
 
 def comm(process: int, thread: int) -> str:
@@ -88,7 +88,9 @@ def test_a_held_thread_of_the_plane_starves_the_watchdog(
         program = home.serve(f"--pool {POOL} {options}")
         eventually(lambda: "READY=1" in manager.heard(), what="READY")
         eventually(lambda: "WATCHDOG=1" in manager.heard(), what="the watchdog fed")
-        with held(thread_named(program.pid, thread)):
+        with ExitStack() as stack:
+            for each in threads_named(program.pid, thread):
+                stack.enter_context(held(each))
             # It may have answered what it was asked last.
             time.sleep(WATCHDOG)
             manager.heard()
