@@ -90,9 +90,7 @@ def test_a_full_disk_acknowledges_no_join_and_stops_no_traffic_and_goes_on_once_
 
 
 @pytest.mark.fault(8)
-def test_a_client_whose_disk_is_full_says_so_and_leaves_nothing_on_the_server(
-    lab: Lab, tmp_path: Path
-) -> None:
+def test_a_client_whose_disk_is_full_says_so_and_leaves_nothing_on_the_server(lab: Lab, tmp_path: Path) -> None:
     where = site(lab, tmp_path)
     server = where.server.serve()
     client = where.client()
