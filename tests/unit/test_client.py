@@ -14,11 +14,12 @@ from typing import Any, cast
 
 import pytest
 
+from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.program import Program
 from rustguard_py.engine import Engine
 from rustguard_py.enroll.client import client as running
-from rustguard_py.enroll.client import connect, obtain, pair
+from rustguard_py.enroll.client import connect, obtain, pair, start
 from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.enroll.client.control import ClientControl
 from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, Transmit
@@ -513,7 +514,7 @@ def test_further_tunnels_are_as_far_from_the_first_ones_port_as_at_the_server() 
         1420,
         25,
         (),
-        None,
+        IPv4Address("10.150.0.1"),
         None,
         tuple(FurtherTunnel(SECOND_KEY, port) for port in (51821, 51830, 1)),
     )
@@ -522,3 +523,21 @@ def test_further_tunnels_are_as_far_from_the_first_ones_port_as_at_the_server() 
     assert [each.port for each in obtain._tunnels(joined, 443)] == [444, 453]
     assert [each.port for each in obtain._tunnels(joined, 51819)] == [51820, 51829]
     assert [each.port for each in obtain._tunnels(joined, 65530)] == [65531, 13711]
+
+
+def test_a_port_that_a_failed_plane_has_had_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, bound, made = object(), list[Any](), [socket.socket()]
+
+    def bind(*what: Any) -> list[Any]:
+        bound.append(what)
+        return made
+
+    monkeypatch.setattr(runtime, "bind", bind)
+    with socket.socket() as first, socket.socket() as second:
+        sockets = [first, second]
+        assert start._open(cast(Any, stack), sockets, 51820) is sockets
+        assert bound == []
+        second.close()
+        assert start._open(cast(Any, stack), sockets, 51820) is made
+        assert bound == [(stack, 51820)]
+    made[0].close()
