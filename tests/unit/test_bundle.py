@@ -220,6 +220,15 @@ def test_a_partner_that_is_away_is_not_asked() -> None:
     assert len(world.second.asked) - asked <= 30
 
 
+def test_a_peer_that_is_nowhere_yet_is_not_asked() -> None:
+    world = World()
+    world.move(3)
+    world.second.peer.endpoint = None
+    assert world.move(3 * MISSES, over=(0,), back=(0,)) == (0,)
+    assert world.second.asked == []
+    assert world.second.keepalives == 0
+
+
 def test_only_the_end_that_has_no_routes_renews_a_session_that_expired() -> None:
     for first_has_routes in (False, True):
         world = World(first_has_routes=first_has_routes)
