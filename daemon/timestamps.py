@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from hashlib import sha256
 from pathlib import Path
 
+from rustguard_py.daemon.clocks import clock_ahead
 from rustguard_py.model.errors import StateError
+from rustguard_py.protocol import tai64n
 from rustguard_py.state.journal import TimestampJournal
 
 log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 1.0
+# The journal has the greatest forgotten timestamp of a key under the SHA-256 of this and the key.
+_FORGOTTEN = b"rustguard forgotten timestamp"
 
 
 class KeptTimestamps:
@@ -23,6 +29,10 @@ class KeptTimestamps:
     second. If the process also dies before there is room, an initiation of that time can be replayed and is answered
     once more. No session comes of it, because the attacker doesn't have the keys.
 
+    Args:
+        directory: The state directory.
+        wall: Returns Unix time in seconds.
+
     Attributes:
         refused: Whether the last write failed.
 
@@ -30,10 +40,11 @@ class KeptTimestamps:
         StateError: The journal can't be opened.
     """
 
-    __slots__ = ("_journal", "refused")
+    __slots__ = ("_journal", "_wall", "refused")
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, wall: Callable[[], float] = time.time) -> None:
         self._journal = TimestampJournal.open(directory)
+        self._wall = wall
         self.refused = False
 
     def greatest(self, key: bytes) -> bytes | None:
@@ -47,16 +58,33 @@ class KeptTimestamps:
         except StateError as error:
             self._note(error)
 
+    def is_new(self, key: bytes, timestamp: bytes) -> bool:
+        """Return whether a peer can't have sent this timestamp before, as far as that is known.
+
+        It must be greater than the greatest one that counts. One that is no greater than a forgotten one may have
+        been recorded while the peer's clock was ahead. It counts only if it isn't far ahead again.
+
+        Args:
+            key: 32 bytes.
+            timestamp: 12 bytes.
+        """
+        if not self._journal.is_new(key, timestamp):
+            return False
+        greatest, forgotten = self._journal.greatest(key), self._journal.greatest(_forgotten_name(key))
+        # What the peer sent last counts as well as our clock, which may be behind after a start.
+        latest = 0.0 if greatest is None else tai64n.decode(greatest) / 10**9
+        wall = max(self._wall(), latest)
+        return forgotten is None or timestamp > forgotten or clock_ahead(timestamp, wall) is None
+
     async def forget(self, keys: Iterable[bytes]) -> bytes | None:
         """Forget the timestamps of keys (32 bytes each), durably. Return the greatest of them, or None.
 
-        Whoever recorded a handshake of a forgotten timestamp can send it once more. It opens no session, but its
-        timestamp counts again.
+        Whoever recorded a handshake while the peer's clock was far ahead can't use it: see `is_new`.
 
         Raises:
             StateError: The disk refused.
         """
-        forgotten = [self._journal.forget(key) for key in keys]
+        forgotten = [self._forget(key) for key in keys]
         await asyncio.get_running_loop().run_in_executor(None, self._journal.sync)
         return max(filter(None, forgotten), default=None)
 
@@ -81,7 +109,18 @@ class KeptTimestamps:
         except StateError as error:
             self._note(error)
 
+    def _forget(self, key: bytes) -> bytes | None:
+        known = self._journal.greatest(key)
+        if known is not None:
+            # First, so that a crash in between forgets nothing.
+            self._journal.record(_forgotten_name(key), known)
+        return self._journal.forget(key)
+
     def _note(self, error: StateError) -> None:
         if not self.refused:
             log.warning("timestamps of handshakes can't be saved; the tunnel goes on: %s", error)
         self.refused = True
+
+
+def _forgotten_name(key: bytes) -> bytes:
+    return sha256(_FORGOTTEN + key).digest()

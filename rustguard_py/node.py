@@ -101,6 +101,9 @@ class Timestamps(Protocol):
     def record(self, key: bytes, timestamp: bytes, /) -> None:
         """Record a timestamp, before its message is sent or answered."""
 
+    def is_new(self, key: bytes, timestamp: bytes, /) -> bool:
+        """Return whether a peer can't have sent this timestamp before."""
+
 
 class Node:
     """One identity and its peers.
@@ -385,8 +388,7 @@ class Node:
         return keys[peer.key_in_use]
 
     def _is_new(self, peer: HandshakingPeer, timestamp: bytes, now: float) -> bool:
-        greatest = self._timestamps.greatest(peer.config.public_key)
-        if greatest is not None and timestamp <= greatest:
+        if not self._timestamps.is_new(peer.config.public_key, timestamp):
             return False
         last = peer.initiation_consumed
         return last is None or now - last >= MIN_INITIATION_INTERVAL

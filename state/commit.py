@@ -30,17 +30,24 @@ class GroupCommit(Generic[T]):
         self._save = save
         self._executor = executor
         self._next: asyncio.Future[None] | None = None
+        self._undos: list[Callable[[], None]] = []
         self._runner: asyncio.Task[None] | None = None
 
-    async def commit(self) -> None:
+    async def commit(self, undo: Callable[[], None] | None = None) -> None:
         """Wait for a save that begins after this call. Raise what it raises.
 
         Cancelling a caller doesn't cancel the save.
+
+        Args:
+            undo: Called if the save fails, before the next save takes its snapshot. So what the caller made isn't
+                saved after it was told that it couldn't be.
         """
         loop = asyncio.get_running_loop()
         if self._next is None:
             self._next = loop.create_future()
         waited_for = self._next
+        if undo is not None:
+            self._undos.append(undo)
         if self._runner is None:
             self._runner = loop.create_task(self._run())
         await asyncio.shield(waited_for)
@@ -54,11 +61,12 @@ class GroupCommit(Generic[T]):
         try:
             while self._next is not None:
                 waiters, self._next = self._next, None
-                await self._serve(waiters)
+                undos, self._undos = self._undos, []
+                await self._serve(waiters, undos)
         finally:
             self._runner = None
 
-    async def _serve(self, waiters: asyncio.Future[None]) -> None:
+    async def _serve(self, waiters: asyncio.Future[None], undos: list[Callable[[], None]]) -> None:
         loop = asyncio.get_running_loop()
         self.saves += 1
         try:
@@ -66,5 +74,7 @@ class GroupCommit(Generic[T]):
         except Exception as error:
             waiters.set_exception(error)
             waiters.exception()  # Marks it as retrieved, even if every caller was cancelled.
+            for undo in undos:
+                undo()
         else:
             waiters.set_result(None)

@@ -73,6 +73,10 @@ class TimestampJournal:
         """Return the greatest timestamp (12 bytes) recorded for a key, or None. Timestamps sort as bytes do."""
         return self._greatest.get(key)
 
+    def is_new(self, key: bytes, timestamp: bytes) -> bool:
+        """Return whether a timestamp is above the greatest one recorded for a key."""
+        return timestamp > self._greatest.get(key, b"")
+
     def record(self, key: bytes, timestamp: bytes) -> None:
         """Record a timestamp (12 bytes) for a key (32 bytes), if it is above the greatest one.
 

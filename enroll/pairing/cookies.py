@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -22,6 +23,20 @@ def source_of(source: Endpoint) -> str:
     if isinstance(address, IPv4Address):
         return f"{address}/32"
     return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+
+
+# Each draw looks at all sources that wait.
+@lru_cache(maxsize=1 << 13)
+def site_of(source: str) -> str:
+    """Return the site of a source: the /48 that an IPv6 /64 is in, or the IPv4 address itself.
+
+    Whoever has an IPv6 network at all often has a /48, and so 65,536 sources.
+    """
+    try:
+        address = int(IPv6Address(source.partition("/")[0]))
+    except ValueError:
+        return source
+    return f"{IPv6Address(address >> 80 << 80)}/48"
 
 
 class Cookies:

@@ -49,12 +49,14 @@ class Forgotten:
         preshared_key: What it was given, 32 bytes.
         created: Whether the admission made a new peer, as `answer` was told.
         source: Where it is.
+        window: The number of the window that it was admitted in.
     """
 
     public_key: bytes
     preshared_key: bytes = field(repr=False)
     created: bool
     source: Endpoint
+    window: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ After twenty wrong tokens in a window, only one more is checked every ten second
 then wait with their CONFIRM for a draw (`draw.Draw`), for as long as their client repeats it. A right CONFIRM is no
 guess and uses up no turn.
 
-A run of a client, identified by its nonce_c, is admitted once. A CONFIRM of the same run that arrives late, in a
-second session, must not replace the preshared key that the client already uses.
+A run of a client, identified by its nonce_c and key, is admitted once. A CONFIRM of the same run that arrives late,
+in a second session, must not replace the preshared key that the client already uses.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class PairingServer:
         self._kem: Kem | None = None
         self._sessions: dict[bytes, PairingSession] = {}
         self._by_share_c: dict[bytes, PairingSession] = {}
-        self._runs: dict[bytes, PairingSession] = {}
+        self._runs: dict[tuple[bytes, bytes], PairingSession] = {}
         # Within a phase all sessions last equally long, so the first one in expires first.
         self._phases: dict[Phase, dict[bytes, PairingSession]] = {phase: {} for phase in Phase}
 
@@ -197,7 +197,7 @@ class PairingServer:
             return
         waiting.keys = None
         waiting.answered = b""
-        del self._runs[waiting.nonce_c]
+        del self._runs[waiting.run]
         self._move(waiting, Phase.HALF_OPEN, now)
 
     def poll_timeout(self) -> float | None:
@@ -285,7 +285,7 @@ class PairingServer:
                 return []
             session = self._begin(message, datagram, source, kem)
             if session is None:
-                return []
+                return self._count_invalid(source)
             self._keep(session, now)
         return [Reply(session.share_s(), source)]
 
@@ -351,6 +351,12 @@ class PairingServer:
         self._by_share_c[session.share_c] = session
         self._move(session, Phase.HALF_OPEN, now)
 
+    def _count_invalid(self, source: Endpoint) -> list[Output]:
+        """Count a share that is none like a session without a CONFIRM: the token was used for it as well."""
+        origin = source_of(source)
+        self.unconfirmed.begin(origin)
+        return [Abandoned(self.unconfirmed.abandoned, source)] if self.unconfirmed.abandon(origin) else []
+
     def _handle_confirm(self, datagram: bytes, source: Endpoint, now: float) -> list[Output]:
         message = Confirm.parse(datagram)
         session = None if message is None else self._sessions.get(message.session)
@@ -411,7 +417,7 @@ class PairingServer:
             return []
         if not hmac.compare_digest(session.forget, message.tag):
             return []
-        return [Forgotten(session.public_key, session.preshared_key, session.created, source)]
+        return [Forgotten(session.public_key, session.preshared_key, session.created, source, session.window)]
 
     def _deny(self, session: PairingSession, digest: bytes, now: float) -> Guessed:
         # In a session that was right once, a wrong CONFIRM is noise.
@@ -436,7 +442,7 @@ class PairingServer:
     def _admit(
         self, session: PairingSession, datagram: bytes, details: Details, keys: Keys, now: float
     ) -> list[Output]:
-        if session.nonce_c in self._runs:
+        if (session.nonce_c, details.public_key) in self._runs:
             return []
         outputs: list[Output] = []
         if session.charged is not None:
@@ -448,7 +454,8 @@ class PairingServer:
         session.keys = keys
         session.public_key = details.public_key
         session.answered = datagram
-        self._runs[session.nonce_c] = session
+        session.window = self.window.number
+        self._runs[session.run] = session
         self._move(session, Phase.ADMITTING, now)
         admit = Admit(session.session, session.token_id, details.public_key, details.name, keys.psk, session.source)
         return [*outputs, admit]
@@ -478,5 +485,5 @@ class PairingServer:
         self._phases[session.phase].pop(session.session, None)
         self._sessions.pop(session.session, None)
         self._by_share_c.pop(session.share_c, None)
-        if self._runs.get(session.nonce_c) is session:
-            del self._runs[session.nonce_c]
+        if self._runs.get(session.run) is session:
+            del self._runs[session.run]

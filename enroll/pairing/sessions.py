@@ -77,6 +77,7 @@ class PairingSession:
         forget: The tag that takes the admission back, once it was answered.
         preshared_key: Of the admission, once it was answered.
         created: Whether the admission made a new peer.
+        window: The window of the admission.
         keys: Those of the CONFIRM that is being admitted.
         answered: That CONFIRM; after the answer its SHA-256.
         charged: The window in which this session was counted as a wrong guess.
@@ -107,6 +108,7 @@ class PairingSession:
     forget: bytes = b""
     preshared_key: bytes = b""
     created: bool = False
+    window: int = 0
     charged: int | None = None
     proved: bool = False
     unconfirmed: Unconfirmed | None = None
@@ -129,6 +131,11 @@ class PairingSession:
             del missed[next(iter(missed))]
         self.missed = missed
         return False
+
+    @property
+    def run(self) -> tuple[bytes, bytes]:
+        """What is admitted once. The key belongs to it: anyone on the path can begin a session with a nonce_c."""
+        return self.nonce_c, self.public_key
 
     def share_s(self) -> bytes:
         """Return message 4, which answers `share_c`."""

@@ -6,9 +6,11 @@ and they cost us time and memory. They are slowed and never stopped, because sto
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
+from rustguard_py.enroll.pairing.cookies import site_of
 from rustguard_py.enroll.pairing.rate_limit import RateLimit
 
 # Begun and not confirmed, in one window. Beyond these, new sessions are slowed.
@@ -35,13 +37,15 @@ class Unconfirmed:
         abandoned: Sessions that ended without a CONFIRM.
     """
 
-    __slots__ = ("_begun", "_by_source", "_newcomers", "_others", "abandoned")
+    __slots__ = ("_begun", "_by_site", "_by_source", "_newcomers", "_others", "abandoned")
 
     def __init__(self) -> None:
         self.abandoned = 0
         self._begun = 0
         self._by_source: dict[str, _Source] = {}
-        # Sources without such a session have a lane of their own, so that the others can't take their place.
+        # The sessions of the sources that are counted, by site.
+        self._by_site: Counter[str] = Counter()
+        # Sites without such a session have a lane of their own, so that the others can't take their place.
         self._newcomers = RateLimit(LANE_RATE, 1)
         self._others = RateLimit(LANE_RATE, 1)
 
@@ -60,7 +64,7 @@ class Unconfirmed:
         known = self._by_source.get(source)
         if known is not None and known.begun >= SOURCE_BOUND and not known.rate.take(now):
             return False
-        lane = self._newcomers if known is None else self._others
+        lane = self._others if site_of(source) in self._by_site else self._newcomers
         return not self.is_slow or lane.take(now)
 
     def begin(self, source: str) -> None:
@@ -71,6 +75,7 @@ class Unconfirmed:
             known = self._by_source[source] = _Source()
         if known is not None:
             known.begun += 1
+            self._by_site[site_of(source)] += 1
 
     def confirm(self, source: str) -> None:
         """Count a session no longer: its CONFIRM came."""
@@ -78,8 +83,11 @@ class Unconfirmed:
         known = self._by_source.get(source)
         if known is not None:
             known.begun -= 1
+            self._by_site[site := site_of(source)] -= 1
             if known.begun <= 0:
                 del self._by_source[source]
+            if self._by_site[site] <= 0:
+                del self._by_site[site]
 
     def abandon(self, source: str) -> bool:
         """Count a session as abandoned; return whether to report that: the first one, and each tenfold."""

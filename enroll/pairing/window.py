@@ -7,12 +7,14 @@ tokens, and one more for each ten seconds that it is open.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
 from typing import Final
 
+from rustguard_py.enroll.pairing.cookies import site_of
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import UsageError
 from rustguard_py.state.records import GuessRecord
@@ -85,13 +87,27 @@ class Window:
         record: What was saved of the last window, or None.
     """
 
-    __slots__ = ("_by_source", "_closed", "_ended", "_ends", "_limits", "_new_peers", "_turn", "_used", "number")
+    __slots__ = (
+        "_by_site",
+        "_by_source",
+        "_closed",
+        "_ended",
+        "_ends",
+        "_limits",
+        "_new_peers",
+        "_turn",
+        "_used",
+        "number",
+    )
 
     def __init__(self, record: GuessRecord | None = None) -> None:
         record = GuessRecord() if record is None else record
         self.number = record.window
         self._used = record.used
         self._by_source = dict(record.by_source)
+        self._by_site: Counter[str] = Counter()
+        for source, count in record.by_source.items():
+            self._by_site[site_of(source)] += count
         self._limits = Limits(record.sources, NEW_PEERS if record.most is None else record.most)
         self._new_peers = record.new_peers
         self._ended = record == GuessRecord(record.window)
@@ -114,6 +130,7 @@ class Window:
         self.number += 1
         self._used = 0
         self._by_source = {}
+        self._by_site.clear()
         self._limits = Limits() if limits is None else limits
         self._new_peers = 0
         self._ended = False
@@ -176,9 +193,9 @@ class Window:
         """Return whether a source (see `cookies.source_of`) may still have a token checked."""
         return self.is_open(now) and self._by_source.get(source, 0) < GUESSES_A_SOURCE
 
-    def guesses_of(self, source: str) -> int:
-        """Return how many wrong tokens a source has tried in this window."""
-        return self._by_source.get(source, 0)
+    def guesses_of(self, source: str) -> tuple[int, int]:
+        """Return how many wrong tokens the site of a source, and the source, have tried in this window."""
+        return self._by_site.get(site_of(source), 0), self._by_source.get(source, 0)
 
     @property
     def turn(self) -> float:
@@ -189,6 +206,7 @@ class Window:
         """Count a wrong token that was checked now. The caller makes the record durable."""
         self._used += 1
         self._by_source[source] = self._by_source.get(source, 0) + 1
+        self._by_site[site_of(source)] += 1
         self._turn = now + TURN_SECONDS
         return self.record
 
@@ -196,6 +214,7 @@ class Window:
         """Take a charge back: the same session proved afterwards that it was only a garbled datagram."""
         left = self._by_source.get(source, 0) - 1
         self._used = max(0, self._used - 1)
+        self._by_site[site_of(source)] -= 1
         if left > 0:
             self._by_source[source] = left
         else:

@@ -48,16 +48,19 @@ class Saver:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
 
-    async def save(self) -> None:
+    async def save(self, undo: Callable[[], None] | None = None) -> None:
         """Save, and return once all changes made before the call are durable.
 
         A failure is logged, and the save is retried in the background until it succeeds.
+
+        Args:
+            undo: Takes the caller's change back if it can't be saved, so that no later save contains it.
 
         Raises:
             StateError: It couldn't be saved this time.
         """
         try:
-            await self._commit.commit()
+            await self._commit.commit(undo)
         except StateError as error:
             if not self.failed:
                 log.warning("the state can't be saved, so nobody can join: %s", error)
@@ -69,11 +72,10 @@ class Saver:
         self.failed = False
 
     async def durable(self, undo: Callable[[], None]) -> bool:
-        """Save a change that was just made, and return whether that worked; if not, call `undo`."""
+        """Save a change that was just made, and return whether that worked; if not, `undo` was called."""
         try:
-            await self.save()
+            await self.save(undo)
         except StateError:
-            undo()
             return False
         return True
 

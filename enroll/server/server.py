@@ -398,10 +398,9 @@ class RunningServer:
         if not forgotten.created:
             log.info("a peer at %s can't use what it got when it joined again", endpoint)
             return
-        number = self.window.number
         record = await self.admissions.take_back(forgotten.public_key, forgotten.preshared_key)
         if record is not None:
-            self.window.forget_new(number)
+            self.window.forget_new(forgotten.window)
             key = encode_key(record.public_key)
             audit.record(audit.TakenBack(record.name, key, str(record.address4), endpoint or ""))
 

@@ -97,6 +97,10 @@ class FurtherTimestamps:
         """See `KeptTimestamps.record`."""
         self._kept.record(self._name(key), timestamp)
 
+    def is_new(self, key: bytes, timestamp: bytes) -> bool:
+        """See `KeptTimestamps.is_new`."""
+        return self._kept.is_new(self._name(key), timestamp)
+
     def _name(self, key: bytes) -> bytes:
         return timestamp_names(key, self._number + 1)[-1]
 

@@ -33,6 +33,9 @@ class MemoryTimestamps:
     def greatest(self, key: bytes) -> bytes | None:
         return self.known.get(key)
 
+    def is_new(self, key: bytes, timestamp: bytes) -> bool:
+        return timestamp > self.known.get(key, b"")
+
     def record(self, key: bytes, timestamp: bytes) -> None:
         assert timestamp > self.known.get(key, b""), "a recorded timestamp went back"
         self.known[key] = timestamp

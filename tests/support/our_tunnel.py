@@ -163,6 +163,9 @@ class _Timestamps:
     def greatest(self, key: bytes) -> bytes | None:
         return self._known.get(key)
 
+    def is_new(self, key: bytes, timestamp: bytes) -> bool:
+        return timestamp > self._known.get(key, b"")
+
     def record(self, key: bytes, timestamp: bytes) -> None:
         self._known[key] = timestamp
 

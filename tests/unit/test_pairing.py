@@ -18,7 +18,7 @@ from rustguard_py.enroll.pairing.cookies import Cookies, source_of
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.key_schedule import session_id, stretch
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, Revision, ShareC, ShareS
-from rustguard_py.enroll.pairing.outputs import Admit, Forgotten, Guessed, Output, Reply
+from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.rate_limit import SourceRateLimits
 from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.spares import POOL
@@ -170,6 +170,27 @@ def test_one_run_of_a_client_is_admitted_once() -> None:
     assert server.handle(runs[1], HERE, 0.0) == []
     server.answer(admit.session, {"status": "full"}, 0.0)
     assert server.handle(runs[1], HERE, 0.0) == []
+
+
+def test_anyone_else_who_pairs_with_a_clients_nonce_keeps_it_from_nothing() -> None:
+    """The nonce is seen on the path. Somebody there who knows the token joins first, with a key of its own."""
+    server, insider = (
+        a_server(),
+        PairingClient(TOKEN, bytes([9]) * 32, "insider", Random(5).randbytes, 0.0, stretching=cheap_stretch),
+    )
+    client = a_client()
+    insider._hello = client._hello
+    confirms = []
+    for each, source in ((insider, ELSEWHERE), (client, HERE)):
+        each.handle(only_reply(server.handle(client._hello.encode(), source, 0.0)), SERVER, 0.0)
+        share_c = [each.poll_transmit(), each.poll_transmit()][1]
+        assert share_c is not None
+        each.handle(only_reply(server.handle(share_c.datagram, source, 0.0)), SERVER, 0.0)
+        confirms.append((sent(each), source))
+    (first,), (second,) = (server.handle(confirm, source, 0.0) for confirm, source in confirms)
+    assert isinstance(first, Admit)
+    assert isinstance(second, Admit)
+    assert second.public_key == public_key(bytes([1]) * 32)
 
 
 def test_an_answer_too_long_leaves_the_session_waiting() -> None:
@@ -332,8 +353,10 @@ def test_a_share_without_its_cookie_is_dropped(field: str) -> None:
 def test_a_share_of_low_order_is_dropped() -> None:
     server, client = a_server(), a_client()
     share_c = to_share_c(server, client)
-    assert server.handle(share_c[:68] + bytes(32) + share_c[100:], HERE, 0.0) == []
-    assert server.half_open == 0
+    # Nobody is answered, but it is counted: the token was used for it, and somebody could time that.
+    outputs = server.handle(share_c[:68] + bytes(32) + share_c[100:], HERE, 0.0)
+    assert outputs == [Abandoned(1, HERE)]
+    assert (server.half_open, server.unconfirmed.abandoned) == (0, 1)
 
 
 datagrams = st.one_of(
@@ -695,7 +718,7 @@ def test_a_client_that_was_admitted_can_take_it_back_and_nobody_else_can() -> No
     assert server.handle(flip_bit(forget, 20 * 8), HERE, 0.0) == []
     assert server.handle(forget, ("198.51.100.66", 1), 0.0) == []
     (output,) = server.handle(forget, HERE, 0.0)
-    assert output == Forgotten(public_key(bytes([1]) * 32), client.outcome.preshared_key, True, HERE)
+    assert output == Forgotten(public_key(bytes([1]) * 32), client.outcome.preshared_key, True, HERE, 1)
 
 
 def test_a_hello_of_another_revision_is_answered_with_ours() -> None:

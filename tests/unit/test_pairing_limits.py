@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from ipaddress import ip_network
+from itertools import islice
 from random import Random
 
 import pytest
@@ -126,6 +127,24 @@ def test_beyond_the_bound_of_a_window_ten_sessions_begin_each_second_half_of_the
     server.window.open(600, 14.0)
     server.handle_timeout(14.0)
     assert not server.unconfirmed.is_slow
+
+
+def test_one_ipv6_48_is_no_newcomer_with_each_of_its_64s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unconfirmed, "SOURCES", 50)
+    counter = unconfirmed.Unconfirmed()
+    sources = (f"2001:db8:1:{number:x}::/64" for number in range(65536))
+    for source in islice(sources, unconfirmed.WINDOW_BOUND):
+        counter.begin(source)
+    assert counter.is_slow
+    for number, source in enumerate(islice(sources, 800)):
+        if counter.may_begin(source, number / 80):
+            counter.begin(source)
+    # The other site is heard at once, and so is another /48.
+    assert counter.may_begin("192.0.2.7/32", 10.0)
+    assert counter.may_begin("2001:db8:2::/64", 10.2)
+    for number in range(1000):
+        counter.confirm(f"2001:db8:1:{number:x}::/64")
+    assert not counter._by_site
 
 
 def test_confirmed_sessions_are_not_counted() -> None:
@@ -252,7 +271,7 @@ def test_a_source_has_a_bounded_number_of_waiting_sessions() -> None:
 
 
 def test_the_draw_prefers_who_has_guessed_least_and_is_fair_among_them() -> None:
-    draw, wrong = Draw(Random(0).randbytes), {"a": 0, "b": 0, "c": 1}
+    draw, wrong = Draw(Random(0).randbytes), {"a": (0, 0), "b": (0, 0), "c": (1, 1)}
     seen: Counter[bytes] = Counter()
     for _ in range(3000):
         for source in wrong:
@@ -267,6 +286,28 @@ def test_the_draw_prefers_who_has_guessed_least_and_is_fair_among_them() -> None
     assert set(seen) == {b"a", b"b"}
     assert 1380 < seen[b"a"] < 1620
     assert not draw
+
+
+def test_the_draw_takes_an_ipv6_48_for_one() -> None:
+    """65,536 sources that never guessed are no better than one once their site has guessed."""
+    window = Window()
+    window.open(600, 0.0)
+    alone = 0
+    for seed in range(400):
+        draw = Draw(Random(seed).randbytes)
+        for number in range(50):
+            draw.put(f"2001:db8:1:{number:x}::/64", number.to_bytes(2), b"")
+        draw.put("192.0.2.7/32", b"client", b"")
+        alone += draw.take(window.guesses_of) == (b"client", b"")
+    assert 160 < alone < 240
+    draw.put("192.0.2.7/32", b"client", b"")
+    window.charge("2001:db8:1:ffff::/64", 0.0)
+    assert draw.take(window.guesses_of) == (b"client", b"")
+    window.refund("2001:db8:1:ffff::/64")
+    assert window.guesses_of("2001:db8:1:ffff::/64") == (0, 0)
+    # A start that goes on with a window counts its sites again.
+    window.charge("2001:db8:1:7::/64", 0.0)
+    assert Window(window.record).guesses_of("2001:db8:1:8::/64") == (1, 0)
 
 
 def test_a_confirm_that_nobody_looks_at_begins_no_further_session() -> None:

@@ -123,7 +123,7 @@ def test_the_server_understands_a_client_written_from_the_page() -> None:
 
     forget = header(7) + session + hmac.digest(expand(b"forget"), th + session, "sha256")
     assert len(forget) == 48
-    assert server.handle(forget, SOURCE, 1.0) == [Forgotten(public_key, expand(b"psk"), False, SOURCE)]
+    assert server.handle(forget, SOURCE, 1.0) == [Forgotten(public_key, expand(b"psk"), False, SOURCE, 1)]
 
 
 def test_a_cookie_is_the_pages_hmac() -> None:

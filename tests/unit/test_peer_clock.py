@@ -109,6 +109,10 @@ def shut_out(server: Server) -> None:
     server.peer.wall_offset = 0
 
 
+def timestamp_of(seconds: int) -> bytes:
+    return tai64n.encode(seconds * 10**9)
+
+
 def by_name(_: Server) -> str:
     return "phone"
 
@@ -138,6 +142,40 @@ def test_a_reset_lasts_over_a_restart_without_a_handshake(tmp_path: Path) -> Non
         server.reset("phone")
         server.restart()
         assert server.shake_hands()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_recording_from_when_the_clock_was_ahead_is_refused_after_the_reset(restart: bool, tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        # Two handshakes with the wrong clock: an attacker has more than the one with the greatest timestamp.
+        shut_out(server)
+        shut_out(server)
+        there = server.host.endpoint
+        recorded = [each for _, _, to, each in server.network.recorded if to == there and each[0] == 1]
+        assert len(recorded) == 2
+        server.reset("phone")
+        if restart:
+            server.restart()
+        for each in recorded:
+            server.host.receive(each, ("203.0.113.9", 1000))
+            server.network.run(1)
+        assert server.shown()["clock_ahead"] is None
+        assert server.shake_hands()
+        assert not server.timestamps.is_new(server.peer.public_key, timestamp_of(IN_2150 + 1))
+        assert server.timestamps.is_new(server.peer.public_key, timestamp_of(IN_2150 + 10**6))
+
+
+def test_a_peer_that_was_reset_is_heard_also_when_our_clock_is_behind(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    timestamps, key = KeptTimestamps(tmp_path, lambda: 0.0), bytes(32)
+    timestamps.record(key, timestamp_of(IN_2150))
+    asyncio.run(timestamps.forget([key]))
+    assert not timestamps.is_new(key, timestamp_of(FAR_SECONDS + 1))
+    assert timestamps.is_new(key, timestamp_of(FAR_SECONDS))
+    timestamps.record(key, timestamp_of(1_700_000_000))
+    assert timestamps.is_new(key, timestamp_of(1_700_000_000 + FAR_SECONDS))
+    assert not timestamps.is_new(key, timestamp_of(1_700_000_000 + FAR_SECONDS + 1))
+    timestamps.close()
 
 
 def test_the_cause_is_named_until_the_reset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

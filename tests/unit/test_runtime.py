@@ -51,6 +51,7 @@ def test_a_tunnel_in_the_kernel_gets_its_key_sockets_and_settings_and_is_undone_
         return ["a note"]
 
     def tunnel(*arguments: object, **options: object) -> object:
+        assert callable(options.pop("make"))
         done.append((arguments[0], *arguments[2:], options))
         assert arguments[1] is device
         return SimpleNamespace(close=lambda: done.append("closed"))

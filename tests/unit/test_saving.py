@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping
 from ipaddress import IPv4Network
 
@@ -69,6 +70,36 @@ def test_a_save_that_the_disk_refuses_is_told_once_undone_and_done_once_there_is
         "the state can't be saved",
         "the state can be saved again",
     ]
+
+
+def test_a_change_that_was_refused_is_not_in_the_next_save_either() -> None:
+    """A crash after that save would load what its caller was told is not saved."""
+
+    async def main() -> None:
+        state, held = make_state(), threading.Event()
+        refused: list[object] = []
+        ports: list[object] = []
+
+        def write(document: Mapping[str, object]) -> None:
+            if not refused:
+                refused.append(document["port"])
+                held.wait(60)
+                raise StateError("The disk is full.")
+            ports.append(document["port"])
+
+        saver = Saver(state, write, lazy=NEVER, retry=NEVER)
+        state.port = 1
+        first = asyncio.create_task(saver.durable(lambda: setattr(state, "port", 51820)))
+        while not refused:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(saver.durable(lambda: None))
+        await asyncio.sleep(0)
+        held.set()
+        assert (await first, await second) == (False, True)
+        assert (refused, ports) == ([1], [51820])
+        await saver.finish()
+
+    asyncio.run(main())
 
 
 def test_what_can_wait_is_saved_by_itself_and_many_changes_at_once() -> None:

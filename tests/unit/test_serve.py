@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -81,12 +81,17 @@ def serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Se
     ) -> None:
         made.laid_out.append((interface, mtu, [str(each) for each in own]))
 
+    async def keep(_stack: AsyncExitStack, tunnels: Sequence[object], setups: Sequence[object], *_: object) -> None:
+        # Each interface that is laid out is kept. There is no kernel to compare them with.
+        assert len(tunnels) == len(setups) == len(made.laid_out)
+
     def bind(_stack: AsyncExitStack, port: int) -> list[Any]:
         made.lines.append(f"bound {port}")
         return []
 
     monkeypatch.setattr(engine, "choose", lambda _: MemoryEngine("native", "asked for"))
-    monkeypatch.setattr(start, "free_interface_name", lambda: "rg0")
+    monkeypatch.setattr(runtime, "free_interface_name", lambda: "rg0")
+    monkeypatch.setattr(start, "keep", keep)
     monkeypatch.setattr(start, "check_pools", lambda _state, interfaces: made.lines.append(f"checked {interfaces}"))
     monkeypatch.setattr(start, "why_no_ipv6", lambda: None)
     monkeypatch.setattr(server, "stretch", cheap_stretch)

@@ -139,6 +139,21 @@ def test_the_count_of_new_peers_is_saved_together_with_the_peer(tmp_path: Path) 
     run(tmp_path, test)
 
 
+def test_what_is_taken_back_counts_for_the_window_that_it_was_admitted_in(tmp_path: Path) -> None:
+    async def test(running: Running) -> None:
+        joined = await running.join()
+        assert isinstance(joined, Joined)
+        await running.ask("open", seconds=600, most=1)
+        assert isinstance(await running.join(source=("192.0.2.3", 40000)), Joined)
+        running.tell(joined.forget)
+        async with asyncio.timeout(60):
+            while len(running.state.peers) > 1:
+                await asyncio.sleep(0.005)
+        assert await running.join(source=("192.0.2.4", 40000)) == Failed(Failure.WINDOW_FULL)
+
+    run(tmp_path, test)
+
+
 def test_a_join_that_is_refused_otherwise_is_not_counted(tmp_path: Path) -> None:
     async def test(running: Running) -> None:
         assert isinstance(await running.join(), Joined)

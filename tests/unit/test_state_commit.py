@@ -95,6 +95,27 @@ def test_a_failure_reaches_all_who_waited_for_that_save_and_the_next_one_goes_on
     asyncio.run(scene())
 
 
+def test_what_could_not_be_saved_is_taken_back_before_the_next_save_looks() -> None:
+    """A crash after that next save must not load what its caller was told is not saved."""
+
+    async def scene() -> None:
+        store = Store()
+        store.live, store.error = 5, StateError("no room")
+        first = asyncio.create_task(store.group.commit(lambda: setattr(store, "live", 0)))
+        await store.wait_until_begun()
+        second = asyncio.create_task(store.group.commit(lambda: setattr(store, "live", -1)))
+        await asyncio.sleep(0)
+        store.gate.release()
+        with pytest.raises(StateError):
+            await first
+        store.error = None
+        store.gate.release()
+        await second
+        assert (store.saved, store.live) == ([0], 0)
+
+    asyncio.run(scene())
+
+
 def test_a_snapshot_that_fails_reaches_who_waits_too() -> None:
     async def scene() -> None:
         group: GroupCommit[int] = GroupCommit(lambda: 1 // 0, print)

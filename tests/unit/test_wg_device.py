@@ -89,6 +89,9 @@ class Timestamps(dict[bytes, bytes]):
     greatest = dict.get
     record = dict.__setitem__
 
+    def is_new(self, key: bytes, timestamp: bytes) -> bool:
+        return timestamp > self.get(key, b"")
+
 
 class Bench:
     """A device on an `UnsurePlane`, and its socket."""

@@ -260,14 +260,18 @@ def test_a_signal_while_it_starts_takes_everything_back(net: Lan, tmp_path: Path
     eventually(lambda: not Path(f"/proc/{pid}").exists(), what="the hook's end")
 
 
-def test_an_interface_that_is_taken_away_ends_it_in_good_order(net: Lan, tmp_path: Path) -> None:
+def test_an_interface_that_is_taken_away_comes_back_and_ends_in_good_order(net: Lan, tmp_path: Path) -> None:
     laptop, log = net.laptop, tmp_path / "said"
     laptop.file("Address = 10.9.0.1/32", net.home.peer("AllowedIPs = 0.0.0.0/0"))
     before = laptop.system()
     program = laptop.start("up wg0 --foreground", log)
     eventually(lambda: "wg0 is up" in log.read_text(), what="the tunnel")
     laptop.host.ip(["link del wg0"])
-    assert program.wait(20) == 1
+    eventually(lambda: " 10.9.0.1/32 " in laptop.says("ip", "-o", "address"), what="the interface and its address")
+    eventually(lambda: "dev wg0" in laptop.says("ip", "route", "show", "table", "all"), what="its routes")
+    assert program.poll() is None
+    program.terminate()
+    assert program.wait(20) == 0
     assert laptop.system() == before
 
 
