@@ -562,5 +562,5 @@ def test_a_daemon_that_takes_no_request_is_given_up_in_time_with_what_to_check(p
         listener.bind(str(path))
         listener.listen()
         with pytest.raises(UnansweredError, match="doesn't answer") as caught:
-            call(path, "echo", {"much": "x" * 10_000_000}, timeout=0.1)
+            call(path, "echo", {"much": "x" * 1_000_000}, timeout=0.5)
     assert caught.value.fix == "Check whether it is stopped or overloaded."

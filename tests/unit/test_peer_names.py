@@ -241,3 +241,15 @@ def test_two_peers_with_one_kept_dns_name_do_not_load() -> None:
         ServerState.from_json(kept)
     cast(Any, kept["peers"])[1]["dns_name"] = "kitchen-2"
     assert [each.dns_name for each in ServerState.from_json(kept).peers.values()] == ["kitchen", "kitchen-2"]
+
+
+def test_a_kept_dns_name_stays_though_an_earlier_peers_name_would_make_it() -> None:
+    registry = make_registry()
+    for number, name in enumerate(("laptop", "phone"), 1):
+        admit(registry, bytes([number]) * 32, name)
+    kept = registry.state.to_json()
+    first, second = cast(Any, kept["peers"])
+    first["name"] = "Kitchen"
+    first.pop("dns_name", None)
+    second["dns_name"] = "kitchen"
+    assert [each.dns_name for each in ServerState.from_json(kept).peers.values()] == ["kitchen-2", "kitchen"]
