@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -44,6 +45,10 @@ VERBS: Mapping[str, Entry] = {
     "open": Entry("rustguard_py.cli.open_window:command", "Open the server's window for new peers."),
     "close": Entry("rustguard_py.cli.close_window:command", "Close the server's window."),
     "status": Entry("rustguard_py.cli.status:command", "Show the tunnel, its window and its peers."),
+    "stop": Entry("rustguard_py.cli.stop:command", "End what runs, in the background or as a service."),
+    "logs": Entry("rustguard_py.cli.show_logs:command", "Show what a server or client has logged."),
+    "service": Entry("rustguard_py.cli.service:command", "Run a server, client or tunnel as a service of systemd."),
+    "leave": Entry("rustguard_py.cli.leave:command", "Leave a network: disconnect and forget its keys."),
     "peers": Entry("rustguard_py.cli.peers:command", "List, rename, revoke and restore peers."),
     "audit": Entry("rustguard_py.cli.audit:command", "Show who joined, who was refused, and who changed what."),
     "up": Entry(
@@ -81,6 +86,17 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb that a command line begins with; of one that doesn't exist, name the nearest."""
+        name = args[0]
+        if name not in VERBS and not name.startswith("-") and not ctx.resilient_parsing:
+            near = get_close_matches(name, VERBS, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else " See: rustguard --help"
+            raise click.UsageError(f"There is no command {name!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing one."""
         with formatter.section("Commands"):
@@ -89,6 +105,8 @@ class LazyGroup(click.Group):
     def format_epilog(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the examples."""
         write_examples(formatter, EXAMPLES)
+        with formatter.section("More"):
+            formatter.write_text("rustguard COMMAND --help; the manual page: man rustguard, or rustguard man")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         """Return the verbs that begin so, without importing one."""

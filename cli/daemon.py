@@ -11,7 +11,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import InUseError, NotRunningError, UnansweredError, UsageError
+from rustguard_py.model.errors import InUseError, NotRunningError, RustGuardError, UnansweredError, UsageError
+from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
 
 Result = TypeVar("Result")
@@ -64,6 +65,31 @@ def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None
         RustGuardError: The daemon's own error.
     """
     return call(find_socket(state), method, params)
+
+
+def runs_already(directory: Path, role: str, host: str | None = None) -> bool:
+    """Return whether a daemon runs on a state directory, as was asked for, and say so.
+
+    Args:
+        directory: The state directory.
+        role: The role that was asked for, `server` or `client`.
+        host: The server to join, or None for any.
+    """
+    socket = paths.find_socket(directory)
+    if socket is None or not listens(socket):
+        return False
+    try:
+        found = call(socket, "status")
+    except RustGuardError:
+        return False  # the start then reports whatever keeps it from the directory
+    if found.get("role") != role:
+        return False
+    server = next((str(each["name"]) for each in found.get("peers", ())), "") if role == "client" else ""
+    if role == "client" and host is not None and host != server:
+        return False
+    what = f"A client of {server}" if role == "client" else "The server"
+    click.echo(printable(f"{what} runs already on {found['interface']}, process {found['pid']}."), err=True)
+    return True
 
 
 def find_socket(state: Path | None) -> Path:

@@ -19,6 +19,7 @@ import click
 
 from rustguard_py.cli import logs
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.service_manager import ServiceManager
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.limits import MEMORY, THREADS
 from rustguard_py.model.printable import printable
@@ -36,7 +37,9 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging
     """
     _no_core_dump()
     logs.configure(level)
-    asyncio.run(_main(work(Voice(change=lambda line: _print(line, dim=True), say=_print))))
+    manager = ServiceManager.from_environment()
+    voice = Voice(change=lambda line: _print(line, dim=True), say=_print, manager=manager)
+    asyncio.run(_main(work(voice)))
 
 
 async def _main(work: Coroutine[Any, Any, None]) -> None:
@@ -111,7 +114,7 @@ class Background:
 
 
 def _in_the_background(child: int) -> str:
-    return f"In the background, process {child}. To end it: kill {child}"
+    return f"In the background, process {child}. To end it: sudo rustguard stop"
 
 
 def _wait(readable: int, child: int, farewell: Callable[[int], str]) -> NoReturn:

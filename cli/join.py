@@ -46,6 +46,7 @@ from rustguard_py.model.printable import printable
 @click.option("--interface", metavar="NAME", help="Name of the interface.  [default: the first free of rg0, rg1, …]")
 @click.option("--save-only", is_flag=True, help="Join and save the network; carry no traffic.")
 @click.option("--daemon", is_flag=True, help="Go to the background once the interface is up, connected or not.")
+@click.option("--service", is_flag=True, help="Install this as a service of systemd: now, and at each boot.")
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @data_path_options
 @log_level_option("info")
@@ -60,6 +61,7 @@ def command(
     interface: str | None,
     save_only: bool,
     daemon: bool,
+    service: bool,
     group: str | None,
     data_path: DataPath,
     state: Path | None,
@@ -69,8 +71,14 @@ def command(
     The network (address, keys) is saved, so that `rustguard join` later connects without token or window.
     """
     wished = _name(name)
+    if service:
+        from rustguard_py.cli.service import install_as
+
+        install_as(click.get_current_context())
+        return
     secret = find_token(token, token_file)
 
+    from rustguard_py.cli.daemon import runs_already
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.enroll.client.obtain import Applicant, Target
     from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice
@@ -78,6 +86,8 @@ def command(
     from rustguard_py.state.paths import state_directory
 
     directory = state_directory("client", state)
+    if not save_only and runs_already(directory, "client", Target.parse(server, fingerprint).host):
+        return
     if secret is None and server is not None and not (directory / "state.json").exists():
         # Nothing is saved, so a token is needed.
         secret = read_token(None, None, warn_if_weak=False)

@@ -68,6 +68,8 @@ OPEN_SECONDS = 600
     help="Number of tunnels to each client, each with its own port, key and interface; flows are spread over "
     "them; kept.  [default: 1]",
 )
+@click.option("--daemon", is_flag=True, help="Go to the background once clients can connect.")
+@click.option("--service", is_flag=True, help="Install this as a service of systemd: now, and at each boot.")
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @data_path_options
 @log_level_option("info")
@@ -83,36 +85,48 @@ def command(
     interface: str | None,
     mtu: int | None,
     tunnels: int | None,
+    daemon: bool,
+    service: bool,
     group: str | None,
     data_path: DataPath,
     state: Path | None,
 ) -> None:
-    """Run a server in the foreground, until Ctrl-C or SIGTERM.
+    """Run a server, until Ctrl-C, SIGTERM or `rustguard stop`.
 
     It owns a pool of addresses and admits anyone who knows the token while the window is open (`rustguard open`).
     Its key, its peers and their addresses are kept for the next start.
     """
-    pool4 = _network4(pool)
-    network6 = _network6(pool6)
-    secret = _token(token, token_file)
+    if service:
+        from rustguard_py.cli.service import install_as
 
-    from rustguard_py.cli.foreground import run
+        install_as(click.get_current_context())
+        return
+    pool4 = network4(pool)
+    pool_6 = network6(pool6)
+
+    from rustguard_py.cli.daemon import runs_already
+    from rustguard_py.cli.foreground import Background, run
     from rustguard_py.enroll.server.settings import Settings
     from rustguard_py.enroll.server.start import PairingOptions, ServeOptions, serve
     from rustguard_py.state.paths import state_directory
 
+    directory = state_directory("server", state)
+    if runs_already(directory, "server"):
+        return
+    secret = ask_token(token, token_file)
     options = ServeOptions(
-        directory=state_directory("server", state),
-        settings=Settings(pool4, network6, pool6 != "none", port, mtu, tunnels),
+        directory=directory,
+        settings=Settings(pool4, pool_6, pool6 != "none", port, mtu, tunnels),
         pairing=PairingOptions(secret, open_for, most),
         data_path=data_path,
         interface=interface,
         group=group,
     )
-    run(lambda voice: serve(options, voice))
+    background = Background(directory.with_suffix(".log")) if daemon else None
+    run(lambda voice: serve(options, voice, background.ready if background else lambda: None))
 
 
-def _token(option: str | None, file: Path | None) -> str | None:
+def ask_token(option: str | None, file: Path | None) -> str | None:
     """Return the token, asking for it on a terminal only: a service without one serves the peers it has."""
     token = find_token(option, file)
     if token is None and sys.stdin.isatty():
@@ -131,7 +145,7 @@ _NOT_FOR_HOSTS = {
 }
 
 
-def _network4(text: str | None) -> IPv4Network | None:
+def network4(text: str | None) -> IPv4Network | None:
     """Return the network of `--pool`, or None if it wasn't given.
 
     Raises:
@@ -150,7 +164,8 @@ def _network4(text: str | None) -> IPv4Network | None:
     return network
 
 
-def _network6(text: str | None) -> IPv6Network | None:
+def network6(text: str | None) -> IPv6Network | None:
+    """Return the network of `--pool6`, or None if it wasn't given or is `none`; see `network4`."""
     if text in (None, "none"):
         return None
     try:

@@ -48,7 +48,11 @@ class QuickControl:
         # Trust is the command's that began the tunnel: it ran as root, and a request may come from the group.
         config = conf_files.load_to_run(life.file, trust=life.trust)
         async with life.changing:
-            return {"changes": await reload(life.get_running(), config, life.voice)}
+            life.voice.manager.reloading()
+            try:
+                return {"changes": await reload(life.get_running(), config, life.voice)}
+            finally:
+                life.voice.manager.reloaded()
 
     def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
         running = self._life.get_running()

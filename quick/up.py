@@ -8,8 +8,8 @@ stopped, with changes to the file applied meanwhile; then PreDown · SaveConfig 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from rustguard_py.daemon import dns, runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.keeper import Keeper, KeptInterface
 from rustguard_py.daemon.ledger import Ledger, Left
+from rustguard_py.daemon.overseer import oversee
 from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RustGuardError
@@ -117,7 +119,9 @@ async def _run(life: Life, program: Program, config: conf.Config, ready: Callabl
             life.is_up(running)
             life.voice.say(f"{life.interface} is up, engine {program.engine.name}, UDP port {running.port}.")
             ready()
-            fault = await _until_stopped(running)
+            async with _overseen(life, running):
+                fault = await _until_stopped(running)
+            life.voice.manager.stopping()
         except BaseException:
             life.running = None
             raise
@@ -165,6 +169,22 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     await hooks.run(config.hooks.post_up, interface, echo)
     await running.keeper.begin(stack)
     return running
+
+
+@asynccontextmanager
+async def _overseen(life: Life, running: Running) -> AsyncIterator[None]:
+    """Tell the service manager that the tunnel is up, and how it does meanwhile."""
+
+    def describe() -> str:
+        return f"{life.interface}: {len(running.config.peers)} peers, UDP port {running.port}"
+
+    life.voice.manager.ready(describe())
+    tasks = Tasks()
+    tasks.spawn(oversee(life.voice.manager, [running.plain.tunnel], describe))
+    try:
+        yield
+    finally:
+        await tasks.close()
 
 
 async def _until_stopped(running: Running) -> RustGuardError | None:

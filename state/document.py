@@ -167,10 +167,15 @@ class Document:
             self._files.unlink(second_name)
         try:
             self._files.link(self.path, second_name)
+        except FileNotFoundError:
+            # Another program deleted it. What is being saved is complete, so the file comes back.
+            return
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            content = read_private(self._files, self.path) or b""
+            content = read_private(self._files, self.path)
+            if content is None:
+                return
             self._files.close(write_fresh(self._files, second_name, content))
         self._files.rename(second_name, self._beside("bak"))
 

@@ -80,6 +80,16 @@ def listens(path: Path) -> bool:
         return True
 
 
+def listener(path: Path) -> int:
+    """Return the process id of the daemon that listens on a socket; it need not answer (unix(7), SO_PEERCRED).
+
+    Raises:
+        RustGuardError: See `call`.
+    """
+    with _connect(path, time.monotonic() + 5.0) as connection:
+        return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+
+
 def _connect(path: Path, deadline: float) -> socket.socket:
     check_length(path)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

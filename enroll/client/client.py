@@ -10,6 +10,7 @@ import logging
 from functools import partial
 
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.overseer import oversee
 from rustguard_py.daemon.reports import Reports
 from rustguard_py.daemon.runtime import stop_on_signals, until_all_stopped
 from rustguard_py.daemon.tasks import Tasks
@@ -20,6 +21,7 @@ from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint, endpoint_text, with_port
 from rustguard_py.model.errors import UnansweredError
 from rustguard_py.model.peer import Peer, PeerConfig
+from rustguard_py.model.timers import REJECT_AFTER_TIME
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.state.records import NetworkRecord
 from rustguard_py.system.netwatch import NetWatch
@@ -107,13 +109,26 @@ class RunningClient:
             self._tasks.spawn(self.reports.run())
         try:
             self._reach_out()
+            # The network may still be down: what waits for this unit waits for the interface, not for the server.
+            self._voice.manager.ready(self._describe())
+            self._tasks.spawn(oversee(self._voice.manager, self.tunnels, self._describe))
             if self.bundle is not None:
                 self._tasks.spawn(self.bundle.watch())
                 self._tasks.spawn(self._follow())
             await until_all_stopped(self.stopped, self.tunnels)
+            self._voice.manager.stopping()
         finally:
             watch.close()
             await self._tasks.close()
+
+    def _describe(self) -> str:
+        """Return the status line for the service manager."""
+        host, began = self.network.host, self._server.session_began
+        if self.unanswered:
+            return f"{self.interface}: {host} doesn't answer ({self.unanswered} tried)"
+        if began is None or now() - began > REJECT_AFTER_TIME:
+            return f"{self.interface}: {'no session with' if self._connected else 'connecting to'} {host}"
+        return f"{self.interface}: connected to {host} at {endpoint_text(self._server.endpoint)}"
 
     @property
     def _server(self) -> Peer:
@@ -161,9 +176,11 @@ class RunningClient:
             self._connected = True
             where = endpoint_text(peer.endpoint)
             self._voice.say(f"Connected to {self.network.host} at {where} on {self.interface}.")
+        self._voice.manager.status(self._describe())
 
     def _on_unanswered(self, peer: Peer, attempts: int) -> None:
         self.unanswered = attempts
+        self._voice.manager.status(self._describe())
         if peer.endpoint is not None and peer.endpoint not in self._tried:
             self._tried.append(peer.endpoint)
         if attempts == 1:

@@ -14,8 +14,10 @@ from typing import Any
 
 from rustguard_py.daemon import audit
 from rustguard_py.daemon.control.asker import asker
+from rustguard_py.daemon.overseer import oversee
 from rustguard_py.daemon.reports import Reports
 from rustguard_py.daemon.runtime import stop_on_signals
+from rustguard_py.daemon.service_manager import ServiceManager
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.pairing.key_schedule import require_memory, stretch
@@ -36,6 +38,7 @@ from rustguard_py.model.errors import RefusedError, StateError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.peer import Peer, PeerConfig
+from rustguard_py.model.timers import REJECT_AFTER_TIME
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
 from rustguard_py.state.records import PeerRecord
 
@@ -142,6 +145,21 @@ class RunningServer:
             self._tasks.spawn(self.reports.run())
         self._tasks.spawn(self._greet())
         self._tasks.spawn(self.timestamps.keep_synced())
+
+    def report_to(self, manager: ServiceManager, interface: str) -> None:
+        """Tell the service manager that the server is ready, and from then on how it does."""
+
+        def describe() -> str:
+            at = now()
+            active = sum(
+                peer.session_began is not None and at - peer.session_began <= REJECT_AFTER_TIME
+                for peer in self.tunnel.node
+            )
+            window = "open" if self.window.is_open(at) else "closed"
+            return f"{interface}: {len(self.state.peers)} peers, {active} with a session; window {window}"
+
+        manager.ready(describe())
+        self._tasks.spawn(oversee(manager, self.tunnels, describe))
 
     async def finish(self) -> None:
         """Stop the background tasks, close the window, and save."""

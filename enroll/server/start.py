@@ -6,6 +6,7 @@ the server · set addresses · save · let clients pair · answer at the control
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,8 +80,13 @@ class ServeOptions:
     group: str | None = None
 
 
-async def serve(options: ServeOptions, voice: Voice) -> None:
+async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] = lambda: None) -> None:
     """Run a server until it is stopped.
+
+    Args:
+        options: The command line.
+        voice: Prints what happens.
+        ready: Called once when clients can connect.
 
     Raises:
         RustGuardError: It can't start, or the data plane broke.
@@ -133,7 +139,10 @@ async def serve(options: ServeOptions, voice: Voice) -> None:
         stack.push_async_callback(server.finish)
         server.begin()
         introduce(server, program, voice.say)
+        ready()
+        server.report_to(voice.manager, program.interface)
         await runtime.until_all_stopped(server.stopped, server.tunnels)
+        voice.manager.stopping()
 
 
 def _choose(data_path: DataPath, tunnels: int) -> engine.Engine:

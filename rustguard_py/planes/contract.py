@@ -246,6 +246,9 @@ class EventfulPlane(Plane, Protocol):
     def poll_events(self) -> list[Event]:
         """Take the next events. The descriptor stays readable if there are more."""
 
+    def roll_call(self) -> list[str]:
+        """Ask every thread for a sign of life. Return the names of those that haven't answered the call before."""
+
     def set_fwmark(self, mark: int) -> None:
         """Set the mark of all datagrams sent from now on, for the system's routing rules; 0 for no mark."""
 

@@ -144,6 +144,10 @@ class NativePlane:
         """See `Plane.close`. Waits for the threads to end."""
         self._plane.close()
 
+    def roll_call(self) -> list[str]:
+        """See `EventfulPlane.roll_call`."""
+        return self._plane.roll_call()
+
     def set_fwmark(self, mark: int) -> None:
         """See `EventfulPlane.set_fwmark`."""
         self._plane.set_fwmark(mark)

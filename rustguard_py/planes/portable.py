@@ -139,6 +139,7 @@ class PortablePlane:
         self._closing = False
         self._closed = False
         self._ended = False
+        self._answered = True
         self._transport = Transport(
             public_key, emit=self._events.put, random=random, mtu=mtu, backlog=self._events.handshakes
         )
@@ -233,6 +234,13 @@ class PortablePlane:
         self._thread.join(CLOSE_PATIENCE)
         os.close(self._wake)
         self._events.close()
+
+    def roll_call(self) -> list[str]:
+        """See `EventfulPlane.roll_call`."""
+        silent = [] if self._answered or self._ended or self._closed else [self._worker.name]
+        self._answered = False
+        self._queue(self._answer)
+        return silent
 
     def set_fwmark(self, mark: int) -> None:
         """See `EventfulPlane.set_fwmark`."""
@@ -365,6 +373,9 @@ class PortablePlane:
         except OSError as error:
             self._note(f"A better route is noticed late: the kernel refuses to report it ({error.strerror}).")
             return None
+
+    def _answer(self) -> None:
+        self._answered = True
 
     def _make_outbound(self) -> Outbound:
         tun = self._tun

@@ -124,10 +124,14 @@ class Machine:
         """Wait until a ping is answered."""
         return eventually(lambda: self.pings(address), what=f"a ping to {address}")
 
+    @property
+    def control(self) -> Path:
+        """The daemon's control socket."""
+        return self.runtime / f"{sha256(str(self.state.resolve()).encode()).hexdigest()[:16]}.sock"
+
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """Ask the daemon, as the commands do, without the start of one."""
-        digest = sha256(str(self.state.resolve()).encode()).hexdigest()[:16]
-        return call(self.runtime / f"{digest}.sock", method, params)
+        return call(self.control, method, params)
 
     def status(self) -> dict[str, Any]:
         """The status document."""

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from rustguard_py.cli.app import VERBS, group, run
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ["cli", "daemon", "enroll", "quick", "state", "rustguard_py/kernel", "rustguard_py/system"]
+FOLDERS = ["cli", "daemon", "enroll", "quick", "service", "state", "rustguard_py/kernel", "rustguard_py/system"]
 HINT = re.compile(r"\brustguard ([a-z]+)\b([^`;\n|]*)")
 # Words behind `rustguard` in sentences and in the names of files.
 NO_VERBS = {"on", "here", "again", "is", "in"}
@@ -42,6 +42,9 @@ def commands(verb: str, rest: str) -> click.Command | None:
     """Return the command that a line runs, or None if there is none."""
     command = group.get_command(click.Context(group), verb)
     words = rest.split()
+    if verb == "service" and words[:1] == ["install"] and len(words) > 1:
+        # What follows is a command line of `serve`, `join` or `up`.
+        return group.get_command(click.Context(group), words[1])
     if isinstance(command, click.Group) and words and re.fullmatch("[a-z]+", words[0]):
         return command.commands.get(words[0])
     return command
@@ -66,7 +69,13 @@ def test_every_hint_names_a_command_and_options_that_exist() -> None:
 
 @pytest.mark.parametrize(
     ("verb", "rest"),
-    [("begin", ""), ("peers", " erase laptop"), ("open", " 60 --for anna"), ("status", " --nothing")],
+    [
+        ("begin", ""),
+        ("peers", " erase laptop"),
+        ("open", " 60 --for anna"),
+        ("status", " --nothing"),
+        ("service", " install serve --routes all"),
+    ],
 )
 def test_a_wrong_hint_is_found(verb: str, rest: str) -> None:
     assert wrong(verb, rest)

@@ -394,6 +394,28 @@ def test_a_missing_file_beside_a_copy_is_refused_and_a_damaged_copy_is_not_offer
     print("row 10: state.json gone: refused, with and without a whole copy")
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_deleted_while_the_program_runs_is_back_with_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr(Files, "link", FilesWithoutLinks.link)
+    path = saved(tmp_path / "state", small_state(1), small_state(2))
+    copy = path.with_name("state.json.bak")
+    for copies in (False, True):
+        document = Document.open(path.parent)
+        document.load()
+        path.unlink()
+        if copies:
+            copy.unlink()
+        before = copy.read_bytes() if copy.exists() else None
+        document.save(small_state(3))
+        document.close()
+        assert load(path.parent) == small_state(3)
+        # There was nothing to keep, so the older copy stays what it was.
+        assert (copy.read_bytes() if copy.exists() else None) == before
+
+
 def test_the_newest_whole_copy_is_the_one_offered(tmp_path: Path) -> None:
     path = saved(tmp_path / "state", small_state(1), small_state(2), small_state(3))
     path.replace(path.with_name("state.json.new"))

@@ -14,6 +14,7 @@ use crate::descriptor::EventFd;
 use crate::events::Events;
 use crate::notes::Notes;
 use crate::offloads::Merging;
+use crate::roll_call::RollCall;
 use crate::sources::Sources;
 use crate::tun::Tun;
 use crate::udp::Udp;
@@ -50,6 +51,8 @@ pub struct Io {
     pub stop: EventFd,
     /// Wakes the thread that waits for timers.
     pub alarm: Alarm,
+    /// The signs of life of the threads.
+    pub roll: RollCall,
 }
 
 impl Io {
@@ -63,6 +66,7 @@ impl Io {
         merge: Merge,
         uring: bool,
     ) -> io::Result<Self> {
+        let roll = RollCall::new(queues.len())?;
         Ok(Self {
             transport,
             events,
@@ -77,6 +81,7 @@ impl Io {
             stopping: AtomicBool::new(false),
             stop: EventFd::new()?,
             alarm: Alarm::new()?,
+            roll,
         })
     }
 

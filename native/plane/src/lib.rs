@@ -20,6 +20,7 @@ mod offloads;
 mod plane;
 mod python;
 mod ristretto;
+mod roll_call;
 mod sending;
 mod sources;
 mod spin;

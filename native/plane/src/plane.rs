@@ -311,6 +311,12 @@ impl Plane {
         self.lasting.events.take()
     }
 
+    /// Ask every thread for a sign of life. Return the names of those that haven't answered the call
+    /// before.
+    pub fn roll_call(&self) -> Vec<String> {
+        self.with_io(|io| io.roll.take(!io.gate.is_empty())).unwrap_or_default()
+    }
+
     /// Stop the threads, close every descriptor, and remove the interface. Done when this returns.
     /// May be called twice.
     pub fn close(&self) {

@@ -127,6 +127,7 @@ fn timers(io: &Io) -> io::Result<()> {
     let mut pausing = false;
     let tun = &io.queues[0].tun;
     while io.goes_on() {
+        io.roll.timers.answer();
         io.transport.set_up(tun.is_up(), now(), &mut outbox);
         io.dispatch(&mut outbox, 0, Patience::Some);
         let next = io.transport.poll_timeout().unwrap_or(f64::INFINITY);
@@ -139,7 +140,10 @@ fn timers(io: &Io) -> io::Result<()> {
             let [timer, alarm, stop, news] = heard.map(|fd| (fd, libc::POLLIN));
             // Readable means nothing here: it is writable once it is up.
             let up = (if io.transport.is_down() { tun.fd() } else { -1 }, libc::POLLOUT);
-            let ready = wait([timer, alarm, stop, news, up], if pausing { NEWS_PAUSE } else { -1 })?;
+            let ready = wait(
+                [timer, alarm, stop, news, up, (io.roll.timers.fd(), libc::POLLIN)],
+                if pausing { NEWS_PAUSE } else { -1 },
+            )?;
             pausing = ready & 1 << 3 != 0;
             if let (true, Some(sources)) = (pausing, &io.sources) {
                 sources.renew();

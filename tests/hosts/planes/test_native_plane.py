@@ -242,7 +242,7 @@ def test_a_name_that_is_taken_or_impossible_is_refused_and_the_sockets_stay_ours
             assert all(each.fileno() >= 0 for each in sockets)
         """,
     )
-    assert said == "RefusedError True\nUsageError True\nUsageError True\nRefusedError True\n"
+    assert said == "NameTakenError True\nUsageError True\nUsageError True\nUsageError True\n"
 
 
 @pytest.mark.fault(30)

@@ -151,6 +151,10 @@ impl PyPlane {
         self.0.poll_events().iter().map(|event| convert::event(py, event)).collect()
     }
 
+    fn roll_call(&self, py: Python<'_>) -> Vec<String> {
+        py.detach(|| self.0.roll_call())
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());
     }

@@ -45,7 +45,9 @@ fn take(mut way: Inward<'_>, sources: &[Source<'_>], mut spin: Option<Spin>) -> 
     let mut ready = everyone;
     let mut last = 0;
     let mut turn = 0;
+    let sign = if way.queue == io.at_gate() { &io.roll.gate } else { &io.roll.inward[way.queue] };
     while io.goes_on() {
+        sign.answer();
         for (n, source) in sources.iter().enumerate() {
             if ready >> n & 1 != 0 && way.pump(*source)? {
                 last = n;
@@ -69,7 +71,7 @@ fn take(mut way: Inward<'_>, sources: &[Source<'_>], mut spin: Option<Spin>) -> 
         }
         if ready == 0 {
             let mut polled: Vec<_> = sources.iter().map(|source| (source.fd(), libc::POLLIN)).collect();
-            polled.push((io.stop.fd(), libc::POLLIN));
+            polled.extend([sign.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)));
             way.counters.count_calls();
             ready = wait_for(&polled, -1)? & everyone;
         }

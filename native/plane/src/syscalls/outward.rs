@@ -55,10 +55,12 @@ pub fn run(io: &Io, queue: usize) -> io::Result<()> {
         }
         Ok(any)
     };
+    let sign = &io.roll.out[queue];
     while io.goes_on() {
+        sign.answer();
         if !pump()? && !spin.look(&mut pump)? {
             counters.count_calls();
-            wait([(tun.fd(), libc::POLLIN), (io.stop.fd(), libc::POLLIN)], -1)?;
+            wait([tun.fd(), sign.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;
         }
     }
     Ok(())

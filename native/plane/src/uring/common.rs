@@ -7,6 +7,7 @@ use io_uring::{opcode, types::Fd};
 use super::ring::Ring;
 use crate::counters::WorkerCounters;
 use crate::io::Io;
+use crate::roll_call::Sign;
 use crate::spin::Spin;
 
 /// The tag of the first source that a thread reads from. Add the number of the source for the
@@ -14,10 +15,20 @@ use crate::spin::Spin;
 pub const ARRIVAL: u64 = 1 << 32;
 /// The tag of the descriptor that is readable when it is time to stop.
 pub const STOP: u64 = 2 << 32;
+/// The tag of the descriptor that is readable when the thread is asked for a sign of life.
+pub const CALL: u64 = 3 << 32;
 
 /// Have `ring` wake its thread when it is time to stop.
 pub fn watch_stop(ring: &mut Ring, io: &Io) -> io::Result<()> {
     let poll = opcode::PollAdd::new(Fd(io.stop.fd()), libc::POLLIN as u32).build().user_data(STOP);
+    // SAFETY: the operation uses no memory of ours.
+    unsafe { ring.push(&poll) }
+}
+
+/// Have `ring` wake its thread when it is next asked for a sign of life. Each completion tagged
+/// [`CALL`] ends this.
+pub fn watch_call(ring: &mut Ring, sign: &Sign) -> io::Result<()> {
+    let poll = opcode::PollAdd::new(Fd(sign.fd()), libc::POLLIN as u32).build().user_data(CALL);
     // SAFETY: the operation uses no memory of ours.
     unsafe { ring.push(&poll) }
 }

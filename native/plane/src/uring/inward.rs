@@ -10,7 +10,7 @@ use transport::coalesce::{Inner, Run};
 use transport::contract::{Endpoint, Outbox};
 use transport::inbound::{Inbound, Message};
 
-use super::common::{ARRIVAL, STOP, idle, is_passing, watch_stop};
+use super::common::{ARRIVAL, CALL, STOP, idle, is_passing, watch_call, watch_stop};
 use super::ring::{AT_ONCE, Completion, GROUP, Lease, Ring};
 
 use crate::descriptor::{error_word, now};
@@ -50,7 +50,9 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
     let counters = &io.counters.queues[queue].inward;
     let mut spin = Spin::default();
     watch_stop(&mut way.ring, io)?;
+    watch_call(&mut way.ring, &io.roll.inward[queue])?;
     while io.goes_on() {
+        io.roll.inward[queue].answer();
         // An operation that ended because there were no buffers would end again at once.
         if way.messages.len() < usize::from(BUFFERS) {
             way.receive_on()?;
@@ -119,6 +121,11 @@ impl Inward<'_> {
     fn took(&mut self, completion: Completion) -> io::Result<()> {
         let Completion { tag, result, lease, more } = completion;
         if tag >= STOP {
+            if tag == CALL {
+                let sign = &self.io.roll.inward[self.queue];
+                sign.answer();
+                watch_call(&mut self.ring, sign)?;
+            }
             return Ok(());
         }
         self.receiving[(tag - ARRIVAL) as usize] = more;

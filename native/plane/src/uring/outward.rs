@@ -10,7 +10,7 @@ use transport::outbound::Outbound;
 use transport::sink::Sink;
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
-use super::common::{ARRIVAL, idle, is_passing, watch_stop};
+use super::common::{ARRIVAL, CALL, idle, is_passing, watch_call, watch_stop};
 use super::ring::{Completion, GROUP, Lease, Ring};
 
 use crate::descriptor::now;
@@ -37,7 +37,9 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
     let mut way =
         Outward { io, queue, ring, read: DeviceRead::default(), letter: Box::default(), packets: 0, bytes: 0 };
     watch_stop(&mut way.ring, io)?;
+    watch_call(&mut way.ring, &io.roll.out[queue])?;
     while io.goes_on() {
+        io.roll.out[queue].answer();
         way.read_on()?;
         if way.read.frames.is_empty() {
             idle(&mut way.ring, &mut spin, counters)?;
@@ -124,6 +126,11 @@ impl Outward<'_> {
 
     fn took(&mut self, completion: Completion) -> io::Result<()> {
         if completion.tag != ARRIVAL {
+            if completion.tag == CALL {
+                let sign = &self.io.roll.out[self.queue];
+                sign.answer();
+                watch_call(&mut self.ring, sign)?;
+            }
             return Ok(());
         }
         self.read.goes_on = completion.more;

@@ -1,0 +1,73 @@
+"""`rustguard leave`: forget a network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from rustguard_py.cli.stop import end
+from rustguard_py.cli.verb import Verb, state_option
+from rustguard_py.daemon.control.client import listens
+from rustguard_py.model.errors import NotRunningError, RefusedError, UsageError
+from rustguard_py.model.printable import printable
+from rustguard_py.service import systemd
+from rustguard_py.state import paths
+from rustguard_py.state.document import Document
+from rustguard_py.state.records import ClientState
+
+
+@click.command(
+    "leave",
+    cls=Verb,
+    examples=[
+        ("sudo rustguard leave home.example", "leave this network"),
+        ("sudo rustguard leave home.example --yes", "without being asked"),
+    ],
+)
+@click.argument("server", metavar="[HOST]", required=False)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@state_option
+def command(server: str | None, yes: bool, state: Path | None) -> None:
+    """Leave a network: disconnect, and forget its keys and addresses. Coming back takes token and window again.
+
+    Only the server can free the address: `rustguard peers revoke NAME` there.
+    """
+    directory = paths.state_directory("client", state)
+    document = Document.peek(directory)
+    kept = None if document is None else ClientState.from_json(document)
+    networks = () if kept is None else kept.networks
+    if not networks:
+        raise NotRunningError("Nothing was joined here.", "See: rustguard join --help")
+    hosts = list(dict.fromkeys(each.host for each in networks))
+    if server is None and len(hosts) > 1:
+        raise UsageError(f"{len(hosts)} networks were joined.", "\n".join(["Name one:", *hosts]))
+    leaving = [each for each in networks if each.host == (server or hosts[0])]
+    if not leaving:
+        raise UsageError(f"{server} was not joined.", "\n".join(["These were:", *hosts]))
+    host, name = leaving[0].host, leaving[0].name
+    if not yes and not click.confirm(printable(f"Leave {host}, where this machine is {name}?"), err=True):
+        raise RefusedError("Nothing was changed.")
+    for candidate in paths.running():
+        if candidate.state_directory == directory.resolve() and listens(candidate.socket):
+            end(candidate)
+    _forget(directory, host)
+    for service in systemd.installed():
+        if (
+            service.name == systemd.service_name("join", None if state is None else directory.name)
+            and len(hosts) == 1
+        ):
+            systemd.remove(service)
+    told = f"Left {host}. Have its address freed there: rustguard peers revoke {name}"
+    click.echo(printable(told), err=True)
+
+
+def _forget(directory: Path, host: str) -> None:
+    document = Document.open(directory)
+    try:
+        state = ClientState.from_json(document.load())
+        left = tuple(each for each in state.networks if each.host != host)
+        document.save(replace(state, networks=left).to_json())
+    finally:
+        document.close()

@@ -1,0 +1,1 @@
+"""Units for systemd: their text, and how they are installed."""

@@ -1,0 +1,65 @@
+"""What a person types every day: start in the background, start what runs, read its log, stop it, leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rustguard_py.lab.hosts import Lab
+from rustguard_py.model.errors import NotRunningError, UsageError
+from support.product import HOME4, INNER, OPEN, POOL, TOKEN, Machine, Site
+
+
+def ran(machine: Machine, words: str) -> tuple[int, str]:
+    """Run a command that names its state by itself."""
+    done = machine.run(words, state=False, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_server_and_a_client_in_the_background_from_start_to_leaving(tmp_path: Path, lab: Lab) -> None:
+    site = Site(lab, tmp_path)
+    home = site.home()
+    first = site.client("first", home)
+    home.run(f"serve --pool {POOL} {OPEN} --daemon", TOKEN)
+    first.run(f"join {HOME4} --daemon", TOKEN)
+    assert first.reaches(INNER)
+
+    # Asked for once more, what runs goes on; it is said, and is no error.
+    again = home.run(f"serve --pool {POOL} --daemon", TOKEN)
+    assert f"process {home.status()['pid']}" in again.stderr
+    before = first.status()["pid"]
+    assert "runs already" in first.run(f"join {HOME4}").stderr
+    assert first.status()["pid"] == before
+    # Another network isn't what runs.
+    assert first.run("join 192.0.2.99", check=False).returncode != 0
+
+    assert f"Connected to {HOME4}" in first.run("logs").stdout
+    assert "joined" in home.run("logs").stdout.lower()
+
+    # The first machine's runtime directory is its own, so one runs there.
+    assert ran(first, "stop nobody")[0] == NotRunningError.exit_code
+    code, said = ran(first, "stop first")
+    assert (code, said) == (0, f"Ended process {before} on {first.state}.\n")
+    assert ran(first, "stop")[0] == NotRunningError.exit_code
+    assert ran(first, "stop --all") == (0, "Nothing runs here.\n")
+    assert first.network() == {line for line in first.network() if "rg0" not in line}
+
+    assert first.run("leave other", check=False).returncode == UsageError.exit_code
+    assert first.run("leave --yes").stderr.startswith(f"Left {HOME4}.")
+    assert first.saved()["data"]["networks"] == [] if "data" in first.saved() else not first.saved()["networks"]
+    assert first.run("join", check=False).returncode == UsageError.exit_code
+    assert ran(home, "stop --all")[0] == 0
+    assert home.sockets() == []
+
+
+def test_one_of_several_has_to_be_named(tmp_path: Path, lab: Lab) -> None:
+    site = Site(lab, tmp_path)
+    home = site.home()
+    second = site.machine("second", home.host)
+    home.run(f"serve --pool {POOL} --daemon", TOKEN)
+    second.run("serve --pool 10.151.0.0/24 --port 4000 --daemon", TOKEN)
+    code, said = ran(home, "stop")
+    assert code == UsageError.exit_code
+    assert f"rustguard stop {second.state}" in said
+    assert ran(home, "stop second")[0] == 0
+    assert home.status()["role"] == "server"
+    assert ran(home, "stop --all")[0] == 0
