@@ -27,7 +27,7 @@ from mutants.trial import is_noticed, warm_up
 ACCEPTED = Path(__file__).with_name("accepted.toml")
 PACKAGE = "rustguard_py"
 ROOMS = (
-    *("enroll/server", "enroll/client", "enroll/pairing", "enroll/tunnels"),
+    *("enroll", "enroll/server", "enroll/client", "enroll/pairing", "enroll/tunnels"),
     *("daemon", "daemon/control", "daemon/uapi", "state"),
     *(".", "protocol", "planes", "system", "kernel", "model"),
 )
@@ -82,8 +82,10 @@ def _judge(copies: list[Path], reach: Reach, options: argparse.Namespace) -> int
         began = time.monotonic()
         mutants = _mutants(copies[0], room, options)
         result = results[room] = Result()
+        # While others are tried, a copy may hold another one.
+        originals = {each.path: (copies[0] / each.path).read_text() for each in mutants}
         # Else a test that fails by itself would notice everything.
-        if is_noticed(copies[0], replace(mutants[0], code=(copies[0] / mutants[0].path).read_text()), reach):
+        if is_noticed(copies[0], replace(mutants[0], code=originals[mutants[0].path]), reach):
             raise RuntimeError(f"the tests fail without a mutant:\n{(copies[0].parent / 'log').read_text()}")
         for mutant, noticed in _tried(copies, reach, mutants):
             entry = accepted.get(mutant.key)
@@ -94,7 +96,7 @@ def _judge(copies: list[Path], reach: Reach, options: argparse.Namespace) -> int
             else:
                 result.survived.append(mutant)
                 if entry is None:
-                    print(mutant.diff((copies[0] / mutant.path).read_text()), flush=True)
+                    print(mutant.diff(originals[mutant.path]), flush=True)
                     print(f"# {mutant.function}: {mutant.before!r} -> {mutant.after!r}\n", flush=True)
         print(f"{room}: {result.share:.0f} % in {time.monotonic() - began:.0f} s", flush=True)
     print("\n| room | made | noticed | the same | survived | share |\n|---|---|---|---|---|---|")

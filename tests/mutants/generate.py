@@ -39,6 +39,7 @@ class Mutant:
         function: The function or class around the change; empty for the module's own lines.
         line: The first line of the original that is changed, from 1.
         last: The last one.
+        imported: Whether it runs when the file is imported.
         kind: What kind of change it is.
         before: The changed lines as they were, without indentation and line ends.
         after: The same as they are now.
@@ -49,6 +50,7 @@ class Mutant:
     function: str
     line: int
     last: int
+    imported: bool
     kind: str
     before: str
     after: str
@@ -69,22 +71,25 @@ class _Visitor(cst.CSTVisitor):
     METADATA_DEPENDENCIES = (PositionProvider,)
 
     def __init__(self) -> None:
-        self.found: list[tuple[cst.CSTNode, cst.CSTNode, str, str]] = []
+        self.found: list[tuple[cst.CSTNode, cst.CSTNode, str, str, bool]] = []
         self._inside: list[str] = []
+        self._functions = 0
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.FunctionDef | cst.ClassDef):
             self._inside.append(node.name.value)
+        self._functions += isinstance(node, cst.FunctionDef)
         if _is_left_out(node):
             return False
         for kind, changed in _changes(node):
-            self.found.append((node, changed, kind, ".".join(self._inside)))
+            self.found.append((node, changed, kind, ".".join(self._inside), not self._functions))
         # How an error is put into words is for people; that it is raised is not.
         return not isinstance(node, cst.Raise)
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
         if isinstance(original_node, cst.FunctionDef | cst.ClassDef):
             self._inside.pop()
+        self._functions -= isinstance(original_node, cst.FunctionDef)
 
 
 def _is_left_out(node: cst.CSTNode) -> bool:
@@ -163,6 +168,7 @@ class Candidate:
         changed: What it becomes.
         kind: What kind of change it is.
         function: The function or class around it.
+        imported: Whether it runs when the file is imported.
         end: The last line of what is changed, from 1.
     """
 
@@ -172,6 +178,7 @@ class Candidate:
     changed: cst.CSTNode
     kind: str
     function: str
+    imported: bool
     end: int
 
     def make(self) -> Mutant | None:
@@ -186,7 +193,7 @@ class Candidate:
         before, after = _changed_lines(original, code)
         line = _first_changed(original, code)
         last = line if isinstance(self.node, cst.If) else max(line, self.end)
-        return Mutant(self.path, self.function, line, last, self.kind, before, after, code)
+        return Mutant(self.path, self.function, line, last, self.imported, self.kind, before, after, code)
 
 
 def candidates_of(path: str, original: str) -> list[Candidate]:

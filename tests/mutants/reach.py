@@ -33,14 +33,15 @@ class Reach:
     seconds: dict[str, float]
     lines: dict[str, dict[int, set[str]]]
 
-    def tests(self, path: str, first: int, last: int) -> set[str]:
+    def tests(self, path: str, first: int, last: int, *, imported: bool) -> set[str]:
         """Return the tests that run a line from `first` to `last`.
 
-        For lines that only the import runs, these are the tests that run any line of the file, and for a file of
-        such lines all tests.
+        For lines that the import runs, these are the tests that run any line of the file, and for a file of such
+        lines all tests: the import counts for whichever test comes first, if for any.
         """
         known = self.lines.get(path, {})
-        found = set().union(*(known.get(line, set()) for line in range(first, last + 1)))
+        lines = () if imported else range(first, last + 1)
+        found = set().union(*(known.get(line, set()) for line in lines))
         return found or set().union(*known.values()) or set(self.seconds)
 
 

@@ -35,7 +35,8 @@ def warm_up() -> None:
 
 def choose_tests(reach: Reach, mutant: Mutant) -> list[str]:
     """Return the tests for a mutant, shortest first. Of one with many parameters only one comes before the others."""
-    tests = sorted(reach.tests(mutant.path, mutant.line, mutant.last), key=lambda test: (reach.seconds[test], test))
+    reached = reach.tests(mutant.path, mutant.line, mutant.last, imported=mutant.imported)
+    tests = sorted(reached, key=lambda test: (reach.seconds[test], test))
     first: dict[str, str] = {}
     for test in tests:
         first.setdefault(test.partition("[")[0], test)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -173,6 +174,50 @@ def test_the_oldest_go_when_the_disk_stays_full(tmp_path: Path, monkeypatch: pyt
     lost = sum(event["count"] for event in written if event["event"] == "omitted")
     assert lost + sum(event["event"] == "budget-spent" for event in written) == 40
     assert lost > 0
+
+
+class Stuck(Files):
+    """A disk that doesn't answer until `goes_on`."""
+
+    def __init__(self) -> None:
+        self.asked, self.goes_on = threading.Event(), threading.Event()
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        self.asked.set()
+        self.goes_on.wait(20)
+        return super().open(path, flags, mode)
+
+
+def test_what_waits_for_a_disk_that_does_not_answer_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MAX_WAITING", 5)
+    files = Stuck()
+    with opened(tmp_path, files, retry=0.01) as log:
+        log.record(audit.BudgetSpent(0))
+        assert files.asked.wait(20)
+        for number in range(1, 41):
+            log.record(audit.BudgetSpent(number))
+        files.goes_on.set()
+        until((tmp_path / audit.NAME).exists)
+        until(lambda: any(event.get("count") == 40 for event in lines(tmp_path)))
+    written = lines(tmp_path)
+    assert sum(event["count"] for event in written if event["event"] == "omitted") >= 30
+    assert sum(event["event"] == "budget-spent" for event in written) <= 10
+
+
+def test_thousands_of_lines_wait_for_a_disk_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit.log, "disabled", True)
+    files = Stuck()
+    with opened(tmp_path, files, retry=0.01) as log:
+        for number in range(9000):
+            log.record(audit.BudgetSpent(number))
+        files.goes_on.set()
+        until((tmp_path / audit.NAME).exists)
+        until(lambda: any(event.get("count") == 8999 for event in lines(tmp_path)[-1:]))
+    assert [event.get("count") for event in lines(tmp_path)] == list(range(9000))
 
 
 def test_a_cut_last_line_is_skipped_and_the_next_begins_a_line_of_its_own(tmp_path: Path) -> None:

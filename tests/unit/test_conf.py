@@ -42,7 +42,8 @@ def test_the_interfaces_keys() -> None:
     names = interface("DNS = 10.0.0.1, lan.example fd00::1\nDNS = other")
     assert names.dns == (ip_address("10.0.0.1"), ip_address("fd00::1"))
     assert names.search == ("lan.example", "other")
-    assert interface("MTU = 1280").mtu == 1280
+    assert interface("FwMark = 0xffffffff").fwmark == interface("FwMark = 4294967295").fwmark == 2**32 - 1
+    assert [interface(f"MTU = {mtu}").mtu for mtu in ("1280", "0x500")] == [1280, 1280]
     tables = [interface(f"Table = {table}").table for table in ("off", "auto", "1", "1234", "main", "0x10")]
     assert tables == ["off", "auto", 1, 1234, 254, 16]
     assert conf_reader.parse(f"{INTERFACE}Table = mine", tables={"mine": 77}).table == 77
@@ -109,6 +110,7 @@ WRONG = {
     f"{INTERFACE}Table = nowhere": ("line 3: there is no routing table nowhere", "off, auto, a number"),
     f"{INTERFACE}Table = 0": ("line 3: Table = 0", "Correct it"),
     f"{INTERFACE}FwMark = 0x1ffffffff": ("line 3: FwMark", "Correct it"),
+    f"{INTERFACE}FwMark = 4294967296": ("line 3: FwMark", "Correct it"),
     f"{INTERFACE}ListenPort = 65536": ("line 3: ListenPort = 65536", "Correct it"),
     f"{INTERFACE}SaveConfig = yes": ("line 3: SaveConfig = yes", "true or false"),
     f"{INTERFACE}SaveConfig =": ("line 3: SaveConfig has no value", "take the line out"),

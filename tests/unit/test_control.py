@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -537,3 +538,29 @@ def test_clients_that_do_not_read_hold_nobody_up(path: Path, monkeypatch: pytest
         assert answer == {"v": 1, "id": 7, "result": {"made": made, "filler": "x" * 2**20}}
     print(f"50 that don't read: answered after {seconds:.2f} s, {made} computed")
     assert seconds < 2.5
+
+
+def test_an_answer_that_is_no_document_is_an_error(path: Path) -> None:
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b'{"v":1,"id":1,"result":[1]}\n')
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with ThreadPoolExecutor(1) as executor:
+            answered = executor.submit(answer, listener)
+            with pytest.raises(RustGuardError, match="something that can't be read"):
+                call(path, "echo", timeout=5)
+            answered.result()
+
+
+def test_a_daemon_that_takes_no_request_is_given_up_in_time_with_what_to_check(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(UnansweredError, match="doesn't answer") as caught:
+            call(path, "echo", {"much": "x" * 1_000_000}, timeout=0.5)
+    assert caught.value.fix == "Check whether it is stopped or overloaded."

@@ -196,3 +196,10 @@ def test_the_kernels_is_refused_where_there_is_none_with_the_fix() -> None:
         engine.choose(DataPath("kernel"))
     assert "modprobe wireguard" in refused.value.fix
     assert "--engine auto" in refused.value.fix
+
+
+def test_an_engine_has_one_queue_and_nothing_that_was_not_asked_for() -> None:
+    made = engine.Engine("native", "it is there")
+    assert (made.queues, made.uring, made.xdp, made.threaded_napi, made.queues_asked, made.notes) == (
+        *(1, False, None, False, False, ()),
+    )

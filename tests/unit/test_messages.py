@@ -174,3 +174,10 @@ def test_an_outcome_too_long_for_a_datagram_is_an_error_here() -> None:
     )
     with pytest.raises(ValueError, match="1152"):
         encode_outcome({"status": "x" * 1152})
+
+
+def test_an_answer_of_another_revision_has_a_whole_header() -> None:
+    answer = Revision(bytes(16), b"9").encode()
+    assert Revision.parse(answer) == Revision(bytes(16), b"9")
+    for place in range(4, 8):
+        assert Revision.parse(answer[:place] + bytes([answer[place] ^ 1]) + answer[place + 1 :]) is None

@@ -167,6 +167,17 @@ def test_an_unanswered_handshake_is_tried_each_5_seconds_and_given_up_after_90(n
     assert len({d[8:40] for d in of_type(network, wire.INITIATION)}) == len(times), "an ephemeral key came twice"
 
 
+@pytest.mark.parametrize(("drawn", "gap"), [(b"\xff", 5 + 1 / 3), (b"\1", 5.0)])
+def test_a_retry_waits_for_up_to_a_third_of_a_second_longer(network: Network, drawn: bytes, gap: float) -> None:
+    network.weather.loss = 1.0
+    alice, _ = pair(network)
+    alice.node._random = lambda size: drawn * size
+    alice.send(FROM_ALICE)
+    network.run(8)
+    first, second = (t for t, _, _, d in network.recorded if d[0] == wire.INITIATION)
+    assert second - first == pytest.approx(gap, abs=0.02)
+
+
 def test_a_greeting_is_sent_once_and_not_repeated(network: Network) -> None:
     network.weather.loss = 1.0
     alice, bob = pair(network)

@@ -15,6 +15,7 @@ from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.draw import Draw
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.server import PairingServer
+from rustguard_py.enroll.pairing.spares import Spares
 from rustguard_py.enroll.pairing.window import Limits, Window
 from rustguard_py.model.endpoint import Endpoint
 from support.wire_link import SERVER, SERVER_PRIVATE, TOKEN, World, cheap_stretch
@@ -349,3 +350,17 @@ def test_a_client_that_a_full_window_refuses_says_what_to_do() -> None:
     error = Failed(Failure.WINDOW_FULL).error()
     assert "as many new machines as it may" in error.message
     assert "rustguard open 60 --most 100" in error.fix
+
+
+def test_what_an_earlier_round_said_is_drawn_first_in_any_round() -> None:
+    spares: Spares[str] = Spares(bytes, lambda answer: answer[:1])
+    spares.put("a1")
+    for number, said in ((2, "b"), (3, "c")):
+        spares.next_round()
+        assert spares.rounds == number
+        spares.put(f"{said}1")
+    spares.next_round()
+    for said in ("x", "c", "y"):
+        spares.put(f"{said}2")
+    assert spares.repeated == 1
+    assert spares.take() == "c2"

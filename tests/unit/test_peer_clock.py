@@ -275,9 +275,20 @@ def test_a_clock_is_far_ahead_by_more_than_a_day(ahead: int, expected: bool) -> 
     assert time_of(timestamp).endswith("Z")
 
 
-@pytest.mark.parametrize("timestamp", [bytes(12), b"\xff" * 12])
-def test_any_timestamp_has_a_time(timestamp: bytes) -> None:
-    assert time_of(timestamp)
+@pytest.mark.parametrize(
+    ("timestamp", "time"),
+    [
+        (tai64n.encode(0), "1970-01-01T00:00:00Z"),
+        (tai64n.encode(IN_2150 * 10**9 + 999_999_999), "2150-01-01T00:00:00Z"),
+        (tai64n.encode(-1), "1969-12-31T23:59:59Z"),
+        # Those that no calendar has.
+        (bytes(12), "0001-01-01T00:00:00Z"),
+        (b"\xff" * 12, "9999-12-31T00:00:00Z"),
+        (tai64n.encode(2**40 * 10**9), "9999-12-31T00:00:00Z"),
+    ],
+)
+def test_any_timestamp_has_a_time(timestamp: bytes, time: str) -> None:
+    assert time_of(timestamp) == time
 
 
 def test_a_name_is_quoted_for_the_shell() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rustguard_py.enroll.server.registry import PeerChange, Registry
-from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.errors import RefusedError, StateError, UsageError
 from rustguard_py.model.keys import encode_key
 from rustguard_py.model.peer_names import check_label, dns_name_of, is_label, label_of, numbered
 from rustguard_py.state.records import PeerRecord, ServerState
@@ -227,3 +228,28 @@ def test_a_dns_name_that_is_none_can_not_be_kept() -> None:
     record = admit(make_registry(), VICTIM, "laptop")
     with pytest.raises(ValueError, match="letters, digits and hyphens"):
         replace(record, dns_name="a.b")
+
+
+def test_two_peers_with_one_kept_dns_name_do_not_load() -> None:
+    registry = make_registry()
+    for number, name in enumerate(("laptop", "phone"), 1):
+        admit(registry, bytes([number]) * 32, name)
+    kept = registry.state.to_json()
+    for each in cast(Any, kept["peers"]):
+        each["dns_name"] = "kitchen"
+    with pytest.raises(StateError, match=r"peers\[1\]\.dns_name.* is also another peer's"):
+        ServerState.from_json(kept)
+    cast(Any, kept["peers"])[1]["dns_name"] = "kitchen-2"
+    assert [each.dns_name for each in ServerState.from_json(kept).peers.values()] == ["kitchen", "kitchen-2"]
+
+
+def test_a_kept_dns_name_stays_though_an_earlier_peers_name_would_make_it() -> None:
+    registry = make_registry()
+    for number, name in enumerate(("laptop", "phone"), 1):
+        admit(registry, bytes([number]) * 32, name)
+    kept = registry.state.to_json()
+    first, second = cast(Any, kept["peers"])
+    first["name"] = "Kitchen"
+    first.pop("dns_name", None)
+    second["dns_name"] = "kitchen"
+    assert [each.dns_name for each in ServerState.from_json(kept).peers.values()] == ["kitchen-2", "kitchen"]

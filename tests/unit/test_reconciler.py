@@ -14,7 +14,6 @@ from rustguard_py.daemon.reconciler import (
     LOOK_EACH,
     MOST,
     PERIOD,
-    REMEMBERED,
     SETTLE,
     TRY_AGAIN,
     Reconciler,
@@ -93,13 +92,15 @@ def test_what_could_not_be_put_back_is_tried_again_soon() -> None:
     assert reconciler.records[thing].refused is None
 
 
-def test_what_happened_long_ago_is_forgotten() -> None:
+def test_what_happened_an_hour_ago_is_forgotten() -> None:
     reconciler = Reconciler(0.0)
     look(reconciler, {f"route {number}" for number in range(5000)}, 1.0)
     look(reconciler, {"the rule"}, PERIOD + 2.0)
     assert len(reconciler.records) <= 1000
     assert "the rule" in reconciler.records
-    look(reconciler, set(), PERIOD + 3.0 + REMEMBERED)
+    look(reconciler, set(), PERIOD + 3599.0)
+    assert set(reconciler.records) == {"the rule"}
+    look(reconciler, set(), PERIOD + 3603.0)
     assert reconciler.records == {}
 
 

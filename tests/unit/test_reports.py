@@ -1,19 +1,28 @@
-"""Who is heard inside the tunnel, and how a server finds who it is."""
+"""Who is heard inside the tunnel, how a server finds who it is, and what two ends tell each other."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from rustguard_py.daemon.reports import Partner, Reports
 from rustguard_py.enroll.server.partners import Partners
-from rustguard_py.protocol.report import Hello, encode
+from rustguard_py.model.tunnel import Listeners
+from rustguard_py.planes.contract import Flow
+from rustguard_py.protocol.report import REPORT_PORT, Arrived, Hello, Item, decode, encode
 from rustguard_py.state.records import PeerRecord, ServerState
+from rustguard_py.tunnel import Tunnel
+from support import virtual_loop
+from support.virtual_loop import BEGAN
 
 
 @pytest.mark.parametrize(("interface", "inside"), [("lo", True), ("rg0", False)])
@@ -50,3 +59,199 @@ def test_a_peer_is_found_by_its_address_though_its_record_changes() -> None:
     at = 5.0
     assert partners.find("10.9.0.7") == Partner("laptop", (key,))
     assert partners.find("10.9.0.8") is None
+
+
+# -- the exchange, over the loopback interface and under the virtual loop --------------------------------------
+
+KEY = b"k" * 32
+
+
+class OneSession:
+    """A tunnel with one peer: its counters, and what is done with them."""
+
+    def __init__(self) -> None:
+        self.flow = Flow(local_index=7, remote_index=8, sent=0, next=0, received=0)
+        self.looks: list[float] = []
+        self.segmenting: list[bool] = []
+        peer = SimpleNamespace(id=1, endpoint=("192.0.2.1", 51820))
+        plane = SimpleNamespace(flows=self._flows, set_segmenting=lambda _, on: self.segmenting.append(on))
+        node = SimpleNamespace(get=lambda key: peer if key == KEY else None)
+        self.tunnel = Tunnel(cast(Any, node), cast(Any, plane), Listeners())
+
+    def _flows(self, _peer: int) -> list[Flow]:
+        self.looks.append(asyncio.get_running_loop().time())
+        return [self.flow]
+
+
+class Exchange:
+    """Reports on an address of the loopback interface, and what a socket on another one hears from them."""
+
+    def __init__(self, *, asks: bool, segments: bool = True) -> None:
+        # Workers run tests at the same time, and the port is always the same.
+        host = f"127.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF}"
+        self.here, self.there = f"{host}.1", f"{host}.2"
+        self.session = OneSession()
+        self.reports = Reports(
+            [self.session.tunnel],
+            ["lo"],
+            IPv4Address(self.here),
+            {self.there: Partner("laptop", (KEY,))}.get,
+            segments=segments,
+            ask=IPv4Address(self.there) if asks else None,
+        )
+        self.heard: list[tuple[float, Item]] = []
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind((self.there, REPORT_PORT))
+
+    def say(self, *items: Item) -> None:
+        self._socket.sendto(encode(items), (self.here, REPORT_PORT))
+
+    def take(self) -> list[tuple[float, Item]]:
+        """Return what was heard since the last call, with the times."""
+        taken, self.heard = self.heard, []
+        return taken
+
+    def _hear(self) -> None:
+        at = asyncio.get_running_loop().time() - BEGAN
+        self.heard += [(at, item) for item in decode(self._socket.recv(2000))]
+
+    async def run(self, test: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._socket.fileno(), self._hear)
+        task = loop.create_task(self.reports.run())
+        try:
+            await asyncio.sleep(0)
+            await test(self)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+
+
+def exchange(
+    monkeypatch: pytest.MonkeyPatch,
+    test: Callable[[Exchange], Coroutine[Any, Any, None]],
+    *,
+    asks: bool = False,
+    segments: bool = True,
+) -> None:
+    async def main() -> None:
+        await Exchange(asks=asks, segments=segments).run(test)
+
+    virtual_loop.run(monkeypatch, main)
+
+
+def test_a_client_says_hello_five_times_and_again_with_the_next_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(its: Exchange) -> None:
+        await asyncio.sleep(3600)
+        heard = its.take()
+        assert [item for _, item in heard] == [Hello(asks=True)] * 5
+        assert [round(at) for at, _ in heard] == [0, 2, 4, 6, 8]
+        its.reports.session()
+        await asyncio.sleep(3600)
+        heard = its.take()
+        assert [item for _, item in heard] == [Hello(asks=True)] * 5
+        assert round(heard[0][0]) == 3600
+        its.reports.session()
+        await asyncio.sleep(1)
+        # Once it is answered, it stops.
+        its.say(Hello(asks=False))
+        await asyncio.sleep(3600)
+        assert len(its.take()) == 1
+
+    exchange(monkeypatch, test, asks=True)
+
+
+def test_a_server_answers_a_hello_and_never_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(its: Exchange) -> None:
+        await asyncio.sleep(600)
+        assert its.take() == []
+        its.say(Hello(asks=True))
+        await asyncio.sleep(600)
+        assert [item for _, item in its.take()] == [Hello(asks=False)]
+        its.say(Hello(asks=False))
+        await asyncio.sleep(600)
+        assert its.take() == []
+
+    exchange(monkeypatch, test)
+
+
+def test_what_is_missing_is_reported_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(its: Exchange) -> None:
+        its.say(Hello(asks=False))
+        await asyncio.sleep(10)
+        its.session.flow = replace(its.session.flow, next=100, received=60)
+        await asyncio.sleep(1.1)
+        assert [item for _, item in its.take()] == [Arrived(tunnel=0, index=7, first=0, stop=100, received=60)]
+
+    exchange(monkeypatch, test)
+
+
+def test_while_nothing_moves_it_looks_once_a_second_and_else_four_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(its: Exchange) -> None:
+        await asyncio.sleep(60)
+        assert its.session.looks == []
+        its.say(Hello(asks=False))
+        await asyncio.sleep(60)
+        assert 58 <= len(its.session.looks) <= 62
+        its.session.looks.clear()
+        for _ in range(240):
+            flow = its.session.flow
+            its.session.flow = replace(flow, sent=flow.sent + 1, next=flow.next + 1, received=flow.received + 1)
+            await asyncio.sleep(0.25)
+        assert 230 <= len(its.session.looks) <= 245
+
+    exchange(monkeypatch, test)
+
+
+@pytest.mark.parametrize("segments", [True, False])
+def test_a_path_that_loses_what_is_cut_gets_it_switched_off_and_a_note(
+    monkeypatch: pytest.MonkeyPatch, segments: bool
+) -> None:
+    async def test(its: Exchange) -> None:
+        its.say(Hello(asks=False))
+        await asyncio.sleep(2)
+        on = True
+        for _ in range(80):
+            flow = its.session.flow
+            its.session.flow = replace(flow, sent=flow.sent + 50)
+            its.say(Arrived(0, 8, flow.sent, flow.sent + 50, 2 if on else 50))
+            # Of a tunnel that there isn't.
+            its.say(Arrived(3, 8, flow.sent, flow.sent + 50, 0))
+            await asyncio.sleep(0.25)
+            on = its.session.segmenting[-1] if its.session.segmenting else True
+        if segments:
+            assert its.session.segmenting == [False, True, False]
+            [note] = its.reports.notes
+            assert note.startswith("Off towards laptop: udp-segmentation, because ")
+            await asyncio.sleep(3700)
+        assert its.session.segmenting == ([False, True, False, True] if segments else [])
+        assert its.reports.notes == [] or not segments
+
+    exchange(monkeypatch, test, segments=segments)
+
+
+def test_a_partner_that_is_no_longer_a_peer_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(its: Exchange) -> None:
+        its.say(Hello(asks=False))
+        await asyncio.sleep(2)
+        known: dict[str, Partner] = {}
+        its.reports._find = known.get
+        await asyncio.sleep(2)
+        its.session.looks.clear()
+        await asyncio.sleep(60)
+        assert its.session.looks == []
+
+    exchange(monkeypatch, test)
+
+
+def test_without_the_port_there_are_no_reports_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(its: Exchange) -> None:
+        other = Reports([], ["lo"], IPv4Address(its.here), lambda _: None)
+        await asyncio.wait_for(other.run(), 1)
+
+    exchange(monkeypatch, test)
+    assert [f"UDP port {REPORT_PORT} can't be bound" in record.message for record in caplog.records] == [True]

@@ -204,3 +204,27 @@ def test_a_receiver_that_misses_some_reports_each_stretch_once() -> None:
     assert arrivals.look(Flow(5, 1, 0, 10, 1), 0.5) is None
     assert arrivals.look(Flow(5, 1, 0, 30, 21), 0.75) == (10, 30, 20)
     assert arrivals.look(Flow(5, 1, 0, 60, 51), 9.0) is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "missing", "reports"), [(60, 3, True), (61, 3, False), (20, 2, False), (20, 3, True)]
+)
+def test_a_receiver_reports_what_is_three_datagrams_and_a_twentieth(sent: int, missing: int, reports: bool) -> None:
+    arrivals = Arrivals()
+    arrivals.look(Flow(5, 1, 0, 0, 0), 0.0)
+    found = arrivals.look(Flow(5, 1, 0, sent, sent - missing), LOOK)
+    assert found == ((0, sent, sent - missing) if reports else None)
+
+
+def test_a_receiver_does_not_add_up_what_was_missing_two_seconds_apart() -> None:
+    arrivals = Arrivals()
+    for at, sent, received in ((0.0, 0, 0), (0.25, 10, 8), (2.0, 10, 8), (2.25, 20, 16)):
+        assert arrivals.look(Flow(5, 1, 0, sent, received), at) is None
+
+
+def test_reports_of_a_peer_whose_address_is_not_known_are_taken() -> None:
+    watch = PathWatch()
+    watch.look(Flow(1, 5, 0, 0, 0), None, 0.0)
+    for number in range(4):
+        watch.arrived(5, number * 100, number * 100 + 100, 0, number / 4)
+    assert watch.stage is not Stage.ON

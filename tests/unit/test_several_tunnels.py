@@ -171,3 +171,10 @@ def test_the_handshake_of_a_new_session_may_be_lost_once() -> None:
     assert health.why_dead(peer, 105.0 + SECOND_PATIENCE, session=False) is not None
     peer.end_attempt()
     assert health.why_dead(peer, 200.0, session=False) is None
+
+
+def test_the_keys_of_further_tunnels_never_change() -> None:
+    """Clients that joined earlier know them."""
+    assert derive.preshared_key(KEY, 0) == derive.private_key(KEY, 0) == KEY
+    assert derive.preshared_key(KEY, 1).hex() == "9fa2e4365bab8c8f7eacb3ebe3110c72d682079e4b7d133a0bab751c7d935d9f"
+    assert derive.private_key(KEY, 3).hex() == "a8b8bf80cdbb279f0d62ee825a1f26b6d87a8e3292ebe786e116958fc0664541"

@@ -578,3 +578,13 @@ def test_no_secret_is_told_in_a_refusal(tmp_path: Path) -> None:
         load(path.parent)
     causes = [caught.value.message, caught.value.fix, repr(caught.value.__cause__)]
     assert not any(secret in text for text in causes)
+
+
+def test_the_directories_above_are_made_so_that_others_can_pass_but_not_write(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Document.open(tmp_path / "above/state").close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "above").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "above/state").stat().st_mode & 0o777 == 0o700

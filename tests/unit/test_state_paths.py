@@ -120,6 +120,19 @@ def test_in_a_user_namespace_the_machines_root_is_let_pass_above_and_not_below(
         paths.runtime_directory()
 
 
+@pytest.mark.needs_second_uid
+def test_a_users_runtime_directory_may_lie_in_roots(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime.mkdir(0o700)
+    (tmp_path / "uid_map").write_text("         0          0 4294967295\n")
+    monkeypatch.setattr(paths, "_UID_MAP", tmp_path / "uid_map")
+    os.chown(tmp_path, 0, -1)
+    os.chown(runtime, NOBODY, -1)
+    as_user(monkeypatch, NOBODY)
+    assert paths.runtime_directory() == runtime
+
+
 def test_a_runtime_directory_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "file/run"))

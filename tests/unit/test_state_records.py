@@ -326,3 +326,8 @@ def members(value: object, path: str = "") -> list[str]:
         for index, below in enumerate(value):
             found += members(below, f"{path}[{index}]")
     return found
+
+
+def test_guesses_of_any_window_are_kept() -> None:
+    guesses = GuessRecord(2**53 - 1, 2**53 - 1, {"192.0.2.0/32": 2**53 - 1}, new_peers=2**53 - 1)
+    assert GuessRecord.from_json(json.loads(json.dumps(guesses.to_json()))) == guesses
