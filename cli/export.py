@@ -14,7 +14,7 @@ from rustguard_py.cli.daemon import ask_or_do
 from rustguard_py.cli.genkey import warn_if_world_accessible
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import call
-from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
 from rustguard_py.model.printable import printable
 from rustguard_py.state import paths
 
@@ -60,7 +60,15 @@ def command(
             out.write(_own(server, state))
             click.echo("It contains this machine's key: use it on one machine at a time.", err=True)
         else:
-            out.write(_new(name, endpoint, state))
+            config = _new(name, endpoint, state)
+            try:
+                out.write(config)
+            except OSError as error:
+                raise RustGuardError(
+                    f"{printable(name)} is admitted, but its file couldn't be written: {error.strerror}. "
+                    "Nothing else has its key.",
+                    f"Remove it: sudo rustguard peers revoke {printable(name)}",
+                ) from error
 
 
 def _own(server: str | None, state: Path | None) -> conf.Config:
@@ -140,6 +148,10 @@ class _Output:
 
     def __enter__(self) -> _Output:
         if self._path is None:
+            if os.path.samestat(os.fstat(sys.stdout.fileno()), Path(os.devnull).stat()):
+                raise UsageError(
+                    "Standard output is closed or /dev/null, and the key would be nowhere.", "Name a file: -o FILE"
+                )
             warn_if_world_accessible()
             return self
         try:

@@ -38,10 +38,12 @@ class Left:
     Attributes:
         interface: The interface's name.
         hooks: The commands that it would have run.
+        mark: What `wg show INTERFACE fwmark` gave: those commands may ask for it. 0 for none.
     """
 
     interface: str
     hooks: conf.Hooks
+    mark: int = 0
 
 
 def _is_one_of_many(step: Step) -> bool:
@@ -84,7 +86,7 @@ class Ledger:
             if any(value.get(name, wanted) != wanted for name, wanted in here.items()):
                 return None
             hooks = conf.Hooks(**{name: tuple(lines) for name, lines in value["hooks"].items()})
-            ledger = cls(path, Left(value["interface"], hooks))
+            ledger = cls(path, Left(value["interface"], hooks, int(value.get("mark", 0))))
             ledger._done = {steps.from_json(_KINDS, step): memo for step, memo in value["steps"]}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StateError(
@@ -149,7 +151,8 @@ class Ledger:
         lasting = [[steps.to_json(step), memo] for step, memo in self._done.items() if step.outlives]
         hooks = {name: getattr(self.left.hooks, name) for name in conf.Hooks.__slots__}
         place = {"boot": boot_id(), "namespace": namespace_id()}
-        content = json.dumps({"interface": self.left.interface, **place, "hooks": hooks, "steps": lasting}).encode()
+        left = {"interface": self.left.interface, "mark": self.left.mark, **place, "hooks": hooks, "steps": lasting}
+        content = json.dumps(left).encode()
         temporary = self._path.with_suffix(f".{os.getpid()}")
         try:
             os.close(write_fresh(Files(), temporary, content))

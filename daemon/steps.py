@@ -7,6 +7,7 @@ already done. A step's memo is what undoing it needs besides the step itself, su
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -286,7 +287,9 @@ class Firewall:
 
     @property
     def _table(self) -> str:
-        return f"{'ip' if self.version == 4 else 'ip6'} rustguard-{self.interface}"
+        # An interface's name may have characters that nft takes in no table's name.
+        name = re.sub(r"[^\w.-]", lambda found: f"_{ord(found[0]):x}", self.interface, flags=re.ASCII)
+        return f"{'ip' if self.version == 4 else 'ip6'} rustguard-{name}"
 
     def _rules(self) -> str:
         family = "ip" if self.version == 4 else "ip6"

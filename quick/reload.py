@@ -47,7 +47,7 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
     lines += [f"[#] peer {conf.short(peer.public_key)} set" for peer in changes.peers]
     running.config = config
     running.scheme = scheme
-    running.ledger.left = Left(running.interface, config.hooks)
+    running.ledger.left = Left(running.interface, config.hooks, scheme.mark)
     running.ledger.save()
     lines += [f"[#] put back: {each}" for each in await running.keeper.repair()]
     return lines

@@ -29,7 +29,7 @@ from rustguard_py.quick import conf_files, hooks, peers, routing, save_config
 from rustguard_py.quick.control import QuickControl
 from rustguard_py.quick.running import Life, Running, wanted_steps
 from rustguard_py.quick.tunnel import PlainTunnel
-from rustguard_py.quick.wg_answers import WgAnswers
+from rustguard_py.quick.wg_answers import KilledAnswers, WgAnswers
 from rustguard_py.state import paths
 from rustguard_py.state.document import Document
 from rustguard_py.system.interface import Echo
@@ -103,11 +103,17 @@ async def repair(directory: Path, echo: Echo) -> bool:
     ledger = found[0]
     left = ledger.left
     echo(f"[!] {left.interface} was killed: undoing what it left.")
-    await hooks.run_all(left.hooks.pre_down, left.interface, echo)
-    ledger.undo(echo)
-    runtime.remove_leftovers(None, directory)
-    paths.withdraw(directory)
-    await hooks.run_all(left.hooks.post_down, left.interface, echo)
+    async with AsyncExitStack() as stack:
+        await runtime.answer_wg(stack, left.interface, KilledAnswers(left.mark))
+        failed = await hooks.run_all(left.hooks.pre_down, left.interface, echo)
+        ledger.undo(echo)
+        runtime.remove_leftovers(None, directory)
+        paths.withdraw(directory)
+        failed += await hooks.run_all(left.hooks.post_down, left.interface, echo)
+    if failed:
+        raise RustGuardError(
+            " ".join(failed), "Everything else is undone. Undo by hand what these commands would have."
+        )
     return True
 
 
@@ -154,6 +160,8 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     echo(f"[#] ip {kind.format(interface)}")
     stack.callback(ledger.undo, echo)
     tunnel.plane.set_fwmark(scheme.mark)
+    ledger.left = Left(interface, config.hooks, scheme.mark)
+    ledger.save()
     plain = PlainTunnel(tunnel, timestamps, config.private_key)
     stack.push_async_callback(plain.close)
     for peer in config.peers:

@@ -62,3 +62,26 @@ class WgAnswers:
     def _settings(self) -> Settings:
         running = self._running
         return Settings(running.plain.private_key, running.port, running.scheme.mark, peers_of(self._tunnel))
+
+
+class KilledAnswers:
+    """The answers for a tunnel that was killed, while its PreDown and PostDown run.
+
+    Args:
+        mark: The mark that it had, 0 for none.
+    """
+
+    def __init__(self, mark: int) -> None:
+        self._mark = mark
+
+    def show(self) -> DeviceState:
+        """Return what is known of it: the mark, for the rules of a kill switch."""
+        return DeviceState(None, 0, self._mark)
+
+    def change(self, _change: DeviceChange, /) -> None:
+        """Refuse a change.
+
+        Raises:
+            UapiError: ENODEV: the tunnel is gone.
+        """
+        raise UapiError(errno.ENODEV, "The tunnel was killed.")

@@ -164,13 +164,14 @@ def check_interface_name(name: str) -> None:
     """Refuse a name that the kernel can't give an interface.
 
     Raises:
-        UsageError: It is empty, longer than INTERFACE_NAME_LIMIT bytes, `.` or `..`, or has a blank or one of `/:%`.
-            The kernel takes a `%` for the place of a number.
+        UsageError: It is empty, longer than INTERFACE_NAME_LIMIT bytes, `.`, `..`, `all` or `default`, or has a blank
+            or one of `/:%`. The kernel takes a `%` for the place of a number.
     """
     fits = 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT
     # The characters of dev_valid_name (net/core/dev.c), and those that can't be printed.
     printable = name.isprintable() and not any(each in "/:%" or each.isspace() for each in name)
-    if not fits or not printable or name in (".", ".."):
+    # The kernel has these two in /proc/sys/net, for settings of every interface.
+    if not fits or not printable or name in (".", "..", "all", "default"):
         raise UsageError(
             f"{name!r} can't name an interface.",
             f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes, without blanks and without any of / : %.",

@@ -15,7 +15,8 @@ from rustguard_py.system.interface import check_interface_name
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a b", "a/b", "a:b", ".", "..", "rg%d", "%", "a\tb", "a\u00a0b", "a" * 16, "\u00e4" * 8]
+    "name",
+    ["", "a b", "a/b", "a:b", ".", "..", "all", "default", "rg%d", "%", "a\tb", "a\u00a0b", "a" * 16, "\u00e4" * 8],
 )
 def test_a_name_that_the_kernel_refuses_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="can't name an interface"):

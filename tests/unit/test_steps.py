@@ -170,6 +170,14 @@ def test_the_firewall_is_one_table_of_three_chains(programs: Programs) -> None:
     assert said == ["[#] nft add table ip rustguard-wg0", "[#] nft add table ip6 rustguard-wg0"]
 
 
+def test_a_name_that_nft_takes_for_a_sign_is_written_in_letters(programs: Programs) -> None:
+    said: list[str] = []
+    Firewall("a=b+ä", 4, ("10.9.0.1",), 51820).apply(NO_NETLINK, "", said.append)
+    [(_, rules)] = programs.ran
+    assert rules.startswith("table ip rustguard-a_3db_2b_e4\n")
+    assert 'iifname != "a=b+ä"' in rules
+
+
 def test_rules_that_nft_refuses_are_an_error_with_the_first_line_of_what_it_said(programs: Programs) -> None:
     programs.code, programs.out, programs.error = 1, "on stdout\n", "Error: no such hook\n  here\n"
     with pytest.raises(RustGuardError, match=r"^nft refused the rules of wg0: Error: no such hook$"):

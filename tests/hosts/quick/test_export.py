@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -86,3 +87,22 @@ def test_the_peers_of_an_imported_file_go_on(lab: Lab) -> None:
 def has_session(home: Quick) -> bool:
     done = home.run("peers --json", check=False)
     return done.returncode == 0 and json.loads(done.stdout)["peers"][0]["last_handshake"] is not None
+
+
+def test_a_new_peers_file_that_can_not_be_written_is_an_error_with_the_way_back(lab: Lab, tmp_path: Path) -> None:
+    home = Site(lab, tmp_path).home()
+    home.serve("--pool 10.150.0.0/24")
+
+    def export(output: str) -> subprocess.CompletedProcess[str]:
+        argv = ["sh", "-c", f'"$@" {output}', "sh", *home.command("export --new phone")]
+        return home.host.run(argv, env=home.environment(None), check=False)
+
+    # Nothing is admitted for an output that keeps nothing.
+    for closed in (">&-", "> /dev/null"):
+        done = export(closed)
+        assert done.returncode == 2, done.stderr
+        assert "-o FILE" in done.stderr
+    assert home.peers() == {}
+    done = export("> /dev/full")
+    assert done.returncode == 1
+    assert "sudo rustguard peers revoke phone" in done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -159,3 +161,29 @@ def test_of_a_server_and_a_client_wg_changes_only_what_can_not_contradict(lab: L
         assert after.split("\t")[:2] == line.split("\t")[:2]
         said = "\n".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
         assert "which peers there are can't be changed here: " in said
+
+
+@pytest.mark.parametrize("again", [["down"], ["up", "down"]], ids=lambda verbs: "-".join(verbs))
+def test_the_predown_of_a_killed_tunnel_is_told_its_mark(lab: Lab, tmp_path: Path, again: list[str]) -> None:
+    """A kill switch as Mullvad writes it can only be taken back with the mark."""
+    net = lan(lab)
+    laptop, asked = net.laptop, tmp_path / "asked"
+    laptop.file(
+        f"Address = 10.9.0.1/32\nPreDown = wg show %i fwmark >> {asked}", net.home.peer("AllowedIPs = 0.0.0.0/0")
+    )
+    laptop.run("up wg0")
+    os.kill(laptop.status()["pid"], signal.SIGKILL)
+    for verb in again:
+        laptop.run(f"{verb} wg0")
+    assert asked.read_text() == "0xca6c\n" * len(again)
+
+
+def test_a_killed_tunnel_whose_predown_fails_says_what_may_be_left(lab: Lab) -> None:
+    laptop = lan(lab).laptop
+    laptop.file("Address = 10.9.0.1/32\nPreDown = exit 7")
+    laptop.run("up wg0")
+    os.kill(laptop.status()["pid"], signal.SIGKILL)
+    done = laptop.run("down wg0", check=False)
+    assert done.returncode == 1
+    assert "Undo by hand" in done.stderr
+    assert "isn't up" in laptop.run("down wg0", check=False).stderr
