@@ -25,6 +25,8 @@ from rustguard_py.model.limits import MEMORY, THREADS
 from rustguard_py.model.printable import printable
 
 _PR_SET_DUMPABLE = 4
+# The same error of the event loop is logged once in so many seconds. So many different ones are remembered.
+_QUIET_SECONDS, _ERRORS_KEPT = 60.0, 64
 _LOG_LIMIT = 1 << 20
 
 
@@ -43,13 +45,29 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging
 
 
 async def _main(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.get_running_loop().set_exception_handler(_on_error)
+    asyncio.get_running_loop().set_exception_handler(LoopErrors())
     await work
 
 
-def _on_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log an error of a callback or a task that nobody waits for."""
-    logging.getLogger(__name__).error("internal error: %s", context["message"], exc_info=context.get("exception"))
+class LoopErrors:
+    """Logs errors of callbacks and tasks that nobody waits for, each one once a minute at most.
+
+    Without a free descriptor, asyncio reports each connection that it can't accept, a hundred times a second.
+    """
+
+    def __init__(self) -> None:
+        self._quiet_until: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log one error: `context` as `loop.call_exception_handler` takes it."""
+        message, error, now = context["message"], context.get("exception"), loop.time()
+        which = f"{message} {error!r}"[:200]
+        if now < self._quiet_until.get(which, 0.0):
+            return
+        if len(self._quiet_until) >= _ERRORS_KEPT:
+            self._quiet_until.clear()
+        self._quiet_until[which] = now + _QUIET_SECONDS
+        logging.getLogger(__name__).error("internal error: %s", message, exc_info=error)
 
 
 def _print(line: str, *, dim: bool | None = None) -> None:

@@ -13,6 +13,11 @@ from rustguard_py.quick.peers import peer_line
 from rustguard_py.quick.reload import reload
 from rustguard_py.quick.running import Life
 
+KEYLESS = (
+    "There is no private key yet, and the one shown is a placeholder that no peer knows. "
+    "Set one: sudo wg set {} private-key FILE"
+)
+
 
 class QuickControl:
     """Answers requests about a tunnel, from before its start until after its end.
@@ -60,6 +65,7 @@ class QuickControl:
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         running = self._life.get_running()
+        keyless = [] if running.plain.private_key is not None else [KEYLESS.format(running.interface)]
         return {
             **status.common(running.program, [running.plain.tunnel], now()),
             **self._peers({}),
@@ -69,6 +75,6 @@ class QuickControl:
             "mtu": running.mtu,
             "pool": None,
             "window": None,
-            "warnings": running.keeper.warnings(),
+            "warnings": keyless + running.keeper.warnings(),
             "file": str(self._life.file),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from rustguard_py.cli import failures, wg
 from rustguard_py.cli.app import run
+from rustguard_py.cli.foreground import LoopErrors
 from rustguard_py.cli.logs import LineFormatter, is_journal
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d"
@@ -198,3 +200,26 @@ def test_an_unknown_level_of_rustguard_wg_is_exit_code_2(
         wg.main()
     assert ended.value.code == 2
     assert "'debug', 'info', 'warning', 'error'" in capsys.readouterr().err
+
+
+def test_the_same_error_of_the_loop_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = 100.0
+
+    class Loop(asyncio.BaseEventLoop):
+        def time(self) -> float:
+            return now
+
+    errors = LoopErrors()
+    loop = Loop()
+    try:
+        for now in (100.0, 100.1, 159.9, 160.0):  # noqa: B007 - read by the loop's clock
+            errors(loop, {"message": "no descriptor", "exception": OSError(24, "Too many open files")})
+        errors(loop, {"message": "no descriptor", "exception": OSError(12, "Cannot allocate memory")})
+        assert len(caplog.records) == 3
+        # Thousands of different ones take no memory.
+        for number in range(1000):
+            errors(loop, {"message": f"fault {number}"})
+        assert len(caplog.records) == 1003
+        assert len(errors._quiet_until) <= 64
+    finally:
+        loop.close()

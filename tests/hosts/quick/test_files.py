@@ -46,6 +46,7 @@ def test_a_file_without_a_key_shows_none_until_there_is_one(lab: Lab) -> None:
     home.run("up wg0")
     try:
         assert home.says("wg", "show", "wg0", "private-key") == "(none)\n"
+        assert "no private key yet" in home.run("status").stderr + home.run("status").stdout
     finally:
         home.run("down wg0")
 
