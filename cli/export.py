@@ -139,6 +139,15 @@ def _likely() -> str:
     return found
 
 
+def _goes_nowhere() -> bool:
+    """Return whether standard output is /dev/null, as it also is where it was closed."""
+    try:
+        return os.path.samestat(os.fstat(sys.stdout.fileno()), Path(os.devnull).stat())
+    except (OSError, ValueError):
+        # It isn't a file: another program runs the command within itself.
+        return False
+
+
 class _Output:
     """The output, made before anything else is done; a file is removed again if that fails."""
 
@@ -148,7 +157,7 @@ class _Output:
 
     def __enter__(self) -> _Output:
         if self._path is None:
-            if os.path.samestat(os.fstat(sys.stdout.fileno()), Path(os.devnull).stat()):
+            if _goes_nowhere():
                 raise UsageError(
                     "Standard output is closed or /dev/null, and the key would be nowhere.", "Name a file: -o FILE"
                 )

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rustguard_py.cli import failures
 from rustguard_py.lab.hosts import Lab
 from support import attack_table, debian_root, machine
 
@@ -182,6 +183,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
         monkeypatch.setenv(variable, str(tmp_path_factory.getbasetemp() / f"{name}-{number}"))
     for variable in ("RUSTGUARD_STATE", "RUSTGUARD_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
+    # A report of an error that a test provokes isn't for this machine's administrator.
+    monkeypatch.setattr(failures.Program, "state", tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
