@@ -21,7 +21,7 @@ from rustguard_py.state import paths
 SILENCE_SECONDS = 20.0
 # Between its answer and its end, seconds.
 END_SECONDS = 120.0
-# After so many signs of life, seconds, people are told that it goes on.
+# After so many signs of life, a second apart, a line says that the work goes on.
 SLOW = 5
 
 

@@ -16,7 +16,7 @@ from rustguard_py.state import paths
 
 # A changed file may have names to look up, and programs to run. The daemon gives a sign of life each second.
 SILENCE_SECONDS = 20.0
-# After so many of them, seconds, people are told that it goes on.
+# After so many of them, a second apart, a line says that the work goes on.
 SLOW = 5
 
 

@@ -24,7 +24,7 @@ async def oversee(manager: ServiceManager, tunnels: Sequence[AnyTunnel], describ
     the watchdog is fed only if each has answered what it was asked the time before.
 
     Args:
-        manager: Who is told. Without one this ends at once.
+        manager: The service manager. Without one this ends at once.
         tunnels: All tunnels.
         describe: Returns the status line.
     """
