@@ -156,7 +156,8 @@ def test_a_second_server_on_one_state_ends_within_a_second(home: Machine) -> Non
     began = time.monotonic()
     done = home.run("serve --port 4004", TOKEN, check=False)
     seconds = time.monotonic() - began
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "The server runs already" in done.stderr
     assert (home.network(), home.sockets()) == (network, sockets)
     assert home.status()["port"] == 51820
     print(f"row 23: the second server ended with {done.returncode} after {seconds:.2f} s: {done.stderr.strip()}")

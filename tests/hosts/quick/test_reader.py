@@ -21,7 +21,7 @@ from support.stock_reader import Read, StockReader
 
 pytestmark = pytest.mark.needs_wireguard_go
 
-EXAMPLES = 4_000 if os.environ.get("RUSTGUARD_SOAK") == "1" else 300
+EXAMPLES = 4_000 if os.environ.get("RUSTGUARD_SOAK") == "1" else 150
 
 # -- what may differ ----------------------------------------------------------------------------------------
 
