@@ -1,7 +1,7 @@
 """The one place where an error becomes what the user sees and the program's exit code.
 
 An error that the program foresees is printed with its fix. An error of a limit (files, threads, memory) names the
-limit. Any other is a fault of the program: its traceback goes to a report file, and the user is told where that is.
+limit. Any other is a fault of the program: its traceback goes to a report file, and a message names the file.
 """
 
 from __future__ import annotations

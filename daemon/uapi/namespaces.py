@@ -53,7 +53,7 @@ def answers(path: Path) -> int | None:
 
 
 def path_of(path: Path, namespace: int) -> Path:
-    """Return the path of the socket for one namespace beside the one for all, whose name ends in `.sock`."""
+    """Return the path of the socket for one namespace. The one for all, whose name ends in `.sock`, is next to it."""
     return path.with_name(f"{path.stem}.{namespace}")
 
 

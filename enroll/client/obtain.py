@@ -69,7 +69,7 @@ class Applicant:
     Attributes:
         token: The shared token.
         name: The name to ask for.
-        insists: Whether a person gave the name, who is told if the server gives another one.
+        insists: Whether a person gave the name. Then another one that the server gives is reported.
     """
 
     token: str = field(repr=False)

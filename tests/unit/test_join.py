@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from ipaddress import IPv4Interface
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,25 +25,11 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState, NetworkRecord
+from rustguard_py.state.records import ClientState
+from support.joined import NETWORK
 
 SERVER: Endpoint = ("192.0.2.1", 51820)
 JOINED = Joined(cast(Any, None), b"p" * 32, SERVER, b"forget")
-NETWORK = NetworkRecord(
-    host="home.example",
-    port=51820,
-    server_key=b"s" * 32,
-    preshared_key=b"p" * 32,
-    name="laptop",
-    address4=IPv4Interface("10.150.0.2/24"),
-    address6=None,
-    routes=(),
-    mtu=1420,
-    keepalive=25,
-    gateway4=None,
-    gateway6=None,
-    joined=0.0,
-)
 
 
 class Machine:
