@@ -65,7 +65,11 @@ test-kernel: .venv/.test-kernel
 	@scripts/kernel-vm -t $(KERNEL_SECONDS) -- env RUSTGUARD_INSTALLED=1 RUSTGUARD_SOAK=$$RUSTGUARD_SOAK CI=$$CI OPENBLAS_NUM_THREADS=1 \
 	  $(BIN)/pytest -p no:cacheprovider tests/kernel $(PYTEST_ARGS)
 
-soak: .venv/.test
+# With the packages, those for arm64 too, where root can make roots for them and rustup is there to build them.
+soak: .venv/.test .venv/.packages
+	@if [ "$$(id -u)" -eq 0 ] && command -v rustup > /dev/null; then \
+	  scripts/setup-debian soak && $(BIN)/python package/build.py; \
+	fi
 	@RUSTGUARD_SOAK=1 $(CARGO) test --locked --release -q -p transport --lib lanes
 	@RUSTGUARD_SOAK=1 $(PYTEST) $(PYTEST_ARGS)
 
