@@ -16,7 +16,7 @@ from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listener, listens
 from rustguard_py.model.errors import NotRunningError, RefusedError, UnansweredError, UsageError
 from rustguard_py.model.printable import printable
-from rustguard_py.service import systemd
+from rustguard_py.service import openrc, systemd
 from rustguard_py.state import paths
 from rustguard_py.state.paths import Candidate
 
@@ -69,9 +69,12 @@ def end(candidate: Candidate) -> None:
     """End a daemon in good order, and wait until it has ended."""
     process = listener(candidate.socket)
     unit = systemd.running_unit(process)
+    service = openrc.running_service(process)
+    # Ended otherwise, what supervises it might start it again.
     if unit is not None:
-        # Ended otherwise, systemd might start it again.
         systemd.systemctl("stop", unit)
+    elif service is not None:
+        openrc.stop(service)
     elif paths.tunnel_directory("x").parent == candidate.state_directory.parent:
         call(candidate.socket, "down", timeout=SECONDS)
     else:
@@ -81,7 +84,9 @@ def end(candidate: Candidate) -> None:
         if time.monotonic() > deadline:
             raise UnansweredError(f"Process {process} doesn't end.", f"End it at once: sudo kill -9 {process}")
         time.sleep(0.02)
-    click.echo(printable(f"Ended {unit or f'process {process}'} on {candidate.state_directory}."), err=True)
+    click.echo(
+        printable(f"Ended {unit or service or f'process {process}'} on {candidate.state_directory}."), err=True
+    )
 
 
 def _terminate(process: int) -> None:

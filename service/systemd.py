@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError, UsageError
-from rustguard_py.service import unit
+from rustguard_py.service import openrc, unit
 from rustguard_py.service.unit import MARK, Unit
 
 UNITS = Path("/etc/systemd/system")
@@ -67,6 +67,11 @@ def require() -> None:
         RefusedError: systemd doesn't run here, or we aren't root.
     """
     if not RUNNING.is_dir():
+        if openrc.RUNNING.is_dir():
+            raise RefusedError(
+                "This machine runs OpenRC, not systemd.",
+                "OpenRC has a script of its own: see docs/guide/service.md, or start it in the background: --daemon",
+            )
         raise RefusedError(
             "This machine doesn't run systemd.",
             "Start it in the background instead: sudo rustguard serve --daemon, or join --daemon",
