@@ -113,8 +113,8 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Give a core two workers, as tests of hosts mostly wait."""
-    return min(2 * len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    """Give a core three workers, as tests of hosts mostly wait."""
+    return min(3 * len(os.sched_getaffinity(0)), _MOST_WORKERS)
 
 
 def _is_worker(config: pytest.Config) -> bool:
