@@ -65,11 +65,7 @@ test-kernel: .venv/.test-kernel
 	@scripts/kernel-vm -t $(KERNEL_SECONDS) -- env RUSTGUARD_INSTALLED=1 RUSTGUARD_SOAK=$$RUSTGUARD_SOAK CI=$$CI OPENBLAS_NUM_THREADS=1 \
 	  $(BIN)/pytest -p no:cacheprovider tests/kernel $(PYTEST_ARGS)
 
-# With the packages, those for arm64 too, where root can make roots for them and rustup is there to build them.
-soak: .venv/.test .venv/.packages
-	@if [ "$$(id -u)" -eq 0 ] && command -v rustup > /dev/null; then \
-	  scripts/setup-debian soak && $(BIN)/python package/build.py; \
-	fi
+soak: .venv/.test
 	@RUSTGUARD_SOAK=1 $(CARGO) test --locked --release -q -p transport --lib lanes
 	@RUSTGUARD_SOAK=1 $(PYTEST) --ignore=tests/packages $(PYTEST_ARGS)
 	@RUSTGUARD_SOAK=1 $(MAKE) test-packages
@@ -120,10 +116,11 @@ sdist: .venv/.dist
 packages: .venv/.packages
 	@$(BIN)/python package/build.py
 
-# The tests use this machine's package alone. The roots that they unpack are kept in .venv/roots.
+# The tests use this machine's package alone, and in the long form arm64's too. The roots that they unpack are kept in
+# .venv/roots.
 test-packages: .venv/.packages .venv/.test
-	@scripts/setup-debian test-packages
-	@$(BIN)/python package/build.py amd64
+	@scripts/setup-debian $(if $(RUSTGUARD_SOAK),soak,test-packages)
+	@$(BIN)/python package/build.py $(if $(RUSTGUARD_SOAK),,amd64)
 	@$(PYTEST) -p no:cacheprovider tests/packages $(PYTEST_ARGS)
 
 reference: .venv/.demo
