@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.debian_root import DIST, Root, archive
+from support.debian_root import CHECKOUT, DIST, Root, archive
 
 pytestmark = [pytest.mark.needs_packages, pytest.mark.timeout(600)]
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
@@ -28,6 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "-d", folder,
+         "-c", CHECKOUT / "requirements/dev.lock",
          "--implementation=cp", "--python-version=313", "--abi=cp313", "--abi=abi3", "--abi=none",
          *(f"--platform={each}" for each in PLATFORMS), newest("rustguard_py-*_x86_64.whl"), *BUILD],
         check=True, timeout=500,
