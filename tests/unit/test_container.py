@@ -162,3 +162,20 @@ def test_a_refused_device_says_which_line_is_missing(signs: Signs, monkeypatch: 
     with pytest.raises(RustGuardError) as missing:
         interface.require_tun()
     assert "--device /dev/net/tun" in missing.value.fix
+
+
+def test_compose_permits_what_the_containers_of_the_tests_have_and_no_more() -> None:
+    """`tests/packages/test_container.py` runs with these limits, but it can't read YAML."""
+    text = (Path(__file__).parents[2] / "compose.yaml").read_text()
+    for line in (
+        "cap_drop: [ALL]",
+        "cap_add: [NET_ADMIN]",
+        "devices: [/dev/net/tun]",
+        'security_opt: ["no-new-privileges:true"]',
+        "read_only: true",
+        'tmpfs: ["/run:mode=755"]',
+        'volumes: ["state:/var/lib/rustguard"]',
+    ):
+        assert f"\n    {line}\n" in text
+    assert "privileged" not in text
+    assert "network_mode" not in text
