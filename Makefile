@@ -119,7 +119,7 @@ packages: .venv/.packages
 test-packages: .venv/.packages .venv/.test
 	@scripts/setup-debian test-packages
 	@$(BIN)/python package/build.py amd64
-	@$(PYTEST) -p no:cacheprovider tests/packages $(PYTEST_ARGS)
+	@$(PYTEST) -p no:cacheprovider $(WORKERS) tests/packages $(PYTEST_ARGS)
 
 reference: .venv/.demo
 	@$(BIN)/python -P -m rustguard_py.cli.reference > .venv/commands.md
