@@ -12,7 +12,7 @@ from rustguard_py.lab.hosts import Host, Lab
 from support.container import Container, Image
 from support.product import INNER, POOL, TOKEN, eventually
 
-pytestmark = [pytest.mark.needs_containers, pytest.mark.timeout(600), pytest.mark.xdist_group("container")]
+pytestmark = [pytest.mark.needs_containers, pytest.mark.timeout(600)]
 SERVE = ("serve", "--pool", POOL, "--token-file", "/etc/rustguard/token")
 NET_ADMIN = 1 << 12
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from rustguard_py.service.unit import XDP
 from support.booted import Booted
 from support.booted_pair import (
     CLIENT_INNER,
@@ -31,15 +32,15 @@ from support.product import eventually
 
 pytestmark = [pytest.mark.needs_packages, pytest.mark.needs_namespaces, pytest.mark.timeout(600)]
 MOST_SECONDS = 30.0
+MOST_EXPOSURE, MOST_EXPOSURE_XDP = 2.5, 2.8
 NEWER = "9.0"
+# Of a thread's status, as the table in docs/internals/packages.md has them.
+FIELDS = ("Name", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Seccomp_filters")
 # For a watchdog that waits less than the unit's, so that it needn't be waited for in each test.
 IMPATIENT = Path("/run/systemd/system/rustguard-join.service.d/impatient.conf")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(each, marks=pytest.mark.xdist_group(each)) for each in ("bookworm", "trixie")],
-)
+@pytest.fixture(scope="module", params=["bookworm", "trixie"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Two machines of Debian 12 or 13 on which the four commands were typed."""
     with booted_pair(tmp_path_factory.mktemp(request.param), request.param) as made:
@@ -66,12 +67,34 @@ def test_a_service_has_its_capabilities_alone_and_its_token_is_nowhere_to_read(p
     assert {int(each, 16) for each in re.findall(r"(?m)^CapEff:\t(.*)$", tasks)} == {1 << 10 | 1 << 12}
     assert set(re.findall(r"(?m)^NoNewPrivs:\t(.*)$", tasks)) == {"1"}
     assert set(re.findall(r"(?m)^Seccomp:\t(.*)$", tasks)) == {"2"}
+    for name, *values in zip(*(re.findall(rf"(?m)^{field}:\t(.*)$", tasks) for field in FIELDS), strict=True):
+        print(f"{name:16} {' '.join(values)}")
     unit = pair.server.run(["cat", "/etc/systemd/system/rustguard-serve.service"]).stdout
     assert TOKEN not in unit
     assert "LoadCredential=token:/etc/rustguard/rustguard-serve.token" in unit
     assert TOKEN not in pair.server.run(["cat", f"/proc/{process}/cmdline"]).stdout
     assert TOKEN not in pair.server.run(["sh", "-c", f"tr '\\0' '\\n' < /proc/{process}/environ"]).stdout
     assert pair.server.run(["stat", "-c", "%a", "/etc/rustguard/rustguard-serve.token"]).stdout.strip() == "600"
+
+
+def test_systemd_of_this_debian_finds_little_exposed(pair: Pair, suite: str) -> None:
+    """The installed unit; then with the drop-in for --xdp, read and not run."""
+    folder = pair.server.root.folder / "root/units"
+    folder.mkdir()
+    shutil.copy(pair.server.root.folder / "etc/systemd/system/rustguard-serve.service", folder)
+
+    def exposure() -> float:
+        words = ["systemd-analyze", "security", "--offline=yes", "--no-pager", "./rustguard-serve.service"]
+        said = pair.server.run(["env", "--chdir=/root/units", *words]).stdout
+        return float(said.strip().splitlines()[-1].partition(": ")[2].split()[0])
+
+    plain = exposure()
+    (folder / "rustguard-serve.service.d").mkdir()
+    (folder / "rustguard-serve.service.d/xdp.conf").write_text(XDP)
+    with_xdp = exposure()
+    print(f"{suite}: exposure {plain}, with --xdp {with_xdp}")
+    assert plain <= MOST_EXPOSURE
+    assert plain < with_xdp <= MOST_EXPOSURE_XDP
 
 
 def test_nothing_waits_for_the_network_but_what_has_to_look_names_up(pair: Pair) -> None:
@@ -100,15 +123,21 @@ def test_lines_in_the_journal_have_their_priority(pair: Pair) -> None:
     found = priorities()
     assert {found[each] for each in found if "another program" in each} == {"4"}
     assert "6" in found.values()
+    assert "another program" in pair.server.run(["rustguard", "service", "logs"]).stdout
     # The priority is the journal's, not part of the text.
     assert not [each for each in found if each.startswith("<")]
     eventually(pair.reaches, what="a ping after the address was put back")
 
 
-def test_both_come_back_after_a_reboot(pair: Pair) -> None:
+def test_both_come_back_after_a_reboot(pair: Pair, suite: str) -> None:
     for machine in (pair.server, pair.client):
         machine.reboot()
     eventually(pair.reaches, what="a ping after both were rebooted")
+    for machine, unit in ((pair.server, "rustguard-serve"), (pair.client, "rustguard-join")):
+        began, ready = map(
+            int, shown(machine, unit, "InactiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic")
+        )
+        print(f"{suite}: {unit} was ready {(ready - began) / 1e6:.2f} s after its start at boot")
     connected = f"connected to {pair.address}"
     eventually(lambda: connected in shown(pair.client, "rustguard-join", "StatusText")[0], what="the status line")
     lines = pair.client.run(["rustguard", "service", "status"]).stdout.splitlines()
@@ -132,6 +161,21 @@ def test_a_service_is_ready_while_the_network_does_not_stand(pair: Pair) -> None
     assert pair.client.run(["rustguard", "status", "--healthy"]).stdout.startswith("rg0 is healthy")
     pair.client_end.set("up")
     eventually(pair.reaches, what="a ping after the network came")
+
+
+def test_the_drop_in_permits_what_xdp_needs(pair: Pair) -> None:
+    install = ["rustguard", "service", "install", "serve"]
+    # The lab names an interface after the host at the other end.
+    pair.server.run([*install, "--xdp", "laptop"])
+    process = main_process(pair.server, "rustguard-serve")
+    (effective,) = re.findall(r"(?m)^CapEff:\t(.*)$", pair.server.run(["cat", f"/proc/{process}/status"]).stdout)
+    # CAP_NET_RAW and CAP_BPF besides.
+    assert int(effective, 16) == 1 << 10 | 1 << 12 | 1 << 13 | 1 << 39
+    assert "AF_XDP" in pair.server.run(["rustguard", "status", "-v"]).stdout
+    eventually(pair.reaches, what="a ping with --xdp")
+    pair.server.run(install)
+    assert shown(pair.server, "rustguard-serve", "DropInPaths") == [""]
+    eventually(pair.reaches, what="a ping without --xdp")
 
 
 def test_a_client_that_is_refused_is_not_started_again(pair: Pair) -> None:
@@ -274,7 +318,12 @@ def test_what_is_stopped_or_removed_is_gone_and_the_keys_stay_unless_a_person_sa
         assert left.stdout == ""
         assert "rg0" not in machine.run(["ip", "-o", "link"]).stdout
     # Removing the package ends and removes the rest.
+    # Two services, and what runs in the background.
     server.run(["rustguard", "service", "install", "serve"])
+    server.run(["rustguard", "service", "install", "serve", "--state", "/var/lib/rustguard/third",
+                "--port", "4100", "--pool", "10.152.0.0/24"])  # fmt: skip
+    lines = server.run(["rustguard", "service", "status"]).stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[::2]] == ["rustguard-serve", "rustguard-serve-third"]
     server.run(["rustguard", "serve", "--state", "/var/lib/rustguard/second", "--port", "4000",
                 "--pool", "10.151.0.0/24", "--daemon"])  # fmt: skip
     server.run(["apt-get", "remove", "-y", "-qq", "rustguard"])
@@ -291,4 +340,5 @@ def test_what_is_stopped_or_removed_is_gone_and_the_keys_stay_unless_a_person_sa
         assert "Delete the keys and peers in /var/lib/rustguard too?" in asked.stdout
         assert (machine.root.folder / "var/lib/rustguard").exists() == stay
         assert not (machine.root.folder / "etc/default/rustguard").exists()
+        assert not (machine.root.folder / "etc/rustguard").exists()
         assert not list((machine.root.folder / "usr/lib").glob("rustguard*"))
