@@ -141,6 +141,7 @@ def common(
             for place, each in enumerate(stats)
             for worker in each.workers
         ],
+        "healthy": all(tunnel.fault is None and not tunnel.silent for tunnel in tunnels),
         "notes": [
             *program.engine.notes,
             *dict.fromkeys(note for each in stats for note in each.notes),
@@ -151,12 +152,16 @@ def common(
 
 
 def broken(tunnels: Sequence[AnyTunnel]) -> list[str]:
-    """Return a warning for each tunnel that broke while others go on."""
-    return [
+    """Return a warning for each tunnel that broke while others go on, and for each whose plane doesn't answer."""
+    warnings = [
         f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart fixes it."
         for place, tunnel in enumerate(tunnels)
         if tunnel.fault is not None
     ]
+    silent = dict.fromkeys(thread for tunnel in tunnels for thread in tunnel.silent)
+    if silent:
+        warnings.append(f"The data plane doesn't answer ({', '.join(silent)}). A restart fixes it.")
+    return warnings
 
 
 def _worker(worker: WorkerStats, name: str) -> dict[str, Any]:

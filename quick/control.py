@@ -75,6 +75,6 @@ class QuickControl:
             "mtu": running.mtu,
             "pool": None,
             "window": None,
-            "warnings": keyless + running.keeper.warnings(),
+            "warnings": keyless + status.broken([running.plain.tunnel]) + running.keeper.warnings(),
             "file": str(self._life.file),
         }

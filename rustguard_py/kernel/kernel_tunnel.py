@@ -62,6 +62,7 @@ class KernelTunnel:
 
     Attributes:
         fault: The error that ended the tunnel. When it is set, `stopped` is set too.
+        silent: Names of threads that didn't answer the last roll call: none, as there are none.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class KernelTunnel:
     ) -> None:
         self.listeners = Listeners()
         self.fault: RustGuardError | None = None
+        self.silent: list[str] = []
         self.stopped = asyncio.Event()
         self.node = KernelPeers(private_key, self)
         self._device = device

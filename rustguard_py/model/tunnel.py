@@ -84,11 +84,13 @@ class AnyTunnel(Protocol):
     Attributes:
         listeners: Callbacks for what happens.
         fault: The error that ended the tunnel. When it is set, `stopped` is set too.
+        silent: Names of the plane's threads that didn't answer the last roll call.
         stopped: Set when the tunnel must end.
     """
 
     listeners: Listeners
     fault: RustGuardError | None
+    silent: list[str]
     stopped: asyncio.Event
 
     @property

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.system import container
 from rustguard_py.system.netlink_library import IPRoute, NetlinkError
 
 Echo = Callable[[str], None]
@@ -144,8 +145,7 @@ def explain(error: NetlinkError, command: str) -> RustGuardError:
     code = int(error.code)
     if code == errno.EPERM:
         message = f"`{command}` was refused: changing interfaces needs root or the capability CAP_NET_ADMIN."
-        fix = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
-        return RefusedError(message, fix)
+        return RefusedError(message, container.capability_fix())
     if code in {errno.EACCES, errno.EOPNOTSUPP} and " -6 " in command:
         message = f"`{command}` was refused: IPv6 is switched off on this machine or interface."
         return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
@@ -237,15 +237,15 @@ def require_tun() -> None:
             return
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{TUN_DEVICE} is missing, and tunnels are made of it."
-        raise RustGuardError(message, _tun_fix()) from error
+        raise RustGuardError(message, container.device_fix()) from error
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EPERM}:
             message = f"{TUN_DEVICE} may not be opened: {error.strerror}."
-            raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_fix()}") from error
+            raise RefusedError(message, container.device_fix(refused=True)) from error
         # ENODEV, ENXIO: the device node exists, its kernel module isn't loaded.
         likely = ": its kernel module is likely not loaded" if error.errno in {errno.ENODEV, errno.ENXIO} else ""
         message = f"{TUN_DEVICE} can't be opened ({error.strerror}){likely}."
-        raise RustGuardError(message, _tun_fix()) from error
+        raise RustGuardError(message, container.device_fix()) from error
 
 
 def _apply(netlink: IPRoute, layout: InterfaceSetup, applied: Applied, echo: Echo) -> None:
@@ -329,31 +329,3 @@ def _route_changes(index: int, name: str, network: Network) -> tuple[_Change, _C
         _Change(f"ip -{network.version} route add {network} dev {name}", lambda n: n.route("add", **what)),
         _Change(f"ip -{network.version} route delete {network} dev {name}", lambda n: n.route("del", **what)),
     )
-
-
-def _tun_fix() -> str:
-    match _container():
-        case "docker" | "podman" as engine:
-            return f"Start the container with `{engine} run --device /dev/net/tun --cap-add NET_ADMIN …`."
-        case "lxc":
-            return (
-                "Add to the container's configuration on its host (Proxmox: /etc/pve/lxc/ID.conf):\n"
-                "lxc.cgroup2.devices.allow: c 10:200 rwm\n"
-                "lxc.mount.entry: /dev/net/tun dev/net/tun none bind,create=file"
-            )
-        case _:
-            return "Load it: `sudo modprobe tun`."
-
-
-def _container() -> str | None:
-    for path, engine in (("/.dockerenv", "docker"), ("/run/.containerenv", "podman")):
-        if Path(path).exists():
-            return engine
-    with suppress(OSError):
-        # From systemd, which got it from the container manager: `lxc`, `docker`, `podman`, `systemd-nspawn`.
-        manager = Path("/run/systemd/container").read_text().strip()
-        return "lxc" if manager.startswith("lxc") else manager
-    with suppress(OSError):
-        if b"container=lxc" in Path("/proc/1/environ").read_bytes():
-            return "lxc"
-    return None

@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rustguard_py.lab.hosts import Host
@@ -111,6 +112,16 @@ class Booted:
             f"{argv} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         )
         return done
+
+    def outside(self, process: int) -> int:
+        """Return this machine's id of a process in it."""
+        for group in self._group.rglob("cgroup.procs"):
+            for each in group.read_text().split():
+                with suppress(OSError):
+                    ids = Path(f"/proc/{each}/status").read_text().partition("\nNSpid:")[2].splitlines()[0].split()
+                    if len(ids) > 1 and int(ids[-1]) == process:
+                        return int(each)
+        raise AssertionError(f"no process {process} in {self._group}")
 
     def reboot(self) -> None:
         """Shut it down in order, and boot it again."""

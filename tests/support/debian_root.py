@@ -6,6 +6,7 @@ machine's.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -57,16 +58,19 @@ def archive(
     """Return the archive of a minimal Debian, made once per suite, packages, architecture and variant."""
     parts = [suite, architecture, *([variant] * (variant != "minbase")), *include]
     kept = _KEPT / f"{'-'.join(parts)}.tar"
-    if not kept.exists():
-        _KEPT.mkdir(parents=True, exist_ok=True)
-        half = kept.with_suffix(".half.tar")
-        words = [
-            f"--variant={variant}",
-            f"--architectures={architecture}",
-            *([f"--include={','.join(include)}"] * bool(include)),
-        ]
-        subprocess.run(["mmdebstrap", "-q", *words, suite, half, MIRROR], check=True)
-        half.rename(kept)
+    _KEPT.mkdir(parents=True, exist_ok=True)
+    # Tests run in several workers, which may want the same one.
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            half = kept.with_suffix(".half.tar")
+            words = [
+                f"--variant={variant}",
+                f"--architectures={architecture}",
+                *([f"--include={','.join(include)}"] * bool(include)),
+            ]
+            subprocess.run(["mmdebstrap", "-q", *words, suite, half, MIRROR], check=True)
+            half.rename(kept)
     return kept
 
 

@@ -200,6 +200,22 @@ def test_an_error_goes_to_stderr_with_its_fix_and_decides_the_exit_code(
     assert rustguard(capsys, "status") == (code, "", "rustguard: It broke.\n  Fix it.\n")
 
 
+def test_a_health_check_ends_with_0_or_1_alone(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    words = ("status", "--healthy", "--state", str(state))
+    with running(state) as daemon:
+        assert rustguard(capsys, *words) == (0, "rg0 is healthy, engine portable.\n", "")
+        daemon.status = {**STATUS, "healthy": True}
+        assert rustguard(capsys, *words)[0] == 0
+        daemon.status = {**STATUS, "healthy": False, "warnings": ["The data plane doesn't answer (rg-in)."]}
+        code, out, err = rustguard(capsys, *words)
+        assert (code, out) == (1, "")
+        assert err.startswith("rustguard: It isn't healthy. The data plane doesn't answer (rg-in).\n")
+    # Nothing runs: `status` itself ends with 3.
+    code, _, err = rustguard(capsys, *words)
+    assert code == 1
+    assert "No daemon runs" in err
+
+
 @pytest.mark.parametrize("arguments", [["nothing"], ["status", "--nothing"], ["open", "0"], ["open", "soon"]])
 def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     code, out, err = rustguard(capsys, *arguments)

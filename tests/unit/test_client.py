@@ -64,6 +64,7 @@ class FakeTunnel:
     def __init__(self) -> None:
         self.listeners = Listeners()
         self.fault: RustGuardError | None = None
+        self.silent: list[str] = []
         self.stopped = asyncio.Event()
         self.peer: Any = None
         self.handshakes: list[float] = []

@@ -48,7 +48,7 @@ class Machine:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
         node = SimpleNamespace(public_key=b"o" * 32, get=lambda _: None)
-        self.tunnel = SimpleNamespace(node=node, plane=SimpleNamespace(stats=PlaneStats), fault=None)
+        self.tunnel = SimpleNamespace(node=node, plane=SimpleNamespace(stats=PlaneStats), fault=None, silent=[])
         self.client = SimpleNamespace(
             tunnel=self.tunnel,
             tunnels=[self.tunnel],

@@ -245,7 +245,7 @@ def test_a_missing_tun_device_tells_the_line_that_a_container_needs(
         ("lxc", "lxc.mount.entry: /dev/net/tun"),
         (None, "modprobe tun"),
     ):
-        monkeypatch.setattr(interface, "_container", lambda container=container: container)
+        monkeypatch.setattr("rustguard_py.system.container.kind", lambda container=container: container)
         with pytest.raises(RustGuardError, match="missing") as caught:
             require_tun()
         assert line in caught.value.fix
