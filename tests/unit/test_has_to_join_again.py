@@ -19,6 +19,7 @@ from rustguard_py.enroll.server.saver import Saver
 from rustguard_py.enroll.server.server import RunningServer
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
+from rustguard_py.model.sudo import as_root
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.planes.contract import EventfulPlane
 from rustguard_py.state.records import ClientState, PeerRecord, ServerState
@@ -215,7 +216,7 @@ def client_state(**members: Any) -> ClientState:
 def test_a_client_is_told_to_join_again_and_how(members: dict[str, Any], server: str) -> None:
     with pytest.raises(RefusedError, match="first RustGuard") as refused:
         usable(client_state(**members).network(), joins=False)
-    assert refused.value.fix == f"Join again: sudo rustguard join {server} --token -"
+    assert refused.value.fix == f"Join again: {as_root(f'rustguard join {server} --token -')}"
 
 
 def test_a_client_with_a_token_joins_as_if_for_the_first_time() -> None:
