@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.model.sudo import as_root
 
 Echo = Callable[[str], None]
 Result = TypeVar("Result")
@@ -146,11 +147,11 @@ def explain(error: NetlinkError, command: str) -> RustGuardError:
     code = int(error.code)
     if code == errno.EPERM:
         message = f"`{command}` was refused: changing interfaces needs root or the capability CAP_NET_ADMIN."
-        fix = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
+        fix = "Run the same command as root. In a container, root needs the capability too: `--cap-add NET_ADMIN`."
         return RefusedError(message, fix)
     if code in {errno.EACCES, errno.EOPNOTSUPP} and " -6 " in command:
         message = f"`{command}` was refused: IPv6 is switched off on this machine or interface."
-        return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
+        return RustGuardError(message, f"Turn it on: `{as_root('sysctl net.ipv6.conf.all.disable_ipv6=0')}`.")
     if code == errno.EEXIST:
         message = f"`{command}` was refused: it's there already, likely another VPN's or a leftover."
         return RustGuardError(message, "Find it with `ip address` and `ip route`, then choose another address.")
@@ -165,16 +166,18 @@ def check_interface_name(name: str) -> None:
 
     Raises:
         UsageError: It is empty, longer than INTERFACE_NAME_LIMIT bytes, `.`, `..`, `all` or `default`, or has a blank
-            or one of `/:%`. The kernel takes a `%` for the place of a number.
+            or one of `/:%`, or begins with `-`. The kernel takes a `%` for the place of a number; `ip` and other
+            programs take a `-` for an option.
     """
     fits = 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT
     # The characters of dev_valid_name (net/core/dev.c), and those that can't be printed.
     printable = name.isprintable() and not any(each in "/:%" or each.isspace() for each in name)
     # The kernel has these two in /proc/sys/net, for settings of every interface.
-    if not fits or not printable or name in (".", "..", "all", "default"):
+    if not fits or not printable or name.startswith("-") or name in (".", "..", "all", "default"):
         raise UsageError(
             f"{name!r} can't name an interface.",
-            f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes, without blanks and without any of / : %.",
+            f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes, without blanks and without any of / : %, that doesn't "
+            "begin with -.",
         )
 
 
@@ -243,7 +246,7 @@ def require_tun() -> None:
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EPERM}:
             message = f"{TUN_DEVICE} may not be opened: {error.strerror}."
-            raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_fix()}") from error
+            raise RefusedError(message, f"Run the same command as root. {_tun_fix()}") from error
         # ENODEV, ENXIO: the device node exists, its kernel module isn't loaded.
         likely = ": its kernel module is likely not loaded" if error.errno in {errno.ENODEV, errno.ENXIO} else ""
         message = f"{TUN_DEVICE} can't be opened ({error.strerror}){likely}."
@@ -344,7 +347,7 @@ def _tun_fix() -> str:
                 "lxc.mount.entry: /dev/net/tun dev/net/tun none bind,create=file"
             )
         case _:
-            return "Load it: `sudo modprobe tun`."
+            return f"Load it: `{as_root('modprobe tun')}`."
 
 
 def _container() -> str | None:
