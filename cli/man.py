@@ -8,6 +8,7 @@ import click
 
 from rustguard_py import __version__
 from rustguard_py.cli.app import EXAMPLES, group, visible_commands
+from rustguard_py.cli.values import OneOf
 from rustguard_py.cli.verb import Examples, Verb
 
 EXIT_CODES = (
@@ -32,7 +33,7 @@ ENVIRONMENT = (
 
 
 @click.command("man", cls=Verb, examples=[("rustguard man > /usr/local/share/man/man8/rustguard.8", "install it")])
-@click.argument("program", type=click.Choice(["rustguard", "rustguard-wg"]), default="rustguard")
+@click.argument("program", type=OneOf(["rustguard", "rustguard-wg"]), default="rustguard")
 def command(program: str) -> None:
     """Print the manual page of a command."""
     if program == "rustguard-wg":
