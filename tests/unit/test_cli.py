@@ -32,6 +32,7 @@ from rustguard_py.model.errors import (
     UnansweredError,
     UsageError,
 )
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
 
 KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
@@ -634,7 +635,7 @@ def test_down_names_the_daemon_that_it_wont_end(capsys: pytest.CaptureFixture[st
         code, _, err = rustguard(capsys, "down", "rg7")
         assert (code, rustguard(capsys, "down", "rg8")[0]) == (4, 3)
     assert "rg7 belongs to `rustguard serve`, process 4711" in err
-    assert "sudo kill 4711" in err
+    assert f"To end it: {as_root('rustguard stop /var/lib/rustguard/server')}" in err
 
 
 def test_join_with_a_name_and_no_token_says_that_the_server_keeps_the_name(
