@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from rustguard_py.lab.hosts import Lab
 from rustguard_py.model.errors import NotRunningError, UsageError
 from support.product import HOME4, INNER, OPEN, POOL, TOKEN, Machine, Site
@@ -66,6 +68,25 @@ def test_a_server_and_a_client_in_the_background_from_start_to_leaving(tmp_path:
     assert first.run("join", check=False).returncode == UsageError.exit_code
     assert ran(home, "stop --all")[0] == 0
     assert home.sockets() == []
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", "<&- >&- 2>&-"])
+def test_closed_streams_keep_no_daemon_from_the_background(tmp_path: Path, lab: Lab, closed: str) -> None:
+    site = Site(lab, tmp_path)
+    home = site.home()
+    first = site.client("first", home)
+    for machine, words in ((home, f"serve --pool {POOL} {OPEN} --daemon"), (first, f"join {HOME4} --daemon")):
+        argv = ["sh", "-c", f'exec "$@" {closed}', "sh", *machine.command(words)]
+        done = machine.host.run(argv, env=machine.environment(TOKEN), check=False)
+        assert done.returncode == 0, done.stderr
+        assert machine.status()["pid"]
+    assert first.reaches(INNER)
+    for machine in (home, first):
+        for words in ("status", "peers", "status -v"):
+            argv = ["sh", "-c", f'exec "$@" {closed}', "sh", *machine.command(words)]
+            done = machine.host.run(argv, env=machine.environment(None), check=False)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        machine.run("stop --all", state=False)
 
 
 def test_one_of_several_has_to_be_named(tmp_path: Path, lab: Lab) -> None:
