@@ -28,16 +28,20 @@ class Verb(click.Command):
 
     Args:
         examples: Pairs of a command line and its purpose.
+        more: Where to read on.
     """
 
-    def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Examples = (), more: str = "man rustguard", **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", CONTEXT_SETTINGS)
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
+        self.more = more
 
     def format_epilog(self, _: click.Context, formatter: click.HelpFormatter) -> None:
-        """Show the examples."""
+        """Show the examples, and where to read on."""
         write_examples(formatter, self.examples)
+        with formatter.section("More"):
+            formatter.write_text(self.more)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the command line. Each error knows its command."""

@@ -607,6 +607,28 @@ def test_the_manual_page_names_every_command_and_exit_code(capsys: pytest.Captur
     assert requests <= {".TH", ".SH", ".SS", ".TP", ".PP", ".RS", ".RE", ".nf", ".fi", ".BR"}
 
 
+def test_each_help_names_its_manual_page(capsys: pytest.CaptureFixture[str]) -> None:
+    from rustguard_py.cli.wg import command as wg
+
+    for words in (["--help"], ["serve", "--help"], ["peers", "revoke", "--help"]):
+        assert "man rustguard" in rustguard(capsys, *words)[1].partition("\nMore:\n")[2]
+    assert "rustguard man rustguard-wg" in CliRunner().invoke(wg, ["--help"]).output.partition("\nMore:\n")[2]
+
+
+def test_on_a_terminal_the_manual_page_is_shown_by_man(tmp_path: Path) -> None:
+    reader = tmp_path / "man"
+    reader.write_text('#!/bin/sh\necho "asked: $*"; head -n 1\n')
+    reader.chmod(0o755)
+    main, side = pty.openpty()
+    command = [sys.executable, "-m", "rustguard_py.cli", "man", "rustguard-wg"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(command, env=environment, stdin=side, stdout=side, stderr=side, cwd="/", check=True)
+    os.close(side)
+    shown = os.read(main, 65536).decode()
+    os.close(main)
+    assert shown.startswith('asked: --local-file -\r\n.TH RUSTGUARD-WG 8 ""')
+
+
 def test_a_reader_that_left_is_no_traceback() -> None:
     readable, writable = os.pipe()
     os.close(readable)
