@@ -88,9 +88,19 @@ def state_option(function: Function) -> Function:
         metavar="DIR",
         envvar="RUSTGUARD_STATE",
         show_envvar=True,
+        callback=_check_state,
         shell_complete=complete.directories,
         help="State directory; selects the daemon when several run.",
     )(function)
+
+
+def _check_state(_: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    # Files stand next to it, named after it.
+    if value is not None and value.expanduser().resolve().name == "":
+        raise BadValueError(
+            f"{str(value)!r} can't be a state directory.", "Choose another: --state DIR", None, parameter
+        )
+    return value
 
 
 def json_option(function: Function) -> Function:
@@ -217,7 +227,7 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value) <= QUEUES_LIMIT):
+    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= QUEUES_LIMIT):
         message = f"{value!r} is neither a number from 1 to {QUEUES_LIMIT} nor `auto`."
         raise BadValueError(message, "Write it like: --queues 4", parameter=parameter)
     return value
