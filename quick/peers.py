@@ -46,12 +46,12 @@ async def look_up(peers: Sequence[conf.PeerSection], *, must: bool, say: Echo) -
                 async with asyncio.timeout(max(0.1, deadline - now())):
                     found[name] = await resolve(name.host, name.port)
             except (UnansweredError, TimeoutError) as error:
-                if now() + _RETRY < deadline:
-                    await asyncio.sleep(_RETRY)
-                    continue
                 if limit_of(error) is not None:
                     # The tunnel would meet the limit too.
                     raise
+                if now() + _RETRY < deadline:
+                    await asyncio.sleep(_RETRY)
+                    continue
                 if must:
                     raise UnansweredError(
                         f"The name {name.host} can't be resolved, and with a default route through the tunnel it "
