@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from rustguard_py.cli import complete
 from rustguard_py.cli.stop import end
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import listens
@@ -26,7 +27,7 @@ from rustguard_py.state.records import ClientState
         ("sudo rustguard leave home.example --yes", "without being asked"),
     ],
 )
-@click.argument("server", metavar="[HOST]", required=False)
+@click.argument("server", metavar="[HOST]", required=False, shell_complete=complete.networks)
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @state_option
 def command(server: str | None, yes: bool, state: Path | None) -> None:

@@ -11,11 +11,13 @@ from shlex import quote
 
 import click
 
+from rustguard_py.cli import complete
 from rustguard_py.cli.daemon import START
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listener, listens
 from rustguard_py.model.errors import NotRunningError, RefusedError, UnansweredError, UsageError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 from rustguard_py.service import openrc, systemd
 from rustguard_py.state import paths
 from rustguard_py.state.paths import Candidate
@@ -33,7 +35,7 @@ SECONDS = 120.0
         ("sudo rustguard stop --all", "all of them"),
     ],
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.daemons)
 @click.option("--all", "everything", is_flag=True, help="End all that runs; with nothing there, do nothing.")
 def command(name: str | None, everything: bool) -> None:
     """End a server, a client or a tunnel, in the background, in a terminal or as a service.
@@ -82,7 +84,9 @@ def end(candidate: Candidate) -> None:
     deadline = time.monotonic() + SECONDS
     while listens(candidate.socket) or (unit is None and _is_there(process)):
         if time.monotonic() > deadline:
-            raise UnansweredError(f"Process {process} doesn't end.", f"End it at once: sudo kill -9 {process}")
+            raise UnansweredError(
+                f"Process {process} doesn't end.", f"End it at once: {as_root(f'kill -9 {process}')}"
+            )
         time.sleep(0.02)
     click.echo(
         printable(f"Ended {unit or service or f'process {process}'} on {candidate.state_directory}."), err=True
@@ -95,7 +99,7 @@ def _terminate(process: int) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise RefusedError(f"Process {process} belongs to another user.", "Run it with sudo.") from None
+        raise RefusedError(f"Process {process} belongs to another user.", "Run it as root.") from None
 
 
 def _is_there(process: int) -> bool:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from rustguard_py.daemon.steps import run
 from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.system.interface import Echo
 from rustguard_py.system.netlink_library import IPRoute
 
@@ -34,7 +35,7 @@ def manager() -> str:
         return _RESOLVECTL
     raise RefusedError(
         "The file sets DNS, but this machine has neither resolvconf nor systemd-resolved.",
-        "Install one, `sudo apt-get install openresolv`, or take the DNS line out.",
+        f"Install one, `{as_root('apt-get install openresolv')}`, or take the DNS line out.",
     )
 
 

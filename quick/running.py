@@ -98,6 +98,7 @@ class Life:
         changing: Held while a reload or the end changes the tunnel.
         ending: Lines printed while it ends, for those who asked for the end; None before.
         failed: Sentences about what failed while it ended.
+        started: Set when it is up.
         ended: Set when it has ended.
     """
 
@@ -110,6 +111,7 @@ class Life:
         self.changing = asyncio.Lock()
         self.ending: list[str] | None = None
         self.failed: list[str] = []
+        self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self._task = asyncio.current_task()
         self._was_up = False
@@ -118,6 +120,24 @@ class Life:
         """Take note that the tunnel is up."""
         self.running = running
         self._was_up = True
+        self.started.set()
+
+    async def get_started(self) -> Running:
+        """Return the tunnel. While it starts, wait for it.
+
+        Raises:
+            RefusedError: It is ending, or its start failed.
+        """
+        if not self._was_up and self.ending is None:
+            ways = [asyncio.ensure_future(each.wait()) for each in (self.started, self.ended)]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+        if self.ended.is_set() and not self._was_up:
+            raise RefusedError(f"{self.interface} didn't come up.", "Start it again to see why.")
+        return self.get_running()
 
     def get_running(self) -> Running:
         """Return the tunnel.

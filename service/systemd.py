@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError, UsageError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.service import openrc, unit
 from rustguard_py.service.unit import MARK, Unit
 
@@ -74,10 +75,10 @@ def require() -> None:
             )
         raise RefusedError(
             "This machine doesn't run systemd.",
-            "Start it in the background instead: sudo rustguard serve --daemon, or join --daemon",
+            f"Start it in the background instead: {as_root('rustguard serve --daemon')}, or join --daemon",
         )
     if os.geteuid() != 0:
-        raise RefusedError("Only root may change services.", "Run it with sudo.")
+        raise RefusedError("Only root may change services.", "Run it as root.")
 
 
 def install(service: Service, content: Unit, *, token: str | None, xdp: bool) -> None:
@@ -154,7 +155,9 @@ def find(name: str | None) -> Service:
     known = installed()
     if name is None:
         if not known:
-            raise NotRunningError("No service is installed.", "Install one: sudo rustguard service install serve …")
+            raise NotRunningError(
+                "No service is installed.", f"Install one: {as_root('rustguard service install serve …')}"
+            )
         if len(known) > 1:
             names = "\n".join(each.name for each in known)
             raise UsageError(f"{len(known)} services are installed.", f"Name one:\n{names}")

@@ -22,6 +22,7 @@ from pathlib import Path
 from shlex import quote
 
 from rustguard_py.model.errors import InUseError, StateError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import envelope
 from rustguard_py.state.durable_files import (
     Files,
@@ -223,9 +224,11 @@ def _take(files: Files, directory: Path, lock: int) -> None:
     except BlockingIOError as error:
         holder = files.read(lock, 32).decode(errors="replace").strip()
         who = f"process {holder}" if holder.isdecimal() else "another process"
-        stop = f"kill {holder}" if holder.isdecimal() else "stop the other one"
+        end = as_root(f"rustguard stop {quote(str(directory))}")
+        what = f" What it is: ps {holder}." if holder.isdecimal() else ""
         raise InUseError(
-            f"{directory} is in use by {who}.", f"Stop it ({stop}), or choose another directory with --state DIR."
+            f"{directory} is in use by {who}.",
+            f"End it: {end}. Or choose another directory: --state DIR.{what}",
         ) from error
     except OSError as error:
         raise unusable("locked", directory / "lock", error) from error

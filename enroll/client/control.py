@@ -13,7 +13,7 @@ from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.keys import fingerprint
 
-_OF_A_SERVER = ("open", "close", "revoke", "restore", "rename")
+_OF_A_SERVER = ("open", "close", "revoke", "restore", "rename", "reset", "admit")
 
 
 class ClientControl:
@@ -38,7 +38,9 @@ class ClientControl:
         network = self._client.network
         gateway4, gateway6 = (None if g is None else str(g) for g in (network.gateway4, network.gateway6))
         known = f"{network.host}:{network.port}"
-        line = PeerLine(network.host, network.server_key, gateway4, gateway6, known, network.keepalive)
+        line = PeerLine(
+            network.host, network.server_key, gateway4, gateway6, known, network.keepalive, was_heard=False
+        )
         return peers(self._client.tunnels, [line], now(), keys=self._client.server_keys)
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:

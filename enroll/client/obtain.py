@@ -28,6 +28,7 @@ from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Endpoint, with_port
 from rustguard_py.model.errors import RustGuardError, UnansweredError, UsageError
 from rustguard_py.model.keys import generate_private_key, parse_fingerprint
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
 from rustguard_py.system.resolve import resolve
@@ -190,7 +191,8 @@ def _use_kept(
 def _find_kept(kept: NetworkRecord | None, target: Target) -> NetworkRecord:
     if kept is None:
         what = f"{target.host} was not joined before." if target.host else "Nothing was joined before."
-        raise UsageError(what, f"Join with: sudo rustguard join {target.host or 'HOST'} --token -")
+        where = target.host or "HOST"
+        raise UsageError(what, f"Join with: {as_root(f'rustguard join {where} --token -')}")
     check_fingerprint(kept, target.fingerprint)
     return kept
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.system import container
 from rustguard_py.system.netlink_library import IPRoute, NetlinkError
 
@@ -148,7 +149,7 @@ def explain(error: NetlinkError, command: str) -> RustGuardError:
         return RefusedError(message, container.capability_fix())
     if code in {errno.EACCES, errno.EOPNOTSUPP} and " -6 " in command:
         message = f"`{command}` was refused: IPv6 is switched off on this machine or interface."
-        return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
+        return RustGuardError(message, f"Turn it on: `{as_root('sysctl net.ipv6.conf.all.disable_ipv6=0')}`.")
     if code == errno.EEXIST:
         message = f"`{command}` was refused: it's there already, likely another VPN's or a leftover."
         return RustGuardError(message, "Find it with `ip address` and `ip route`, then choose another address.")
@@ -163,16 +164,18 @@ def check_interface_name(name: str) -> None:
 
     Raises:
         UsageError: It is empty, longer than INTERFACE_NAME_LIMIT bytes, `.`, `..`, `all` or `default`, or has a blank
-            or one of `/:%`. The kernel takes a `%` for the place of a number.
+            or one of `/:%`, or begins with `-`. The kernel takes a `%` for the place of a number; `ip` and other
+            programs take a `-` for an option.
     """
     fits = 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT
     # The characters of dev_valid_name (net/core/dev.c), and those that can't be printed.
     printable = name.isprintable() and not any(each in "/:%" or each.isspace() for each in name)
     # The kernel has these two in /proc/sys/net, for settings of every interface.
-    if not fits or not printable or name in (".", "..", "all", "default"):
+    if not fits or not printable or name.startswith("-") or name in (".", "..", "all", "default"):
         raise UsageError(
             f"{name!r} can't name an interface.",
-            f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes, without blanks and without any of / : %.",
+            f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes, without blanks and without any of / : %, that doesn't "
+            "begin with -.",
         )
 
 

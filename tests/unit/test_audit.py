@@ -319,7 +319,21 @@ def test_a_log_of_somebody_else_is_refused(tmp_path: Path) -> None:
     assert run(["audit", "--state", str(tmp_path)]) == 4
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("12h", 43200), ("7d", 604800)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("90", 90),
+        ("10m", 600),
+        ("12h", 43200),
+        ("1.5h", 5400),
+        ("1h30m", 5400),
+        ("7d", 604800),
+        ("1d2h", 93600),
+        ("1w", 604800),
+        ("1W2d3h4m5.5s", 788645.5),
+    ],
+)
 def test_a_duration_is_understood(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
     now = 1_800_000_000.0
@@ -327,7 +341,8 @@ def test_a_duration_is_understood(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "d", "-1d", "1.5h", "7 d", "\u0667d", "1d2h", "9999999999d", "9" * 99 + "d"]
+    "text",
+    ["", "d", "-1d", "1.h", ".5h", "7 d", "\u0667d", "2h1d", "1h1h", "1 h", "9999999999d", "9" * 99 + "d", "9" * 99],
 )
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError):

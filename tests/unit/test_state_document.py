@@ -535,7 +535,8 @@ def test_a_second_process_is_refused_at_once_and_told_who_has_it(tmp_path: Path)
         assert first.stdout.readline() == "open\n"
         with pytest.raises(StateError, match=f"process {first.pid}") as caught:
             Document.open(tmp_path / "state")
-        assert f"kill {first.pid}" in caught.value.fix
+        assert f"ps {first.pid}." in caught.value.fix
+        assert "rustguard stop " in caught.value.fix
         assert "--state" in caught.value.fix
         begun = time.monotonic()
         second = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

@@ -15,6 +15,7 @@ from rustguard_py.lab.hosts import Lab
 from support.product import TOKEN, Machine, Site
 
 CONF = "[Interface]\nPrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\nAddress = 10.9.0.1/24\n"
+CONF += "[Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nEndpoint = localhost:9\n"
 ENGINES = ["native", "portable"] if has_native() else ["portable"]
 SOAK = bool(os.environ.get("RUSTGUARD_SOAK"))
 VALUES = range(8, 25) if SOAK else range(8, 20, 3)
@@ -43,6 +44,8 @@ def _check(program: subprocess.Popen[str], machine: Machine, says: str, fix: str
     assert "a fault of RustGuard" not in said, said
     if code == 124:
         return False
+    assert "tried again" not in said, said
+    assert "never awaited" not in said, said
     assert says in said, (code, said)
     assert fix in said, (code, said)
     assert not list(machine.runtime.glob("*.undo")) + list(machine.runtime.glob("*.sock")), said

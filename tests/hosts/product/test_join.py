@@ -9,6 +9,7 @@ import pytest
 
 from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Lab
+from rustguard_py.model.sudo import as_root
 from support.product import HOME4, HOME6, INNER, OPEN, PATIENCE, TOKEN, Site, eventually
 
 
@@ -75,7 +76,7 @@ def test_what_save_only_kept_connects_later(site: Site) -> None:
     home.serve(f"--pool 10.150.0.0/24 {OPEN}")
     before = laptop.network()
     said = laptop.run(f"join {HOME4} --save-only --name laptop", TOKEN).stderr
-    assert "To connect: sudo rustguard join" in said
+    assert f"To connect: {as_root('rustguard join')}" in said
     assert laptop.network() == before
     assert laptop.sockets() == []
     home.run("close")
