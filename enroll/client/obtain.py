@@ -20,8 +20,9 @@ from rustguard_py.enroll.client import routes
 from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
 from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
-from rustguard_py.enroll.pairing.client import FORGET_COPIES, Joined, PairingClient
+from rustguard_py.enroll.pairing.client import FORGET_COPIES, PairingClient
 from rustguard_py.enroll.pairing.key_schedule import require_memory
+from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.model.address import LAST_PORT, parse
 from rustguard_py.model.clock import now
 from rustguard_py.model.defaults import DEFAULT_PORT

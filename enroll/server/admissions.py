@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rustguard_py.daemon import audit
+from rustguard_py.daemon import audit, audit_events
 from rustguard_py.daemon.control.asker import asker
 from rustguard_py.enroll.export import offer
 from rustguard_py.enroll.server.registry import Change, PeerChange, Registry, require_name
@@ -86,7 +86,7 @@ class Admissions:
             if not await self._save(unused):
                 return None
             left = unused.record
-            audit.record(audit.GivenAway(left.name, encode_key(left.public_key), str(left.address4)))
+            audit.record(audit_events.GivenAway(left.name, encode_key(left.public_key), str(left.address4)))
             change = self._registry.admit(public_key, name, preshared_key, endpoint, time.time())
         if not isinstance(change, PeerChange):
             return change
@@ -131,7 +131,7 @@ class Admissions:
         record = self._standing(change)
         if not isinstance(record, PeerRecord):
             raise _refusal("revoked")
-        audit.record(audit.Admitted(record.name, encode_key(public_key), str(record.address4), asker()))
+        audit.record(audit_events.Admitted(record.name, encode_key(public_key), str(record.address4), asker()))
         return record
 
     async def revoke(self, who: str) -> PeerRecord:
@@ -152,7 +152,7 @@ class Admissions:
         self._live.take_out(change.public_key)
         if not await self._save(change, with_endpoint=True):
             raise _not_saved()
-        audit.record(audit.Revoked(change.record.name, encode_key(change.public_key), asker()))
+        audit.record(audit_events.Revoked(change.record.name, encode_key(change.public_key), asker()))
         return change.record
 
     async def restore(self, key: str) -> None:
@@ -164,7 +164,7 @@ class Admissions:
         """
         if not await self._save(self._registry.restore(key)):
             raise _not_saved()
-        audit.record(audit.Restored(key, asker()))
+        audit.record(audit_events.Restored(key, asker()))
 
     async def rename(self, old: str, new: str) -> PeerRecord:
         """Rename a peer, and return it as it is listed then.
@@ -177,7 +177,7 @@ class Admissions:
         change = self._registry.rename(old, new)
         if not await self._save(change):
             raise _not_saved()
-        audit.record(audit.Renamed(old, change.record.name, encode_key(change.public_key), asker()))
+        audit.record(audit_events.Renamed(old, change.record.name, encode_key(change.public_key), asker()))
         return self._registry.state.peers.get(change.public_key, change.record)
 
     def settled(self, public_key: bytes, place: int) -> bool:

@@ -10,10 +10,10 @@ import pytest
 from rustguard_py.enroll.pairing import client as pairing_client
 from rustguard_py.enroll.pairing import server as pairing_server
 from rustguard_py.enroll.pairing import sessions
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.key_schedule import session_id
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Hello, Result, ShareC, ShareS
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.spares import Spares
 from support.attack_table import Row
 from support.wire_link import SERVER, SERVER_KEY, Joining, Meddler, World

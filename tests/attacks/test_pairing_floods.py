@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py.enroll.pairing.client import Failed
+from rustguard_py.enroll.pairing.outcome import Failed
 from rustguard_py.lab.hosts import End, Lab
 from support.attack_table import Row, is_long
 from support.engines import on_the_better_engine

@@ -20,7 +20,7 @@ import pytest
 
 from rustguard_py.cli.app import run
 from rustguard_py.cli.audit import parse_since
-from rustguard_py.daemon import audit
+from rustguard_py.daemon import audit, audit_events
 from rustguard_py.model.duration import parse_duration
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import encode_key
@@ -29,20 +29,20 @@ from support.disk import BreakableFiles
 
 KEY = encode_key(bytes(range(32)))
 EVENTS = [
-    audit.Joined("laptop", KEY, "10.0.0.2", "192.0.2.2:4000"),
-    audit.Admitted("phone", KEY, "10.0.0.3", 0),
-    audit.Refused("the pool is used up", "192.0.2.3:4000"),
-    audit.WrongToken("192.0.2.4:4000", 3),
-    audit.BudgetSpent(20),
-    audit.WindowOpened(60.0, 1000),
-    audit.WindowClosed("its time ran out", None),
-    audit.Revoked("laptop", KEY, 1000),
-    audit.Restored(KEY, 1000),
-    audit.TakenBack("laptop", KEY, "10.150.0.2", "192.0.2.2:40000"),
-    audit.GivenAway("older", KEY, "10.150.0.5"),
-    audit.Renamed("phone", "annas-phone", KEY, 1000),
-    audit.ClockReset("phone", KEY, "2150-01-01T00:00:00Z", 1000),
-    audit.Omitted(7, "too many came in one minute"),
+    audit_events.Joined("laptop", KEY, "10.0.0.2", "192.0.2.2:4000"),
+    audit_events.Admitted("phone", KEY, "10.0.0.3", 0),
+    audit_events.Refused("the pool is used up", "192.0.2.3:4000"),
+    audit_events.WrongToken("192.0.2.4:4000", 3),
+    audit_events.BudgetSpent(20),
+    audit_events.WindowOpened(60.0, 1000),
+    audit_events.WindowClosed("its time ran out", None),
+    audit_events.Revoked("laptop", KEY, 1000),
+    audit_events.Restored(KEY, 1000),
+    audit_events.TakenBack("laptop", KEY, "10.150.0.2", "192.0.2.2:40000"),
+    audit_events.GivenAway("older", KEY, "10.150.0.5"),
+    audit_events.Renamed("phone", "annas-phone", KEY, 1000),
+    audit_events.ClockReset("phone", KEY, "2150-01-01T00:00:00Z", 1000),
+    audit_events.Omitted(7, "too many came in one minute"),
 ]
 
 
@@ -69,14 +69,14 @@ def lines(directory: Path) -> list[dict[str, Any]]:
 def test_every_kind_is_written_and_read_back_as_the_sentence_of_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert {type(event) for event in EVENTS} == set(audit._KINDS.values())
+    assert {type(event) for event in EVENTS} == set(audit_events._KINDS.values())
     with caplog.at_level(logging.INFO), opened(tmp_path) as log:
         for event in EVENTS:
             log.record(event)
     assert (tmp_path / audit.NAME).stat().st_mode & 0o777 == 0o600
     events = audit.read(tmp_path)
     assert events is not None
-    assert [audit.sentence(event) for event in events] == [str(event) for event in EVENTS]
+    assert [audit_events.sentence(event) for event in events] == [str(event) for event in EVENTS]
     assert caplog.messages == [str(event) for event in EVENTS]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"]) for event in events)
     assert "by uid 1000" in caplog.text
@@ -101,7 +101,7 @@ def test_it_is_rotated_and_both_files_are_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(audit, "MAX_BYTES", 600)
     with opened(tmp_path) as log:
         for number in range(12):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
     sizes = [(tmp_path / name).stat().st_size for name in (audit.NAME, f"{audit.NAME}.1")]
     assert min(sizes) > 0
     assert max(sizes) <= 600
@@ -125,7 +125,7 @@ def test_a_full_disk_is_logged_once_and_nothing_is_lost(tmp_path: Path, caplog: 
     with opened(tmp_path, files, retry=0.01) as log:
         began = time.monotonic()
         for number in range(50):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
         assert time.monotonic() - began < 1
         until(lambda: files.calls.count("write") > 5)
         assert (tmp_path / audit.NAME).read_bytes() == b""
@@ -165,7 +165,7 @@ def test_the_oldest_go_when_the_disk_stays_full(tmp_path: Path, monkeypatch: pyt
     files.break_all(errno.ENOSPC, "open")
     with opened(tmp_path, files, retry=0.01) as log:
         for number in range(40):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
             until(lambda: len(log._waiting) <= 5)
         files.repair()
         until((tmp_path / audit.NAME).exists)
@@ -194,10 +194,10 @@ def test_what_waits_for_a_disk_that_does_not_answer_is_bounded(
     monkeypatch.setattr(audit, "MAX_WAITING", 5)
     files = Stuck()
     with opened(tmp_path, files, retry=0.01) as log:
-        log.record(audit.BudgetSpent(0))
+        log.record(audit_events.BudgetSpent(0))
         assert files.asked.wait(20)
         for number in range(1, 41):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
         files.goes_on.set()
         until((tmp_path / audit.NAME).exists)
         until(lambda: any(event.get("count") == 40 for event in lines(tmp_path)))
@@ -213,7 +213,7 @@ def test_thousands_of_lines_wait_for_a_disk_that_does_not_answer(
     files = Stuck()
     with opened(tmp_path, files, retry=0.01) as log:
         for number in range(9000):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
         files.goes_on.set()
         until((tmp_path / audit.NAME).exists)
         until(lambda: any(event.get("count") == 8999 for event in lines(tmp_path)[-1:]))
@@ -257,10 +257,10 @@ def test_a_flood_of_refusals_does_not_push_the_rest_out(tmp_path: Path) -> None:
     clock = [0.0]
     with opened(tmp_path, clock=lambda: clock[0]) as log:
         for number in range(5000):
-            log.record(audit.Refused("the pool is used up", f"192.0.2.1:{number}"))
+            log.record(audit_events.Refused("the pool is used up", f"192.0.2.1:{number}"))
         log.record(EVENTS[7])
         clock[0] += audit.BUDGET_SECONDS
-        log.record(audit.Refused("the pool is used up", "192.0.2.1:1"))
+        log.record(audit_events.Refused("the pool is used up", "192.0.2.1:1"))
     events = [event["event"] for event in lines(tmp_path)]
     assert events == ["refused"] * audit.BUDGET + ["revoked", "omitted", "refused"]
     assert lines(tmp_path)[-2]["count"] == 5000 - audit.BUDGET
@@ -278,7 +278,7 @@ def test_control_characters_are_escaped_everywhere(
 ) -> None:
     hostile = "a\x1b[31m\x9b1m\r\nb\u202e\x7f"
     with caplog.at_level(logging.INFO), opened(tmp_path) as log:
-        log.record(audit.Joined(hostile, hostile, hostile, hostile))
+        log.record(audit_events.Joined(hostile, hostile, hostile, hostile))
     with (tmp_path / audit.NAME).open("ab") as file:
         document = {"time": "2126-11-26T09:00:00Z", "event": hostile, hostile: hostile}
         file.write(json.dumps(document).encode() + b"\n")

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from rustguard_py.enroll.pairing import key_schedule, messages
 from rustguard_py.enroll.pairing import server as pairing_server
-from rustguard_py.enroll.pairing.client import MAX_ATTEMPTS, Failed, Failure, Joined, PairingClient
+from rustguard_py.enroll.pairing.client import MAX_ATTEMPTS, PairingClient
 from rustguard_py.enroll.pairing.cookies import Cookies, source_of
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.key_schedule import session_id, stretch
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, Revision, ShareC, ShareS
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.rate_limit import SourceRateLimits
 from rustguard_py.enroll.pairing.server import PairingServer

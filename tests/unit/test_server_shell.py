@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.window import GUESSES_A_SOURCE, GUESSES_AT_ONCE, TURN_SECONDS
 from rustguard_py.enroll.server import server
 from rustguard_py.enroll.server.registry import UNCONNECTED_SECONDS

@@ -19,7 +19,8 @@ from rustguard_py.daemon import audit
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.engine import Engine
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
+from rustguard_py.enroll.pairing.client import PairingClient
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
