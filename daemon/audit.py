@@ -4,8 +4,9 @@
 server. A thread writes the file, so a slow or full disk never delays the server. What can't be written waits in
 memory and is tried again. Events hold no tokens, private keys or preshared keys.
 
-Anyone who can reach the server can cause some kinds of events. At most `BUDGET` of those are recorded per minute, so
-that nobody can push the other lines out of the file. The rest is counted in an `Omitted` event.
+Strangers and peers can cause some kinds of events as often as they like. So few of those are recorded, of each site
+and each key and of all together, that pushing the other lines out of the file takes weeks. The rest is counted in
+`Omitted` events.
 """
 
 from __future__ import annotations
@@ -27,14 +28,23 @@ from typing import Any, Final
 from rustguard_py.daemon.audit_events import Event, Omitted
 from rustguard_py.model.errors import StateError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.rate_limit import RateLimit, SourceRateLimits
 from rustguard_py.state.durable_files import Files, unusable
 
 log = logging.getLogger(__name__)
 
 NAME: Final = "audit.jsonl"
 MAX_BYTES: Final = 10 << 20
-BUDGET: Final = 120
-BUDGET_SECONDS: Final = 60.0
+# Of what others can cause, lines of each site and of each key, and of all of them: at once, and then per hour. A line
+# has at most 400 bytes or so, and a file holds 26,000 of those.
+EACH_AT_ONCE: Final = 20
+EACH_PER_HOUR: Final = 6
+ALL_AT_ONCE: Final = 1000
+ALL_PER_HOUR: Final = 30
+# How long what is left out is counted before that is recorded, and how often: at once, and then per hour.
+COUNT_SECONDS: Final = 60.0
+COUNTS_AT_ONCE: Final = 5
+COUNTS_PER_HOUR: Final = 1
 # Seconds until a failed write is tried again. Short, so that a person who made room sees the effect.
 RETRY_SECONDS: Final = 3.0
 # Lines that wait for a full disk, about 2 MiB.
@@ -76,38 +86,42 @@ class AuditLog:
         self._changed = threading.Condition()
         self._closing = False
         self._refused = False
-        self._minute_began = clock()
-        self._minute_count = 0
-        self._minute_omitted = 0
+        self._each = SourceRateLimits(EACH_PER_HOUR / 3600, EACH_AT_ONCE, os.urandom)
+        self._all = RateLimit(ALL_PER_HOUR / 3600, ALL_AT_ONCE)
+        self._counts = RateLimit(COUNTS_PER_HOUR / 3600, COUNTS_AT_ONCE)
+        self._omitted = 0
+        self._omitted_since = 0.0
         self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
         self._thread.start()
 
     def record(self, event: Event) -> None:
         """Write an event to the log and, soon, to the file. Never waits for the disk and never fails."""
-        self._count_omitted()
-        if event.limited:
-            self._minute_count += 1
-            if self._minute_count > BUDGET:
-                self._minute_omitted += 1
-                return
-        self._take(event)
+        at = self._clock()
+        if self._omitted and at - self._omitted_since >= COUNT_SECONDS and self._counts.take(at):
+            self._record_omitted()
+        if self._may_record(event.charged_to(), at):
+            self._take(event)
+            return
+        if not self._omitted:
+            self._omitted_since = at
+        self._omitted += 1
 
     def close(self) -> None:
         """Write what waits, and stop. Takes at most two seconds; what the disk refuses until then is lost."""
-        self._count_omitted(now=True)
+        self._record_omitted()
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join(_CLOSE_SECONDS)
 
-    def _count_omitted(self, *, now: bool = False) -> None:
-        """At the end of a minute, record how many events were left out in it."""
-        if not now and self._clock() - self._minute_began < BUDGET_SECONDS:
-            return
-        omitted, self._minute_omitted = self._minute_omitted, 0
-        self._minute_began, self._minute_count = self._clock(), 0
+    def _may_record(self, charged: tuple[str, ...], at: float) -> bool:
+        # Those of each first: one that causes too many must not use up what is for all.
+        return not charged or (all(self._each.take(who, at) for who in charged) and self._all.take(at))
+
+    def _record_omitted(self) -> None:
+        omitted, self._omitted = self._omitted, 0
         if omitted:
-            self._take(Omitted(omitted, "too many came in one minute"))
+            self._take(Omitted(omitted, "too many came"))
 
     def _take(self, event: Event) -> None:
         log.log(event.level, "%s", printable(str(event)))

@@ -8,7 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final
 
+from rustguard_py.model.address import parse_endpoint
+from rustguard_py.model.errors import UsageError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.rate_limit import site_of, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,26 +21,47 @@ class Event:
     Attributes:
         kind: Its name in the file.
         level: Its level in the log.
-        limited: Whether others can cause as many as they like.
     """
 
     kind: ClassVar[str]
     level: ClassVar[int] = logging.INFO
-    limited: ClassVar[bool] = False
+
+    def charged_to(self) -> tuple[str, ...]:
+        """Return whose budgets pay for the record: the site and the key of whoever can cause as many as it likes.
+
+        Nobody's for what a person did, and for what happens only as often as a person allows.
+        """
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Joined(Event):
-    """A client joined. `key` is its public key in base64, `address` its inner one, `source` its UDP address."""
+    """A client joined.
+
+    Attributes:
+        name: Its label.
+        key: Its public key in base64.
+        address: Its inner address.
+        source: Its UDP address.
+        new: Whether it was no peer before. A window admits few new peers. One that is known may join as often as it
+            likes.
+    """
 
     kind = "joined"
     name: str
     key: str
     address: str
     source: str
+    new: bool = True
+
+    def charged_to(self) -> tuple[str, ...]:
+        """Return the site and the key of a peer that joined again."""
+        return () if self.new else (_site(self.source), self.key)
 
     def __str__(self) -> str:
-        return f"{self.name} joined from {self.source} as {self.address}"
+        # Lines of older versions don't say whether it was new.
+        again = " again" if self.new is False else ""
+        return f"{self.name} joined{again} from {self.source} as {self.address}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +84,12 @@ class Refused(Event):
 
     kind = "refused"
     level = logging.WARNING
-    limited = True
     reason: str
     source: str
+
+    def charged_to(self) -> tuple[str, ...]:
+        """Return the site."""
+        return (_site(self.source),)
 
     def __str__(self) -> str:
         return f"a join from {self.source} was refused: {self.reason}"
@@ -74,9 +101,12 @@ class WrongToken(Event):
 
     kind = "wrong-token"
     level = logging.WARNING
-    limited = True
     source: str
     count: int
+
+    def charged_to(self) -> tuple[str, ...]:
+        """Return the site."""
+        return (_site(self.source),)
 
     def __str__(self) -> str:
         return f"a wrong token was tried from {self.source}; in this window: {self.count}"
@@ -235,6 +265,15 @@ _KINDS: Final[Mapping[str, type[Event]]] = {
         Omitted,
     )
 }
+
+
+def _site(source: str) -> str:
+    """Return the site of a UDP address as text."""
+    try:
+        endpoint = parse_endpoint(source)
+    except UsageError:
+        endpoint = None
+    return source if endpoint is None else site_of(source_of(endpoint))
 
 
 def _by(user: int | None) -> str:

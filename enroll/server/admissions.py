@@ -23,6 +23,7 @@ from rustguard_py.daemon import audit, audit_events
 from rustguard_py.daemon.control.asker import asker
 from rustguard_py.enroll.export import offer
 from rustguard_py.enroll.server.registry import Change, PeerChange, Registry, require_name
+from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError, StateError, UsageError
 from rustguard_py.model.keys import encode_key
 from rustguard_py.state.document import Document
@@ -57,6 +58,11 @@ class Admissions:
         self._registry = registry
         self._durable = durable
         self._live = live
+        # When each key joined, in monotonic seconds: a wall clock that jumps while the server runs ages nobody.
+        wall, at = time.time(), now()
+        self._joined = {
+            record.public_key: at - max(0.0, wall - record.joined) for record in registry.state.peers.values()
+        }
 
     def begin(self) -> None:
         """Put all saved peers into the tunnel, at the start."""
@@ -82,7 +88,7 @@ class Admissions:
             couldn't be saved or another join of the same key replaced this one.
         """
         change = self._registry.admit(public_key, name, preshared_key, endpoint, time.time())
-        while change == "full" and (unused := self._registry.give_away(time.time())) is not None:
+        while change == "full" and (unused := self._registry.give_away(self._age)) is not None:
             if not await self._save(unused):
                 return None
             left = unused.record
@@ -90,6 +96,7 @@ class Admissions:
             change = self._registry.admit(public_key, name, preshared_key, endpoint, time.time())
         if not isinstance(change, PeerChange):
             return change
+        self._joined[public_key] = now()
         return self._standing(change) if await self._save(change) else None
 
     async def take_back(self, public_key: bytes, preshared_key: bytes) -> PeerRecord | None:
@@ -200,6 +207,10 @@ class Admissions:
         self._live.take_out(public_key)
         self._follow(public_key, with_endpoint=True)
 
+    def _age(self, public_key: bytes) -> float:
+        """Return how many seconds ago a key joined; 0 for one that came back when its removal couldn't be saved."""
+        return now() - self._joined.setdefault(public_key, now())
+
     async def _save(self, change: Change, *, with_endpoint: bool = False) -> bool:
         try:
             saved = await self._durable(change.undo)
@@ -215,6 +226,8 @@ class Admissions:
     def _follow(self, public_key: bytes, *, with_endpoint: bool = False) -> None:
         """Make the tunnel agree with the registry about one key."""
         record = self._registry.durable(public_key)
+        if public_key not in self._registry.state.peers:
+            self._joined.pop(public_key, None)
         if public_key not in self._registry.state.peers or (record is not None and record.has_to_join_again):
             self._live.take_out(public_key)
         elif record is not None:

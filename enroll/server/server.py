@@ -364,7 +364,7 @@ class RunningServer:
             # The cookie proved the address, and `join` pairs from the port that its tunnel then uses.
             self.tunnel.node.set_endpoint(peer, join.source, now())
         key = encode_key(join.public_key)
-        audit.record(audit_events.Joined(admitted.name, key, str(admitted.address4), endpoint))
+        audit.record(audit_events.Joined(admitted.name, key, str(admitted.address4), endpoint, is_new))
         return self._admission(admitted).to_mapping()
 
     def _admission(self, record: PeerRecord) -> Admission:
@@ -420,7 +420,7 @@ class RunningServer:
             return
         record = await self.admissions.take_back(forgotten.public_key, forgotten.preshared_key)
         if record is not None:
-            self.window.forget_new(forgotten.window)
+            self.window.take_back_new(forgotten.window)
             key = encode_key(record.public_key)
             audit.record(audit_events.TakenBack(record.name, key, str(record.address4), endpoint or ""))
 
