@@ -12,6 +12,10 @@ from rustguard_py.model.errors import RefusedError, RustGuardError, UnansweredEr
 from rustguard_py.model.keys import fingerprint
 
 
+class UnprovenError(RefusedError):
+    """The other end lacks the token, or the private key of the server that it should be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Joined:
     """The server admitted us, and proved that it knows the token.
@@ -85,7 +89,7 @@ _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
         "On the server, run: rustguard status; then join again, which gives the same address.",
     ),
     Failure.WRONG_TOKEN: (
-        RefusedError,
+        UnprovenError,
         "The other end doesn't know this token.",
         "Check the token with whoever runs the server, where each wrong guess is counted.",
     ),
