@@ -104,11 +104,14 @@ def test_six_join_at_once_beside_a_flood_that_proves_nothing(
     seconds = _join_at_once([(each, str(each.servers_end.ipv4)) for each in clients])
     flooded = [flood.end() for flood in floods]
     dropped = _dropped(home)
-    quiet = _join_at_once([(_another(site, each), str(each.servers_end.ipv4)) for each in clients])
-    row.seen(
+    said = (
         f"{flooded[0].rate:,.0f}/s of 5 bytes and {flooded[1].rate:,.0f}/s of SHARE_C from {sources}: six joins "
-        f"at once in {seconds:.1f} s, without the flood in {quiet:.1f} s"
+        f"at once in {seconds:.1f} s"
     )
+    if long_form:
+        quiet = _join_at_once([(_another(site, each), str(each.servers_end.ipv4)) for each in clients])
+        said += f", without the flood in {quiet:.1f} s"
+    row.seen(said)
     row.control("recorded before the plane guarded the pairing, 12,757/s: six joins in 35 to 57 s")
     assert seconds < 15
     assert dropped > sum(flood.datagrams for flood in flooded) / 2
@@ -149,14 +152,14 @@ def test_control_a_budget_that_is_spent_before_the_cookie_keeps_the_client_out(r
     """The server without the plane's filter charges HELLOs to the source that they name."""
     world = World(0)
     world.open()
-    joinings = [world.join(1, after=10.0)]
+    joinings = [world.join(1, after=1.0)]
     victim = joinings[0].source
 
     def forge() -> None:
         hello = b"RGE3\1\0\0\0" + world.random(16) + bytes(104)
         world._serve(world.server.handle(hello, victim, world.now))
 
-    for number in range(2000 * 25):
+    for number in range(2000 * 15):
         world.at(world.now + number / 2000, forge)
     world.run(30)
     answered = [datagram for datagram, to_server in world.carried if not to_server and datagram[4] == 2]
@@ -164,7 +167,7 @@ def test_control_a_budget_that_is_spent_before_the_cookie_keeps_the_client_out(r
     assert isinstance(outcome, Failed)
     row.control(
         f"the server without the plane's filter: {outcome.failure.value}; its source's budget was spent on "
-        f"{len(answered)} of 50,000 forged HELLOs"
+        f"{len(answered)} of 30,000 forged HELLOs"
     )
 
 
