@@ -244,14 +244,16 @@ async def _prove(
         RefusedError: It isn't that server.
         RustGuardError: The second pairing failed otherwise.
     """
-    voice.say(f"{host} gave the key of {other.host}, which was joined before. Pairing again, so that it proves it.")
+    it = f"{host}, port {port}," if host == other.host else host
+    before = f"{other.host}, port {other.port}" if host == other.host else other.host
+    voice.say(f"{it} gave the key of {before}, which was joined before. Pairing again, so that it proves it.")
     try:
         return await _pair(make_client, host, port, sockets, voice)
     except RustGuardError as error:
         _take_back(joined, sockets)
         if isinstance(error, UnprovenError):
             raise RefusedError(
-                f"{host} gave the key of {other.host}, which was joined before, but doesn't own it. "
+                f"{it} gave the key of {before}, which was joined before, but doesn't own it. "
                 "Nothing was changed here.",
                 f"Ask whoever runs {host}: no two servers have the same key.",
             ) from error

@@ -98,7 +98,7 @@ class Joining:
         voice = Voice(self.said.append, self.said.append)
         state, applicant = obtain.load(self.document), Applicant(TOKEN, "laptop")
         answers = RouteAnswers(None, None)
-        asyncio.run(obtain.obtain(Target(host), applicant, self.document, state, [], voice, answers))
+        asyncio.run(obtain.obtain(Target.parse(host, None), applicant, self.document, state, [], voice, answers))
 
     @property
     def kept(self) -> dict[str, bytes]:
@@ -160,6 +160,18 @@ def test_a_server_that_is_silent_when_it_should_prove_another_ones_key_changes_n
         joining.join("cafe.example")
     assert joining.kept == {"home.example": home.key}
     assert false.forgotten == false.admitted
+
+
+def test_another_port_of_the_same_machine_is_another_place(joining: Joining) -> None:
+    home = joining.servers["home.example"] = Server(os.urandom(32))
+    joining.join("home.example:443")
+    joining.servers["home.example"] = Server(os.urandom(32), claims=home.key)
+    with pytest.raises(RefusedError) as caught:
+        joining.join("home.example:51820")
+    assert caught.value.message.startswith(
+        "home.example, port 51820, gave the key of home.example, port 443, which was joined before, but doesn't own"
+    )
+    assert joining.kept == {"home.example": home.key}
 
 
 def test_another_server_with_a_key_of_its_own_is_kept_next_to_the_first(joining: Joining) -> None:
