@@ -11,7 +11,7 @@ from shlex import quote
 import click
 
 from rustguard_py.cli.verb import Verb, json_option, state_option
-from rustguard_py.daemon import audit
+from rustguard_py.daemon import audit, audit_events
 from rustguard_py.model.duration import parse_duration
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
 from rustguard_py.model.printable import printable
@@ -53,7 +53,7 @@ def command(as_json: bool, since: str | None, state: Path | None) -> None:
         return
     for event in events:
         at = datetime.fromisoformat(event["time"]).astimezone()
-        click.echo(f"{at:%Y-%m-%d %H:%M:%S%z}  {printable(audit.sentence(event))}")
+        click.echo(f"{at:%Y-%m-%d %H:%M:%S%z}  {printable(audit_events.sentence(event))}")
     if not events:
         click.echo("Nothing happened.", err=True)
 

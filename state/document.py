@@ -5,7 +5,8 @@ A save has four steps. After a crash at any point, loading returns the old docum
 1. `state.json.new` is written and fsynced. Until step 3 nothing reads it.
 2. `state.json` gets a second name, which is renamed to `state.json.bak`. `state.json` itself stays in place.
 3. `state.json.new` is renamed to `state.json`: the old one or the new one, both fsynced, has that name.
-4. The directory is fsynced. Only now does `save` return.
+4. The directory is fsynced. Only now does `save` return. If that fails, the old file gets its name back: the caller
+   is told that its change couldn't be saved, so the next start must not find it. After a power cut it still may.
 
 The very first save writes `state.json.first` instead of `state.json.new`. So an interrupted first save (the directory
 counts as new) differs from a lost `state.json` (which is refused).
@@ -155,13 +156,21 @@ class Document:
 
     def _replace(self, temporary: Path, content: bytes) -> None:
         self._files.close(write_fresh(self._files, temporary, content))
-        if self._durable:
-            self._keep_the_one_before()
+        kept = self._durable and self._keep_the_one_before()
         self._files.rename(temporary, self.path)
-        sync_directory(self._files, self.directory)
+        try:
+            sync_directory(self._files, self.directory)
+        except OSError:
+            with suppress(OSError):
+                if kept:
+                    self._files.rename(self._beside("bak"), self.path)
+                elif not self._durable:
+                    self._files.unlink(self.path)
+            raise
         self._durable = True
 
-    def _keep_the_one_before(self) -> None:
+    def _keep_the_one_before(self) -> bool:
+        """Give the file on disk the name of a copy; return whether there was one."""
         # A rename between two names of one inode does nothing, so this name may remain from a failed save.
         second_name = self._beside("bak.new")
         with suppress(FileNotFoundError):
@@ -170,15 +179,16 @@ class Document:
             self._files.link(self.path, second_name)
         except FileNotFoundError:
             # Another program deleted it. What is being saved is complete, so the file comes back.
-            return
+            return False
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             content = read_private(self._files, self.path)
             if content is None:
-                return
+                return False
             self._files.close(write_fresh(self._files, second_name, content))
         self._files.rename(second_name, self._beside("bak"))
+        return True
 
     def _beside(self, suffix: str) -> Path:
         return self.directory / f"state.json.{suffix}"

@@ -487,6 +487,10 @@ class ClientState:
                 return network
         return None
 
+    def network_of(self, server_key: bytes) -> NetworkRecord | None:
+        """Return the network of the server with this public key, or None."""
+        return next((network for network in self.networks if network.server_key == server_key), None)
+
     def with_network(self, network: NetworkRecord) -> ClientState:
         """Return a state with this network first, replacing one with the same server key or host and port."""
         others = (

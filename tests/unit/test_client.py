@@ -22,8 +22,9 @@ from rustguard_py.enroll.client import client as running
 from rustguard_py.enroll.client import connect, obtain, pair, start
 from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.enroll.client.control import ClientControl
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, Transmit
-from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
+from rustguard_py.enroll.pairing.admission import Admission, FurtherTunnel
+from rustguard_py.enroll.pairing.client import Transmit
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.enroll.tunnels.bundle import TICK
 from rustguard_py.model.clock import now

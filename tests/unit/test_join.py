@@ -20,7 +20,7 @@ from rustguard_py.engine import Engine
 from rustguard_py.enroll.client import start
 from rustguard_py.enroll.client.obtain import Obtained, Target
 from rustguard_py.enroll.client.start import JoinOptions
-from rustguard_py.enroll.pairing.client import Joined
+from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.statistics import PlaneStats

@@ -21,8 +21,8 @@ from rustguard_py.enroll import export
 from rustguard_py.enroll.client import checks, obtain, routes
 from rustguard_py.enroll.client.obtain import Applicant, Target
 from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice
-from rustguard_py.enroll.pairing.client import Joined
-from rustguard_py.enroll.pairing.messages import Admission
+from rustguard_py.enroll.pairing.admission import Admission
+from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.keys import encode_key
