@@ -20,9 +20,10 @@ from mutants.reach import ROOT, Reach, environment
 # Seconds of tests for one mutant, shortest first. Code that nearly all tests run would take all of them each time.
 MOST_SECONDS = 40.0
 _MEMORY = 4 << 30
-_FAILED = (1, 2)
 _PASSED = 0
-_BROKEN = 70
+# At its end pytest raises what the tests left unclosed, and then has no exit code of its own.
+_RAISED = 70
+_FAILED = (1, 2, _RAISED)
 
 
 def warm_up() -> None:
@@ -76,7 +77,7 @@ def _run(package: Path, only: Path, tests: Iterable[str], limit: float) -> bool:
             code = _child(package, only, tests)
         except BaseException:
             traceback.print_exc()
-            code = _BROKEN
+            code = _RAISED
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

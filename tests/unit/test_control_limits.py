@@ -308,8 +308,15 @@ def test_the_process_that_listens_is_named_though_it_answers_nothing(path: Path)
         assert listener(path) == os.getpid()
 
 
-@pytest.mark.parametrize("said", [b"", b'{"v":1,"id":1,"resu'])
-def test_a_daemon_that_hangs_up_did_not_answer(path: Path, said: bytes) -> None:
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"", "hung up without an answer"),
+        (b'{"v":1,"id":1,"resu', "hung up without an answer"),
+        (b"\n", "isn't JSON"),
+    ],
+)
+def test_a_daemon_that_hangs_up_or_sends_an_empty_line_did_not_answer(path: Path, said: bytes, why: str) -> None:
     def hang_up(rude: socket.socket) -> None:
         connection, _ = rude.accept()
         with connection:
@@ -320,7 +327,7 @@ def test_a_daemon_that_hangs_up_did_not_answer(path: Path, said: bytes) -> None:
         rude.bind(str(path))
         rude.listen()
         done = executor.submit(hang_up, rude)
-        with pytest.raises(RustGuardError, match="hung up without an answer"):
+        with pytest.raises(RustGuardError, match=why):
             call(path, "echo", timeout=60)
         done.result()
 

@@ -115,7 +115,7 @@ def test_the_smallest_limit_of_the_control_group_holds(
 
 def test_what_is_wanted_must_fit_beside_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    room = 1 << 30
+    room = 1 << 24
     monkeypatch.setattr(limits, "_group_memory", lambda: taken + room)
     assert has_memory(room // 2)
     assert not has_memory(room * 2)
