@@ -14,6 +14,7 @@ from rustguard_py.daemon.uapi.fixed import FixedTunnel
 from rustguard_py.daemon.uapi.protocol import UapiError, format_endpoint, parse_set
 from rustguard_py.model.keys import NO_PRESHARED_KEY, clamp, public_key
 from rustguard_py.model.peer import PeerConfig
+from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.planes.contract import EventfulPlane
 from rustguard_py.tunnel import Tunnel
@@ -70,7 +71,7 @@ def bench() -> Iterator[Bench]:
     made.tunnel.close()
 
 
-def test_all_of_it_is_shown(bench: Bench) -> None:
+def test_all_of_it_is_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = bench.fixed.show()
     assert (shown.private_key, shown.listen_port, shown.fwmark) == (clamp(KEY), PORT, 0)
     first, second = shown.peers
@@ -78,6 +79,9 @@ def test_all_of_it_is_shown(bench: Bench) -> None:
     assert (first.persistent_keepalive, list(map(str, first.allowed_ips))) == (25, ["10.0.0.1/32"])
     assert (first.last_handshake, first.rx_bytes, first.tx_bytes) == (0, 0, 0)
     assert (second.endpoint, second.preshared_key, second.persistent_keepalive) == (None, NO_PRESHARED_KEY, 0)
+    # A peer that the plane doesn't count yet has moved nothing.
+    monkeypatch.setattr(bench.plane, "stats", lambda: PlaneStats({}))
+    assert bench.fixed.show() == shown
     for secret in (PSK, clamp(KEY)):
         assert repr(secret) not in repr(shown)
 
