@@ -108,6 +108,17 @@ def test_handshakes_that_go_unanswered_are_counted(kernel: Kernel) -> None:
     assert kernel.happened[4:] == [("session", 0)]
 
 
+def test_where_nobody_listens_nothing_is_counted_and_nothing_fails(kernel: Kernel) -> None:
+    kernel.listeners = Listeners()
+    for second in range(0, 61, 5):
+        kernel.read(float(second), sent=148)
+    kernel.state.endpoint = ("192.0.2.9", 4)
+    kernel.read(61.0, received=92, handshake=60.5)
+    peer = kernel.peers.get(KEY)
+    assert peer is not None
+    assert (peer.attempts, peer.endpoint, kernel.happened) == (0, ("192.0.2.9", 4), [])
+
+
 def test_a_session_that_is_quiet_is_no_silence(kernel: Kernel) -> None:
     kernel.read(0.0, received=92, sent=148, handshake=0.0)
     kernel.happened.clear()
