@@ -54,21 +54,22 @@ def state_directory(role: Role, override: Path | None = None) -> Path:
     named = override or _from_environment("RUSTGUARD_STATE")
     if named is not None:
         return named.expanduser().resolve()
+    return state_root() / role
+
+
+def state_root() -> Path:
+    """Return the directory above all state directories that weren't named: root's, or the user's own."""
     if os.geteuid() == 0:
-        return Path("/var/lib/rustguard", role)
+        return Path("/var/lib/rustguard")
     # Imported here, because most commands run as root or with a given directory and don't need it.
     from platformdirs import user_state_path
 
-    return user_state_path("rustguard", appauthor=False) / role
+    return user_state_path("rustguard", appauthor=False)
 
 
 def tunnel_directory(name: str) -> Path:
     """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/rustguard/tunnels", name)
-    from platformdirs import user_state_path
-
-    return user_state_path("rustguard", appauthor=False) / "tunnels" / name
+    return state_root() / "tunnels" / name
 
 
 def runtime_directory() -> Path:
