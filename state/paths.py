@@ -25,6 +25,7 @@ _SOCKET_PATH_LIMIT = 107 - 8
 _MARKER_LIMIT = 4096
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SYSTEM_RUNTIME = Path("/run/rustguard")
+_SYSTEM_STATE = Path("/var/lib/rustguard")
 _LOCKS = Path("/proc/locks")
 _UID_MAP = Path("/proc/self/uid_map")
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
@@ -58,9 +59,10 @@ def state_directory(role: Role, override: Path | None = None) -> Path:
 
 
 def state_root() -> Path:
-    """Return the directory above all state directories that weren't named: root's, or the user's own."""
+    """Return the directory of state directories that nobody named."""
     if os.geteuid() == 0:
-        return Path("/var/lib/rustguard")
+        # RUSTGUARD_SYSTEM_STATE keeps the state of this machine out of sight of the tests and of what they start.
+        return _from_environment("RUSTGUARD_SYSTEM_STATE") or _SYSTEM_STATE
     # Imported here, because most commands run as root or with a given directory and don't need it.
     from platformdirs import user_state_path
 

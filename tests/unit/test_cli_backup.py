@@ -184,9 +184,7 @@ def _fail(_: int) -> None:
 def test_a_whole_machine_is_its_states_and_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert places(tmp_path).single
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert places(None) == Places(
-        Path("/var/lib/rustguard"), Path("/etc/rustguard"), Path("/etc/default"), single=False
-    )
+    assert places(None) == Places(paths.state_root(), Path("/etc/rustguard"), Path("/etc/default"), single=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert places(None) == Places(paths.state_root())
     assert paths.state_root() == paths.state_directory("server").parent
