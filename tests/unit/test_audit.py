@@ -38,6 +38,7 @@ EVENTS = [
     audit.WindowClosed("its time ran out", None),
     audit.Revoked("laptop", KEY, 1000),
     audit.Restored(KEY, 1000),
+    audit.Left("laptop", KEY, "10.150.0.2"),
     audit.TakenBack("laptop", KEY, "10.150.0.2", "192.0.2.2:40000"),
     audit.GivenAway("older", KEY, "10.150.0.5"),
     audit.Renamed("phone", "annas-phone", KEY, 1000),

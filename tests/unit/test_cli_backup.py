@@ -221,7 +221,7 @@ def answered(words: list[str], typed: list[str]) -> tuple[int, str]:
                 shown += os.read(terminal, 4096)
             except OSError:
                 break
-            if typed and shown.rstrip().endswith(b":"):
+            if typed and shown.endswith((b"Passphrase: ", b"The same again: ")):
                 # The echo is off by then: getpass sets it before it shows the prompt.
                 os.write(terminal, typed.pop(0).encode() + b"\n")
                 shown += b"\n"
