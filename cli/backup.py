@@ -65,7 +65,8 @@ def describe(backup: Backup) -> list[str]:
     for name, state in backup.states().items():
         match state:
             case ServerState():
-                lines.append(f"{name}: a server of {state.pool4} with {len(state.peers)} peers")
+                peers = "1 peer" if len(state.peers) == 1 else f"{len(state.peers)} peers"
+                lines.append(f"{name}: a server of {state.pool4} with {peers}")
             case ClientState():
                 hosts = ", ".join(each.host for each in state.networks) or "no network yet"
                 lines.append(f"{name}: a client of {hosts}")

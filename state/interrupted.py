@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rustguard_py.model.errors import StateError
-from rustguard_py.state.durable_files import Files, read_private, sync_directory, unusable, write_fresh
+from rustguard_py.state.durable_files import Files, read_private, sync_directory, write_fresh
 
 MARKER, PLAN = ".restore", ".restore-plan"
 # A marker or plan ends with it. One that was cut by a crash doesn't.
@@ -85,7 +85,11 @@ def finish(files: Files, directory: Path) -> None:
             discard(files, known["fresh"])
         discard(files, [marker])
     except OSError as error:
-        raise unusable("restored", directory, error) from error
+        # A service may write in its state directory alone.
+        raise StateError(
+            f"A restore of {directory} was interrupted and can't be finished: {error.strerror}.",
+            "Run it again as root, with the same file: rustguard restore FILE",
+        ) from error
 
 
 def carry_out(files: Files, path: Path) -> None:

@@ -16,6 +16,7 @@ from rustguard_py.model.errors import InUseError, RefusedError, StateError, Usag
 from rustguard_py.state import restore
 from rustguard_py.state.backup import Backup, Places, take
 from rustguard_py.state.document import Document
+from rustguard_py.state.durable_files import Files
 from rustguard_py.state.journal import TimestampJournal
 from support.backups import DEFAULTS, a_client, a_machine, a_server, again, do, loaded, places, save, tree
 from support.disk import BreakableFiles, RecordingFiles, put
@@ -281,3 +282,28 @@ def test_a_plan_that_is_damaged_is_refused_with_what_to_do(tmp_path: Path) -> No
     with pytest.raises(StateError, match="is damaged") as told:
         loaded(tmp_path / "state")
     assert "--overwrite" in told.value.fix
+
+
+def test_who_may_not_finish_a_restore_says_who_may_and_the_same_command_does(machine: Places, tmp_path: Path) -> None:
+    taken = small(machine)
+    other = prepared(tmp_path / "other", overwrite=False)
+    # The plan is durable, and no file is in its place yet.
+    todo = restore.plan(taken, other, overwrite=False)
+    with pytest.raises(StateError, match="was interrupted"):
+        restore.carry_out(todo, MayNotWriteInEtc())
+    # A service can't write in /etc.
+    with pytest.raises(StateError, match=r"interrupted and can't be finished: Read-only") as told:
+        Document.open(other.state / "server", MayNotWriteInEtc())
+    assert told.value.fix == "Run it again as root, with the same file: rustguard restore FILE"
+    do(taken, other)
+    assert states_of(other, "client") == NEW
+    assert left_by_a_restore(tmp_path / "other") == []
+
+
+class MayNotWriteInEtc(Files):
+    """Files of a process that may write in state directories alone."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        if target.parent.name == "etc":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        super().rename(source, target)

@@ -29,7 +29,7 @@ def test_a_client_comes_back_to_a_server_that_was_restored_on_a_third_machine(tm
     passphrase.write_text("six words of a test that nobody guesses\n")
     file = tmp_path / "home.backup"
     saved = home.run(f"backup {file} --passphrase-file {passphrase}")
-    assert "a server of 10.150.0.0/24 with 1 peers" in saved.stderr
+    assert "a server of 10.150.0.0/24 with 1 peer." in saved.stderr
     assert file.stat().st_mode & 0o777 == 0o600
     assert not {b"state", b"private", b"10.150"} & set(file.read_bytes().split())
 
