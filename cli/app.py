@@ -59,6 +59,8 @@ VERBS: Mapping[str, Entry] = {
     "import": Entry(
         "rustguard_py.cli.import_file:command", "Turn the server of a wg-quick file into a RustGuard server."
     ),
+    "backup": Entry("rustguard_py.cli.backup:command", "Save keys, peers, networks and settings in one file."),
+    "restore": Entry("rustguard_py.cli.restore:command", "Put back what `backup` saved, here or on another machine."),
     "genkey": Entry("rustguard_py.cli.genkey:command", "Make a private key, as `wg genkey` does."),
     "pubkey": Entry(
         "rustguard_py.cli.pubkey:command", "Turn a private key into its public key, as `wg pubkey` does."

@@ -178,6 +178,19 @@ class Restored(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Left(Event):
+    """A peer left the network by itself, and was removed; its key may join again."""
+
+    kind = "left"
+    name: str
+    key: str
+    address: str
+
+    def __str__(self) -> str:
+        return f"{self.name} left the network and was removed: {self.address} is free"
+
+
+@dataclass(frozen=True, slots=True)
 class TakenBack(Event):
     """A new peer said that it can't use its admission, and was removed; its key may join again."""
 
@@ -258,6 +271,7 @@ _KINDS: Final[Mapping[str, type[Event]]] = {
         WindowClosed,
         Revoked,
         Restored,
+        Left,
         TakenBack,
         GivenAway,
         Renamed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -53,6 +54,17 @@ class Service:
             return self.file.read_text().startswith(MARK)
         except OSError:
             return False
+
+    def install_words(self) -> tuple[str, ...]:
+        """Return the words after `rustguard service install` that make it again; none if its unit has others."""
+        found = re.search(r"^ExecStart=(.*)$", self.file.read_text(), re.MULTILINE)
+        words = [] if found is None else shlex.split(found[1])
+        while words and words[0] not in ("serve", "join", "up"):
+            del words[0]
+        if words[-2:] == ["--token-file", "%d/token"]:
+            del words[-2:]
+        plain = (each.replace("%%", "%").replace("$$", "$") for each in words)
+        return tuple(each for each in plain if each != "--foreground")
 
 
 def service_name(kind: str, label: str | None) -> str:

@@ -24,7 +24,7 @@ from shlex import quote
 
 from rustguard_py.model.errors import InUseError, StateError
 from rustguard_py.model.sudo import as_root
-from rustguard_py.state import envelope
+from rustguard_py.state import envelope, interrupted
 from rustguard_py.state.durable_files import (
     Files,
     make_directory,
@@ -60,6 +60,8 @@ class Document:
 
         Raises:
             StateError: Another process has locked it, others can write in it, or the kernel refused.
+
+        A restore that was interrupted is finished or taken back first (`interrupted`).
         """
         files = files or Files()
         directory = directory.resolve()
@@ -70,6 +72,7 @@ class Document:
             raise unusable("used", directory, error) from error
         try:
             _take(files, directory, lock)
+            interrupted.finish(files, directory)
         except BaseException:
             files.close(lock)
             raise
@@ -203,7 +206,8 @@ class Document:
         return StateError(
             f"{self.path} was written by a later version of RustGuard "
             f"(schema {schema}, this one knows {envelope.STATE_SCHEMA}).",
-            f"Upgrade RustGuard. If that is impossible: {self._way_back()}",
+            f"Upgrade RustGuard. To stay with this version, restore a backup that it made (rustguard restore FILE "
+            f"--overwrite). If there is none: {self._way_back()}",
         )
 
     def _way_back(self) -> str:
@@ -214,7 +218,8 @@ class Document:
                 if content is not None:
                     copies.append((envelope.decode(content)[0], copy))
         if not copies:
-            return f"No copy next to it is valid. Restore it from a backup, or start again: {self._start_again()}"
+            restore = "rustguard restore FILE --overwrite"
+            return f"No copy next to it is valid. Restore a backup ({restore}), or start again: {self._start_again()}"
         generation, copy = max(copies)
         command = f"mv {quote(str(copy))} {quote(str(self.path))}"
         return f"Go back to the copy next to it (save number {generation}; later changes are lost): {command}"

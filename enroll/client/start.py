@@ -134,7 +134,7 @@ async def _connect(
     setups = lay_out(stack, voice, client, in_kernel=program.engine.in_kernel)
     more = None if client.bundle is None else client.bundle.to_keep()
     keeper = await keep(stack, client.tunnels, setups, voice.change, more)
-    control = ClientControl(client, program, keeper)
+    control = ClientControl(client, program, keeper, state.private_key)
     await runtime.answer(stack, options.directory, control.handlers(), options.group)
     return client, program
 

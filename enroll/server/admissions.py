@@ -112,6 +112,34 @@ class Admissions:
         change = self._registry.take_back(public_key, preshared_key)
         return change.record if change is not None and await self._save(change) else None
 
+    async def leave(self, public_key: bytes) -> PeerRecord | None:
+        """Remove a peer that leaves by itself; its key may join again.
+
+        The tunnel still has it, so that it can be answered, until `follow`.
+
+        Args:
+            public_key: 32 bytes.
+
+        Returns:
+            The peer that was removed. None if there is none, or that couldn't be saved.
+        """
+        change = self._registry.leave(public_key)
+        if change is None:
+            return None
+        try:
+            saved = await self._durable(change.undo)
+        except BaseException:
+            change.undo()
+            raise
+        if not saved:
+            return None
+        change.keep()
+        return change.record
+
+    def follow(self, public_key: bytes) -> None:
+        """Make the tunnel agree with the registry about a key that has left, and may have joined again since."""
+        self._follow(public_key)
+
     def connected(self, public_key: bytes) -> bool:
         """Note that a peer has connected; return whether that is news, which should be saved some time."""
         return self._registry.connected(public_key) is not None

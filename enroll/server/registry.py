@@ -166,6 +166,11 @@ class Registry:
             return None
         return self._remove(record)
 
+    def leave(self, public_key: bytes) -> PeerChange | None:
+        """Remove a peer that leaves by itself; None if there is none. Its key may join again."""
+        record = self.state.peers.get(public_key)
+        return None if record is None else self._remove(record)
+
     def give_away(self, age: Callable[[bytes], float]) -> PeerChange | None:
         """Remove the oldest peer that joined and never connected, so that its address is free once that is durable.
 

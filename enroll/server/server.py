@@ -67,7 +67,7 @@ class RunningServer:
         state: What is saved.
         window: The pairing window.
         pairing: Pairs clients; None without a token, when nobody new can join.
-        reports: Exchanged with clients inside the tunnel; None with the kernel's engine.
+        reports: Exchanged with clients inside the tunnel; None until `start` has made them.
     """
 
     def __init__(

@@ -39,6 +39,7 @@ EVENTS = [
     audit_events.WindowClosed("its time ran out", None),
     audit_events.Revoked("laptop", KEY, 1000),
     audit_events.Restored(KEY, 1000),
+    audit_events.Left("laptop", KEY, "10.150.0.2"),
     audit_events.TakenBack("laptop", KEY, "10.150.0.2", "192.0.2.2:40000"),
     audit_events.GivenAway("older", KEY, "10.150.0.5"),
     audit_events.Renamed("phone", "annas-phone", KEY, 1000),
