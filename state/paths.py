@@ -16,6 +16,7 @@ from shlex import quote
 from typing import Literal
 
 from rustguard_py.model.errors import StateError
+from rustguard_py.system.place import in_namespace
 
 Role = Literal["server", "client", "tunnel"]
 
@@ -63,12 +64,15 @@ def state_directory(role: Role, override: Path | None = None) -> Path:
 
 
 def tunnel_directory(name: str) -> Path:
-    """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here."""
+    """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here.
+
+    Each network namespace may have an interface of that name, and so has a directory of its own.
+    """
     if os.geteuid() == 0:
-        return Path("/var/lib/rustguard/tunnels", name)
+        return Path("/var/lib/rustguard/tunnels", in_namespace(name))
     from platformdirs import user_state_path
 
-    return user_state_path("rustguard", appauthor=False) / "tunnels" / name
+    return user_state_path("rustguard", appauthor=False) / "tunnels" / in_namespace(name)
 
 
 def runtime_directory() -> Path:
