@@ -26,6 +26,7 @@ _SOCKET_PATH_LIMIT = 107 - 8
 _MARKER_LIMIT = 4096
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SYSTEM_RUNTIME = Path("/run/rustguard")
+_SYSTEM_STATE = Path("/var/lib/rustguard")
 _LOCKS = Path("/proc/locks")
 _UID_MAP = Path("/proc/self/uid_map")
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
@@ -55,12 +56,7 @@ def state_directory(role: Role, override: Path | None = None) -> Path:
     named = override or _from_environment("RUSTGUARD_STATE")
     if named is not None:
         return named.expanduser().resolve()
-    if os.geteuid() == 0:
-        return Path("/var/lib/rustguard", role)
-    # Imported here, because most commands run as root or with a given directory and don't need it.
-    from platformdirs import user_state_path
-
-    return user_state_path("rustguard", appauthor=False) / role
+    return _usual_state() / role
 
 
 def tunnel_directory(name: str) -> Path:
@@ -68,11 +64,7 @@ def tunnel_directory(name: str) -> Path:
 
     Each network namespace may have an interface of that name, and so has a directory of its own.
     """
-    if os.geteuid() == 0:
-        return Path("/var/lib/rustguard/tunnels", in_namespace(name))
-    from platformdirs import user_state_path
-
-    return user_state_path("rustguard", appauthor=False) / "tunnels" / in_namespace(name)
+    return _usual_state() / "tunnels" / in_namespace(name)
 
 
 def runtime_directory() -> Path:
@@ -217,6 +209,17 @@ def _system_runtime_path() -> Path:
 def _from_environment(variable: str) -> Path | None:
     value = os.environ.get(variable)
     return Path(value) if value else None
+
+
+def _usual_state() -> Path:
+    """Return the directory of state directories that nobody named."""
+    if os.geteuid() == 0:
+        # RUSTGUARD_SYSTEM_STATE keeps the state of this machine out of sight of the tests and of what they start.
+        return _from_environment("RUSTGUARD_SYSTEM_STATE") or _SYSTEM_STATE
+    # Imported here, because most commands run as root or with a given directory and don't need it.
+    from platformdirs import user_state_path
+
+    return user_state_path("rustguard", appauthor=False)
 
 
 def _trouble(directory: Path, owner: int) -> str | None:
