@@ -10,7 +10,7 @@ from shlex import quote
 import click
 
 from rustguard_py.cli import complete
-from rustguard_py.cli.stop import is_called
+from rustguard_py.cli.stop import called
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import listener, listens
 from rustguard_py.model.errors import NotRunningError, UsageError
@@ -61,7 +61,7 @@ def command(name: str | None, follow: bool, state: Path | None) -> None:
 def _directories(name: str | None) -> list[Path]:
     """Return the state directory that is meant: of the daemon that runs, else all that there may be."""
     candidates = [each for each in paths.running() if listens(each.socket)]
-    running = [each.state_directory for each in candidates if name is None or is_called(each, name)]
+    running = [each.state_directory for each in (candidates if name is None else called(candidates, name))]
     if len(running) > 1:
         lines = [f"rustguard logs {quote(str(each))}" for each in running]
         raise UsageError(f"{len(running)} daemons run here.", "\n".join(["Choose one:", *lines]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -49,7 +50,7 @@ def command(name: str | None, everything: bool) -> None:
     if everything:
         chosen = running
     else:
-        chosen = [each for each in running if name is None or is_called(each, name)]
+        chosen = running if name is None else called(running, name)
         if not chosen:
             raise NotRunningError("Nothing runs here." if name is None else f"No {name} runs here.", START)
         if len(chosen) > 1:
@@ -61,10 +62,11 @@ def command(name: str | None, everything: bool) -> None:
         click.echo("Nothing runs here.", err=True)
 
 
-def is_called(candidate: Candidate, name: str) -> bool:
-    """Return whether a person means this daemon by a name."""
-    directory = candidate.state_directory
-    return name == directory.name or Path(name).expanduser().resolve() == directory
+def called(running: Sequence[Candidate], name: str) -> list[Candidate]:
+    """Return the daemons that a person means by a name: in a network namespace, that namespace's own tunnel first."""
+    wanted = {Path(name).expanduser().resolve()} | ({paths.tunnel_directory(name)} if "/" not in name else set())
+    own = [each for each in running if each.state_directory in wanted]
+    return own or [each for each in running if each.state_directory.name == name]
 
 
 def end(candidate: Candidate) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from rustguard_py.planes import offload
 from rustguard_py.quick import routing
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.system.interface import Echo, InterfaceSetup, set_up
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -63,6 +66,29 @@ class Running:
             )
             for peer in self.plain.tunnel.node
         )
+
+    def adopt(self) -> None:
+        """Take over what wg(8) changed in a tunnel of the kernel. Ours is asked for each change.
+
+        Raises:
+            RustGuardError: The interface is gone.
+        """
+        found = self.plain.tunnel.adopt()
+        if found is None:
+            return
+        self.plain.adopted(found.private_key)
+        self.port = found.port
+        if found.mark == self.scheme.mark:
+            return
+        if self.scheme.priorities:
+            log.warning(
+                "the mark of %s stays %#x, because the rules of the default route are made for it",
+                self.interface,
+                self.scheme.mark,
+            )
+            self.plain.tunnel.plane.set_fwmark(self.scheme.mark)
+        else:
+            self.scheme = replace(self.scheme, mark=found.mark)
 
     def set_mtu(self, mtu: int, echo: Echo) -> None:
         """Set the MTU of the interface and the tunnel, and bring the interface up."""

@@ -16,6 +16,7 @@ from shlex import quote
 from typing import Literal
 
 from rustguard_py.model.errors import StateError
+from rustguard_py.system.place import in_namespace
 
 Role = Literal["server", "client", "tunnel"]
 
@@ -70,8 +71,11 @@ def state_root() -> Path:
 
 
 def tunnel_directory(name: str) -> Path:
-    """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here."""
-    return state_root() / "tunnels" / name
+    """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here.
+
+    Each network namespace may have an interface of that name, and so has a directory of its own.
+    """
+    return state_root() / "tunnels" / in_namespace(name)
 
 
 def runtime_directory() -> Path:

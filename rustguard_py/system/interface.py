@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rustguard_py.model.endpoint import InterfaceAddress, Network
-from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.model.errors import NameTakenError, RefusedError, RustGuardError, UsageError
 from rustguard_py.model.sudo import as_root
 from rustguard_py.system import container
 from rustguard_py.system.netlink_library import IPRoute, NetlinkError
@@ -38,6 +38,8 @@ RTN_UNICAST = 1
 IFA_F_NODAD = 0x02
 _RT_SCOPE_LINK = 253
 _IN6_ADDR_GEN_MODE_NONE = 1
+# linux/if.h
+_IFF_UP = 0x1
 # linux/sockios.h, linux/if_arp.h
 _SIOCGIFHWADDR = 0x8927
 _ARPHRD_ETHER = 1
@@ -127,6 +129,46 @@ def set_up(layout: InterfaceSetup, echo: Echo) -> Applied:
         applied.undo(echo)
         raise
     return applied
+
+
+def rename(index: int, name: str, echo: Echo) -> None:
+    """Name an interface again as it was. It stays up if it is, or stays down.
+
+    Args:
+        index: Its number.
+        name: The name.
+        echo: Called with one line per change.
+
+    Raises:
+        RefusedError: No permission to change interfaces.
+        RustGuardError: Another interface has the name, or the kernel refused.
+    """
+
+    def work(netlink: IPRoute) -> None:
+        now = netlink.get_links(index)[0]
+        called, up = now.get_attr("IFLA_IFNAME"), bool(now["flags"] & _IFF_UP)
+        command = f"ip link set dev {called} name {name}"
+        echo(f"[#] {command}")
+        try:
+            try:
+                netlink.link("set", index=index, ifname=name)
+            except NetlinkError as error:
+                # Before Linux 6.2, one that is up keeps its name.
+                if error.code != errno.EBUSY or not up:
+                    raise
+                netlink.link("set", index=index, state="down")
+                try:
+                    netlink.link("set", index=index, ifname=name)
+                finally:
+                    netlink.link("set", index=index, state="up")
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                raise NameTakenError(
+                    f"`{command}` was refused: another interface has that name.", "Rename or remove the other one."
+                ) from error
+            raise explain(error, command) from error
+
+    with_netlink(work)
 
 
 def with_netlink(work: Callable[[IPRoute], Result]) -> Result:

@@ -12,13 +12,12 @@ import socket
 import struct
 from collections.abc import Callable
 from ipaddress import IPv4Network, ip_network
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from rustguard_py.model.errors import RefusedError
-from rustguard_py.system import changes, interface, kernel_view, netlink_batch, networks, sockets
+from rustguard_py.system import changes, kernel_view, netlink_batch, networks, sockets
 from rustguard_py.system.changes import ChangeWatch
 from rustguard_py.system.kernel_view import Link, RuleSeen, View, split
 
@@ -305,29 +304,6 @@ def test_a_proposal_begins_away_from_what_is_usual_and_goes_around_what_is_taken
     assert networks.propose(everything) is None
     assert networks.propose([], 8) == IPv4Network("10.0.0.0/8")
     assert networks.propose([ip_network("10.0.0.0/30")], 8) is None
-
-
-@pytest.mark.parametrize(
-    ("files", "engine", "fix"),
-    [
-        ({".dockerenv": b""}, "docker", "docker run --device /dev/net/tun"),
-        ({"run/.containerenv": b""}, "podman", "podman run --device"),
-        ({"run/systemd/container": b"lxc-libvirt\n"}, "lxc", "lxc.cgroup2"),
-        ({"run/systemd/container": b"systemd-nspawn\n"}, "systemd-nspawn", "modprobe tun"),
-        ({"proc/1/environ": b"A=1\0container=lxc\0"}, "lxc", "lxc.mount.entry"),
-        ({"proc/1/environ": b"A=1\0"}, None, "modprobe tun"),
-        ({}, None, "modprobe tun"),
-    ],
-)
-def test_a_container_is_known_by_its_files_and_has_its_own_fix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], engine: str | None, fix: str
-) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr(interface, "Path", lambda path: tmp_path / path.lstrip("/"))
-    assert interface._container() == engine
-    assert fix in interface._tun_fix()
 
 
 def test_a_batch_has_the_answer_of_each_request() -> None:

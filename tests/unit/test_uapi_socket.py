@@ -9,7 +9,6 @@ import socket
 import stat
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from rustguard_py.daemon.uapi import namespaces
 from rustguard_py.daemon.uapi.protocol import DeviceChange, DeviceState
 from rustguard_py.daemon.uapi.socket import DIRECTORY, VARIABLE, UapiSocket, given_listener
 from rustguard_py.model.errors import RustGuardError, StateError
+from rustguard_py.system import place
 from support import virtual_loop
 
 Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
@@ -255,20 +255,20 @@ def test_a_namespace_has_the_name_that_ip_gives_it_else_its_number(
     for name in ("blue", "red"):
         (tmp_path / name).touch()
     number = (tmp_path / "red").stat().st_ino
-    monkeypatch.setattr(namespaces, "Path", lambda _: SimpleNamespace(glob=lambda _: tmp_path.iterdir()))
-    for own, first, expected in ((number, 1, "red"), (7, 1, "7"), (7, None, "7"), (1, 1, None), (None, 1, None)):
-        monkeypatch.setattr(namespaces, "own", lambda own=own: own)
-        monkeypatch.setattr(namespaces, "_number", lambda _, first=first: first)
-        assert namespaces.name() == expected
+    monkeypatch.setattr(place, "_NAMED", tmp_path)
+    for own, first, expected in ((number, 1, "red"), (7, 1, "7"), (1, 1, None), (None, 1, None)):
+        numbers: dict[int | str, int | None] = {"self": own, 1: first}
+        monkeypatch.setattr(place, "namespace_number", lambda process="self", numbers=numbers: numbers[process])
+        assert place.namespace_name() == expected
 
 
 def test_who_answers_at_a_path_is_known_by_its_process(tmp_path: Path) -> None:
     path = tmp_path / "wg0.sock"
     assert namespaces.answers(path) is None
-    assert namespaces._number("/proc/self/ns/no-such") is None
+    assert place.namespace_number("no-such") is None
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         assert namespaces.answers(path) is None
         listener.listen()
-        assert namespaces.answers(path) == namespaces.own() == os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116
+        assert namespaces.answers(path) == place.namespace_number() == os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116
     assert namespaces.path_of(path, 7) == tmp_path / "wg0.7"
