@@ -116,7 +116,8 @@ sdist: .venv/.dist
 packages: .venv/.packages
 	@$(BIN)/python package/build.py
 
-# A worker per file, because the tests of a file share machines. They use this machine's package alone. The roots that they unpack are kept in .venv/roots.
+# A worker per file, because the tests of a file share machines. They use the package for this processor alone. The roots
+# that they unpack are kept in .venv/roots.
 test-packages: .venv/.packages .venv/.test
 	@scripts/setup-debian test-packages
 	@$(BIN)/python package/build.py amd64
