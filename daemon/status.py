@@ -29,7 +29,8 @@ class PeerLine:
         public_key: 32 bytes.
         address4: Its inner IPv4 address.
         address6: Its inner IPv6 address.
-        endpoint: Its last known endpoint from before the start.
+        endpoint: Its last known endpoint from before the start, or the one to look for it at.
+        was_heard: Whether it was heard at that endpoint. One that somebody wrote into a file proves nothing.
         keepalive: Seconds, 0 for none.
         clock_ahead: What time its clock once had, if that is far ahead (`clocks.clock_ahead`).
         has_to_join_again: Whether it can't connect before it joins again.
@@ -47,6 +48,7 @@ class PeerLine:
     has_connected: bool = True
     dns_name: str | None = None
     clock_ahead: str | None = None
+    was_heard: bool = True
 
 
 def peers(
@@ -79,7 +81,7 @@ def _peer(
     counters = [each for _, each in found]
     began = max((peer.session_began for peer, _ in found if peer.session_began is not None), default=None)
     heard = max((each.last_received for each in counters if each.last_received is not None), default=None)
-    known = line.endpoint is not None or began is not None
+    known = (line.endpoint is not None and line.was_heard) or began is not None
     return {
         "name": line.name,
         "dns_name": line.dns_name,

@@ -102,6 +102,9 @@ class Tunnel:
         self.plane.reattach()
         self.wake()
 
+    def adopt(self) -> None:
+        """See `AnyTunnel.adopt`: wg(8) asks us for each change."""
+
     def _on_timer(self) -> None:
         self._timer = None
         self.wake()

@@ -9,38 +9,21 @@ daemon of the caller's namespace, and answers itself if there is none.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
 from contextlib import suppress
 from pathlib import Path
 
-_SELF = "/proc/self/ns/net"
+from rustguard_py.system.place import namespace_number
+
 _PIECE = 1 << 16
-
-
-def own() -> int | None:
-    """Return the number of our network namespace, or None if it isn't known."""
-    return _number(_SELF)
-
-
-def name() -> str | None:
-    """Return the name of our network namespace (`ip netns`), else its number; None if it's that of process 1."""
-    number = own()
-    if number is None or number == _number("/proc/1/ns/net"):
-        return None
-    for path in sorted(Path("/run/netns").glob("*")):
-        with suppress(OSError):
-            if path.stat().st_ino == number:
-                return path.name
-    return str(number)
 
 
 def of_peer(connection: socket.socket) -> int | None:
     """Return the number of the network namespace of the process at the other end of a Unix socket, or None."""
     layout = struct.Struct("3i")
     pid = layout.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))[0]
-    return _number(f"/proc/{pid}/ns/net") if pid else None
+    return namespace_number(pid) if pid else None
 
 
 def answers(path: Path) -> int | None:
@@ -74,10 +57,3 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(piece)
         await writer.drain()
     writer.write_eof()
-
-
-def _number(path: str) -> int | None:
-    try:
-        return os.stat(path).st_ino  # noqa: PTH116 - a link to follow, not a file
-    except OSError:
-        return None

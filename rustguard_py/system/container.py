@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rustguard_py.model.sudo import as_root
+
 # The container's files, so that tests can make others.
 _ROOT = Path("/")
 UNKNOWN = "unknown"
@@ -17,7 +19,7 @@ _PROXMOX_KERNEL = "-pve"
 # linux/proc_ns.h: PROC_CGROUP_INIT_INO, of the machine's own namespace of control groups.
 _MACHINE_CGROUPS = 0xEFFFFFFB
 
-_AS_ROOT = "Run the same command as root: `sudo rustguard …`."
+_AS_ROOT = "Run the same command as root."
 # What gives a container the device, and what the capability. The device is number 200 of the misc devices, 10.
 _DEVICE = {
     "docker": "Docker: start the container with `--device /dev/net/tun`, in Compose `devices: [/dev/net/tun]`.",
@@ -73,7 +75,7 @@ def device_fix(*, refused: bool = False) -> str:
     if refused and os.geteuid() != 0:
         return _AS_ROOT
     found = kind()
-    return "Load it: `sudo modprobe tun`." if found is None else _lines(_DEVICE, found)
+    return f"Load it: `{as_root('modprobe tun')}`." if found is None else _lines(_DEVICE, found)
 
 
 def capability_fix() -> str:

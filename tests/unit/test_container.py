@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.planes.tun import not_made
 from rustguard_py.system import container, interface
 
@@ -122,10 +123,10 @@ def test_lxc_has_the_line_for_the_device_in_its_configurations_own_form(monkeypa
 
 
 def test_outside_of_a_container_the_module_is_loaded_and_root_is_asked_for(signs: Signs) -> None:
-    assert container.device_fix() == "Load it: `sudo modprobe tun`."
+    assert container.device_fix() == f"Load it: `{as_root('modprobe tun')}`."
     signs.user(1000)
     for fix in (container.device_fix(refused=True), container.capability_fix()):
-        assert fix == "Run the same command as root: `sudo rustguard …`."
+        assert fix == "Run the same command as root."
     # A root that lacks the capability is in some container.
     signs.user(0)
     assert CAPABILITY["docker"] in container.capability_fix()

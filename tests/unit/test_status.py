@@ -94,6 +94,9 @@ def test_a_peer_that_no_tunnel_has_is_shown_with_what_is_kept_of_it() -> None:
     [
         (None, None, {}, "never"),
         (None, None, {"endpoint": "192.0.2.1:7"}, "idle"),
+        # One that somebody wrote down proves nothing.
+        (None, None, {"endpoint": "192.0.2.1:7", "was_heard": False}, "never"),
+        (None, NOW - 500, {"endpoint": "192.0.2.1:7", "was_heard": False}, "idle"),
         (None, None, {"has_connected": False, "endpoint": "192.0.2.1:7"}, "never-connected"),
         (NOW, None, {"has_connected": False}, "active"),
         (None, NOW - ACTIVE_FOR, {}, "active"),

@@ -14,6 +14,7 @@ mod delivering;
 mod descriptor;
 mod events;
 mod io;
+mod memory;
 mod netlink;
 mod notes;
 mod offloads;

@@ -224,7 +224,7 @@ def test_no_capability_is_refused_with_the_way_out() -> None:
     with tun("rg0"):
         with pytest.raises(RefusedError, match="CAP_NET_ADMIN") as caught:
             as_user(lambda: set_up(InterfaceSetup("rg0", 1420), lambda _: None))
-        assert "sudo" in caught.value.fix
+        assert "as root" in caught.value.fix
 
 
 @in_fresh_network
