@@ -150,8 +150,8 @@ def remove(service: Service) -> None:
 
 def installed() -> list[Service]:
     """Return the services that `service install` wrote, by name."""
-    found = (Service(path.name.removesuffix(".service")) for path in sorted(UNITS.glob("rustguard-*.service")))
-    return [each for each in found if each.is_installed()]
+    names = sorted(path.name.removesuffix(".service") for path in UNITS.glob("rustguard-*.service"))
+    return [service for name in names if (service := Service(name)).is_installed()]
 
 
 def find(name: str | None) -> Service:

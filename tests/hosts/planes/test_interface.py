@@ -242,7 +242,8 @@ def test_a_missing_tun_device_tells_the_line_that_a_container_needs(
     monkeypatch.setattr(interface, "TUN_DEVICE", tmp_path / "tun")
     for container, line in (
         ("docker", "--device /dev/net/tun"),
-        ("lxc", "lxc.mount.entry: /dev/net/tun"),
+        ("lxc", "lxc.mount.entry = /dev/net/tun"),
+        ("proxmox", "lxc.mount.entry: /dev/net/tun"),
         (None, "modprobe tun"),
     ):
         monkeypatch.setattr("rustguard_py.system.container.kind", lambda container=container: container)
