@@ -36,13 +36,17 @@ def warm_up() -> None:
 
 
 def choose_tests(reach: Reach, mutant: Mutant) -> list[str]:
-    """Return the tests for a mutant, shortest first. Of one with many parameters only one comes before the others."""
+    """Return the tests for a mutant, shortest first.
+
+    Of a test with many parameters, each comes as late as if it took the time of those before it too.
+    """
     reached = reach.tests(mutant.path, mutant.line, mutant.last, imported=mutant.imported)
-    tests = sorted(reached, key=lambda test: (reach.seconds[test], test))
-    first: dict[str, str] = {}
-    for test in tests:
-        first.setdefault(test.partition("[")[0], test)
-    tests = [*first.values(), *(test for test in tests if test not in set(first.values()))]
+    spent: dict[str, float] = {}
+    late: dict[str, float] = {}
+    for test in sorted(reached, key=lambda test: (reach.seconds[test], test)):
+        function = test.partition("[")[0]
+        late[test] = spent[function] = spent.get(function, 0.0) + reach.seconds[test]
+    tests = sorted(late, key=lambda test: (late[test], test))
     taken = 0.0
     chosen: list[str] = []
     for test in tests:
