@@ -112,4 +112,5 @@ def test_an_address_without_a_network_gets_a_usual_one(
 def test_peers_of_one_name_get_the_next_numbers_that_are_free() -> None:
     names = [each.name for each in _read("10.0.0.1/24", "a", "a", "a", "peer-4", "a").state.peers.values()]
     assert names == ["a", "peer-2", "peer-3", "peer-4", "peer-5"]
-    assert import_wg_quick._name(conf.PeerSection(bytes(32)), 2, {"peer-2", "peer-3"}) == "peer-4"
+    for taken, name in ({"peer-2"}, "peer-3"), ({"peer-2", "peer-3"}, "peer-4"), ({"peer-3"}, "peer-2"):
+        assert import_wg_quick._name(conf.PeerSection(bytes(32)), 2, taken) == name
