@@ -46,9 +46,11 @@ async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pa
         their_reader, their_writer = await asyncio.open_unix_connection(str(path))
     except OSError:
         return False
-    with suppress(OSError):
-        await asyncio.gather(_pump(reader, their_writer), _pump(their_reader, writer))
-    their_writer.close()
+    try:
+        with suppress(OSError):
+            await asyncio.gather(_pump(reader, their_writer), _pump(their_reader, writer))
+    finally:
+        their_writer.close()
     return True
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.system import interface
 from rustguard_py.system.interface import InterfaceSetup, set_up
+from rustguard_py.system.netlink_library import NetlinkError
 
 LAYOUT = InterfaceSetup(
     "wg0",

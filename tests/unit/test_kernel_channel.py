@@ -15,14 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.generic.wireguard import wgmsg
 
 from rustguard_py.kernel import channel, netlink
 from rustguard_py.kernel.channel import WireGuardChannel
 from rustguard_py.kernel.messages import KernelPeerChange, device_request
 from rustguard_py.kernel.netlink import KernelInterface
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.system.netlink_library import NetlinkError, wgmsg
 
 # linux/netlink.h and linux/genetlink.h
 REQUEST, ACK, DUMP, MULTI, INTERRUPTED = 0x1, 0x4, 0x300, 0x2, 0x10

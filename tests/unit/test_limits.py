@@ -92,6 +92,7 @@ def test_a_limit_is_found_under_what_was_made_of_its_error() -> None:
         ("0::/a/b\n", {"a/b/memory.max": "4096\n"}, 4096),
         ("0::/a/b\n", {"a/b/memory.max": "max\n", "memory.max": "max\n"}, None),
         ("0::/a\n", {"memory.max": "512\n"}, 512),
+        ("0::/X\n", {"X/memory.max": "513\n"}, 513),
         ("0::/a\n", {"a/memory.max": "9000", "memory.max": "512"}, 512),
         ("3:memory:/a\n2:cpu:/c\n", {"memory/a/memory.limit_in_bytes": "77"}, 77),
         ("3:memory:/a\n", {"memory/memory.limit_in_bytes": "78"}, 78),

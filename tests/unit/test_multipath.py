@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.system import multipath
 from rustguard_py.system.kernel_view import Link, View, split
 from rustguard_py.system.multipath import Multipath
+from rustguard_py.system.netlink_library import NetlinkError
 
 FOUR, SIX = ip_network("10.0.0.0/8"), ip_network("fd00::/64")
 HASHES = ("ipv4/fib_multipath_hash_policy", "ipv6/fib_multipath_hash_policy")

@@ -400,7 +400,6 @@ def test_nothing_is_due_for_a_peer_that_was_removed_in_a_handshake(network: Netw
     alice.send(FROM_ALICE)
     assert alice.node.poll_timeout() is not None
     assert alice.node.remove_peer(bob.public_key)
-    network.run(600)
     alice.node.handle_timeout(network.now + 600)
     assert alice.node.poll_timeout() is None
 

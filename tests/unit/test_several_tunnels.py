@@ -86,6 +86,13 @@ def test_each_tunnel_has_its_own_greatest_timestamp_and_they_outlive_the_process
     kept = KeptTimestamps(tmp_path)
     assert kept.greatest(KEY) == early
     assert [derive.FurtherTimestamps(kept, number).greatest(KEY) for number in (1, 2, 3)] == [late, early, None]
+    # What is too old for one tunnel is new to another that has seen less.
+    between = b"\1" * 11 + b"\2"
+    assert [derive.FurtherTimestamps(kept, number).is_new(KEY, between) for number in (1, 2, 3)] == [
+        False,
+        True,
+        True,
+    ]
     kept.close()
 
 

@@ -342,3 +342,15 @@ def members(value: object, path: str = "") -> list[str]:
 def test_guesses_of_any_window_are_kept() -> None:
     guesses = GuessRecord(2**53 - 1, 2**53 - 1, {"192.0.2.0/32": 2**53 - 1}, new_peers=2**53 - 1)
     assert GuessRecord.from_json(json.loads(json.dumps(guesses.to_json()))) == guesses
+
+
+@pytest.mark.parametrize("name", ["window", "used", "most", "new_peers"])
+def test_a_count_is_from_0_to_what_json_keeps_exactly(name: str) -> None:
+    least = {"window": 0, "used": 0, "by_source": {}}
+    for count in (0, 2**53):
+        assert getattr(GuessRecord.from_json({**least, name: count}), name) == count
+    for count in (-1, 2**53 + 1):
+        with pytest.raises(StateError, match=name):
+            GuessRecord.from_json({**least, name: count})
+    with pytest.raises(StateError, match="by_source"):
+        GuessRecord.from_json({**least, "by_source": {"192.0.2.0/32": 2**53 + 1}})

@@ -191,7 +191,6 @@ def test_the_daemon_of_another_namespace_keeps_the_path_until_it_ends_and_then_o
         await asyncio.sleep(10.5)
         monkeypatch.setattr(namespaces, "own", lambda: OTHER)
         assert await _ask(directory / "wg0.sock") == "listen_port=1\nerrno=0"
-        await asyncio.sleep(0.1)
         await theirs.close()
         assert not ours.path.exists()
         monkeypatch.setattr(namespaces, "own", lambda: OWN)
