@@ -109,7 +109,7 @@ def test_an_sdist_has_the_package_once_and_what_the_native_plane_is_built_from(t
         name for name in native if not name.startswith("native/fuzz/")
     }
     tops = {name.partition("/")[0] for name in files if "/" in name}
-    assert tops == {"native", "rustguard_py", "rustguard_py.egg-info"}
+    assert tops == {"native", "package", "rustguard_py", "rustguard_py.egg-info"}
     assert not [name for name in files if name.endswith((".so", ".pyc"))]
 
 

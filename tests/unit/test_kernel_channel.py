@@ -6,6 +6,7 @@ The kernel's end is played here, byte for byte as linux/netlink.h has it; `tests
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from base64 import b64encode
@@ -243,7 +244,7 @@ def test_an_interface_is_removed_once_and_one_that_is_gone_not_at_all(
 @pytest.mark.parametrize(
     ("code", "text", "fix"),
     [
-        (errno.EPERM, "needs root or the capability CAP_NET_ADMIN", "sudo"),
+        (errno.EPERM, "needs root or the capability CAP_NET_ADMIN", "as root"),
         (errno.EEXIST, "There is an interface wg0 already", "--interface"),
         (errno.EOPNOTSUPP, "refused to make the WireGuard interface wg0: Operation not supported", "--engine native"),
     ],
@@ -255,6 +256,7 @@ def test_why_an_interface_is_not_made_is_told(
         raise NetlinkError(code)
 
     monkeypatch.setattr(netlink, "with_netlink", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(RustGuardError, match=text) as refused:
         KernelInterface.make("wg0", "mine")
     assert fix in refused.value.fix

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from rustguard_py.daemon.uapi import namespaces
+from rustguard_py.daemon.uapi import socket as uapi_socket
 from rustguard_py.daemon.uapi.protocol import DeviceChange, DeviceState
 from rustguard_py.daemon.uapi.socket import DIRECTORY, VARIABLE, UapiSocket, given_listener
 from rustguard_py.model.errors import RustGuardError, StateError
@@ -32,7 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "wg"))
-    monkeypatch.setattr(namespaces, "own", lambda: OWN)
+    monkeypatch.setattr(uapi_socket, "namespace_number", lambda: OWN)
     return tmp_path / "wg"
 
 
@@ -178,10 +179,10 @@ def test_the_daemon_of_another_namespace_keeps_the_path_until_it_ends_and_then_o
     run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        monkeypatch.setattr(namespaces, "own", lambda: OTHER)
+        monkeypatch.setattr(uapi_socket, "namespace_number", lambda: OTHER)
         theirs = _wg(2)
         await theirs.start()
-        monkeypatch.setattr(namespaces, "own", lambda: OWN)
+        monkeypatch.setattr(uapi_socket, "namespace_number", lambda: OWN)
         monkeypatch.setattr(namespaces, "answers", lambda path: OTHER if path.exists() else None)
         # Whoever asks is in ours.
         monkeypatch.setattr(namespaces, "of_peer", lambda _: OWN)
@@ -189,11 +190,11 @@ def test_the_daemon_of_another_namespace_keeps_the_path_until_it_ends_and_then_o
         await ours.start()
         assert await _ask(directory / f"wg0.{OWN}") == "listen_port=1\nerrno=0"
         await asyncio.sleep(10.5)
-        monkeypatch.setattr(namespaces, "own", lambda: OTHER)
+        monkeypatch.setattr(uapi_socket, "namespace_number", lambda: OTHER)
         assert await _ask(directory / "wg0.sock") == "listen_port=1\nerrno=0"
         await theirs.close()
         assert not ours.path.exists()
-        monkeypatch.setattr(namespaces, "own", lambda: OWN)
+        monkeypatch.setattr(uapi_socket, "namespace_number", lambda: OWN)
         # It looks each second, counted from its start.
         await asyncio.sleep(0.3)
         assert not ours.path.exists()
@@ -212,10 +213,10 @@ def test_one_that_waits_for_the_path_can_be_closed_and_never_takes_it(
     run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        monkeypatch.setattr(namespaces, "own", lambda: OTHER)
+        monkeypatch.setattr(uapi_socket, "namespace_number", lambda: OTHER)
         theirs = _wg(2)
         await theirs.start()
-        monkeypatch.setattr(namespaces, "own", lambda: OWN)
+        monkeypatch.setattr(uapi_socket, "namespace_number", lambda: OWN)
         monkeypatch.setattr(namespaces, "answers", lambda path: OTHER if path.exists() else None)
         ours = _wg(1)
         await ours.start()
