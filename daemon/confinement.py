@@ -1,0 +1,69 @@
+"""What a running tunnel keeps of its privileges, once its state is open and before its interface is made.
+
+| kept | for |
+|---|---|
+| CAP_NET_ADMIN | the interface, netlink, marks, /proc/sys/net, nftables |
+| CAP_NET_BIND_SERVICE | a UDP port below 1024, also after it was changed |
+| CAP_NET_RAW, CAP_BPF | `--xdp`: raw frames, a program and maps in the kernel (CAP_SYS_ADMIN before Linux 5.8) |
+| CAP_CHOWN | `--group`: the control socket is made again when somebody removes it |
+| CAP_DAC_OVERRIDE | only where a directory that is needed can't be used without it |
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rustguard_py.daemon.uapi.socket import directory as wg_sockets
+from rustguard_py.engine import Engine
+from rustguard_py.sandbox import capabilities
+from rustguard_py.sandbox.capabilities import Capability
+from rustguard_py.sandbox.privileges import Needs, give_up
+from rustguard_py.sandbox.report import Report
+from rustguard_py.state.paths import runtime_directory
+from rustguard_py.system.interface import TUN_DEVICE
+
+NO_SANDBOX = Report((), ("Everything that this user may do is permitted, as --no-sandbox asks for.",))
+
+
+def confine(
+    directory: Path, engine: Engine, group: str | None, *, wanted: bool, files: Sequence[Path] = ()
+) -> Report:
+    """Give up what a tunnel doesn't need, for good.
+
+    Args:
+        directory: The state directory, which exists.
+        engine: The engine that will run.
+        group: Group of the control socket, or None.
+        wanted: Whether to do it; `--no-sandbox` says no.
+        files: Further files that it reads or writes.
+
+    Returns:
+        What was given up and what wasn't, for the status.
+    """
+    if not wanted:
+        return NO_SANDBOX
+    if engine.uring or engine.xdp is not None:
+        # Both lock memory, which is limited for whoever lacks CAP_IPC_LOCK.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    places = [directory, runtime_directory()]
+    if (sockets := wg_sockets()) is not None and not engine.in_kernel:
+        with suppress(OSError):
+            sockets.mkdir(0o755, parents=True, exist_ok=True)
+        places += [sockets] if sockets.is_dir() else []
+    devices = [] if engine.in_kernel or not os.path.lexists(TUN_DEVICE) else [TUN_DEVICE]
+    return give_up(Needs(_capabilities(engine, group), places, [*devices, *files]))
+
+
+def _capabilities(engine: Engine, group: str | None) -> set[Capability]:
+    needed = {Capability.NET_ADMIN, Capability.NET_BIND_SERVICE}
+    if engine.xdp is not None:
+        bpf = Capability.BPF if capabilities.exist(Capability.BPF) else Capability.SYS_ADMIN
+        needed |= {Capability.NET_RAW, bpf}
+    if group is not None:
+        needed.add(Capability.CHOWN)
+    return needed

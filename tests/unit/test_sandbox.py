@@ -1,0 +1,123 @@
+"""Giving up privileges, each time in a process of its own: nothing brings them back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.other_user import NOBODY
+
+START = """
+import ctypes, json, os, sys, threading
+from pathlib import Path
+from rustguard_py.sandbox import capabilities
+from rustguard_py.sandbox.capabilities import Capability
+from rustguard_py.sandbox.privileges import Needs, give_up
+
+def task():
+    lines = dict(line.split(":\\t", 1) for line in Path("/proc/thread-self/status").read_text().splitlines())
+    sets = {name: int(lines[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    return {**sets, "NoNewPrivs": int(lines["NoNewPrivs"])}
+
+def later():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(task()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+def say(report, **more):
+    print(json.dumps({"applied": report.applied, "refused": report.refused, **more}))
+"""
+ADMIN = 1 << 12
+
+
+def child(script: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-P", "-c", START + script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_what_is_given_up_is_gone_also_for_threads_and_programs_that_start_later(tmp_path: Path) -> None:
+    found = child(
+        f"file = Path({str(tmp_path / 'file')!r})\n"
+        "file.touch()\n"
+        "before = task()\n"
+        "report = give_up(Needs({Capability.NET_ADMIN}))\n"
+        "refused = []\n"
+        "for name, attempt in {\n"
+        "    'chown': lambda: os.chown(file, 65534, 65534),\n"
+        "    'setuid': lambda: os.setuid(65534),\n"
+        "    'chroot': lambda: os.chroot('/tmp'),\n"
+        "    'nice': lambda: os.nice(-5),\n"
+        "}.items():\n"
+        "    try:\n"
+        "        attempt()\n"
+        "    except PermissionError:\n"
+        "        refused.append(name)\n"
+        "program = os.popen('cat /proc/self/status').read()\n"
+        "say(report, before=before, now=task(), later=later(), program=program, tried=refused)\n"
+    )
+    kept = found["before"]["CapPrm"] & ADMIN
+    lasting = found["before"]["CapBnd"] & ADMIN if found["before"]["CapPrm"] >> 8 & 1 else found["now"]["CapBnd"]
+    for task in (found["now"], found["later"]):
+        assert (task["CapPrm"], task["CapEff"], task["NoNewPrivs"]) == (kept, kept, 1)
+        assert task["CapBnd"] == lasting
+        assert (task["CapInh"] | task["CapAmb"]) & ~ADMIN == 0
+    assert f"CapPrm:\t{kept:016x}" in found["program"]
+    assert set(found["tried"]) == {"chown", "setuid", "chroot", "nice"}
+    assert found["applied"] == ["capabilities: CAP_NET_ADMIN" if kept else "capabilities: none", "no new privileges"]
+
+
+def test_a_thread_that_began_earlier_is_reported() -> None:
+    found = child(
+        "hold = threading.Event()\n"
+        "thread = threading.Thread(target=hold.wait)\n"
+        "thread.start()\n"
+        "report = give_up(Needs(set()))\n"
+        "hold.set()\n"
+        "say(report)\n"
+    )
+    assert "Threads that began earlier keep their capabilities: 1." in found["refused"]
+
+
+@pytest.mark.needs_second_uid
+def test_cap_dac_override_stays_only_where_a_place_can_not_be_used_without_it(tmp_path: Path) -> None:
+    ours, theirs, mixed = tmp_path / "ours", tmp_path / "theirs", tmp_path / "mixed"
+    for place in (ours, theirs, mixed):
+        place.mkdir(mode=0o700)
+    os.chown(theirs, NOBODY, NOBODY)
+    (mixed / "state.json").touch(0o600)
+    os.chown(mixed / "state.json", NOBODY, NOBODY)
+    for place, kept in ((ours, False), (theirs, True), (mixed, True)):
+        found = child(
+            f"place = Path({str(place)!r})\n"
+            "report = give_up(Needs({Capability.NET_ADMIN}, [place]))\n"
+            "(place / 'made').write_text('x')\n"
+            "for each in place.iterdir():\n"
+            "    each.read_text()\n"
+            "say(report, now=task())\n"
+        )
+        assert (found["now"]["CapPrm"] >> 1 & 1) == kept, place
+        assert ("CAP_DAC_OVERRIDE" in found["applied"][0]) == kept
+
+
+@pytest.mark.needs_second_uid
+def test_a_bounding_set_that_can_not_be_changed_is_reported_and_the_rest_is_given_up() -> None:
+    found = child(
+        "everything, _, _ = capabilities._read()\n"
+        "without = everything & ~(1 << 8)\n"
+        "capabilities._write(without, without, 0)\n"
+        "report = give_up(Needs({Capability.NET_ADMIN}))\n"
+        "say(report, now=task())\n"
+    )
+    assert found["refused"] == ["The bounding set of capabilities stays as it is: Operation not permitted."]
+    assert found["now"]["CapPrm"] == ADMIN
+    assert found["now"]["NoNewPrivs"] == 1
