@@ -30,7 +30,13 @@ NO_SANDBOX = Report((), ("Everything that this user may do is permitted, as --no
 
 
 def confine(
-    directory: Path, engine: Engine, group: str | None, *, wanted: bool, files: Sequence[Path] = ()
+    directory: Path,
+    engine: Engine,
+    group: str | None,
+    *,
+    wanted: bool,
+    places: Sequence[Path] = (),
+    files: Sequence[Path] = (),
 ) -> Report:
     """Give up what a tunnel doesn't need, for good.
 
@@ -39,6 +45,7 @@ def confine(
         engine: The engine that will run.
         group: Group of the control socket, or None.
         wanted: Whether to do it; `--no-sandbox` says no.
+        places: Further directories that it makes files in.
         files: Further files that it reads or writes.
 
     Returns:
@@ -50,13 +57,13 @@ def confine(
         # Both lock memory, which is limited for whoever lacks CAP_IPC_LOCK.
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    places = [directory, runtime_directory()]
+    used = [directory, runtime_directory(), *places]
     if (sockets := wg_sockets()) is not None and not engine.in_kernel:
         with suppress(OSError):
             sockets.mkdir(0o755, parents=True, exist_ok=True)
-        places += [sockets] if sockets.is_dir() else []
+        used += [sockets] if sockets.is_dir() else []
     devices = [] if engine.in_kernel or not os.path.lexists(TUN_DEVICE) else [TUN_DEVICE]
-    return give_up(Needs(_capabilities(engine, group), places, [*devices, *files]))
+    return give_up(Needs(_capabilities(engine, group), used, [*devices, *files]))
 
 
 def _capabilities(engine: Engine, group: str | None) -> set[Capability]:

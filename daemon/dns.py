@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from pyroute2 import IPRoute
 
+from rustguard_py.daemon import outside
 from rustguard_py.daemon.steps import run
 from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.system.interface import Echo
@@ -19,7 +20,7 @@ _RESOLV_CONF = Path("/etc/resolv.conf")
 _ORDER = Path("/etc/resolvconf/interface-order")
 # Where Debian's resolvconf and openresolv keep what they were given.
 _RECORDS = (Path("/run/resolvconf/interface"), Path("/run/resolvconf/interfaces"), Path("/run/resolvconf/keys"))
-_RESOLVECTL, _RESOLVCONF = "resolvectl", "resolvconf"
+_RESOLVECTL, _RESOLVCONF = MANAGERS = ("resolvectl", "resolvconf")
 
 
 def manager() -> str:
@@ -58,6 +59,7 @@ class Dns:
         """See `steps.Step`. The memo is the program that sets the name servers."""
         return manager()
 
+    @outside.changes
     def apply(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `steps.Step`."""
         if memo == _RESOLVECTL:
@@ -74,6 +76,7 @@ class Dns:
         only = ["-m", "0", "-x"] if self.servers else []
         _tell([_RESOLVCONF, "-a", self._record, *only], "".join(f"{line}\n" for line in lines), echo)
 
+    @outside.looks
     def look(self, memo: str) -> str | None:
         """Return the name servers as the program has them, empty if it has none; None if they can't be seen."""
         if memo == _RESOLVECTL:
@@ -92,6 +95,7 @@ class Dns:
         except OSError:
             return None
 
+    @outside.changes
     def undo(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `steps.Step`."""
         forced = [_RESOLVCONF, "-d", self._record, "-f"]

@@ -55,6 +55,8 @@ class QuickControl:
         async with life.changing:
             life.voice.manager.reloading()
             try:
+                if life.helper is not None:
+                    await life.helper.read_again()
                 return {"changes": await reload(life.get_running(), config, life.voice)}
             finally:
                 life.voice.manager.reloaded()

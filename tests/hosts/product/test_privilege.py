@@ -11,6 +11,7 @@ from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Lab
 from rustguard_py.sandbox.capabilities import Capability
 from support.product import HOME4, INNER, PATIENCE, TOKEN, Machine, Site, eventually
+from support.quick import PORT, Quick, lan
 
 USUAL = {Capability.NET_ADMIN, Capability.NET_BIND_SERVICE}
 needs_native = pytest.mark.skipif(not has_native(), reason="the native plane isn't built here")
@@ -30,7 +31,7 @@ def tasks(pid: int) -> dict[str, dict[str, str]]:
     return found
 
 
-def check(machine: Machine, kept: set[Capability]) -> None:
+def check(machine: Machine | Quick, kept: set[Capability]) -> None:
     """Every thread has these capabilities alone, and can gain none."""
     mask = f"{sum(1 << each for each in kept):016x}"
     found = tasks(machine.status()["pid"])
@@ -109,3 +110,38 @@ def test_wg_is_answered_by_the_daemon_of_its_own_network_namespace(site: Site) -
         machine.programs[0].terminate()
         assert machine.programs[0].wait(PATIENCE) == 0
     assert not [*Path("/var/run/wireguard").glob(f"{name}*")]
+
+
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=needs_native), "portable"])
+def test_a_tunnel_of_up_keeps_two_capabilities_and_its_helper_runs_the_hooks_with_all(
+    lab: Lab, tmp_path: Path, engine: str
+) -> None:
+    net = lan(lab)
+    laptop = net.laptop
+    seen = [
+        f"PreUp = cat /proc/self/status > {tmp_path}/first",
+        f"PostDown = cat /proc/self/status > {tmp_path}/last",
+    ]
+    peer = net.home.peer(f"AllowedIPs = 0.0.0.0/0\nEndpoint = 192.0.2.2:{PORT}")
+    laptop.file("\n".join(["Address = 10.9.0.1/24", "DNS = 10.9.0.53, lan", *seen]), peer)
+    resolvconf = tmp_path / "bin/resolvconf"
+    resolvconf.parent.mkdir()
+    resolvconf.write_text(f"#!/bin/sh\ncat /proc/self/status > {tmp_path}/names; cat > /dev/null\n")
+    resolvconf.chmod(0o755)
+    before = laptop.system()
+    laptop.run(f"up wg0 --engine {engine}", path=resolvconf.parent)
+    check(laptop, USUAL)
+    pid = laptop.status()["pid"]
+    [helper] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    # nft ran too, and the reader of the changed file has hooks to add.
+    assert "rustguard-wg0" in laptop.says("nft", "list", "tables")
+    laptop.file("\n".join(["Address = 10.9.0.1/24", *seen, f"PreDown = touch {tmp_path}/added"]), peer)
+    laptop.run("up wg0")
+    laptop.run("down wg0")
+    assert laptop.system() == before
+    own = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    for name in ("first", "last", "names"):
+        lines = dict(line.split(":\t", 1) for line in (tmp_path / name).read_text().splitlines())
+        assert [lines[each] for each in ("CapEff", "CapBnd", "NoNewPrivs")] == [own["CapEff"], own["CapBnd"], "0"]
+    assert (tmp_path / "added").exists()
+    assert not Path(f"/proc/{helper}").exists()
