@@ -23,7 +23,8 @@ from rustguard_py.sandbox import capabilities
 from rustguard_py.sandbox.capabilities import Capability
 from rustguard_py.sandbox.privileges import Needs, give_up
 from rustguard_py.sandbox.report import Report
-from rustguard_py.state.paths import runtime_directory
+from rustguard_py.sandbox.system_calls import refuse
+from rustguard_py.state.paths import runtime_path
 from rustguard_py.system.interface import TUN_DEVICE
 
 NO_SANDBOX = Report((), ("Everything that this user may do is permitted, as --no-sandbox asks for.",))
@@ -57,13 +58,17 @@ def confine(
         # Both lock memory, which is limited for whoever lacks CAP_IPC_LOCK.
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    used = [directory, runtime_directory(), *places]
-    if (sockets := wg_sockets()) is not None and not engine.in_kernel:
-        with suppress(OSError):
-            sockets.mkdir(0o755, parents=True, exist_ok=True)
-        used += [sockets] if sockets.is_dir() else []
-    devices = [] if engine.in_kernel or not os.path.lexists(TUN_DEVICE) else [TUN_DEVICE]
-    return give_up(Needs(_capabilities(engine, group), used, [*devices, *files]))
+    used = [directory, *places]
+    # Made later, and again when somebody removes them.
+    made = [runtime_path()]
+    if not engine.in_kernel:
+        made.append(wg_sockets() or directory)
+        files = [*files, TUN_DEVICE] if os.path.lexists(TUN_DEVICE) else files
+    used += [each for each in made if each.is_dir()]
+    above = [next(filter(Path.is_dir, each.parents)) for each in made if not each.is_dir()]
+    needs = Needs(_capabilities(engine, group), used, [*files, *above])
+    report = give_up(needs)
+    return report + refuse(uring=engine.uring, xdp=engine.xdp is not None)
 
 
 def _capabilities(engine: Engine, group: str | None) -> set[Capability]:

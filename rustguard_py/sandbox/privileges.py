@@ -24,7 +24,7 @@ class Needs:
     Attributes:
         capabilities: To keep, of those that it has.
         places: Directories to list, write in and make files in; of each the files in it too.
-        files: Files to read and write.
+        files: Files to read and write, or directories to make others in.
     """
 
     capabilities: Collection[Capability]

@@ -17,6 +17,9 @@ class Report:
     applied: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
 
+    def __add__(self, other: Report) -> Report:
+        return Report(self.applied + other.applied, self.refused + other.refused)
+
 
 # Of a process that was not asked to give anything up.
 NOTHING = Report()

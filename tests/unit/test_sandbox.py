@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rustguard_py.engine import has_native
 from support.other_user import NOBODY
 
 START = """
@@ -121,3 +122,85 @@ def test_a_bounding_set_that_can_not_be_changed_is_reported_and_the_rest_is_give
     assert found["refused"] == ["The bounding set of capabilities stays as it is: Operation not permitted."]
     assert found["now"]["CapPrm"] == ADMIN
     assert found["now"]["NoNewPrivs"] == 1
+
+
+REFUSE = """
+import errno, platform, socket, subprocess
+from rustguard_py.sandbox.system_calls import refuse
+libc = ctypes.CDLL(None, use_errno=True)
+# The numbers are the same on every processor, but for those that are asked by name.
+X86 = platform.machine() == "x86_64"
+NUMBERS = {
+    "ptrace": 101 if X86 else 117, "mount": 165 if X86 else 40, "bpf": 321 if X86 else 280,
+    "init_module": 175 if X86 else 105, "unshare": 272 if X86 else 97, "setns": 308 if X86 else 268,
+    "pivot_root": 155 if X86 else 41, "kexec_load": 246 if X86 else 104, "keyctl": 250 if X86 else 219,
+    "open_by_handle_at": 304 if X86 else 265, "io_uring_setup": 425, "perf_event_open": 298 if X86 else 241,
+    "clone3": 435, "userfaultfd": 323 if X86 else 282, "capset": 126 if X86 else 91,
+}
+def call(number, *arguments):
+    ctypes.set_errno(0)
+    result = libc.syscall(number, *map(ctypes.c_long, arguments))
+    return errno.errorcode.get(ctypes.get_errno(), "") if result < 0 else "done"
+"""
+
+
+@pytest.mark.skipif(not has_native(), reason="the filter is in the native engine, which isn't built here")
+@pytest.mark.parametrize("option", ["", "uring", "xdp"])
+def test_dangerous_system_calls_are_refused_and_the_rest_goes_on(option: str) -> None:
+    found = child(
+        f"{REFUSE}\n"
+        "capabilities.gain_nothing()\n"
+        f"report = refuse(uring={option == 'uring'}, xdp={option == 'xdp'})\n"
+        "tried = {name: call(number, 0, 0, 0, 0, 0) for name, number in NUMBERS.items()}\n"
+        # CLONE_NEWUSER with SIGCHLD.
+        "tried['clone'] = call(56 if X86 else 220, 0x10000011, 0, 0, 0, 0)\n"
+        "if X86:\n"
+        "    tried['x32'] = call(0x40000000 | 39)\n"
+        "for name in ('AF_PACKET', 'AF_VSOCK', 'AF_ALG'):\n"
+        "    try:\n"
+        "        socket.socket(getattr(socket, name), socket.SOCK_DGRAM).close()\n"
+        "    except OSError as error:\n"
+        "        tried[name] = errno.errorcode[error.errno]\n"
+        "try:\n"
+        "    subprocess.run(['true'])\n"
+        "except PermissionError:\n"
+        "    tried['exec'] = 'EPERM'\n"
+        "for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):\n"
+        "    socket.socket(family, socket.SOCK_DGRAM).close()\n"
+        "socket.getaddrinfo('localhost', 1)\n"
+        "say(report, tried=tried, seccomp=Path('/proc/self/status').read_text(), later=later())\n"
+    )
+    tried = found["tried"]
+    assert tried.pop("clone3") == "ENOSYS"
+    # What the option needs answers as it does without a filter, to arguments that are wrong.
+    allowed = {"uring": "io_uring_setup", "xdp": "bpf"}.get(option)
+    if allowed is not None:
+        assert tried.pop(allowed) != ""
+    assert {name: how for name, how in tried.items() if how != "EPERM"} == {}
+    assert len(tried) >= 19 - (allowed is not None)
+    assert "Seccomp:\t2" in found["seccomp"]
+    assert found["applied"][0].endswith(" system calls refused")
+    assert found["refused"] == []
+
+
+def test_without_the_native_engine_it_is_reported_that_no_call_is_refused() -> None:
+    found = child(
+        "sys.modules['rustguard_py._native'] = None\n"
+        "from rustguard_py.sandbox.system_calls import refuse\n"
+        "say(refuse(uring=False, xdp=False))\n"
+    )
+    assert found["applied"] == []
+    assert found["refused"] == [
+        "No system call is refused: this installation has no native engine, which brings the filter."
+    ]
+
+
+@pytest.mark.skipif(not has_native(), reason="the filter is in the native engine, which isn't built here")
+def test_a_filter_that_the_kernel_refuses_is_reported() -> None:
+    """As where a container's own filter refuses seccomp(2): here, for want of no_new_privs and CAP_SYS_ADMIN."""
+    found = child(
+        "from rustguard_py.sandbox.system_calls import refuse\n"
+        "capabilities.keep_only(set())\n"
+        "say(refuse(uring=False, xdp=False))\n"
+    )
+    assert found["refused"] == ["No system call is refused: Permission denied."]
