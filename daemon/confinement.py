@@ -5,6 +5,7 @@
 | CAP_NET_ADMIN | the interface, netlink, marks, /proc/sys/net, nftables |
 | CAP_NET_BIND_SERVICE | a UDP port below 1024, also after it was changed |
 | CAP_NET_RAW, CAP_BPF | `--xdp`: raw frames, a program and maps in the kernel (CAP_SYS_ADMIN before Linux 5.8) |
+| CAP_IPC_LOCK | `--uring` and `--xdp`, only where the limit of locked memory can't be lifted instead |
 | CAP_CHOWN | `--group`: the control socket is made again when somebody removes it |
 | CAP_DAC_OVERRIDE | only where a directory that is needed can't be used without it |
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from rustguard_py.daemon.uapi.socket import directory as wg_sockets
@@ -54,10 +54,6 @@ def confine(
     """
     if not wanted:
         return NO_SANDBOX
-    if engine.uring or engine.xdp is not None:
-        # Both lock memory, which is limited for whoever lacks CAP_IPC_LOCK.
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     used = [directory, *places]
     # Made later, and again when somebody removes them.
     made = [runtime_path()]
@@ -76,6 +72,17 @@ def _capabilities(engine: Engine, group: str | None) -> set[Capability]:
     if engine.xdp is not None:
         bpf = Capability.BPF if capabilities.exist(Capability.BPF) else Capability.SYS_ADMIN
         needed |= {Capability.NET_RAW, bpf}
+    if (engine.uring or engine.xdp is not None) and not _lift_memory_limit():
+        needed.add(Capability.IPC_LOCK)
     if group is not None:
         needed.add(Capability.CHOWN)
     return needed
+
+
+def _lift_memory_limit() -> bool:
+    """Let this process lock as much memory as it asks for. Return False if that was refused."""
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        return False
+    return True

@@ -21,6 +21,7 @@ class Capability(IntEnum):
     NET_BIND_SERVICE = 10
     NET_ADMIN = 12
     NET_RAW = 13
+    IPC_LOCK = 14
     SYS_ADMIN = 21
     BPF = 39
 
