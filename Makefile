@@ -49,7 +49,7 @@ demo: .venv/.demo
 
 test: .venv/.test
 	@$(CARGO) test --locked -q -p transport
-	@$(PYTEST) $(WORKERS) $(PYTEST_ARGS)
+	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
 
 # How much of the installed package the unit tests reach. There is no threshold. The name alone, without a path, would
 # mean the checkout's folder, which no test imports.
@@ -67,7 +67,8 @@ test-kernel: .venv/.test-kernel
 
 soak: .venv/.test
 	@RUSTGUARD_SOAK=1 $(CARGO) test --locked --release -q -p transport --lib lanes
-	@RUSTGUARD_SOAK=1 $(PYTEST) $(PYTEST_ARGS)
+	@RUSTGUARD_SOAK=1 $(PYTEST) --ignore=tests/packages $(PYTEST_ARGS)
+	@RUSTGUARD_SOAK=1 $(MAKE) test-packages
 
 # The long forms, and a table of them.
 attack: .venv/.test

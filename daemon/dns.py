@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pyroute2 import IPRoute
-
 from rustguard_py.daemon import outside
 from rustguard_py.daemon.steps import run
 from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.system.interface import Echo
+from rustguard_py.system.netlink_library import IPRoute
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _ORDER = Path("/etc/resolvconf/interface-order")

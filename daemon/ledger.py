@@ -16,8 +16,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
-
 from rustguard_py import conf
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
@@ -26,6 +24,7 @@ from rustguard_py.model.errors import StateError
 from rustguard_py.state import paths
 from rustguard_py.state.durable_files import Files, read_private, write_fresh
 from rustguard_py.system.interface import Echo, with_netlink
+from rustguard_py.system.netlink_library import IPRoute
 from rustguard_py.system.place import boot_id, namespace_id
 
 _KINDS: Mapping[str, type[Any]] = {each.__name__: each for each in (steps.Rule, Sysctl, steps.Firewall, Dns)}

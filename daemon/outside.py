@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
-from pyroute2 import IPRoute
-
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.system.interface import Echo
+from rustguard_py.system.netlink_library import IPRoute
 
 Object = TypeVar("Object")
 

@@ -16,13 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from rustguard_py.daemon import outside
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.system import netlink_batch
 from rustguard_py.system.interface import RT_TABLE_MAIN, SYSCTLS, Echo, explain
+from rustguard_py.system.netlink_library import IPRoute, NetlinkError
 
 # include/uapi/linux/fib_rules.h.
 _FIB_RULE_INVERT = 0x02

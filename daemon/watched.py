@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 from itertools import groupby
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
 from rustguard_py.daemon.steps import Address, Firewall, Route, Rule, Step, Sysctl
@@ -20,6 +17,7 @@ from rustguard_py.model.errors import RustGuardError
 from rustguard_py.system.changes import Kind
 from rustguard_py.system.interface import RT_TABLE_MAIN, Echo, explain, with_netlink
 from rustguard_py.system.kernel_view import RuleSeen, View, network_of, split
+from rustguard_py.system.netlink_library import IPRoute, NetlinkError
 
 # linux/rtnetlink.h: RTPROT_KERNEL, RT_SCOPE_LINK. The kernel's metric for the network of an IPv6 address.
 _PROTO_KERNEL, _SCOPE_LINK = 2, 253

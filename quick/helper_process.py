@@ -17,13 +17,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
-from pyroute2 import IPRoute
-
 from rustguard_py import conf
 from rustguard_py.daemon.dns import MANAGERS, Dns
 from rustguard_py.daemon.steps import Firewall, from_json
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.quick import conf_files
+from rustguard_py.system.netlink_library import IPRoute
 
 # Bytes read at once, and the longest request.
 LONGEST: Final = 1 << 20

@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from rustguard_py import conf
 from rustguard_py.daemon.steps import Firewall, Route, Rule, Step, Sysctl
 from rustguard_py.model.endpoint import Network
 from rustguard_py.system.interface import RT_TABLE_MAIN, with_netlink
+from rustguard_py.system.netlink_library import IPRoute, NetlinkError
 
 # Where wg-quick begins to look for a free table: the number of WireGuard's port.
 FIRST_TABLE = 51820

@@ -6,12 +6,11 @@ import socket
 from dataclasses import replace
 from ipaddress import ip_interface
 
-from pyroute2 import IPRoute
-
 from rustguard_py import conf
 from rustguard_py.model.endpoint import Endpoint, InterfaceAddress
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.system.interface import with_netlink
+from rustguard_py.system.netlink_library import IPRoute
 
 
 def current(config: conf.Config, plain: PlainTunnel, interface: str, port: int) -> conf.Config:

@@ -16,8 +16,6 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2 import IPRoute
-
 from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.tasks import Tasks
@@ -31,6 +29,7 @@ from rustguard_py.quick.wg_device import WgDevice
 from rustguard_py.state.document import Document
 from rustguard_py.state.paths import state_directory
 from rustguard_py.system.interface import with_netlink
+from rustguard_py.system.netlink_library import IPRoute
 from rustguard_py.system.netwatch import NetWatch
 
 # MTU of an interface that we make, as wireguard-go's.

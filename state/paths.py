@@ -25,6 +25,7 @@ _SOCKET_PATH_LIMIT = 107 - 8
 _MARKER_LIMIT = 4096
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SYSTEM_RUNTIME = Path("/run/rustguard")
+_SYSTEM_STATE = Path("/var/lib/rustguard")
 _LOCKS = Path("/proc/locks")
 _UID_MAP = Path("/proc/self/uid_map")
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
@@ -54,21 +55,12 @@ def state_directory(role: Role, override: Path | None = None) -> Path:
     named = override or _from_environment("RUSTGUARD_STATE")
     if named is not None:
         return named.expanduser().resolve()
-    if os.geteuid() == 0:
-        return Path("/var/lib/rustguard", role)
-    # Imported here, because most commands run as root or with a given directory and don't need it.
-    from platformdirs import user_state_path
-
-    return user_state_path("rustguard", appauthor=False) / role
+    return _usual_state() / role
 
 
 def tunnel_directory(name: str) -> Path:
     """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/rustguard/tunnels", name)
-    from platformdirs import user_state_path
-
-    return user_state_path("rustguard", appauthor=False) / "tunnels" / name
+    return _usual_state() / "tunnels" / name
 
 
 def runtime_directory() -> Path:
@@ -214,6 +206,17 @@ def _system_runtime_path() -> Path:
 def _from_environment(variable: str) -> Path | None:
     value = os.environ.get(variable)
     return Path(value) if value else None
+
+
+def _usual_state() -> Path:
+    """Return the directory of state directories that nobody named."""
+    if os.geteuid() == 0:
+        # RUSTGUARD_SYSTEM_STATE keeps the state of this machine out of sight of the tests and of what they start.
+        return _from_environment("RUSTGUARD_SYSTEM_STATE") or _SYSTEM_STATE
+    # Imported here, because most commands run as root or with a given directory and don't need it.
+    from platformdirs import user_state_path
+
+    return user_state_path("rustguard", appauthor=False)
 
 
 def _trouble(directory: Path, owner: int) -> str | None:

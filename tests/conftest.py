@@ -13,6 +13,7 @@ import fcntl
 import itertools
 import os
 import re
+import signal
 from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, settings
 
 from rustguard_py.cli import failures
 from rustguard_py.lab.hosts import Lab
-from support import attack_table, debian_root, machine
+from support import attack_table, debian_root, machine, network
 
 _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_namespaces": ("network namespaces and TUN devices", machine.why_no_namespaces),
@@ -69,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
     `python -c` looks for modules in the working folder first, and there ./rustguard_py hides the installed package.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
+    # A shell's `&` starts a program with it ignored, and daemons that a test starts would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Also for what runs between two tests; each test has its own.
     os.environ["RUSTGUARD_SYSTEM_RUNTIME"] = "/nonexistent"
     # Neither the folder of examples (a run as root would leave one that others can't write) nor a slow machine nor
@@ -110,8 +113,8 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Give a core two workers, as tests of hosts mostly wait."""
-    return min(2 * len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    """Give a core three workers, as tests of hosts mostly wait."""
+    return min(3 * len(os.sched_getaffinity(0)), _MOST_WORKERS)
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -168,6 +171,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"needs {what}: {reason}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_network() -> None:
+    """Hide this machine's interfaces from all tests. The other workers don't see what they make, either."""
+    network.enter()
+
+
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Hide this machine's daemons and settings from a test and from the programs that it starts.
@@ -178,6 +187,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     for variable, name in (
         ("RUSTGUARD_RUNTIME", "run"),
         ("RUSTGUARD_SYSTEM_RUNTIME", "system"),
+        ("RUSTGUARD_SYSTEM_STATE", "state"),
         ("XDG_STATE_HOME", "state"),
     ):
         monkeypatch.setenv(variable, str(tmp_path_factory.getbasetemp() / f"{name}-{number}"))

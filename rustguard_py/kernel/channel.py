@@ -12,8 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from pyroute2.netlink import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, ctrlmsg
-from pyroute2.netlink.generic import wireguard as uapi
+from rustguard_py.system.netlink_library import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, ctrlmsg, uapi
 
 # linux/netlink.h
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x1, 0x4, 0x300, 0x10

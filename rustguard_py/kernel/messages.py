@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
 
-from pyroute2.netlink.generic import wireguard as uapi
-from pyroute2.netlink.generic.wireguard import wgmsg
-
 from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY
+from rustguard_py.system.netlink_library import uapi, wgmsg
 
 # Bytes of peers in one message: well below the limit of a netlink attribute (64 KiB).
 MESSAGE_ROOM = 16384

@@ -13,16 +13,12 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.generic import wireguard as uapi
-from pyroute2.netlink.generic.wireguard import wgmsg
-
 from rustguard_py.kernel.channel import WireGuardChannel
 from rustguard_py.kernel.counters import Counters, decode
 from rustguard_py.kernel.messages import KernelInterfaceState, KernelPeerChange, batches, device_request, parse_dump
 from rustguard_py.model.errors import NameTakenError, RefusedError, RustGuardError
 from rustguard_py.system.interface import with_netlink
+from rustguard_py.system.netlink_library import IPRoute, NetlinkError, uapi, wgmsg
 
 KIND = "wireguard"
 # linux/if.h: IFALIASZ without the zero at the end, in ASCII characters.

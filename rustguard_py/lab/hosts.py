@@ -148,7 +148,8 @@ class Host:
         )
         self.pid = self._holder.pid
         # A host with a /run of its own looks there alone; one without puts nothing where this machine's wg(8) looks.
-        unset = ("RUSTGUARD_RUNTIME", "RUSTGUARD_SYSTEM_RUNTIME") if own_run else ("RUSTGUARD_WG_SOCKETS",)
+        unset = ["RUSTGUARD_RUNTIME", "RUSTGUARD_SYSTEM_RUNTIME"] if own_run else ["RUSTGUARD_WG_SOCKETS"]
+        unset += ["RUSTGUARD_SYSTEM_STATE"] if own_files else []
         self._environment = {"PATH": _PATH, **dict.fromkeys(unset, "")}
         self._enter = ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
         if own_run:

@@ -17,11 +17,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.system.netlink_library import IPRoute, NetlinkError
 
 Echo = Callable[[str], None]
 Result = TypeVar("Result")

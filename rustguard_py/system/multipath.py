@@ -14,13 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.system.interface import RT_TABLE_MAIN, SYSCTLS, Echo, explain, with_netlink
 from rustguard_py.system.kernel_view import View, split
+from rustguard_py.system.netlink_library import IPRoute, NetlinkError
 
 log = logging.getLogger(__name__)
 

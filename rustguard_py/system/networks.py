@@ -12,10 +12,9 @@ from ipaddress import (
 )
 from typing import Any, Final, TypeVar
 
-from pyroute2 import IPRoute
-
 from rustguard_py.model.endpoint import Network
 from rustguard_py.system.interface import RT_TABLE_MAIN, RTN_UNICAST, with_netlink
+from rustguard_py.system.netlink_library import IPRoute
 
 # 0.0.0.0/1 and 128.0.0.0/1 together are how other VPNs write a default route.
 _DEFAULT_HALVES = 1

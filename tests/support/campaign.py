@@ -56,6 +56,7 @@ class Member(Machine):
         address: A client's inner IPv4 address, as the server acknowledged it.
         first_look: What its daemon used when it was first looked at, by what was looked at.
         before: Its network before anything of ours ran.
+        was_ahead: Whether its wall clock was once ahead.
     """
 
     words: str = "join"
@@ -65,6 +66,7 @@ class Member(Machine):
     address: str = ""
     first_look: dict[str, Any] = field(default_factory=dict)
     before: set[str] = field(default_factory=set)
+    was_ahead: bool = False
 
     @property
     def name(self) -> str:

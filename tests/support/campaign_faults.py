@@ -79,9 +79,8 @@ def somebody_stopped(campaign: Campaign) -> None:
 @fault
 def second_daemon_on_the_same_state(campaign: Campaign) -> None:
     member = campaign.anybody()
-    second = member.run(member.words, check=False)
-    assert second.returncode != 0
-    assert f"in use by process {member.daemon.pid}" in second.stderr, second.stderr
+    second = member.run(member.words)
+    assert f"runs already on {member.interface}, process {member.daemon.pid}." in second.stderr, second.stderr
 
 
 # -- the network between them --
@@ -329,7 +328,9 @@ def side_files_deleted(campaign: Campaign) -> None:
     """Those beside the state: the copy, the times of handshakes, the log of changes."""
     member = campaign.anybody()
     for name in ("state.json.bak", "timestamps", "audit.jsonl"):
-        if campaign.random.random() < 0.7:
+        # With it goes what keeps a client above the time that the server has seen: `peers reset` is needed then.
+        needed = name == "timestamps" and member.was_ahead
+        if campaign.random.random() < 0.7 and not needed:
             (member.seen / name).unlink(missing_ok=True)
     if campaign.random.random() < 0.5:
         assert member.finish() == 0
@@ -342,6 +343,7 @@ def clock_stepped(campaign: Campaign) -> None:
     member = campaign.anybody()
     step = campaign.choose([-3600.0, 3600.0, -86400.0, -10 * _YEAR, 10 * _YEAR])
     member.clock.write_text(str(step))
+    member.was_ahead |= step > 0
     if campaign.random.random() < 0.5:
         assert member.finish() == 0
         member.launch(token=TOKEN if member is campaign.home else None)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py.daemon import keeper, steps, watched
 from rustguard_py.daemon.dns import Dns
@@ -25,6 +24,7 @@ from rustguard_py.model.tunnel import Listeners
 from rustguard_py.system import kernel_view, netlink_batch
 from rustguard_py.system.interface import RT_TABLE_MAIN, InterfaceSetup
 from rustguard_py.system.kernel_view import Link, RuleSeen, View, network_of, split
+from rustguard_py.system.netlink_library import NetlinkError
 from support import virtual_loop
 
 ADDRESS, ROUTE, RULE = Address("wg0", "10.9.0.1/24"), Route("wg0", "10.8.0.0/16"), Rule(4, 101, 51820, 51820)

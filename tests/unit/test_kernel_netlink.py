@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
-from pyroute2.netlink.generic.wireguard import wgmsg
-
 from rustguard_py.kernel.counters import Counters, decode
 from rustguard_py.kernel.messages import (
     MESSAGE_ROOM,
@@ -22,6 +20,7 @@ from rustguard_py.kernel.messages import (
     device_request,
     parse_dump,
 )
+from rustguard_py.system.netlink_library import wgmsg
 
 KEY, PSK = bytes(range(32)), bytes(range(32, 64))
 # include/uapi/linux/wireguard.h

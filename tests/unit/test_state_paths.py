@@ -37,6 +37,7 @@ def test_the_option_goes_before_the_environment_before_the_users_own(
     assert paths.state_directory("server", tmp_path / "option") == tmp_path / "option"
     assert paths.state_directory("server") == tmp_path / "environment"
     monkeypatch.setenv("RUSTGUARD_STATE", "")
+    monkeypatch.delenv("RUSTGUARD_SYSTEM_STATE")
     as_user(monkeypatch, 0)
     assert paths.state_directory("client") == Path("/var/lib/rustguard/client")
     as_user(monkeypatch, 1000)
@@ -239,6 +240,7 @@ def test_the_timestamps_of_a_wg_quick_tunnel_are_the_machines_for_root_and_a_use
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("RUSTGUARD_SYSTEM_STATE")
     as_user(monkeypatch, 0)
     assert paths.tunnel_directory("wg0") == Path("/var/lib/rustguard/tunnels/wg0")
     for user in (1, NOBODY):

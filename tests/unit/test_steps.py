@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from pyroute2.netlink.exceptions import NetlinkError
 
 from rustguard_py import conf
 from rustguard_py.daemon import ledger, steps
@@ -19,6 +18,7 @@ from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.state import paths
 from rustguard_py.system import netlink_batch
 from rustguard_py.system.interface import RT_TABLE_MAIN
+from rustguard_py.system.netlink_library import NetlinkError
 
 # The loopback interface, which every machine has.
 HERE = "lo"
