@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rustguard_py.engine import has_native
+from support import refusing
 from support.other_user import NOBODY
 
 START = """
@@ -39,8 +41,9 @@ def say(report, **more):
 ADMIN = 1 << 12
 
 
-def child(script: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-P", "-c", START + script], capture_output=True, text=True, check=False)
+def child(script: str, *, under: Sequence[str] = ()) -> dict[str, Any]:
+    argv = [*under, sys.executable, "-P", "-c", START + script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -204,3 +207,15 @@ def test_a_filter_that_the_kernel_refuses_is_reported() -> None:
         "say(refuse(uring=False, xdp=False))\n"
     )
     assert found["refused"] == ["No system call is refused: Permission denied."]
+
+
+@pytest.mark.skipif(not has_native(), reason="the filter is in the native engine, which isn't built here")
+def test_the_filter_is_set_below_that_of_a_unit_which_permits_no_seccomp() -> None:
+    found = child(
+        f"{REFUSE}\n"
+        "report = refuse(uring=False, xdp=False)\n"
+        "say(report, tried=[call(NUMBERS['mount'], 0, 0, 0, 0, 0), call(NUMBERS['clone3'], 0, 0)])\n",
+        under=[sys.executable, refusing.__file__, "seccomp"],
+    )
+    assert found["refused"] == []
+    assert found["tried"] == ["EPERM", "ENOSYS"]
