@@ -116,11 +116,12 @@ sdist: .venv/.dist
 packages: .venv/.packages
 	@$(BIN)/python package/build.py
 
-# The tests use this machine's package alone. The roots that they unpack are kept in .venv/roots.
+# A worker per file, because the tests of a file share machines. They use this machine's package alone, and in the long
+# form arm64's too. The roots that they unpack are kept in .venv/roots.
 test-packages: .venv/.packages .venv/.test
-	@scripts/setup-debian test-packages
-	@$(BIN)/python package/build.py amd64
-	@$(PYTEST) -p no:cacheprovider tests/packages $(PYTEST_ARGS)
+	@scripts/setup-debian $(if $(RUSTGUARD_SOAK),soak,test-packages)
+	@$(BIN)/python package/build.py $(if $(RUSTGUARD_SOAK),,amd64)
+	@$(PYTEST) -p no:cacheprovider -n 3 --dist loadfile --no-loadscope-reorder tests/packages $(PYTEST_ARGS)
 
 reference: .venv/.demo
 	@$(BIN)/python -P -m rustguard_py.cli.reference > .venv/commands.md

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -14,6 +13,7 @@ import click
 from rustguard_py import __version__
 from rustguard_py.cli import failures
 from rustguard_py.cli.secret import wipe_arguments
+from rustguard_py.cli.values import nearest
 from rustguard_py.cli.verb import CONTEXT_SETTINGS, write_examples
 
 EXAMPLES = (
@@ -59,6 +59,8 @@ VERBS: Mapping[str, Entry] = {
     "import": Entry(
         "rustguard_py.cli.import_file:command", "Turn the server of a wg-quick file into a RustGuard server."
     ),
+    "backup": Entry("rustguard_py.cli.backup:command", "Save keys, peers, networks and settings in one file."),
+    "restore": Entry("rustguard_py.cli.restore:command", "Put back what `backup` saved, here or on another machine."),
     "genkey": Entry("rustguard_py.cli.genkey:command", "Make a private key, as `wg genkey` does."),
     "pubkey": Entry(
         "rustguard_py.cli.pubkey:command", "Turn a private key into its public key, as `wg pubkey` does."
@@ -92,9 +94,7 @@ class LazyGroup(click.Group):
         """Find the verb that a command line begins with; of one that doesn't exist, name the nearest."""
         name = args[0]
         if name not in VERBS and not name.startswith("-") and not ctx.resilient_parsing:
-            near = get_close_matches(name, VERBS, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else " See: rustguard --help"
-            raise click.UsageError(f"There is no command {name!r}.{hint}", ctx)
+            raise nearest(name, VERBS, ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:

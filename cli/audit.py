@@ -11,7 +11,7 @@ from shlex import quote
 import click
 
 from rustguard_py.cli.verb import Verb, json_option, state_option
-from rustguard_py.daemon import audit
+from rustguard_py.daemon import audit, audit_events
 from rustguard_py.model.duration import parse_duration
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
 from rustguard_py.model.printable import printable
@@ -30,7 +30,7 @@ SCHEMA = 1
     ],
 )
 @json_option
-@click.option("--since", metavar="TIME", help="Only what is newer: 90s, 10m, 12h, 7d, or 2026-11-26T09:30.")
+@click.option("--since", metavar="TIME", help="Only what is newer: 90s, 10m, 12h, 7d, 1w, or 2026-11-26T09:30.")
 @state_option
 def command(as_json: bool, since: str | None, state: Path | None) -> None:
     """Show the server's audit log: joins, refusals, wrong tokens, and changes of peers and window.
@@ -42,7 +42,7 @@ def command(as_json: bool, since: str | None, state: Path | None) -> None:
     try:
         events = audit.read(directory, after)
     except PermissionError as error:
-        raise RefusedError(f"{error.filename} can't be read: {error.strerror}.", "Run it with sudo.") from error
+        raise RefusedError(f"{error.filename} can't be read: {error.strerror}.", "Run it as root.") from error
     if events is None:
         raise RustGuardError(
             f"There is no audit log in {directory}.",
@@ -53,7 +53,7 @@ def command(as_json: bool, since: str | None, state: Path | None) -> None:
         return
     for event in events:
         at = datetime.fromisoformat(event["time"]).astimezone()
-        click.echo(f"{at:%Y-%m-%d %H:%M:%S%z}  {printable(audit.sentence(event))}")
+        click.echo(f"{at:%Y-%m-%d %H:%M:%S%z}  {printable(audit_events.sentence(event))}")
     if not events:
         click.echo("Nothing happened.", err=True)
 
@@ -76,7 +76,7 @@ def parse_since(text: str, now: float) -> datetime:
         return datetime.fromtimestamp(now - parse_duration(text), UTC)
     except (UsageError, ValueError, OverflowError, OSError) as error:
         raise UsageError(
-            f"{text!r} is neither a duration nor a time.", "Write --since like 90s, 10m, 7d or 2026-11-26T09:30."
+            f"{text!r} is neither a duration nor a time.", "Write --since like 90s, 10m, 7d, 1w or 2026-11-26T09:30."
         ) from error
 
 

@@ -23,6 +23,7 @@ import click
 
 from rustguard_py.cli.machine import PATIENCE, Machine, eventually
 from rustguard_py.cli.render import Column, show_progress, show_table
+from rustguard_py.cli.values import Duration, Number
 from rustguard_py.cli.verb import Verb, json_option
 from rustguard_py.data_path import DataPath
 from rustguard_py.lab.hosts import End, Host, Lab
@@ -72,12 +73,8 @@ class Sample:
         ("sudo rustguard bench --rounds 5 --seconds 5", "the same with less variation"),
     ],
 )
-@click.option(
-    "--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Number of turns of each engine."
-)
-@click.option(
-    "--seconds", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="Length of each TCP stream."
-)
+@click.option("--rounds", type=Number(1, 100), default=3, show_default=True, help="Number of turns of each engine.")
+@click.option("--seconds", type=Duration(0.2, 60), default=1.0, show_default=True, help="Length of each TCP stream.")
 @json_option
 def command(rounds: int, seconds: float, as_json: bool) -> None:
     """Compare the engines that run here, and show which one `auto` takes.

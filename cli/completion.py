@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from rustguard_py.cli.values import OneOf
 from rustguard_py.cli.verb import Verb
 from rustguard_py.model.errors import UsageError
 
@@ -17,7 +18,7 @@ from rustguard_py.model.errors import UsageError
         ("rustguard completion fish > ~/.config/fish/completions/rustguard.fish", "fish"),
     ],
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
     """Print the completion script of a shell."""
     from click.shell_completion import get_completion_class

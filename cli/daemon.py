@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any, Final, TypeVar
@@ -13,6 +14,7 @@ import click
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.model.errors import InUseError, NotRunningError, RustGuardError, UnansweredError, UsageError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
 
 Result = TypeVar("Result")
@@ -22,7 +24,7 @@ STARTING, _LOOK = 30.0, 0.05
 # How long to wait for the socket of a process that has the state, seconds. A removed one is back within 2.
 PATIENCE: Final = 3.0
 _ROLES: Final[tuple[paths.Role, ...]] = ("server", "client")
-START = "Start one: `sudo rustguard serve …` or `sudo rustguard join …`."
+START = f"Start one: `{as_root('rustguard serve …')}` or `{as_root('rustguard join …')}`."
 
 
 def ask_or_do(directory: Path, ask: Callable[[Path], Result], do: Callable[[], Result]) -> Result:
@@ -67,29 +69,93 @@ def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None
     return call(find_socket(state), method, params)
 
 
-def runs_already(directory: Path, role: str, host: str | None = None) -> bool:
+def runs_already(
+    directory: Path, role: str, host: str | None = None, *, patience: float = 0.0, again: str = ""
+) -> bool:
     """Return whether a daemon runs on a state directory, as was asked for, and say so.
 
     Args:
         directory: The state directory.
         role: The role that was asked for, `server` or `client`.
         host: The server to join, or None for any.
+        patience: How long to wait for a process that has the directory and doesn't answer yet, seconds.
+        again: What to say of options that were given and don't count now; empty for nothing.
+
+    Raises:
+        InUseError: Another kind of daemon runs there, or a client of another server.
     """
-    socket = paths.find_socket(directory)
-    if socket is None or not listens(socket):
+    found = _status_of(directory, patience)
+    if found is None:
         return False
-    try:
-        found = call(socket, "status")
-    except RustGuardError:
-        return False  # the start then reports whatever keeps it from the directory
+    place = f"on {found['interface']}, process {found['pid']}"
+    stop = as_root(f"rustguard stop {quote(str(directory))}")
     if found.get("role") != role:
-        return False
+        what = f"{found.get('role')} that runs {place}"
+        raise InUseError(
+            f"{directory} belongs to the {what}.", f"Choose another directory: --state DIR. To end it: {stop}"
+        )
     server = next((str(each["name"]) for each in found.get("peers", ())), "") if role == "client" else ""
     if role == "client" and host is not None and host != server:
-        return False
+        fix = f"To leave it for {host}: {stop}\nTo join {host} too: give another directory, --state DIR"
+        raise InUseError(f"A client of {server} runs {place}.", fix)
     what = f"A client of {server}" if role == "client" else "The server"
-    click.echo(printable(f"{what} runs already on {found['interface']}, process {found['pid']}."), err=True)
+    click.echo(printable(f"{what} runs already {place}."), err=True)
+    if again:
+        click.echo(printable(again), err=True)
+    # The token of a client counts only while it joins.
+    if changed := _given_options({"token", "token_file"} if role == "client" else set()):
+        click.echo(f"It goes on as it was started. To give it {', '.join(changed)}, end it first: {stop}", err=True)
     return True
+
+
+# What a second start may repeat, because it changes nothing of what runs.
+_NO_SETTINGS = {
+    "state",
+    "daemon",
+    "service",
+    "open_for",
+    "most",
+    "fingerprint",
+    "name",
+}
+
+
+def _given_options(but: set[str]) -> list[str]:
+    """Return the options of this command line that set something of the daemon, as they are typed."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return []
+    return [
+        max(each.opts, key=len)
+        for each in context.command.params
+        if isinstance(each, click.Option)
+        and each.name not in _NO_SETTINGS | but
+        and context.get_parameter_source(each.name or "") is click.core.ParameterSource.COMMANDLINE
+    ]
+
+
+def _status_of(directory: Path, patience: float) -> dict[str, Any] | None:
+    """Return the status of the daemon on a state directory, or None if none answers."""
+    deadline = time.monotonic() + patience
+    while True:
+        socket = paths.find_socket(directory)
+        # The start reports whatever else keeps it from the directory.
+        with suppress(RustGuardError):
+            if socket is not None and listens(socket):
+                return call(socket, "status")
+        if time.monotonic() >= deadline or paths.holder(directory) is None:
+            return None
+        time.sleep(_LOOK)
+
+
+def daemon_of(interface: str) -> dict[str, Any] | None:
+    """Return the status of the daemon that made an interface, or None if it is none of ours."""
+    for candidate in paths.running():
+        with suppress(RustGuardError):
+            status = call(candidate.socket, "status")
+            if status["interface"] == interface:
+                return status
+    return None
 
 
 def find_socket(state: Path | None) -> Path:
@@ -118,16 +184,20 @@ def find_socket(state: Path | None) -> Path:
     return candidates[0].socket
 
 
-def wait_for_socket(state: Path) -> Path | None:
+def wait_for_socket(state: Path, patience: float | None = None) -> Path | None:
     """Return the control socket of a state directory's daemon, or None if no daemon runs on it.
 
     A process that has the directory, but no socket, is starting or ending, or somebody has removed the socket, which
     the daemon makes again. So this waits for it.
 
+    Args:
+        state: The state directory.
+        patience: How long to wait, seconds; PATIENCE if it isn't given.
+
     Raises:
-        UnansweredError: It has no socket after `PATIENCE`.
+        UnansweredError: It has no socket after that.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
     while True:
         socket = paths.find_socket(state)
         if socket is not None and listens(socket):

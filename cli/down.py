@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from shlex import quote
 
 import click
 
-from rustguard_py.cli.daemon import ask_or_do
+from rustguard_py.cli import complete
+from rustguard_py.cli.daemon import ask_or_do, daemon_of
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError
+from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError, UsageError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
 
 # The file's hooks may take long. The daemon gives a sign of life each second.
@@ -33,7 +35,7 @@ SLOW = 5
         ("sudo rustguard down wg0", "the same after it was killed: rules and DNS that it left are undone"),
     ],
 )
-@click.argument("name", metavar="FILE|NAME|INTERFACE")
+@click.argument("name", metavar="FILE|NAME|INTERFACE", shell_complete=complete.tunnels)
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 def command(name: str, state: Path | None) -> None:
     """Bring down a tunnel that `rustguard up` brought up: run PreDown, undo all changes, run PostDown."""
@@ -52,17 +54,20 @@ def command(name: str, state: Path | None) -> None:
 
 def _not_ours(interface: str) -> RustGuardError:
     """Return the error for an interface that `up` didn't make; it names the daemon that did."""
-    for candidate in paths.running():
-        with suppress(RustGuardError):
-            status = call(candidate.socket, "status")
-            if status["interface"] == interface and status["role"] in ("server", "client"):
-                verb = "serve" if status["role"] == "server" else "join"
-                return RefusedError(
-                    f"{interface} belongs to `rustguard {verb}`, process {status['pid']}; `down` ends only what `up` "
-                    "brought up.",
-                    f"To end it: sudo kill {status['pid']}",
-                )
-    return NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
+    status = daemon_of(interface)
+    if status is None:
+        return NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
+    directory = quote(status["state_directory"])
+    if status["role"] == "tunnel":
+        return UsageError(
+            f"{interface} was brought up with another state directory, {status['state_directory']}.",
+            f"To bring it down: {as_root(f'rustguard down {interface} --state {directory}')}",
+        )
+    verb = "serve" if status["role"] == "server" else "join"
+    return RefusedError(
+        f"{interface} belongs to `rustguard {verb}`, process {status['pid']}; `down` ends only what `up` brought up.",
+        f"To end it: {as_root(f'rustguard stop {directory}')}",
+    )
 
 
 def _end(socket: Path) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 import click
 
 from rustguard_py import conf, conf_writer
+from rustguard_py.cli import complete
 from rustguard_py.cli.daemon import ask_or_do
 from rustguard_py.cli.genkey import warn_if_world_accessible
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import call
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
 
 
@@ -31,7 +33,7 @@ from rustguard_py.state import paths
         ("sudo rustguard export -o home.conf", "on a client: its own tunnel, for WireGuard to run instead"),
     ],
 )
-@click.argument("server", metavar="[HOST[:PORT]]", required=False)
+@click.argument("server", metavar="[HOST[:PORT]]", required=False, shell_complete=complete.networks)
 @click.option("--new", "name", metavar="NAME", help="On a server: make keys for a new peer, and admit it.")
 @click.option("--endpoint", metavar="HOST[:PORT]", help="Address at which the new peer reaches this server.")
 @click.option(
@@ -67,7 +69,7 @@ def command(
                 raise RustGuardError(
                     f"{printable(name)} is admitted, but its file couldn't be written: {error.strerror}. "
                     "Nothing else has its key.",
-                    f"Remove it: sudo rustguard peers revoke {printable(name)}",
+                    f"Remove it: {as_root(f'rustguard peers revoke {printable(name)}')}",
                 ) from error
 
 
@@ -84,13 +86,15 @@ def _own(server: str | None, state: Path | None) -> conf.Config:
     if kept is None and Document.peek(paths.state_directory("server", None)) is not None:
         raise _server_has_no_tunnel()
     if kept is None:
-        raise UsageError(f"Nothing was joined here ({directory}).", "Join with: sudo rustguard join HOST --token -")
+        raise UsageError(
+            f"Nothing was joined here ({directory}).", f"Join with: {as_root('rustguard join HOST --token -')}"
+        )
     client = ClientState.from_json(kept)
     host, port = parse(server) if server is not None else (None, None)
     network = client.network(host, port)
     if network is None:
         what = "Nothing" if server is None else server
-        raise UsageError(f"{what} was not joined before.", "Join with: sudo rustguard join HOST --token -")
+        raise UsageError(f"{what} was not joined before.", f"Join with: {as_root('rustguard join HOST --token -')}")
     return of_client(client, network)
 
 

@@ -92,9 +92,13 @@ def exit_code(work: Callable[[], object]) -> int:
     try:
         result = work()
         _flush()
+    except click.UsageError as error:
+        from rustguard_py.cli.usage import explain
+
+        report(explain(error))
+        return error.exit_code
     except click.ClickException as error:
-        with suppress(OSError):
-            error.show()
+        report(RustGuardError(error.format_message()))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -160,6 +164,8 @@ def report(error: RustGuardError, cause: BaseException | None = None) -> None:
     message, fix = (error.message, error.fix) if limit is None else (error.message, limit.fix)
     if limit is not None and cause is not None:
         message = limit.message
+    elif limit is not None and limit.message.partition(":")[0].lower() not in message.lower():
+        message = f"{message} {limit.message}"
     with suppress(OSError, ValueError):
         click.echo(f"{click.style('rustguard:', fg='red', bold=True)} {printable(message)}", err=True)
         for line in fix.split("\n") if fix else ():

@@ -23,6 +23,7 @@ from rustguard_py.daemon.service_manager import ServiceManager
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.limits import MEMORY, THREADS
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 
 _PR_SET_DUMPABLE = 4
 # The same error of the event loop is logged once in so many seconds. So many different ones are remembered.
@@ -41,12 +42,10 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging
     logs.configure(level)
     manager = ServiceManager.from_environment()
     voice = Voice(change=lambda line: _print(line, dim=True), say=_print, manager=manager)
-    asyncio.run(_main(work(voice)))
-
-
-async def _main(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.get_running_loop().set_exception_handler(LoopErrors())
-    await work
+    # The coroutine is made once the loop is there: a limit may refuse it one.
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(LoopErrors())
+        runner.run(work(voice))
 
 
 class LoopErrors:
@@ -132,7 +131,7 @@ class Background:
 
 
 def _in_the_background(child: int) -> str:
-    return f"In the background, process {child}. To end it: sudo rustguard stop"
+    return f"In the background, process {child}. To end it: {as_root('rustguard stop')}"
 
 
 def _wait(readable: int, child: int, farewell: Callable[[int], str]) -> NoReturn:

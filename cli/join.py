@@ -10,6 +10,7 @@ from shlex import quote
 
 import click
 
+from rustguard_py.cli import complete
 from rustguard_py.cli.secret import find_token, read_token
 from rustguard_py.cli.verb import (
     Verb,
@@ -20,7 +21,7 @@ from rustguard_py.cli.verb import (
     token_options,
 )
 from rustguard_py.data_path import DataPath
-from rustguard_py.model.errors import UsageError
+from rustguard_py.model.errors import InUseError, UsageError
 from rustguard_py.model.peer_names import check_label, label_of
 from rustguard_py.model.printable import printable
 
@@ -35,7 +36,7 @@ from rustguard_py.model.printable import printable
         ("sudo rustguard join --routes 192.168.7.0/24", "also reach this network behind the server, if it offers it"),
     ],
 )
-@click.argument("server", metavar="[HOST[:PORT]]", required=False)
+@click.argument("server", metavar="[HOST[:PORT]]", required=False, shell_complete=complete.networks)
 @token_options
 @click.option("--name", metavar="NAME", help="Name of this peer at the server.  [default: this machine's name]")
 @click.option(
@@ -87,7 +88,7 @@ def command(
         return
     secret = find_token(token, token_file)
 
-    from rustguard_py.cli.daemon import runs_already
+    from rustguard_py.cli.daemon import STARTING, runs_already
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.enroll.client.obtain import Applicant, Target
     from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice
@@ -95,23 +96,26 @@ def command(
     from rustguard_py.state.paths import state_directory
 
     directory = state_directory("client", state)
-    if not save_only and runs_already(directory, "client", Target.parse(server, fingerprint).host):
+    target = Target.parse(server, fingerprint)
+    rename = (
+        ""
+        if name is None
+        else "The server keeps the name from the first join, so --name changes nothing. To change it, on the server: "
+        f"sudo rustguard peers rename OLD {quote(wished)}"
+    )
+    if not save_only and runs_already(directory, "client", target.host, again=rename):
         return
     if secret is None and server is not None and not (directory / "state.json").exists():
         # Nothing is saved, so a token is needed.
         secret = read_token(None, None, warn_if_weak=False)
-    if secret is None and name is not None:
-        click.echo(
-            "The server keeps the name from the first join, so --name changes nothing. To change it, on the server: "
-            f"sudo rustguard peers rename OLD {quote(wished)}",
-            err=True,
-        )
+    if secret is None and rename:
+        click.echo(rename, err=True)
     in_background = daemon and not save_only
     # The daemon in the background is in another session than the terminal, and can't read from it.
     asks = not in_background and sys.stdin.isatty() and sys.stderr.isatty()
     options = JoinOptions(
         directory=directory,
-        target=Target.parse(server, fingerprint),
+        target=target,
         applicant=None if secret is None else Applicant(secret, wished, name is not None),
         interface=interface,
         save_only=save_only,
@@ -121,7 +125,12 @@ def command(
         sandbox=not no_sandbox,
     )
     background = Background(directory.with_suffix(".log")) if in_background else None
-    run(lambda voice: join(options, voice, background.ready if background else lambda: None))
+    try:
+        run(lambda voice: join(options, voice, background.ready if background else lambda: None))
+    except InUseError:
+        # Another start was faster, and this one is the second.
+        if save_only or not runs_already(directory, "client", target.host, patience=STARTING, again=rename):
+            raise
 
 
 def _name(given: str | None) -> str:

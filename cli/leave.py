@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import click
 
+from rustguard_py.cli import complete
 from rustguard_py.cli.stop import end
 from rustguard_py.cli.verb import Verb, state_option
-from rustguard_py.daemon.control.client import listens
-from rustguard_py.model.errors import NotRunningError, RefusedError, UsageError
+from rustguard_py.daemon.control.client import call, listens
+from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError, UsageError
 from rustguard_py.model.printable import printable
 from rustguard_py.service import systemd
 from rustguard_py.state import paths
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState
+from rustguard_py.state.records import ClientState, NetworkRecord
+
+# The daemon waits for three of them.
+SECONDS = 10.0
 
 
 @click.command(
@@ -26,13 +31,14 @@ from rustguard_py.state.records import ClientState
         ("sudo rustguard leave home.example --yes", "without being asked"),
     ],
 )
-@click.argument("server", metavar="[HOST]", required=False)
+@click.argument("server", metavar="[HOST]", required=False, shell_complete=complete.networks)
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @state_option
 def command(server: str | None, yes: bool, state: Path | None) -> None:
-    """Leave a network: disconnect, and forget its keys and addresses. Coming back takes token and window again.
+    """Leave a network: tell its server, disconnect, and forget its keys. Coming back takes token and window again.
 
-    Only the server can free the address: `rustguard peers revoke NAME` there.
+    A connected client tells the server inside the tunnel, which frees name and address. If no answer comes within
+    three seconds, or nothing is connected, it says so: `rustguard peers revoke NAME` on the server does the same.
     """
     directory = paths.state_directory("client", state)
     document = Document.peek(directory)
@@ -49,8 +55,10 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
     host, name = leaving[0].host, leaving[0].name
     if not yes and not click.confirm(printable(f"Leave {host}, where this machine is {name}?"), err=True):
         raise RefusedError("Nothing was changed.")
+    answered: dict[NetworkRecord, bool] = {}
     for candidate in paths.running():
         if candidate.state_directory == directory.resolve() and listens(candidate.socket):
+            answered |= {each: found for each in leaving if (found := _tell(candidate.socket, each)) is not None}
             end(candidate)
     _forget(directory, host)
     for service in systemd.installed():
@@ -59,8 +67,25 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
             and len(hosts) == 1
         ):
             systemd.remove(service)
-    told = f"Left {host}. Have its address freed there: rustguard peers revoke {name}"
-    click.echo(printable(told), err=True)
+    click.echo(printable(f"Left {host}."), err=True)
+    for each in leaving:
+        fix = f"still lists {each.name}. On the server: rustguard peers revoke {quote(each.name)}"
+        line = {
+            True: f"The server has removed {each.name}, and its address is free.",
+            False: f"The server didn't answer within three seconds. It {fix}",
+            None: f"It wasn't connected, so its server {fix}",
+        }[answered.get(each)]
+        click.echo(printable(line), err=True)
+
+
+def _tell(socket: Path, network: NetworkRecord) -> bool | None:
+    """Have the daemon tell the server. Return whether the server has answered; None if it wasn't asked."""
+    try:
+        found = call(socket, "leave", {"host": network.host, "port": network.port}, timeout=SECONDS)
+    except RustGuardError:
+        # It is connected elsewhere, has another version, or doesn't answer.
+        return None
+    return found.get("answered") is True
 
 
 def _forget(directory: Path, host: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 
 import click
 
 from rustguard_py import __version__
 from rustguard_py.cli.app import EXAMPLES, group, visible_commands
+from rustguard_py.cli.values import OneOf
 from rustguard_py.cli.verb import Examples, Verb
 
 EXIT_CODES = (
@@ -32,16 +36,20 @@ ENVIRONMENT = (
 
 
 @click.command("man", cls=Verb, examples=[("rustguard man > /usr/local/share/man/man8/rustguard.8", "install it")])
-@click.argument("program", type=click.Choice(["rustguard", "rustguard-wg"]), default="rustguard")
+@click.argument("program", type=OneOf(["rustguard", "rustguard-wg"]), default="rustguard")
 def command(program: str) -> None:
-    """Print the manual page of a command."""
+    """Print the manual page of a command; on a terminal, show it with man(1) if that is there."""
     if program == "rustguard-wg":
         from rustguard_py.cli.wg import command as wg
 
-        click.echo("\n".join(wg_page(wg)))
-        return
-    root = click.get_current_context().find_root()
-    click.echo("\n".join(page(root)))
+        text = "\n".join(wg_page(wg))
+    else:
+        text = "\n".join(page(click.get_current_context().find_root()))
+    reader = shutil.which("man") if sys.stdout.isatty() else None
+    if reader is None:
+        click.echo(text)
+    else:
+        subprocess.run([reader, "--local-file", "-"], input=text.encode(), check=False)  # noqa: S603 - found above
 
 
 def page(root: click.Context) -> Iterator[str]:

@@ -8,21 +8,9 @@ from typing import Any
 import click
 
 from rustguard_py.cli.daemon import ask
+from rustguard_py.cli.values import Duration, Number
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.model.defaults import DEFAULT_PORT
-
-
-class Seconds(click.ParamType[int]):
-    """A duration in whole seconds."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number."""
-        text = str(value)
-        if not (text.isascii() and text.isdecimal() and int(text[:12]) > 0):
-            self.fail(f"{text!r} isn't a number of seconds from 1. For ten minutes: rustguard open 600", param, ctx)
-        return int(text)
 
 
 @click.command(
@@ -30,11 +18,11 @@ class Seconds(click.ParamType[int]):
     cls=Verb,
     examples=[
         ("rustguard open", "for a minute"),
-        ("rustguard open 600", "for ten minutes from now, also when it is open already"),
-        ("rustguard open 600 --from 192.168.1.0/24", "only machines in this network may try"),
+        ("rustguard open 10m", "for ten minutes from now, also when it is open already"),
+        ("rustguard open 10m --from 192.168.1.0/24", "only machines in this network may try"),
     ],
 )
-@click.argument("seconds", type=Seconds(), default=60)
+@click.argument("seconds", type=Duration(1, whole=True), metavar="[TIME]", default=60)
 @click.option(
     "--from",
     "networks",
@@ -44,13 +32,16 @@ class Seconds(click.ParamType[int]):
 )
 @click.option(
     "--most",
-    type=click.IntRange(min=1),
+    type=Number(min=1),
     metavar="N",
     help="How many new machines may join in this window.  [default: 50]",
 )
 @state_option
 def command(seconds: int, networks: tuple[str, ...], most: int | None, state: Path | None) -> None:
-    """Open the server's window for SECONDS (60): anyone who knows the token may join meanwhile."""
+    """Open the server's window for TIME: anyone who knows the token may join meanwhile.
+
+    TIME is a duration such as 10m or 1h, or a number of seconds; 60 if none is given.
+    """
     params: dict[str, Any] = {"seconds": seconds}
     if networks:
         params["from"] = list(networks)

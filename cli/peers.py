@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from rustguard_py.cli import complete
 from rustguard_py.cli.daemon import ask
 from rustguard_py.cli.verb import VerbGroup, json_option, state_option
 from rustguard_py.model.printable import printable, printable_json
@@ -45,7 +46,7 @@ def command(context: click.Context, as_json: bool, verbose: bool, state: Path | 
 
 
 @command.command("revoke", examples=[("rustguard peers revoke phone", "works while it is connected, too")])
-@click.argument("who", metavar="NAME|KEY")
+@click.argument("who", metavar="NAME|KEY", shell_complete=complete.peers)
 @state_option
 @click.pass_obj
 def revoke(above: Path | None, who: str, state: Path | None) -> None:
@@ -78,7 +79,7 @@ def restore(above: Path | None, key: str, state: Path | None) -> None:
 
 
 @command.command("rename", examples=[("rustguard peers rename laptop annas-laptop", "its address stays the same")])
-@click.argument("old")
+@click.argument("old", shell_complete=complete.peers)
 @click.argument("new")
 @state_option
 @click.pass_obj
@@ -89,7 +90,7 @@ def rename(above: Path | None, old: str, new: str, state: Path | None) -> None:
 
 
 @command.command("reset", examples=[("rustguard peers reset phone", "its clock was wrong, and is right again")])
-@click.argument("who", metavar="NAME|KEY")
+@click.argument("who", metavar="NAME|KEY", shell_complete=complete.peers)
 @state_option
 @click.pass_obj
 def reset(above: Path | None, who: str, state: Path | None) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.segment import Segment
@@ -21,7 +21,7 @@ from rustguard_py.model.printable import printable
 
 Document = Mapping[str, Any]
 
-# Wide enough for every row: without a terminal, and with whole keys, no row is folded or cut.
+# Wide enough for every row: without a terminal, no row is folded or cut.
 _UNBOUNDED = 1000
 _KEY_START = 8
 _STATE_STYLES = {
@@ -41,12 +41,12 @@ _CLOSED_BECAUSE = {
 
 def show_status(document: Document, *, verbose: bool) -> None:
     """Print a status document for a person."""
-    _console(whole_lines=verbose).print(status(document, verbose=verbose))
+    _console().print(status(document, verbose=verbose))
 
 
 def show_peers(document: Document, *, verbose: bool) -> None:
     """Print a document's peers for a person."""
-    console = _console(whole_lines=verbose)
+    console = _console()
     console.print(peers(document["peers"], verbose=verbose))
     for text in _clock_warnings(document["peers"]):
         console.print(Text.assemble(("warning: ", "yellow"), printable(text)))
@@ -99,7 +99,7 @@ def peers(rows: Sequence[Document], *, verbose: bool) -> RenderableType:
         Column("↑", right=True, leaves=1),
         Column("KEY", leaves=3),
     ]
-    return _Lines(columns, [_peer_row(peer, verbose) for peer in rows])
+    return _Lines(columns, [_peer_row(peer, verbose) for peer in rows], whole=verbose)
 
 
 def _peer_row(peer: Document, verbose: bool) -> list[_Cell]:
@@ -222,16 +222,26 @@ _SHORTEST = 8
 
 
 class _Lines:
-    """A table of one line per row. rich's own takes more than a second for 2,000 rows."""
+    """A table of one line per row. rich's own takes more than a second for 2,000 rows.
 
-    def __init__(self, columns: Sequence[Column], rows: Sequence[Sequence[_Cell]]) -> None:
+    Args:
+        columns: The columns.
+        rows: Their cells.
+        whole: Whether nothing may be left out. Where a row doesn't fit, it then takes a line for each cell.
+    """
+
+    def __init__(self, columns: Sequence[Column], rows: Sequence[Sequence[_Cell]], *, whole: bool = False) -> None:
         self._columns = columns
         self._rows = rows
+        self._whole = whole
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         heads = [(column.title, "bold") for column in self._columns]
         lines = [heads, *self._rows]
         widths = [max(map(_width, cells)) for cells in zip(*lines, strict=True)]
+        if self._whole and sum(widths) + 2 * (len(widths) - 1) > options.max_width:
+            yield from self._blocks(console, options.max_width)
+            return
         shown = self._fit(widths, options.max_width)
         styles = {style: console.get_style(style) for row in lines for _, style in row if style}
         for row in lines:
@@ -246,6 +256,20 @@ class _Lines:
                     text += blanks
                 yield Segment(text if last else f"{text}  ", styles.get(style))
             yield Segment.line()
+
+    def _blocks(self, console: Console, room: int) -> Iterator[Segment]:
+        """Yield the rows, each with its first cell as a heading and the others below it."""
+        titles = [f"  {column.title.lower()}" for column in self._columns[1:]]
+        indent = max(map(cell_len, titles)) + 2
+        for (name, _), *cells in self._rows:
+            for piece in chop_cells(name, room):
+                yield Segment(f"{piece}\n", console.get_style("bold"))
+            for title, (text, style) in zip(titles, cells, strict=True):
+                yield Segment(title + " " * (indent - cell_len(title)))
+                for place, piece in enumerate(chop_cells(text, max(_SHORTEST, room - indent))):
+                    if place:
+                        yield Segment(" " * indent)
+                    yield Segment(f"{piece}\n", console.get_style(style) if style else None)
 
     def _fit(self, widths: list[int], room: int) -> list[int]:
         """Return the columns to show, and shorten in `widths` those that may be cut."""
@@ -419,6 +443,5 @@ def _worker(worker: Document) -> str:
     return f"{moved}, {worker['system_calls']} system calls"
 
 
-def _console(*, whole_lines: bool = False) -> Console:
-    bounded = sys.stdout.isatty() and not whole_lines
-    return Console(highlight=False, width=None if bounded else _UNBOUNDED)
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED)

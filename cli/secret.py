@@ -55,7 +55,7 @@ def read_token(token_option: str | None, token_file: Path | None, *, warn_if_wea
 
 def warn_weak() -> None:
     """Warn on stderr of a token that is easily guessed."""
-    _warn("The token is easily guessed. A window allows 20 guesses: take three or four random words.")
+    warn("The token is easily guessed. A window allows 20 guesses: take three or four random words.")
 
 
 def find_token(token_option: str | None, token_file: Path | None) -> str | None:
@@ -74,15 +74,20 @@ def find_token(token_option: str | None, token_file: Path | None) -> str | None:
     if token_option is not None:
         wipe_arguments()
         sudo = "; sudo's own line still shows it" if _SUDO_VARIABLE in os.environ else ""
-        _warn(f"A token on the command line stays in the shell's history, and was in the process list{sudo}. {_FIX}")
+        warn(f"A token on the command line stays in the shell's history, and was in the process list{sudo}. {_FIX}")
         return check_token(token_option)
     if token_file is not None:
-        return check_token(_from_file(token_file))
+        return check_token(read_file(token_file))
     return check_token(from_environment) if from_environment is not None else None
 
 
-def check_token(token: str) -> str:
-    """Return a token in NFC.
+def check_token(token: str, what: str = "token", fix: str = _FIX) -> str:
+    """Return a token, or another secret that a person types, in NFC. No report shows it from then on.
+
+    Args:
+        token: As typed.
+        what: What it is, for errors.
+        fix: How to give one.
 
     Raises:
         UsageError: It's empty, too long, or holds control characters or broken UTF-8.
@@ -91,11 +96,11 @@ def check_token(token: str) -> str:
     token = unicodedata.normalize("NFC", token)
     _SEEN.add(token)
     if not token.strip():
-        raise UsageError("The token is empty.", _FIX)
+        raise UsageError(f"The {what} is empty.", fix)
     if len(token) > MAX_LENGTH:
-        raise UsageError(f"The token is longer than {MAX_LENGTH} characters.", "A few random words are enough.")
+        raise UsageError(f"The {what} is longer than {MAX_LENGTH} characters.", "A few random words are enough.")
     if any(unicodedata.category(character) in {"Cc", "Cs"} for character in token):
-        raise UsageError("The token holds a control character, a line break, or broken UTF-8.", "Take words.")
+        raise UsageError(f"The {what} holds a control character, a line break, or broken UTF-8.", "Take words.")
     return token
 
 
@@ -192,15 +197,27 @@ def _from_standard_input() -> str:
     return _one_line(sys.stdin.buffer.readline(4 * MAX_LENGTH + 2), "Standard input")
 
 
-def _from_file(path: Path) -> str:
+def read_file(path: Path, what: str = "token", fix: str = _FIX) -> str:
+    """Return the first line of a file that holds a secret, of standard input for `-`. Warn if others may read it.
+
+    Args:
+        path: The file.
+        what: What it holds, for errors.
+        fix: How else to give it.
+
+    Raises:
+        UsageError: It can't be read, or isn't text.
+    """
+    if path == Path(_STANDARD_INPUT):
+        return _one_line(sys.stdin.buffer.readline(4 * MAX_LENGTH + 2), "Standard input")
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             content = file.read(4 * MAX_LENGTH + 2)
     except OSError as error:
-        raise UsageError(f"The token file {path} can't be read: {error.strerror}.", _FIX) from error
+        raise UsageError(f"The {what} file {path} can't be read: {error.strerror}.", fix) from error
     if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        _warn(f"Others may read {path}: chmod 600 {quote(str(path))}")
+        warn(f"Others may read {path}: chmod 600 {quote(str(path))}")
     return _one_line(content, str(path))
 
 
@@ -208,8 +225,9 @@ def _one_line(content: bytes, origin: str) -> str:
     try:
         return content.rstrip(b"\r\n").decode()
     except UnicodeDecodeError:
-        raise UsageError(f"{origin} doesn't hold UTF-8 text.", "Write the token as UTF-8.") from None
+        raise UsageError(f"{origin} doesn't hold UTF-8 text.", "Write it as UTF-8.") from None
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Print a warning on standard error."""
     click.echo(f"{click.style('warning:', fg='yellow')} {message}", err=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from rustguard_py.cli.secret import find_token, is_weak, read_token, warn_weak
+from rustguard_py.cli.values import Duration, Number
 from rustguard_py.cli.verb import (
     Verb,
     data_path_options,
@@ -18,7 +19,7 @@ from rustguard_py.cli.verb import (
     token_options,
 )
 from rustguard_py.data_path import DataPath
-from rustguard_py.model.errors import UsageError
+from rustguard_py.model.errors import InUseError, UsageError
 from rustguard_py.state.records import MOST_TUNNELS
 
 # How long `--open` without a number opens the window: time to walk to the other machine.
@@ -44,19 +45,20 @@ OPEN_SECONDS = 600
     help="The same for IPv6, a /64; `none` for none. Default: made at the first start and kept.",
 )
 @token_options
-@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="UDP port; kept.  [default: 51820]")
+@click.option("--port", type=Number(1, 65535), metavar="N", help="UDP port; kept.  [default: 51820]")
 @click.option(
     "--open",
     "open_for",
-    type=click.FloatRange(min=0, min_open=True, max=86400),
+    type=Duration(1, 86400),
     is_flag=False,
     flag_value=OPEN_SECONDS,
-    metavar="[SECONDS]",
-    help=f"Open the window from the start, for {OPEN_SECONDS} s if no number is given.",
+    metavar="[TIME]",
+    help=f"Open the window from the start, for TIME, such as 1h or 90 (seconds), at most a day; {OPEN_SECONDS // 60} "
+    "minutes if no time is given.",
 )
 @click.option(
     "--most",
-    type=click.IntRange(min=1),
+    type=Number(min=1),
     metavar="N",
     help="With --open: how many new machines may join in that window.  [default: 50]",
 )
@@ -65,12 +67,10 @@ OPEN_SECONDS = 600
     metavar="NAME",
     help="Name of the interface.  [default: that of an imported file, else the first free of rg0, rg1, …]",
 )
-@click.option(
-    "--mtu", type=click.IntRange(1280, 65000), metavar="N", help="MTU of the interface; kept.  [default: 1420]"
-)
+@click.option("--mtu", type=Number(1280, 65000), metavar="N", help="MTU of the interface; kept.  [default: 1420]")
 @click.option(
     "--tunnels",
-    type=click.IntRange(1, MOST_TUNNELS),
+    type=Number(1, MOST_TUNNELS),
     metavar="N",
     help="Number of tunnels to each client, each with its own port, key and interface; flows are spread over "
     "them; kept.  [default: 1]",
@@ -113,14 +113,15 @@ def command(
     pool4 = network4(pool)
     pool_6 = network6(pool6)
 
-    from rustguard_py.cli.daemon import runs_already
+    from rustguard_py.cli.daemon import STARTING, runs_already
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.enroll.server.settings import Settings
     from rustguard_py.enroll.server.start import PairingOptions, ServeOptions, serve
     from rustguard_py.state.paths import state_directory
 
     directory = state_directory("server", state)
-    if runs_already(directory, "server"):
+    again = "" if open_for is None else f"Its window stays as it is. To open it: rustguard open {open_for:g}"
+    if runs_already(directory, "server", again=again):
         return
     secret = ask_token(token, token_file)
     options = ServeOptions(
@@ -133,7 +134,12 @@ def command(
         sandbox=not no_sandbox,
     )
     background = Background(directory.with_suffix(".log")) if daemon else None
-    run(lambda voice: serve(options, voice, background.ready if background else lambda: None))
+    try:
+        run(lambda voice: serve(options, voice, background.ready if background else lambda: None))
+    except InUseError:
+        # Another start was faster, and this one is the second.
+        if not runs_already(directory, "server", patience=STARTING, again=again):
+            raise
 
 
 def ask_token(option: str | None, file: Path | None) -> str | None:

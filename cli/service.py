@@ -12,10 +12,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from rustguard_py.cli import complete
+from rustguard_py.cli.values import OneOf
 from rustguard_py.cli.verb import CONTEXT_SETTINGS, LOG_LEVEL, VerbGroup
 from rustguard_py.daemon.control.client import call, listener, listens
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 from rustguard_py.service import systemd
 from rustguard_py.service.unit import STATE, Unit
 from rustguard_py.state import paths
@@ -46,7 +49,7 @@ def command() -> None:
         ("sudo rustguard service install join", "a machine that has joined before"),
     ],
 )
-@click.argument("kind", type=click.Choice(["serve", "join", "up"]), metavar="serve|join|up")
+@click.argument("kind", type=OneOf(["serve", "join", "up"]), metavar="serve|join|up")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[THE SAME OPTIONS]")
 def install(kind: str, options: tuple[str, ...]) -> None:
     """Install a service and start it; its options are those of `serve`, `join` or `up`.
@@ -70,7 +73,7 @@ def install_as(asked: click.Context) -> None:
 
 
 @command.command("remove", examples=[("sudo rustguard service remove serve", "stop it, and delete unit and token")])
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.services)
 def remove(name: str | None) -> None:
     """Stop a service and remove it, with its token. Keys and peers stay."""
     systemd.require()
@@ -80,7 +83,7 @@ def remove(name: str | None) -> None:
 
 
 @command.command("status", examples=[("rustguard service status", "all services that were installed")])
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.services)
 def status(name: str | None) -> None:
     """Show whether the services run."""
     for service in systemd.installed() if name is None else [systemd.find(name)]:
@@ -93,11 +96,11 @@ def status(name: str | None) -> None:
         if text := found.get("StatusText"):
             click.echo(printable(f"  {text}"))
     if name is None and not systemd.installed():
-        _tell("No service is installed. Install one: sudo rustguard service install serve …")
+        _tell(f"No service is installed. Install one: {as_root('rustguard service install serve …')}")
 
 
 @command.command("logs", examples=[("rustguard service logs -f", "what it says, as it says it")])
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.services)
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines, until Ctrl-C.")
 def logs(name: str | None, follow: bool) -> None:
     """Show what a service has logged."""
@@ -227,7 +230,7 @@ def _check_free(directory: Path, service: systemd.Service) -> None:
         return
     process = listener(socket)
     if systemd.running_unit(process) != f"{service.name}.service":
-        raise RefusedError(f"It runs already, as process {process}.", "End it first: sudo rustguard stop")
+        raise RefusedError(f"It runs already, as process {process}.", f"End it first: {as_root('rustguard stop')}")
 
 
 def _label(state: Path | None) -> str | None:

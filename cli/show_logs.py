@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 
 import click
 
+from rustguard_py.cli import complete
+from rustguard_py.cli.stop import called
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import listener, listens
 from rustguard_py.model.errors import NotRunningError, UsageError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.service import systemd
 from rustguard_py.state import paths
 
@@ -21,13 +25,20 @@ from rustguard_py.state import paths
     examples=[
         ("sudo rustguard logs", "of the daemon that runs, or of the one that ran last"),
         ("sudo rustguard logs -f", "and what it logs from now on"),
+        ("sudo rustguard logs wg0", "of the tunnel that `up wg0` brought up"),
     ],
 )
+@click.argument("name", required=False, shell_complete=complete.daemons)
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines, until Ctrl-C.")
 @state_option
-def command(follow: bool, state: Path | None) -> None:
-    """Show the log of a server or client: the journal of a service, or the file of one in the background."""
-    directories = [state.expanduser().resolve()] if state is not None else _directories()
+def command(name: str | None, follow: bool, state: Path | None) -> None:
+    """Show the log of a server, client or tunnel: the journal of a service, or the file of one in the background.
+
+    NAME is its state directory or the last part of it, as for `rustguard stop`.
+    """
+    if name is not None and state is not None:
+        raise UsageError("A name and --state exclude each other.", "Leave one out.")
+    directories = [state.expanduser().resolve()] if state is not None else _directories(name)
     for directory in directories:
         socket = paths.find_socket(directory)
         unit = systemd.running_unit(listener(socket)) if socket is not None and listens(socket) else None
@@ -39,7 +50,7 @@ def command(follow: bool, state: Path | None) -> None:
     if not files:
         raise NotRunningError(
             "No log is here: what runs in a terminal logs to that terminal.",
-            "In the background: sudo rustguard serve --daemon, or join --daemon",
+            f"In the background: {as_root('rustguard serve --daemon')}, or join --daemon",
         )
     newest = max(files, key=lambda path: path.stat().st_mtime)
     words = ["tail", "-n", "+1", *(["-F"] if follow else []), str(newest)]
@@ -47,10 +58,15 @@ def command(follow: bool, state: Path | None) -> None:
     os.execvp(words[0], words)  # noqa: S606
 
 
-def _directories() -> list[Path]:
+def _directories(name: str | None) -> list[Path]:
     """Return the state directory that is meant: of the daemon that runs, else all that there may be."""
-    running = [each.state_directory for each in paths.running() if listens(each.socket)]
+    candidates = [each for each in paths.running() if listens(each.socket)]
+    running = [each.state_directory for each in (candidates if name is None else called(candidates, name))]
     if len(running) > 1:
-        lines = [f"rustguard logs --state {each}" for each in running]
+        lines = [f"rustguard logs {quote(str(each))}" for each in running]
         raise UsageError(f"{len(running)} daemons run here.", "\n".join(["Choose one:", *lines]))
-    return running or [paths.state_directory("server"), paths.state_directory("client")]
+    usual = [paths.state_directory("server"), paths.state_directory("client")]
+    if running or name is None:
+        return running or usual
+    given = Path(name).expanduser().resolve()
+    return [given] if "/" in name else [paths.tunnel_directory(name), *(each for each in usual if each.name == name)]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
 import click
 
+from rustguard_py.cli import complete
 from rustguard_py.cli.daemon import START
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listener, listens
 from rustguard_py.model.errors import NotRunningError, RefusedError, UnansweredError, UsageError
 from rustguard_py.model.printable import printable
-from rustguard_py.service import systemd
+from rustguard_py.model.sudo import as_root
+from rustguard_py.service import openrc, systemd
 from rustguard_py.state import paths
 from rustguard_py.state.paths import Candidate
 
@@ -33,7 +36,7 @@ SECONDS = 120.0
         ("sudo rustguard stop --all", "all of them"),
     ],
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.daemons)
 @click.option("--all", "everything", is_flag=True, help="End all that runs; with nothing there, do nothing.")
 def command(name: str | None, everything: bool) -> None:
     """End a server, a client or a tunnel, in the background, in a terminal or as a service.
@@ -47,7 +50,7 @@ def command(name: str | None, everything: bool) -> None:
     if everything:
         chosen = running
     else:
-        chosen = [each for each in running if name is None or is_called(each, name)]
+        chosen = running if name is None else called(running, name)
         if not chosen:
             raise NotRunningError("Nothing runs here." if name is None else f"No {name} runs here.", START)
         if len(chosen) > 1:
@@ -59,19 +62,23 @@ def command(name: str | None, everything: bool) -> None:
         click.echo("Nothing runs here.", err=True)
 
 
-def is_called(candidate: Candidate, name: str) -> bool:
-    """Return whether a person means this daemon by a name."""
-    directory = candidate.state_directory
-    return name == directory.name or Path(name).expanduser().resolve() == directory
+def called(running: Sequence[Candidate], name: str) -> list[Candidate]:
+    """Return the daemons that a person means by a name: in a network namespace, that namespace's own tunnel first."""
+    wanted = {Path(name).expanduser().resolve()} | ({paths.tunnel_directory(name)} if "/" not in name else set())
+    own = [each for each in running if each.state_directory in wanted]
+    return own or [each for each in running if each.state_directory.name == name]
 
 
 def end(candidate: Candidate) -> None:
     """End a daemon in good order, and wait until it has ended."""
     process = listener(candidate.socket)
     unit = systemd.running_unit(process)
+    service = openrc.running_service(process)
+    # Ended otherwise, what supervises it might start it again.
     if unit is not None:
-        # Ended otherwise, systemd might start it again.
         systemd.systemctl("stop", unit)
+    elif service is not None:
+        openrc.stop(service)
     elif paths.tunnel_directory("x").parent == candidate.state_directory.parent:
         call(candidate.socket, "down", timeout=SECONDS)
     else:
@@ -79,9 +86,13 @@ def end(candidate: Candidate) -> None:
     deadline = time.monotonic() + SECONDS
     while listens(candidate.socket) or (unit is None and _is_there(process)):
         if time.monotonic() > deadline:
-            raise UnansweredError(f"Process {process} doesn't end.", f"End it at once: sudo kill -9 {process}")
+            raise UnansweredError(
+                f"Process {process} doesn't end.", f"End it at once: {as_root(f'kill -9 {process}')}"
+            )
         time.sleep(0.02)
-    click.echo(printable(f"Ended {unit or f'process {process}'} on {candidate.state_directory}."), err=True)
+    click.echo(
+        printable(f"Ended {unit or service or f'process {process}'} on {candidate.state_directory}."), err=True
+    )
 
 
 def _terminate(process: int) -> None:
@@ -90,7 +101,7 @@ def _terminate(process: int) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise RefusedError(f"Process {process} belongs to another user.", "Run it with sudo.") from None
+        raise RefusedError(f"Process {process} belongs to another user.", "Run it as root.") from None
 
 
 def _is_there(process: int) -> bool:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
+from shlex import quote
 
 import click
 
-from rustguard_py.cli.daemon import wait_for_socket
+from rustguard_py.cli import complete
+from rustguard_py.cli.daemon import STARTING, daemon_of, wait_for_socket
 from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, sandbox_option
 from rustguard_py.daemon.control.client import call
 from rustguard_py.data_path import DataPath
+from rustguard_py.model.errors import InUseError, NameTakenError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
 
 # A changed file may have names to look up, and programs to run. The daemon gives a sign of life each second.
@@ -33,7 +37,7 @@ SLOW = 5
         ("sudo rustguard up wg0 --foreground", "for a service: until SIGTERM or Ctrl-C"),
     ],
 )
-@click.argument("file", metavar="FILE|NAME")
+@click.argument("file", metavar="FILE|NAME", shell_complete=complete.files)
 @click.option(
     "--foreground", is_flag=True, help="Stay in the foreground; without it the command ends when the tunnel is up."
 )
@@ -66,22 +70,50 @@ def command(
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
     socket = wait_for_socket(directory)
     if socket is not None:
-        beats = count(1)
-
-        def on_beat() -> None:
-            if next(beats) == SLOW:
-                click.echo(f"The daemon of {interface} is still applying the changes.", err=True)
-
-        changes = call(socket, "reload", {"file": str(path)}, SILENCE_SECONDS, on_beat)["changes"]
-        for line in changes or [f"{interface} is up, and nothing in {path} has changed."]:
-            click.echo(printable(line), err=True)
+        _reload(socket, path, interface)
         return
 
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.up import UpOptions, up
 
     options = UpOptions(path, interface, directory, data_path, group, trust_file, not no_sandbox)
-    background = (
-        None if foreground else Background(directory / "log", lambda _: f"To end it: rustguard down {interface}")
-    )
-    run(lambda voice: up(options, voice, background.ready if background else lambda: None))
+    end = f"rustguard down {interface}{'' if state is None else f' --state {quote(str(directory))}'}"
+    background = None if foreground else Background(directory / "log", lambda _: f"To end it: {as_root(end)}")
+    try:
+        run(lambda voice: up(options, voice, background.ready if background else lambda: None))
+    except InUseError:
+        # Another `up` of the file was faster, and this one is the second.
+        socket = wait_for_socket(directory, STARTING)
+        if socket is None:
+            raise
+        _reload(socket, path, interface)
+    except NameTakenError as error:
+        raise _taken(interface, error) from error
+
+
+def _reload(socket: Path, path: Path, interface: str) -> None:
+    """Let the daemon apply the changes of its file, and print them."""
+    beats = count(1)
+
+    def on_beat() -> None:
+        if next(beats) == SLOW:
+            click.echo(f"The daemon of {interface} is still at work.", err=True)
+
+    changes = call(socket, "reload", {"file": str(path)}, SILENCE_SECONDS, on_beat)["changes"]
+    for line in changes or [f"{interface} is up, and nothing in {path} has changed."]:
+        click.echo(printable(line), err=True)
+
+
+def _taken(interface: str, error: NameTakenError) -> NameTakenError:
+    """Return the error for an interface that is there already; it names the daemon of ours that made it."""
+    status = daemon_of(interface)
+    if status is None:
+        return error
+    directory = quote(status["state_directory"])
+    if status["role"] == "tunnel":
+        what = "`rustguard up` with another state directory"
+        fix = f"To apply changes or end it, add: --state {directory}"
+    else:
+        what = f"`rustguard {'serve' if status['role'] == 'server' else 'join'}`"
+        fix = f"Rename the file and so the interface. Or end it: {as_root(f'rustguard stop {directory}')}"
+    return NameTakenError(f"{interface} belongs to {what}, process {status['pid']}.", fix)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from rustguard_py.cli import failures
+from rustguard_py.cli import complete, failures
+from rustguard_py.cli.values import BadValueError, OneOf, nearest
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.offloads import ALL, choose_offloads
@@ -27,16 +28,28 @@ class Verb(click.Command):
 
     Args:
         examples: Pairs of a command line and its purpose.
+        more: Where to read on.
     """
 
-    def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Examples = (), more: str = "man rustguard", **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", CONTEXT_SETTINGS)
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
+        self.more = more
 
     def format_epilog(self, _: click.Context, formatter: click.HelpFormatter) -> None:
-        """Show the examples."""
+        """Show the examples, and where to read on."""
         write_examples(formatter, self.examples)
+        with formatter.section("More"):
+            formatter.write_text(self.more)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line. Each error knows its command."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. If it fails, its report goes to its state directory."""
@@ -48,6 +61,14 @@ class VerbGroup(Verb, click.Group):
     """A `Verb` that has commands of its own."""
 
     command_class = Verb
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; of one that doesn't exist, name the nearest."""
+        if args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise nearest(args[0], self.commands, ctx)
+        return super().resolve_command(ctx, args)
 
 
 def write_examples(formatter: click.HelpFormatter, examples: Examples) -> None:
@@ -67,8 +88,19 @@ def state_option(function: Function) -> Function:
         metavar="DIR",
         envvar="RUSTGUARD_STATE",
         show_envvar=True,
+        callback=_check_state,
+        shell_complete=complete.directories,
         help="State directory; selects the daemon when several run.",
     )(function)
+
+
+def _check_state(_: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    # Files stand next to it, named after it.
+    if value is not None and value.expanduser().resolve().name == "":
+        raise BadValueError(
+            f"{str(value)!r} can't be a state directory.", "Choose another: --state DIR", None, parameter
+        )
+    return value
 
 
 def sandbox_option(function: Function) -> Function:
@@ -94,7 +126,7 @@ def log_level_option(default: str) -> Callable[[Function], Function]:
     """
     return click.option(
         "--log-level",
-        type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+        type=OneOf(["debug", "info", "warning", "error"], case_sensitive=False),
         envvar="RUSTGUARD_LOG",
         show_envvar=True,
         expose_value=False,
@@ -145,7 +177,7 @@ def _check_offloads(_: click.Context, parameter: click.Parameter, value: str | N
         try:
             choose_offloads(value, ALL)
         except UsageError as error:
-            raise click.BadParameter(f"{error.message} {error.fix}", param=parameter) from None
+            raise BadValueError(error.message, error.fix, parameter=parameter) from None
     return value
 
 
@@ -195,7 +227,7 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     by_engine = click.option(
         "--engine",
-        type=click.Choice(["auto", "kernel", "native", "portable"]),
+        type=OneOf(["auto", "kernel", "native", "portable"]),
         default="auto",
         show_default=True,
         envvar="RUSTGUARD_ENGINE",
@@ -206,8 +238,7 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value) <= QUEUES_LIMIT):
-        raise click.BadParameter(
-            f"{value!r} is neither a number from 1 to {QUEUES_LIMIT} nor `auto`.", param=parameter
-        )
+    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= QUEUES_LIMIT):
+        message = f"{value!r} is neither a number from 1 to {QUEUES_LIMIT} nor `auto`."
+        raise BadValueError(message, "Write it like: --queues 4", parameter=parameter)
     return value

@@ -25,6 +25,7 @@ _LEVELS = {"silent": logging.CRITICAL + 1, "error": logging.WARNING, "verbose": 
 @click.command(
     "rustguard-wg",
     cls=Verb,
+    more="man rustguard-wg, or rustguard man rustguard-wg",
     examples=[
         ("sudo rustguard-wg wg0", "an interface wg0 in the background; set it up with `wg set wg0 …`"),
         (

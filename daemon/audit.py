@@ -1,11 +1,12 @@
-"""The audit log of a server: who joined, who was refused, and who changed what.
+"""The audit log of a server: who joined, who was refused, and who changed what (`audit_events`).
 
 `record(event)` writes one line to the log, and one JSON object to `audit.jsonl` in the state directory of the running
 server. A thread writes the file, so a slow or full disk never delays the server. What can't be written waits in
 memory and is tried again. Events hold no tokens, private keys or preshared keys.
 
-Anyone who can reach the server can cause some kinds of events. At most `BUDGET` of those are recorded per minute, so
-that nobody can push the other lines out of the file. The rest is counted in an `Omitted` event.
+Strangers and peers can cause some kinds of events as often as they like. So few of those are recorded, of each site
+and each key and of all together, that pushing the other lines out of the file takes weeks. The rest is counted in
+`Omitted` events.
 """
 
 from __future__ import annotations
@@ -16,264 +17,40 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
+from rustguard_py.daemon.audit_events import Event, Omitted
 from rustguard_py.model.errors import StateError
+from rustguard_py.model.printable import printable
+from rustguard_py.model.rate_limit import RateLimit, SourceRateLimits
 from rustguard_py.state.durable_files import Files, unusable
 
 log = logging.getLogger(__name__)
 
 NAME: Final = "audit.jsonl"
 MAX_BYTES: Final = 10 << 20
-BUDGET: Final = 120
-BUDGET_SECONDS: Final = 60.0
+# Of what others can cause, lines of each site and of each key, and of all of them: at once, and then per hour. A line
+# has at most 400 bytes or so, and a file holds 26,000 of those.
+EACH_AT_ONCE: Final = 20
+EACH_PER_HOUR: Final = 6
+ALL_AT_ONCE: Final = 1000
+ALL_PER_HOUR: Final = 30
+# How long what is left out is counted before that is recorded, and how often: at once, and then per hour.
+COUNT_SECONDS: Final = 60.0
+COUNTS_AT_ONCE: Final = 5
+COUNTS_PER_HOUR: Final = 1
 # Seconds until a failed write is tried again. Short, so that a person who made room sees the effect.
 RETRY_SECONDS: Final = 3.0
 # Lines that wait for a full disk, about 2 MiB.
 MAX_WAITING: Final = 10_000
 # How long the end of the server waits for the last lines.
 _CLOSE_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something to record.
-
-    Attributes:
-        kind: Its name in the file.
-        level: Its level in the log.
-        limited: Whether others can cause as many as they like.
-    """
-
-    kind: ClassVar[str]
-    level: ClassVar[int] = logging.INFO
-    limited: ClassVar[bool] = False
-
-
-@dataclass(frozen=True, slots=True)
-class Joined(Event):
-    """A client joined. `key` is its public key in base64, `address` its inner one, `source` its UDP address."""
-
-    kind = "joined"
-    name: str
-    key: str
-    address: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.name} joined from {self.source} as {self.address}"
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted(Event):
-    """Somebody admitted a peer that runs stock WireGuard."""
-
-    kind = "admitted"
-    name: str
-    key: str
-    address: str
-    by: int | None
-
-    def __str__(self) -> str:
-        return f"{self.name} was admitted for stock WireGuard, as {self.address}{_by(self.by)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Refused(Event):
-    """A client that knows the token was refused all the same."""
-
-    kind = "refused"
-    level = logging.WARNING
-    limited = True
-    reason: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"a join from {self.source} was refused: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
-class WrongToken(Event):
-    """A wrong token was counted; `count` is how many there were in this window."""
-
-    kind = "wrong-token"
-    level = logging.WARNING
-    limited = True
-    source: str
-    count: int
-
-    def __str__(self) -> str:
-        return f"a wrong token was tried from {self.source}; in this window: {self.count}"
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetSpent(Event):
-    """So many wrong tokens were tried that further ones are checked slowly."""
-
-    kind = "budget-spent"
-    level = logging.WARNING
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.count} wrong tokens were tried in this window: from now on one is checked every 10 s"
-
-
-@dataclass(frozen=True, slots=True)
-class WindowOpened(Event):
-    """The pairing window was opened, or its time was changed."""
-
-    kind = "window-opened"
-    seconds: float
-    by: int | None
-    sources: tuple[str, ...] = ()
-    most: int | None = None
-
-    def __str__(self) -> str:
-        only = f" to {', '.join(self.sources)} only" if self.sources else ""
-        most = f", for {self.most} new machines at most" if self.most is not None else ""
-        return f"the pairing window is open{only} for {self.seconds:g} s{most}{_by(self.by)}"
-
-
-@dataclass(frozen=True, slots=True)
-class WindowClosed(Event):
-    """The pairing window closed; `reason` says why."""
-
-    kind = "window-closed"
-    reason: str
-    by: int | None
-
-    def __str__(self) -> str:
-        return f"the pairing window is closed: {self.reason}{_by(self.by)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Revoked(Event):
-    """A peer was removed, and its key is refused from now on."""
-
-    kind = "revoked"
-    name: str
-    key: str
-    by: int | None
-
-    def __str__(self) -> str:
-        return f"{self.name} was revoked{_by(self.by)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Restored(Event):
-    """A revoked key may join again."""
-
-    kind = "restored"
-    key: str
-    by: int | None
-
-    def __str__(self) -> str:
-        return f"the key {self.key} may join again{_by(self.by)}"
-
-
-@dataclass(frozen=True, slots=True)
-class TakenBack(Event):
-    """A new peer said that it can't use its admission, and was removed; its key may join again."""
-
-    kind = "taken-back"
-    name: str
-    key: str
-    address: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.name} at {self.source} can't use its admission and was removed: {self.address} is free"
-
-
-@dataclass(frozen=True, slots=True)
-class GivenAway(Event):
-    """A peer that never connected was removed, because the pool was full; its key may join again."""
-
-    kind = "given-away"
-    level = logging.WARNING
-    name: str
-    key: str
-    address: str
-
-    def __str__(self) -> str:
-        return f"{self.name} never connected and was removed: the pool is full, {self.address} is free"
-
-
-@dataclass(frozen=True, slots=True)
-class Renamed(Event):
-    """A peer has another name."""
-
-    kind = "renamed"
-    old: str
-    new: str
-    key: str
-    by: int | None
-
-    def __str__(self) -> str:
-        return f"{self.old} was renamed to {self.new}{_by(self.by)}"
-
-
-@dataclass(frozen=True, slots=True)
-class ClockReset(Event):
-    """The handshake timestamp of a peer was forgotten; `was` is its time in ISO 8601, or None."""
-
-    kind = "reset"
-    name: str
-    key: str
-    was: str | None
-    by: int | None
-
-    def __str__(self) -> str:
-        return f"the handshake timestamp of {self.name} was forgotten ({self.was or 'there was none'}){_by(self.by)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Omitted(Event):
-    """Events that were not recorded."""
-
-    kind = "omitted"
-    level = logging.WARNING
-    count: int
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.count} events are missing from the audit log: {self.why}"
-
-
-_KINDS: Final[Mapping[str, type[Event]]] = {
-    each.kind: each
-    for each in (
-        Joined,
-        Admitted,
-        Refused,
-        WrongToken,
-        BudgetSpent,
-        WindowOpened,
-        WindowClosed,
-        Revoked,
-        Restored,
-        TakenBack,
-        GivenAway,
-        Renamed,
-        ClockReset,
-        Omitted,
-    )
-}
-
-
-def _by(user: int | None) -> str:
-    return "" if user is None else f", by uid {user}"
-
-
-def printable(text: str) -> str:
-    """Return text whose control characters are escaped: a terminal could take them as commands."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -309,38 +86,42 @@ class AuditLog:
         self._changed = threading.Condition()
         self._closing = False
         self._refused = False
-        self._minute_began = clock()
-        self._minute_count = 0
-        self._minute_omitted = 0
+        self._each = SourceRateLimits(EACH_PER_HOUR / 3600, EACH_AT_ONCE, os.urandom)
+        self._all = RateLimit(ALL_PER_HOUR / 3600, ALL_AT_ONCE)
+        self._counts = RateLimit(COUNTS_PER_HOUR / 3600, COUNTS_AT_ONCE)
+        self._omitted = 0
+        self._omitted_since = 0.0
         self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
         self._thread.start()
 
     def record(self, event: Event) -> None:
         """Write an event to the log and, soon, to the file. Never waits for the disk and never fails."""
-        self._count_omitted()
-        if event.limited:
-            self._minute_count += 1
-            if self._minute_count > BUDGET:
-                self._minute_omitted += 1
-                return
-        self._take(event)
+        at = self._clock()
+        if self._omitted and at - self._omitted_since >= COUNT_SECONDS and self._counts.take(at):
+            self._record_omitted()
+        if self._may_record(event.charged_to(), at):
+            self._take(event)
+            return
+        if not self._omitted:
+            self._omitted_since = at
+        self._omitted += 1
 
     def close(self) -> None:
         """Write what waits, and stop. Takes at most two seconds; what the disk refuses until then is lost."""
-        self._count_omitted(now=True)
+        self._record_omitted()
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join(_CLOSE_SECONDS)
 
-    def _count_omitted(self, *, now: bool = False) -> None:
-        """At the end of a minute, record how many events were left out in it."""
-        if not now and self._clock() - self._minute_began < BUDGET_SECONDS:
-            return
-        omitted, self._minute_omitted = self._minute_omitted, 0
-        self._minute_began, self._minute_count = self._clock(), 0
+    def _may_record(self, charged: tuple[str, ...], at: float) -> bool:
+        # Those of each first: one that causes too many must not use up what is for all.
+        return not charged or (all(self._each.take(who, at) for who in charged) and self._all.take(at))
+
+    def _record_omitted(self) -> None:
+        omitted, self._omitted = self._omitted, 0
         if omitted:
-            self._take(Omitted(omitted, "too many came in one minute"))
+            self._take(Omitted(omitted, "too many came"))
 
     def _take(self, event: Event) -> None:
         log.log(event.level, "%s", printable(str(event)))
@@ -513,14 +294,3 @@ def _read_line(line: bytes) -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return None
-
-
-def sentence(event: Mapping[str, Any]) -> str:
-    """Return an event of `read` as a printable sentence; of a kind that is unknown here, its members."""
-    members = {name: value for name, value in event.items() if name not in ("time", "event")}
-    kind = _KINDS.get(event["event"])
-    if kind is not None:
-        known = {each.name: members.get(each.name) for each in fields(kind)}
-        with suppress(TypeError, ValueError):
-            return printable(str(kind(**known)))
-    return printable(" ".join([event["event"], *(f"{name}={value}" for name, value in members.items())]))

@@ -12,6 +12,7 @@ from typing import ClassVar
 from rustguard_py.daemon import outside
 from rustguard_py.daemon.steps import run
 from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.system.interface import Echo
 from rustguard_py.system.netlink_library import IPRoute
 
@@ -19,6 +20,8 @@ _RESOLV_CONF = Path("/etc/resolv.conf")
 _ORDER = Path("/etc/resolvconf/interface-order")
 # Where Debian's resolvconf and openresolv keep what they were given.
 _RECORDS = (Path("/run/resolvconf/interface"), Path("/run/resolvconf/interfaces"), Path("/run/resolvconf/keys"))
+# systemd-resolved keeps here what each interface was given, and writes a resolv.conf when that changes.
+_RESOLVED = (Path("/run/systemd/resolve"), Path("/run/systemd/resolve/netif"))
 _RESOLVECTL, _RESOLVCONF = MANAGERS = ("resolvectl", "resolvconf")
 
 
@@ -35,7 +38,7 @@ def manager() -> str:
         return _RESOLVECTL
     raise RefusedError(
         "The file sets DNS, but this machine has neither resolvconf nor systemd-resolved.",
-        "Install one, `sudo apt-get install openresolv`, or take the DNS line out.",
+        f"Install one, `{as_root('apt-get install openresolv')}`, or take the DNS line out.",
     )
 
 
@@ -84,6 +87,30 @@ class Dns:
                 return None
             # The line begins with the interface's number, which changes when the interface is made again.
             return "\n".join(each.stdout.partition(":")[2].strip() for each in shown if each is not None)
+        record, in_use = self._recorded(), self._in_use()
+        return None if record is None and in_use is None else f"{record or ''}{in_use or ''}"
+
+    def where(self, memo: str) -> tuple[Path, ...]:
+        """Return the files and directories that change with what `look` returns."""
+        if memo == _RESOLVECTL:
+            return _RESOLVED
+        return (*_RECORDS, _RESOLV_CONF, _RESOLV_CONF.resolve())
+
+    def put_back(self, netlink: IPRoute, memo: str, echo: Echo) -> None:
+        """Set the name servers again.
+
+        Raises:
+            RustGuardError: The program refused.
+        """
+        self.apply(netlink, memo, echo)
+        if memo == _RESOLVCONF:
+            # Both programs do nothing if the record is there already, also when resolv.conf was overwritten. The
+            # resolvconf of systemd-resolved can't do this, and needn't.
+            echo(f"[#] {_RESOLVCONF} -u")
+            run([_RESOLVCONF, "-u"])
+
+    def _recorded(self) -> str | None:
+        """Return what resolvconf was given, or None if that can't be seen."""
         directory = next((each for each in _RECORDS if each.is_dir()), None)
         if directory is None:
             return None
@@ -93,6 +120,15 @@ class Dns:
             return ""
         except OSError:
             return None
+
+    def _in_use(self) -> str | None:
+        """Return the lines of resolv.conf that name our servers, or None if it can't be read."""
+        try:
+            lines = _RESOLV_CONF.read_text(errors="replace").splitlines()
+        except OSError:
+            return None
+        named = (words[1] for line in lines if (words := line.split())[:1] == ["nameserver"] and len(words) > 1)
+        return "".join(f"{each}\n" for each in named if each in self.servers)
 
     @outside.changes
     def undo(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:

@@ -2,13 +2,15 @@
 
 netlink message or 30 s → a look at everything → `Reconciler` decides → what is missing is put back → log and status.
 
-A link that an admin set down stays down, and has no routes meanwhile. When it comes up, they return.
+A link that an admin set down stays down, and has no routes meanwhile. When it comes up, they return. A link that was
+renamed gets its name back: hooks, firewall rules, wg(8)'s socket and `down` know it by that name alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +25,8 @@ from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.system import kernel_view
 from rustguard_py.system.changes import ChangeWatch, Kind
-from rustguard_py.system.interface import Echo, InterfaceSetup, set_up
+from rustguard_py.system.file_watch import FileWatch
+from rustguard_py.system.interface import Echo, InterfaceSetup, rename, set_up
 from rustguard_py.system.kernel_view import View
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ class KeptInterface:
     Attributes:
         tunnel: Makes the interface again if it is gone.
         setup: Returns its name, MTU and limit of segments.
+        index: Its number, 0 before the first look.
         was_up: Whether it was up at the last look.
         is_bare: Whether it was made again and not set up yet.
         changed_mtu: Our MTU, and the one that a hook set instead; None if no hook did.
@@ -53,6 +57,7 @@ class KeptInterface:
 
     tunnel: AnyTunnel
     setup: Callable[[], InterfaceSetup]
+    index: int = 0
     was_up: bool = True
     is_bare: bool = False
     changed_mtu: tuple[int, int] | None = None
@@ -63,6 +68,13 @@ class KeptInterface:
         if self.changed_mtu is not None and self.changed_mtu[0] == setup.mtu:
             return replace(setup, mtu=self.changed_mtu[1])
         return setup
+
+    def is_renamed(self) -> bool:
+        """Return whether it has another name now. One that was moved to another namespace can't be seen any more."""
+        try:
+            return self.index != 0 and socket.if_indextoname(self.index) != self.setup().name
+        except OSError:
+            return False
 
 
 @dataclass(slots=True)
@@ -111,6 +123,7 @@ class Keeper:
         self._looking = False
         self._thorough = True
         self._watch: ChangeWatch | None = None
+        self._files: FileWatch | None = None
         self._task: asyncio.Task[None] | None = None
 
     # -- its life -------------------------------------------------------------------------------------------
@@ -122,7 +135,9 @@ class Keeper:
         with suppress(OSError):
             await asyncio.to_thread(self.adopt)
         self._watch = ChangeWatch(self._on_change, table=TABLES)
+        stack.callback(self._close_files)
         self._note_interfaces(kernel_view.read(self._names))
+        self._watch_files()
         self._task = asyncio.get_running_loop().create_task(self._run())
         stack.push_async_callback(self.close)
 
@@ -180,7 +195,7 @@ class Keeper:
 
     def _on_change(self, kind: Kind | None, by: str | None) -> None:
         self._causes[kind] = by or self._causes.get(kind)
-        self._thorough = self._thorough or kind in ("firewall", None)
+        self._thorough = self._thorough or kind in ("firewall", "file", None)
         self._reconciler.changed(now())
         self._wake.set()
 
@@ -189,9 +204,27 @@ class Keeper:
         self._wake.set()
 
     def _note_interfaces(self, view: View) -> None:
+        for each in self._interfaces:
+            if (link := view.links.get(each.setup().name)) is not None:
+                each.index = link.index
         if self._watch is not None:
             self._watch.names = set(self._names)
-            self._watch.indices = {link.index for link in view.links.values()}
+            self._watch.indices = {each.index for each in self._interfaces}
+
+    def _watch_files(self) -> None:
+        """Watch the files that tell of the things we set, which a reload may have changed."""
+        done = self._done()
+        paths = watched.where(watched.memos(done, done))
+        if paths and self._files is None:
+            # Without this, the periodic look is left.
+            with suppress(OSError):
+                self._files = FileWatch(partial(self._on_change, "file", None))
+        if self._files is not None:
+            self._files.watch(paths)
+
+    def _close_files(self) -> None:
+        if self._files is not None:
+            self._files.close()
 
     async def _run(self) -> None:
         while not self._closing:
@@ -223,6 +256,8 @@ class Keeper:
         # Under another name or in another namespace, it is still there for whoever moved it.
         lost = [each for each in self._interfaces if each.is_bare or not each.tunnel.has_interface()]
         gone = {f"the interface {each.setup().name}": each for each in lost}
+        renamed = [each for each in self._interfaces if each not in lost and each.is_renamed()]
+        gone |= {f"the interface name {each.setup().name}": each for each in renamed}
         made = self._make_again(gone, causes, all_of_it=all_of_it)
         if made:
             view = await asyncio.to_thread(kernel_view.read, self._names)
@@ -233,6 +268,7 @@ class Keeper:
         look = await asyncio.to_thread(self._find_missing, view, thorough=thorough or bool(made), again=bool(made))
         done = await self._put_back(look, causes, all_of_it=all_of_it)
         self._reconciler.end_look({*gone, *look.missing} - made, now())
+        self._watch_files()
         return [*sorted(made), *done]
 
     # -- interfaces -----------------------------------------------------------------------------------------
@@ -240,17 +276,16 @@ class Keeper:
     def _make_again(
         self, gone: Mapping[str, KeptInterface], causes: Mapping[Kind | None, str | None], *, all_of_it: bool
     ) -> set[str]:
-        """Make interfaces that another program removed; return those that were made."""
+        """Make interfaces that another program removed, or name them again; return those that were made."""
         allowed = self._reconciler.decide(gone, now(), by=causes.get("link"))
         made = set()
         for thing in gone if all_of_it else allowed:
             kept = gone[thing]
             try:
-                if not kept.tunnel.has_interface():
-                    kept.tunnel.reattach()
-                    kept.is_bare = True
-                set_up(kept.wanted(), self._echo)
-                kept.is_bare = False
+                if kept.is_renamed():
+                    rename(kept.index, kept.setup().name, self._echo)
+                else:
+                    self._make_interface(kept)
             except RustGuardError as error:
                 self._refused(thing, error.message)
             else:
@@ -259,6 +294,13 @@ class Keeper:
         self._report(sorted(made))
         self._warn_of_waiting(gone)
         return made
+
+    def _make_interface(self, kept: KeptInterface) -> None:
+        if not kept.tunnel.has_interface():
+            kept.tunnel.reattach()
+            kept.is_bare = True
+        set_up(kept.wanted(), self._echo)
+        kept.is_bare = False
 
     def _find_missing(self, view: View, *, thorough: bool, again: bool) -> _Look:
         found, risen = _Look(), set()
@@ -333,6 +375,9 @@ class Keeper:
         failed = watched.put_back(pairs, self._echo)
         for each, memo in pairs:
             if each in self._looks and each not in failed and (text := watched.look(each, memo)) is not None:
+                if (why := watched.why_not_back(each, self._looks[each], text)) is not None:
+                    failed[each] = why
+                    continue
                 self._looks[each] = text
         return refused | {watched.describe(each): why for each, why in failed.items()}
 

@@ -5,25 +5,30 @@ A datagram counts only if it came in by the tunnel's interface. Cryptokey routin
 A client says hello with each session, and the server answers. From then on each end looks at the counters of the
 other one's sessions, reports what is missing (`segmentation.Arrivals`), and hears how much of its own arrived
 (`segmentation.PathWatch`).
+
+A client that leaves its network says so here, and the server answers once it has removed it. Both also work with the
+kernel's engine, which needs none of the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rustguard_py.daemon.segmentation import LOOK, Arrivals, PathWatch, Stage
+from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import IpAddress
 from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.planes.contract import Flow
 from rustguard_py.protocol import report
-from rustguard_py.protocol.report import REPORT_LIMIT, REPORT_PORT, Arrived, Hello, Item
+from rustguard_py.protocol.report import REPORT_LIMIT, REPORT_PORT, Arrived, Hello, Item, Leave, Left
 from rustguard_py.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
@@ -34,6 +39,10 @@ _IDLE_LOOK = 1.0
 _LOOKS_A_SECOND = 1000
 # Seconds between two hellos without an answer, and how many there are.
 _ASK_AGAIN, _ASKS = 2.0, 5
+# How often a client says that it leaves, and the seconds between: it waits for three seconds.
+_LEAVES, _LEAVE_AGAIN = 6, 0.5
+# Seconds for which the answer to that can be given again, because it was lost. Longer than a client asks.
+FAREWELL = 4.0
 # linux/in.h; the socket module doesn't name them.
 _IP_PKTINFO, _IP_FREEBIND = 8, 15
 _PKTINFO = struct.Struct("=i4s4s")
@@ -81,6 +90,8 @@ class Reports:
         find: Returns the partner that has an inner address, or None.
         segments: Whether segmentation is used at all.
         ask: The inner address of the end to say hello to, for a client.
+        looks: Whether arrivals are reported at all: the kernel's engine has no counters for it.
+        remove: For a server: removes a partner that proved that it leaves, and returns what proves the answer.
     """
 
     def __init__(
@@ -92,6 +103,8 @@ class Reports:
         *,
         segments: bool = True,
         ask: IpAddress | None = None,
+        looks: bool = True,
+        remove: Callable[[Partner, bytes], Awaitable[bytes | None]] | None = None,
     ) -> None:
         self._tunnels = [tunnel if isinstance(tunnel, Tunnel) else None for tunnel in tunnels]
         self._interfaces = frozenset(interfaces)
@@ -104,6 +117,13 @@ class Reports:
         self._speakers: dict[str, _Speaker] = {}
         self._socket: socket.socket | None = None
         self._wake = asyncio.Event()
+        self._looks = looks
+        self._remove = remove
+        # By address: the leave that was answered, and the answer.
+        self._farewells: dict[str, tuple[bytes, bytes]] = {}
+        # What a client waits for.
+        self._goodbye: tuple[bytes, asyncio.Event] | None = None
+        self._tasks = Tasks()
 
     async def run(self) -> None:
         """Exchange reports until cancelled."""
@@ -121,10 +141,33 @@ class Reports:
                 await self._rest(pause)
         finally:
             loop.remove_reader(self._socket.fileno())
-            self._socket.close()
+            made, self._socket = self._socket, None
+            made.close()
+            await self._tasks.close()
+
+    async def leave(self, server: IpAddress, leave: bytes, left: bytes) -> bool:
+        """Tell the server that we leave, for three seconds. Return whether it has answered.
+
+        Args:
+            server: Its inner address.
+            leave: What proves that it is us.
+            left: What proves that the answer is the server's.
+        """
+        answered = asyncio.Event()
+        self._goodbye = left, answered
+        for _ in range(_LEAVES):
+            if self._socket is None:
+                break
+            self._send(str(server), [Leave(leave)])
+            with suppress(TimeoutError):
+                await asyncio.wait_for(answered.wait(), _LEAVE_AGAIN)
+                break
+        return answered.is_set()
 
     def session(self) -> None:
         """Note that a client has a session: it says hello."""
+        if self._ask is None:
+            return
         self._asks_left = _ASKS
         self._ask_at = float("-inf")
         self._wake.set()
@@ -186,22 +229,46 @@ class Reports:
         return False
 
     def _take(self, datagram: bytes, address: str) -> None:
-        partner = self._find(address)
-        if partner is None:
+        partner, farewell = self._find(address), self._farewells.get(address)
+        if partner is None and farewell is None:
             return
         try:
             items = report.decode(datagram)
         except ValueError as error:
-            log.debug("%s sent a report that can't be read: %s", partner.name, error)
+            log.debug("%s sent a report that can't be read: %s", partner.name if partner else address, error)
             return
         for item in items:
             match item:
-                case Hello(asks):
+                case Leave(proof) if farewell is not None and farewell[0] == proof:
+                    self._send(address, [Left(farewell[1])])
+                case Leave(proof) if partner is not None and self._remove is not None:
+                    self._tasks.spawn(self._let_go(address, partner, proof, self._remove))
+                case Left(proof) if self._goodbye is not None:
+                    if hmac.compare_digest(proof, self._goodbye[0]):
+                        self._goodbye[1].set()
+                case Hello(asks) if partner is not None and self._looks:
                     self._meet(address, partner)
                     if asks:
                         self._send(address, [Hello(asks=False)])
                 case Arrived() if (speaker := self._speakers.get(address)) is not None:
                     self._arrived(speaker, item)
+
+    async def _let_go(
+        self,
+        address: str,
+        partner: Partner,
+        leave: bytes,
+        remove: Callable[[Partner, bytes], Awaitable[bytes | None]],
+    ) -> None:
+        """Remove a partner that leaves, and answer."""
+        left = await remove(partner, leave)
+        if left is None or self._socket is None:
+            return
+        self._speakers.pop(address, None)
+        self._send(address, [Left(left)])
+        # The partner isn't found any more, but the answer may be lost.
+        self._farewells[address] = leave, left
+        asyncio.get_running_loop().call_later(FAREWELL, self._farewells.pop, address, None)
 
     def _meet(self, address: str, partner: Partner) -> None:
         known = self._speakers.get(address)

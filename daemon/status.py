@@ -29,7 +29,8 @@ class PeerLine:
         public_key: 32 bytes.
         address4: Its inner IPv4 address.
         address6: Its inner IPv6 address.
-        endpoint: Its last known endpoint from before the start.
+        endpoint: Its last known endpoint from before the start, or the one to look for it at.
+        was_heard: Whether it was heard at that endpoint. One that somebody wrote into a file proves nothing.
         keepalive: Seconds, 0 for none.
         clock_ahead: What time its clock once had, if that is far ahead (`clocks.clock_ahead`).
         has_to_join_again: Whether it can't connect before it joins again.
@@ -47,6 +48,7 @@ class PeerLine:
     has_connected: bool = True
     dns_name: str | None = None
     clock_ahead: str | None = None
+    was_heard: bool = True
 
 
 def peers(
@@ -79,7 +81,7 @@ def _peer(
     counters = [each for _, each in found]
     began = max((peer.session_began for peer, _ in found if peer.session_began is not None), default=None)
     heard = max((each.last_received for each in counters if each.last_received is not None), default=None)
-    known = line.endpoint is not None or began is not None
+    known = (line.endpoint is not None and line.was_heard) or began is not None
     return {
         "name": line.name,
         "dns_name": line.dns_name,
@@ -142,6 +144,7 @@ def common(
             for place, each in enumerate(stats)
             for worker in each.workers
         ],
+        "healthy": all(tunnel.fault is None and not tunnel.silent for tunnel in tunnels),
         "notes": [
             *program.engine.notes,
             *dict.fromkeys(note for each in stats for note in each.notes),
@@ -152,12 +155,16 @@ def common(
 
 
 def broken(tunnels: Sequence[AnyTunnel]) -> list[str]:
-    """Return a warning for each tunnel that broke while others go on."""
-    return [
+    """Return a warning for each tunnel that broke while others go on, and for each whose plane doesn't answer."""
+    warnings = [
         f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart fixes it."
         for place, tunnel in enumerate(tunnels)
         if tunnel.fault is not None
     ]
+    silent = dict.fromkeys(thread for tunnel in tunnels for thread in tunnel.silent)
+    if silent:
+        warnings.append(f"The data plane doesn't answer ({', '.join(silent)}). A restart fixes it.")
+    return warnings
 
 
 def _worker(worker: WorkerStats, name: str) -> dict[str, Any]:

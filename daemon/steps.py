@@ -200,11 +200,9 @@ class Sysctl:
     def prepare(self) -> str:
         """See `Step`."""
         try:
-            return self._path.read_text().strip()
+            return self.path.read_text().strip()
         except OSError as error:
-            raise RustGuardError(
-                f"{self._path} can't be read: {error.strerror}.", "Is /proc mounted here?"
-            ) from error
+            raise RustGuardError(f"{self.path} can't be read: {error.strerror}.", "Is /proc mounted here?") from error
 
     def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
@@ -212,7 +210,7 @@ class Sysctl:
             return
         echo(f"[#] sysctl -q {self.name}={self.value}")
         try:
-            self._path.write_text(self.value)
+            self.path.write_text(self.value)
         except OSError as error:
             fix = "Run as root; in a container, have it set from outside."
             raise RustGuardError(f"{self.name} can't be set: {error.strerror}.", fix) from error
@@ -222,10 +220,11 @@ class Sysctl:
         with suppress(OSError, RustGuardError):
             if memo and self.prepare() != memo:
                 echo(f"[#] sysctl -q {self.name}={memo}")
-                self._path.write_text(memo)
+                self.path.write_text(memo)
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
+        """The file that has the value."""
         return SYSCTLS / self.name.replace(".", "/")
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from itertools import groupby
+from pathlib import Path
 
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
@@ -52,7 +53,7 @@ def things(done: Iterable[Step]) -> list[Thing]:
 
 
 def kind(thing: Thing) -> Kind | None:
-    """Return which messages of the kernel tell of its removal, or None if none do."""
+    """Return which kind of change removes it, or None if nothing tells of that."""
     match thing:
         case Address():
             return "address"
@@ -62,6 +63,8 @@ def kind(thing: Thing) -> Kind | None:
             return "rule"
         case Firewall():
             return "firewall"
+        case Dns() | Sysctl():
+            return "file"
     return None
 
 
@@ -119,6 +122,30 @@ def look(thing: Thing, memo: str) -> str | None:
     return None
 
 
+def why_not_back(thing: Thing, wanted: str, found: str) -> str | None:
+    """Return why a thing isn't back though it was put back, or None if it is.
+
+    Args:
+        thing: The thing.
+        wanted: How it looked before it was removed.
+        found: How it looks after it was put back. A table may list its rules in another way than before.
+    """
+    if isinstance(thing, Dns) and found != wanted:
+        return "another program still has charge of them."
+    return None
+
+
+def where(pairs: Iterable[tuple[Thing, str]]) -> list[Path]:
+    """Return the files and directories that change with these things, which come with their memos."""
+    found: list[Path] = []
+    for thing, memo in pairs:
+        if isinstance(thing, Dns):
+            found += thing.where(memo)
+        elif isinstance(thing, Sysctl):
+            found.append(thing.path)
+    return found
+
+
 def put_back(wanted: Sequence[tuple[Thing, str]], echo: Echo) -> dict[Thing, str]:
     """Put things back, in order.
 
@@ -170,6 +197,8 @@ def _one(thing: Thing, memo: str, netlink: IPRoute, echo: Echo) -> None:
     elif isinstance(thing, (Address, Route)):
         # One that is there already came back by itself, or with the address before it.
         steps.apply_all([thing], echo, _is_made, wait=True)
+    elif isinstance(thing, Dns):
+        thing.put_back(netlink, memo, echo)
     else:
         _ignoring_what_is_there(lambda: thing.apply(netlink, memo, echo))
 

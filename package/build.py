@@ -219,6 +219,7 @@ def _licence(one: importlib.metadata.Distribution) -> str:
 def debian(architecture: str, stage: Path) -> Path:
     """Build the Debian package of an architecture from what `stage` holds, and return its file."""
     shutil.copytree(ROOT / "package/units", stage / "units")
+    shutil.copytree(ROOT / "package/openrc", stage / "share/doc/rustguard/examples/openrc")
     # Modes and times are part of the package: they don't come from whoever builds it.
     for path in stage.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -15,7 +15,8 @@ from rustguard_py.state.durable_files import Files, sync_directory, unusable, wr
 
 DIRECTORIES = (Path("/etc/wireguard"), Path("/etc/rustguard"))
 
-_NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
+# As wg-quick has it, but `ip` would take a hyphen in front for an option.
+_NAME = re.compile(r"[a-zA-Z0-9_=+.][a-zA-Z0-9_=+.-]{0,14}")
 
 
 def interface_of(given: str) -> str:
@@ -28,7 +29,8 @@ def interface_of(given: str) -> str:
     if _NAME.fullmatch(name) is None or name in (".", ".."):
         raise UsageError(
             f"{given!r} can't name an interface.",
-            "The file is called NAME.conf; NAME has 1 to 15 letters, digits or any of _=+.- (such as wg0.conf).",
+            "The file is called NAME.conf; NAME has 1 to 15 letters, digits or any of _=+.- and doesn't begin with - "
+            "(such as wg0.conf).",
         )
     return name
 
@@ -124,9 +126,7 @@ def _why_unsafe(path: Path) -> tuple[str, str] | None:
 
 
 def _not_ours(path: object) -> RefusedError:
-    return RefusedError(
-        f"There is no permission to read {path}.", "Run the same command as root: `sudo rustguard …`."
-    )
+    return RefusedError(f"There is no permission to read {path}.", "Run the same command as root.")
 
 
 def warning(path: Path) -> str | None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Any
 
 from rustguard_py.daemon import status
 from rustguard_py.daemon.control.server import Handler
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.quick import conf_files
 from rustguard_py.quick.peers import peer_line
 from rustguard_py.quick.reload import reload
 from rustguard_py.quick.running import Life
 
-KEYLESS = (
-    "There is no private key yet, and the one shown is a placeholder that no peer knows. "
-    "Set one: sudo wg set {} private-key FILE"
-)
+_OF_A_SERVER = ("open", "close", "revoke", "restore", "rename", "reset", "admit")
+KEYLESS = "There is no private key yet, and the one shown is a placeholder that no peer knows. Set one: {}"
 
 
 class QuickControl:
@@ -31,7 +31,20 @@ class QuickControl:
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by method."""
-        return {"status": self._status, "peers": self._peers, "reload": self._reload, "down": self._down}
+        own: dict[str, Handler] = {
+            "status": self._status,
+            "peers": self._peers,
+            "reload": self._reload,
+            "down": self._down,
+        }
+        return {**own, **dict.fromkeys(_OF_A_SERVER, self._not_here)}
+
+    def _not_here(self, _params: dict[str, Any]) -> dict[str, Any]:
+        raise RefusedError(
+            f"{self._life.interface} was brought up from a wg-quick file; only `rustguard serve` has a window and "
+            "peers to admit.",
+            f"Change {self._life.file}, then: {as_root(f'rustguard up {quote(str(self._life.file))}')}",
+        )
 
     async def _down(self, _params: dict[str, Any]) -> dict[str, Any]:
         """End the tunnel, and answer when it has ended."""
@@ -52,12 +65,13 @@ class QuickControl:
             )
         # Trust is the command's that began the tunnel: it ran as root, and a request may come from the group.
         config = conf_files.load_to_run(life.file, trust=life.trust)
+        running = await life.get_started()
         async with life.changing:
             life.voice.manager.reloading()
             try:
                 if life.helper is not None:
                     await life.helper.read_again()
-                return {"changes": await reload(life.get_running(), config, life.voice)}
+                return {"changes": await reload(running, config, life.voice)}
             finally:
                 life.voice.manager.reloaded()
 
@@ -67,7 +81,11 @@ class QuickControl:
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         running = self._life.get_running()
-        keyless = [] if running.plain.private_key is not None else [KEYLESS.format(running.interface)]
+        keyless = (
+            []
+            if running.plain.private_key is not None
+            else [KEYLESS.format(as_root(f"wg set {running.interface} private-key FILE"))]
+        )
         return {
             **status.common(running.program, [running.plain.tunnel], now()),
             **self._peers({}),
@@ -77,6 +95,6 @@ class QuickControl:
             "mtu": running.mtu,
             "pool": None,
             "window": None,
-            "warnings": keyless + running.keeper.warnings(),
+            "warnings": keyless + status.broken([running.plain.tunnel]) + running.keeper.warnings(),
             "file": str(self._life.file),
         }

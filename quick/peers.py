@@ -10,6 +10,7 @@ from rustguard_py.daemon.status import PeerLine
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.model.errors import UnansweredError
+from rustguard_py.model.limits import limit_of
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.system.interface import Echo
 from rustguard_py.system.resolve import has_route, resolve
@@ -45,6 +46,9 @@ async def look_up(peers: Sequence[conf.PeerSection], *, must: bool, say: Echo) -
                 async with asyncio.timeout(max(0.1, deadline - now())):
                     found[name] = await resolve(name.host, name.port)
             except (UnansweredError, TimeoutError) as error:
+                if limit_of(error) is not None:
+                    # The tunnel would meet the limit too.
+                    raise
                 if now() + _RETRY < deadline:
                     await asyncio.sleep(_RETRY)
                     continue
@@ -86,7 +90,7 @@ def peer_line(peer: conf.PeerSection) -> PeerLine:
 
     known = None if peer.endpoint is None else str(peer.endpoint)
     name = peer.name or (peer.endpoint.host if peer.endpoint is not None else conf.short(peer.public_key))
-    return PeerLine(name, peer.public_key, first(4), first(6), known, peer.keepalive)
+    return PeerLine(name, peer.public_key, first(4), first(6), known, peer.keepalive, was_heard=False)
 
 
 def _bare(network: Network) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 from rustguard_py import conf
@@ -31,6 +32,8 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
         lines.append(line)
         voice.change(line)
 
+    with suppress(RustGuardError):
+        running.adopt()  # without an interface there is nothing to take over, and the keeper makes it again
     changes = conf.compare(running.config, config)
     if config.dns or config.search:
         dns.manager()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from rustguard_py.quick.helper import Helper
 from rustguard_py.quick.hooks import Runner
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.system.interface import Echo, InterfaceSetup, set_up
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -66,6 +69,29 @@ class Running:
             for peer in self.plain.tunnel.node
         )
 
+    def adopt(self) -> None:
+        """Take over what wg(8) changed in a tunnel of the kernel. Ours is asked for each change.
+
+        Raises:
+            RustGuardError: The interface is gone.
+        """
+        found = self.plain.tunnel.adopt()
+        if found is None:
+            return
+        self.plain.adopted(found.private_key)
+        self.port = found.port
+        if found.mark == self.scheme.mark:
+            return
+        if self.scheme.priorities:
+            log.warning(
+                "the mark of %s stays %#x, because the rules of the default route are made for it",
+                self.interface,
+                self.scheme.mark,
+            )
+            self.plain.tunnel.plane.set_fwmark(self.scheme.mark)
+        else:
+            self.scheme = replace(self.scheme, mark=found.mark)
+
     def set_mtu(self, mtu: int, echo: Echo) -> None:
         """Set the MTU of the interface and the tunnel, and bring the interface up."""
         self.mtu = mtu
@@ -101,6 +127,7 @@ class Life:
         changing: Held while a reload or the end changes the tunnel.
         ending: Lines printed while it ends, for those who asked for the end; None before.
         failed: Sentences about what failed while it ended.
+        started: Set when it is up.
         ended: Set when it has ended.
     """
 
@@ -116,6 +143,7 @@ class Life:
         self.changing = asyncio.Lock()
         self.ending: list[str] | None = None
         self.failed: list[str] = []
+        self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self._task = asyncio.current_task()
         self._was_up = False
@@ -124,6 +152,24 @@ class Life:
         """Take note that the tunnel is up."""
         self.running = running
         self._was_up = True
+        self.started.set()
+
+    async def get_started(self) -> Running:
+        """Return the tunnel. While it starts, wait for it.
+
+        Raises:
+            RefusedError: It is ending, or its start failed.
+        """
+        if not self._was_up and self.ending is None:
+            ways = [asyncio.ensure_future(each.wait()) for each in (self.started, self.ended)]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+        if self.ended.is_set() and not self._was_up:
+            raise RefusedError(f"{self.interface} didn't come up.", "Start it again to see why.")
+        return self.get_running()
 
     @property
     def runner(self) -> Runner | None:

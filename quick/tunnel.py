@@ -135,6 +135,12 @@ class PlainTunnel:
         for key in [each for each in self._names if each in moved or each not in settings.peers]:
             del self._names[key]
 
+    def adopted(self, private_key: bytes | None) -> None:
+        """Take note of what wg(8) changed in the kernel: our key (32 bytes) unless None, and peers that are gone."""
+        self.private_key = private_key or self.private_key
+        for key in [each for each in self._names if self.tunnel.node.get(each) is None]:
+            del self._names[key]
+
     def name_of(self, public_key: bytes, endpoint: Endpoint | None) -> HostPort | None:
         """Return the name of a peer if it still stands for this endpoint, else None."""
         name = self._names.get(public_key)

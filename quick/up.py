@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -199,6 +199,7 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     if isinstance(tunnel, Tunnel):
         await runtime.answer_wg(stack, interface, WgAnswers(life, running, tunnel))
     await hooks.run(config.hooks.post_up, interface, echo, life.runner)
+    running.adopt()
     await running.keeper.begin(stack)
     return running
 
@@ -235,6 +236,8 @@ async def _end(life: Life, running: Running) -> None:
         life.failed += await hooks.run_all(running.config.hooks.pre_down, life.interface, life.echo, life.runner)
         if running.config.save:
             try:
+                with suppress(RustGuardError):
+                    running.adopt()
                 now_set = replace(
                     running.config,
                     private_key=running.plain.private_key or running.config.private_key,

@@ -20,7 +20,6 @@ from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.daemon.uapi import namespaces
 from rustguard_py.daemon.uapi.socket import LOOK, UapiSocket, given_listener
 from rustguard_py.engine import Engine
 from rustguard_py.planes import offload
@@ -31,6 +30,7 @@ from rustguard_py.state.paths import state_directory
 from rustguard_py.system.interface import with_netlink
 from rustguard_py.system.netlink_library import IPRoute
 from rustguard_py.system.netwatch import NetWatch
+from rustguard_py.system.place import in_namespace
 
 # MTU of an interface that we make, as wireguard-go's.
 MTU = 1420
@@ -58,8 +58,7 @@ class WgOptions:
 
 def directory_of(interface: str) -> Path:
     """Return the state directory for an interface. Each network namespace may have an interface of that name."""
-    place = namespaces.name()
-    return state_directory("client").parent / "wg" / (interface if place is None else f"{interface}@{place}")
+    return state_directory("client").parent / "wg" / in_namespace(interface)
 
 
 async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.offloads import ALL, Offloads, choose_offloads
+from rustguard_py.model.sudo import as_root
 from rustguard_py.planes import known_kernels
 from rustguard_py.planes.contract import EventfulPlane
 
@@ -154,6 +155,8 @@ def _with_offloads(chosen: Engine, text: str) -> Engine:
             notes.append(f"Off: {', '.join(off)}, because {fault.fault} ({fault.source}).")
     if asked := [name for name in offloads.off if name not in explained]:
         notes.append(f"Off: {', '.join(asked)}, as asked for (--offloads {text}).")
+    if lost := offloads.needs_missing:
+        notes.append(f"Off: {', '.join(lost)}, because {'it needs' if len(lost) == 1 else 'they need'} tun-checksum.")
     return replace(chosen, offloads=offloads, notes=tuple(notes))
 
 
@@ -180,7 +183,8 @@ def _engine(asked: DataPath) -> Engine:
         if find_spec("numpy") is None:
             raise RefusedError(
                 "The portable engine needs numpy, which isn't installed.",
-                "Install it: sudo apt install python3-numpy (or: pip install numpy); or use: --engine native",
+                f"Install it: {as_root('apt install python3-numpy')} (or: pip install numpy). "
+                "Or use: --engine native",
             )
         return Engine("portable", why + _portable_queues(asked.queues), queues_asked=asked.queues != "auto")
     return _native(asked, "asked for" if wanted == "native" else f"{ours} needs it" if ours else "the fastest here")
@@ -259,7 +263,7 @@ def _kernel(ours: str | None, why: str, *, threaded_napi: bool) -> Engine:
             f"{ours} is an option of RustGuard's own engines, not of the kernel's.", "Leave one of the two out."
         )
     if (absent := why_no_kernel()) is not None:
-        fix = "Load it: sudo modprobe wireguard (Linux 5.6 or newer); or use: --engine auto"
+        fix = f"Load it: {as_root('modprobe wireguard')} (Linux 5.6 or newer); or use: --engine auto"
         raise RefusedError(absent, fix + (", without --threaded-napi" if threaded_napi else ""))
     if threaded_napi:
         from rustguard_py.kernel import napi

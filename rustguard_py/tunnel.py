@@ -34,6 +34,7 @@ class Tunnel:
         plane: What moves the packets.
         listeners: Callbacks for what happens.
         fault: The error that ended the tunnel. When it is set, `stopped` is set too.
+        silent: Names of the plane's threads that didn't answer the last roll call.
         stopped: Set when the tunnel must end.
     """
 
@@ -41,6 +42,7 @@ class Tunnel:
     plane: EventfulPlane
     listeners: Listeners
     fault: RustGuardError | None = None
+    silent: list[str] = field(default_factory=list)
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -99,6 +101,9 @@ class Tunnel:
         """See `AnyTunnel.reattach`."""
         self.plane.reattach()
         self.wake()
+
+    def adopt(self) -> None:
+        """See `AnyTunnel.adopt`: wg(8) asks us for each change."""
 
     def _on_timer(self) -> None:
         self._timer = None

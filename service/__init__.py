@@ -1,1 +1,1 @@
-"""Units for systemd: their text, and how they are installed."""
+"""What runs RustGuard at boot: units of systemd, and how they are installed; services of OpenRC."""

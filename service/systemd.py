@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError, UsageError
-from rustguard_py.service import unit
+from rustguard_py.model.sudo import as_root
+from rustguard_py.service import openrc, unit
 from rustguard_py.service.unit import MARK, Unit
 
 UNITS = Path("/etc/systemd/system")
@@ -53,6 +55,17 @@ class Service:
         except OSError:
             return False
 
+    def install_words(self) -> tuple[str, ...]:
+        """Return the words after `rustguard service install` that make it again; none if its unit has others."""
+        found = re.search(r"^ExecStart=(.*)$", self.file.read_text(), re.MULTILINE)
+        words = [] if found is None else shlex.split(found[1])
+        while words and words[0] not in ("serve", "join", "up"):
+            del words[0]
+        if words[-2:] == ["--token-file", "%d/token"]:
+            del words[-2:]
+        plain = (each.replace("%%", "%").replace("$$", "$") for each in words)
+        return tuple(each for each in plain if each != "--foreground")
+
 
 def service_name(kind: str, label: str | None) -> str:
     """Return the name of a unit: of `serve` and `join` by their state directory, of `up` by its interface."""
@@ -67,12 +80,17 @@ def require() -> None:
         RefusedError: systemd doesn't run here, or we aren't root.
     """
     if not RUNNING.is_dir():
+        if openrc.RUNNING.is_dir():
+            raise RefusedError(
+                "This machine runs OpenRC, not systemd.",
+                "OpenRC has a script of its own: see docs/guide/service.md, or start it in the background: --daemon",
+            )
         raise RefusedError(
             "This machine doesn't run systemd.",
-            "Start it in the background instead: sudo rustguard serve --daemon, or join --daemon",
+            f"Start it in the background instead: {as_root('rustguard serve --daemon')}, or join --daemon",
         )
     if os.geteuid() != 0:
-        raise RefusedError("Only root may change services.", "Run it with sudo.")
+        raise RefusedError("Only root may change services.", "Run it as root.")
 
 
 def install(service: Service, content: Unit, *, token: str | None, xdp: bool) -> None:
@@ -149,7 +167,9 @@ def find(name: str | None) -> Service:
     known = installed()
     if name is None:
         if not known:
-            raise NotRunningError("No service is installed.", "Install one: sudo rustguard service install serve …")
+            raise NotRunningError(
+                "No service is installed.", f"Install one: {as_root('rustguard service install serve …')}"
+            )
         if len(known) > 1:
             names = "\n".join(each.name for each in known)
             raise UsageError(f"{len(known)} services are installed.", f"Name one:\n{names}")

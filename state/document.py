@@ -5,7 +5,8 @@ A save has four steps. After a crash at any point, loading returns the old docum
 1. `state.json.new` is written and fsynced. Until step 3 nothing reads it.
 2. `state.json` gets a second name, which is renamed to `state.json.bak`. `state.json` itself stays in place.
 3. `state.json.new` is renamed to `state.json`: the old one or the new one, both fsynced, has that name.
-4. The directory is fsynced. Only now does `save` return.
+4. The directory is fsynced. Only now does `save` return. If that fails, the old file gets its name back: the caller
+   is told that its change couldn't be saved, so the next start must not find it. After a power cut it still may.
 
 The very first save writes `state.json.first` instead of `state.json.new`. So an interrupted first save (the directory
 counts as new) differs from a lost `state.json` (which is refused).
@@ -22,7 +23,8 @@ from pathlib import Path
 from shlex import quote
 
 from rustguard_py.model.errors import InUseError, StateError
-from rustguard_py.state import envelope
+from rustguard_py.model.sudo import as_root
+from rustguard_py.state import envelope, interrupted
 from rustguard_py.state.durable_files import (
     Files,
     make_directory,
@@ -58,6 +60,8 @@ class Document:
 
         Raises:
             StateError: Another process has locked it, others can write in it, or the kernel refused.
+
+        A restore that was interrupted is finished or taken back first (`interrupted`).
         """
         files = files or Files()
         directory = directory.resolve()
@@ -68,6 +72,7 @@ class Document:
             raise unusable("used", directory, error) from error
         try:
             _take(files, directory, lock)
+            interrupted.finish(files, directory)
         except BaseException:
             files.close(lock)
             raise
@@ -154,13 +159,21 @@ class Document:
 
     def _replace(self, temporary: Path, content: bytes) -> None:
         self._files.close(write_fresh(self._files, temporary, content))
-        if self._durable:
-            self._keep_the_one_before()
+        kept = self._durable and self._keep_the_one_before()
         self._files.rename(temporary, self.path)
-        sync_directory(self._files, self.directory)
+        try:
+            sync_directory(self._files, self.directory)
+        except OSError:
+            with suppress(OSError):
+                if kept:
+                    self._files.rename(self._beside("bak"), self.path)
+                elif not self._durable:
+                    self._files.unlink(self.path)
+            raise
         self._durable = True
 
-    def _keep_the_one_before(self) -> None:
+    def _keep_the_one_before(self) -> bool:
+        """Give the file on disk the name of a copy; return whether there was one."""
         # A rename between two names of one inode does nothing, so this name may remain from a failed save.
         second_name = self._beside("bak.new")
         with suppress(FileNotFoundError):
@@ -169,15 +182,16 @@ class Document:
             self._files.link(self.path, second_name)
         except FileNotFoundError:
             # Another program deleted it. What is being saved is complete, so the file comes back.
-            return
+            return False
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             content = read_private(self._files, self.path)
             if content is None:
-                return
+                return False
             self._files.close(write_fresh(self._files, second_name, content))
         self._files.rename(second_name, self._beside("bak"))
+        return True
 
     def _beside(self, suffix: str) -> Path:
         return self.directory / f"state.json.{suffix}"
@@ -192,7 +206,8 @@ class Document:
         return StateError(
             f"{self.path} was written by a later version of RustGuard "
             f"(schema {schema}, this one knows {envelope.STATE_SCHEMA}).",
-            f"Upgrade RustGuard. If that is impossible: {self._way_back()}",
+            f"Upgrade RustGuard. To stay with this version, restore a backup that it made (rustguard restore FILE "
+            f"--overwrite). If there is none: {self._way_back()}",
         )
 
     def _way_back(self) -> str:
@@ -203,7 +218,8 @@ class Document:
                 if content is not None:
                     copies.append((envelope.decode(content)[0], copy))
         if not copies:
-            return f"No copy next to it is valid. Restore it from a backup, or start again: {self._start_again()}"
+            restore = "rustguard restore FILE --overwrite"
+            return f"No copy next to it is valid. Restore a backup ({restore}), or start again: {self._start_again()}"
         generation, copy = max(copies)
         command = f"mv {quote(str(copy))} {quote(str(self.path))}"
         return f"Go back to the copy next to it (save number {generation}; later changes are lost): {command}"
@@ -223,9 +239,11 @@ def _take(files: Files, directory: Path, lock: int) -> None:
     except BlockingIOError as error:
         holder = files.read(lock, 32).decode(errors="replace").strip()
         who = f"process {holder}" if holder.isdecimal() else "another process"
-        stop = f"kill {holder}" if holder.isdecimal() else "stop the other one"
+        end = as_root(f"rustguard stop {quote(str(directory))}")
+        what = f" What it is: ps {holder}." if holder.isdecimal() else ""
         raise InUseError(
-            f"{directory} is in use by {who}.", f"Stop it ({stop}), or choose another directory with --state DIR."
+            f"{directory} is in use by {who}.",
+            f"End it: {end}. Or choose another directory: --state DIR.{what}",
         ) from error
     except OSError as error:
         raise unusable("locked", directory / "lock", error) from error

@@ -59,6 +59,14 @@ class Files:
         """Make the file's content and size durable."""
         os.fdatasync(descriptor)
 
+    def chmod(self, descriptor: int, mode: int) -> None:
+        """Set the permissions of a file: fchmod(2)."""
+        os.fchmod(descriptor, mode)
+
+    def chown(self, descriptor: int, user: int, group: int) -> None:
+        """Set the owner of a file: fchown(2)."""
+        os.fchown(descriptor, user, group)
+
     def flock(self, descriptor: int) -> None:
         """Lock the file exclusively. Raise BlockingIOError if another process has locked it."""
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -110,7 +110,11 @@ class Members:
     def end(self) -> None:
         """Refuse members that were not taken, because the next save would lose them."""
         for member in self._left:
-            raise self.bad(member, "is not known to this version")
+            raise StateError(
+                self.bad(member, "is not known to this version").message,
+                "A later version of RustGuard wrote it: upgrade. To stay with this version: rustguard restore FILE "
+                "--overwrite, with a backup that it made.",
+            )
 
     def _texts(self, member: str) -> list[str]:
         texts = []

@@ -16,6 +16,7 @@ from shlex import quote
 from typing import Literal
 
 from rustguard_py.model.errors import StateError
+from rustguard_py.system.place import in_namespace
 
 Role = Literal["server", "client", "tunnel"]
 
@@ -55,12 +56,26 @@ def state_directory(role: Role, override: Path | None = None) -> Path:
     named = override or _from_environment("RUSTGUARD_STATE")
     if named is not None:
         return named.expanduser().resolve()
-    return _usual_state() / role
+    return state_root() / role
+
+
+def state_root() -> Path:
+    """Return the directory of state directories that nobody named."""
+    if os.geteuid() == 0:
+        # RUSTGUARD_SYSTEM_STATE keeps the state of this machine out of sight of the tests and of what they start.
+        return _from_environment("RUSTGUARD_SYSTEM_STATE") or _SYSTEM_STATE
+    # Imported here, because most commands run as root or with a given directory and don't need it.
+    from platformdirs import user_state_path
+
+    return user_state_path("rustguard", appauthor=False)
 
 
 def tunnel_directory(name: str) -> Path:
-    """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here."""
-    return _usual_state() / "tunnels" / name
+    """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here.
+
+    Each network namespace may have an interface of that name, and so has a directory of its own.
+    """
+    return state_root() / "tunnels" / in_namespace(name)
 
 
 def runtime_directory() -> Path:
@@ -206,17 +221,6 @@ def _system_runtime_path() -> Path:
 def _from_environment(variable: str) -> Path | None:
     value = os.environ.get(variable)
     return Path(value) if value else None
-
-
-def _usual_state() -> Path:
-    """Return the directory of state directories that nobody named."""
-    if os.geteuid() == 0:
-        # RUSTGUARD_SYSTEM_STATE keeps the state of this machine out of sight of the tests and of what they start.
-        return _from_environment("RUSTGUARD_SYSTEM_STATE") or _SYSTEM_STATE
-    # Imported here, because most commands run as root or with a given directory and don't need it.
-    from platformdirs import user_state_path
-
-    return user_state_path("rustguard", appauthor=False)
 
 
 def _trouble(directory: Path, owner: int) -> str | None:

@@ -22,7 +22,7 @@ from ipaddress import (
 from rustguard_py.model import ip
 from rustguard_py.model.address import LAST_PORT, check_host
 from rustguard_py.model.endpoint import InterfaceAddress, Network
-from rustguard_py.model.errors import UsageError
+from rustguard_py.model.errors import StateError, UsageError
 from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key, fingerprint
 from rustguard_py.model.offloads import ALL, choose_offloads
 from rustguard_py.model.peer_names import FALLBACK, PEER_NAME_LIMIT, dns_name_of, first_free, is_label, label_of
@@ -37,6 +37,9 @@ _COUNT_LIMIT = 2**53
 _KEPT_MTU_LEAST, _KEPT_MTU_MOST = 576, 65535
 # This many further tunnels fit into RESULT besides the rest, with a name of any length.
 MOST_TUNNELS = 8
+# What the import of the first RustGuard's peer list called a peer: by its IPv4 address, numbered if that was taken.
+_IMPORTED_NAME = re.compile(r"peer-([0-9.]+)(?:-[0-9]+)?")
+_VERBS = {"server": "serve", "client": "join"}
 
 
 def _kept_label(name: str) -> str:
@@ -118,8 +121,9 @@ class PeerRecord:
         """
         if self.preshared_key != NO_PRESHARED_KEY:
             return False
-        imported = re.fullmatch(rf"peer-{re.escape(str(self.address4))}(-[0-9]+)?", self.name)
-        return self.endpoint == "" or (imported is not None and self.address6 is None)
+        imported = _IMPORTED_NAME.fullmatch(self.name)
+        was_imported = imported is not None and imported[1] == str(self.address4) and self.address6 is None
+        return self.endpoint == "" or was_imported
 
     def to_json(self) -> dict[str, object]:
         """Return the members as JSON values."""
@@ -483,6 +487,10 @@ class ClientState:
                 return network
         return None
 
+    def network_of(self, server_key: bytes) -> NetworkRecord | None:
+        """Return the network of the server with this public key, or None."""
+        return next((network for network in self.networks if network.server_key == server_key), None)
+
     def with_network(self, network: NetworkRecord) -> ClientState:
         """Return a state with this network first, replacing one with the same server key or host and port."""
         others = (
@@ -531,8 +539,14 @@ def _text(address: object) -> str | None:
 
 def _check_role(members: Members, role: str) -> None:
     found = members.text("role")
-    if found != role:
-        raise members.bad("role", f'is "{found[:10]}", but a {role} was started with it')
+    if found == role:
+        return
+    if found in _VERBS:
+        raise StateError(
+            f"This state directory is a {found}'s, and a {role} needs another one.",
+            f"Choose one with --state DIR (or RUSTGUARD_STATE). To use the {found}'s: rustguard {_VERBS[found]}",
+        )
+    raise members.bad("role", f'is "{found[:10]}", but a {role} was started with it')
 
 
 def _dns_name(name: str) -> str:

@@ -19,6 +19,7 @@ from rustguard_py.model.errors import (
     RustGuardError,
     UnansweredError,
 )
+from rustguard_py.model.sudo import as_root
 
 
 def call(
@@ -107,7 +108,7 @@ def _connect(path: Path, deadline: float) -> socket.socket:
         connection.close()
         raise RefusedError(
             f"{path} belongs to another user: you have no permission to use this daemon.",
-            "Run the same command with `sudo`, or as a member of the socket's group.",
+            "Run the same command as root, or as a member of the socket's group.",
         ) from None
     except OSError:
         connection.close()
@@ -146,7 +147,8 @@ def _left(deadline: float) -> float:
 
 def _not_running(path: Path) -> NotRunningError:
     return NotRunningError(
-        f"No daemon answers at {path}.", "Start one: `sudo rustguard serve …` or `sudo rustguard join …`."
+        f"No daemon answers at {path}.",
+        f"Start one: `{as_root('rustguard serve …')}` or `{as_root('rustguard join …')}`.",
     )
 
 

@@ -35,6 +35,7 @@ from rustguard_py.daemon.control.protocol import (
     error_document,
 )
 from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UsageError
+from rustguard_py.model.sudo import as_root
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]
 
@@ -166,7 +167,7 @@ class ControlServer:
         if not privileged and not _is_member(connection, self._group):
             _hang_up(
                 connection,
-                RefusedError("You have no permission to use this daemon.", "Run the same command with `sudo`."),
+                RefusedError("You have no permission to use this daemon.", "Run the same command as root."),
             )
             return
         places = self._max_connections - sum(other.privileged == privileged for other in self._connections)
@@ -397,7 +398,7 @@ def group_id(group: str | None) -> int | None:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise UsageError(f"There is no group {group!r}.", f"Make it: `sudo groupadd {group}`.") from None
+        raise UsageError(f"There is no group {group!r}.", f"Make it: `{as_root(f'groupadd {group}')}`.") from None
 
 
 def _is_privileged(connection: socket.socket) -> bool:

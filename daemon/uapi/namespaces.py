@@ -12,32 +12,15 @@ programs. It finds a daemon's socket NAME.N among those of the caller's namespac
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 import struct
 from contextlib import suppress
 from pathlib import Path
 
-_SELF = "/proc/self/ns/net"
+from rustguard_py.system.place import namespace_number
+
 _PIECE = 1 << 16
-
-
-def own() -> int | None:
-    """Return the number of our network namespace, or None if it isn't known."""
-    return _number(_SELF)
-
-
-def name() -> str | None:
-    """Return the name of our network namespace (`ip netns`), else its number; None if it's that of process 1."""
-    number = own()
-    if number is None or number == _number("/proc/1/ns/net"):
-        return None
-    for path in sorted(Path("/run/netns").glob("*")):
-        with suppress(OSError):
-            if path.stat().st_ino == number:
-                return path.name
-    return str(number)
 
 
 def of_peer(connection: socket.socket, path: Path) -> int | None:
@@ -52,7 +35,7 @@ def of_peer(connection: socket.socket, path: Path) -> int | None:
     pid = layout.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))[0]
     if not pid:
         return None
-    number = _number(f"/proc/{pid}/ns/net")
+    number = namespace_number(pid)
     return _beside(path, pid) if number is None else number
 
 
@@ -96,10 +79,3 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(piece)
         await writer.drain()
     writer.write_eof()
-
-
-def _number(path: str) -> int | None:
-    try:
-        return os.stat(path).st_ino  # noqa: PTH116 - a link to follow, not a file
-    except OSError:
-        return None

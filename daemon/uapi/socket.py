@@ -34,6 +34,7 @@ from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RustGuardError, StateError
 from rustguard_py.model.keys import clamp
 from rustguard_py.model.peer import Peer
+from rustguard_py.system.place import namespace_number
 from rustguard_py.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class UapiSocket:
             raise RustGuardError(
                 f"{self.path.parent} can't be made: {error.strerror}.", "Run as root, or without wg(8)."
             ) from error
-        if (namespace := namespaces.own()) is not None:
+        if (namespace := namespace_number()) is not None:
             await self._make(namespaces.path_of(self.path, namespace))
         try:
             await self._make(self.path)
@@ -208,7 +209,7 @@ class UapiSocket:
     async def _passed_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Pass a connection on if the daemon of another namespace is meant. Return whether it was."""
         caller = namespaces.of_peer(writer.get_extra_info("socket"), self.path)
-        if caller is None or caller == namespaces.own():
+        if caller is None or caller == namespace_number():
             return False
         return await namespaces.pass_on(reader, writer, namespaces.path_of(self.path, caller))
 

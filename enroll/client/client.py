@@ -15,7 +15,7 @@ from rustguard_py.daemon.reports import Reports
 from rustguard_py.daemon.runtime import stop_on_signals, until_all_stopped
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.enroll.tunnels import derive
+from rustguard_py.enroll.tunnels import derive, farewell
 from rustguard_py.enroll.tunnels.bundle import TICK, Bundle
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint, endpoint_text, with_port
@@ -51,7 +51,7 @@ class RunningClient:
         interface: Name of the first tunnel's interface.
         stopped: Set to stop the client.
         unanswered: Number of handshakes in a row that the server left unanswered.
-        reports: Exchanged with the server inside the tunnel; None with the kernel's engine.
+        reports: Exchanged with the server inside the tunnel; None if there is no address for them.
     """
 
     def __init__(
@@ -93,6 +93,21 @@ class RunningClient:
             tunnel.node.set_peer(PeerConfig(key, allowed, preshared_key, place, network.keepalive))
         if self.bundle is not None:
             self.bundle.add(network.host, self.server_keys, allowed)
+
+    async def leave(self, private_key: bytes) -> bool:
+        """Tell the server inside the tunnel that this client leaves for good.
+
+        Args:
+            private_key: Ours, 32 bytes.
+
+        Returns:
+            Whether the server has answered, within three seconds, that it has removed us.
+        """
+        network = self.network
+        if self.reports is None or network.gateway4 is None:
+            return False
+        proofs = farewell.of_client(private_key, network.server_key, network.preshared_key)
+        return await self.reports.leave(network.gateway4, proofs.leave, proofs.left)
 
     async def run(self) -> None:
         """Carry traffic until a signal or a fault stops the client. To be called after `connect`.

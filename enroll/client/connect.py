@@ -80,10 +80,10 @@ def make_client(
 
 
 def make_reports(client: RunningClient, chosen: Engine) -> Reports | None:
-    """Return the reports that a client exchanges with its server; None with the kernel's engine."""
+    """Return the reports that a client exchanges with its server; None without an inner IPv4 address."""
     network, bundle = client.network, client.bundle
     server = network.gateway4
-    if chosen.in_kernel or server is None or network.address4 is None:
+    if server is None or network.address4 is None:
         return None
     partner = Partner(network.host, tuple(client.server_keys))
     interfaces = [client.interface] if bundle is None else [member.interface for member in bundle.members]
@@ -93,7 +93,8 @@ def make_reports(client: RunningClient, chosen: Engine) -> Reports | None:
         network.address4.ip,
         lambda address: partner if address == str(server) else None,
         segments=chosen.offloads.udp_segmentation,
-        ask=server,
+        ask=None if chosen.in_kernel else server,
+        looks=not chosen.in_kernel,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from rustguard_py.daemon.control.asker import asker
 from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.keeper import Keeper
 from rustguard_py.daemon.program import Program
@@ -13,7 +15,7 @@ from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.keys import fingerprint
 
-_OF_A_SERVER = ("open", "close", "revoke", "restore", "rename")
+_OF_A_SERVER = ("open", "close", "revoke", "restore", "rename", "reset", "admit")
 
 
 class ClientControl:
@@ -23,22 +25,37 @@ class ClientControl:
         client: The client.
         program: Its role, directory, interface and engine.
         keeper: Puts back what other programs remove.
+        private_key: The client's, 32 bytes.
     """
 
-    def __init__(self, client: RunningClient, program: Program, keeper: Keeper) -> None:
+    def __init__(self, client: RunningClient, program: Program, keeper: Keeper, private_key: bytes) -> None:
+        self._private_key = private_key
         self._client = client
         self._program = program
         self._keeper = keeper
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by method."""
-        return {"status": self._status, "peers": self._peers, **dict.fromkeys(_OF_A_SERVER, _not_here)}
+        here: dict[str, Handler] = {"status": self._status, "peers": self._peers, "leave": self._leave}
+        return {**here, **dict.fromkeys(_OF_A_SERVER, _not_here)}
+
+    async def _leave(self, params: dict[str, Any]) -> dict[str, Any]:
+        network = self._client.network
+        if asker() not in (0, os.geteuid()):
+            raise RefusedError(
+                "Only root and the user who runs the client may leave its network.", "Run it with sudo."
+            )
+        if params != {"host": network.host, "port": network.port}:
+            raise RefusedError(f"This daemon is connected to another network, of {network.host}.")
+        return {"answered": await self._client.leave(self._private_key)}
 
     def _peers(self, _params: dict[str, Any]) -> dict[str, Any]:
         network = self._client.network
         gateway4, gateway6 = (None if g is None else str(g) for g in (network.gateway4, network.gateway6))
         known = f"{network.host}:{network.port}"
-        line = PeerLine(network.host, network.server_key, gateway4, gateway6, known, network.keepalive)
+        line = PeerLine(
+            network.host, network.server_key, gateway4, gateway6, known, network.keepalive, was_heard=False
+        )
         return peers(self._client.tunnels, [line], now(), keys=self._client.server_keys)
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state.records import NetworkRecord
 
 
@@ -25,5 +26,5 @@ def usable(kept: NetworkRecord | None, *, joins: bool) -> NetworkRecord | None:
     server = kept.host if kept.port == DEFAULT_PORT else f"{host}:{kept.port}"
     raise RefusedError(
         f"{kept.host} was joined with the protocol of the first RustGuard, which was removed.",
-        f"Join again: sudo rustguard join {server} --token -",
+        f"Join again: {as_root(f'rustguard join {server} --token -')}",
     )

@@ -20,14 +20,16 @@ from rustguard_py.enroll.client import routes
 from rustguard_py.enroll.client.checks import check_fingerprint, check_networks
 from rustguard_py.enroll.client.kept import usable
 from rustguard_py.enroll.client.pair import ask
-from rustguard_py.enroll.pairing.client import FORGET_COPIES, Joined, PairingClient
+from rustguard_py.enroll.pairing.client import FORGET_COPIES, PairingClient
 from rustguard_py.enroll.pairing.key_schedule import require_memory
+from rustguard_py.enroll.pairing.outcome import Joined, UnprovenError
 from rustguard_py.model.address import LAST_PORT, parse
 from rustguard_py.model.clock import now
 from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Endpoint, with_port
-from rustguard_py.model.errors import RustGuardError, UnansweredError, UsageError
+from rustguard_py.model.errors import RefusedError, RustGuardError, UnansweredError, UsageError
 from rustguard_py.model.keys import generate_private_key, parse_fingerprint
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
 from rustguard_py.system.resolve import resolve
@@ -147,6 +149,11 @@ async def obtain(
         why = error.message if isinstance(error, UnansweredError) else f"{host} lets nobody new in now."
         voice.say(f"{why} It was joined before, so we connect with what was kept.")
         return Obtained(_use_kept(routes.choose(kept, kept, answers), document, state, voice, answers))
+    other = state.network_of(joined.admission.server_key)
+    if kept is None and other is not None and (other.host, other.port) != (host, port):
+        # Saving this join drops the record of that server, and with it the key that later joins are checked against.
+        make_client = partial(_make_client, applicant, target, other, state.private_key)
+        joined = await _prove(joined, other, make_client, host, port, sockets, voice)
     network = _record(joined, host, port)
     try:
         routes.check_pools(network, kept, answers)
@@ -190,7 +197,8 @@ def _use_kept(
 def _find_kept(kept: NetworkRecord | None, target: Target) -> NetworkRecord:
     if kept is None:
         what = f"{target.host} was not joined before." if target.host else "Nothing was joined before."
-        raise UsageError(what, f"Join with: sudo rustguard join {target.host or 'HOST'} --token -")
+        where = target.host or "HOST"
+        raise UsageError(what, f"Join with: {as_root(f'rustguard join {where} --token -')}")
     check_fingerprint(kept, target.fingerprint)
     return kept
 
@@ -207,6 +215,51 @@ def _make_client(
         expected=target.fingerprint,
         known_server=None if kept is None else kept.server_key,
     )
+
+
+async def _prove(
+    joined: Joined,
+    other: NetworkRecord,
+    make_client: Callable[[float], PairingClient],
+    host: str,
+    port: int,
+    sockets: Sequence[socket.socket],
+    voice: Voice,
+) -> Joined:
+    """Pair once more with a server that has the key of one joined before, so that it proves that it owns that key.
+
+    In a first join a server only says what its key is. One that is known has to prove it.
+
+    Args:
+        joined: The join that named the key.
+        other: The network of the server with that key, under its other address.
+        make_client: Makes a client that knows that server.
+        host: The address typed.
+        port: Its port.
+        sockets: Bound, one per family.
+        voice: Prints what happens.
+
+    Returns:
+        The second join, which replaces the first one on the server too.
+
+    Raises:
+        RefusedError: It isn't that server.
+        RustGuardError: The second pairing failed otherwise.
+    """
+    it = f"{host}, port {port}," if host == other.host else host
+    before = f"{other.host}, port {other.port}" if host == other.host else other.host
+    voice.say(f"{it} gave the key of {before}, which was joined before. Pairing again, so that it proves it.")
+    try:
+        return await _pair(make_client, host, port, sockets, voice)
+    except RustGuardError as error:
+        _take_back(joined, sockets)
+        if isinstance(error, UnprovenError):
+            raise RefusedError(
+                f"{it} gave the key of {before}, which was joined before, but doesn't own it. "
+                "Nothing was changed here.",
+                f"Ask whoever runs {host}: no two servers have the same key.",
+            ) from error
+        raise
 
 
 async def _pair(

@@ -8,7 +8,8 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
+from rustguard_py.enroll.pairing.client import PairingClient
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UnansweredError

@@ -17,6 +17,7 @@ from rustguard_py.model import ip
 from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state.records import MOST_ROUTES, ClientState, NetworkRecord
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ def show(network: NetworkRecord, answers: RouteAnswers, voice: Voice) -> None:
         wanted = ",".join(map(str, dict.fromkeys((*network.routes, *others))))
         voice.say(
             f"{network.host} also offers routes to {_listed(others)}; they are not used. "
-            f"To accept them: sudo rustguard join {_typed(network)} --routes {wanted}"
+            f"To accept them: {as_root(f'rustguard join {_typed(network)} --routes {wanted}')}"
         )
 
 
@@ -161,11 +162,10 @@ def adopt(state: ClientState) -> ClientState:
     for network in state.networks:
         if network.routes and not network.offered:
             log.warning(
-                "the routes to %s through %s stay: an earlier version took them without asking. To drop them: "
-                "sudo rustguard join %s --routes none",
+                "the routes to %s through %s stay: an earlier version took them without asking. To drop them: %s",
                 _listed(network.routes),
                 network.host,
-                _typed(network),
+                as_root(f"rustguard join {_typed(network)} --routes none"),
             )
     networks = (replace(each, offered=each.offered or each.routes) for each in state.networks)
     return replace(state, networks=tuple(networks))

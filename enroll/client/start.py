@@ -29,6 +29,7 @@ from rustguard_py.enroll.client.obtain import Applicant, Obtained, Target, load,
 from rustguard_py.enroll.client.routes import RouteAnswers
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.sandbox.report import Report
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import ClientState
@@ -94,7 +95,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         port = sockets[0].getsockname()[1]
         obtained = await obtain(options.target, options.applicant, document, state, sockets, voice, options.answers)
         if options.save_only:
-            voice.say(f"Saved in {options.directory}. To connect: sudo rustguard join")
+            voice.say(f"Saved in {options.directory}. To connect: {as_root('rustguard join')}")
             return
         # What fails before the tunnel is up leaves no join behind, neither here nor on the server.
         try:
@@ -139,7 +140,7 @@ async def _connect(
     setups = lay_out(stack, voice, client, in_kernel=program.engine.in_kernel)
     more = None if client.bundle is None else client.bundle.to_keep()
     keeper = await keep(stack, client.tunnels, setups, voice.change, more)
-    control = ClientControl(client, program, keeper)
+    control = ClientControl(client, program, keeper, state.private_key)
     await runtime.answer(stack, options.directory, control.handlers(), options.group)
     return client, program
 

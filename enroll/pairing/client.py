@@ -26,40 +26,20 @@ from __future__ import annotations
 import hmac
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing import messages
-from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
-from rustguard_py.enroll.pairing.key_schedule import (
-    Keys,
-    Opening,
-    associated_data,
-    channel_identifier,
-    session_id,
-    shared_secret,
-    stretch,
-)
-from rustguard_py.enroll.pairing.messages import (
-    Admission,
-    Challenge,
-    Confirm,
-    Details,
-    Forget,
-    Hello,
-    Result,
-    Revision,
-    ShareC,
-    ShareS,
-    parse_outcome,
-)
+from rustguard_py.enroll.pairing.admission import Admission, parse_outcome
+from rustguard_py.enroll.pairing.attempts import Attempt, Confirmation
+from rustguard_py.enroll.pairing.key_schedule import shared_secret, stretch
+from rustguard_py.enroll.pairing.messages import Challenge, Details, Hello, Result, Revision, ShareS
+from rustguard_py.enroll.pairing.outcome import REFUSALS, Failed, Failure, Joined, wrong_server
 from rustguard_py.enroll.pairing.spares import Spares, said_by_server
 from rustguard_py.model.endpoint import Endpoint
-from rustguard_py.model.errors import RefusedError, RustGuardError, UnansweredError, UsageError
+from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import fingerprint, parse_fingerprint
 
 RETRANSMIT_SECONDS: Final = 1.0
@@ -86,6 +66,7 @@ _RECHECKS = 6
 _PATIENT_RECHECKS = 48
 # A server denies the same CONFIRM with the same RESULT each time. More different ones than noise explains are forged.
 _FORGED_DENIALS = 3
+_RIVALS: Final = "Several seemed to answer in the server's place, so somebody on the way may be forging answers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,154 +79,6 @@ class Transmit:
 
     datagram: bytes
     destination: Endpoint | None
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """The server admitted us, and proved that it knows the token.
-
-    Attributes:
-        admission: What the server assigned; `admission.server_key` is its public key.
-        preshared_key: For the WireGuard peer, 32 bytes.
-        server: The socket address that answered.
-        forget: The datagram that takes the admission back, for a client that can't use it.
-    """
-
-    admission: Admission
-    preshared_key: bytes = field(repr=False)
-    server: Endpoint
-    forget: bytes = field(repr=False)
-
-
-class Failure(Enum):
-    """Why a join ended."""
-
-    SILENT = "nobody answered"
-    IGNORED = "the server answered at first, then stopped"
-    UNCONFIRMED = "the server never answered the confirmation"
-    WRONG_TOKEN = "the other end doesn't know the token"  # noqa: S105 - not a secret, the lack of one
-    WRONG_SERVER = "the server has another key than expected"
-    FULL = "the server's pool is full"
-    WINDOW_FULL = "the server's window has admitted as many machines as it may"
-    REVOKED = "the server has revoked this key"
-    INVITE_USED = "the invite has been used"
-    OTHER_REVISION = "the server speaks another revision of the pairing"
-    INCOMPATIBLE = "the server's answer isn't understood"
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The join ended without a peer.
-
-    Attributes:
-        failure: Why.
-        detail: One more sentence, or empty: the fingerprint of the wrong server.
-    """
-
-    failure: Failure
-    detail: str = ""
-
-    def error(self) -> RustGuardError:
-        """Return the error that says what happened and how to fix it."""
-        kind, message, fix = _ERRORS[self.failure]
-        return kind(f"{message} {self.detail}".rstrip(), fix)
-
-
-_ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
-    Failure.SILENT: (
-        UnansweredError,
-        "Nobody answered, and from here three causes look alike: no server runs at this address and port, a firewall "
-        "on the way drops UDP, or the pairing window is closed.",
-        "On the server, run: rustguard open 60\n"
-        "If it says that no daemon runs there: sudo rustguard serve. Compare the port: rustguard status\n"
-        "If the window is open, let the UDP port through the firewalls and routers on the way.",
-    ),
-    Failure.IGNORED: (
-        UnansweredError,
-        "The server answered at first, then stopped: its window closed or is open to other networks only, too many "
-        "clients are joining, or there were too many wrong tokens from this address.",
-        "On the server, run: rustguard status; then: rustguard open 60",
-    ),
-    Failure.UNCONFIRMED: (
-        UnansweredError,
-        "The server paired with us but never confirmed it: its window closed, others are guessing so that we wait "
-        "for a turn, it can't save its state, or large datagrams don't get through.",
-        "On the server, run: rustguard status; then join again, which gives the same address.",
-    ),
-    Failure.WRONG_TOKEN: (
-        RefusedError,
-        "The other end doesn't know this token.",
-        "Check the token with whoever runs the server, where each wrong guess is counted.",
-    ),
-    Failure.WRONG_SERVER: (
-        RefusedError,
-        "Somebody who knows the token answered, but with another key than the expected server's.",
-        "Compare it with the line that `rustguard serve` printed. If the server was set up again, give its new "
-        "fingerprint with --server.",
-    ),
-    Failure.FULL: (
-        RefusedError,
-        "The server's pool has no address left.",
-        "On the server, run: rustguard peers revoke NAME; or serve a larger --pool.",
-    ),
-    Failure.WINDOW_FULL: (
-        RefusedError,
-        "The server's pairing window has admitted as many new machines as it may.",
-        "On the server, open another one: rustguard open 60; or a larger one: rustguard open 60 --most 100",
-    ),
-    Failure.REVOKED: (
-        RefusedError,
-        "The server has revoked this machine's key.",
-        "Ask whoever runs the server, or join with a new key.",
-    ),
-    Failure.INVITE_USED: (RefusedError, "This invite has been used already.", "Ask for another one."),
-    Failure.OTHER_REVISION: (
-        RefusedError,
-        "The server speaks another revision of the pairing, so one of the two programs is older.",
-        "Install the same version of rustguard on both machines; `rustguard --version` prints it.",
-    ),
-    Failure.INCOMPATIBLE: (
-        RefusedError,
-        "The server's answer isn't understood, so it is probably newer than this program.",
-        "Update rustguard here.",
-    ),
-}
-_RIVALS: Final = "Several seemed to answer in the server's place, so somebody on the way may be forging answers."
-_REFUSALS: Final = {
-    "full": Failure.FULL,
-    "window-full": Failure.WINDOW_FULL,
-    "revoked": Failure.REVOKED,
-    "invite-used": Failure.INVITE_USED,
-}
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Attempt:
-    """One CHALLENGE that was answered."""
-
-    challenge: Challenge
-    server: Endpoint
-    share: Share
-    share_c: bytes
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Confirmation:
-    """One SHARE_S that was confirmed.
-
-    Attributes:
-        denials: The RESULTs with a wrong Tb.
-        denied: Whether one of them came twice, which rules out a garbled one.
-        echoed: Whether the SHARE_S came again after the first denial, so that our share had arrived ungarbled.
-    """
-
-    attempt: _Attempt
-    session: bytes
-    keys: Keys
-    confirm: bytes
-    denials: set[bytes] = field(default_factory=set)
-    denied: bool = False
-    echoed: bool = False
 
 
 class PairingClient:
@@ -299,9 +132,9 @@ class PairingClient:
         self._stretched: dict[bytes, bytes] = {}
         self._hello = Hello(random(messages.NONCE_SIZE), token_id)
         self._spare_challenges = Spares[tuple[Challenge, Endpoint]](random, lambda spare: said_by_server(spare[0]))
-        self._attempts: list[_Attempt] = []
-        self._spare_shares = Spares[tuple[ShareS, _Attempt]](random, lambda spare: spare[0].session)
-        self._confirmations: list[_Confirmation] = []
+        self._attempts: list[Attempt] = []
+        self._spare_shares = Spares[tuple[ShareS, Attempt]](random, lambda spare: spare[0].session)
+        self._confirmations: list[Confirmation] = []
         self._transmits: deque[Transmit] = deque([Transmit(self._hello.encode(), None)])
         self._tries = 0
         self._deadline = now + self._interval()
@@ -358,7 +191,7 @@ class PairingClient:
         confirmed = [confirmation.attempt for confirmation in self._confirmations]
         return any(attempt in confirmed for _, attempt in self._spare_shares)
 
-    def _is_settled(self, confirmation: _Confirmation) -> bool:
+    def _is_settled(self, confirmation: Confirmation) -> bool:
         """Return whether only a wrong token can explain the denials."""
         said = said_by_server(confirmation.attempt.challenge)
         vouchers = sum(said_by_server(challenge) == said for challenge, _ in self._challenges())
@@ -462,19 +295,8 @@ class PairingClient:
 
     def _take_up(self, challenge: Challenge, server: Endpoint) -> None:
         prs = self._prs(challenge.server_id)
-        ci = channel_identifier(challenge.server_id, self._token_id)
-        share = Share(generator(prs, ci, challenge.nonce_c + challenge.nonce_s), self._random)
-        message = ShareC(
-            challenge.nonce_c,
-            challenge.nonce_s,
-            challenge.epoch,
-            challenge.cookie,
-            self._token_id,
-            messages.KNOWS_SERVER if self._server_secret else 0,
-            share.public,
-            self._ephemeral.public_key().public_bytes_raw(),
-        )
-        attempt = _Attempt(challenge, server, share, message.encode())
+        given = (prs, self._ephemeral, self._server_secret, self._random)
+        attempt = Attempt.begin(self._hello, challenge, server, *given)
         self._attempts.append(attempt)
         self._transmits.append(Transmit(attempt.share_c, server))
 
@@ -520,35 +342,16 @@ class PairingClient:
             done |= self._confirm(*spare)
         return done
 
-    def _attempt_of(self, message: ShareS) -> _Attempt | None:
-        for attempt in self._attempts:
-            nonces = (attempt.challenge.nonce_c, attempt.challenge.nonce_s)
-            expected = session_id(*nonces, message.share, message.ek)
-            if hmac.compare_digest(expected, message.session):
-                return attempt
-        return None
+    def _attempt_of(self, message: ShareS) -> Attempt | None:
+        return next((attempt for attempt in self._attempts if attempt.is_answered_by(message)), None)
 
-    def _confirm(self, message: ShareS, attempt: _Attempt) -> bool:
-        """Run our half of CPace and encapsulate; False for an invalid share or a key that isn't one."""
-        challenge = attempt.challenge
-        k = attempt.share.exchange(message.share)
-        client_secret = shared_secret(self._static, challenge.ephemeral)
-        if k is None or client_secret is None:
+    def _confirm(self, message: ShareS, attempt: Attempt) -> bool:
+        """Confirm a SHARE_S; return False if it is invalid."""
+        confirmation = attempt.confirm(message, self._static, self._details)
+        if confirmation is None:
             return False
-        try:
-            ss, ct = MLKEM768PublicKey.from_public_bytes(message.ek).encapsulate()
-        except ValueError:
-            return False
-        ad = associated_data(self._hello, challenge)
-        sid = challenge.nonce_c + challenge.nonce_s
-        isk = intermediate_session_key(sid, k, attempt.share.public, ad, message.share, ad)
-        transcript = self._hello.encode() + challenge.encode() + attempt.share_c + message.encode()
-        opening = Opening.derive(transcript, ct, isk, ss, self._server_secret)
-        sealed = opening.seal_details(self._details)
-        keys = opening.keys(client_secret)
-        confirm = Confirm(message.session, ct, sealed, keys.client_tag(sealed)).encode()
-        self._confirmations.append(_Confirmation(attempt, message.session, keys, confirm))
-        self._transmits.append(Transmit(confirm, attempt.server))
+        self._confirmations.append(confirmation)
+        self._transmits.append(Transmit(confirmation.confirm, attempt.server))
         return True
 
     def _handle_result(self, datagram: bytes, now: float) -> None:
@@ -557,8 +360,7 @@ class PairingClient:
             return
         for confirmation in self._confirmations:
             if confirmation.session == message.session:
-                tag = confirmation.keys.server_tag(confirmation.confirm, message.sealed)
-                if hmac.compare_digest(tag, message.tag):
+                if confirmation.is_answered_by(message):
                     self._end(outcome := self._read(confirmation, message))
                     if isinstance(outcome, Failed):
                         self._take_back(confirmation)
@@ -566,7 +368,7 @@ class PairingClient:
                     self._handle_denial(confirmation, datagram, now)
                 return
 
-    def _handle_denial(self, confirmation: _Confirmation, datagram: bytes, now: float) -> None:
+    def _handle_denial(self, confirmation: Confirmation, datagram: bytes, now: float) -> None:
         if datagram in confirmation.denials:
             confirmation.denied = True
         elif len(confirmation.denials) < RETRANSMISSIONS:
@@ -575,26 +377,26 @@ class PairingClient:
                 self._deadline = min(self._deadline, now + _RECHECK_SECONDS)
             confirmation.denials.add(datagram)
 
-    def _read(self, confirmation: _Confirmation, message: Result) -> Joined | Failed:
+    def _read(self, confirmation: Confirmation, message: Result) -> Joined | Failed:
         """Return the outcome in a RESULT whose Tb is right."""
         plaintext = confirmation.keys.open_outcome(message.sealed)
         members = None if plaintext is None else parse_outcome(plaintext)
         if members is None:
             return Failed(Failure.INCOMPATIBLE)
         status = members["status"]
-        if status in _REFUSALS:
-            return Failed(_REFUSALS[status])
+        if status in REFUSALS:
+            return Failed(REFUSALS[status])
         admission = Admission.from_mapping(members) if status == "ok" else None
         if admission is None:
             return Failed(Failure.INCOMPATIBLE)
         wrong = wrong_server(admission.server_key, self._expected, self._known_server)
         server = confirmation.attempt.server
-        return wrong or Joined(admission, confirmation.keys.psk, server, _forget(confirmation))
+        return wrong or Joined(admission, confirmation.keys.psk, server, confirmation.forget())
 
-    def _take_back(self, confirmation: _Confirmation) -> None:
+    def _take_back(self, confirmation: Confirmation) -> None:
         """Tell the server that its admission is of no use here. It isn't answered, so it goes out several times."""
         for _ in range(FORGET_COPIES):
-            self._transmits.append(Transmit(_forget(confirmation), confirmation.attempt.server))
+            self._transmits.append(Transmit(confirmation.forget(), confirmation.attempt.server))
 
     def _end(self, outcome: Joined | Failed) -> None:
         self.outcome = outcome
@@ -604,23 +406,3 @@ class PairingClient:
         self._attempts.clear()
         self._spare_shares.clear()
         self._confirmations.clear()
-
-
-def _forget(confirmation: _Confirmation) -> bytes:
-    """Return the FORGET of a session."""
-    session = confirmation.session
-    return Forget(session, confirmation.keys.forget_tag(session)).encode()
-
-
-def wrong_server(key: bytes, expected: str | None, known: bytes | None) -> Failed | None:
-    """Return the failure if a server's key isn't the expected one, else None.
-
-    Args:
-        key: The server's public key, 32 bytes.
-        expected: The fingerprint given with `--server`, as `parse_fingerprint` returns it, or None.
-        known: The public key from an earlier join, or None.
-    """
-    met = fingerprint(key)
-    if (known is None or known == key) and expected in (None, met):
-        return None
-    return Failed(Failure.WRONG_SERVER, f"Its fingerprint is {met}.")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -15,28 +13,6 @@ from rustguard_py.model.pairing import PairingEpoch, PairingGate, pairing_cookie
 # Seconds until a cookie's secret is replaced. The previous secret stays valid for as long again.
 EPOCH = 120.0
 _EPOCH_MASK = 2**32 - 1
-
-
-def source_of(source: Endpoint) -> str:
-    """Return the source that a budget is charged to: the /32 of an IPv4 address, the /64 of an IPv6 address."""
-    address = address_of(source)
-    if isinstance(address, IPv4Address):
-        return f"{address}/32"
-    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
-
-
-# Each draw looks at all sources that wait.
-@lru_cache(maxsize=1 << 13)
-def site_of(source: str) -> str:
-    """Return the site of a source: the /48 that an IPv6 /64 is in, or the IPv4 address itself.
-
-    Whoever has an IPv6 network at all often has a /48, and so 65,536 sources.
-    """
-    try:
-        address = int(IPv6Address(source.partition("/")[0]))
-    except ValueError:
-        return source
-    return f"{IPv6Address(address >> 80 << 80)}/48"
 
 
 class Cookies:

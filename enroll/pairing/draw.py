@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
-from rustguard_py.enroll.pairing.cookies import site_of
+from rustguard_py.model.rate_limit import site_of
 
 _T = TypeVar("_T")
 
@@ -43,7 +43,7 @@ class Draw:
         """Let a session wait with this CONFIRM, in place of the one that it waits with already.
 
         Args:
-            source: See `cookies.source_of`.
+            source: See `rate_limit.source_of`.
             session: 8 bytes.
             confirm: The datagram.
 

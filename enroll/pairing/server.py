@@ -40,7 +40,8 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing import messages
-from rustguard_py.enroll.pairing.cookies import Cookies, source_of
+from rustguard_py.enroll.pairing.admission import encode_outcome
+from rustguard_py.enroll.pairing.cookies import Cookies
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
 from rustguard_py.enroll.pairing.draw import Draw
 from rustguard_py.enroll.pairing.key_schedule import (
@@ -61,12 +62,12 @@ from rustguard_py.enroll.pairing.messages import (
     ShareC,
 )
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
-from rustguard_py.enroll.pairing.rate_limit import RateLimit, SourceRateLimits
 from rustguard_py.enroll.pairing.sessions import LIFETIMES, Kem, PairingSession, Phase
 from rustguard_py.enroll.pairing.unconfirmed import Unconfirmed
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint, address_of
 from rustguard_py.model.pairing import PairingGate
+from rustguard_py.model.rate_limit import RateLimit, SourceRateLimits, source_of
 
 CHALLENGES_A_SECOND: Final = 20.0
 CHALLENGE_BURST: Final = 5
@@ -161,7 +162,7 @@ class PairingServer:
 
         Args:
             session: From `Admit`.
-            result: `messages.Admission.to_mapping()`, or `{"status": "full"}` and the like.
+            result: `Admission.to_mapping()`, or `{"status": "full"}` and the like.
             now: Monotonic seconds.
             created: Whether this admission made a new peer; `Forgotten` repeats it.
 
@@ -174,7 +175,7 @@ class PairingServer:
         waiting = self._phases[Phase.ADMITTING].get(session)
         if waiting is None or waiting.keys is None:
             return []
-        sealed = waiting.keys.seal_outcome(messages.encode_outcome(result))
+        sealed = waiting.keys.seal_outcome(encode_outcome(result))
         tag = waiting.keys.server_tag(waiting.answered, sealed)
         waiting.result = Result(session, sealed, tag).encode()
         waiting.answered = sha256(waiting.answered).digest()

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.enroll.pairing.key_schedule import Keys, Opening, shared_secret
 from rustguard_py.enroll.pairing.messages import Confirm, Details, ShareS
-from rustguard_py.enroll.pairing.rate_limit import RateLimit
 from rustguard_py.enroll.pairing.unconfirmed import Unconfirmed
 from rustguard_py.model.endpoint import Endpoint
+from rustguard_py.model.rate_limit import RateLimit
 
 HALF_OPEN_SECONDS: Final = 15.0
 REPLY_SECONDS: Final = 120.0

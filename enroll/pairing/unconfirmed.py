@@ -10,8 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from rustguard_py.enroll.pairing.cookies import site_of
-from rustguard_py.enroll.pairing.rate_limit import RateLimit
+from rustguard_py.model.rate_limit import RateLimit, site_of
 
 # Begun and not confirmed, in one window. Beyond these, new sessions are slowed.
 SOURCE_BOUND: Final = 20
@@ -60,7 +59,7 @@ class Unconfirmed:
         return self._begun >= WINDOW_BOUND
 
     def may_begin(self, source: str, now: float) -> bool:
-        """Return whether a source (see `cookies.source_of`) may begin a session now."""
+        """Return whether a source (see `rate_limit.source_of`) may begin a session now."""
         known = self._by_source.get(source)
         if known is not None and known.begun >= SOURCE_BOUND and not known.rate.take(now):
             return False

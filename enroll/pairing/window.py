@@ -14,9 +14,9 @@ from ipaddress import IPv4Address, IPv6Address
 from math import inf
 from typing import Final
 
-from rustguard_py.enroll.pairing.cookies import site_of
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import UsageError
+from rustguard_py.model.rate_limit import site_of
 from rustguard_py.state.records import GuessRecord
 
 MAX_SECONDS: Final = 24 * 60 * 60
@@ -95,6 +95,7 @@ class Window:
         "_ends",
         "_limits",
         "_new_peers",
+        "_taken_back",
         "_turn",
         "_used",
         "number",
@@ -110,6 +111,7 @@ class Window:
             self._by_site[site_of(source)] += count
         self._limits = Limits(record.sources, NEW_PEERS if record.most is None else record.most)
         self._new_peers = record.new_peers
+        self._taken_back = 0
         self._ended = record == GuessRecord(record.window)
         self._closed = Closed.NEVER_OPENED
         self._ends: float | None = None
@@ -133,6 +135,7 @@ class Window:
         self._by_site.clear()
         self._limits = Limits() if limits is None else limits
         self._new_peers = 0
+        self._taken_back = 0
         self._ended = False
         self._ends = now + seconds
 
@@ -190,7 +193,7 @@ class Window:
         return not self._limits.sources or any(address in network for network in self._limits.sources)
 
     def may_guess(self, source: str, now: float) -> bool:
-        """Return whether a source (see `cookies.source_of`) may still have a token checked."""
+        """Return whether a source (see `rate_limit.source_of`) may still have a token checked."""
         return self.is_open(now) and self._by_source.get(source, 0) < GUESSES_A_SOURCE
 
     def guesses_of(self, source: str) -> tuple[int, int]:
@@ -238,6 +241,18 @@ class Window:
         """
         if number == self.number:
             self._new_peers = max(0, self._new_peers - 1)
+
+    def take_back_new(self, number: int) -> None:
+        """Take back the count of a new peer that was admitted and couldn't use that.
+
+        A window does so as often as it admits new peers. Otherwise one machine could join as a new one for ever.
+
+        Args:
+            number: The window in which it was counted.
+        """
+        if number == self.number and self._taken_back < self._limits.most:
+            self._taken_back += 1
+            self.forget_new(number)
 
     # -- what is saved and shown ----------------------------------------------------------------------------
 

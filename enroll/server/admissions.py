@@ -19,10 +19,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rustguard_py.daemon import audit
+from rustguard_py.daemon import audit, audit_events
 from rustguard_py.daemon.control.asker import asker
 from rustguard_py.enroll.export import offer
 from rustguard_py.enroll.server.registry import Change, PeerChange, Registry, require_name
+from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError, StateError, UsageError
 from rustguard_py.model.keys import encode_key
 from rustguard_py.state.document import Document
@@ -57,6 +58,11 @@ class Admissions:
         self._registry = registry
         self._durable = durable
         self._live = live
+        # When each key joined, in monotonic seconds: a wall clock that jumps while the server runs ages nobody.
+        wall, at = time.time(), now()
+        self._joined = {
+            record.public_key: at - max(0.0, wall - record.joined) for record in registry.state.peers.values()
+        }
 
     def begin(self) -> None:
         """Put all saved peers into the tunnel, at the start."""
@@ -82,14 +88,15 @@ class Admissions:
             couldn't be saved or another join of the same key replaced this one.
         """
         change = self._registry.admit(public_key, name, preshared_key, endpoint, time.time())
-        while change == "full" and (unused := self._registry.give_away(time.time())) is not None:
+        while change == "full" and (unused := self._registry.give_away(self._age)) is not None:
             if not await self._save(unused):
                 return None
             left = unused.record
-            audit.record(audit.GivenAway(left.name, encode_key(left.public_key), str(left.address4)))
+            audit.record(audit_events.GivenAway(left.name, encode_key(left.public_key), str(left.address4)))
             change = self._registry.admit(public_key, name, preshared_key, endpoint, time.time())
         if not isinstance(change, PeerChange):
             return change
+        self._joined[public_key] = now()
         return self._standing(change) if await self._save(change) else None
 
     async def take_back(self, public_key: bytes, preshared_key: bytes) -> PeerRecord | None:
@@ -104,6 +111,34 @@ class Admissions:
         """
         change = self._registry.take_back(public_key, preshared_key)
         return change.record if change is not None and await self._save(change) else None
+
+    async def leave(self, public_key: bytes) -> PeerRecord | None:
+        """Remove a peer that leaves by itself; its key may join again.
+
+        The tunnel still has it, so that it can be answered, until `follow`.
+
+        Args:
+            public_key: 32 bytes.
+
+        Returns:
+            The peer that was removed. None if there is none, or that couldn't be saved.
+        """
+        change = self._registry.leave(public_key)
+        if change is None:
+            return None
+        try:
+            saved = await self._durable(change.undo)
+        except BaseException:
+            change.undo()
+            raise
+        if not saved:
+            return None
+        change.keep()
+        return change.record
+
+    def follow(self, public_key: bytes) -> None:
+        """Make the tunnel agree with the registry about a key that has left, and may have joined again since."""
+        self._follow(public_key)
 
     def connected(self, public_key: bytes) -> bool:
         """Note that a peer has connected; return whether that is news, which should be saved some time."""
@@ -131,7 +166,7 @@ class Admissions:
         record = self._standing(change)
         if not isinstance(record, PeerRecord):
             raise _refusal("revoked")
-        audit.record(audit.Admitted(record.name, encode_key(public_key), str(record.address4), asker()))
+        audit.record(audit_events.Admitted(record.name, encode_key(public_key), str(record.address4), asker()))
         return record
 
     async def revoke(self, who: str) -> PeerRecord:
@@ -152,7 +187,7 @@ class Admissions:
         self._live.take_out(change.public_key)
         if not await self._save(change, with_endpoint=True):
             raise _not_saved()
-        audit.record(audit.Revoked(change.record.name, encode_key(change.public_key), asker()))
+        audit.record(audit_events.Revoked(change.record.name, encode_key(change.public_key), asker()))
         return change.record
 
     async def restore(self, key: str) -> None:
@@ -164,7 +199,7 @@ class Admissions:
         """
         if not await self._save(self._registry.restore(key)):
             raise _not_saved()
-        audit.record(audit.Restored(key, asker()))
+        audit.record(audit_events.Restored(key, asker()))
 
     async def rename(self, old: str, new: str) -> PeerRecord:
         """Rename a peer, and return it as it is listed then.
@@ -177,7 +212,7 @@ class Admissions:
         change = self._registry.rename(old, new)
         if not await self._save(change):
             raise _not_saved()
-        audit.record(audit.Renamed(old, change.record.name, encode_key(change.public_key), asker()))
+        audit.record(audit_events.Renamed(old, change.record.name, encode_key(change.public_key), asker()))
         return self._registry.state.peers.get(change.public_key, change.record)
 
     def settled(self, public_key: bytes, place: int) -> bool:
@@ -200,6 +235,10 @@ class Admissions:
         self._live.take_out(public_key)
         self._follow(public_key, with_endpoint=True)
 
+    def _age(self, public_key: bytes) -> float:
+        """Return how many seconds ago a key joined; 0 for one that came back when its removal couldn't be saved."""
+        return now() - self._joined.setdefault(public_key, now())
+
     async def _save(self, change: Change, *, with_endpoint: bool = False) -> bool:
         try:
             saved = await self._durable(change.undo)
@@ -215,6 +254,8 @@ class Admissions:
     def _follow(self, public_key: bytes, *, with_endpoint: bool = False) -> None:
         """Make the tunnel agree with the registry about one key."""
         record = self._registry.durable(public_key)
+        if public_key not in self._registry.state.peers:
+            self._joined.pop(public_key, None)
         if public_key not in self._registry.state.peers or (record is not None and record.has_to_join_again):
             self._live.take_out(public_key)
         elif record is not None:

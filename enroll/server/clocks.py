@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rustguard_py.daemon import audit
+from rustguard_py.daemon import audit, audit_events
 from rustguard_py.daemon.clocks import time_of
 from rustguard_py.daemon.control.asker import asker
 from rustguard_py.enroll.server.server import RunningServer
@@ -39,5 +39,5 @@ async def reset(server: RunningServer, who: str, *, in_kernel: bool) -> tuple[Pe
     if in_kernel:
         server.admissions.put_in_again(record.public_key)
     was = None if forgotten is None else time_of(forgotten)
-    audit.record(audit.ClockReset(record.name, encode_key(record.public_key), was, asker()))
+    audit.record(audit_events.ClockReset(record.name, encode_key(record.public_key), was, asker()))
     return record, was

@@ -166,13 +166,18 @@ class Registry:
             return None
         return self._remove(record)
 
-    def give_away(self, at: float) -> PeerChange | None:
+    def leave(self, public_key: bytes) -> PeerChange | None:
+        """Remove a peer that leaves by itself; None if there is none. Its key may join again."""
+        record = self.state.peers.get(public_key)
+        return None if record is None else self._remove(record)
+
+    def give_away(self, age: Callable[[bytes], float]) -> PeerChange | None:
         """Remove the oldest peer that joined and never connected, so that its address is free once that is durable.
 
         A peer that runs stock WireGuard stays: it couldn't join again.
 
         Args:
-            at: Unix time in seconds.
+            age: Returns how many seconds ago a key joined.
 
         Returns:
             The change; None if there is no such peer, or none that joined long enough ago.
@@ -182,10 +187,10 @@ class Registry:
             for record in self.state.peers.values()
             if not record.connected
             and record.endpoint is not None
-            and at - record.joined > UNCONNECTED_SECONDS
+            and age(record.public_key) > UNCONNECTED_SECONDS
             and record.public_key not in self._unsaved
         ]
-        return self._remove(min(idle, key=lambda record: record.joined)) if idle else None
+        return self._remove(max(idle, key=lambda record: age(record.public_key))) if idle else None
 
     def restore(self, key: str) -> Change:
         """Allow a revoked public key (base64) to enroll again.

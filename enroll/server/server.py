@@ -12,7 +12,7 @@ from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, collapse_addresses
 from typing import Any
 
-from rustguard_py.daemon import audit
+from rustguard_py.daemon import audit, audit_events
 from rustguard_py.daemon.control.asker import asker
 from rustguard_py.daemon.overseer import oversee
 from rustguard_py.daemon.reports import Reports
@@ -20,8 +20,8 @@ from rustguard_py.daemon.runtime import stop_on_signals
 from rustguard_py.daemon.service_manager import ServiceManager
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
+from rustguard_py.enroll.pairing.admission import Admission, FurtherTunnel
 from rustguard_py.enroll.pairing.key_schedule import require_memory, stretch
-from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.window import GUESSES_AT_ONCE, Closed, Limits, Window
@@ -67,7 +67,7 @@ class RunningServer:
         state: What is saved.
         window: The pairing window.
         pairing: Pairs clients; None without a token, when nobody new can join.
-        reports: Exchanged with clients inside the tunnel; None with the kernel's engine.
+        reports: Exchanged with clients inside the tunnel; None until `start` has made them.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class RunningServer:
         """Stop the background tasks, close the window, and save."""
         await self._tasks.close()
         if self.window.is_open(now()):
-            audit.record(audit.WindowClosed("the server stops", None))
+            audit.record(audit_events.WindowClosed("the server stops", None))
         self.window.close()
         self.state.guesses = self.window.record
         await self.saver.finish()
@@ -209,7 +209,7 @@ class RunningServer:
             self.window.close()
         else:
             if self.window.is_open(now()):
-                audit.record(audit.WindowOpened(seconds, None))
+                audit.record(audit_events.WindowOpened(seconds, None))
         self._mind_pairing()
 
     async def open_window(self, seconds: float, limits: Limits | None = None) -> None:
@@ -236,7 +236,7 @@ class RunningServer:
             self._mind_pairing()
             raise
         sources = () if limits is None else tuple(map(str, limits.sources))
-        audit.record(audit.WindowOpened(seconds, asker(), sources, None if limits is None else limits.most))
+        audit.record(audit_events.WindowOpened(seconds, asker(), sources, None if limits is None else limits.most))
 
     async def close_window(self) -> None:
         """Close the window now, and save that.
@@ -271,7 +271,9 @@ class RunningServer:
         """Record that the window closed, and who closed it."""
         state = self.window.state(now())
         if self._was_open and state.closed is not None:
-            audit.record(audit.WindowClosed(state.closed.value, asker() if state.closed is Closed.PERSON else None))
+            audit.record(
+                audit_events.WindowClosed(state.closed.value, asker() if state.closed is Closed.PERSON else None)
+            )
         self._was_open = state.is_open
 
     def _set_pairing_timer(self, pairing: PairingServer) -> None:
@@ -337,7 +339,7 @@ class RunningServer:
             reason = (
                 f"this window has admitted all {count} new peers that it may; rustguard open --most N admits more"
             )
-            audit.record(audit.Refused(reason, endpoint))
+            audit.record(audit_events.Refused(reason, endpoint))
             return {"status": "window-full"}
         number = self.window.number
         # Saved together with the peer.
@@ -352,7 +354,7 @@ class RunningServer:
             return None
         if not isinstance(admitted, PeerRecord):
             reason = {"full": "the pool is used up", "revoked": "its key is revoked"}[admitted]
-            audit.record(audit.Refused(reason, endpoint))
+            audit.record(audit_events.Refused(reason, endpoint))
             return {"status": admitted}
         if self.bundle is not None:
             # It may have fewer tunnels than before.
@@ -362,7 +364,7 @@ class RunningServer:
             # The cookie proved the address, and `join` pairs from the port that its tunnel then uses.
             self.tunnel.node.set_endpoint(peer, join.source, now())
         key = encode_key(join.public_key)
-        audit.record(audit.Joined(admitted.name, key, str(admitted.address4), endpoint))
+        audit.record(audit_events.Joined(admitted.name, key, str(admitted.address4), endpoint, is_new))
         return self._admission(admitted).to_mapping()
 
     def _admission(self, record: PeerRecord) -> Admission:
@@ -393,9 +395,9 @@ class RunningServer:
         """Answer a wrong token once its guess is counted on disk; at once if that was done before."""
         if guess.reply is not None and guess.record.by_source != self._guesses_logged:
             self._guesses_logged = guess.record.by_source
-            audit.record(audit.WrongToken(endpoint_text(guess.source) or "", guess.record.used))
+            audit.record(audit_events.WrongToken(endpoint_text(guess.source) or "", guess.record.used))
             if guess.record.used == GUESSES_AT_ONCE:
-                audit.record(audit.BudgetSpent(GUESSES_AT_ONCE))
+                audit.record(audit_events.BudgetSpent(GUESSES_AT_ONCE))
         # By now the window may have counted more than this guess.
         record = self.window.record
         if record != self._guesses_saved:
@@ -418,9 +420,9 @@ class RunningServer:
             return
         record = await self.admissions.take_back(forgotten.public_key, forgotten.preshared_key)
         if record is not None:
-            self.window.forget_new(forgotten.window)
+            self.window.take_back_new(forgotten.window)
             key = encode_key(record.public_key)
-            audit.record(audit.TakenBack(record.name, key, str(record.address4), endpoint or ""))
+            audit.record(audit_events.TakenBack(record.name, key, str(record.address4), endpoint or ""))
 
     # -- peers in the tunnel --------------------------------------------------------------------------------
 

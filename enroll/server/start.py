@@ -23,6 +23,7 @@ from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.data_path import DataPath
 from rustguard_py.enroll.server.banner import introduce
 from rustguard_py.enroll.server.control import ServerControl
+from rustguard_py.enroll.server.farewells import Farewells
 from rustguard_py.enroll.server.partners import Partners
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
@@ -127,10 +128,15 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
         server, program = await runtime.with_free_name(stack, options.interface or state.interface, make)
         interface = program.interface
         interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
-        if not chosen.in_kernel:
-            own, partners = state.addresses(ipv6=False)[0].ip, Partners(state)
-            segments = chosen.offloads.udp_segmentation
-            server.reports = Reports(server.tunnels, interfaces, own, partners.find, segments=segments)
+        server.reports = Reports(
+            server.tunnels,
+            interfaces,
+            state.addresses(ipv6=False)[0].ip,
+            Partners(state).find,
+            segments=chosen.offloads.udp_segmentation,
+            looks=not chosen.in_kernel,
+            remove=Farewells(state, server.admissions).remove,
+        )
         setups = _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
         # Saved this late so that a start that fails over a taken port or pool leaves the state as it was. Saved only
         # if it differs so that a server that crashed can start again while the disk is full.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rustguard_py.kernel.counters import Counters
-from rustguard_py.kernel.messages import KernelPeerChange
+from rustguard_py.kernel.messages import KernelInterfaceState, KernelPeerChange
 from rustguard_py.model.endpoint import Endpoint, PeerId
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.peer import Peer, PeerConfig
@@ -165,6 +165,29 @@ class KernelPeers:
         for peer in self:
             config = peer.config
             self._put(peer, replace(config, endpoint=peer.endpoint), peer.key_in_use)
+
+    def adopt(self, state: KernelInterfaceState) -> None:
+        """Take over our key and the peers as the kernel has them, with their networks."""
+        if state.private_key is not None:
+            self.public_key = state.public_key
+        for gone in [peer for key, peer in self._by_key.items() if key not in state.peers]:
+            del self._by_key[gone.config.public_key], self._seen[gone.id]
+            self._expected.pop(gone.id, None)
+        for key, found in state.peers.items():
+            networks = tuple(found.allowed_ips)
+            if (peer := self._by_key.get(key)) is None:
+                config = PeerConfig(key, networks, found.preshared_key, found.endpoint, found.keepalive)
+                peer = self._by_key[key] = Peer(self._next_id, config)
+                self._next_id += 1
+                self._seen[peer.id] = _Seen()
+            # The kernel lists networks in its own order.
+            if set(networks) != set(peer.config.allowed_ips):
+                peer.config = replace(peer.config, allowed_ips=networks)
+            if found.preshared_key not in peer.config.preshared_keys:
+                peer.config = replace(peer.config, preshared_key=found.preshared_key, previous_preshared_keys=())
+                peer.key_in_use = 0
+            peer.config = replace(peer.config, persistent_keepalive=found.keepalive)
+            peer.endpoint = found.endpoint or peer.endpoint
 
     def _put(self, peer: Peer | None, config: PeerConfig, key: int) -> Peer:
         """Put a peer into the kernel with one of its preshared keys. If it was there, its sessions end."""

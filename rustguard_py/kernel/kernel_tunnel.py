@@ -23,7 +23,7 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
-from rustguard_py.model.tunnel import Listeners
+from rustguard_py.model.tunnel import Adopted, Listeners
 from rustguard_py.protocol.pairing_filter import PASS, REVISION_REASON, Answer, Drop, PairingFilter, is_revision
 from rustguard_py.protocol.wire import FOREIGN_PREFIX
 from rustguard_py.system.sockets import bind
@@ -62,6 +62,7 @@ class KernelTunnel:
 
     Attributes:
         fault: The error that ended the tunnel. When it is set, `stopped` is set too.
+        silent: Names of threads that didn't answer the last roll call: none, as there are none.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class KernelTunnel:
     ) -> None:
         self.listeners = Listeners()
         self.fault: RustGuardError | None = None
+        self.silent: list[str] = []
         self.stopped = asyncio.Event()
         self.node = KernelPeers(private_key, self)
         self._device = device
@@ -169,6 +171,17 @@ class KernelTunnel:
             if peer.endpoint is not None and peer.config.persistent_keepalive:
                 self.node.begin_handshake(peer, now())
         self.wake()
+
+    def adopt(self) -> Adopted:
+        """See `AnyTunnel.adopt`: wg(8) changes the kernel's tunnel without us."""
+        found = self._device.read(allowed_ips=True)
+        private_key = None
+        if found.private_key is not None and found.public_key != self.node.public_key:
+            private_key = self._private_key = found.private_key
+        self._port, self._mark = found.port, found.fwmark
+        self.node.adopt(found)
+        self.wake()
+        return Adopted(private_key, self._port, self._mark)
 
     # -- as a plane has them --------------------------------------------------------------------------------
 

@@ -74,12 +74,14 @@ class KernelInterfaceState:
 
     Attributes:
         public_key: 32 bytes, zeros while no key is set.
+        private_key: 32 bytes, or None while no key is set.
         port: UDP.
         fwmark: 0 for none.
         peers: By public key.
     """
 
     public_key: bytes = bytes(KEY_SIZE)
+    private_key: bytes | None = field(default=None, repr=False)
     port: int = 0
     fwmark: int = 0
     peers: dict[bytes, KernelPeerState] = field(default_factory=dict)
@@ -170,6 +172,8 @@ def parse_dump(messages: Iterable[Any], *, allowed_ips: bool) -> KernelInterface
     for message in messages:
         if (key := message.get_attr("WGDEVICE_A_PUBLIC_KEY")) is not None:
             state.public_key = b64decode(key)
+        if (key := message.get_attr("WGDEVICE_A_PRIVATE_KEY")) is not None:
+            state.private_key = b64decode(key)
         state.port = message.get_attr("WGDEVICE_A_LISTEN_PORT") or state.port
         state.fwmark = message.get_attr("WGDEVICE_A_FWMARK") or state.fwmark
         for part in message.get_attr("WGDEVICE_A_PEERS") or ():

@@ -17,6 +17,7 @@ from rustguard_py.kernel.channel import WireGuardChannel
 from rustguard_py.kernel.counters import Counters, decode
 from rustguard_py.kernel.messages import KernelInterfaceState, KernelPeerChange, batches, device_request, parse_dump
 from rustguard_py.model.errors import NameTakenError, RefusedError, RustGuardError
+from rustguard_py.system import container
 from rustguard_py.system.interface import with_netlink
 from rustguard_py.system.netlink_library import IPRoute, NetlinkError, uapi, wgmsg
 
@@ -230,7 +231,7 @@ def _refused(name: str, code: int) -> RefusedError:
     if code == errno.EPERM:
         return RefusedError(
             f"The WireGuard interface {name} can't be made: that needs root or the capability CAP_NET_ADMIN.",
-            "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`.",
+            container.capability_fix(),
         )
     if code == errno.EEXIST:
         return NameTakenError(f"There is an interface {name} already.", "Choose another: --interface NAME")

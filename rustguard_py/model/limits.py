@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import resource
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from rustguard_py.model.sudo import as_root
 
 _NO_MEMORY: Final = re.compile(
     "cannot allocate memory|failed to map segment|out of memory|malloc failure", re.IGNORECASE
@@ -65,7 +68,9 @@ def _limit(error: BaseException) -> Limit | None:
     if number == errno.EMFILE:
         return _files()
     if number == errno.ENFILE:
-        return Limit("This machine has too many open files.", "Raise the limit: sudo sysctl -w fs.file-max=1000000")
+        return Limit(
+            "This machine has too many open files.", f"Raise the limit: {as_root('sysctl -w fs.file-max=1000000')}"
+        )
     if _NO_THREAD in str(error) or (number == errno.EAGAIN and _is_fork(error)):
         return THREADS
     if number == errno.ENOMEM or isinstance(error, MemoryError) or _says_no_memory(error):
@@ -80,6 +85,23 @@ def _files() -> Limit:
         "Raise the limit: `ulimit -n 1024`, LimitNOFILE=1024 in a systemd unit, or --ulimit nofile=1024 of a "
         "container.",
     )
+
+
+def lack_of_files(wanted: int) -> OSError | None:
+    """Return the system's error if the process can't open so many more descriptors, else None.
+
+    The C library says of a name only that it can't be resolved, even where it got no socket to ask with.
+    """
+    held: list[int] = []
+    try:
+        for _ in range(wanted):
+            held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error
+    finally:
+        for each in held:
+            os.close(each)
+    return None
 
 
 def _is_fork(error: BaseException) -> bool:

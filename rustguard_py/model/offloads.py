@@ -39,6 +39,11 @@ class Offloads:
         return self.tun_checksum or self.tcp_merging or self.udp_merging
 
     @property
+    def needs_missing(self) -> list[str]:
+        """The names of those that are asked for and can't be used, because they need one that is off."""
+        return [] if self.tun_checksum else [name for name in ("tso", "uso") if getattr(self, name)]
+
+    @property
     def off(self) -> list[str]:
         """The names of those that aren't used."""
         return [name for name in OFFLOADS if not getattr(self, _member(name))]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rustguard_py.model.endpoint import Endpoint
@@ -84,11 +84,13 @@ class AnyTunnel(Protocol):
     Attributes:
         listeners: Callbacks for what happens.
         fault: The error that ended the tunnel. When it is set, `stopped` is set too.
+        silent: Names of the plane's threads that didn't answer the last roll call.
         stopped: Set when the tunnel must end.
     """
 
     listeners: Listeners
     fault: RustGuardError | None
+    silent: list[str]
     stopped: asyncio.Event
 
     @property
@@ -126,6 +128,28 @@ class AnyTunnel(Protocol):
         Raises:
             RustGuardError: It can't be made. May be called again.
         """
+
+    def adopt(self) -> Adopted | None:
+        """Take over what other programs changed: keys, port, mark, peers. Return None if they can't behind our back.
+
+        Raises:
+            RustGuardError: The interface is gone.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What other programs have set in a tunnel.
+
+    Attributes:
+        private_key: Ours, 32 bytes, if it isn't the one that we set; else None.
+        port: UDP.
+        mark: The mark of its datagrams, 0 for none.
+    """
+
+    private_key: bytes | None = field(repr=False)
+    port: int
+    mark: int
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from rustguard_py.model.errors import NameTakenError, RefusedError
 from rustguard_py.model.limits import THREADS
 from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.planes.offload import PLAIN_VNET, REFUSALS
+from rustguard_py.system import container
 from rustguard_py.system.interface import TUN_DEVICE, check_interface_name
 
 _TUNSETIFF = 0x400454CA
@@ -46,7 +47,7 @@ def not_made(name: str, error: OSError) -> RefusedError:
     if error.filename == str(TUN_DEVICE):
         return RefusedError(
             f"/dev/net/tun can't be opened: {error.strerror}.",
-            "Run as root; in a container, let it have /dev/net/tun and CAP_NET_ADMIN.",
+            container.device_fix(refused=error.errno in (errno.EACCES, errno.EPERM)),
         )
     if error.errno in (errno.EBUSY, errno.EEXIST):
         return NameTakenError(
@@ -57,7 +58,8 @@ def not_made(name: str, error: OSError) -> RefusedError:
         # Of a thread of the native plane.
         return RefusedError(f"Interface {name} can't be made. {THREADS.message}", THREADS.fix)
     reason = (error.strerror or "unknown error").partition(" (os error ")[0]
-    return RefusedError(f"Interface {name} can't be made: {reason}.", "Run as root, or with CAP_NET_ADMIN.")
+    fix = container.capability_fix() if error.errno == errno.EPERM else "Run as root, or with CAP_NET_ADMIN."
+    return RefusedError(f"Interface {name} can't be made: {reason}.", fix)
 
 
 class Tun:

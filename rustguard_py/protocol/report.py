@@ -17,9 +17,11 @@ REPORT_LIMIT = 1200
 
 _MAGIC = b"RGR\x01"
 _ITEM = struct.Struct(">BH")
-_HELLO, _ARRIVED = 1, 2
+_HELLO, _ARRIVED, _LEAVE, _LEFT = 1, 2, 3, 4
 _HELLO_BODY = struct.Struct(">B")
 _ARRIVED_BODY = struct.Struct(">BIQQQ")
+# Bytes of what proves who leaves, and who answers.
+PROOF = 32
 _ASKS = 1
 
 
@@ -53,7 +55,29 @@ class Arrived:
     received: int
 
 
-Item = Hello | Arrived
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The sender, a client, leaves the network.
+
+    Attributes:
+        proof: 32 bytes, which only it and its server can make.
+    """
+
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The server has removed the peer that left, durably.
+
+    Attributes:
+        proof: 32 bytes, which only it and its server can make.
+    """
+
+    proof: bytes
+
+
+Item = Hello | Arrived | Leave | Left
 
 
 def encode(items: Iterable[Item]) -> bytes:
@@ -65,6 +89,10 @@ def encode(items: Iterable[Item]) -> bytes:
                 kind, body = _HELLO, _HELLO_BODY.pack(_ASKS if asks else 0)
             case Arrived(tunnel, index, first, stop, received):
                 kind, body = _ARRIVED, _ARRIVED_BODY.pack(tunnel, index, first, stop, received)
+            case Leave(proof):
+                kind, body = _LEAVE, proof
+            case Left(proof):
+                kind, body = _LEFT, proof
         datagram += _ITEM.pack(kind, len(body)) + body
     return datagram
 
@@ -93,6 +121,10 @@ def decode(datagram: bytes) -> list[Item]:
             items.append(Hello(bool(flags & _ASKS)))
         elif kind == _ARRIVED:
             items.append(Arrived(*_take(_ARRIVED_BODY, body)))
+        elif kind in (_LEAVE, _LEFT):
+            if len(body) < PROOF:
+                raise ValueError("a body is too short")
+            items.append((Leave if kind == _LEAVE else Left)(body[:PROOF]))
     return items
 
 

@@ -16,7 +16,8 @@ from rustguard_py.system.kernel_view import attributes, messages
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["link", "address", "route", "rule", "firewall"]
+# `file`: one that shows name servers or a kernel setting, of which no netlink message tells.
+Kind = Literal["link", "address", "route", "rule", "firewall", "file"]
 
 # include/uapi/linux/rtnetlink.h: the messages that can mean that something of ours is gone, and their groups.
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_DELADDR, _RTM_DELROUTE, _RTM_DELRULE = 16, 17, 21, 25, 33

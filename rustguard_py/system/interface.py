@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rustguard_py.model.endpoint import InterfaceAddress, Network
-from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.model.errors import NameTakenError, RefusedError, RustGuardError, UsageError
+from rustguard_py.model.sudo import as_root
+from rustguard_py.system import container
 from rustguard_py.system.netlink_library import IPRoute, NetlinkError
 
 Echo = Callable[[str], None]
@@ -36,6 +38,8 @@ RTN_UNICAST = 1
 IFA_F_NODAD = 0x02
 _RT_SCOPE_LINK = 253
 _IN6_ADDR_GEN_MODE_NONE = 1
+# linux/if.h
+_IFF_UP = 0x1
 # linux/sockios.h, linux/if_arp.h
 _SIOCGIFHWADDR = 0x8927
 _ARPHRD_ETHER = 1
@@ -127,6 +131,46 @@ def set_up(layout: InterfaceSetup, echo: Echo) -> Applied:
     return applied
 
 
+def rename(index: int, name: str, echo: Echo) -> None:
+    """Name an interface again as it was. It stays up if it is, or stays down.
+
+    Args:
+        index: Its number.
+        name: The name.
+        echo: Called with one line per change.
+
+    Raises:
+        RefusedError: No permission to change interfaces.
+        RustGuardError: Another interface has the name, or the kernel refused.
+    """
+
+    def work(netlink: IPRoute) -> None:
+        now = netlink.get_links(index)[0]
+        called, up = now.get_attr("IFLA_IFNAME"), bool(now["flags"] & _IFF_UP)
+        command = f"ip link set dev {called} name {name}"
+        echo(f"[#] {command}")
+        try:
+            try:
+                netlink.link("set", index=index, ifname=name)
+            except NetlinkError as error:
+                # Before Linux 6.2, one that is up keeps its name.
+                if error.code != errno.EBUSY or not up:
+                    raise
+                netlink.link("set", index=index, state="down")
+                try:
+                    netlink.link("set", index=index, ifname=name)
+                finally:
+                    netlink.link("set", index=index, state="up")
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                raise NameTakenError(
+                    f"`{command}` was refused: another interface has that name.", "Rename or remove the other one."
+                ) from error
+            raise explain(error, command) from error
+
+    with_netlink(work)
+
+
 def with_netlink(work: Callable[[IPRoute], Result]) -> Result:
     """Call `work` with a socket to the kernel's routing (rtnetlink(7)) and return its result."""
 
@@ -144,11 +188,10 @@ def explain(error: NetlinkError, command: str) -> RustGuardError:
     code = int(error.code)
     if code == errno.EPERM:
         message = f"`{command}` was refused: changing interfaces needs root or the capability CAP_NET_ADMIN."
-        fix = "Run the same command as root: `sudo rustguard …`. In Docker: `--cap-add NET_ADMIN`."
-        return RefusedError(message, fix)
+        return RefusedError(message, container.capability_fix())
     if code in {errno.EACCES, errno.EOPNOTSUPP} and " -6 " in command:
         message = f"`{command}` was refused: IPv6 is switched off on this machine or interface."
-        return RustGuardError(message, "Turn it on: `sudo sysctl net.ipv6.conf.all.disable_ipv6=0`.")
+        return RustGuardError(message, f"Turn it on: `{as_root('sysctl net.ipv6.conf.all.disable_ipv6=0')}`.")
     if code == errno.EEXIST:
         message = f"`{command}` was refused: it's there already, likely another VPN's or a leftover."
         return RustGuardError(message, "Find it with `ip address` and `ip route`, then choose another address.")
@@ -163,16 +206,18 @@ def check_interface_name(name: str) -> None:
 
     Raises:
         UsageError: It is empty, longer than INTERFACE_NAME_LIMIT bytes, `.`, `..`, `all` or `default`, or has a blank
-            or one of `/:%`. The kernel takes a `%` for the place of a number.
+            or one of `/:%`, or begins with `-`. The kernel takes a `%` for the place of a number; `ip` and other
+            programs take a `-` for an option.
     """
     fits = 0 < len(name.encode()) <= INTERFACE_NAME_LIMIT
     # The characters of dev_valid_name (net/core/dev.c), and those that can't be printed.
     printable = name.isprintable() and not any(each in "/:%" or each.isspace() for each in name)
     # The kernel has these two in /proc/sys/net, for settings of every interface.
-    if not fits or not printable or name in (".", "..", "all", "default"):
+    if not fits or not printable or name.startswith("-") or name in (".", "..", "all", "default"):
         raise UsageError(
             f"{name!r} can't name an interface.",
-            f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes, without blanks and without any of / : %.",
+            f"Use a name of 1 to {INTERFACE_NAME_LIMIT} bytes, without blanks and without any of / : %, that doesn't "
+            "begin with -.",
         )
 
 
@@ -237,15 +282,15 @@ def require_tun() -> None:
             return
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{TUN_DEVICE} is missing, and tunnels are made of it."
-        raise RustGuardError(message, _tun_fix()) from error
+        raise RustGuardError(message, container.device_fix()) from error
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EPERM}:
             message = f"{TUN_DEVICE} may not be opened: {error.strerror}."
-            raise RefusedError(message, f"Run the same command as root: `sudo rustguard …`. {_tun_fix()}") from error
+            raise RefusedError(message, container.device_fix(refused=True)) from error
         # ENODEV, ENXIO: the device node exists, its kernel module isn't loaded.
         likely = ": its kernel module is likely not loaded" if error.errno in {errno.ENODEV, errno.ENXIO} else ""
         message = f"{TUN_DEVICE} can't be opened ({error.strerror}){likely}."
-        raise RustGuardError(message, _tun_fix()) from error
+        raise RustGuardError(message, container.device_fix()) from error
 
 
 def _apply(netlink: IPRoute, layout: InterfaceSetup, applied: Applied, echo: Echo) -> None:
@@ -329,31 +374,3 @@ def _route_changes(index: int, name: str, network: Network) -> tuple[_Change, _C
         _Change(f"ip -{network.version} route add {network} dev {name}", lambda n: n.route("add", **what)),
         _Change(f"ip -{network.version} route delete {network} dev {name}", lambda n: n.route("del", **what)),
     )
-
-
-def _tun_fix() -> str:
-    match _container():
-        case "docker" | "podman" as engine:
-            return f"Start the container with `{engine} run --device /dev/net/tun --cap-add NET_ADMIN …`."
-        case "lxc":
-            return (
-                "Add to the container's configuration on its host (Proxmox: /etc/pve/lxc/ID.conf):\n"
-                "lxc.cgroup2.devices.allow: c 10:200 rwm\n"
-                "lxc.mount.entry: /dev/net/tun dev/net/tun none bind,create=file"
-            )
-        case _:
-            return "Load it: `sudo modprobe tun`."
-
-
-def _container() -> str | None:
-    for path, engine in (("/.dockerenv", "docker"), ("/run/.containerenv", "podman")):
-        if Path(path).exists():
-            return engine
-    with suppress(OSError):
-        # From systemd, which got it from the container manager: `lxc`, `docker`, `podman`, `systemd-nspawn`.
-        manager = Path("/run/systemd/container").read_text().strip()
-        return "lxc" if manager.startswith("lxc") else manager
-    with suppress(OSError):
-        if b"container=lxc" in Path("/proc/1/environ").read_bytes():
-            return "lxc"
-    return None

@@ -27,8 +27,8 @@ _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 6, 10, 14, 15
 _RTN_UNICAST = 1
 _IFF_UP = 0x1
 _NO_SUPPRESSION = 0xFFFFFFFF
-# What a kernel without IPv6 answers.
-_NO_IPV6: Final = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
+# What a kernel without IPv6, or without routing rules, answers.
+_UNSUPPORTED: Final = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _HEADER = struct.Struct("IHHII")
 _LINK = struct.Struct("BxHiII")
@@ -219,14 +219,20 @@ def _read_rules(asking: socket.socket, view: View) -> None:
 def _ask(asking: socket.socket, kind: int, body: bytes, *, dump: bool) -> Iterator[bytes]:
     """Send one request, and yield the bodies of the answers."""
     flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
-    asking.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)
+    try:
+        asking.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)
+    except OSError as error:
+        # qemu, as it emulates another processor, refuses here what it can't translate.
+        if dump and error.errno in _UNSUPPORTED:
+            return
+        raise
     while True:
         for of, _, message in messages(asking.recv(1 << 18)):
             if of == _NLMSG_DONE:
                 return
             if of == _NLMSG_ERROR:
                 code = -struct.unpack_from("i", message)[0]
-                if dump and code in _NO_IPV6:
+                if dump and code in _UNSUPPORTED:
                     return
                 raise OSError(code, os.strerror(code))
             yield message

@@ -7,6 +7,10 @@ import socket
 
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UnansweredError
+from rustguard_py.model.limits import lack_of_files
+
+# What getaddrinfo opens at once: a database or a library, and a socket for each of a few servers.
+_DESCRIPTORS = 4
 
 
 async def resolve(host: str, port: int) -> list[Endpoint]:
@@ -19,6 +23,8 @@ async def resolve(host: str, port: int) -> list[Endpoint]:
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except OSError as error:
+        if (lack := lack_of_files(_DESCRIPTORS)) is not None:
+            raise UnansweredError(f"The name {host} can't be resolved: {lack.strerror}.") from lack
         fix = "Check the name and this machine's network connection. An address works without name resolution."
         raise UnansweredError(f"The name {host} can't be resolved: {error.strerror}.", fix) from error
     families = {socket.AF_INET, socket.AF_INET6}

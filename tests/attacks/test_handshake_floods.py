@@ -21,6 +21,10 @@ from support.wireguard_go import Peer
 pytestmark = pytest.mark.alone
 
 PORT = 51820
+# Datagrams per second of each kind. What the plane has no time to look at, the kernel drops, whichever kind it is.
+# Then the machine is too busy for that rate, and nothing can be said of the lanes: the next rate is tried.
+_RATES = (20_000, 5_000, 1_250)
+_KEPT_UP = 0.95
 _RAW_PEER = str(Path(__file__).parents[1] / "support" / "raw_peer.py")
 _ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -99,19 +103,24 @@ def test_strangers_without_a_proof_and_with_a_made_up_one_together_keep_nobody_o
 ) -> None:
     scene = _Scene(lab, tmp_path, engine)
     seconds = 30.0 if long_form else 4.0
-    # On a busy machine the portable plane answers nobody beside more.
-    many = 20_000 if long_form and engine == "native" else 5_000
     kinds = ("initiation", "initiation with a cookie")
     key = scene.server.public_key
-    floods = [Flood(scene.attacker, scene.attacked, PORT, many, kind, public_key=key) for kind in kinds]
-    took = scene.shake(0.25, seconds)
-    rates = [flood.end().rate for flood in floods]
-    answered = [each for each in took if each is not None]
-    row.seen(
-        f"{rates[0]:,.0f}/s without a proof and {rates[1]:,.0f}/s with a made-up one ({engine}): "
-        f"{len(took)} handshakes of a peer, {len(took) - len(answered)} unanswered, "
-        f"{statistics.median(answered) * 1000:.1f} ms in the middle"
-    )
+    for many in _RATES[0 if long_form and engine == "native" else 1 :]:
+        before = sum(scene.server.stats()["drops"].values())
+        floods = [Flood(scene.attacker, scene.attacked, PORT, many, kind, public_key=key) for kind in kinds]
+        took = scene.shake(0.25, seconds)
+        flooded = [flood.end() for flood in floods]
+        dropped = sum(scene.server.stats()["drops"].values()) - before
+        # The plane counts a little late: what is missing here may come on top of the next rate's.
+        judged = min(1.0, dropped / sum(each.datagrams for each in flooded))
+        answered = [each for each in took if each is not None]
+        row.seen(
+            f"{flooded[0].rate:,.0f}/s without a proof and {flooded[1].rate:,.0f}/s with a made-up one ({engine}), "
+            f"{judged:.0%} of them judged: {len(took)} handshakes of a peer, {len(took) - len(answered)} unanswered, "
+            f"{statistics.median(answered or [1.0]) * 1000:.1f} ms in the middle"
+        )
+        if len(answered) > 0.8 * len(took) or judged > _KEPT_UP:
+            break
     row.control("none: no figure was recorded before the two lanes had a share each")
     assert len(answered) > 0.8 * len(took)
     assert statistics.median(answered) < 0.5

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from rustguard_py import conf_reader
-from rustguard_py.enroll.pairing import client as pairing_client
-from rustguard_py.enroll.pairing import sessions
-from rustguard_py.enroll.pairing.client import Joined
+from rustguard_py.enroll.pairing import attempts, sessions
 from rustguard_py.enroll.pairing.messages import Details
+from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.enroll.pairing.outputs import Admit
 from rustguard_py.lab.hosts import Host
 from support import raw_peer
@@ -61,7 +60,7 @@ def test_control_without_the_proof_of_the_key_it_is_admitted(monkeypatch: pytest
     """Both ends leave out the secret that only the key's owner and the server can compute."""
     assert not _admitted_with_anothers_key()
     monkeypatch.setattr(sessions, "shared_secret", lambda *_: bytes(32))
-    monkeypatch.setattr(pairing_client, "shared_secret", lambda *_: bytes(32))
+    monkeypatch.setattr(attempts, "shared_secret", lambda *_: bytes(32))
     assert _admitted_with_anothers_key()
     row.control("the same pairing without the proof of the key: admitted in the other's name")
 
@@ -192,8 +191,8 @@ def test_a_window_admits_fifty_new_peers_whoever_asks(site: Site, row: Row) -> N
     home.serve(f"--pool {POOL} {OPEN}")
     network = "203.0.113.0/25"
     home.host.ip([f"route add {network} via {stranger.own_end.ipv4}"])
-    crowd = join_at_once(stranger.host, network, 80, f"{stranger.servers_end.ipv4}", TOKEN, PATIENCE)
+    crowd = join_at_once(stranger.host, network, 56, f"{stranger.servers_end.ipv4}", TOKEN, PATIENCE)
     assert (len(crowd.addresses), len(home.status()["peers"])) == (50, 50)
-    assert sum(crowd.failed.values()) == 30
-    row.seen(f"{len(crowd.addresses)} of 80 admitted, {sum(crowd.failed.values())} told that the window is full")
+    assert sum(crowd.failed.values()) == 6
+    row.seen(f"{len(crowd.addresses)} of 56 admitted, {sum(crowd.failed.values())} told that the window is full")
     row.control("`open --most N` admits more: the crowd of `make soak` joins with 10,000 keys")

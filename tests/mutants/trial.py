@@ -20,9 +20,11 @@ from mutants.reach import ROOT, Reach, environment
 # Seconds of tests for one mutant, shortest first. Code that nearly all tests run would take all of them each time.
 MOST_SECONDS = 40.0
 _MEMORY = 4 << 30
-_FAILED = (1, 2)
 _PASSED = 0
-_BROKEN = 70
+# At its end pytest raises what the tests left unclosed, and then has no exit code of its own.
+_RAISED = 70
+# Also what pytest itself fails at: the same tests pass without a mutant.
+_FAILED = (1, 2, 3, _RAISED)
 
 
 def warm_up() -> None:
@@ -34,13 +36,17 @@ def warm_up() -> None:
 
 
 def choose_tests(reach: Reach, mutant: Mutant) -> list[str]:
-    """Return the tests for a mutant, shortest first. Of one with many parameters only one comes before the others."""
+    """Return the tests for a mutant, shortest first.
+
+    Of a test with many parameters, each comes as late as if it took the time of those before it too.
+    """
     reached = reach.tests(mutant.path, mutant.line, mutant.last, imported=mutant.imported)
-    tests = sorted(reached, key=lambda test: (reach.seconds[test], test))
-    first: dict[str, str] = {}
-    for test in tests:
-        first.setdefault(test.partition("[")[0], test)
-    tests = [*first.values(), *(test for test in tests if test not in set(first.values()))]
+    spent: dict[str, float] = {}
+    late: dict[str, float] = {}
+    for test in sorted(reached, key=lambda test: (reach.seconds[test], test)):
+        function = test.partition("[")[0]
+        late[test] = spent[function] = spent.get(function, 0.0) + reach.seconds[test]
+    tests = sorted(late, key=lambda test: (late[test], test))
     taken = 0.0
     chosen: list[str] = []
     for test in tests:
@@ -76,7 +82,7 @@ def _run(package: Path, only: Path, tests: Iterable[str], limit: float) -> bool:
             code = _child(package, only, tests)
         except BaseException:
             traceback.print_exc()
-            code = _BROKEN
+            code = _RAISED
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -119,6 +125,6 @@ def _child(package: Path, only: Path, tests: Iterable[str]) -> int:
 
     files = sorted({test.partition("::")[0] for test in tests})
     # What `warm_up` imported is not rewritten, and need not be.
-    options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options = ["-x", "-q", "--tb=native", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     options.append(f"--basetemp={package.parent / 'scratch'}")
     return pytest.main([*options, *files], plugins=[plugin])

@@ -66,6 +66,7 @@ def test_everything_that_was_promised_is_installed(tmp_path: Path, suite: str) -
         "usr/share/fish/vendor_completions.d/rustguard.fish",
         "usr/share/doc/rustguard/changelog.gz",
         "usr/share/doc/rustguard/copyright",
+        "usr/share/doc/rustguard/examples/openrc/rustguard.initd",
         "usr/lib/systemd/system/rustguard-serve.service",
     ):
         # minbase leaves documents and man pages out where dpkg is told so.

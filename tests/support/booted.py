@@ -1,4 +1,4 @@
-"""A Debian in a folder that boots: systemd is its process 1, in namespaces of its own, on the network of a host.
+"""A Debian in a folder that boots: an init is its process 1, in namespaces of its own, on the network of a host.
 
 `unshare` makes the namespaces. The root is pivoted into, because systemd looks at where its mounts come from, and its
 mounts are shared with its children, without which systemd gives services no credentials.
@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rustguard_py.lab.hosts import Host
@@ -37,7 +38,7 @@ pivot_root . .outside
 cd /
 umount -l /.outside
 mount --make-rshared /
-exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system
+exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin $2
 """
 
 
@@ -47,7 +48,16 @@ class Booted:
     Args:
         root: It, with systemd installed.
         host: Whose network it has.
+
+    Attributes:
+        program: Process 1, as a command line.
+        name: That process's name.
+        again: The command that reboots.
     """
+
+    program = "/lib/systemd/systemd --system"
+    name = "systemd"
+    again: Sequence[str] = ("systemctl", "reboot")
 
     def __init__(self, root: Root, host: Host) -> None:
         self.root, self.host = root, host
@@ -59,9 +69,9 @@ class Booted:
     def _boot(self) -> None:
         self._group.mkdir(exist_ok=True)
         unshare = "exec unshare --mount --pid --fork --kill-child --uts --ipc --cgroup sh -c"
-        script = f'echo $$ > "{self._group}/cgroup.procs" && {unshare} "$1" sh "$2"'
+        script = f'echo $$ > "{self._group}/cgroup.procs" && {unshare} "$1" sh "$2" "$3"'
         log = self.root.folder.with_suffix(".boot")
-        words = ["sh", "-c", script, "sh", _BOOT, str(self.root.folder)]
+        words = ["sh", "-c", script, "sh", _BOOT, str(self.root.folder), self.program]
         self.outer = self.host.popen(words, log=log)
         self.init = self._wait(self._first_child, "process 1")
         self._wait(self._has_booted, "the boot")
@@ -69,7 +79,7 @@ class Booted:
     def _first_child(self) -> int:
         assert self.outer.poll() is None, self.root.folder.with_suffix(".boot").read_text()
         children = Path(f"/proc/{self.outer.pid}/task/{self.outer.pid}/children").read_text().split()
-        if not children or Path(f"/proc/{children[0]}/comm").read_text().strip() != "systemd":
+        if not children or Path(f"/proc/{children[0]}/comm").read_text().strip() != self.name:
             return 0
         return int(children[0])
 
@@ -103,9 +113,19 @@ class Booted:
         )
         return done
 
+    def outside(self, process: int) -> int:
+        """Return this machine's id of a process in it."""
+        for group in self._group.rglob("cgroup.procs"):
+            for each in group.read_text().split():
+                with suppress(OSError):
+                    ids = Path(f"/proc/{each}/status").read_text().partition("\nNSpid:")[2].splitlines()[0].split()
+                    if len(ids) > 1 and int(ids[-1]) == process:
+                        return int(each)
+        raise AssertionError(f"no process {process} in {self._group}")
+
     def reboot(self) -> None:
         """Shut it down in order, and boot it again."""
-        self.run(["systemctl", "reboot"], check=False)
+        self.run(self.again, check=False)
         self.outer.wait(90)
         self._clean()
         self._boot()
@@ -126,6 +146,25 @@ class Booted:
             except OSError:
                 assert time.monotonic() < deadline, f"{self._group} is still in use"
                 time.sleep(0.05)
+
+
+class BootedOpenrc(Booted):
+    """A root that runs on a host, with sysvinit as process 1 and OpenRC, as Debian has them."""
+
+    program = "/sbin/init"
+    name = "init"
+    again = ("init", "6")
+
+    def __init__(self, root: Root, host: Host) -> None:
+        # There are no terminals for it.
+        table = root.folder / "etc/inittab"
+        table.write_text("".join(line for line in table.read_text().splitlines(True) if "getty" not in line))
+        super().__init__(root, host)
+
+    def _has_booted(self) -> bool:
+        # The second is there while it changes to the first.
+        test = 'test "$(cat /run/openrc/softlevel)" = default -a ! -e /run/openrc/rc.starting'
+        return self.run(["sh", "-c", test], check=False).returncode == 0
 
 
 def _unified() -> Path:

@@ -19,8 +19,9 @@ from functools import cache
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from rustguard_py.enroll.pairing.client import Failed, Joined, PairingClient
+from rustguard_py.enroll.pairing.client import PairingClient
 from rustguard_py.enroll.pairing.key_schedule import stretch
+from rustguard_py.enroll.pairing.outcome import Failed, Joined
 from rustguard_py.lab.hosts import Host
 
 # Of each client, and of the server.

@@ -6,6 +6,7 @@ machine's.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -27,8 +28,10 @@ root=$1
 shift
 for each in dev proc sys; do mount --rbind /$each "$root/$each"; done
 cp /etc/resolv.conf "$root/etc/resolv.conf" 2> /dev/null || true
+set -- chroot "$root" "$@"
 set -- PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
-exec chroot "$root" env -i "$@"
+# The processor that qemu shows a root for arm64: a Raspberry Pi 4's.
+exec env -i QEMU_CPU=cortex-a72 "$@"
 """
 
 
@@ -49,19 +52,25 @@ def package(architecture: str = "amd64") -> Path:
     return max(DIST.glob(f"rustguard_*_{architecture}.deb"), key=lambda path: path.stat().st_mtime)
 
 
-def archive(suite: str, *, include: Sequence[str] = (), architecture: str = "amd64") -> Path:
-    """Return the archive of a minimal Debian, made once per suite, packages and architecture."""
-    kept = _KEPT / f"{'-'.join([suite, architecture, *include])}.tar"
-    if not kept.exists():
-        _KEPT.mkdir(parents=True, exist_ok=True)
-        half = kept.with_suffix(".half.tar")
-        words = [
-            "--variant=minbase",
-            f"--architectures={architecture}",
-            *([f"--include={','.join(include)}"] * bool(include)),
-        ]
-        subprocess.run(["mmdebstrap", "-q", *words, suite, half, MIRROR], check=True)
-        half.rename(kept)
+def archive(
+    suite: str, *, include: Sequence[str] = (), architecture: str = "amd64", variant: str = "minbase"
+) -> Path:
+    """Return the archive of a minimal Debian, made once per suite, packages, architecture and variant."""
+    parts = [suite, architecture, *([variant] * (variant != "minbase")), *include]
+    kept = _KEPT / f"{'-'.join(parts)}.tar"
+    _KEPT.mkdir(parents=True, exist_ok=True)
+    # Tests run in several workers, which may want the same one.
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            half = kept.with_suffix(".half.tar")
+            words = [
+                f"--variant={variant}",
+                f"--architectures={architecture}",
+                *([f"--include={','.join(include)}"] * bool(include)),
+            ]
+            subprocess.run(["mmdebstrap", "-q", *words, suite, half, MIRROR], check=True)
+            half.rename(kept)
     return kept
 
 

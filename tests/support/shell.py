@@ -15,7 +15,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.enroll.pairing.client import Failed, Joined, PairingClient
+from rustguard_py.enroll.pairing.client import PairingClient
+from rustguard_py.enroll.pairing.outcome import Failed, Joined
 from rustguard_py.enroll.server import settings
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry

@@ -15,8 +15,9 @@ from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from random import Random
 
-from rustguard_py.enroll.pairing.client import Failed, Joined, PairingClient
-from rustguard_py.enroll.pairing.messages import Admission
+from rustguard_py.enroll.pairing.admission import Admission
+from rustguard_py.enroll.pairing.client import PairingClient
+from rustguard_py.enroll.pairing.outcome import Failed, Joined
 from rustguard_py.enroll.pairing.outputs import Admit, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.window import Limits, Window

@@ -14,8 +14,9 @@ from rustguard_py import conf, conf_reader, conf_writer
 from rustguard_py.enroll import export
 from rustguard_py.enroll.client.obtain import _record
 from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice, choose
-from rustguard_py.enroll.pairing.client import Joined
-from rustguard_py.enroll.pairing.messages import Admission, Details
+from rustguard_py.enroll.pairing.admission import Admission
+from rustguard_py.enroll.pairing.messages import Details
+from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.enroll.server.registry import PeerChange, Registry
 from rustguard_py.model.errors import StateError
 from rustguard_py.model.keys import encode_key

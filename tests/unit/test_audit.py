@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 
 from rustguard_py.cli.app import run
 from rustguard_py.cli.audit import parse_since
-from rustguard_py.daemon import audit
+from rustguard_py.daemon import audit, audit_events
 from rustguard_py.model.duration import parse_duration
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.keys import encode_key
@@ -29,20 +30,21 @@ from support.disk import BreakableFiles
 
 KEY = encode_key(bytes(range(32)))
 EVENTS = [
-    audit.Joined("laptop", KEY, "10.0.0.2", "192.0.2.2:4000"),
-    audit.Admitted("phone", KEY, "10.0.0.3", 0),
-    audit.Refused("the pool is used up", "192.0.2.3:4000"),
-    audit.WrongToken("192.0.2.4:4000", 3),
-    audit.BudgetSpent(20),
-    audit.WindowOpened(60.0, 1000),
-    audit.WindowClosed("its time ran out", None),
-    audit.Revoked("laptop", KEY, 1000),
-    audit.Restored(KEY, 1000),
-    audit.TakenBack("laptop", KEY, "10.150.0.2", "192.0.2.2:40000"),
-    audit.GivenAway("older", KEY, "10.150.0.5"),
-    audit.Renamed("phone", "annas-phone", KEY, 1000),
-    audit.ClockReset("phone", KEY, "2150-01-01T00:00:00Z", 1000),
-    audit.Omitted(7, "too many came in one minute"),
+    audit_events.Joined("laptop", KEY, "10.0.0.2", "192.0.2.2:4000"),
+    audit_events.Admitted("phone", KEY, "10.0.0.3", 0),
+    audit_events.Refused("the pool is used up", "192.0.2.3:4000"),
+    audit_events.WrongToken("192.0.2.4:4000", 3),
+    audit_events.BudgetSpent(20),
+    audit_events.WindowOpened(60.0, 1000),
+    audit_events.WindowClosed("its time ran out", None),
+    audit_events.Revoked("laptop", KEY, 1000),
+    audit_events.Restored(KEY, 1000),
+    audit_events.Left("laptop", KEY, "10.150.0.2"),
+    audit_events.TakenBack("laptop", KEY, "10.150.0.2", "192.0.2.2:40000"),
+    audit_events.GivenAway("older", KEY, "10.150.0.5"),
+    audit_events.Renamed("phone", "annas-phone", KEY, 1000),
+    audit_events.ClockReset("phone", KEY, "2150-01-01T00:00:00Z", 1000),
+    audit_events.Omitted(7, "too many came"),
 ]
 
 
@@ -69,14 +71,14 @@ def lines(directory: Path) -> list[dict[str, Any]]:
 def test_every_kind_is_written_and_read_back_as_the_sentence_of_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert {type(event) for event in EVENTS} == set(audit._KINDS.values())
+    assert {type(event) for event in EVENTS} == set(audit_events._KINDS.values())
     with caplog.at_level(logging.INFO), opened(tmp_path) as log:
         for event in EVENTS:
             log.record(event)
     assert (tmp_path / audit.NAME).stat().st_mode & 0o777 == 0o600
     events = audit.read(tmp_path)
     assert events is not None
-    assert [audit.sentence(event) for event in events] == [str(event) for event in EVENTS]
+    assert [audit_events.sentence(event) for event in events] == [str(event) for event in EVENTS]
     assert caplog.messages == [str(event) for event in EVENTS]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"]) for event in events)
     assert "by uid 1000" in caplog.text
@@ -101,7 +103,7 @@ def test_it_is_rotated_and_both_files_are_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(audit, "MAX_BYTES", 600)
     with opened(tmp_path) as log:
         for number in range(12):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
     sizes = [(tmp_path / name).stat().st_size for name in (audit.NAME, f"{audit.NAME}.1")]
     assert min(sizes) > 0
     assert max(sizes) <= 600
@@ -125,7 +127,7 @@ def test_a_full_disk_is_logged_once_and_nothing_is_lost(tmp_path: Path, caplog: 
     with opened(tmp_path, files, retry=0.01) as log:
         began = time.monotonic()
         for number in range(50):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
         assert time.monotonic() - began < 1
         until(lambda: files.calls.count("write") > 5)
         assert (tmp_path / audit.NAME).read_bytes() == b""
@@ -165,7 +167,7 @@ def test_the_oldest_go_when_the_disk_stays_full(tmp_path: Path, monkeypatch: pyt
     files.break_all(errno.ENOSPC, "open")
     with opened(tmp_path, files, retry=0.01) as log:
         for number in range(40):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
             until(lambda: len(log._waiting) <= 5)
         files.repair()
         until((tmp_path / audit.NAME).exists)
@@ -194,10 +196,10 @@ def test_what_waits_for_a_disk_that_does_not_answer_is_bounded(
     monkeypatch.setattr(audit, "MAX_WAITING", 5)
     files = Stuck()
     with opened(tmp_path, files, retry=0.01) as log:
-        log.record(audit.BudgetSpent(0))
+        log.record(audit_events.BudgetSpent(0))
         assert files.asked.wait(20)
         for number in range(1, 41):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
         files.goes_on.set()
         until((tmp_path / audit.NAME).exists)
         until(lambda: any(event.get("count") == 40 for event in lines(tmp_path)))
@@ -213,7 +215,7 @@ def test_thousands_of_lines_wait_for_a_disk_that_does_not_answer(
     files = Stuck()
     with opened(tmp_path, files, retry=0.01) as log:
         for number in range(9000):
-            log.record(audit.BudgetSpent(number))
+            log.record(audit_events.BudgetSpent(number))
         files.goes_on.set()
         until((tmp_path / audit.NAME).exists)
         until(lambda: any(event.get("count") == 8999 for event in lines(tmp_path)[-1:]))
@@ -256,19 +258,86 @@ def test_a_damaged_line_is_skipped(line: bytes, tmp_path: Path) -> None:
 def test_a_flood_of_refusals_does_not_push_the_rest_out(tmp_path: Path) -> None:
     clock = [0.0]
     with opened(tmp_path, clock=lambda: clock[0]) as log:
-        for number in range(5000):
-            log.record(audit.Refused("the pool is used up", f"192.0.2.1:{number}"))
+        for number in range(1, 5001):
+            log.record(audit_events.Refused("the pool is used up", f"192.0.2.1:{number}"))
         log.record(EVENTS[7])
-        clock[0] += audit.BUDGET_SECONDS
-        log.record(audit.Refused("the pool is used up", "192.0.2.1:1"))
+        clock[0] += 3600 / audit.EACH_PER_HOUR
+        log.record(audit_events.Refused("the pool is used up", "192.0.2.1:1"))
     events = [event["event"] for event in lines(tmp_path)]
-    assert events == ["refused"] * audit.BUDGET + ["revoked", "omitted", "refused"]
-    assert lines(tmp_path)[-2]["count"] == 5000 - audit.BUDGET
+    assert events == ["refused"] * audit.EACH_AT_ONCE + ["revoked", "omitted", "refused"]
+    assert lines(tmp_path)[-2]["count"] == 5000 - audit.EACH_AT_ONCE
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        (lambda _: "192.0.2.1:4000", lambda _: KEY),
+        (lambda number: f"192.0.2.1:{number + 1}", lambda number: encode_key(number.to_bytes(32))),
+        (lambda number: f"[2001:db8:0:{number:x}::1]:4000", lambda number: encode_key(number.to_bytes(32))),
+        (lambda number: f"192.0.2.{number % 250}:4000", lambda _: KEY),
+    ],
+    ids=["one machine", "many keys", "an IPv6 /48", "many addresses"],
+)
+def test_one_token_holder_that_joins_for_a_month_does_not_push_the_rest_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, source: Callable[[int], str], key: Callable[[int], str]
+) -> None:
+    clock = [0.0]
+    with caplog.at_level(logging.CRITICAL), opened(tmp_path, clock=lambda: clock[0]) as log:
+        log.record(EVENTS[7])
+        for number in range(6_000):
+            log.record(audit_events.Joined("laptop", key(number), "10.0.0.2", source(number), new=False))
+            clock[0] += 30 * 86400 / 6_000
+    written = lines(tmp_path)
+    assert written[0]["event"] == "revoked"
+    joined = sum(event["event"] == "joined" for event in written)
+    assert joined <= audit.EACH_AT_ONCE + 30 * 24 * audit.EACH_PER_HOUR
+    assert joined + sum(event.get("count", 0) for event in written) == 6_000
+    assert len(written) - joined < 30 * 24 + 10
+    assert (tmp_path / audit.NAME).stat().st_size < audit.MAX_BYTES / 10
+
+
+def test_very_many_token_holders_need_more_than_a_month_to_push_the_rest_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    longest = audit_events.Joined("\U0001f600" * 11, KEY, "100.100.100.100", "", new=False)
+
+    def join(many: int) -> None:
+        for _ in range(many):
+            number = next(numbers)
+            source = f"[2001:db8:{number:x}:1234:1234:1234:1234:1234]:40000"
+            log.record(replace(longest, source=source, key=encode_key(number.to_bytes(32))))
+
+    numbers = count()
+    with caplog.at_level(logging.CRITICAL), opened(tmp_path, clock=lambda: clock[0]) as log:
+        join(audit.ALL_AT_ONCE + 500)
+        clock[0] += 3600
+        join(2 * audit.ALL_PER_HOUR)
+    written = [
+        len(line) for line in (tmp_path / audit.NAME).read_bytes().splitlines(keepends=True) if b"joined" in line
+    ]
+    assert len(written) == audit.ALL_AT_ONCE + audit.ALL_PER_HOUR
+    in_a_month = audit.ALL_AT_ONCE + 30 * 24 * audit.ALL_PER_HOUR
+    assert in_a_month * max(written) + 30 * 24 * 200 < audit.MAX_BYTES
+
+
+def test_new_peers_are_recorded_however_many_come_from_one_address(tmp_path: Path) -> None:
+    with opened(tmp_path) as log:
+        for number in range(500):
+            log.record(audit_events.Joined("laptop", encode_key(number.to_bytes(32)), "10.0.0.2", "192.0.2.1:4000"))
+    assert [event["event"] for event in lines(tmp_path)] == ["joined"] * 500
+
+
+def test_a_line_of_an_older_version_is_shown_as_it_was() -> None:
+    line = {"time": "2026-11-26T09:00:00Z", "event": "joined", "name": "laptop", "key": KEY}
+    line |= {"address": "10.0.0.2", "source": "192.0.2.2:4000"}
+    assert audit_events.sentence(line) == str(EVENTS[0]) == "laptop joined from 192.0.2.2:4000 as 10.0.0.2"
+    assert audit_events.sentence({**line, "new": False}).startswith("laptop joined again from ")
 
 
 def test_what_was_omitted_is_counted_at_the_end_too(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
-        for _ in range(audit.BUDGET + 3):
+        for _ in range(audit.EACH_AT_ONCE + 3):
             log.record(EVENTS[2])
     assert lines(tmp_path)[-1]["count"] == 3
 
@@ -278,7 +347,7 @@ def test_control_characters_are_escaped_everywhere(
 ) -> None:
     hostile = "a\x1b[31m\x9b1m\r\nb\u202e\x7f"
     with caplog.at_level(logging.INFO), opened(tmp_path) as log:
-        log.record(audit.Joined(hostile, hostile, hostile, hostile))
+        log.record(audit_events.Joined(hostile, hostile, hostile, hostile))
     with (tmp_path / audit.NAME).open("ab") as file:
         document = {"time": "2126-11-26T09:00:00Z", "event": hostile, hostile: hostile}
         file.write(json.dumps(document).encode() + b"\n")
@@ -319,7 +388,21 @@ def test_a_log_of_somebody_else_is_refused(tmp_path: Path) -> None:
     assert run(["audit", "--state", str(tmp_path)]) == 4
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("12h", 43200), ("7d", 604800)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("90", 90),
+        ("10m", 600),
+        ("12h", 43200),
+        ("1.5h", 5400),
+        ("1h30m", 5400),
+        ("7d", 604800),
+        ("1d2h", 93600),
+        ("1w", 604800),
+        ("1W2d3h4m5.5s", 788645.5),
+    ],
+)
 def test_a_duration_is_understood(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
     now = 1_800_000_000.0
@@ -327,7 +410,8 @@ def test_a_duration_is_understood(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "d", "-1d", "1.5h", "7 d", "\u0667d", "1d2h", "9999999999d", "9" * 99 + "d"]
+    "text",
+    ["", "d", "-1d", "1.h", ".5h", "7 d", "\u0667d", "2h1d", "1h1h", "1 h", "9999999999d", "9" * 99 + "d", "9" * 99],
 )
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError):

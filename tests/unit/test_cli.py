@@ -32,6 +32,7 @@ from rustguard_py.model.errors import (
     UnansweredError,
     UsageError,
 )
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
 
 KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
@@ -198,6 +199,22 @@ def test_an_error_goes_to_stderr_with_its_fix_and_decides_the_exit_code(
 
     monkeypatch.setattr("rustguard_py.cli.status.ask", fail)
     assert rustguard(capsys, "status") == (code, "", "rustguard: It broke.\n  Fix it.\n")
+
+
+def test_a_health_check_ends_with_0_or_1_alone(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    words = ("status", "--healthy", "--state", str(state))
+    with running(state) as daemon:
+        assert rustguard(capsys, *words) == (0, "rg0 is healthy, engine portable.\n", "")
+        daemon.status = {**STATUS, "healthy": True}
+        assert rustguard(capsys, *words)[0] == 0
+        daemon.status = {**STATUS, "healthy": False, "warnings": ["The data plane doesn't answer (rg-in)."]}
+        code, out, err = rustguard(capsys, *words)
+        assert (code, out) == (1, "")
+        assert err.startswith("rustguard: It isn't healthy. The data plane doesn't answer (rg-in).\n")
+    # Nothing runs: `status` itself ends with 3.
+    code, _, err = rustguard(capsys, *words)
+    assert code == 1
+    assert "No daemon runs" in err
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], ["status", "--nothing"], ["open", "0"], ["open", "soon"]])
@@ -606,6 +623,28 @@ def test_the_manual_page_names_every_command_and_exit_code(capsys: pytest.Captur
     assert requests <= {".TH", ".SH", ".SS", ".TP", ".PP", ".RS", ".RE", ".nf", ".fi", ".BR"}
 
 
+def test_each_help_names_its_manual_page(capsys: pytest.CaptureFixture[str]) -> None:
+    from rustguard_py.cli.wg import command as wg
+
+    for words in (["--help"], ["serve", "--help"], ["peers", "revoke", "--help"]):
+        assert "man rustguard" in rustguard(capsys, *words)[1].partition("\nMore:\n")[2]
+    assert "rustguard man rustguard-wg" in CliRunner().invoke(wg, ["--help"]).output.partition("\nMore:\n")[2]
+
+
+def test_on_a_terminal_the_manual_page_is_shown_by_man(tmp_path: Path) -> None:
+    reader = tmp_path / "man"
+    reader.write_text('#!/bin/sh\necho "asked: $*"; head -n 1\n')
+    reader.chmod(0o755)
+    main, side = pty.openpty()
+    command = [sys.executable, "-m", "rustguard_py.cli", "man", "rustguard-wg"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(command, env=environment, stdin=side, stdout=side, stderr=side, cwd="/", check=True)
+    os.close(side)
+    shown = os.read(main, 65536).decode()
+    os.close(main)
+    assert shown.startswith('asked: --local-file -\r\n.TH RUSTGUARD-WG 8 ""')
+
+
 def test_a_reader_that_left_is_no_traceback() -> None:
     readable, writable = os.pipe()
     os.close(readable)
@@ -634,7 +673,7 @@ def test_down_names_the_daemon_that_it_wont_end(capsys: pytest.CaptureFixture[st
         code, _, err = rustguard(capsys, "down", "rg7")
         assert (code, rustguard(capsys, "down", "rg8")[0]) == (4, 3)
     assert "rg7 belongs to `rustguard serve`, process 4711" in err
-    assert "sudo kill 4711" in err
+    assert f"To end it: {as_root('rustguard stop /var/lib/rustguard/server')}" in err
 
 
 def test_join_with_a_name_and_no_token_says_that_the_server_keeps_the_name(

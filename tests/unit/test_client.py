@@ -22,8 +22,9 @@ from rustguard_py.enroll.client import client as running
 from rustguard_py.enroll.client import connect, obtain, pair, start
 from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.enroll.client.control import ClientControl
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, Transmit
-from rustguard_py.enroll.pairing.messages import Admission, FurtherTunnel
+from rustguard_py.enroll.pairing.admission import Admission, FurtherTunnel
+from rustguard_py.enroll.pairing.client import Transmit
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.enroll.tunnels.bundle import TICK
 from rustguard_py.model.clock import now
@@ -64,6 +65,7 @@ class FakeTunnel:
     def __init__(self) -> None:
         self.listeners = Listeners()
         self.fault: RustGuardError | None = None
+        self.silent: list[str] = []
         self.stopped = asyncio.Event()
         self.peer: Any = None
         self.handshakes: list[float] = []
@@ -280,7 +282,8 @@ def test_tunnels_that_do_not_carry_follow_the_first_to_where_the_server_is(monke
 def control(world: World, warnings: list[str]) -> ClientControl:
     engine = Engine("native", "it is there")
     keeper = SimpleNamespace(warnings=lambda: warnings)
-    return ClientControl(world.client, Program("client", Path("/var/lib/x"), "rg0", engine, now()), cast(Any, keeper))
+    program = Program("client", Path("/var/lib/x"), "rg0", engine, now())
+    return ClientControl(world.client, program, cast(Any, keeper), b"o" * 32)
 
 
 def test_the_status_is_the_networks_with_the_server_as_its_only_peer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +334,12 @@ def test_reports_are_the_servers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         for stranger in ("10.150.0.9", "10.150.0.1"):
             made._take(encode([Hello(asks=False)]), stranger)
         assert list(made._speakers) == ["10.150.0.1"]
-        assert connect.make_reports(world.client, Engine("kernel", "")) is None
+        in_kernel = connect.make_reports(world.client, Engine("kernel", ""))
+        assert in_kernel is not None
+        # The kernel has no counters to report: only leaving goes this way.
+        assert (in_kernel._ask, in_kernel._looks) == (None, False)
+        world.client.network = replace(world.client.network, gateway4=None)
+        assert connect.make_reports(world.client, Engine("native", "")) is None
 
     run(monkeypatch, test)
 

@@ -46,6 +46,7 @@ def test_the_interfaces_keys() -> None:
     assert [interface(f"MTU = {mtu}").mtu for mtu in ("1280", "0x500")] == [1280, 1280]
     tables = [interface(f"Table = {table}").table for table in ("off", "auto", "1", "1234", "main", "0x10")]
     assert tables == ["off", "auto", 1, 1234, 254, 16]
+    assert interface("Table = 4294967295").table == 2**32 - 1
     assert conf_reader.parse(f"{INTERFACE}Table = mine", tables={"mine": 77}).table == 77
     assert interface("SaveConfig = true").save
     assert not interface("SaveConfig = false").save
@@ -109,6 +110,7 @@ WRONG = {
     f"{INTERFACE}MTU = many": ("line 3: MTU = many", "Correct it"),
     f"{INTERFACE}Table = nowhere": ("line 3: there is no routing table nowhere", "off, auto, a number"),
     f"{INTERFACE}Table = 0": ("line 3: Table = 0", "Correct it"),
+    f"{INTERFACE}Table = 4294967296": ("line 3: Table = 4294967296", "Correct it"),
     f"{INTERFACE}FwMark = 0x1ffffffff": ("line 3: FwMark", "Correct it"),
     f"{INTERFACE}FwMark = 4294967296": ("line 3: FwMark", "Correct it"),
     f"{INTERFACE}ListenPort = 65536": ("line 3: ListenPort = 65536", "Correct it"),

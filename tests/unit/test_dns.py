@@ -94,3 +94,52 @@ def test_a_machine_without_either_program_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(RefusedError, match="neither resolvconf nor systemd-resolved"):
         BOTH.prepare()
+
+
+# -- what another program changes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder that stands for the places of resolvconf's records and resolv.conf."""
+    monkeypatch.setattr(dns, "_RECORDS", (tmp_path / "interface", tmp_path / "interfaces"))
+    monkeypatch.setattr(dns, "_RESOLV_CONF", tmp_path / "resolv.conf")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("programs")
+def test_a_record_that_is_gone_and_a_resolv_conf_without_our_servers_look_different(run_folder: Path) -> None:
+    """Also with other lines in it, which are other programs' own."""
+    resolv_conf, record = run_folder / "resolv.conf", run_folder / "interfaces/wg0"
+    looks = [BOTH.look("resolvconf")]
+    ours = "nameserver 10.0.0.1\nnameserver fd00::1\n"
+    resolv_conf.write_text(ours)
+    looks.append(BOTH.look("resolvconf"))
+    record.parent.mkdir()
+    looks.append(BOTH.look("resolvconf"))
+    record.write_text(ours)
+    looks.append(BOTH.look("resolvconf"))
+    resolv_conf.write_text(f"# by hand\nsearch lan\n{ours}nameserver\nnameserver 192.0.2.1\n")
+    looks.append(BOTH.look("resolvconf"))
+    resolv_conf.write_text("nameserver 192.0.2.1\n")
+    looks.append(BOTH.look("resolvconf"))
+    record.unlink()
+    looks.append(BOTH.look("resolvconf"))
+    written = "10.0.0.1\nfd00::1\n"
+    assert looks == [None, written, written, ours + written, ours + written, ours, ""]
+
+
+def test_what_is_put_back_is_written_to_resolv_conf_also_when_resolvconf_has_it_already(programs: Programs) -> None:
+    BOTH.put_back(NETLINK, "resolvconf", lambda _: None)
+    assert [argv[1] for argv, _ in programs.ran] == ["-a", "-u"]
+    programs.ran.clear()
+    BOTH.put_back(NETLINK, "resolvectl", lambda _: None)
+    assert [argv[1] for argv, _ in programs.ran] == ["dns", "domain"]
+
+
+def test_the_files_of_the_program_in_charge_are_watched(run_folder: Path) -> None:
+    (run_folder / "resolv.conf").symlink_to("elsewhere")
+    assert BOTH.where("resolvconf") == (
+        *(run_folder / each for each in ("interface", "interfaces", "resolv.conf", "elsewhere")),
+    )
+    assert Path("/run/systemd/resolve/netif") in BOTH.where("resolvectl")

@@ -147,6 +147,10 @@ def test_auto_takes_the_kernels_where_it_is_and_says_so() -> None:
     assert "this kernel has WireGuard" in chosen.reason
     assert engine.choose(DataPath("kernel")).reason == "asked for"
     assert not engine.choose(DataPath("portable")).in_kernel
+    # Its offloads are the kernel's own. Whoever names some is told so.
+    assert engine.choose(DataPath("kernel", offloads="auto")).reason == "asked for"
+    named = engine.choose(DataPath("kernel", offloads="none"))
+    assert named.reason == "asked for; it has offloads of its own, so --offloads has no effect"
 
 
 @pytest.mark.usefixtures("kernel", "native")
@@ -203,3 +207,4 @@ def test_an_engine_has_one_queue_and_nothing_that_was_not_asked_for() -> None:
     assert (made.queues, made.uring, made.xdp, made.threaded_napi, made.queues_asked, made.notes) == (
         *(1, False, None, False, False, ()),
     )
+    assert not made.in_kernel

@@ -81,10 +81,72 @@ def test_a_wrong_hint_is_found(verb: str, rest: str) -> None:
     assert wrong(verb, rest)
 
 
-@pytest.mark.parametrize("words", ["nonsense", "10m", "-5", "0", "1.5", "٣"])
-def test_open_says_what_a_duration_is(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["open", "--", words]) == 2
-    assert "isn't a number of seconds from 1. For ten minutes: rustguard open 600" in capsys.readouterr().err
+@pytest.mark.parametrize("verb", ["open", "serve --open", "bench --seconds"])
+@pytest.mark.parametrize("words", ["nonsense", "10x", "0", "٣", "1h1h", "1e3"])
+def test_a_time_that_is_none_is_answered_with_what_one_is(
+    verb: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, _, option = verb.partition(" ")
+    assert run([command, f"{option}={words}"] if option else [command, "--", words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"rustguard: {option or 'TIME'}: '{words}' isn't a duration")
+    assert "Write it like 90s, 10m, 1h, 7d or 1w; a number alone is seconds." in err
+
+
+def test_open_takes_whole_seconds_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["open", "--", "-5"]) == 2
+    assert "'-5' isn't a duration." in capsys.readouterr().err
+    assert run(["open", "1.5"]) == 2
+    assert "'1.5' isn't a duration in whole seconds." in capsys.readouterr().err
+
+
+# A wrong command line, what is said of it, and what to type instead.
+WRONG = [
+    ("serve --port 51820x", "--port: '51820x' isn't a whole number from 1 to 65535.", "Write it like: --port 51820"),
+    ("serve --mtu 5", "--mtu: '5' isn't a whole number from 1280 to 65000.", "Write it like: --mtu 1280"),
+    ("open --most x", "--most: 'x' isn't a whole number from 1.", "Write it like: --most 3"),
+    ("serve --open 2d", "--open: '2d' isn't a duration from 1 s to 86400 s.", "Write it like 90s, 10m, 1h"),
+    ("serve --token", "--token needs a value.", "Write it like: --token SECRET"),
+    (
+        "serve --engine nativ",
+        "--engine: 'nativ' isn't one of the choices.",
+        "Did you mean native? Choose from: auto,",
+    ),
+    ("serve --queues " + "9" * 5000, "--queues: '999", "Write it like: --queues 4"),
+    ("serve --state /", "--state: '/' can't be a state directory.", "Choose another: --state DIR"),
+    ("logs --state /..", "--state: '/..' can't be a state directory.", "Choose another: --state DIR"),
+    ("serve --queues x", "--queues: 'x' is neither a number", "Write it like: --queues 4"),
+    ("serve --offloads no-tos", "--offloads: There is no offload 'no-tos'.", "Choose from: auto,"),
+    ("completion bsh", "SHELL: 'bsh' isn't one of the choices.", "Did you mean bash? Choose from: bash, zsh, fish."),
+    ("status --jsn", "There is no option --jsn.", "Did you mean --json?"),
+    ("status --json=3", "--json takes no value.", "Leave the value out: --json"),
+    ("up", "FILE|NAME is missing.", "Usage: rustguard up [OPTIONS] FILE|NAME"),
+    ("up a b", "The command takes no further word, and there is: b", "Usage: rustguard up [OPTIONS] FILE|NAME"),
+    ("opne", "There is no command 'opne'. Did you mean `open`?", "See: rustguard --help"),
+    ("stat", "There is no command 'stat'. Did you mean `status`?", "See: rustguard --help"),
+    ("peers renam", "There is no command 'renam'. Did you mean `rename`?", "See: rustguard peers --help"),
+    ("service instal", "There is no command 'instal'. Did you mean `install`?", "See: rustguard service --help"),
+    ("xyzzy", "There is no command 'xyzzy'. See: rustguard --help", "Usage: rustguard"),
+]
+
+
+@pytest.mark.parametrize(("words", "message", "fix"), WRONG)
+def test_a_wrong_command_line_is_answered_in_our_words(
+    words: str, message: str, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words.split()) == 2
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"rustguard: {message}")
+    assert any(line.startswith(f"  {fix}") for line in others)
+    assert others[-1].startswith("  See: rustguard")
+
+
+def test_a_wrong_value_of_a_variable_is_named_after_the_variable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUSTGUARD_ENGINE", "fast")
+    assert run(["serve"]) == 2
+    assert capsys.readouterr().err.startswith("rustguard: RUSTGUARD_ENGINE: 'fast' isn't one of the choices.")
 
 
 @pytest.mark.parametrize("name", ["-x", " a", "a\nb", "x" * 300, ""])

@@ -16,9 +16,26 @@ from rustguard_py.system.interface import check_interface_name
 
 @pytest.mark.parametrize(
     "name",
-    ["", "a b", "a/b", "a:b", ".", "..", "all", "default", "rg%d", "%", "a\tb", "a\u00a0b", "a" * 16, "\u00e4" * 8],
+    [
+        "",
+        "a b",
+        "a/b",
+        "a:b",
+        ".",
+        "..",
+        "all",
+        "default",
+        "rg%d",
+        "%",
+        "a\tb",
+        "a\u00a0b",
+        "a" * 16,
+        "\u00e4" * 8,
+        "-x",
+        "-",
+    ],
 )
-def test_a_name_that_the_kernel_refuses_is_refused(name: str) -> None:
+def test_a_name_that_the_kernel_or_ip_refuses_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="can't name an interface"):
         check_interface_name(name)
 
@@ -29,7 +46,12 @@ def test_a_name_that_the_kernel_takes_is_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["serve", "--pool", "10.1.0.0/24", "--interface", "a b"], ["join", "h", "--interface", "rg%d"]]
+    "words",
+    [
+        ["serve", "--pool", "10.1.0.0/24", "--interface", "a b"],
+        ["join", "h", "--interface", "rg%d"],
+        ["serve", "--pool", "10.1.0.0/24", "--interface", "-x"],
+    ],
 )
 def test_a_bad_name_ends_the_command_at_once(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

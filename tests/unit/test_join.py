@@ -20,10 +20,11 @@ from rustguard_py.engine import Engine
 from rustguard_py.enroll.client import start
 from rustguard_py.enroll.client.obtain import Obtained, Target
 from rustguard_py.enroll.client.start import JoinOptions
-from rustguard_py.enroll.pairing.client import Joined
+from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.statistics import PlaneStats
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import ClientState
 from support.joined import NETWORK
@@ -48,7 +49,7 @@ class Machine:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
         node = SimpleNamespace(public_key=b"o" * 32, get=lambda _: None)
-        self.tunnel = SimpleNamespace(node=node, plane=SimpleNamespace(stats=PlaneStats), fault=None)
+        self.tunnel = SimpleNamespace(node=node, plane=SimpleNamespace(stats=PlaneStats), fault=None, silent=[])
         self.client = SimpleNamespace(
             tunnel=self.tunnel,
             tunnels=[self.tunnel],
@@ -165,4 +166,4 @@ def test_a_join_that_this_machine_cannot_use_is_taken_back(machine: Machine) -> 
 def test_saving_only_makes_no_interface(machine: Machine) -> None:
     said = machine.join(save_only=True)
     assert machine.did == []
-    assert said == [f"Saved in {machine.directory}. To connect: sudo rustguard join"]
+    assert said == [f"Saved in {machine.directory}. To connect: {as_root('rustguard join')}"]

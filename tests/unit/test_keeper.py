@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 from rustguard_py.daemon import keeper, steps, watched
 from rustguard_py.daemon.dns import Dns
 from rustguard_py.daemon.keeper import Keeper, KeptInterface
-from rustguard_py.daemon.reconciler import LOOK_EACH, MOST, PERIOD, SETTLE
+from rustguard_py.daemon.reconciler import LOOK_EACH, MOST, PERIOD, SETTLE, TRY_AGAIN
 from rustguard_py.daemon.steps import Address, Firewall, Route, Rule, Step
 from rustguard_py.daemon.watched import Connected, Thing
 from rustguard_py.model.errors import RustGuardError
@@ -27,6 +28,7 @@ from rustguard_py.system.kernel_view import Link, RuleSeen, View, network_of, sp
 from rustguard_py.system.netlink_library import NetlinkError
 from support import virtual_loop
 
+NAMES = Dns("wg0", ("10.9.0.53",), ())
 ADDRESS, ROUTE, RULE = Address("wg0", "10.9.0.1/24"), Route("wg0", "10.8.0.0/16"), Rule(4, 101, 51820, 51820)
 FIREWALL = Firewall("wg0", 4, ("10.9.0.1",), 51820)
 SETUP = InterfaceSetup("wg0", 1420)
@@ -51,8 +53,10 @@ class System:
         self.link: Link | None = Link(INDEX, True, 1420)
         self.looks: list[float] = []
         self.put_back: list[Thing | str] = []
-        self.tables = {each: "as we set it" for each in wanted if isinstance(each, Firewall)}
+        self.tables = {each: "as we set it" for each in wanted if isinstance(each, (Firewall, Dns))}
         self.downs: set[int] = set()
+        self.name = "wg0"
+        self.files_changed: Callable[[], None] = lambda: None
         self.changed: Callable[[Any, str | None], None] = lambda _kind, _by: None
         self.tunnel = SimpleNamespace(
             listeners=Listeners(), has_interface=lambda: self.link is not None, reattach=self._reattach
@@ -61,14 +65,17 @@ class System:
         self.more: keeper.More = {}
         monkeypatch.setattr(kernel_view, "read", self._read)
         monkeypatch.setattr(keeper, "ChangeWatch", self._watch)
+        monkeypatch.setattr(keeper, "FileWatch", self._watch_files)
         monkeypatch.setattr(keeper, "set_up", self._set_up)
+        monkeypatch.setattr(keeper, "rename", self._rename)
+        monkeypatch.setattr(socket, "if_indextoname", self._name_of)
         monkeypatch.setattr(watched, "put_back", self._put_back)
         monkeypatch.setattr(watched, "look", lambda thing, _: self.tables.get(thing))
 
     def _read(self, _names: object) -> View:
         self.looks.append(asyncio.get_running_loop().time())
         view = View()
-        if self.link is not None:
+        if self.link is not None and self.name == "wg0":
             view.links["wg0"] = self.link
         for each in self.has:
             match each:
@@ -86,6 +93,22 @@ class System:
         assert FIREWALL._table.split()[1].startswith(table)
         self.changed = changed
         return SimpleNamespace(close=lambda: None, take_downs=self._take_downs, names=set(), indices=set())
+
+    def _watch_files(self, changed: Callable[[], None]) -> SimpleNamespace:
+        self.files_changed = changed
+        return SimpleNamespace(watch=lambda _: None, close=lambda: None)
+
+    def _name_of(self, index: int) -> str:
+        if self.link is None or index != INDEX or not self.name:
+            raise OSError(errno.ENXIO, "no such interface")
+        return self.name
+
+    def _rename(self, index: int, name: str, _echo: object) -> None:
+        assert index == INDEX
+        if self.refuses:
+            raise RustGuardError(self.refuses)
+        self.put_back.append(f"{self.name} is {name}")
+        self.name = name
 
     def _take_downs(self) -> set[int]:
         downs, self.downs = self.downs, set()
@@ -107,7 +130,7 @@ class System:
             return {thing: self.refuses for thing, _ in wanted}
         self.put_back += [thing for thing, _ in wanted]
         self.has |= {thing for thing, _ in wanted}
-        self.tables |= {thing: "as we set it" for thing, _ in wanted if isinstance(thing, Firewall)}
+        self.tables |= {thing: "as we set it" for thing, _ in wanted if isinstance(thing, (Firewall, Dns))}
         return {}
 
     def remove(self, *things: Thing, by: str | None = "networkd") -> None:
@@ -210,6 +233,64 @@ def test_a_table_is_put_back_when_it_looks_different(monkeypatch: pytest.MonkeyP
     keep(monkeypatch, test, ROUTE, FIREWALL)
 
 
+def test_name_servers_are_looked_at_when_their_files_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(system: System, _: Keeper) -> None:
+        system.tables[NAMES] = ""
+        system.files_changed()
+        await asyncio.sleep(SETTLE + 0.5)
+        assert system.take() == [NAMES]
+        # A change elsewhere is no reason to ask resolvectl.
+        system.tables[NAMES] = ""
+        system.changed("route", None)
+        await asyncio.sleep(SETTLE + 0.5)
+        assert system.take() == []
+
+    keep(monkeypatch, test, ROUTE, NAMES)
+
+
+def test_name_servers_that_do_not_come_back_are_said_to_be_missing_until_they_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(system: System, made: Keeper) -> None:
+        monkeypatch.setattr(watched, "put_back", lambda *_: {})
+        system.tables[NAMES] = ""
+        system.files_changed()
+        await asyncio.sleep(1)
+        assert made.warnings() == [
+            "Another program removed the name servers of wg0, and it can't be put back: "
+            "another program still has charge of them."
+        ]
+        system.tables[NAMES] = "as we set it"
+        system.files_changed()
+        await asyncio.sleep(1)
+        assert "can't" not in made.warnings()[0]
+
+    keep(monkeypatch, test, NAMES)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_without_inotify_name_servers_are_looked_at_each_30_seconds(
+    monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    """With another file watch than the system's: a refused one, and one that misses everything."""
+
+    def before(_system: System) -> None:
+        def refuse(_changed: object) -> None:
+            raise OSError(errno.EMFILE, "too many")
+
+        if refused:
+            monkeypatch.setattr(keeper, "FileWatch", refuse)
+
+    async def test(system: System, _: Keeper) -> None:
+        system.tables[NAMES] = ""
+        await asyncio.sleep(LOOK_EACH - 1)
+        assert system.take() == []
+        await asyncio.sleep(2)
+        assert system.take() == [NAMES]
+
+    keep(monkeypatch, test, NAMES, before=before)
+
+
 def test_what_a_hook_changed_before_we_began_stays_as_the_hook_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def hook(system: System) -> None:
         system.has.discard(ROUTE)
@@ -297,6 +378,30 @@ def test_warnings_are_about_the_last_minutes_with_what_is_missing_first_and_not_
 
 
 # -- the interface ------------------------------------------------------------------------------------------
+
+
+def test_an_interface_that_was_renamed_gets_its_name_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(system: System, made: Keeper) -> None:
+        system.name, system.refuses = "home0", "another interface has that name."
+        system.changed("link", "ip")
+        await asyncio.sleep(1)
+        # Until it has its name, nothing is put back on whatever has it now.
+        assert system.take() == []
+        assert made.warnings() == [
+            "Another program (ip) removed the interface name wg0, and it can't be put back: "
+            "another interface has that name."
+        ]
+        system.refuses = ""
+        system.has.discard(ROUTE)
+        await asyncio.sleep(TRY_AGAIN)
+        assert system.take() == ["home0 is wg0", ROUTE]
+        # In another namespace it can't be seen, and is left there.
+        system.name = ""
+        system.changed("link", "ip")
+        await asyncio.sleep(LOOK_EACH)
+        assert system.take() == []
+
+    keep(monkeypatch, test, ADDRESS, ROUTE)
 
 
 def test_an_interface_that_is_gone_is_made_again_with_all_it_had(
@@ -538,8 +643,8 @@ def test_many_routes_are_put_back_at_once_and_one_by_one_if_one_is_refused(
         (Rule(6, 100, 254, 0), "rule", "the IPv6 routing rule 100 that keeps local routes in use"),
         (FIREWALL, "firewall", "the nftables table ip rustguard-wg0"),
         (replace(FIREWALL, version=6), "firewall", "the nftables table ip6 rustguard-wg0"),
-        (steps.Sysctl("net.ipv4.x", "1"), None, "the setting net.ipv4.x=1"),
-        (Dns("wg0", ("10.9.0.1",), ()), None, "the name servers of wg0"),
+        (steps.Sysctl("net.ipv4.x", "1"), "file", "the setting net.ipv4.x=1"),
+        (Dns("wg0", ("10.9.0.1",), ()), "file", "the name servers of wg0"),
     ],
 )
 def test_each_thing_has_words_and_a_kind_of_message(thing: Thing, kind: str | None, text: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from rustguard_py.kernel.counters import Counters
 from rustguard_py.kernel.kernel_peers import KernelPeers
-from rustguard_py.kernel.messages import KernelPeerChange
+from rustguard_py.kernel.messages import KernelInterfaceState, KernelPeerChange, KernelPeerState
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.keys import public_key
 from rustguard_py.model.peer import PeerConfig
@@ -106,6 +106,17 @@ def test_handshakes_that_go_unanswered_are_counted(kernel: Kernel) -> None:
     assert len(kernel.happened) == 4
     kernel.read(60.0, received=92, sent=148, handshake=59.0)
     assert kernel.happened[4:] == [("session", 0)]
+
+
+def test_where_nobody_listens_nothing_is_counted_and_nothing_fails(kernel: Kernel) -> None:
+    kernel.listeners = Listeners()
+    for second in range(0, 61, 5):
+        kernel.read(float(second), sent=148)
+    kernel.state.endpoint = ("192.0.2.9", 4)
+    kernel.read(61.0, received=92, handshake=60.5)
+    peer = kernel.peers.get(KEY)
+    assert peer is not None
+    assert (peer.attempts, peer.endpoint, kernel.happened) == (0, ("192.0.2.9", 4), [])
 
 
 def test_a_session_that_is_quiet_is_no_silence(kernel: Kernel) -> None:
@@ -222,3 +233,52 @@ def test_asking_makes_the_kernel_forget_the_session_and_no_counter_goes_back(ker
     assert kernel.happened == [("session", 0)]
     stats = kernel.peers.stats()[peer.id]
     assert (stats.rx_bytes, stats.tx_bytes, stats.handshakes) == (1092 + 92, 2180 + 328, 2)
+
+
+# -- what wg(8) changes behind our back ---------------------------------------------------------------------
+
+
+def test_what_wg_changed_in_the_kernel_is_taken_over_and_sends_nothing() -> None:
+    kernel = Kernel()
+    gone, new = bytes([8]) * 32, bytes([10]) * 32
+    known = kernel.peers.set_peer(CONFIG)
+    kernel.peers.set_peer(replace(CONFIG, public_key=gone, allowed_ips=()))
+    kernel.take()
+    moved: Endpoint = ("192.0.2.9", 1)
+    networks = [ip_network("10.9.0.0/16"), ip_network("10.0.0.2/32")]
+    state = KernelInterfaceState(public_key(OLDEST), OLDEST)
+    state.peers = {
+        KEY: KernelPeerState(KEY, OLDER, moved, None, 0, 0, 0, networks),
+        new: KernelPeerState(new, NEWEST, None, None, 7, 0, 0, networks[:1]),
+    }
+    kernel.peers.adopt(state)
+    assert kernel.peers.public_key == public_key(OLDEST)
+    assert [peer.config.public_key for peer in kernel.peers] == [KEY, new]
+    assert kernel.peers.get(KEY) is known
+    assert known.config == PeerConfig(KEY, tuple(networks), OLDER, HERE, 0)
+    assert known.endpoint == moved
+    added = kernel.peers.get(new)
+    assert added is not None
+    assert added.config == PeerConfig(new, tuple(networks[:1]), NEWEST, None, 7)
+    assert kernel.take() == []
+    # A new interface gets all of it.
+    kernel.peers.put_all_again()
+    assert {(each.public_key, each.preshared_key, each.endpoint) for each in kernel.take() if not each.remove} == {
+        (KEY, OLDER, moved),
+        (new, NEWEST, None),
+    }
+    assert set(kernel.peers.stats()) == {known.id, added.id}
+
+
+def test_what_is_as_we_set_it_stays_as_it_is_in_whatever_order_the_kernel_lists_it() -> None:
+    kernel = Kernel()
+    networks = (ip_network("10.9.0.0/16"), ip_network("10.0.0.2/32"))
+    peer = kernel.peers.set_peer(replace(CONFIG, allowed_ips=networks, previous_preshared_keys=(OLDER,)))
+    before, ours = peer.config, kernel.peers.public_key
+    state = KernelInterfaceState(ours, bytes([7]) * 32)
+    state.peers = {KEY: KernelPeerState(KEY, OLDER, None, None, 25, 0, 0, list(reversed(networks)))}
+    kernel.peers.adopt(state)
+    assert (peer.config, peer.endpoint, kernel.peers.public_key) == (before, HERE, ours)
+    # While no key is set there is none to take over.
+    kernel.peers.adopt(KernelInterfaceState(peers=state.peers))
+    assert kernel.peers.public_key == ours

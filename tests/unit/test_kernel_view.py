@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -14,6 +15,8 @@ from rustguard_py.daemon.watched import Connected
 from rustguard_py.system.changes import program
 from rustguard_py.system.kernel_view import Link, RuleSeen, View, attributes, messages, read, split
 from rustguard_py.system.place import boot_id, namespace_id
+
+RTM_GETRULE = 34
 
 
 def view(*, up: bool = True) -> View:
@@ -65,6 +68,28 @@ def test_this_machines_own_interface_is_read() -> None:
     assert set(seen.links) == {"lo"}
     assert seen.links["lo"].index == socket.if_nametoindex("lo")
     assert any(rule.table == 255 for rule in seen.rules)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EPERM])
+def test_a_dump_that_is_refused_before_it_is_sent_is_empty_only_where_it_is_unsupported(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """As qemu does with requests for rules, which it can't translate."""
+    send = socket.socket.send
+
+    def refusing(self: socket.socket, request: bytes) -> int:
+        if struct.unpack_from("IH", request)[1] == RTM_GETRULE:
+            raise OSError(code, os.strerror(code))
+        return send(self, request)
+
+    monkeypatch.setattr(socket.socket, "send", refusing, raising=False)
+    if code == errno.EPERM:
+        with pytest.raises(PermissionError):
+            read(["lo"])
+    else:
+        seen = read(["lo"])
+        assert set(seen.links) == {"lo"}
+        assert seen.rules == set()
 
 
 def test_malformed_netlink_messages_end_the_reading() -> None:

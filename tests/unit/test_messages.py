@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rustguard_py.enroll.pairing.admission import Admission, encode_outcome, parse_outcome
 from rustguard_py.enroll.pairing.messages import (
-    Admission,
     Challenge,
     Confirm,
     Details,
@@ -22,10 +22,8 @@ from rustguard_py.enroll.pairing.messages import (
     Revision,
     ShareC,
     ShareS,
-    encode_outcome,
     kind_of,
     other_revision,
-    parse_outcome,
 )
 
 Message = Hello | Challenge | ShareC | ShareS | Confirm | Result | Forget

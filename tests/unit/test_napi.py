@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +53,12 @@ def test_it_is_safe_from_the_release_that_has_it_by_itself() -> None:
     for older in ((5, 6, 0), (6, 13, 0), (6, 15, 99)):
         assert "from Linux 6.16 on" in str(why_unsafe(older))
     assert "doesn't tell" in str(why_unsafe(None))
+
+
+def test_the_running_kernels_release_and_version_are_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = SimpleNamespace(release="6.1.0-56-amd64", version="#1 SMP Debian 6.1.192-2 (2026-11-16)")
+    monkeypatch.setattr(os, "uname", lambda: system)
+    assert napi.this_linux() == (6, 1, 192)
 
 
 class Fresh:

@@ -395,6 +395,16 @@ def test_a_removed_peer_is_shut_out_at_once(network: Network) -> None:
     assert not bob.node.remove_peer(alice.public_key)
 
 
+def test_nothing_is_due_for_a_peer_that_was_removed_in_a_handshake(network: Network) -> None:
+    alice, bob = pair(network)
+    alice.send(FROM_ALICE)
+    assert alice.node.poll_timeout() is not None
+    assert alice.node.remove_peer(bob.public_key)
+    network.run(600)
+    alice.node.handle_timeout(network.now + 600)
+    assert alice.node.poll_timeout() is None
+
+
 def test_a_peer_without_endpoint_sends_no_handshake_anywhere(network: Network) -> None:
     _, bob = pair(network)
     bob.send(FROM_BOB)

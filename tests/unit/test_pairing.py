@@ -13,19 +13,20 @@ from hypothesis import strategies as st
 
 from rustguard_py.enroll.pairing import key_schedule, messages
 from rustguard_py.enroll.pairing import server as pairing_server
-from rustguard_py.enroll.pairing.client import MAX_ATTEMPTS, Failed, Failure, Joined, PairingClient
-from rustguard_py.enroll.pairing.cookies import Cookies, source_of
+from rustguard_py.enroll.pairing.client import MAX_ATTEMPTS, PairingClient
+from rustguard_py.enroll.pairing.cookies import Cookies
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.key_schedule import session_id, stretch
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Details, Hello, Result, Revision, ShareC, ShareS
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Forgotten, Guessed, Output, Reply
-from rustguard_py.enroll.pairing.rate_limit import SourceRateLimits
 from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.spares import POOL
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
 from rustguard_py.model.keys import fingerprint, public_key
+from rustguard_py.model.rate_limit import SourceRateLimits, source_of
 from support.wire_link import SERVER, SERVER_KEY, SERVER_PRIVATE, TOKEN, World, admission, cheap_stretch, flip_bit
 
 HERE: Endpoint = ("192.0.2.7", 40000)

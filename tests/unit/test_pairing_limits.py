@@ -10,9 +10,10 @@ from random import Random
 import pytest
 
 from rustguard_py.enroll.pairing import messages, unconfirmed
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
+from rustguard_py.enroll.pairing.client import PairingClient
 from rustguard_py.enroll.pairing.cpace import generator
 from rustguard_py.enroll.pairing.draw import Draw
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.outputs import Abandoned, Admit, Guessed, Output, Reply
 from rustguard_py.enroll.pairing.server import PairingServer
 from rustguard_py.enroll.pairing.spares import Spares

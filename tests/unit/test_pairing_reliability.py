@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.outputs import Guessed
 from rustguard_py.enroll.pairing.window import Closed
 from support.wire_link import Weather, World

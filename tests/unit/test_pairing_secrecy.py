@@ -11,7 +11,6 @@ from random import Random
 import pytest
 
 from rustguard_py.enroll.pairing import messages
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.cpace import Share, generator, intermediate_session_key
 from rustguard_py.enroll.pairing.key_schedule import (
     Opening,
@@ -21,6 +20,7 @@ from rustguard_py.enroll.pairing.key_schedule import (
     shared_secret,
 )
 from rustguard_py.enroll.pairing.messages import Challenge, Confirm, Hello, Result, ShareC, ShareS
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.outputs import Guessed
 from support.wire_link import TOKEN, World, cheap_stretch, flip_bit
 

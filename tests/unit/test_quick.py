@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import resource
+import socket
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -14,6 +18,7 @@ from rustguard_py.cli.app import run
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
+from rustguard_py.model.limits import lack_of_files, limit_of
 from rustguard_py.quick import conf_files, peers, routing
 from rustguard_py.system.interface import RT_TABLE_MAIN
 
@@ -182,6 +187,43 @@ def test_without_a_default_route_it_may_come_later(monkeypatch: pytest.MonkeyPat
 def test_with_one_it_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnansweredError, match=r"gate\.example can't be resolved"):
         look_up(True, [None], monkeypatch)
+
+
+@pytest.mark.parametrize("must", [True, False])
+def test_a_name_for_which_no_descriptor_is_left_ends_with_the_limit(
+    must: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> NoReturn:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    lack = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr("asyncio.base_events.BaseEventLoop.getaddrinfo", refuse)
+    monkeypatch.setattr("rustguard_py.system.resolve.lack_of_files", lambda _: lack)
+    for name in ("PATIENCE", "PATIENCE_FOR_A_DEFAULT_ROUTE"):
+        monkeypatch.setattr(peers, name, 0.0)
+    with pytest.raises(UnansweredError, match="Too many open files") as caught:
+        asyncio.run(peers.look_up([conf.PeerSection(KEY, endpoint=HOST)], must=must, say=lambda _: None))
+    limit = limit_of(caught.value)
+    assert limit is not None
+    assert "ulimit -n" in limit.fix
+
+
+def descriptors() -> set[int]:
+    return {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+
+
+def test_a_lack_of_descriptors_is_found_and_leaves_none_open() -> None:
+    held = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = descriptors()
+    assert lack_of_files(4) is None
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 1, held[1]))
+    try:
+        lack = lack_of_files(1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, held)
+    assert lack is not None
+    assert lack.errno == errno.EMFILE
+    assert descriptors() == before
 
 
 # -- who else can change a file ---------------------------------------------------------------------------------

@@ -45,6 +45,9 @@ def test_two_thousand_rows_take_little_time() -> None:
         took.append(time.process_time() - began)
     print(f"2,000 peers: {min(took) * 1000:.0f} ms of CPU")
     assert min(took) < 0.5
+    began = time.process_time()
+    Console(file=io.StringIO(), width=60).print(render.peers(rows, verbose=True))
+    assert time.process_time() - began < 1.0
 
 
 def test_at_60_columns_the_address_stays_and_the_key_goes() -> None:
@@ -53,6 +56,53 @@ def test_at_60_columns_the_address_stays_and_the_key_goes() -> None:
     assert "10.77.0.2" in row
     assert "active 12s ago" in row
     assert len(row) <= 60
+
+
+def test_at_60_columns_all_of_a_peer_takes_a_line_for_each_cell() -> None:
+    lines = shown(
+        60, peer(2), peer(3, "a-machine-with-a-very-long-name-that-somebody-gave-it-once-or-twice"), verbose=True
+    )
+    assert max(map(len, lines)) <= 60
+    assert lines[:7] == [
+        "laptop-2",
+        "  address   10.77.0.2 fd77::2",
+        "  state     active 12s ago",
+        "  endpoint  198.51.100.7:10002",
+        "  ↓         1.5 KiB",
+        "  ↑         5.0 GiB",
+        f"  key       {KEY}",
+    ]
+    assert "".join(lines[7:9]) == "a-machine-with-a-very-long-name-that-somebody-gave-it-once-or-twice-3"
+    # Where there is room, it is a table.
+    assert len(shown(160, peer(2), peer(3), verbose=True)) == 3
+
+
+def test_a_status_of_60_columns_has_no_longer_line_and_keeps_the_addresses() -> None:
+    document = {
+        "role": "tunnel",
+        "interface": "wg0",
+        "uptime": 7200.0,
+        "addresses": ["10.77.0.1/24", "fd77::1/64"],
+        "port": 51820,
+        "mtu": 1420,
+        "public_key": KEY,
+        "fingerprint": "ABCDEFGHIJKLMNOP",
+        "engine": "native",
+        "engine_reason": "the fastest here; 1 queue of two threads for 2 cores; AEAD: AVX-512 for 16 packets at once",
+        "state_directory": "/var/lib/rustguard/tunnels/wg0",
+        "counters": {"handshakes": 3, "drops": {"replayed": 7}},
+        "peers": [peer(2), peer(3)],
+        "warnings": ["There is no private key yet, and the one shown is a placeholder that no peer knows."],
+        "notes": ["Off: tun-checksum, as asked for (--offloads no-tun-checksum)."],
+    }
+    for verbose in (False, True):
+        file = io.StringIO()
+        Console(file=file, width=60).print(render.status(document, verbose=verbose))
+        lines = file.getvalue().splitlines()
+        assert max(map(len, lines)) <= 60
+        assert {"10.77.0.2", "10.77.0.3"} <= set(file.getvalue().split())
+    # Nothing is left out when all is asked for.
+    assert file.getvalue().count(KEY) == 3
 
 
 def test_columns_go_in_turn_and_a_long_name_is_cut_last() -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rustguard_py.protocol.report import REPORT_LIMIT, Arrived, Hello, Item, decode, encode
+from rustguard_py.protocol.report import REPORT_LIMIT, Arrived, Hello, Item, Leave, Left, decode, encode
 
+PROOF = bytes(range(32))
 VECTORS: list[tuple[list[Item], str]] = [
     ([], "52475201"),
     ([Hello(asks=True)], "52475201 01 0001 01"),
@@ -19,6 +20,8 @@ VECTORS: list[tuple[list[Item], str]] = [
         [Arrived(1, 0x01020304, 100, 500, 321)],
         "52475201 02 001d 01 01020304 0000000000000064 00000000000001f4 0000000000000141",
     ),
+    ([Leave(PROOF)], f"52475201 03 0020 {PROOF.hex()}"),
+    ([Left(PROOF)], f"52475201 04 0020 {PROOF.hex()}"),
 ]
 
 
@@ -43,7 +46,16 @@ def test_unknown_kinds_and_longer_bodies_are_for_newer_versions() -> None:
 
 @pytest.mark.parametrize(
     "datagram",
-    [b"", b"RGR", b"RGR\x02", b"RGE\x01", b"RGR\x01\x01", b"RGR\x01\x01\x00\x02\x01", b"RGR\x01\x02\x00\x01\x01"],
+    [
+        b"",
+        b"RGR",
+        b"RGR\x02",
+        b"RGE\x01",
+        b"RGR\x01\x01",
+        b"RGR\x01\x01\x00\x02\x01",
+        b"RGR\x01\x02\x00\x01\x01",
+        b"RGR\x01\x03\x00\x1f" + bytes(31),
+    ],
 )
 def test_what_is_cut_off_or_of_another_version_is_refused(datagram: bytes) -> None:
     with pytest.raises(ValueError, match=r"report|cut off|too short"):

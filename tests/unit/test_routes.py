@@ -21,11 +21,12 @@ from rustguard_py.enroll import export
 from rustguard_py.enroll.client import checks, obtain, routes
 from rustguard_py.enroll.client.obtain import Applicant, Target
 from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice
-from rustguard_py.enroll.pairing.client import Joined
-from rustguard_py.enroll.pairing.messages import Admission
+from rustguard_py.enroll.pairing.admission import Admission
+from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.keys import encode_key
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import ClientState, NetworkRecord
 
@@ -103,7 +104,7 @@ def test_without_a_terminal_nothing_beyond_the_pool_is_routed_and_the_offer_is_s
     assert network.offered == (OFFICE, HALF, DNS)
     assert (
         "home.example also offers routes to 192.168.7.0/24, 0.0.0.0/2, 8.8.8.8/32; they are not used. "
-        "To accept them: sudo rustguard join home.example --routes 192.168.7.0/24,0.0.0.0/2,8.8.8.8/32"
+        + f"To accept them: {as_root('rustguard join home.example --routes 192.168.7.0/24,0.0.0.0/2,8.8.8.8/32')}"
     ) in joining.words
     # The window may be closed by now: what was offered is known.
     assert joining.join("192.168.7.0/24", pairs=False).routes == (OFFICE,)
@@ -184,7 +185,7 @@ def test_routes_of_an_earlier_version_stay_and_are_logged_once(
     assert joining.join(pairs=False).routes == (OFFICE,)
     assert [each.getMessage() for each in caplog.records] == [
         "the routes to 192.168.7.0/24 through home.example stay: an earlier version took them without asking. "
-        "To drop them: sudo rustguard join home.example --routes none"
+        + f"To drop them: {as_root('rustguard join home.example --routes none')}"
     ]
     assert joining.join("none", pairs=False).routes == ()
     assert joining.join(pairs=False).routes == ()

@@ -16,7 +16,8 @@ from rustguard_py.daemon import audit
 from rustguard_py.daemon.control.client import call
 from rustguard_py.daemon.control.server import ControlServer
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.enroll.pairing.client import Joined, PairingClient
+from rustguard_py.enroll.pairing.client import PairingClient
+from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.enroll.pairing.window import GUESSES_A_SOURCE
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry

@@ -12,12 +12,13 @@ from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.window import GUESSES_A_SOURCE, GUESSES_AT_ONCE, TURN_SECONDS
-from rustguard_py.enroll.server import server
+from rustguard_py.enroll.server import admissions, server
 from rustguard_py.enroll.server.registry import UNCONNECTED_SECONDS
 from rustguard_py.enroll.server.saver import LAZY_SECONDS, RETRY_SECONDS
 from rustguard_py.enroll.server.settings import Settings
@@ -364,6 +365,48 @@ def test_a_full_pool_gives_away_the_oldest_that_never_connected_after_10_minutes
         shell.start()
         names = sorted(peer.name for peer in shell.state.peers.values())
         assert names == ["host-1", "host-2", "host-3", "host-4", "late"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_wall_clock_that_jumps_gives_away_no_address_and_delays_it_for_nobody(
+    run: Run, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    async def test(shell: Shell) -> None:
+        await shell.stop()
+        shell.start(replace(FIRST, pool4=IPv4Network("10.150.0.0/30")))
+        await shell.open(86_400)
+        assert isinstance(await shell.join("early"), Joined)
+        if restarted:
+            await shell.crash()
+            shell.start()
+            await shell.open(86_400)
+        for hours in (1, -1):
+            jumped = SimpleNamespace(time=lambda hours=hours: virtual_loop.WALL_BEGAN + 3600 * hours)
+            monkeypatch.setattr(admissions, "time", jumped)
+            await asyncio.sleep(60)
+            assert await shell.join("late") == Failed(Failure.FULL)
+        await asyncio.sleep(UNCONNECTED_SECONDS - 110)
+        assert isinstance(await shell.join("late"), Joined)
+        assert [peer.name for peer in shell.state.peers.values()] == ["late"]
+
+    run(test)
+
+
+def test_a_peer_that_joined_long_before_a_restart_makes_room_soon_after_it(run: Run) -> None:
+    async def test(shell: Shell) -> None:
+        await shell.stop()
+        shell.start(replace(FIRST, pool4=IPv4Network("10.150.0.0/30")))
+        await shell.open(86_400)
+        assert isinstance(await shell.join("early"), Joined)
+        await asyncio.sleep(UNCONNECTED_SECONDS - 5)
+        await shell.crash()
+        shell.start()
+        await shell.open(86_400)
+        assert await shell.join("late") == Failed(Failure.FULL)
+        await asyncio.sleep(10)
+        assert isinstance(await shell.join("late"), Joined)
 
     run(test)
 

@@ -19,7 +19,8 @@ from rustguard_py.daemon import audit
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.engine import Engine
-from rustguard_py.enroll.pairing.client import Failed, Failure, Joined, PairingClient
+from rustguard_py.enroll.pairing.client import PairingClient
+from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
@@ -163,6 +164,25 @@ def test_a_join_that_is_refused_otherwise_is_not_counted(tmp_path: Path) -> None
     run(tmp_path, test, pool="10.150.0.0/30")
 
 
+def test_a_machine_that_takes_each_of_its_joins_back_uses_the_window_up_all_the_same(tmp_path: Path) -> None:
+    """Otherwise it could join as a new peer for ever, and each time add lines to the audit log."""
+
+    async def test(running: Running) -> None:
+        await running.ask("open", seconds=600, most=2)
+        outcomes = []
+        for _ in range(5):
+            outcomes.append(await running.join(bytes([1]) * 32))
+            if isinstance(outcomes[-1], Joined):
+                running.tell(outcomes[-1].forget)
+                await settle()
+        assert [isinstance(each, Joined) for each in outcomes] == [True] * 4 + [False]
+        assert outcomes[4] == Failed(Failure.WINDOW_FULL)
+        await running.ask("open", seconds=600, most=2)
+        assert isinstance(await running.join(), Joined)
+
+    run(tmp_path, test)
+
+
 @pytest.mark.parametrize("most", [0, -1, 10**7, True, "5", 1.5])
 def test_a_number_of_new_peers_out_of_bounds_is_refused(tmp_path: Path, most: object) -> None:
     async def test(running: Running) -> None:
@@ -267,7 +287,7 @@ def test_a_full_pool_gives_away_the_address_of_the_oldest_that_never_connected(
 
     async def test(running: Running) -> None:
         admissions, clock = running.server.admissions, [1000.0]
-        monkeypatch.setattr("time.time", lambda: clock[0])
+        monkeypatch.setattr("rustguard_py.enroll.server.admissions.now", lambda: clock[0])
         await admissions.admit_stock("stock", b"s" * 32, b"p" * 32)
         for number, name in enumerate(["connected", "newer", "older", "fresh"]):
             clock[0] = {"newer": 1020.0, "older": 1010.0, "fresh": 1650.0}.get(name, 1000.0)
@@ -299,7 +319,7 @@ def test_an_address_stays_where_it_is_if_giving_it_away_cant_be_saved(
 ) -> None:
     async def test(running: Running) -> None:
         admissions, clock = running.server.admissions, [1000.0]
-        monkeypatch.setattr("time.time", lambda: clock[0])
+        monkeypatch.setattr("rustguard_py.enroll.server.admissions.now", lambda: clock[0])
         await admissions.admit(b"a" * 32, "attic", b"p" * 32, "192.0.2.9:4000")
         clock[0], running.broken = 2000.0, True
         assert await admissions.admit(b"b" * 32, "boiler", b"p" * 32, "192.0.2.9:4001") is None

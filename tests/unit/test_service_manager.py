@@ -141,5 +141,23 @@ def test_the_watchdog_is_fed_only_while_every_thread_of_every_plane_answers(
     assert "in-0 of tunnel 1" in caplog.text
 
 
-def test_without_a_manager_nothing_is_asked() -> None:
-    asyncio.run(oversee(ServiceManager(), cast(list[AnyTunnel], [None]), lambda: "fine"))
+def test_without_a_manager_the_planes_are_asked_too_so_that_status_can_tell(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rustguard_py.daemon.overseer.PACE", 0.01)
+    tunnel: Any = FakeTunnel()
+
+    async def run() -> None:
+        task = asyncio.create_task(oversee(ServiceManager(), [tunnel], lambda: "fine"))
+        tunnel.plane.silent = ["rg-in"]
+        await asyncio.sleep(0.05)
+        assert tunnel.silent == ["rg-in"]
+        tunnel.plane.silent = []
+        await asyncio.sleep(0.05)
+        assert tunnel.silent == []
+        task.cancel()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(run())
+    assert "no answer from the plane for 0.01 s: rg-in" in caplog.text
+    assert "watchdog" not in caplog.text

@@ -10,13 +10,8 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.enroll.pairing.messages import (
-    MAX_RESULT_JSON,
-    Admission,
-    FurtherTunnel,
-    encode_outcome,
-    parse_outcome,
-)
+from rustguard_py.enroll.pairing.admission import Admission, FurtherTunnel, encode_outcome, parse_outcome
+from rustguard_py.enroll.pairing.messages import MAX_RESULT_JSON
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.enroll.tunnels.health import MISSES, PATIENCE, SECOND_PATIENCE, SILENCE, TunnelHealth
 from rustguard_py.handshaking_peer import HandshakingPeer

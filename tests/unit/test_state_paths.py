@@ -14,6 +14,7 @@ from rustguard_py.daemon.control.server import bind
 from rustguard_py.model.errors import StateError
 from rustguard_py.state import paths
 from rustguard_py.state.document import Document
+from rustguard_py.system import place
 from support.other_user import NOBODY
 
 
@@ -240,9 +241,31 @@ def test_the_timestamps_of_a_wg_quick_tunnel_are_the_machines_for_root_and_a_use
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(place, "namespace_number", lambda _process="self": 1)
     monkeypatch.delenv("RUSTGUARD_SYSTEM_STATE")
     as_user(monkeypatch, 0)
     assert paths.tunnel_directory("wg0") == Path("/var/lib/rustguard/tunnels/wg0")
     for user in (1, NOBODY):
         as_user(monkeypatch, user)
         assert paths.tunnel_directory("wg0") == tmp_path / "xdg/rustguard/tunnels/wg0"
+
+
+def test_a_tunnel_in_another_network_namespace_has_a_directory_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    named = tmp_path / "netns/blue"
+    named.parent.mkdir()
+    named.touch()
+    monkeypatch.setattr(place, "_NAMED", named.parent)
+    numbers: dict[int | str, int | None] = {1: 1, "self": named.stat().st_ino}
+    monkeypatch.setattr(place, "namespace_number", lambda process="self": numbers[process])
+    assert paths.tunnel_directory("wg0").name == "wg0@blue"
+    numbers["self"] = named.stat().st_ino + 1
+    assert paths.tunnel_directory("wg0").name == f"wg0@{named.stat().st_ino + 1}"
+    # A user can't see the namespace of process 1, and is likely in it.
+    numbers[1] = None
+    as_user(monkeypatch, NOBODY)
+    assert paths.tunnel_directory("wg0") == tmp_path / "rustguard/tunnels/wg0"
+    numbers["self"] = None
+    assert paths.tunnel_directory("wg0") == tmp_path / "rustguard/tunnels/wg0"

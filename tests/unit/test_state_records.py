@@ -148,7 +148,7 @@ def test_a_snapshot_does_not_change_with_the_live_state() -> None:
 @pytest.mark.parametrize(
     ("member", "value"),
     [
-        ("role", "client"),
+        ("role", "peer"),
         ("private_key", encode_key(PRIVATE)[:-1]),
         ("server_id", None),
         ("pool4", "10.150.0.1/16"),
@@ -210,7 +210,7 @@ def test_each_missing_member_is_named() -> None:
 @pytest.mark.parametrize(
     ("member", "value"),
     [
-        ("role", "server"),
+        ("role", "peer"),
         ("networks", None),
         ("networks[0].host", 5),
         ("networks[0].port", 65536),
@@ -228,6 +228,17 @@ def test_a_clients_member_that_cannot_be_meant_is_named(member: str, value: obje
     with pytest.raises(StateError) as caught:
         ClientState.from_json(changed(state, member, lambda parent, last: put(parent, last, value)))
     assert f" {member} " in caught.value.message
+
+
+def test_the_state_of_the_other_role_is_called_so_and_another_directory_is_asked_for() -> None:
+    client = ClientState(PRIVATE, (network(),)).to_json()
+    with pytest.raises(StateError, match="This state directory is a client's, and a server needs another") as caught:
+        ServerState.from_json(client)
+    assert caught.value.fix.startswith("Choose one with --state DIR")
+    assert caught.value.fix.endswith("To use the client's: rustguard join")
+    with pytest.raises(StateError, match="This state directory is a server's, and a client needs another") as caught:
+        ClientState.from_json(server(1).to_json())
+    assert caught.value.fix.endswith("To use the server's: rustguard serve")
 
 
 @pytest.mark.parametrize("value", [None, [], "state", 5])

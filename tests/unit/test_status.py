@@ -26,7 +26,12 @@ NOW = 1000.0
 
 
 def tunnel(
-    stats: PlaneStats | None = None, began: float | None = None, *, key: bytes = KEY, fault: str = ""
+    stats: PlaneStats | None = None,
+    began: float | None = None,
+    *,
+    key: bytes = KEY,
+    fault: str = "",
+    silent: list[str] | None = None,
 ) -> AnyTunnel:
     """Return a tunnel with one peer, whose number is 5."""
     peer = SimpleNamespace(id=5, session_began=began)
@@ -34,6 +39,7 @@ def tunnel(
         node=SimpleNamespace(public_key=OURS, get={key: peer}.get),
         plane=SimpleNamespace(stats=lambda: stats or PlaneStats()),
         fault=RustGuardError(fault) if fault else None,
+        silent=silent or [],
     )
     return cast(AnyTunnel, made)
 
@@ -88,6 +94,9 @@ def test_a_peer_that_no_tunnel_has_is_shown_with_what_is_kept_of_it() -> None:
     [
         (None, None, {}, "never"),
         (None, None, {"endpoint": "192.0.2.1:7"}, "idle"),
+        # One that somebody wrote down proves nothing.
+        (None, None, {"endpoint": "192.0.2.1:7", "was_heard": False}, "never"),
+        (None, NOW - 500, {"endpoint": "192.0.2.1:7", "was_heard": False}, "idle"),
         (None, None, {"has_connected": False, "endpoint": "192.0.2.1:7"}, "never-connected"),
         (NOW, None, {"has_connected": False}, "active"),
         (None, NOW - ACTIVE_FOR, {}, "active"),
@@ -136,6 +145,7 @@ def test_the_program_its_key_and_the_counters_of_all_planes() -> None:
             for name in ("in-0", "in-0 of 1")
         ],
         # The same of several planes is one.
+        "healthy": True,
         "notes": ["no AF_XDP.", "no GRO.", "no GSO.", "off towards laptop."],
         "uptime": 99.5,
     }
@@ -149,3 +159,10 @@ def test_each_tunnel_that_broke_is_a_warning() -> None:
     assert status.broken([tunnel(), tunnel(fault="The device is gone."), tunnel()]) == [
         "Tunnel 1 of 3 broke: The device is gone. The others go on; a restart fixes it."
     ]
+
+
+def test_a_plane_that_does_not_answer_is_a_warning_and_not_healthy() -> None:
+    silent = [tunnel(silent=["rg-in", "rg-out"]), tunnel(silent=["rg-in"])]
+    assert status.broken(silent) == ["The data plane doesn't answer (rg-in, rg-out). A restart fixes it."]
+    assert common(*silent)["healthy"] is False
+    assert common(tunnel(), tunnel(fault="The device is gone."))["healthy"] is False

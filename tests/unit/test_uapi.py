@@ -61,6 +61,7 @@ def test_what_a_request_does_not_say_is_none() -> None:
     assert (change.private_key, change.listen_port, change.fwmark, change.replace_peers) == (None, None, None, False)
     assert (peer.endpoint, peer.persistent_keepalive, peer.preshared_key) == (None, None, None)
     assert peer.update_only
+    assert peer.remove is peer.replace_allowed_ips is False
 
 
 def test_an_allowed_ip_can_be_taken_away_and_its_host_bits_do_not_matter() -> None:

@@ -15,6 +15,7 @@ mod delivering;
 mod descriptor;
 mod events;
 mod io;
+mod memory;
 mod netlink;
 mod notes;
 mod offloads;

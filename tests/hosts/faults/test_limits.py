@@ -12,9 +12,10 @@ import pytest
 
 from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Lab
-from support.product import TOKEN, Machine, Site
+from support.product import TOKEN, Machine, Site, eventually
 
 CONF = "[Interface]\nPrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\nAddress = 10.9.0.1/24\n"
+CONF += "[Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nEndpoint = localhost:9\n"
 ENGINES = ["native", "portable"] if has_native() else ["portable"]
 SOAK = bool(os.environ.get("RUSTGUARD_SOAK"))
 VALUES = range(8, 25) if SOAK else range(8, 20, 3)
@@ -43,6 +44,8 @@ def _check(program: subprocess.Popen[str], machine: Machine, says: str, fix: str
     assert "a fault of RustGuard" not in said, said
     if code == 124:
         return False
+    assert "tried again" not in said, said
+    assert "never awaited" not in said, said
     assert says in said, (code, said)
     assert fix in said, (code, said)
     assert not list(machine.runtime.glob("*.undo")) + list(machine.runtime.glob("*.sock")), said
@@ -107,3 +110,30 @@ def test_too_little_memory_is_an_error_and_no_kill(lab: Lab, tmp_path: Path, eng
         assert _check(*_start(home, engine, "serve", words), "isn't enough memory", "MemoryMax=")
     assert home.network() == before
     print(f"row 47: 60 MiB, {engine}: the start ended with its reason")
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_too_small_an_address_space_is_an_error_and_no_abort(lab: Lab, tmp_path: Path, engine: str) -> None:
+    """Each refused call has its own words. Rust's own answer would be an abort, which has a core file and no fix."""
+    site = Site(lab, tmp_path)
+    home = site.home()
+    before = home.network()
+    values = range(40, 420, 20) if SOAK else (60, 120, 220)
+    ended = 0
+    for value in values:
+        limited = ["prlimit", f"--as={value << 20}"]
+        program, machine = _start(site.machine(f"as{value}", home.host), engine, "serve", limited)
+        code, said = program.wait(60), machine.log.read_text()
+        assert "Traceback" not in said, said
+        assert "memory allocation of" not in said, said
+        assert "a fault of RustGuard" not in said, said
+        if code != 124:
+            ended += 1
+            assert code in (1, 4), (code, said)
+            assert "`ulimit -v`" in said, said
+    eventually(lambda: home.network() == before, what="the end of what was made")
+    assert ended > 0
+    print(
+        f"row 47: {ended} of {len(values)} starts in {values[0]} to {values[-1]} MiB, {engine}, ended with the reason"
+    )

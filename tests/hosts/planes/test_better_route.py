@@ -5,29 +5,14 @@ As the kernel's own test has it: "another interface route takes precedence over 
 
 from __future__ import annotations
 
-import re
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rustguard_py.lab.hosts import Lab
-from rustguard_py.model.endpoint import Endpoint
+from support.better_route import lost_pings
 from support.engines import needs_native
-from support.forked_tunnel import ForkedTunnel
-from support.product import eventually
-
-PORT = 51820
-INSIDE = (["10.9.0.1/24"], ["10.9.0.2/24"])
-PINGS, PAUSE = 60, 0.02
-# What `sysctl net.ipv4.conf.all.rp_filter=1` does, for both families.
-FILTER = """
-add table inet strict
-add chain inet strict in { type filter hook prerouting priority -300; }
-add rule inet strict in fib saddr . iif oif missing counter drop
-"""
 
 
 @pytest.mark.parametrize(
@@ -44,54 +29,4 @@ add rule inet strict in fib saddr . iif oif missing counter drop
 def test_a_better_route_over_another_interface_costs_nothing(
     lab: Lab, tmp_path: Path, engine: str, options: dict[str, Any], family: int
 ) -> None:
-    client, router, server = lab.host("client"), lab.host("router"), lab.host("server")
-    wifi, by_wifi = lab.link(client, router, ipv4="192.0.2.0/24", ipv6="2001:db8:1::/64")
-    ethernet, by_ethernet = lab.link(client, router, ipv4="198.51.100.0/24", ipv6="2001:db8:2::/64")
-    far, by_far = lab.link(server, router, ipv4="203.0.113.0/24", ipv6="2001:db8:3::/64")
-    router.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
-    router.run(["nft", "-f", "-"], stdin=FILTER)
-    server.ip([f"route add default via {by_far.ipv4}", f"route add ::/0 via {by_far.ipv6}"])
-    # Nothing is plugged in yet.
-    client.ip(
-        [
-            f"addr del {ethernet.address4} dev {ethernet.interface}",
-            f"addr del {ethernet.address6} dev {ethernet.interface}",
-            f"route add default via {by_wifi.ipv4} metric 600",
-            f"route add ::/0 via {by_wifi.ipv6} metric 600",
-        ]
-    )
-
-    def tunnel(number: int, end: Any) -> ForkedTunnel:
-        xdp = end.interface if options.get("xdp") else None
-        more = {"uring": options.get("uring", False), "xdp": xdp}
-        return ForkedTunnel(end.host, engine, INSIDE[number], tmp_path, PORT, **more)
-
-    one, other = tunnel(0, wifi), tunnel(1, far)
-    to: Endpoint = (str(far.ipv4), PORT) if family == 4 else (str(far.ipv6), PORT, 0, 0)
-    other.set_peer(one.public_key, ["10.9.0.1/32"])
-    one.set_peer(other.public_key, ["10.9.0.2/32"], endpoint=to)
-    ping = ["ping", "-n", "-c", "1", "-W", "1", "10.9.0.2"]
-    eventually(lambda: client.run(ping, check=False).returncode == 0, 20, "a first ping")
-
-    many = ["ping", "-n", "-c", str(PINGS), "-i", str(PAUSE), "-W", "2"]
-    running = [
-        host.popen([*many, target], stdout=subprocess.PIPE)
-        for host, target in ((client, "10.9.0.2"), (server, "10.9.0.1"))
-    ]
-    time.sleep(PINGS * PAUSE / 3)
-    client.ip(
-        [
-            f"addr add {ethernet.address4} dev {ethernet.interface}",
-            f"addr add {ethernet.address6} dev {ethernet.interface} nodad",
-            f"route add default via {by_ethernet.ipv4} metric 100",
-            f"route add ::/0 via {by_ethernet.ipv6} metric 100",
-        ]
-    )
-    said = [program.communicate(timeout=60)[0] for program in running]
-    lost = [PINGS - int(re.findall(r"(\d+) received", text)[0]) for text in said]
-    print(f"better route: {engine} {options or ''} over IPv{family}: {lost} of {PINGS} pings lost")
-    assert lost == [0, 0]
-    expected = ethernet.ipv4 if family == 4 else f"[{ethernet.ipv6}]"
-    assert other.told(one.public_key).endpoint == f"{expected}:{PORT}"
-    one.stop()
-    other.stop()
+    assert lost_pings(lab, tmp_path, engine, options, family) == [0, 0]

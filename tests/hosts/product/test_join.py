@@ -9,7 +9,9 @@ import pytest
 
 from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Lab
-from support.product import HOME4, HOME6, INNER, OPEN, PATIENCE, TOKEN, Site, eventually
+from rustguard_py.model.sudo import as_root
+from support.engines import on_both_engines
+from support.product import HOME4, HOME6, INNER, OPEN, PATIENCE, POOL, TOKEN, Site, eventually
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_what_save_only_kept_connects_later(site: Site) -> None:
     home.serve(f"--pool 10.150.0.0/24 {OPEN}")
     before = laptop.network()
     said = laptop.run(f"join {HOME4} --save-only --name laptop", TOKEN).stderr
-    assert "To connect: sudo rustguard join" in said
+    assert f"To connect: {as_root('rustguard join')}" in said
     assert laptop.network() == before
     assert laptop.sockets() == []
     home.run("close")
@@ -162,3 +164,19 @@ def test_two_clients_reach_each_other_when_the_server_forwards(site: Site) -> No
     home.host.forward()
     assert all(one.reaches(address) for address in theirs)
     print("from client to client: nothing while net.ipv4.ip_forward is 0 on the server, all with it set")
+
+
+@on_both_engines
+def test_a_server_whose_link_is_down_goes_on_pairing_and_begins_when_it_comes_up(site: Site, engine: str) -> None:
+    home = site.home()
+    laptop = site.client("laptop", home)
+    home.serve(f"--pool {POOL} {OPEN} --engine {engine}")
+    home.host.ip(["link set rg0 down"])
+    laptop.start(f"join {HOME4} --name laptop --engine {engine}", TOKEN)
+    # The address is given and kept, and no handshake is answered.
+    eventually(lambda: "laptop" in home.peers(), what="the pairing")
+    time.sleep(1)
+    assert home.status()["counters"]["handshakes"] == 0
+    assert not laptop.pings(INNER)
+    home.host.ip(["link set rg0 up"])
+    eventually(lambda: laptop.pings(INNER), 20, "a ping")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
+import os
+import socket
 import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from rustguard_py.lab.hosts import Lab
-from support import relay
-from support.product import INNER, TOKEN, Site, eventually
+from support import injecting, relay
+from support.numbered import arrived
+from support.product import INNER, TOKEN, Machine, Site, eventually
 from support.relay import Ills
 
 _PORT = 51820
@@ -62,26 +70,6 @@ def test_random_loss_switches_nothing_off(lab: Lab, tmp_path: Path) -> None:
         assert not [note for note in machine.status()["notes"] if "udp-segmentation" in note]
 
 
-# Sends numbered datagrams, many with one call, and waits a moment after each; the receiver tells what never came.
-_SEND = """
-import socket, struct, sys, time
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(17, 103, 1200)
-for n in range(0, int(sys.argv[2]), 20):
-    s.sendto(b"".join(struct.pack(">I", n + i) + bytes(1196) for i in range(20)), (sys.argv[1], 7000))
-    time.sleep(0.005)
-"""
-_RECEIVE = """
-import socket, struct, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
-s.bind(("0.0.0.0", 7000)); s.settimeout(3); print("ready", flush=True)
-came = set()
-try:
-    while len(came) < int(sys.argv[1]): came.add(struct.unpack(">I", s.recv(2000)[:4])[0])
-except TimeoutError: pass
-print(len(came), flush=True)
-"""
 _COUNT = 4000
 
 
@@ -101,15 +89,12 @@ def _all_arrive(site: Site, words: str, traced: list[str], engine: str) -> tuple
     program = laptop.host.popen(argv, log=laptop.log, env=laptop.environment(TOKEN))
     laptop.programs.append(program)
     eventually(lambda: laptop.alive(program) and laptop.pings(INNER), what="join")
-    receiving = home.host.popen(["python3", "-c", _RECEIVE, str(_COUNT)], stdout=subprocess.PIPE)
-    assert receiving.stdout is not None
-    receiving.stdout.readline()
-    laptop.host.run(["python3", "-c", _SEND, INNER, str(_COUNT)], timeout=60)
-    arrived = int(receiving.stdout.readline())
+    came = arrived(laptop.host, home.host, INNER, _COUNT)
     injected = [line for line in trace.read_text().splitlines() if "(INJECTED)" in line]
-    return arrived, injected, laptop.status()["notes"]
+    return came, injected, laptop.status()["notes"]
 
 
+@pytest.mark.fault(50)
 @pytest.mark.parametrize("engine", ["native", "portable"])
 @pytest.mark.parametrize("code", ["EINVAL", "EIO", "EMSGSIZE", "ENOPROTOOPT", "EOPNOTSUPP"])
 def test_a_message_that_cannot_be_cut_is_sent_one_by_one(
@@ -119,22 +104,25 @@ def test_a_message_that_cannot_be_cut_is_sent_one_by_one(
     # After the others nothing is cut any more, and one that isn't cut has nothing to fall back to.
     when = "30+30" if code in ("EINVAL", "EMSGSIZE") else "30"
     traced = ["-e", "trace=sendmsg", "-e", f"inject=sendmsg:error={code}:when={when}"]
-    arrived, injected, notes = _all_arrive(Site(lab, tmp_path), "", traced, engine)
+    came, injected, notes = _all_arrive(Site(lab, tmp_path), "", traced, engine)
     cut = [line for line in injected if "UDP_SEGMENT" in line or "0x67" in line]
     assert cut
-    assert arrived >= _COUNT - (len(injected) - len(cut))
-    assert [note for note in notes if "one by one" in note]
+    assert came >= _COUNT - (len(injected) - len(cut))
+    # The line says whether the kernel is asked again.
+    ending = "one by one. It is asked again." if code in ("EINVAL", "EMSGSIZE") else "one by one from now on."
+    assert [note for note in notes if note.endswith(ending)]
 
 
+@pytest.mark.fault(50)
 @pytest.mark.parametrize("engine", ["native", "portable"])
 @pytest.mark.parametrize("code", ["EINVAL", "EIO"])
 def test_a_read_that_is_refused_loses_nothing(lab: Lab, tmp_path: Path, soak: bool, engine: str, code: str) -> None:
     _long(soak, short=code == "EINVAL")
     call = "read" if engine == "native" else "readv"
     traced = ["-P", "/dev/net/tun", "-e", f"trace={call}", "-e", f"inject={call}:error={code}:when=20"]
-    arrived, injected, notes = _all_arrive(Site(lab, tmp_path), "", traced, engine)
+    came, injected, notes = _all_arrive(Site(lab, tmp_path), "", traced, engine)
     assert injected
-    assert arrived == _COUNT
+    assert came == _COUNT
     assert [note for note in notes if "refused to hand over a packet" in note]
 
 
@@ -160,3 +148,80 @@ def test_everything_arrives_without_offloads(
         assert near.saved()["data"]["offloads"] == offloads
     drops = {**home.status()["counters"]["drops"], **laptop.status()["counters"]["drops"]}
     assert not [reason for reason in drops if reason.startswith(("send_", "interface_", "superpacket"))], drops
+
+
+# -- refused by a seccomp filter, each time ----------------------------------------------------------------------
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("call", ["sendmsg", "writev"])
+@pytest.mark.parametrize("code", ["EINVAL", "EIO", "EMSGSIZE", "ENOPROTOOPT", "EOPNOTSUPP"])
+def test_what_a_filter_refuses_each_time_goes_one_by_one(
+    lab: Lab, tmp_path: Path, soak: bool, engine: str, call: str, code: str
+) -> None:
+    _long(soak, short=(code, call, engine) in (("EIO", "sendmsg", "portable"), ("EOPNOTSUPP", "writev", "native")))
+    site = Site(lab, tmp_path)
+    home = site.home()
+    laptop = site.client("laptop", home)
+    home.serve("--pool 10.150.0.0/24 --open")
+    refusals = tmp_path / "refusals"
+    command = laptop.command(f"join 198.51.100.1 --name laptop --engine {engine}")
+    program = laptop.host.popen(
+        [sys.executable, injecting.__file__, call, code, str(refusals), *command],
+        log=laptop.log,
+        env=laptop.environment(TOKEN),
+    )
+    laptop.programs.append(program)
+    eventually(lambda: laptop.alive(program) and laptop.pings(INNER), what="join")
+    ends = (laptop, home, INNER) if call == "sendmsg" else (home, laptop, "10.150.0.2")
+    assert arrived(ends[0].host, ends[1].host, ends[2], _COUNT) == _COUNT
+    refused = refusals.read_text().splitlines()
+    print(f"{engine}: {len(refused)} times {code} from {call}")
+    assert set(refused) == {f"{call} {os.strerror(getattr(errno, code))}"}
+    assert [note for note in laptop.status()["notes"] if "one by one" in note or "merged" in note]
+
+
+# -- refused by the kernel itself, also over io_uring ------------------------------------------------------------
+
+# The operations of io_uring are no system calls, so no filter sees them. Here the kernel has a reason of its own.
+_SO_NO_CHECK, _PIDFD_GETFD = 11, 438
+
+
+def _without_checksums(process: int, _machine: Machine) -> None:
+    """Switch checksums off on the sockets of a process: the kernel then refuses to cut (EINVAL), and nothing else."""
+    of = os.pidfd_open(process)
+    for each in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):
+            if not os.readlink(each).startswith("socket:"):  # noqa: PTH115 - what it says is no path
+                continue
+            number = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, of, int(each.name), 0)
+            with socket.socket(fileno=number) as theirs:
+                if (theirs.family, theirs.type) == (socket.AF_INET, socket.SOCK_DGRAM):
+                    theirs.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
+    os.close(of)
+
+
+def _narrow_link(_process: int, machine: Machine) -> None:
+    """Make the link narrower than the datagrams: the kernel then refuses to cut (EMSGSIZE), and divides each."""
+    machine.host.ip([f"link set dev {each.interface} mtu 1200" for each in machine.host.ends])
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("engine", ["native --uring", "native", "portable"])
+@pytest.mark.parametrize("refuse", [_without_checksums, _narrow_link])
+def test_what_the_kernel_will_not_cut_goes_one_by_one(
+    lab: Lab, tmp_path: Path, soak: bool, engine: str, refuse: Callable[[int, Machine], None]
+) -> None:
+    _long(soak, short="uring" in engine)
+    site = Site(lab, tmp_path)
+    home = site.home()
+    laptop = site.client("laptop", home)
+    home.serve("--pool 10.150.0.0/24 --open")
+    laptop.join("198.51.100.1", f"--engine {engine}")
+    status = laptop.status()
+    assert ("io_uring" in status["engine_reason"]) is ("uring" in engine)
+    assert not [note for note in status["notes"] if "one by one" in note]
+    refuse(status["pid"], laptop)
+    assert arrived(laptop.host, home.host, INNER, _COUNT) == _COUNT
+    assert [note for note in laptop.status()["notes"] if "one by one" in note]

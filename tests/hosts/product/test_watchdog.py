@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Lab
+from support.held import held, threads_named
 from support.product import POOL, Site, eventually
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may stop another program's thread alone")
 
-PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
-WALL = 0x40000000
 WATCHDOG = 1.0
 
 
@@ -39,31 +36,6 @@ class Manager:
                 lines += self.socket.recv(4096).decode().split("\n")
             except BlockingIOError:
                 return lines
-
-
-def threads_named(process: int, beginning: str) -> list[int]:
-    threads = sorted(int(each.name) for each in Path(f"/proc/{process}/task").iterdir())
-    if beginning == "plane":
-        # The kernel knows the names of Python's threads only since 3.14, so all but the main one are meant.
-        return threads[1:]
-    return [next(each for each in threads if comm(process, each).startswith(beginning))]
-
-
-def comm(process: int, thread: int) -> str:
-    return Path(f"/proc/{process}/task/{thread}/comm").read_text()
-
-
-@contextmanager
-def held(thread: int) -> Iterator[None]:
-    """Stop one thread alone, which SIGSTOP can't: it stops the whole process."""
-    library = ctypes.CDLL(None, use_errno=True)
-    for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
-        assert library.ptrace(request, thread, None, None) == 0, os.strerror(ctypes.get_errno())
-    os.waitpid(thread, WALL)
-    try:
-        yield
-    finally:
-        library.ptrace(PTRACE_DETACH, thread, None, None)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.lab.hosts import Lab
+from rustguard_py.model.sudo import as_root
 from support import machine
 from support.product import HOME4, INNER, TOKEN, Site, eventually
 from support.quick import PORT, Quick, lan
@@ -105,4 +106,4 @@ def test_a_new_peers_file_that_can_not_be_written_is_an_error_with_the_way_back(
     assert home.peers() == {}
     done = export("> /dev/full")
     assert done.returncode == 1
-    assert "sudo rustguard peers revoke phone" in done.stderr
+    assert as_root("rustguard peers revoke phone") in done.stderr

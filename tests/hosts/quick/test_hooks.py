@@ -15,11 +15,15 @@ from support.quick import PORT, Key, Lan, Quick, base64, lan
 
 PSK = bytes(range(32))
 END = f"Endpoint = 192.0.2.2:{PORT}"
-# The kill switch of wg-quick(8) and Mullvad, in nft's words.
-SWITCH = (
+# The kill switch of wg-quick(8) and Mullvad, in nft's words and as the manual has it.
+IN_NFT = (
     "PostUp = nft add table inet ks; nft add chain inet ks out '{ type filter hook output priority 0; }'; "
     'nft add rule inet ks out oifname != "%i" meta mark != $(wg show %i fwmark) fib daddr type != local drop\n'
     "PreDown = nft delete table inet ks"
+)
+_RULE = "OUTPUT ! -o %i -m mark ! --mark $(wg show %i fwmark) -m addrtype ! --dst-type LOCAL -j REJECT"
+IN_IPTABLES = (
+    f"PostUp = iptables -I {_RULE} && ip6tables -I {_RULE}\nPreDown = iptables -D {_RULE} && ip6tables -D {_RULE}"
 )
 
 
@@ -32,12 +36,19 @@ def wg(quick: Quick, words: str, *, stdin: str = "") -> subprocess.CompletedProc
     return quick.host.run(["sh", "-c", f"wg {words}"], stdin=stdin, check=False)
 
 
-def test_behind_the_kill_switch_of_wg_quick_nothing_leaves_but_the_tunnel(net: Lan, tmp_path: Path) -> None:
+@pytest.mark.parametrize("switch", [IN_NFT, IN_IPTABLES], ids=["nft", "iptables"])
+def test_behind_the_kill_switch_of_wg_quick_nothing_leaves_but_the_tunnel(
+    net: Lan, tmp_path: Path, switch: str
+) -> None:
     laptop, home = net.laptop, net.home
     net.office.ip(["route add 10.9.0.0/24 via 198.51.100.1"])
     home.file(f"Address = 10.9.0.2/24\nListenPort = {PORT}", laptop.peer("AllowedIPs = 10.9.0.1/32"))
     home.run("up wg0")
-    laptop.file(f"Address = 10.9.0.1/32\n{SWITCH}", home.peer(f"AllowedIPs = 0.0.0.0/0\n{END}"))
+    laptop.file(f"Address = 10.9.0.1/32\n{switch}", home.peer(f"AllowedIPs = 0.0.0.0/0\n{END}"))
+    if switch == IN_IPTABLES:
+        # It leaves its tables, empty.
+        for each in ("iptables", "ip6tables"):
+            laptop.says("sh", "-c", f"{each} -I OUTPUT -j ACCEPT && {each} -D OUTPUT -j ACCEPT")
     before = laptop.system()
     laptop.run("up wg0")
     assert wg(laptop, "show wg0 fwmark").stdout.strip() == "0xca6c"

@@ -34,6 +34,35 @@ def pair(net: Lan, *, inside: str = "", theirs: str = "10.9.0.1/32, fd09::1/128"
     )
 
 
+def test_of_four_starts_at_once_one_starts_and_the_others_find_it(net: Lan, tmp_path: Path) -> None:
+    pair(net)
+    logs = [tmp_path / str(number) for number in range(4)]
+    starts = [net.laptop.start("up wg0", log) for log in logs]
+    assert [each.wait(60) for each in starts] == [0] * 4, [log.read_text() for log in logs]
+    said = [log.read_text() for log in logs]
+    assert sum("wg0 is up, engine" in each for each in said) == 1
+    assert sum("wg0 is up, and nothing in " in each for each in said) == 3
+    net.laptop.run("down wg0")
+
+
+def test_a_tunnel_with_a_state_directory_of_its_own_is_named_with_it(net: Lan, tmp_path: Path) -> None:
+    pair(net)
+    directory = tmp_path / "a state"
+    directory.mkdir()
+    link = Path("/run/a-state")
+    (net.laptop.root / "run/a-state").symlink_to(directory)
+    up = net.laptop.run(f"up wg0 --state {link}").stderr
+    assert f"rustguard down wg0 --state '{directory}'" in up
+    assert net.laptop.status()["peers"][0]["state"] == "never"
+    for words in ("down wg0", "up wg0"):
+        refused = net.laptop.run(words, check=False)
+        assert refused.returncode != 0
+        assert f"--state '{directory}'" in refused.stderr
+    # What only a server has isn't called an older daemon's.
+    assert "only `rustguard serve` has a window" in net.laptop.run("open", check=False).stderr
+    net.laptop.run(f"down wg0 --state {link}")
+
+
 @pytest.mark.parametrize(("engine", "outer"), [("portable", "192.0.2.2"), ("auto", "[2001:db8:1::2]")])
 def test_two_hosts_with_a_preshared_key_over_either_family(net: Lan, engine: str, outer: str) -> None:
     pair(net, outer=outer)

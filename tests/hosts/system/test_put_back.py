@@ -34,8 +34,44 @@ _REMOVALS = {
     "the nft table": "nft delete table ip rustguard-wg0",
     "the rules of the nft table": "nft flush table ip6 rustguard-wg0",
     "all nft tables": "nft flush ruleset",
+    "a kernel setting": "echo 0 > /proc/sys/net/ipv4/conf/all/src_valid_mark",
     "the interface": "ip link delete wg0",
+    "the name": "ip link set wg0 down; ip link set wg0 name x0; ip link set x0 up",
+    # Before Linux 6.2 this is refused.
+    "the name while it is up": "ip link set wg0 name x0 || :",
 }
+# As openresolv has it: a record per interface, and resolv.conf made of the records where it differs.
+_RESOLVCONF = """#!/bin/sh
+records=/run/resolvconf/interfaces
+mkdir -p $records
+new=$records/.new
+case $1 in
+  -a) cat > $new; cmp -s $new $records/$2 && exit; mv $new $records/$2 ;;
+  -d) rm -f $records/$2 ;;
+esac
+cat $records/* 2> /dev/null | cmp -s - /etc/resolv.conf || cat $records/* > /etc/resolv.conf 2> /dev/null || :
+"""
+# As systemd-resolved has it: what each interface was given is in a file named after its number.
+_RESOLVECTL = """#!/bin/sh
+verb=$1 name=$2 kept=/run/systemd/resolve/netif
+mkdir -p $kept
+number=$(ip -o link show $name | cut -d: -f1)
+[ $verb = revert ] && { rm -f $kept/$number*; exit; }
+shift 2
+[ $# -gt 0 ] && { echo "$*" > $kept/$number.$verb; exit; }
+echo "Link $number ($name): $(cat $kept/$number.$verb)"
+"""
+_LOOK_AT_NAMES = "cat /etc/resolv.conf /run/resolvconf/interfaces/wg0 /run/systemd/resolve/netif/* 2> /dev/null"
+# A row: who has charge of names, and what another program does.
+_NAMES = [
+    ("resolvconf", "resolvconf -d wg0 -f"),
+    ("resolvconf", "echo nameserver 192.0.2.53 > /etc/resolv.conf"),
+    ("resolvconf", "echo nameserver 192.0.2.53 > /etc/new; mv /etc/new /etc/resolv.conf"),
+    ("resolvconf", "rm -r /run/resolvconf"),
+    ("resolvectl", "resolvectl revert wg0"),
+    ("resolvectl", "resolvectl dns wg0 192.0.2.53"),
+    ("resolvectl", "rm -r /run/systemd/resolve/netif"),
+]
 
 
 @pytest.fixture
@@ -89,6 +125,32 @@ def test_what_is_removed_comes_back_and_is_reported(net: Lan, engine: str) -> No
     assert any("removed" in each and "put back" in each for each in laptop.status()["warnings"])
     laptop.run("down wg0")
     assert laptop.system() == before
+
+
+@pytest.mark.fault(44)
+@pytest.mark.parametrize("program", ["resolvconf", "resolvectl"])
+def test_name_servers_that_another_program_changes_come_back(net: Lan, tmp_path: Path, program: str) -> None:
+    laptop = net.laptop
+    for name, text in (("resolvconf", _RESOLVCONF), ("resolvectl", _RESOLVECTL)):
+        if name == program:
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+    laptop.file("Address = 10.9.0.1/24\nDNS = 10.9.0.53, lan.example", net.home.peer("AllowedIPs = 10.9.0.0/24"))
+    laptop.run("up wg0", path=tmp_path)
+
+    def names() -> str:
+        return laptop.host.run(["sh", "-c", _LOOK_AT_NAMES], check=False).stdout
+
+    wanted = names()
+    assert "10.9.0.53" in wanted
+    for script in [script for who, script in _NAMES if who == program]:
+        laptop.host.run(["sh", "-c", script], env=laptop.environment(tmp_path))
+        began = time.monotonic()
+        eventually(lambda: names() == wanted, SOON, what=f"the return after {script}")
+        print(f"{script}: back after {time.monotonic() - began:.2f} s")
+    assert any("the name servers of wg0" in each for each in laptop.status()["warnings"])
+    laptop.run("down wg0", path=tmp_path)
+    assert "10.9.0.53" not in names()
 
 
 @pytest.mark.fault(44)

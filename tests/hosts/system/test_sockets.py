@@ -52,7 +52,6 @@ def test_what_a_killed_daemon_set_is_undone_after_run_was_emptied_but_not_after_
     peer = net.home.peer(f"AllowedIPs = 0.0.0.0/0, ::/0\nEndpoint = 192.0.2.2:{PORT}")
     laptop.file("Address = 10.9.0.1/24, fd09::1/64\nPostDown = touch /run/post-down", peer)
     before = laptop.system()
-    ledger = laptop.root / "var/lib/rustguard/tunnels/wg0/undo.json"
 
     def kill() -> None:
         pid = laptop.status()["pid"]
@@ -70,6 +69,7 @@ def test_what_a_killed_daemon_set_is_undone_after_run_was_emptied_but_not_after_
     # Of another boot: what it names isn't there any more, so nothing is undone and no hook runs.
     laptop.run("up wg0")
     kill()
+    [ledger] = (laptop.root / "var/lib/rustguard/tunnels").glob("wg0@*/undo.json")
     kept = json.loads(ledger.read_text())
     ledger.write_text(json.dumps({**kept, "boot": "another"}))
     refused = laptop.run("down wg0", check=False)

@@ -1,0 +1,44 @@
+"""How this user types a command that needs root: with sudo, doas or su, or as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+from shlex import quote
+from typing import Final
+
+_STATUS: Final = Path("/proc/self/status")
+_CAP_NET_ADMIN: Final = 12
+
+
+def as_root(command: str) -> str:
+    """Return a command line that needs root, as the reader must type it.
+
+    Where there is sudo, root may type it too, and a root who came by sudo or reads the log as another user has to.
+    A root without it, as in a container, needs nothing. Nor does a user who has CAP_NET_ADMIN, for `rustguard`:
+    with sudo, it would look for another user's state. Where there is neither sudo nor doas, su(1) runs it.
+
+    Args:
+        command: A command line for this machine, without sudo.
+    """
+    runner = _runner()
+    if os.geteuid() == 0:
+        return command if runner != "sudo" else f"sudo {command}"
+    if command.split(" ", 1)[0].startswith("rustguard") and _has_net_admin():
+        return command
+    return f"su -c {quote(command)}" if runner is None else f"{runner} {command}"
+
+
+@cache
+def _runner() -> str | None:
+    return next((each for each in ("sudo", "doas") if shutil.which(each)), None)
+
+
+def _has_net_admin() -> bool:
+    try:
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return bool(int(lines["CapEff"], 16) >> _CAP_NET_ADMIN & 1)
+    except (OSError, ValueError, KeyError):
+        return False
