@@ -12,7 +12,14 @@ import click
 
 from rustguard_py.cli import complete
 from rustguard_py.cli.secret import find_token, read_token
-from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
+from rustguard_py.cli.verb import (
+    Verb,
+    data_path_options,
+    log_level_option,
+    sandbox_option,
+    state_option,
+    token_options,
+)
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import InUseError, UsageError
 from rustguard_py.model.peer_names import check_label, label_of
@@ -50,6 +57,7 @@ from rustguard_py.model.printable import printable
 @click.option("--service", is_flag=True, help="Install this as a service of systemd: now, and at each boot.")
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @data_path_options
+@sandbox_option
 @log_level_option("info")
 @state_option
 def command(
@@ -65,6 +73,7 @@ def command(
     service: bool,
     group: str | None,
     data_path: DataPath,
+    no_sandbox: bool,
     state: Path | None,
 ) -> None:
     """Join a server with its token while its window is open, and carry traffic until Ctrl-C or SIGTERM.
@@ -113,6 +122,7 @@ def command(
         data_path=data_path,
         group=group,
         answers=RouteAnswers(None if routes is None else RouteChoice.parse(routes), _confirm if asks else None),
+        sandbox=not no_sandbox,
     )
     background = Background(directory.with_suffix(".log")) if in_background else None
     try:

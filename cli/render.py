@@ -80,6 +80,10 @@ def status(document: Document, *, verbose: bool) -> RenderableType:
     warnings = [*document.get("warnings", ()), *_clock_warnings(document["peers"])]
     parts += [Text.assemble(("warning: ", "yellow"), printable(text)) for text in warnings]
     if verbose:
+        parts += [
+            Text.assemble(("not restricted: ", "dim"), printable(text))
+            for text in document.get("sandbox", {}).get("refused", ())
+        ]
         parts += [Text.assemble(("note: ", "dim"), printable(text)) for text in document.get("notes", ())]
     return Group(*parts)
 
@@ -379,6 +383,8 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         ("pool", _pool(document.get("pool"))),
         ("key", f"{key(document['public_key'], verbose)}  fingerprint {document['fingerprint']}"),
         ("engine", f"{document['engine']}: {document['engine_reason']}" if verbose else None),
+        # An older daemon doesn't say.
+        ("sandbox", "; ".join(document.get("sandbox", {}).get("applied", ())) if verbose else None),
         ("state", document["state_directory"] if verbose else None),
         ("counters", _counters(document.get("counters")) if verbose else None),
         *((worker["name"], _worker(worker)) for worker in document.get("workers", ()) if verbose),

@@ -10,7 +10,14 @@ import click
 
 from rustguard_py.cli.secret import find_token, is_weak, read_token, warn_weak
 from rustguard_py.cli.values import Duration, Number
-from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, state_option, token_options
+from rustguard_py.cli.verb import (
+    Verb,
+    data_path_options,
+    log_level_option,
+    sandbox_option,
+    state_option,
+    token_options,
+)
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import InUseError, UsageError
 from rustguard_py.state.records import MOST_TUNNELS
@@ -72,6 +79,7 @@ OPEN_SECONDS = 600
 @click.option("--service", is_flag=True, help="Install this as a service of systemd: now, and at each boot.")
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @data_path_options
+@sandbox_option
 @log_level_option("info")
 @state_option
 def command(
@@ -89,6 +97,7 @@ def command(
     service: bool,
     group: str | None,
     data_path: DataPath,
+    no_sandbox: bool,
     state: Path | None,
 ) -> None:
     """Run a server, until Ctrl-C, SIGTERM or `rustguard stop`.
@@ -122,6 +131,7 @@ def command(
         data_path=data_path,
         interface=interface,
         group=group,
+        sandbox=not no_sandbox,
     )
     background = Background(directory.with_suffix(".log")) if daemon else None
     try:

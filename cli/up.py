@@ -10,7 +10,7 @@ import click
 
 from rustguard_py.cli import complete
 from rustguard_py.cli.daemon import STARTING, daemon_of, wait_for_socket
-from rustguard_py.cli.verb import Verb, data_path_options, log_level_option
+from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, sandbox_option
 from rustguard_py.daemon.control.client import call
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import InUseError, NameTakenError
@@ -45,6 +45,7 @@ SLOW = 5
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 @data_path_options
+@sandbox_option
 @log_level_option("info")
 def command(
     file: str,
@@ -53,6 +54,7 @@ def command(
     group: str | None,
     state: Path | None,
     data_path: DataPath,
+    no_sandbox: bool,
 ) -> None:
     """Bring up the tunnel that the wg-quick file FILE describes, or /etc/wireguard/NAME.conf, as wg-quick does.
 
@@ -74,7 +76,7 @@ def command(
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.up import UpOptions, up
 
-    options = UpOptions(path, interface, directory, data_path, group, trust_file)
+    options = UpOptions(path, interface, directory, data_path, group, trust_file, not no_sandbox)
     end = f"rustguard down {interface}{'' if state is None else f' --state {quote(str(directory))}'}"
     background = None if foreground else Background(directory / "log", lambda _: f"To end it: {as_root(end)}")
     try:

@@ -103,6 +103,17 @@ def _check_state(_: click.Context, parameter: click.Parameter, value: Path | Non
     return value
 
 
+def sandbox_option(function: Function) -> Function:
+    """Add `--no-sandbox`; the parameter is `no_sandbox: bool`."""
+    return click.option(
+        "--no-sandbox",
+        is_flag=True,
+        envvar="RUSTGUARD_NO_SANDBOX",
+        show_envvar=True,
+        help="Keep all privileges, if giving them up is the cause of a fault; `status -v` shows what is given up.",
+    )(function)
+
+
 def json_option(function: Function) -> Function:
     """Add `--json`; the parameter is `as_json: bool`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON with a schema number.")(function)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from rustguard_py.daemon import outside
 from rustguard_py.daemon.steps import run
 from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.model.sudo import as_root
@@ -21,7 +22,7 @@ _ORDER = Path("/etc/resolvconf/interface-order")
 _RECORDS = (Path("/run/resolvconf/interface"), Path("/run/resolvconf/interfaces"), Path("/run/resolvconf/keys"))
 # systemd-resolved keeps here what each interface was given, and writes a resolv.conf when that changes.
 _RESOLVED = (Path("/run/systemd/resolve"), Path("/run/systemd/resolve/netif"))
-_RESOLVECTL, _RESOLVCONF = "resolvectl", "resolvconf"
+_RESOLVECTL, _RESOLVCONF = MANAGERS = ("resolvectl", "resolvconf")
 
 
 def manager() -> str:
@@ -60,6 +61,7 @@ class Dns:
         """See `steps.Step`. The memo is the program that sets the name servers."""
         return manager()
 
+    @outside.changes
     def apply(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `steps.Step`."""
         if memo == _RESOLVECTL:
@@ -76,6 +78,7 @@ class Dns:
         only = ["-m", "0", "-x"] if self.servers else []
         _tell([_RESOLVCONF, "-a", self._record, *only], "".join(f"{line}\n" for line in lines), echo)
 
+    @outside.looks
     def look(self, memo: str) -> str | None:
         """Return the name servers as the program has them, empty if it has none; None if they can't be seen."""
         if memo == _RESOLVECTL:
@@ -127,6 +130,7 @@ class Dns:
         named = (words[1] for line in lines if (words := line.split())[:1] == ["nameserver"] and len(words) > 1)
         return "".join(f"{each}\n" for each in named if each in self.servers)
 
+    @outside.changes
     def undo(self, _netlink: IPRoute, memo: str, echo: Echo) -> None:
         """See `steps.Step`."""
         forced = [_RESOLVCONF, "-d", self._record, "-f"]

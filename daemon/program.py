@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rustguard_py.engine import Engine
+from rustguard_py.sandbox.report import NOTHING, Report
 from rustguard_py.state.paths import Role
 
 
@@ -19,6 +20,7 @@ class Program:
         interface: The name of its interface.
         engine: The engine that runs its tunnel.
         began: When it started, on the clock of `rustguard_py.model.clock`.
+        sandbox: What it gave up of its privileges.
     """
 
     role: Role
@@ -26,3 +28,4 @@ class Program:
     interface: str
     engine: Engine
     began: float
+    sandbox: Report = NOTHING

@@ -132,6 +132,7 @@ def common(
         "interface": program.interface,
         "engine": program.engine.name,
         "engine_reason": program.engine.reason,
+        "sandbox": {"applied": list(program.sandbox.applied), "refused": list(program.sandbox.refused)},
         "public_key": b64encode(own_key).decode(),
         "fingerprint": fingerprint(own_key),
         "counters": {

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from rustguard_py.daemon import outside
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.system import netlink_batch
 from rustguard_py.system.interface import RT_TABLE_MAIN, SYSCTLS, Echo, explain
@@ -259,6 +260,7 @@ class Firewall:
         """See `Step`."""
         return ""
 
+    @outside.changes
     def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
         echo(f"[#] nft add table {self._table}")
@@ -271,11 +273,13 @@ class Firewall:
                 f"nft refused the rules of {self.interface}: {said}", "Try `nft list ruleset` as root."
             )
 
+    @outside.looks
     def look(self, _memo: str) -> str | None:
         """Return the table as nft lists it, empty if it is gone; None without nft."""
         done = run(["nft", "list", "table", *self._table.split()])
         return None if done is None else done.stdout
 
+    @outside.changes
     def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
         done = run(["nft", "delete", "table", *self._table.split()])

@@ -69,6 +69,8 @@ class QuickControl:
         async with life.changing:
             life.voice.manager.reloading()
             try:
+                if life.helper is not None:
+                    await life.helper.read_again()
                 return {"changes": await reload(running, config, life.voice)}
             finally:
                 life.voice.manager.reloaded()

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from rustguard_py.model.errors import RustGuardError
@@ -16,9 +16,18 @@ from rustguard_py.system.interface import Echo
 
 log = logging.getLogger(__name__)
 
+# Runs a line as the file has it, and returns its exit code.
+Runner = Callable[[str], Awaitable[int]]
 
-async def run(lines: Sequence[str], interface: str, echo: Echo) -> None:
+
+async def run(lines: Sequence[str], interface: str, echo: Echo, runner: Runner | None = None) -> None:
     """Run each line to its end, in order; `%i` is the interface. Their output goes to our stderr.
+
+    Args:
+        lines: The lines.
+        interface: The interface's name.
+        echo: Called with one line per hook.
+        runner: Runs them; None for this process.
 
     Raises:
         RustGuardError: One failed; the lines after it were not run.
@@ -27,17 +36,17 @@ async def run(lines: Sequence[str], interface: str, echo: Echo) -> None:
     for line in lines:
         command = line.replace("%i", interface)
         echo(f"[#] {command}")
-        code = await _run_one(shell, command)
+        code = await (_run_one(shell, command) if runner is None else runner(line))
         if code:
             raise RustGuardError(f"`{command}` ended with {code}.", "Correct that line of the file, or remove it.")
 
 
-async def run_all(lines: Sequence[str], interface: str, echo: Echo) -> list[str]:
-    """Run each line even if an earlier one failed; return a sentence for each that failed."""
+async def run_all(lines: Sequence[str], interface: str, echo: Echo, runner: Runner | None = None) -> list[str]:
+    """Run each line as `run` does, even if an earlier one failed; return a sentence for each that failed."""
     failed = []
     for line in lines:
         try:
-            await run([line], interface, echo)
+            await run([line], interface, echo, runner)
         except RustGuardError as error:
             failed.append(error.message)
             log.warning("%s", error.message)

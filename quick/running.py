@@ -17,6 +17,8 @@ from rustguard_py.daemon.steps import Address, Step
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.planes import offload
 from rustguard_py.quick import routing
+from rustguard_py.quick.helper import Helper
+from rustguard_py.quick.hooks import Runner
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.system.interface import Echo, InterfaceSetup, set_up
 
@@ -118,6 +120,7 @@ class Life:
         file: Its wg-quick file, resolved.
         voice: Prints what happens.
         trust: Whether the file's hooks run even if other users can change it.
+        helper: Runs the hooks if this process gives up what they may need, else None.
 
     Attributes:
         running: The tunnel while it is up, else None.
@@ -128,11 +131,14 @@ class Life:
         ended: Set when it has ended.
     """
 
-    def __init__(self, interface: str, file: Path, voice: Voice, *, trust: bool = False) -> None:
+    def __init__(
+        self, interface: str, file: Path, voice: Voice, *, trust: bool = False, helper: Helper | None = None
+    ) -> None:
         self.interface = interface
         self.file = file
         self.voice = voice
         self.trust = trust
+        self.helper = helper
         self.running: Running | None = None
         self.changing = asyncio.Lock()
         self.ending: list[str] | None = None
@@ -164,6 +170,11 @@ class Life:
         if self.ended.is_set() and not self._was_up:
             raise RefusedError(f"{self.interface} didn't come up.", "Start it again to see why.")
         return self.get_running()
+
+    @property
+    def runner(self) -> Runner | None:
+        """What runs the hooks, see `hooks.run`."""
+        return None if self.helper is None else self.helper.run
 
     def get_running(self) -> Running:
         """Return the tunnel.

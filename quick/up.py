@@ -1,8 +1,9 @@
 """Running `up`: a tunnel that a wg-quick file describes, from its start to its end.
 
-lock the state directory · repair what a killed tunnel left · answer at the control socket · PreUp · open the port ·
-look names up · make the interface · set the peers · addresses, DNS, routes, rules · PostUp; then carry traffic until
-stopped, with changes to the file applied meanwhile; then PreDown · SaveConfig · undo every change · PostDown
+fork the helper · lock the state directory · give up privileges · repair what a killed tunnel left · answer at the
+control socket · PreUp · open the port · look names up · make the interface · set the peers · addresses, DNS, routes,
+rules · PostUp; then carry traffic until stopped, with changes to the file applied meanwhile; then PreDown ·
+SaveConfig · undo every change · PostDown
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rustguard_py import conf, engine
-from rustguard_py.daemon import dns, runtime
+from rustguard_py.daemon import dns, outside, runtime
+from rustguard_py.daemon.confinement import confine
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.keeper import Keeper, KeptInterface
 from rustguard_py.daemon.ledger import Ledger, Left
@@ -27,6 +29,7 @@ from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.keys import generate_private_key
 from rustguard_py.quick import conf_files, hooks, peers, routing, save_config
 from rustguard_py.quick.control import QuickControl
+from rustguard_py.quick.helper import Helper
 from rustguard_py.quick.running import Life, Running, wanted_steps
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.quick.wg_answers import KilledAnswers, WgAnswers
@@ -47,6 +50,7 @@ class UpOptions:
         data_path: The engine to use and its options.
         group: Group allowed to use the control socket, besides root.
         trust: Whether hooks run even if other users can change the file.
+        sandbox: Whether the process gives up for good what a tunnel doesn't need, and a helper runs the hooks.
     """
 
     file: Path
@@ -55,6 +59,7 @@ class UpOptions:
     data_path: DataPath
     group: str | None = None
     trust: bool = False
+    sandbox: bool = False
 
 
 async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> None:
@@ -69,21 +74,26 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
         RustGuardError: It can't start, the data plane broke, or a hook failed.
     """
     config = conf_files.load_to_run(options.file, trust=options.trust)
-    life = Life(options.interface, options.file, voice, trust=options.trust)
-    runtime.stop_on_signals(life.stop)
     async with AsyncExitStack() as stack:
+        helper = _start_helper(stack, options, config) if options.sandbox else None
+        life = Life(options.interface, options.file, voice, trust=options.trust, helper=helper)
+        runtime.stop_on_signals(life.stop)
         chosen = engine.choose(options.data_path)
         document = Document.open(options.directory)
         stack.callback(document.close)
+        saved = [options.file.parent] if config.save else []
+        sandbox = confine(
+            options.directory, chosen, options.group, wanted=options.sandbox, places=saved, files=[options.file]
+        )
         try:
-            await repair(options.directory, voice.change)
+            await repair(options.directory, voice.change, life.runner)
             if_taken = (
                 f"Is it wg-quick's (`wg-quick down {life.interface}`)? If not, rename the file and so the interface."
             )
             runtime.check_interface(life.interface, chosen, if_taken)
             if config.dns or config.search:
                 dns.manager()
-            program = Program("tunnel", options.directory, life.interface, chosen, now())
+            program = Program("tunnel", options.directory, life.interface, chosen, now(), sandbox)
             await runtime.answer(stack, options.directory, QuickControl(life).handlers(), options.group)
             stack.push_async_callback(life.announce_the_end)
             await _run(life, program, config, ready)
@@ -91,8 +101,22 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
             raise RustGuardError(f"Stopped before {life.interface} was up; every change is undone.") from None
 
 
-async def repair(directory: Path, echo: Echo) -> bool:
+def _start_helper(stack: AsyncExitStack, options: UpOptions, config: conf.Config) -> Helper:
+    """Fork the helper, and let it do what this process will not be able to."""
+    helper = Helper.start(options.file, options.interface, options.directory, config.hooks, trust=options.trust)
+    stack.callback(helper.close)
+    outside.use(helper.step)
+    stack.callback(outside.use, None)
+    return helper
+
+
+async def repair(directory: Path, echo: Echo, runner: hooks.Runner | None = None) -> bool:
     """Undo what a killed tunnel left, running its PreDown and PostDown too. The caller holds the directory's lock.
+
+    Args:
+        directory: The state directory.
+        echo: Called with one line per change.
+        runner: Runs the hooks; None for this process.
 
     Returns:
         Whether there was anything to undo.
@@ -105,11 +129,11 @@ async def repair(directory: Path, echo: Echo) -> bool:
     echo(f"[!] {left.interface} was killed: undoing what it left.")
     async with AsyncExitStack() as stack:
         await runtime.answer_wg(stack, left.interface, KilledAnswers(left.mark))
-        failed = await hooks.run_all(left.hooks.pre_down, left.interface, echo)
+        failed = await hooks.run_all(left.hooks.pre_down, left.interface, echo, runner)
         ledger.undo(echo)
         runtime.remove_leftovers(None, directory)
         paths.withdraw(directory)
-        failed += await hooks.run_all(left.hooks.post_down, left.interface, echo)
+        failed += await hooks.run_all(left.hooks.post_down, left.interface, echo, runner)
     if failed:
         raise RustGuardError(
             " ".join(failed), "Everything else is undone. Undo by hand what these commands would have."
@@ -133,7 +157,7 @@ async def _run(life: Life, program: Program, config: conf.Config, ready: Callabl
             raise
         await _end(life, running)
     # PostDown runs only for a tunnel that was up, because only then PostUp ran too.
-    life.failed += await hooks.run_all(running.config.hooks.post_down, life.interface, life.echo)
+    life.failed += await hooks.run_all(running.config.hooks.post_down, life.interface, life.echo, life.runner)
     if fault is not None:
         raise fault
     if life.failed:
@@ -145,7 +169,7 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     ledger = Ledger(paths.undo_file(program.directory), Left(interface, config.hooks))
     ledger.save()
     stack.callback(ledger.undo, echo)
-    await hooks.run(config.hooks.pre_up, interface, echo)
+    await hooks.run(config.hooks.pre_up, interface, echo, life.runner)
     sockets = runtime.bind(stack, config.listen_port or 0)
     port = int(sockets[0].getsockname()[1])
     found = await peers.look_up(config.peers, must=bool(routing.default_versions(config)), say=life.voice.say)
@@ -174,7 +198,7 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     running.keeper = Keeper(kept, lambda: ledger.done, life.voice.change, life.changing)
     if isinstance(tunnel, Tunnel):
         await runtime.answer_wg(stack, interface, WgAnswers(life, running, tunnel))
-    await hooks.run(config.hooks.post_up, interface, echo)
+    await hooks.run(config.hooks.post_up, interface, echo, life.runner)
     running.adopt()
     await running.keeper.begin(stack)
     return running
@@ -209,7 +233,7 @@ async def _end(life: Life, running: Running) -> None:
     """Run PreDown, and save the file if it asks for that."""
     life.ending = life.ending if life.ending is not None else []
     async with life.changing:
-        life.failed += await hooks.run_all(running.config.hooks.pre_down, life.interface, life.echo)
+        life.failed += await hooks.run_all(running.config.hooks.pre_down, life.interface, life.echo, life.runner)
         if running.config.save:
             try:
                 with suppress(RustGuardError):

@@ -84,7 +84,7 @@ def runtime_directory() -> Path:
     Raises:
         StateError: Another user could put a socket in it or replace it.
     """
-    directory = _runtime_path()
+    directory = runtime_path()
     try:
         if not os.path.lexists(directory):
             directory.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def running() -> list[Candidate]:
 
     Nothing is made. Directories, sockets and markers that another user could have made are left out.
     """
-    owners = {_system_runtime_path(): 0, _runtime_path(): os.geteuid()}
+    owners = {_system_runtime_path(): 0, runtime_path(): os.geteuid()}
     found = set()
     for directory, owner in owners.items():
         with suppress(OSError):
@@ -196,10 +196,11 @@ def find_socket(state_directory: Path) -> Path | None:
     """Return the control socket of a state directory's daemon, ours before root's, or None."""
     wanted = state_directory.resolve()
     sockets = [candidate.socket for candidate in running() if candidate.state_directory == wanted]
-    return min(sockets, key=lambda socket: socket.parent != _runtime_path(), default=None)
+    return min(sockets, key=lambda socket: socket.parent != runtime_path(), default=None)
 
 
-def _runtime_path() -> Path:
+def runtime_path() -> Path:
+    """Return the directory of control sockets. It isn't made here."""
     named = _from_environment("RUSTGUARD_RUNTIME")
     if named is not None:
         return named.expanduser().absolute()

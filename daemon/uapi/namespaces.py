@@ -4,11 +4,15 @@ wg(8) looks for an interface's socket by name alone, at /var/run/wireguard/NAME.
 that directory, also those of `ip netns`, though each may have an interface of that name. So each daemon also listens
 at NAME.N, where N is the number of its network namespace. The one that has NAME.sock passes a connection on to the
 daemon of the caller's namespace, and answers itself if there is none.
+
+A process's namespace can be seen by those who may trace it. A daemon that gave up its privileges may not trace root's
+programs. It finds a daemon's socket NAME.N among those of the caller's namespace, which /proc shows to everybody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 from contextlib import suppress
@@ -19,11 +23,29 @@ from rustguard_py.system.place import namespace_number
 _PIECE = 1 << 16
 
 
-def of_peer(connection: socket.socket) -> int | None:
-    """Return the number of the network namespace of the process at the other end of a Unix socket, or None."""
+def of_peer(connection: socket.socket, path: Path) -> int | None:
+    """Return the number of the network namespace of the process at the other end of a Unix socket, or None.
+
+    Args:
+        connection: Connected to that process.
+        path: The socket for all namespaces. None is also returned if the number can't be seen and no daemon there has
+            a socket beside it.
+    """
     layout = struct.Struct("3i")
     pid = layout.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))[0]
-    return namespace_number(pid) if pid else None
+    if not pid:
+        return None
+    number = namespace_number(pid)
+    return _beside(path, pid) if number is None else number
+
+
+def _beside(path: Path, pid: int) -> int | None:
+    """Return the number in the name of a socket beside `path` that is in a process's network namespace, or None."""
+    # A socket keeps the name that it was bound to: `path_of`, a dot and the daemon's process id.
+    wanted = re.compile(rf".* {re.escape(str(path.with_suffix('')))}\.(\d+)\.\d+\n?")
+    with suppress(OSError), open(f"/proc/{pid}/net/unix", errors="replace") as sockets:  # noqa: PTH123
+        return next((int(found[1]) for line in sockets if (found := wanted.fullmatch(line))), None)
+    return None
 
 
 def answers(path: Path) -> int | None:
@@ -31,7 +53,7 @@ def answers(path: Path) -> int | None:
     kind = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     with socket.socket(socket.AF_UNIX, kind) as probe, suppress(OSError):
         probe.connect(str(path))
-        return of_peer(probe)
+        return of_peer(probe, path)
     return None
 
 

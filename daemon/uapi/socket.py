@@ -47,6 +47,12 @@ LOOK = 1.0
 _LONGEST_LINE = 1 << 12
 
 
+def directory() -> Path | None:
+    """Return the directory of the sockets, or None if there are to be none. It isn't made here."""
+    named = os.environ.get(VARIABLE, DIRECTORY)
+    return Path(named) if named else None
+
+
 class Answers(Protocol):
     """A tunnel for wg(8)."""
 
@@ -78,9 +84,9 @@ class UapiSocket:
         change: Callable[[DeviceChange], None],
         listener: socket.socket | None = None,
     ) -> None:
-        directory = os.environ.get(VARIABLE)
-        self._wanted = directory != ""
-        self.path = Path(directory or DIRECTORY) / f"{interface}.sock"
+        place = directory()
+        self._wanted = place is not None
+        self.path = (place or Path(DIRECTORY)) / f"{interface}.sock"
         self._show = show
         self._change = change
         self._given = listener
@@ -202,7 +208,7 @@ class UapiSocket:
 
     async def _passed_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Pass a connection on if the daemon of another namespace is meant. Return whether it was."""
-        caller = namespaces.of_peer(writer.get_extra_info("socket"))
+        caller = namespaces.of_peer(writer.get_extra_info("socket"), self.path)
         if caller is None or caller == namespace_number():
             return False
         return await namespaces.pass_on(reader, writer, namespaces.path_of(self.path, caller))

@@ -1,8 +1,8 @@
 """Running `join`, in order.
 
-choose the engine · load the state · check that the interface can be made · open a UDP port · pair, or take what an
-earlier join kept (`obtain`) · make tunnels and interfaces (`connect`) · answer at the control socket · carry traffic
-until stopped
+choose the engine · load the state · give up privileges · check that the interface can be made · open a UDP port ·
+pair, or take what an earlier join kept (`obtain`) · make tunnels and interfaces (`connect`) · answer at the control
+socket · carry traffic until stopped
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rustguard_py import engine
 from rustguard_py.daemon import runtime
+from rustguard_py.daemon.confinement import confine
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.control.server import group_id
 from rustguard_py.daemon.keeper import keep
@@ -29,6 +30,7 @@ from rustguard_py.enroll.client.routes import RouteAnswers
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.sudo import as_root
+from rustguard_py.sandbox.report import Report
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import ClientState
 from rustguard_py.system.interface import check_interface_name
@@ -47,6 +49,7 @@ class JoinOptions:
         save_only: Whether to pair and save, without carrying traffic.
         group: Group allowed to use the control socket, besides root.
         answers: Which of the routes that the server offers are accepted.
+        sandbox: Whether the process gives up for good what a client doesn't need.
     """
 
     directory: Path
@@ -57,6 +60,7 @@ class JoinOptions:
     save_only: bool = False
     group: str | None = None
     answers: RouteAnswers = field(default_factory=RouteAnswers)
+    sandbox: bool = False
 
 
 async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) -> None:
@@ -84,6 +88,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         chosen = engine.choose(options.data_path.with_kept(state.offloads))
         if runtime.remove_leftovers([state.private_key], options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
+        sandbox = confine(options.directory, chosen, options.group, wanted=options.sandbox)
         if not options.save_only:
             await runtime.with_free_name(stack, options.interface, lambda _, name: check_interface(name, chosen))
         sockets = runtime.bind(stack, 0)
@@ -95,7 +100,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         # What fails before the tunnel is up leaves no join behind, neither here nor on the server.
         try:
             async with AsyncExitStack() as attempt:
-                client, program = await _connect(attempt, options, voice, chosen, state, sockets, obtained)
+                client, program = await _connect(attempt, options, voice, chosen, sandbox, state, sockets, obtained)
                 stack.push_async_exit(attempt.pop_all())
         except RustGuardError:
             if obtained.joined is not None:
@@ -113,6 +118,7 @@ async def _connect(
     options: JoinOptions,
     voice: Voice,
     chosen: engine.Engine,
+    sandbox: Report,
     state: ClientState,
     sockets: Sequence[socket.socket],
     obtained: Obtained,
@@ -122,7 +128,7 @@ async def _connect(
 
     def make(attempt: AsyncExitStack, interface: str) -> tuple[RunningClient, Program]:
         fitted, fitting = fit_tunnels(network, chosen, interface, voice)
-        program = Program("client", options.directory, interface, fitting, now())
+        program = Program("client", options.directory, interface, fitting, now(), sandbox)
         bound = _open(attempt, sockets, port)
         return make_client(attempt, voice, program, state.private_key, bound, fitted), program
 

@@ -1,7 +1,8 @@
 """Running `serve`, in order.
 
-load the state · apply the settings · choose the engine · check the pools · open the ports · make the interfaces and
-the server · set addresses · save · let clients pair · answer at the control socket; then serve until stopped
+load the state · apply the settings · choose the engine · give up privileges · check the pools · open the ports · make
+the interfaces and the server · set addresses · save · let clients pair · answer at the control socket; then serve
+until stopped
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from rustguard_py import engine
 from rustguard_py.daemon import audit, runtime
+from rustguard_py.daemon.confinement import confine
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.keeper import keep
 from rustguard_py.daemon.program import Program
@@ -71,6 +73,7 @@ class ServeOptions:
         data_path: The engine to use and its options.
         interface: Name of the interface, or None for the first free one.
         group: Group allowed to use the control socket, besides root.
+        sandbox: Whether the process gives up for good what a server doesn't need.
     """
 
     directory: Path
@@ -79,6 +82,7 @@ class ServeOptions:
     data_path: DataPath
     interface: str | None = None
     group: str | None = None
+    sandbox: bool = False
 
 
 async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] = lambda: None) -> None:
@@ -97,7 +101,6 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
     async with AsyncExitStack() as stack:
         document = Document.open(options.directory)
         stack.callback(document.close)
-        stack.enter_context(audit.recording(options.directory))
         kept = document.load()
         state = apply(options.settings, kept)
         state.offloads = options.data_path.to_keep(state.offloads)
@@ -105,6 +108,9 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
+        sandbox = confine(options.directory, chosen, options.group, wanted=options.sandbox)
+        # It has a thread, which is to have no more privileges than this one.
+        stack.enter_context(audit.recording(options.directory))
         ipv6_fault = why_no_ipv6() if state.pool6 is not None else None
 
         def make(attempt: AsyncExitStack, interface: str) -> tuple[RunningServer, Program]:
@@ -115,7 +121,7 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
                 if_taken = f"Is it wg-quick's? Then end it: wg-quick down {interface}. {if_taken}"
             for each in interfaces:
                 runtime.check_interface(each, chosen, if_taken)
-            program = Program("server", options.directory, interface, chosen, now())
+            program = Program("server", options.directory, interface, chosen, now(), sandbox)
             server = _make_server(attempt, voice, program, state, document, has_ipv6=ipv6_fault is None)
             return server, program
 

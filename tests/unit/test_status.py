@@ -129,6 +129,7 @@ def test_the_program_its_key_and_the_counters_of_all_planes() -> None:
         "interface": "rg0",
         "engine": "native",
         "engine_reason": "it is there",
+        "sandbox": {"applied": [], "refused": []},
         "public_key": b64encode(OURS).decode(),
         "fingerprint": fingerprint(OURS),
         "counters": {"handshakes": 5, "drops": {"no_peer": 1, "replay": 7}},

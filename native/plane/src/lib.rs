@@ -3,7 +3,8 @@
 //!
 //! Each queue has two threads that move packets, over `syscalls` or over `uring`. One more thread
 //! (`worker`) waits for timers. The rules are in the crate `transport`. This crate has the devices
-//! (`tun`), the UDP sides (`udp`, `xdp`) and the Python module (`python`).
+//! (`tun`), the UDP sides (`udp`, `xdp`) and the Python module (`python`). `seccomp` refuses system
+//! calls to the whole process.
 //!
 //! No thread of ours takes Python's lock. Commands are calls from Python's threads. Events go out
 //! through a bounded queue behind a descriptor (`events`).
@@ -22,6 +23,7 @@ mod plane;
 mod python;
 mod ristretto;
 mod roll_call;
+mod seccomp;
 mod sending;
 mod sources;
 mod spin;

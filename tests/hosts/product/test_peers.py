@@ -30,7 +30,18 @@ _PEER = {
     ),
 }
 _STATUS = {
-    *("schema", "role", "name", "state_directory", "pid", "interface", "engine", "engine_reason", "public_key"),
+    *(
+        "schema",
+        "role",
+        "name",
+        "state_directory",
+        "pid",
+        "interface",
+        "engine",
+        "engine_reason",
+        "sandbox",
+        "public_key",
+    ),
     *(
         "fingerprint",
         "port",

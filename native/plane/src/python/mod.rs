@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use self::event_queue::PyEventQueue;
 use self::plane::PyPlane;
 use self::transport::PyTransport;
-use crate::{ristretto, uring};
+use crate::{ristretto, seccomp, uring};
 
 /// Return why the plane can't use io_uring here, or None if it can.
 #[pyfunction]
@@ -25,12 +25,20 @@ fn aead() -> &'static str {
     ::transport::aead::description()
 }
 
+/// Refuse system calls that no daemon makes, to this thread and all that it starts. Return how many.
+#[pyfunction]
+#[pyo3(signature = (*, uring, xdp))]
+fn refuse_system_calls(uring: bool, xdp: bool) -> PyResult<usize> {
+    Ok(seccomp::refuse(uring, xdp)?)
+}
+
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
     module.add_class::<PyEventQueue>()?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyTransport>()?;
+    module.add_function(wrap_pyfunction!(refuse_system_calls, module)?)?;
     module.add_function(wrap_pyfunction!(ristretto::ristretto_from_hash, module)?)?;
     module.add_function(wrap_pyfunction!(ristretto::ristretto_multiply, module)?)?;
     module.add_function(wrap_pyfunction!(uring_refusal, module)?)

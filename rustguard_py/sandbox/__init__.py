@@ -1,0 +1,1 @@
+"""Giving up what a daemon doesn't need: capabilities, new privileges, system calls, writing elsewhere."""
