@@ -21,6 +21,8 @@ from pathlib import Path
 from rustguard_py.system.place import namespace_number
 
 _PIECE = 1 << 16
+# proc_pid_net(5): the flags of a socket that listens.
+_LISTENING = "00010000"
 
 
 def of_peer(connection: socket.socket, path: Path) -> int | None:
@@ -41,8 +43,9 @@ def of_peer(connection: socket.socket, path: Path) -> int | None:
 
 def _beside(path: Path, pid: int) -> int | None:
     """Return the number in the name of a socket beside `path` that is in a process's network namespace, or None."""
-    # A socket keeps the name that it was bound to: `path_of`, a dot and the daemon's process id.
-    wanted = re.compile(rf".* {re.escape(str(path.with_suffix('')))}\.(\d+)\.\d+\n?")
+    # A socket keeps the name that it was bound to: `path_of`, a dot and the daemon's process id. Connections have
+    # their listener's name, but are listed where they come from, so they don't count.
+    wanted = re.compile(rf"(?:\S+ ){{3}}{_LISTENING} .* {re.escape(str(path.with_suffix('')))}\.(\d+)\.\d+\n?")
     with suppress(OSError), open(f"/proc/{pid}/net/unix", errors="replace") as sockets:  # noqa: PTH123
         return next((int(found[1]) for line in sockets if (found := wanted.fullmatch(line))), None)
     return None

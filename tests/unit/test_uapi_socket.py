@@ -185,7 +185,7 @@ def test_the_daemon_of_another_namespace_keeps_the_path_until_it_ends_and_then_o
         monkeypatch.setattr(uapi_socket, "namespace_number", lambda: OWN)
         monkeypatch.setattr(namespaces, "answers", lambda path: OTHER if path.exists() else None)
         # Whoever asks is in ours.
-        monkeypatch.setattr(namespaces, "of_peer", lambda _: OWN)
+        monkeypatch.setattr(namespaces, "of_peer", lambda *_: OWN)
         ours = _wg(1)
         await ours.start()
         assert await _ask(directory / f"wg0.{OWN}") == "listen_port=1\nerrno=0"
