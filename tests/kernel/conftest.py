@@ -28,6 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(seconds), append=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_network() -> None:
+    """Stay in the virtual machine's network, which is ours: /sys shows that one's interfaces."""
+
+
 @pytest.fixture
 def site(lab: Lab, tmp_path: Path) -> ForkedSite:
     """A server and its clients."""
