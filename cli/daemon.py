@@ -16,6 +16,7 @@ from rustguard_py.model.errors import InUseError, NotRunningError, RustGuardErro
 from rustguard_py.model.printable import printable
 from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
+from rustguard_py.system.place import namespace_number
 
 Result = TypeVar("Result")
 
@@ -102,8 +103,7 @@ def runs_already(
     click.echo(printable(f"{what} runs already {place}."), err=True)
     if again:
         click.echo(printable(again), err=True)
-    # The token of a client counts only while it joins.
-    if changed := _given_options({"token", "token_file"} if role == "client" else set()):
+    if changed := _given_options():
         click.echo(f"It goes on as it was started. To give it {', '.join(changed)}, end it first: {stop}", err=True)
     return True
 
@@ -120,7 +120,7 @@ _NO_SETTINGS = {
 }
 
 
-def _given_options(but: set[str]) -> list[str]:
+def _given_options() -> list[str]:
     """Return the options of this command line that set something of the daemon, as they are typed."""
     context = click.get_current_context(silent=True)
     if context is None:
@@ -129,7 +129,7 @@ def _given_options(but: set[str]) -> list[str]:
         max(each.opts, key=len)
         for each in context.command.params
         if isinstance(each, click.Option)
-        and each.name not in _NO_SETTINGS | but
+        and each.name not in _NO_SETTINGS
         and context.get_parameter_source(each.name or "") is click.core.ParameterSource.COMMANDLINE
     ]
 
@@ -149,11 +149,11 @@ def _status_of(directory: Path, patience: float) -> dict[str, Any] | None:
 
 
 def daemon_of(interface: str) -> dict[str, Any] | None:
-    """Return the status of the daemon that made an interface, or None if it is none of ours."""
+    """Return the status of the daemon that made an interface of our network namespace; None if it is none of ours."""
     for candidate in paths.running():
         with suppress(RustGuardError):
             status = call(candidate.socket, "status")
-            if status["interface"] == interface:
+            if status["interface"] == interface and namespace_number(status["pid"]) in (None, namespace_number()):
                 return status
     return None
 

@@ -45,7 +45,11 @@ def command(name: str, state: Path | None) -> None:
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
 
     def end(socket: Path) -> bool:
-        _end(socket)
+        failed = _end(socket)
+        # What the daemon couldn't undo, because the helper that runs its hooks was gone.
+        ask_or_do(directory, lambda _: False, lambda: _repair(directory))
+        if failed:
+            raise RustGuardError(" ".join(failed), "Everything else is undone. Correct those lines of the file.")
         return True
 
     if not ask_or_do(directory, end, lambda: _repair(directory)):
@@ -70,7 +74,8 @@ def _not_ours(interface: str) -> RustGuardError:
     )
 
 
-def _end(socket: Path) -> None:
+def _end(socket: Path) -> list[str]:
+    """End the daemon, and return what failed."""
     beats = count(1)
 
     def on_beat() -> None:
@@ -84,10 +89,8 @@ def _end(socket: Path) -> None:
     # The daemon removes its socket a moment after it answers.
     while listens(socket) and time.monotonic() < deadline:
         time.sleep(0.01)
-    if answer["failed"]:
-        raise RustGuardError(
-            " ".join(answer["failed"]), "Everything else is undone. Correct those lines of the file."
-        )
+    failed: list[str] = answer["failed"]
+    return failed
 
 
 def _repair(directory: Path) -> bool:

@@ -69,7 +69,7 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
             systemd.remove(service)
     click.echo(printable(f"Left {host}."), err=True)
     for each in leaving:
-        fix = f"still lists {each.name}. On the server: rustguard peers revoke {quote(each.name)}"
+        fix = f"may still list {each.name}. On the server: rustguard peers revoke {quote(each.name)}"
         line = {
             True: f"The server has removed {each.name}, and its address is free.",
             False: f"The server didn't answer within three seconds. It {fix}",

@@ -34,6 +34,7 @@ _STATE_STYLES = {
 _YET_TO = {"has-to-join-again": "has to join again", "never-connected": "has not connected yet"}
 _CLOSED_BECAUSE = {
     "never-opened": "it was never opened",
+    "unsaved": "it couldn't be saved",
     "time": "its time was up",
     "asked": "by `rustguard close`",
 }

@@ -84,7 +84,8 @@ def state_option(function: Function) -> Function:
     """Add `--state DIR`; the parameter is `state: Path | None`."""
     return click.option(
         "--state",
-        type=click.Path(file_okay=False, path_type=Path),
+        # A member of --group asks the daemon of a directory that only root can read.
+        type=click.Path(file_okay=False, readable=False, path_type=Path),
         metavar="DIR",
         envvar="RUSTGUARD_STATE",
         show_envvar=True,

@@ -20,7 +20,8 @@ from rustguard_py import conf
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
 from rustguard_py.daemon.steps import Step, Sysctl
-from rustguard_py.model.errors import StateError
+from rustguard_py.model.errors import RustGuardError, StateError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
 from rustguard_py.state.durable_files import Files, read_private, write_fresh
 from rustguard_py.system.interface import Echo, with_netlink
@@ -135,14 +136,29 @@ class Ledger:
         return late
 
     def undo(self, echo: Echo) -> None:
-        """Undo the steps that outlive the interface, last one first, and remove the file."""
+        """Undo the steps that outlive the interface, last one first, and remove the file.
+
+        Raises:
+            RustGuardError: A step couldn't be undone. The others are, and the file still has this one.
+        """
+        lasting = {step: memo for step, memo in reversed(self._done.items()) if step.outlives}
+        failed: dict[Step, RustGuardError] = {}
 
         def work(netlink: IPRoute) -> None:
-            self._take_back(netlink, [each for each in reversed(self._done) if each.outlives], echo)
+            for each in lasting:
+                try:
+                    self._take_back(netlink, [each], echo)
+                except RustGuardError as error:
+                    failed[each] = error
 
-        if any(step.outlives for step in self._done):
+        if lasting:
             with_netlink(work)
         self._done.clear()
+        self._done.update({step: lasting[step] for step in reversed(failed)})
+        if failed:
+            self.save()
+            first = next(iter(failed.values()))
+            raise RustGuardError(first.message, f"Undo the rest: {as_root(f'rustguard down {self.left.interface}')}")
         self._path.unlink(missing_ok=True)
 
     def save(self) -> None:

@@ -79,13 +79,21 @@ class QuickControl:
         running = self._life.get_running()
         return status.peers([running.plain.tunnel], map(peer_line, running.peers()), now())
 
+    def _helpless(self) -> list[str]:
+        """Return a warning if the helper has ended, which runs the hooks."""
+        helper, interface = self._life.helper, self._life.interface
+        if helper is None or helper.is_there():
+            return []
+        again = as_root(f"rustguard down {interface}")
+        return [
+            f"The process that runs the hooks of {interface} is gone. End the tunnel, and start it again: {again}"
+        ]
+
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         running = self._life.get_running()
-        keyless = (
-            []
-            if running.plain.private_key is not None
-            else [KEYLESS.format(as_root(f"wg set {running.interface} private-key FILE"))]
-        )
+        warnings = self._helpless()
+        if running.plain.private_key is None:
+            warnings.append(KEYLESS.format(as_root(f"wg set {running.interface} private-key FILE")))
         return {
             **status.common(running.program, [running.plain.tunnel], now()),
             **self._peers({}),
@@ -95,6 +103,6 @@ class QuickControl:
             "mtu": running.mtu,
             "pool": None,
             "window": None,
-            "warnings": keyless + status.broken([running.plain.tunnel]) + running.keeper.warnings(),
+            "warnings": warnings + status.broken([running.plain.tunnel]) + running.keeper.warnings(),
             "file": str(self._life.file),
         }

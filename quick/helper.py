@@ -92,6 +92,15 @@ class Helper:
             while os.waitpid(self._process, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
                 time.sleep(0.002)
 
+    def is_there(self) -> bool:
+        """Return whether the helper still runs."""
+        try:
+            return self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     async def run(self, hook: str) -> int:
         """Run a hook to its end and return its exit code. If this is cancelled, the hook is ended."""
         with self._lock:

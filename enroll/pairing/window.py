@@ -33,6 +33,7 @@ class Closed(Enum):
     NEVER_OPENED = "not opened since the start"
     TIME = "its time ran out"
     PERSON = "closed by hand"
+    UNSAVED = "it couldn't be saved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +163,15 @@ class Window:
         # When the last turn was isn't on disk: it may have been a moment ago.
         self._turn = now + TURN_SECONDS
 
-    def close(self) -> None:
-        """Close now, because a person asked for it or the server stops. No effect if it is closed already."""
+    def close(self, why: Closed = Closed.PERSON) -> None:
+        """Close now, because a person asked for it or the server stops, or as `why` says.
+
+        No effect if it is closed already.
+        """
         if self._ends is not None:
             self._ends = None
             self._ended = True
-            self._closed = Closed.PERSON
+            self._closed = why
 
     def is_open(self, now: float) -> bool:
         """Return whether clients may pair now."""

@@ -34,6 +34,7 @@ _CLOSED = {
     Closed.NEVER_OPENED: "never-opened",
     Closed.TIME: "time",
     Closed.PERSON: "asked",
+    Closed.UNSAVED: "unsaved",
 }
 
 

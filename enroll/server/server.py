@@ -206,7 +206,7 @@ class RunningServer:
             await self._save_guesses()
         except StateError as error:
             log.warning("the window stays closed, as wrong tokens can't be counted on disk: %s", error)
-            self.window.close()
+            self.window.close(Closed.UNSAVED)
         else:
             if self.window.is_open(now()):
                 audit.record(audit_events.WindowOpened(seconds, None))
@@ -230,11 +230,11 @@ class RunningServer:
         self._mind_pairing()
         try:
             await self._save_guesses()
-        except StateError:
+        except StateError as error:
             # The person sees an error, so the window must not stay open.
-            self.window.close()
+            self.window.close(Closed.UNSAVED)
             self._mind_pairing()
-            raise
+            raise StateError(f"{error.message} So the window is closed.", error.fix) from error
         sources = () if limits is None else tuple(map(str, limits.sources))
         audit.record(audit_events.WindowOpened(seconds, asker(), sources, None if limits is None else limits.most))
 

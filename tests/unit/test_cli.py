@@ -431,6 +431,7 @@ def test_verbose_status_shows_whole_keys_engine_and_notes(capsys: pytest.Capture
     [
         ("time", "closed (its time was up), 1 of 20"),
         ("asked", "closed (by `rustguard close`), 1 of 20"),
+        ("unsaved", "closed (it couldn't be saved), 1 of 20"),
         (None, "closed, 1 of 20"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from rustguard_py import conf, conf_reader
 from rustguard_py.daemon.program import Program
 from rustguard_py.engine import Engine
+from rustguard_py.enroll.pairing.window import Closed
 from rustguard_py.enroll.server import import_wg_quick, server
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.model.errors import StateError
@@ -64,11 +65,12 @@ def test_the_status_shows_the_pool_and_how_much_of_it_is_used(run: Run, tmp_path
 def test_a_window_that_can_not_be_saved_is_an_error_and_stays_closed(run: Run) -> None:
     async def test(shell: Shell) -> None:
         await shell.open()
-        await shell.ask("close")
         shell.full = True
-        with pytest.raises(StateError, match="full"):
+        with pytest.raises(StateError, match=r"full.* So the window is closed\."):
             await shell.ask("open", seconds=60)
         assert not shell.server.window.state(virtual_loop.BEGAN).is_open
+        # Nobody closed it.
+        assert shell.server.window.state(virtual_loop.BEGAN).closed is Closed.UNSAVED
         assert shell.server.pairing is not None
         assert shell.server.pairing.half_open == 0
         shell.full = False

@@ -44,6 +44,7 @@ _STATUS = {
     ),
     *(
         "fingerprint",
+        "healthy",
         "port",
         "addresses",
         "mtu",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,22 @@ def test_a_tunnel_of_up_keeps_two_capabilities_and_its_helper_runs_the_hooks_wit
         assert [lines[each] for each in ("CapEff", "CapBnd", "NoNewPrivs")] == [own["CapEff"], own["CapBnd"], "0"]
     assert (tmp_path / "added").exists()
     assert not Path(f"/proc/{helper}").exists()
+
+
+def test_a_helper_that_is_killed_is_named_and_down_undoes_everything_all_the_same(lab: Lab, tmp_path: Path) -> None:
+    net = lan(lab)
+    laptop = net.laptop
+    hooks = [f"PreUp = touch {tmp_path}/up", f"PostDown = rm {tmp_path}/up"]
+    peer = net.home.peer(f"AllowedIPs = 0.0.0.0/0\nEndpoint = 192.0.2.2:{PORT}")
+    laptop.file("\n".join(["Address = 10.9.0.1/24", *hooks]), peer)
+    before = laptop.system()
+    laptop.run("up wg0")
+    pid = laptop.status()["pid"]
+    assert not laptop.status()["warnings"]
+    [helper] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(helper), signal.SIGKILL)
+    eventually(lambda: "runs the hooks of wg0 is gone" in "".join(laptop.status()["warnings"]), what="the warning")
+    # It leaves the rest to be undone, which `down` does.
+    laptop.run("down wg0")
+    assert laptop.system() == before
+    assert not (tmp_path / "up").exists()

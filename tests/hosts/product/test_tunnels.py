@@ -146,7 +146,8 @@ def test_a_client_that_knows_of_one_tunnel_has_that_one_beside_a_client_with_all
             assert machine.reaches(address.split("/")[0])
     before = out_packets(home, 2)[1]
     spread(home, addresses["old"], "UDP", 20000, FLOWS, 2)
-    assert out_packets(home, 2)[1] == before
+    # A message of the tunnel's own may leave meanwhile, but none of the flows.
+    assert out_packets(home, 2)[1] <= before + 2
     home.run("peers revoke new")
     eventually(
         lambda: f"{addresses['new']} " not in home.host.run(["ip", "route"]).stdout,
