@@ -149,7 +149,8 @@ def _join(asked: click.Context) -> None:
         if service.is_installed():
             systemd.systemctl("stop", service.name)
         assert asked.command.callback is not None  # noqa: S101
-        asked.command.callback(**{**given, "save_only": True, "service": False})
+        # What was given up for the pairing would be missing for the service.
+        asked.command.callback(**{**given, "save_only": True, "service": False, "no_sandbox": True})
     unit = Unit(
         f"RustGuard client {service.name}",
         (*_program(), "join", *_words(asked, _ONCE)),

@@ -81,7 +81,7 @@ class Reason(Enum):
 
     NO_SESSION = "a packet has no session to go out on"
     REKEY = "the session reached REKEY-AFTER"
-    INTERFACE_UP = "the interface came up, and the peer has a persistent keepalive"
+    INTERFACE_UP = "the interface came up, and an initiation before that didn't leave"
     NO_ANSWER = "sent data, heard nothing for KEEPALIVE-TIMEOUT + REKEY-TIMEOUT"
 
 

@@ -31,6 +31,7 @@ class PlanePeer:
         "tx_bytes",
         "tx_handshake_bytes",
         "tx_packets",
+        "unsent",
         "wanted_at",
     )
 
@@ -41,6 +42,8 @@ class PlanePeer:
         self.liveness = Liveness()
         self.held: deque[bytes] | None = None
         self.segmenting = True
+        # Whether a handshake message to it was dropped since the interface went down.
+        self.unsent = False
         self.wanted_at = float("-inf")
         self.moved_at = float("-inf")
         self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = self.handshakes = self.drops = 0

@@ -124,6 +124,7 @@ class Transport:
         for peer in self.peers.values():
             liveness = peer.liveness
             if not up:
+                peer.unsent = False
                 liveness.stop()
                 liveness.persistent_at = float("inf")
                 self._drop_held(peer, "interface_down")
@@ -131,7 +132,7 @@ class Transport:
                 peer.wanted_at = float("-inf")
                 liveness.persistent_at = now + liveness.interval
                 if not self._transmit_sealed(peer, b"", now):
-                    self.want(peer, Reason.INTERFACE_UP, now)
+                    self.want(peer, Reason.INTERFACE_UP if peer.unsent else Reason.NO_SESSION, now)
                 self._deadlines.schedule(peer, liveness)
 
     # Commands of the contract. Those that send or set a timer take `now`.
@@ -247,14 +248,18 @@ class Transport:
 
     def send(self, endpoint: Endpoint, datagram: bytes, now: float) -> None:
         """See `Plane.send`. A handshake counts as sent to its peer."""
-        if self._down and datagram[:3] != FOREIGN_PREFIX:
-            self.drop("interface_down")
-            return
+        peer = None
         if wire.message_type(datagram) == _HANDSHAKES.get(len(datagram)):
             owner = self.indices.owner(int.from_bytes(datagram[4:8], "little"))
-            if owner is not None and (peer := self.peers.get(owner)) is not None:
-                peer.tx_bytes += len(datagram)
-                peer.tx_handshake_bytes += len(datagram)
+            peer = None if owner is None else self.peers.get(owner)
+        if self._down and datagram[:3] != FOREIGN_PREFIX:
+            self.drop("interface_down")
+            if peer is not None:
+                peer.unsent = True
+            return
+        if peer is not None:
+            peer.tx_bytes += len(datagram)
+            peer.tx_handshake_bytes += len(datagram)
         if self._pairing is not None:
             self._pairing.sent(datagram, now)
         self._transmit.append((endpoint, datagram, datagram_tos(datagram)))

@@ -314,7 +314,7 @@ class PlaneConformance:
         assert (pair.alice.outgoing, pair.alice.events) == ([], [])
         pair.advance(5.0)
         pair.alice.set_up(True)
-        assert pair.alice.take_events() == [HandshakeWanted(PEER, Reason.INTERFACE_UP)]
+        assert pair.alice.take_events() == [HandshakeWanted(PEER, Reason.NO_SESSION)]
         # With a session, there is a keepalive at once, and then at its time.
         pair.connect()
         pair.alice.set_up(False)
@@ -326,6 +326,19 @@ class PlaneConformance:
         assert pair.alice.outgoing == []
         pair.alice.advance(85.0)
         assert [len(datagram) for _, datagram in pair.alice.take_outgoing()] == [KEEPALIVE_SIZE]
+
+    def test_an_initiation_that_did_not_leave_is_told_from_one_that_did(self, pair: Pair) -> None:
+        pair.alice.set_up(False)
+        pair.alice.set_peer(PEER, BOB, networks(BOB4 + "/32"), 25)
+        initiation = b"\1\0\0\0" + pair.alice.reserve_index(PEER).to_bytes(4, "little") + bytes(140)
+        pair.alice.send(BOB, initiation)
+        pair.alice.set_up(True)
+        assert pair.alice.take_events() == [HandshakeWanted(PEER, Reason.INTERFACE_UP)]
+        pair.alice.send(BOB, initiation)
+        assert pair.alice.take_outgoing() == [(BOB, initiation)]
+        pair.alice.set_up(False)
+        pair.alice.set_up(True)
+        assert pair.alice.take_events() == [HandshakeWanted(PEER, Reason.NO_SESSION)]
 
     def test_what_waits_is_dropped_when_the_interface_goes_down(self, pair: Pair) -> None:
         pair.alice.packet_out(to_bob())

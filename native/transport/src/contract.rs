@@ -161,7 +161,7 @@ pub enum Reason {
     Rekey,
     /// Data was sent, and nothing heard for KEEPALIVE-TIMEOUT + REKEY-TIMEOUT.
     NoAnswer,
-    /// The interface came up, and the peer has a persistent keepalive.
+    /// The interface came up, and an initiation before that did not leave.
     InterfaceUp,
 }
 

@@ -73,6 +73,8 @@ pub struct PeerState {
     pub moved_at: Seconds,
     /// Whether several datagrams to it may go as one message that the kernel cuts.
     pub segmenting: bool,
+    /// Whether a handshake message to it was dropped since the interface went down.
+    pub unsent: bool,
     /// Its counters.
     pub counters: PeerCounters,
     /// Whether it was removed. A batch that began earlier may still hold the peer, but stores
@@ -97,6 +99,7 @@ impl Default for PeerState {
             wanted_at: Seconds::NEG_INFINITY,
             moved_at: Seconds::NEG_INFINITY,
             segmenting: true,
+            unsent: false,
             counters: PeerCounters::default(),
             removed: false,
         }

@@ -44,6 +44,7 @@ impl Transport {
         for peer in peers {
             let mut state = peer.state();
             if !up {
+                state.unsent = false;
                 state.liveness.stop();
                 state.liveness.persistent_at = NEVER;
                 self.drop_packets(&peer, &mut state, DropReason::InterfaceDown);
@@ -51,7 +52,8 @@ impl Transport {
                 state.wanted_at = Seconds::NEG_INFINITY;
                 state.liveness.persistent_at = now + Seconds::from(state.liveness.interval);
                 if !self.transmit_sealed(&peer, &mut state, &[], now, out) {
-                    self.want(&peer, &mut state, Reason::InterfaceUp, now, out);
+                    let reason = if state.unsent { Reason::InterfaceUp } else { Reason::NoSession };
+                    self.want(&peer, &mut state, reason, now, out);
                 }
                 self.deadlines.schedule(&peer, &mut state.liveness);
             }
@@ -63,16 +65,18 @@ impl Transport {
         if datagram.starts_with(FOREIGN_MAGIC) {
             lock(&self.pairing).iter_mut().for_each(|filter| filter.sent(&datagram, now));
         }
-        if self.is_down() && !datagram.starts_with(FOREIGN_MAGIC) {
-            self.drops.count(DropReason::InterfaceDown, 1);
-            return;
-        }
         let handshake = matches!(
             (message_type(&datagram), datagram.len()),
             (INITIATION, INITIATION_SIZE) | (RESPONSE, RESPONSE_SIZE)
         );
         let owner = if handshake { self.indices.owner(u32_at(&datagram, 4)) } else { None };
-        if let Some(peer) = owner.and_then(|owner| self.peer(owner)) {
+        let peer = owner.and_then(|owner| self.peer(owner));
+        if self.is_down() && !datagram.starts_with(FOREIGN_MAGIC) {
+            self.drops.count(DropReason::InterfaceDown, 1);
+            peer.iter().for_each(|peer| peer.state().unsent = true);
+            return;
+        }
+        if let Some(peer) = peer {
             let counters = &mut peer.state().counters;
             counters.tx_bytes += datagram.len() as u64;
             counters.tx_handshake_bytes += datagram.len() as u64;
