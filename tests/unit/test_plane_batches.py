@@ -187,6 +187,23 @@ def test_a_merged_run_from_anothers_address_is_dropped_whole(pair: PairOf[BatchP
     assert pair.bob.stats().drops == {"inner_source": 10}
 
 
+@pytest.mark.parametrize("merging", [True, False])
+def test_a_last_packet_that_came_shorter_than_it_says_is_dropped(pair: PairOf[BatchPlane], merging: bool) -> None:
+    """Behind it are bytes of an earlier message."""
+    pair.bob.inbound._merging = merging
+    transport = pair.alice.transport
+    packets = [udp_packet(ALICE4, BOB4, os.urandom(132), port=port) for port in range(4)]
+
+    def message(contents: list[bytes]) -> list[bytes]:
+        sealed = [transport.seal(transport.peers[PEER], content, pair.alice.now) for content in contents]
+        return [datagram for datagram in sealed if datagram is not None]
+
+    pair.bob.message_in(message(packets), ALICE)
+    pair.bob.message_in(message([*packets[:3], packets[3][:96]]), ALICE)
+    assert pair.bob.delivered == [*packets, *packets[:3]]
+    assert pair.bob.stats().drops == {"inner_length": 1}
+
+
 def test_datagrams_that_the_kernel_gives_one_by_one_are_gathered_and_merged(pair: PairOf[BatchPlane]) -> None:
     packets = stream(50)
     pair.alice.from_host([(None, packet) for packet in packets])

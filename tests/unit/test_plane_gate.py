@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from rustguard_py.planes import gate as limits
 from rustguard_py.planes.contract import HandshakeReceived
 from rustguard_py.planes.gate import (
     BURST,
@@ -137,6 +138,16 @@ def test_made_up_sources_take_a_bounded_memory() -> None:
     assert granted == SOURCES
     assert len(budget._full_at) == SOURCES
     assert budget.spend("later", 1.0)
+
+
+def test_full_buckets_are_searched_for_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SOURCES", 4)
+    budget = SourceBudget()
+    for began in (0.0, 1.0):
+        # Their buckets are full again 0.05 s later, but a search has just found none.
+        assert [budget.spend(f"{began}-{number}", began) for number in range(5)] == [True] * 4 + [False]
+        assert not budget.spend("early", began + 0.099)
+        assert budget.spend("late", began + 0.101)
 
 
 @pytest.mark.parametrize("size", range(0, 200, 7))

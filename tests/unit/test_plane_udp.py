@@ -6,12 +6,13 @@ import errno
 import os
 import select
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import pytest
 
-from rustguard_py.model.endpoint import Endpoint, heard, local_of
+from rustguard_py.model.endpoint import Endpoint, heard, interface_of, local_of
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.offloads import NONE
 from rustguard_py.planes import udp
@@ -63,7 +64,7 @@ def test_what_was_heard_at_an_address_is_answered_from_it(everywhere: str, at: s
         assert select.select([two.fd], [], [], 60.0)[0]
         _, _, source, _ = two.receive(into)
         packed = socket.inet_pton(two.family, at)
-        assert local_of(source) == packed
+        assert (local_of(source), interface_of(source)) == (packed, socket.if_nametoindex("lo"))
         for local, from_there in ((packed, True), (socket.inet_pton(two.family, gone), False)):
             for segment in (10, 30):
                 assert two.send_from(b"2" * 30, segment, heard(source, local)) is from_there
@@ -95,6 +96,46 @@ def test_an_address_is_used_while_the_route_leads_over_its_interface(host: str) 
         assert local_of(sources.usable(heard(remote, local, 1))) == local
     finally:
         sources.close()
+
+
+def netlink(kind: int, *attributes: tuple[int, bytes]) -> bytes:
+    """An answer of the kernel's about a route."""
+    body = bytes(12)
+    for name, value in attributes:
+        body += struct.pack("=HH", 4 + len(value), name) + value + bytes(-len(value) % 4)
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        pytest.param(None, True, id="the kernel can't be asked"),
+        pytest.param(netlink(3), True, id="another answer"),
+        pytest.param(netlink(24, (1, bytes(4))), True, id="a route without an interface"),
+        pytest.param(netlink(24, (15, b"odd"), (4, struct.pack("=I", 7))), True, id="its interface"),
+        pytest.param(netlink(24, (15, b"odd"), (4, struct.pack("=I", 8))), False, id="another interface"),
+        pytest.param(netlink(2), False, id="no route"),
+    ],
+)
+def test_an_address_is_given_up_only_for_an_answer_that_says_so(answer: bytes | None, kept: bool) -> None:
+    class Questions:
+        def send(self, question: bytes) -> int:
+            if answer is None:
+                raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+            return len(question)
+
+        def recv(self, _: int) -> bytes | None:
+            return answer
+
+        def close(self) -> None:
+            pass
+
+    sources = Sources()
+    sources._questions.close()
+    sources._questions = cast(socket.socket, Questions())
+    local = bytes((192, 0, 2, 1))
+    assert local_of(sources.usable(heard(("192.0.2.2", 7), local, 7))) == (local if kept else None)
+    sources.close()
 
 
 def test_a_message_arrives_as_the_datagrams_it_was_cut_into(ends: Ends) -> None:
