@@ -96,6 +96,7 @@ class Dns:
             return _RESOLVED
         return (*_RECORDS, _RESOLV_CONF, _RESOLV_CONF.resolve())
 
+    @outside.changes
     def put_back(self, netlink: IPRoute, memo: str, echo: Echo) -> None:
         """Set the name servers again.
 

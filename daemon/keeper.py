@@ -234,10 +234,10 @@ class Keeper:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait)
                 continue
-            # A look without a change before it is the periodic one.
-            thorough = self._thorough or not self._causes
-            self._thorough = False
             async with self._lock:
+                # A look without a change before it is the periodic one.
+                thorough = self._thorough or not self._causes
+                self._thorough = False
                 self._looking = True
                 try:
                     await self._look(thorough=thorough)
@@ -252,6 +252,7 @@ class Keeper:
 
     async def _look(self, *, thorough: bool, all_of_it: bool = False) -> list[str]:
         causes, self._causes = self._causes, {}
+        self._reconciler.begin_look(now())
         view = await asyncio.to_thread(kernel_view.read, self._names)
         # Under another name or in another namespace, it is still there for whoever moved it.
         lost = [each for each in self._interfaces if each.is_bare or not each.tunnel.has_interface()]

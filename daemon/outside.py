@@ -43,7 +43,7 @@ def use(helper: Helper | None) -> None:
 
 
 def changes(method: Callable[[Object, IPRoute, str, Echo], None]) -> Callable[[Object, IPRoute, str, Echo], None]:
-    """Let the helper do `apply` or `undo` of a step, if there is a helper."""
+    """Let the helper do `apply`, `undo` or `put_back` of a step, if there is a helper."""
 
     @wraps(method)
     def do(step: Object, netlink: IPRoute, memo: str, echo: Echo) -> None:

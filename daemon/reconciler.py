@@ -98,9 +98,13 @@ class Reconciler:
                 record.waits_until = recent[0] + PERIOD
         return wanted
 
+    def begin_look(self, now: float) -> None:
+        """Take note that a look begins. It may miss a change that comes from now on, so another look follows that."""
+        self._due = now + LOOK_EACH
+
     def end_look(self, missing: Container[str], now: float) -> None:
-        """Take note that everything was looked at, and that this was missing."""
-        self._looked, self._due = now, now + LOOK_EACH
+        """Take note that everything was looked at since `begin_look`, and that this was missing."""
+        self._looked, self._due = now, max(self._due, now + LEAST)
         for each, record in self.records.items():
             if each not in missing:
                 record.waits_until = record.refused = None

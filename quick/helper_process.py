@@ -173,6 +173,8 @@ class HelperProcess:
                     step.apply(netlink, memo, lines.append)
                 case "undo":
                     step.undo(netlink, memo, lines.append)
+                case "put_back" if isinstance(step, Dns):
+                    step.put_back(netlink, memo, lines.append)
                 case "look":
                     seen = step.look(memo)
                 case _:

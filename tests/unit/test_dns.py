@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from rustguard_py.daemon import dns
+from rustguard_py.daemon import dns, outside
 from rustguard_py.daemon.dns import Dns
 from rustguard_py.model.errors import RefusedError, RustGuardError
 
@@ -135,6 +135,26 @@ def test_what_is_put_back_is_written_to_resolv_conf_also_when_resolvconf_has_it_
     programs.ran.clear()
     BOTH.put_back(NETLINK, "resolvectl", lambda _: None)
     assert [argv[1] for argv, _ in programs.ran] == ["dns", "domain"]
+
+
+def test_with_a_helper_this_process_starts_no_program(programs: Programs) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def helper(_step: object, what: str, memo: str) -> outside.Done:
+        asked.append((what, memo))
+        return outside.Done(("done",), "seen")
+
+    said: list[str] = []
+    outside.use(helper)
+    try:
+        for change in (BOTH.apply, BOTH.put_back, BOTH.undo):
+            change(NETLINK, "resolvconf", said.append)
+        assert BOTH.look("resolvconf") == "seen"
+    finally:
+        outside.use(None)
+    assert asked == [(what, "resolvconf") for what in ("apply", "put_back", "undo", "look")]
+    assert said == ["done"] * 3
+    assert programs.ran == []
 
 
 def test_the_files_of_the_program_in_charge_are_watched(run_folder: Path) -> None:

@@ -248,6 +248,51 @@ def test_name_servers_are_looked_at_when_their_files_change(monkeypatch: pytest.
     keep(monkeypatch, test, ROUTE, NAMES)
 
 
+def test_name_servers_that_are_changed_again_during_a_look_come_back_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(system: System, _: Keeper) -> None:
+        looked = watched.why_not_back
+
+        def change_again(thing: Thing, wanted: str, found: str) -> str | None:
+            """Another program comes after the last that this look sees."""
+            monkeypatch.setattr(watched, "why_not_back", looked)
+            loop.call_soon_threadsafe(system.files_changed)
+            system.tables[NAMES] = ""
+            return looked(thing, wanted, found)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(watched, "why_not_back", change_again)
+        system.tables[NAMES] = ""
+        system.files_changed()
+        await asyncio.sleep(2)
+        assert system.take() == [NAMES, NAMES]
+
+    keep(monkeypatch, test, NAMES)
+
+
+def test_name_servers_that_change_while_a_look_waits_for_the_daemon_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(system: System, made: Keeper) -> None:
+        async with made._lock:
+            system.remove(ROUTE)
+            await asyncio.sleep(1)
+            system.tables[NAMES] = ""
+            system.files_changed()
+            await asyncio.sleep(1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(1)
+        assert system.take() == [ROUTE, NAMES]
+
+    # The first look is thorough anyway.
+    async def later(system: System, made: Keeper) -> None:
+        await asyncio.sleep(LOOK_EACH + 1)
+        await test(system, made)
+
+    keep(monkeypatch, later, ROUTE, NAMES)
+
+
 def test_name_servers_that_do_not_come_back_are_said_to_be_missing_until_they_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

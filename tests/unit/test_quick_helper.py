@@ -114,13 +114,13 @@ def test_a_file_that_others_can_change_is_not_read_again(file: Path) -> None:
 def test_a_step_that_is_not_this_tunnels_starts_no_program(
     helper: HelperProcess, started: list[list[str]], step: Any, memo: str
 ) -> None:
-    for what in ("apply", "undo", "look"):
+    for what in ("apply", "undo", "put_back", "look"):
         assert ask(helper, do="step", step=step, what=what, memo=memo)["error"] is not None
     assert started == []
 
 
-@pytest.mark.parametrize("what", ["prepare", "__class__", "", None])
-def test_a_step_has_three_methods(helper: HelperProcess, started: list[list[str]], what: Any) -> None:
+@pytest.mark.parametrize("what", ["prepare", "put_back", "__class__", "", None])
+def test_rules_of_the_firewall_have_three_methods(helper: HelperProcess, started: list[list[str]], what: Any) -> None:
     assert ask(helper, do="step", step=FIREWALL, what=what, memo="")["error"] is not None
     assert started == []
 
@@ -138,6 +138,9 @@ def test_a_step_of_this_tunnel_is_done_as_without_a_helper(helper: HelperProcess
         ["resolvectl", "dns", "wg0", "10.9.0.1", "fd00::1", ""],
         ["resolvectl", "domain", "wg0", "~.", "lan", "example.org", ""],
     ]
+    answer = ask(helper, do="step", step=steps.to_json(names), what="put_back", memo="resolvconf")
+    assert (answer["lines"][-1], answer["error"]) == ("[#] resolvconf -u", None)
+    assert started[-1] == ["resolvconf", "-u", ""]
 
 
 def test_what_is_no_request_is_answered_and_the_helper_goes_on(helper: HelperProcess) -> None:

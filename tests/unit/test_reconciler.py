@@ -24,6 +24,7 @@ THINGS = ("the address", "the route", "the rule")
 
 def look(reconciler: Reconciler, missing: set[str], now: float, by: str | None = None) -> list[str]:
     """Look, and put back whatever is to be put back."""
+    reconciler.begin_look(now)
     wanted = reconciler.decide(sorted(missing), now, by=by)
     for each in wanted:
         reconciler.put_back(each, None)
@@ -51,6 +52,20 @@ def test_after_a_change_it_looks_soon_and_a_storm_of_changes_does_not_delay_or_m
         at += 0.01
     assert len(looks) <= 10.0 / LEAST + 1
     assert max(after - before for before, after in pairwise(looks)) < 1.0
+
+
+@pytest.mark.parametrize("took", [0.05, 2.0])
+def test_a_change_during_a_look_is_looked_at_after_it(took: float) -> None:
+    reconciler = Reconciler(0.0)
+    reconciler.begin_look(10.0)
+    reconciler.changed(10.04)
+    reconciler.end_look((), 10.0 + took)
+    assert reconciler.poll_timeout() == 10.0 + took + LEAST
+    # What changed before the look, it has seen.
+    reconciler.changed(20.0)
+    reconciler.begin_look(20.1)
+    reconciler.end_look((), 20.2)
+    assert reconciler.poll_timeout() == 20.1 + LOOK_EACH
 
 
 def test_what_is_missing_is_put_back_at_once_with_the_cause() -> None:
