@@ -10,6 +10,7 @@ import click
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 
 if TYPE_CHECKING:
     from rustguard_py import conf
@@ -35,7 +36,7 @@ def command(file: Path, state: Path | None) -> None:
     """
     from rustguard_py.enroll.server import import_wg_quick
     from rustguard_py.quick import conf_files
-    from rustguard_py.state.paths import state_directory
+    from rustguard_py.state.paths import option_for, state_directory
 
     directory = state_directory("server", state)
     config = conf_files.load(file)
@@ -50,7 +51,8 @@ def command(file: Path, state: Path | None) -> None:
             err=True,
         )
     _report_lost(config, imported.state)
-    click.echo("Stop the program that serves it now, then run: rustguard serve", err=True)
+    serve = as_root(f"rustguard serve{option_for('server', directory)}")
+    click.echo(f"Stop the program that serves it now, then run: {serve}", err=True)
 
 
 def _interface(file: Path) -> str | None:

@@ -70,6 +70,11 @@ def state_root() -> Path:
     return user_state_path("rustguard", appauthor=False)
 
 
+def option_for(role: Role, directory: Path) -> str:
+    """Return the option that selects a state directory, with a blank before it; empty if it is the usual one."""
+    return "" if directory == state_directory(role) else f" --state {quote(str(directory))}"
+
+
 def tunnel_directory(name: str) -> Path:
     """Return the state directory of a wg-quick file's tunnel, by its interface. It isn't made here.
 

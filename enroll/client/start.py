@@ -32,6 +32,7 @@ from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.sudo import as_root
 from rustguard_py.sandbox.report import Report
 from rustguard_py.state.document import Document
+from rustguard_py.state.paths import option_for
 from rustguard_py.state.records import ClientState
 from rustguard_py.system.interface import check_interface_name
 
@@ -95,7 +96,8 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         port = sockets[0].getsockname()[1]
         obtained = await obtain(options.target, options.applicant, document, state, sockets, voice, options.answers)
         if options.save_only:
-            voice.say(f"Saved in {options.directory}. To connect: {as_root('rustguard join')}")
+            connect = as_root(f"rustguard join{option_for('client', options.directory)}")
+            voice.say(f"Saved in {options.directory}. To connect: {connect}")
             return
         # What fails before the tunnel is up leaves no join behind, neither here nor on the server.
         try:

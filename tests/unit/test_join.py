@@ -166,4 +166,6 @@ def test_a_join_that_this_machine_cannot_use_is_taken_back(machine: Machine) -> 
 def test_saving_only_makes_no_interface(machine: Machine) -> None:
     said = machine.join(save_only=True)
     assert machine.did == []
-    assert said == [f"Saved in {machine.directory}. To connect: {as_root('rustguard join')}"]
+    assert said == [
+        f"Saved in {machine.directory}. To connect: {as_root(f'rustguard join --state {machine.directory}')}"
+    ]
