@@ -6,7 +6,7 @@ A save has four steps. After a crash at any point, loading returns the old docum
 2. `state.json` gets a second name, which is renamed to `state.json.bak`. `state.json` itself stays in place.
 3. `state.json.new` is renamed to `state.json`: the old one or the new one, both fsynced, has that name.
 4. The directory is fsynced. Only now does `save` return. If that fails, the old file gets its name back: the caller
-   is told that its change couldn't be saved, so the next start must not find it. After a power cut it still may.
+   learns that its change isn't saved, so the next start must not find it. After a power cut it still may.
 
 The very first save writes `state.json.first` instead of `state.json.new`. So an interrupted first save (the directory
 counts as new) differs from a lost `state.json` (which is refused).

@@ -31,7 +31,7 @@ def of_peer(connection: socket.socket, path: Path) -> int | None:
     Args:
         connection: Connected to that process.
         path: The socket for all namespaces. None is also returned if the number can't be seen and no daemon there has
-            a socket beside it.
+            a socket next to it.
     """
     layout = struct.Struct("3i")
     pid = layout.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))[0]
@@ -42,7 +42,7 @@ def of_peer(connection: socket.socket, path: Path) -> int | None:
 
 
 def _beside(path: Path, pid: int) -> int | None:
-    """Return the number in the name of a socket beside `path` that is in a process's network namespace, or None."""
+    """Return N of the daemon socket NAME.N next to `path` in a process's network namespace, or None."""
     # A socket keeps the name that it was bound to: `path_of`, a dot and the daemon's process id. Connections have
     # their listener's name, but are listed where they come from, so they don't count.
     wanted = re.compile(rf"(?:\S+ ){{3}}{_LISTENING} .* {re.escape(str(path.with_suffix('')))}\.(\d+)\.\d+\n?")

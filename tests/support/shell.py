@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.enroll.pairing.client import PairingClient
 from rustguard_py.enroll.pairing.outcome import Failed, Joined
-from rustguard_py.enroll.server import settings
+from rustguard_py.enroll.server import server, settings
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
@@ -31,8 +33,12 @@ from rustguard_py.planes.contract import Event, EventfulPlane, ForeignReceived
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import PeerRecord, ServerState
 from rustguard_py.tunnel import Tunnel
+from support import virtual_loop
 from support.memory_plane import MemoryPlane
 from support.wire_link import TOKEN, cheap_stretch
+
+Test = Callable[["Shell"], Awaitable[None]]
+Run = Callable[[Test], None]
 
 HERE: Endpoint = ("192.0.2.2", 40000)
 THERE: Endpoint = ("192.0.2.1", 51820)
@@ -169,3 +175,19 @@ class Shell:
 
     def live(self) -> set[bytes]:
         return {each.config.public_key for each in self.server.tunnel.node}
+
+
+def runner(monkeypatch: pytest.MonkeyPatch, state: Path) -> Run:
+    """Return what runs a test with a server that was just started, and stops that afterwards."""
+    monkeypatch.setattr(server, "stretch", cheap_stretch)
+
+    def in_loop(test: Test) -> None:
+        async def main() -> None:
+            shell = Shell(state)
+            shell.start()
+            await test(shell)
+            await shell.stop()
+
+        virtual_loop.run(monkeypatch, main)
+
+    return in_loop

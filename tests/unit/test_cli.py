@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -10,7 +9,6 @@ import pty
 import subprocess
 import sys
 import termios
-import threading
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -23,7 +21,7 @@ from click.testing import CliRunner
 
 from rustguard_py.cli import status
 from rustguard_py.cli.app import VERBS, group, run
-from rustguard_py.daemon.control.server import ControlServer, Handler
+from rustguard_py.daemon.control.server import Handler
 from rustguard_py.model.errors import (
     NotRunningError,
     RefusedError,
@@ -34,6 +32,7 @@ from rustguard_py.model.errors import (
 )
 from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
+from support.answering import answering
 
 KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
 PEERS: list[dict[str, Any]] = [
@@ -136,28 +135,9 @@ class Daemon:
 @contextlib.contextmanager
 def running(state: Path) -> Iterator[Daemon]:
     """A daemon on a state directory."""
-    daemon, ready = Daemon(), threading.Event()
-    stops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-
-    async def main() -> None:
-        server = ControlServer(paths.announce(state), daemon.handlers())
-        await server.start()
-        stop = asyncio.Event()
-        stops.append((asyncio.get_running_loop(), stop))
-        ready.set()
-        await stop.wait()
-        await server.close()
-        paths.withdraw(state)
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert ready.wait(60)
-    try:
+    daemon = Daemon()
+    with answering(state, daemon.handlers()):
         yield daemon
-    finally:
-        loop, stop = stops[0]
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
 
 
 @pytest.fixture(autouse=True)

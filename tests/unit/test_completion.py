@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +16,11 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from rustguard_py.cli.app import group
-from rustguard_py.daemon.control.server import ControlServer
 from rustguard_py.quick import conf_files
 from rustguard_py.service import systemd
-from rustguard_py.state import paths
 from rustguard_py.state.document import Document
 from rustguard_py.state.records import ClientState, NetworkRecord
+from support.answering import answering
 
 PEERS = [
     {"name": "laptop", "address4": "10.77.0.2"},
@@ -37,28 +34,9 @@ STATUS = {"role": "tunnel", "interface": "wg0", "file": "/etc/wireguard/wg0.conf
 def running(state: Path) -> Iterator[None]:
     """Run a daemon on a state directory."""
     state.mkdir()
-    ready, ends = threading.Event(), []
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        ends.append((asyncio.get_running_loop(), stop))
-        handlers: Any = {"peers": lambda _: {"peers": PEERS}, "status": lambda _: STATUS}
-        server = ControlServer(paths.announce(state), handlers)
-        await server.start()
-        ready.set()
-        await stop.wait()
-        await server.close()
-        paths.withdraw(state)
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert ready.wait(60)
-    try:
+    handlers: Any = {"peers": lambda _: {"peers": PEERS}, "status": lambda _: STATUS}
+    with answering(state, handlers):
         yield
-    finally:
-        loop, stop = ends[0]
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
 
 
 def offered(line: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
@@ -13,32 +12,17 @@ from rustguard_py import conf, conf_reader
 from rustguard_py.daemon.program import Program
 from rustguard_py.engine import Engine
 from rustguard_py.enroll.pairing.window import Closed
-from rustguard_py.enroll.server import import_wg_quick, server
+from rustguard_py.enroll.server import import_wg_quick
 from rustguard_py.enroll.server.control import ServerControl
 from rustguard_py.model.errors import StateError
 from rustguard_py.model.keys import encode_key
 from support import virtual_loop
-from support.shell import Shell
-from support.wire_link import cheap_stretch
-
-Test = Callable[[Shell], Awaitable[None]]
-Run = Callable[[Test], None]
+from support.shell import Run, Shell, runner
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(server, "stretch", cheap_stretch)
-
-    def in_loop(test: Test) -> None:
-        async def main() -> None:
-            shell = Shell(tmp_path / "state")
-            shell.start()
-            await test(shell)
-            await shell.stop()
-
-        virtual_loop.run(monkeypatch, main)
-
-    return in_loop
+    return runner(monkeypatch, tmp_path / "state")
 
 
 def test_without_a_token_nobody_waits_and_nothing_is_unconfirmed(run: Run) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
@@ -18,7 +17,7 @@ import pytest
 
 from rustguard_py.enroll.pairing.outcome import Failed, Failure, Joined
 from rustguard_py.enroll.pairing.window import GUESSES_A_SOURCE, GUESSES_AT_ONCE, TURN_SECONDS
-from rustguard_py.enroll.server import admissions, server
+from rustguard_py.enroll.server import admissions
 from rustguard_py.enroll.server.registry import UNCONNECTED_SECONDS
 from rustguard_py.enroll.server.saver import LAZY_SECONDS, RETRY_SECONDS
 from rustguard_py.enroll.server.settings import Settings
@@ -28,31 +27,16 @@ from rustguard_py.model.keys import encode_key
 from rustguard_py.planes.contract import EndpointMoved
 from rustguard_py.state.records import GuessRecord
 from support import virtual_loop
-from support.shell import FIRST, HERE, Shell
-from support.wire_link import TOKEN, cheap_stretch
+from support.shell import FIRST, HERE, Run, Shell, runner
+from support.wire_link import TOKEN
 
 WRONG = "wrong"
 ELSEWHERE: Endpoint = ("198.51.100.8", 41000)
-Test = Callable[[Shell], Awaitable[None]]
-Run = Callable[[Test], None]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a test with a server that was just started, and stop that afterwards."""
-
-    monkeypatch.setattr(server, "stretch", cheap_stretch)
-
-    def in_loop(test: Test) -> None:
-        async def main() -> None:
-            shell = Shell(tmp_path / "state")
-            shell.start()
-            await test(shell)
-            await shell.stop()
-
-        virtual_loop.run(monkeypatch, main)
-
-    return in_loop
+    return runner(monkeypatch, tmp_path / "state")
 
 
 def gaps(times: list[float]) -> list[float]:

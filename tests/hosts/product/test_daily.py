@@ -25,7 +25,7 @@ def test_a_server_and_a_client_in_the_background_from_start_to_leaving(tmp_path:
     first.run(f"join {HOME4} --daemon", TOKEN)
     assert first.reaches(INNER)
 
-    # Asked for once more, what runs goes on; it is said, and is no error.
+    # A second start finds the first, says so, and is no error.
     again = home.run(f"serve --pool {POOL} --daemon", TOKEN)
     assert f"process {home.status()['pid']}" in again.stderr
     before = first.status()["pid"]

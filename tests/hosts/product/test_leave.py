@@ -40,6 +40,6 @@ def test_the_server_removes_a_client_that_leaves_and_lets_it_come_back(tmp_path:
     assert set(home.peers()) == {"first", "second"}
     home.run("peers revoke second")
 
-    # Nothing is connected any more, so nobody is told.
+    # Nothing is connected any more, so no server hears of it.
     first.run("stop", state=False)
     assert "It wasn't connected, so its server may still list first." in first.run("leave --yes").stderr

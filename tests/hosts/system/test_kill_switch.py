@@ -109,12 +109,12 @@ def test_nothing_passes_the_kill_switch_of_wg_quick_whatever_is_removed(
         net.laptop.host.run(["sh", "-c", script], check=False)
         eventually(lambda: _routing(net) == wanted, 5.0, what=f"the return after {script}")
         net.laptop.reaches("10.9.0.2")
-    # The file again with a change, which sets routes and rules anew.
+    # A changed file, which sets routes and rules again.
     conf = net.laptop.root / "etc/wireguard/wg0.conf"
     conf.write_text(conf.read_text().replace("fd09::1/64", "fd09::1/64, 10.8.0.1/32"))
     net.laptop.run("up wg0")
     leaked = outside.seen()
-    print(f"{engine}: {leaked} packets left beside the tunnel")
+    print(f"{engine}: {leaked} packets left outside the tunnel")
     assert leaked == 0
     net.laptop.run("down wg0")
     eventually(outside.seen, what="packets after the switch is gone")
