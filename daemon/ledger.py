@@ -95,6 +95,17 @@ class Ledger:
             ) from error
         return ledger
 
+    @staticmethod
+    def bring_home(directory: Path) -> None:
+        """Move the ledger of an earlier version from the runtime directory to the state directory."""
+        here, earlier = paths.undo_files(directory)
+        # An unreadable one is reported by who undoes it.
+        with suppress(StateError):
+            if not here.exists() and (ledger := Ledger.load(earlier)) is not None:
+                ledger._path = here
+                ledger.save()
+                earlier.unlink()
+
     def become(self, wanted: Sequence[Step], echo: Echo) -> None:
         """Do the new steps, in order. Then undo those that are no longer wanted, last one first.
 

@@ -84,6 +84,11 @@ def load(path: Path) -> conf.Config:
         text = path.read_bytes().decode("utf-8", "surrogateescape")
     except PermissionError as error:
         raise _not_ours(path) from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> conf.Config:
+    """Read the text of a file. Raise UsageError if it is malformed."""
     return conf_reader.parse(text, str(path), table_names())
 
 

@@ -91,12 +91,16 @@ class QuickControl:
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         running = self._life.get_running()
-        warnings = self._helpless()
+        common = status.common(running.program, [running.plain.tunnel], now())
+        helpless = self._helpless()
+        warnings = [*helpless]
         if running.plain.private_key is None:
             warnings.append(KEYLESS.format(as_root(f"wg set {running.interface} private-key FILE")))
         return {
-            **status.common(running.program, [running.plain.tunnel], now()),
+            **common,
             **self._peers({}),
+            # Without it no hook runs, and neither rules nor name servers are put back.
+            "healthy": common["healthy"] and not helpless,
             "name": None,
             "port": running.port,
             "addresses": [str(each) for each in running.config.addresses],

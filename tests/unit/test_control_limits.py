@@ -256,7 +256,7 @@ def test_without_a_descriptor_it_tries_again_each_second_and_not_more_often(
     async def main() -> None:
         server, exhausted = ControlServer(path, HANDLERS), Exhausted(code)
         with monkeypatch.context() as patch:
-            patch.setattr(control_server, "bind", lambda *_: exhausted)
+            patch.setattr(control_server, "bind", lambda *_: (exhausted, (0, 0)))
             path.touch()
             await server.start()
         await asyncio.sleep(4.5)
