@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -31,6 +32,8 @@ def fork_helper(channel: socket.socket, name: str, serve: Callable[[], None]) ->
     """
     # A signal that comes before the helper handles it would end it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    # The garbage collector writes to all that it looks at, and so unshares the memory of the two.
+    gc.freeze()
     try:
         process = os.fork()
         if not process:
@@ -58,6 +61,7 @@ def _be_the_helper(channel: socket.socket, name: str, serve: Callable[[], None],
         signals: Those to block from then on.
     """
     try:
+        gc.disable()
         # A session of its own, and handlers that do nothing, so that a signal meant for the daemon, or for the whole
         # service, doesn't end it before the last request. Signals that are ignored would be ignored by hooks too.
         os.setsid()

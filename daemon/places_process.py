@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,8 @@ class PlacesProcess:
         made = self._made.pop(path)
         with suppress(FileNotFoundError):
             status = path.lstat()
-            if (status.st_dev, status.st_ino) == made:
+            # A number of a file that is gone may be another one's by now.
+            if stat.S_ISSOCK(status.st_mode) and (status.st_dev, status.st_ino) == made:
                 path.unlink()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rustguard_py.sandbox.report import Report
 
 _NO_EXTENSION = "this installation has no native engine, which brings the rules"
-_NO_LANDLOCK = "this kernel has no Landlock, which came with Linux 5.13, or it isn't switched on"
+_NO_LANDLOCK = "there is no Landlock here; it came with Linux 5.13, may be switched off, and containers may refuse it"
 # What older kernels don't refuse: the version of Landlock that brought it, and that of Linux.
 _LATER = (
     (3, "6.2", "cutting off files elsewhere"),
