@@ -220,6 +220,17 @@ class AuditLog:
 _CURRENT: ContextVar[AuditLog | None] = ContextVar("_CURRENT", default=None)
 
 
+def narrow(directory: Path) -> None:
+    """Let nobody else read the audit log of a state directory. A daemon may not change modes later."""
+    for name in (NAME, f"{NAME}.1"):
+        with suppress(OSError):
+            descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
+
+
 @contextmanager
 def recording(directory: Path) -> Iterator[None]:
     """Let `record` write to the file of a state directory, in this task and in all that it starts."""

@@ -110,6 +110,7 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
+        audit.narrow(options.directory)
         sandbox = confine(stack, options.directory, chosen, options.group, wanted=options.sandbox, log=options.log)
         # It has a thread, which is to have no more privileges than this one.
         stack.enter_context(audit.recording(options.directory))
