@@ -61,10 +61,10 @@ class QuickControl:
         if params.get("file") != str(life.file):
             raise RefusedError(
                 f"{life.interface} was brought up with {life.file}.",
-                f"Change that file, or end it first: rustguard down {life.interface}",
+                f"Change that file, or end it first: {life.down}",
             )
         # Trust is the command's that began the tunnel: it ran as root, and a request may come from the group.
-        config = conf_files.load_to_run(life.file, trust=life.trust)
+        config = conf_files.load_to_run(life.file, trust=life.trust, runs=True)
         running = await life.get_started()
         async with life.changing:
             life.voice.manager.reloading()
@@ -84,7 +84,7 @@ class QuickControl:
         helper, interface = self._life.helper, self._life.interface
         if helper is None or helper.is_there():
             return []
-        again = as_root(f"rustguard down {interface}")
+        again = as_root(self._life.down)
         return [
             f"The process that runs the hooks of {interface} is gone. End the tunnel, and start it again: {again}"
         ]

@@ -45,12 +45,14 @@ class Helper:
         channel: Connected to the helper.
         process: Its process id.
         interface: The tunnel's interface.
+        down: The command that ends the tunnel.
     """
 
-    def __init__(self, channel: socket.socket, process: int, interface: str) -> None:
+    def __init__(self, channel: socket.socket, process: int, interface: str, down: str) -> None:
         self._channel = channel
         self._process = process
         self._interface = interface
+        self._down = down
         # One request at a time: steps come from the keeper's thread too.
         self._lock = threading.Lock()
 
@@ -76,7 +78,7 @@ class Helper:
                 process = fork_helper(theirs, NAME, helper.serve)
             except BlockingIOError as error:
                 raise RustGuardError(THREADS.message, THREADS.fix) from error
-        return cls(ours, process, interface)
+        return cls(ours, process, interface, paths.down_command(interface, directory))
 
     def close(self) -> None:
         """End the helper."""
@@ -164,7 +166,7 @@ class Helper:
     def _is_gone(self) -> RustGuardError:
         return RustGuardError(
             f"The process that runs the hooks of {self._interface} is gone.",
-            f"End the tunnel and start it again: rustguard down {self._interface}",
+            f"End the tunnel and start it again: {self._down}",
         )
 
 

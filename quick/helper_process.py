@@ -122,7 +122,7 @@ class HelperProcess:
 
     def _read(self) -> dict[str, Any]:
         try:
-            config = conf_files.load_to_run(self._file, trust=self._trust)
+            config = conf_files.load_to_run(self._file, trust=self._trust, runs=True)
         except RustGuardError as error:
             return {"error": [error.message, error.fix]}
         # Those of the file before may be needed if the change is refused.

@@ -76,7 +76,8 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
     config = conf_files.load_to_run(options.file, trust=options.trust)
     async with AsyncExitStack() as stack:
         helper = _start_helper(stack, options, config) if options.sandbox else None
-        life = Life(options.interface, options.file, voice, trust=options.trust, helper=helper)
+        down = paths.down_command(options.interface, options.directory)
+        life = Life(options.interface, options.file, voice, down=down, trust=options.trust, helper=helper)
         runtime.stop_on_signals(life.stop)
         chosen = engine.choose(options.data_path)
         document = Document.open(options.directory)

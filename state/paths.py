@@ -83,6 +83,17 @@ def tunnel_directory(name: str) -> Path:
     return state_root() / "tunnels" / in_namespace(name)
 
 
+def down_command(interface: str, directory: Path) -> str:
+    """Return the command that ends the tunnel of a wg-quick file.
+
+    Args:
+        interface: The tunnel's.
+        directory: Its state directory.
+    """
+    usual = directory.resolve() == tunnel_directory(interface).resolve()
+    return f"rustguard down {interface}{'' if usual else f' --state {quote(str(directory))}'}"
+
+
 def runtime_directory() -> Path:
     """Return the directory of control sockets. If it doesn't exist, make it (0755 for root, 0700 for others).
 
