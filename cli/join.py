@@ -113,6 +113,7 @@ def command(
     in_background = daemon and not save_only
     # The daemon in the background is in another session than the terminal, and can't read from it.
     asks = not in_background and sys.stdin.isatty() and sys.stderr.isatty()
+    log = directory.with_suffix(".log") if in_background else None
     options = JoinOptions(
         directory=directory,
         target=target,
@@ -123,8 +124,9 @@ def command(
         group=group,
         answers=RouteAnswers(None if routes is None else RouteChoice.parse(routes), _confirm if asks else None),
         sandbox=not no_sandbox,
+        log=log,
     )
-    background = Background(directory.with_suffix(".log")) if in_background else None
+    background = None if log is None else Background(log)
     try:
         run(lambda voice: join(options, voice, background.ready if background else lambda: None))
     except InUseError:

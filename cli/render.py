@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -442,6 +442,16 @@ def _worker(worker: Document) -> str:
     batch = worker["packets"] / max(1, worker["batches"])
     moved = f"{worker['packets']} datagrams, {size(worker['bytes'])}, {batch:.1f} a batch"
     return f"{moved}, {worker['system_calls']} system calls"
+
+
+def moments(rows: Iterable[tuple[str, str]]) -> None:
+    """Print what happened and when, each sentence wrapped beside its time where the terminal is narrow."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for at, sentence in rows:
+        table.add_row(Text(at), Text(printable(sentence)))
+    _console().print(table)
 
 
 def _console() -> Console:

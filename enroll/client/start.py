@@ -51,6 +51,7 @@ class JoinOptions:
         group: Group allowed to use the control socket, besides root.
         answers: Which of the routes that the server offers are accepted.
         sandbox: Whether the process gives up for good what a client doesn't need.
+        log: The log file of a process in the background, or None.
     """
 
     directory: Path
@@ -62,6 +63,7 @@ class JoinOptions:
     group: str | None = None
     answers: RouteAnswers = field(default_factory=RouteAnswers)
     sandbox: bool = False
+    log: Path | None = None
 
 
 async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) -> None:
@@ -89,7 +91,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         chosen = engine.choose(options.data_path.with_kept(state.offloads))
         if runtime.remove_leftovers([state.private_key], options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
-        sandbox = confine(options.directory, chosen, options.group, wanted=options.sandbox)
+        sandbox = confine(stack, options.directory, chosen, options.group, wanted=options.sandbox, log=options.log)
         if not options.save_only:
             await runtime.with_free_name(stack, options.interface, lambda _, name: check_interface(name, chosen))
         sockets = runtime.bind(stack, 0)
