@@ -27,6 +27,9 @@ _KEEP_ERRORS: Final[dict[int, tuple[int, int]]] = {
 _EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")
 _ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
 _TIME_EXCEEDED: Final = {_ORIGIN_ICMP: 11, _ORIGIN_ICMP6: 3}
+_EVERY: Final = ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104 - where it is asked for
+_LOOPBACK: Final = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+_FIXED: Final = {"": _EVERY, "*": _EVERY, "localhost": _LOOPBACK}
 
 
 class TtlExpiredError(OSError):
@@ -120,17 +123,16 @@ async def listen(place: Inside, host: str, port: int) -> list[socket.socket]:
 
     Args:
         place: Where to listen.
-        host: A name or an address. The empty text or `*` means every address.
+        host: A name or an address. The empty text or `*` means every address, and `localhost` the loopback ones,
+            whatever a resolver says.
         port: 0 for any free port.
 
     Raises:
         OSError: An address can't be bound. A family that isn't there is left out if the other one is.
     """
-    if host in ("", "*"):
-        addresses: list[tuple[int, tuple[Any, ...]]] = [
-            (socket.AF_INET, ("0.0.0.0", port)),  # noqa: S104 - asked for
-            (socket.AF_INET6, ("::", port)),
-        ]
+    addresses: list[tuple[int, tuple[Any, ...]]]
+    if hosts := _FIXED.get(host):
+        addresses = [(family, (at, port)) for family, at in hosts]
     else:
         addresses = list(dict.fromkeys(await place.resolve(host, port)))
     listeners: list[socket.socket] = []

@@ -1,15 +1,22 @@
 //! The class `Relay`: what moves the bytes of the proxy's connections (the crate `relay`).
 
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use ::relay::{End, Ended, Relay, Settings, Statistics};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 /// The relay, as `proxy.relay.Relay` describes it.
 #[pyclass(name = "Relay", module = "rustguard_py._native", frozen)]
 pub struct PyRelay(Relay);
+
+/// Return an error with its number, which PyO3 leaves out.
+fn os_error(error: io::Error) -> PyErr {
+    let number = error.raw_os_error().unwrap_or(libc::EIO);
+    PyOSError::new_err((number, error.to_string().replace(&format!(" (os error {number})"), "")))
+}
 
 /// Take ownership of a descriptor that Python gave up.
 fn own(fd: RawFd) -> PyResult<OwnedFd> {
@@ -27,13 +34,13 @@ impl PyRelay {
     fn new(threads: usize, connections: usize, pipes: usize, idle: Option<f64>) -> PyResult<Self> {
         let idle = idle.map(Duration::try_from_secs_f64).transpose();
         let idle = idle.map_err(|error| PyValueError::new_err(error.to_string()))?;
-        Ok(Self(Relay::new(&Settings { threads, connections, pipes, idle })?))
+        Relay::new(&Settings { threads, connections, pipes, idle }).map(Self).map_err(os_error)
     }
 
     fn add(&self, py: Python<'_>, outside: RawFd, inside: RawFd, early: &[u8]) -> PyResult<u64> {
         let (outside, inside) = (own(outside), own(inside));
         let (outside, inside) = (outside?, inside?);
-        Ok(py.detach(|| self.0.add(outside, inside, early))?)
+        py.detach(|| self.0.add(outside, inside, early)).map_err(os_error)
     }
 
     /// Return the statistics by the names of `proxy.relay.RelayStatistics`.
