@@ -23,10 +23,12 @@ from rustguard_py.cli.verb import (
     token_options,
 )
 from rustguard_py.data_path import DataPath
-from rustguard_py.model.errors import InUseError, UsageError
+from rustguard_py.model.errors import InUseError, RefusedError, UsageError
 from rustguard_py.model.peer_names import check_label, label_of
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import need_no_root
 from rustguard_py.rootless.options import Rootless
+from rustguard_py.system.container import AS_ROOT
 
 
 @click.command(
@@ -87,6 +89,8 @@ def command(
     The network (address, keys) is saved, so that `rustguard join` later connects without token or window.
     """
     wished = _name(name)
+    if rootless is not None:
+        need_no_root()
     if service:
         from rustguard_py.cli.service import install_as
 
@@ -138,6 +142,10 @@ def command(
         # Another start was faster, and this one is the second.
         if save_only or not runs_already(directory, "client", target.host, patience=STARTING, again=rename):
             raise
+    except RefusedError as error:
+        if rootless is None and error.fix == AS_ROOT:
+            error.fix = f"{AS_ROOT} Or join without root, in a network of its own: add --rootless"
+        raise
 
 
 def _name(given: str | None) -> str:

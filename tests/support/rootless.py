@@ -16,8 +16,8 @@ import rustguard_py
 from rustguard_py.lab.hosts import Host
 from support.product import Machine, Site
 
-# No user of this machine: what runs under it is ours.
-USER = 64321
+# No user of this machine, and another one in each worker: what runs under it is ours.
+USER = 64321 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 @dataclass(slots=True)
@@ -33,9 +33,7 @@ class User(Machine):
     def command(self, words: str, *, state: bool = True) -> list[str]:
         """The command line of `rustguard WORDS`, or with `exec` what has its own command line behind `--`."""
         ours = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *self.prefix]
-        plain = Machine.command(
-            self, words, state=state and not words.startswith(("exec", "stop", "logs", "service"))
-        )
+        plain = Machine.command(self, words, state=state and not words.startswith(("exec", "stop")))
         return [*ours, *plain]
 
     def environment(self, token: str | None) -> dict[str, str]:
@@ -75,6 +73,21 @@ def processes() -> dict[int, str]:
             if entry.stat().st_uid == USER or _owner(entry) == USER:
                 found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     return found
+
+
+def left_of(machine: User) -> dict[str, int]:
+    """How much of a user is on this machine: processes, their network namespaces, sockets, and files in its home."""
+    found = processes()
+    namespaces = set()
+    for process in found:
+        with suppress(OSError):
+            namespaces.add(Path(f"/proc/{process}/ns/net").readlink())
+    return {
+        "processes": len(found),
+        "namespaces": len(namespaces),
+        "sockets": len(machine.sockets()),
+        "files": sum(1 for _ in machine.state.parent.rglob("*")),
+    }
 
 
 def _owner(entry: Path) -> int:
