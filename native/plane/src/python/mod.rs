@@ -1,15 +1,17 @@
-//! The module `rustguard_py._native`: the plane, and the rules and the queue of events alone for
-//! tests that compare them with Python's.
+//! The module `rustguard_py._native`: the plane, the relay of the proxy, and the rules and the queue
+//! of events alone for tests that compare them with Python's.
 
 mod convert;
 mod event_queue;
 mod plane;
+mod relay;
 mod transport;
 
 use pyo3::prelude::*;
 
 use self::event_queue::PyEventQueue;
 use self::plane::PyPlane;
+use self::relay::PyRelay;
 use self::transport::PyTransport;
 use crate::{ristretto, seccomp, uring};
 
@@ -37,6 +39,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
     module.add_class::<PyEventQueue>()?;
     module.add_class::<PyPlane>()?;
+    module.add_class::<PyRelay>()?;
     module.add_class::<PyTransport>()?;
     module.add_function(wrap_pyfunction!(refuse_system_calls, module)?)?;
     module.add_function(wrap_pyfunction!(ristretto::ristretto_from_hash, module)?)?;
