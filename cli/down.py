@@ -58,7 +58,7 @@ def command(name: str, state: Path | None) -> None:
 
     if not ask_or_do(directory, end, lambda: _repair(directory)):
         status = daemon_of(interface)
-        if status is None or not status.get("rootless"):
+        if status is None or status.get("rootless") is None:
             raise _not_ours(interface, status)
         _end_client(Path(status["state_directory"]))
 

@@ -83,7 +83,7 @@ def _choose(name: str | None) -> Candidate:
 
 def _is_rootless(candidate: Candidate) -> bool:
     try:
-        return bool(call(candidate.socket, "status").get("rootless"))
+        return call(candidate.socket, "status").get("rootless") is not None
     except RustGuardError:
         return False
 

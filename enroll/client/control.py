@@ -29,6 +29,7 @@ class ClientControl:
         keeper: Puts back what other programs remove; None where no other program can.
         private_key: The client's, 32 bytes.
         inside: The helper of `--rootless`, or None.
+        ways: With it, the proxy and the forwarded ports, for the status.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class ClientControl:
         keeper: Keeper | None,
         private_key: bytes,
         inside: Helper | None = None,
+        ways: dict[str, Any] | None = None,
     ) -> None:
         self._inside = inside
+        self._ways = ways
         self._private_key = private_key
         self._client = client
         self._program = program
@@ -100,7 +103,7 @@ class ClientControl:
             "pool": None,
             "window": None,
             "warnings": self._warnings(),
-            "rootless": self._inside is not None,
+            "rootless": self._ways,
         }
 
     def _warnings(self) -> list[str]:

@@ -35,6 +35,7 @@ from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.peer_names import dns_name_of
 from rustguard_py.model.sudo import as_root
 from rustguard_py.planes import offload
+from rustguard_py.rootless import proxies
 from rustguard_py.rootless.helper import Helper
 from rustguard_py.rootless.names import Names, is_name
 from rustguard_py.rootless.options import Rootless
@@ -215,7 +216,8 @@ async def _connect_inside(
         client.tunnel.stopped.set()
 
     inside.watch(end)
-    control = ClientControl(client, program, None, state.private_key, inside)
+    ways = await proxies.start(stack, inside, options.rootless, voice.say)
+    control = ClientControl(client, program, None, state.private_key, inside, ways)
     await runtime.answer(stack, options.directory, control.handlers(), options.group)
     return client, program
 
