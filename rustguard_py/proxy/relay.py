@@ -11,6 +11,8 @@ from typing import Final, Protocol
 _THREADS: Final = 2
 # Descriptors left for everything else in the process.
 _RESERVE: Final = 64
+# More descriptors than this are of no use: the kernel's own default limit (fs.nr_open).
+_MOST_FILES: Final = 1 << 20
 # Connections per pipe: only those have one in which bytes wait for a slow reader.
 _PER_PIPE: Final = 4
 
@@ -110,7 +112,11 @@ def raise_limit_of_files() -> Room:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return room_for(hard if hard != resource.RLIM_INFINITY else 1 << 20, len(list(Path("/proc/self/fd").iterdir())))
+    try:
+        used = len(list(Path("/proc/self/fd").iterdir()))
+    except OSError:  # a sandbox, or no /proc
+        used = _RESERVE
+    return room_for(_MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES), used)
 
 
 def room_for(limit: int, used: int) -> Room:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rustguard_py.model.errors import UsageError
 from rustguard_py.proxy.dial import TtlExpiredError
 from rustguard_py.proxy.http import HEAD_LIMIT, answer_to, parse_connect
 from rustguard_py.proxy.request import Credentials, Refusal
@@ -108,6 +109,14 @@ def test_credentials_are_checked(fields: str, is_let_in: bool) -> None:
 
 def test_the_password_is_not_shown() -> None:
     assert "se:cret" not in repr(ALICE)
+
+
+@pytest.mark.parametrize(
+    ("user", "password"), [("", "x"), ("x", ""), ("a:b", "x"), ("a" * 256, "x"), ("x", "é" * 128)]
+)
+def test_credentials_that_cannot_be_sent_are_refused(user: str, password: str) -> None:
+    with pytest.raises(UsageError, match="can't be sent"):
+        Credentials(user, password)
 
 
 @given(

@@ -125,19 +125,25 @@ def test_an_association_ends_with_its_connection_and_with_the_proxy() -> None:
         asyncio.run(main())
 
 
+def stranger(host: str, port: int, client: Client) -> None:
+    """Send a datagram to a client's association from another socket."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.bind((host, 0))
+        made.sendto(b"\0\0\0" + encode_address(("127.0.0.1", port)) + b"theirs", client.where)
+
+
 def test_fragments_strangers_and_rubbish_are_dropped_and_counted() -> None:
     async def main() -> None:
         async with echoing() as port, proxy() as (made, at):
             client = await associate(at)
+            # The first datagram settles the port, but not one from another host.
+            stranger("127.0.0.2", port, client)
             client.send("127.0.0.1", port, b"piece", fragment=1)
             client.udp.sendto(b"rubbish", client.where)
             client.send("no.such.name", port, b"lost")
             client.send("127.0.0.1", port, b"mine")
             assert await client.receive() == ("127.0.0.1", port, b"mine")
-            for host in ("127.0.0.1", "127.0.0.2"):
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-                    stranger.bind((host, 0))
-                    stranger.sendto(b"\0\0\0" + encode_address(("127.0.0.1", port)) + b"theirs", client.where)
+            stranger("127.0.0.1", port, client)
             await until("both are counted", lambda: statistics(made).strangers == 2)
             assert statistics(made) == UdpStatistics(
                 associations=1, datagrams_in=1, datagrams_out=1, fragments=1, malformed=1, strangers=2, dropped=1
@@ -164,7 +170,7 @@ def test_the_port_that_a_client_names_is_the_only_one() -> None:
 
 
 def test_a_resolver_that_does_not_answer_holds_few_datagrams_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rustguard_py.proxy.association._RESOLVE_SECONDS", 0.2)
+    monkeypatch.setattr("rustguard_py.proxy.association._RESOLVE_SECONDS", 2.0)
 
     class Silent(Loopback):
         async def resolve(self, host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
@@ -184,6 +190,8 @@ def test_a_resolver_that_does_not_answer_holds_few_datagrams_up(monkeypatch: pyt
             assert (await client.receive())[2] == b"second"
             # One is being sent, 64 wait.
             await until("too many are dropped", lambda: statistics(made).dropped >= 15)
+            assert statistics(made).dropped == 15
+            await until("the first is given up", lambda: statistics(made).dropped == 16)
             client.close()
 
     with nothing_left():
