@@ -15,7 +15,7 @@ from rustguard_py.cli import complete
 from rustguard_py.cli.stop import called
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import NotRunningError, RustGuardError, UsageError
+from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError, UsageError
 from rustguard_py.state import paths
 from rustguard_py.state.paths import Candidate
 
@@ -57,8 +57,14 @@ def command(name: str | None, line: tuple[str, ...]) -> None:
     """
     if not line:
         raise UsageError("There is no program to run.", _USAGE)
+    chosen = _choose(name)
+    if not _is_rootless(chosen):
+        raise RefusedError(
+            f"What runs on {chosen.state_directory} isn't a client with --rootless: its tunnel is on this machine.",
+            "Run the program as it is.",
+        )
     found: list[int] = []
-    answer = call(_choose(name).socket, "enter", descriptors=found)
+    answer = call(chosen.socket, "enter", descriptors=found)
     if len(found) != 2:
         raise RustGuardError("The daemon sent no namespaces.", "Restart it: it may be older than this command.")
     _enter(found[0], found[1], {Path(path): str(text) for path, text in answer["files"].items()})
@@ -82,10 +88,7 @@ def _choose(name: str | None) -> Candidate:
 
 
 def _is_rootless(candidate: Candidate) -> bool:
-    try:
-        return call(candidate.socket, "status").get("rootless") is not None
-    except RustGuardError:
-        return False
+    return call(candidate.socket, "status").get("rootless") is not None
 
 
 def _enter(user: int, network: int, files: dict[Path, str]) -> None:
