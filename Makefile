@@ -9,7 +9,7 @@ MUTANTS_ARGS ?=
 KERNEL_SECONDS ?= 900
 # The newest wireguard-go, for tests against it and measurements next to it.
 WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
-SOURCES := pyproject.toml setup.py MANIFEST.in README.md requirements/dev.lock $(shell find rustguard_py cli quick enroll service daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md requirements/dev.lock $(shell find rustguard_py cli quick enroll service rootless daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 # Several workers, because most tests wait. PYTEST_ARGS='-n0 -s' runs one and shows what the tests print.
@@ -36,6 +36,7 @@ help:
 	@echo 'make bench-full     all engines; also without UDP segmentation, over IPv6 and with loss (half an hour)'
 	@echo 'make bench-scale    measure what many peers cost (minutes)'
 	@echo 'make bench-tunnels  compare one tunnel with two and four (minutes)'
+	@echo 'make bench-rootless compare a join without root with one with root (a minute)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make packages  build Debian packages and wheels for amd64 and arm64, and the source distribution, in dist/'
 	@echo 'make test-packages  install the Debian package in fresh roots of Debian 12 and 13 and use it there (minutes)'
@@ -103,6 +104,9 @@ bench-scale: .venv/.bench
 
 bench-tunnels: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-tunnels" scripts/in-namespace $(BIN)/python bench/tunnels.py $(BENCH_ARGS)
+
+bench-rootless: .venv/.bench
+	@RUSTGUARD_SUDO="make bench-rootless" scripts/in-namespace $(BIN)/python bench/rootless.py $(BENCH_ARGS)
 
 wheel: .venv/.demo
 	@CARGO_TARGET_DIR=.venv/cargo DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
@@ -177,5 +181,5 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
+.PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels bench-rootless wheel sdist packages test-packages
 .PHONY: reference lock wireguard-go clean

@@ -117,6 +117,8 @@ async def obtain(
     sockets: Sequence[socket.socket],
     voice: Voice,
     answers: routes.RouteAnswers,
+    *,
+    apart: bool = False,
 ) -> Obtained:
     """Pair with the server, or take what an earlier join kept.
 
@@ -128,6 +130,7 @@ async def obtain(
         sockets: Bound, one per family; pairing uses the port that the tunnel then uses.
         voice: Prints what happens.
         answers: Which routes the user accepts.
+        apart: Whether the tunnel is in a network namespace of its own, so that nothing there can collide with it.
 
     Raises:
         RustGuardError: Pairing failed and nothing was kept, or the network can't be used here.
@@ -136,7 +139,7 @@ async def obtain(
     kept = usable(state.network(target.host, target.port), joins=joins)
     if applicant is None or target.host is None:
         network = routes.choose(_find_kept(kept, target), kept, answers)
-        return Obtained(_use_kept(network, document, state, voice, answers))
+        return Obtained(_use_kept(network, document, state, voice, answers, apart=apart))
     host, port = target.host, target.port or DEFAULT_PORT
     require_memory()
     make_client = partial(_make_client, applicant, target, kept, state.private_key)
@@ -148,7 +151,8 @@ async def obtain(
             raise
         why = error.message if isinstance(error, UnansweredError) else f"{host} lets nobody new in now."
         voice.say(f"{why} It was joined before, so we connect with what was kept.")
-        return Obtained(_use_kept(routes.choose(kept, kept, answers), document, state, voice, answers))
+        network = routes.choose(kept, kept, answers)
+        return Obtained(_use_kept(network, document, state, voice, answers, apart=apart))
     other = state.network_of(joined.admission.server_key)
     if kept is None and other is not None and (other.host, other.port) != (host, port):
         # Saving this join drops the record of that server, and with it the key that later joins are checked against.
@@ -158,7 +162,8 @@ async def obtain(
     try:
         routes.check_pools(network, kept, answers)
         network = routes.choose(network, kept, answers)
-        check_networks(network)
+        if not apart:
+            check_networks(network)
         document.save(state.with_network(network).to_json())
     except RustGuardError:
         _take_back(joined, sockets)
@@ -176,17 +181,25 @@ async def obtain(
     new = routes.unanswered(network, kept)
     if new and answers.choice is None and answers.confirm is not None:
         network = await routes.ask(network, new, answers.confirm)
-        check_networks(network)
+        if not apart:
+            check_networks(network)
         document.save(state.with_network(network).to_json())
     routes.show(network, answers, voice)
     return Obtained(network, with_port(joined.server, port), joined if kept is None else None)
 
 
 def _use_kept(
-    network: NetworkRecord, document: Document, state: ClientState, voice: Voice, answers: routes.RouteAnswers
+    network: NetworkRecord,
+    document: Document,
+    state: ClientState,
+    voice: Voice,
+    answers: routes.RouteAnswers,
+    *,
+    apart: bool,
 ) -> NetworkRecord:
     """Check a kept network, and save it if the user chose other routes."""
-    check_networks(network)
+    if not apart:
+        check_networks(network)
     if network not in state.networks:
         networks = (network if each.server_key == network.server_key else each for each in state.networks)
         document.save(replace(state, networks=tuple(networks)).to_json())

@@ -79,7 +79,8 @@ class Machine:
     async def _with_free_name(self, stack: AsyncExitStack, name: str | None, make: Callable[..., Any]) -> Any:
         return make(stack, name or "rg0")
 
-    async def _obtain(self, *_: object) -> Obtained:
+    async def _obtain(self, *_: object, apart: bool) -> Obtained:
+        assert not apart
         return Obtained(NETWORK, SERVER, JOINED)
 
     def _make_client(self, stack: object, _voice: Voice, program: Any, *rest: Any) -> Any:
