@@ -196,6 +196,8 @@ class ChannelDevice:
     def close(self) -> None:
         """See `Device.close`. Closes the whole channel."""
         self._channel.close()
+        # The plane may live until the next garbage collection, and the lanes' descriptors live as long as they do.
+        del self._channel, self._to_user, self._to_plane
 
 
 def _broken() -> BrokenPipeError:
