@@ -19,7 +19,7 @@ COMMANDS = ROOT / "docs/reference/commands.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 README_WORDS = 700
 COLUMNS = 100
-ROOMS = "rustguard_py|enroll|quick|service|daemon|state|cli|tests|bench|docs|scripts|native|examples|package"
+ROOMS = "rustguard_py|embed|enroll|quick|service|daemon|state|cli|tests|bench|docs|scripts|native|examples|package"
 # Old or odd words, each with what to write in its place.
 UNUSUAL = {
     r"\bmend": "fix",
