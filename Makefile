@@ -86,7 +86,7 @@ check: .venv/.check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy -p rustguard_py
-	@$(BIN)/mypy tests bench package
+	@$(BIN)/mypy tests bench package examples
 	@$(CARGO) fmt --check
 	@$(CARGO) clippy --locked --all-targets -q -- -D warnings
 

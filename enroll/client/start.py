@@ -23,7 +23,7 @@ from rustguard_py.daemon.keeper import keep
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.reports import Inside
 from rustguard_py.data_path import DataPath
-from rustguard_py.enroll.client.checks import check_interface
+from rustguard_py.enroll.client.checks import accept_any_network, check_interface, check_networks
 from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.enroll.client.connect import fit_tunnels, lay_out, locate, make_client, make_reports, without_ipv6
 from rustguard_py.enroll.client.control import ClientControl
@@ -122,7 +122,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             sockets,
             voice,
             options.answers,
-            apart=options.rootless is not None,
+            check_networks if options.rootless is None else accept_any_network,
         )
         if options.save_only:
             connect = as_root(f"rustguard join{option_for('client', options.directory)}")

@@ -1,6 +1,7 @@
 //! The module `rustguard_py._native`: the plane, the relay of the proxy, and the rules and the queue
 //! of events alone for tests that compare them with Python's.
 
+mod channel;
 mod convert;
 mod event_queue;
 mod plane;
@@ -12,6 +13,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use self::channel::PyChannel;
 use self::event_queue::PyEventQueue;
 use self::plane::PyPlane;
 use self::relay::PyRelay;
@@ -61,6 +63,7 @@ fn restrict_writing(directories: Vec<RawFd>, files: Vec<RawFd>, devices: Vec<Raw
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
+    module.add_class::<PyChannel>()?;
     module.add_class::<PyEventQueue>()?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyRelay>()?;
