@@ -48,7 +48,7 @@ demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
 test: .venv/.test
-	@$(CARGO) test --locked -q -p transport
+	@$(CARGO) test --locked -q -p transport -p generator
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
 
 # How much of the installed package the unit tests reach. There is no threshold. The name alone, without a path, would
@@ -156,7 +156,7 @@ lock:
 .venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian
 	@scripts/setup-debian $*
 	@scripts/venv $*
-	@$(MAKE) wireguard-go
+	@$(MAKE) wireguard-go wireguard-go-generate
 	@touch $@
 
 .venv/.test-kernel: $(SOURCES) scripts/venv scripts/setup-debian
@@ -174,8 +174,17 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 	  mv .venv/go/wireguard $(BIN)/wireguard-go && touch $@; \
 	fi || command -v wireguard-go > /dev/null
 
+# wireguard-go as the reference of `rustguard bench generate`. Without Go there is none.
+wireguard-go-generate: .venv/bin/wireguard-go-generate
+	@:
+.venv/bin/wireguard-go-generate: $(wildcard bench/wireguard-go/*)
+	@if go version > /dev/null 2>&1; then \
+	  echo 'Building the reference of rustguard bench generate' && \
+	  go build -C bench/wireguard-go -o "$$PWD/$@" .; \
+	fi || echo 'It was not built: rustguard bench generate has no wireguard-go to compare with.'
+
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
-.PHONY: reference lock wireguard-go clean
+.PHONY: reference lock wireguard-go wireguard-go-generate clean
