@@ -14,8 +14,12 @@ const MAGIC: &[u8; 4] = b"RGEN";
 const FIRST_PORT: u16 = 10_000;
 /// The port that packets go to.
 pub const TARGET_PORT: u16 = 7007;
+/// The least bytes of a packet.
+pub const LEAST_SIZE: usize = 64;
 /// The most bytes of a packet.
 pub const MOST_SIZE: usize = 1500;
+/// The most flows: each has a source port of its own.
+pub const MOST_FLOWS: usize = 10_000;
 
 /// What a packet says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 //! daemon.
 
 mod clock;
+mod histogram;
 mod layout;
 mod pace;
 mod port;
@@ -14,28 +15,10 @@ mod socket;
 mod source;
 
 pub use self::clock::CpuTime;
-pub use self::layout::HEADERS;
+pub use self::histogram::pairs;
+pub use self::layout::{HEADERS, LEAST_SIZE, MOST_FLOWS, MOST_SIZE};
 pub use self::pace::MOST_AT_ONCE;
 pub use self::port::{Inlet, Outlet};
 pub use self::sink::{Received, Sink};
 pub use self::socket::{PacketSocket, UdpSocket};
 pub use self::source::{Order, Sent, Source};
-
-use hdrhistogram::Histogram;
-
-/// The longest latency that is told apart: a minute, in nanoseconds.
-const LONGEST: u64 = 60_000_000_000;
-
-/// Return a histogram of nanoseconds with three significant digits.
-fn histogram() -> Histogram<u64> {
-    // The bounds are constants that the crate accepts.
-    Histogram::new_with_bounds(1, LONGEST, 3).expect("the bounds of the histogram are valid")
-}
-
-/// Return what a histogram has counted: the highest value that counts as the same, and its count.
-pub fn pairs(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
-    histogram
-        .iter_recorded()
-        .map(|step| (histogram.highest_equivalent(step.value_iterated_to()), step.count_at_value()))
-        .collect()
-}

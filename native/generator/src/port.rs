@@ -21,3 +21,23 @@ pub trait Outlet: Send {
     /// Wait for packets, for at most this long.
     fn wait(&mut self, most: Duration) -> io::Result<()>;
 }
+
+impl Inlet for Box<dyn Inlet> {
+    fn put(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+        (**self).put(packets)
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        (**self).wait()
+    }
+}
+
+impl Outlet for Box<dyn Outlet> {
+    fn take(&mut self, each: &mut dyn FnMut(Option<&[u8]>)) -> io::Result<usize> {
+        (**self).take(each)
+    }
+
+    fn wait(&mut self, most: Duration) -> io::Result<()> {
+        (**self).wait(most)
+    }
+}

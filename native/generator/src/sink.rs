@@ -34,6 +34,8 @@ pub struct Received {
     flows: Vec<Flow>,
     /// Packets, each counted once.
     pub received: u64,
+    /// Packets that had been sent when the last one of each flow was.
+    pub expected: u64,
     /// Packets that arrived again.
     pub duplicates: u64,
     /// Packets that arrived after a later one of their flow.
@@ -63,6 +65,7 @@ impl Received {
             trial,
             flows: vec![Flow::default(); flows],
             received: 0,
+            expected: 0,
             duplicates: 0,
             reordered: 0,
             extent: 0,
@@ -71,7 +74,7 @@ impl Received {
             bytes: 0,
             first: 0,
             last: 0,
-            latency: histogram(),
+            latency: histogram::new(),
             cpu: CpuTime::default(),
         }
     }
@@ -104,6 +107,7 @@ impl Received {
             self.reordered += 1;
             self.extent = self.extent.max(flow.expected - sequence);
         } else {
+            self.expected += sequence + 1 - flow.expected;
             flow.expected = sequence + 1;
         }
         if self.received == 0 {
@@ -173,8 +177,8 @@ fn run<O: Outlet>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::histogram::pairs;
     use super::super::layout::Packets;
-    use super::super::pairs;
     use super::*;
 
     /// Return the payloads of the first packets of a trial, which were due at time 1,000.
@@ -201,6 +205,7 @@ mod tests {
     fn a_gap_is_no_reordering() {
         let received = counted(&[0, 3, 4, 9]);
         assert_eq!((received.received, received.reordered, received.extent, received.duplicates), (4, 0, 0, 0));
+        assert_eq!(received.expected, 10);
     }
 
     #[test]
@@ -223,7 +228,7 @@ mod tests {
         for number in [1, 3, 5, 7, 0, 2, 4, 6] {
             received.take(Some(&all[number]), 2000);
         }
-        assert_eq!((received.received, received.reordered, received.duplicates), (8, 0, 0));
+        assert_eq!((received.received, received.reordered, received.duplicates, received.expected), (8, 0, 0, 8));
     }
 
     #[test]

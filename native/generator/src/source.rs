@@ -63,8 +63,14 @@ impl<I: Inlet> Source<I> {
         let mut packets = Packets::new(order.trial, order.flows, &order.sizes, self.source, self.target);
         let before = CpuTime::of_thread();
         let start = now();
-        let mut sent =
-            Sent { offered: 0, sent: 0, bytes: 0, nanoseconds: 0, lateness: histogram(), cpu: CpuTime::default() };
+        let mut sent = Sent {
+            offered: 0,
+            sent: 0,
+            bytes: 0,
+            nanoseconds: 0,
+            lateness: histogram::new(),
+            cpu: CpuTime::default(),
+        };
         match order.rate {
             Some(rate) => {
                 self.at_pace(&mut packets, Pace::new(rate, order.seconds), start, order.seconds, &mut sent)?

@@ -4,6 +4,7 @@
 mod channel;
 mod convert;
 mod event_queue;
+mod generator;
 mod plane;
 mod transport;
 
@@ -11,6 +12,7 @@ use pyo3::prelude::*;
 
 use self::channel::PyChannel;
 use self::event_queue::PyEventQueue;
+use self::generator::PyGenerator;
 use self::plane::PyPlane;
 use self::transport::PyTransport;
 use crate::{ristretto, seccomp, uring};
@@ -39,6 +41,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
     module.add_class::<PyChannel>()?;
     module.add_class::<PyEventQueue>()?;
+    module.add_class::<PyGenerator>()?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyTransport>()?;
     module.add_function(wrap_pyfunction!(refuse_system_calls, module)?)?;
