@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.zx2c4.com/wireguard/tun"
 )
@@ -96,6 +97,7 @@ type channel struct {
 	events  chan tun.Event
 	mtu     int
 	once    sync.Once
+	lost    atomic.Uint64 // opened packets that found no room
 }
 
 func newChannel(mtu, capacity int) *channel {
@@ -119,7 +121,8 @@ func (c *channel) Read(packets [][]byte, sizes []int, offset int) (int, error) {
 
 // Write takes what fits. The rest is lost, as in a socket whose buffer is full.
 func (c *channel) Write(packets [][]byte, offset int) (int, error) {
-	c.in.put(packets, offset)
+	taken := c.in.put(packets, offset)
+	c.lost.Add(uint64(len(packets) - taken))
 	return len(packets), nil
 }
 

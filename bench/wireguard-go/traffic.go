@@ -223,21 +223,22 @@ type flow struct {
 
 // sink checks and counts the packets of a trial in a goroutine of its own.
 type sink struct {
-	from                                                *channel
-	trial                                               uint32
-	flows                                               []flow
-	received                                            atomic.Uint64
-	duplicates, reordered, extent, stale, invalid, size uint64
-	first, last                                         uint64
-	latency                                             histogram
-	stopping                                            atomic.Bool
-	ended                                               chan struct{}
-	process, own                                        cpu
+	from                                                          *channel
+	trial                                                         uint32
+	flows                                                         []flow
+	received                                                      atomic.Uint64
+	expected, duplicates, reordered, extent, stale, invalid, size uint64
+	first, last                                                   uint64
+	latency                                                       histogram
+	stopping                                                      atomic.Bool
+	ended                                                         chan struct{}
+	process, own                                                  cpu
+	lost                                                          uint64
 }
 
 func receive(from *channel, trial uint32, flows int) *sink {
 	s := &sink{from: from, trial: trial, flows: make([]flow, flows), latency: histogram{}, ended: make(chan struct{})}
-	s.process = used(unix.RUSAGE_SELF)
+	s.process, s.lost = used(unix.RUSAGE_SELF), from.lost.Load()
 	go s.run()
 	return s
 }
@@ -290,6 +291,7 @@ func (s *sink) packet(packet []byte, now uint64) {
 		s.reordered++
 		s.extent = max(s.extent, of.expected-sequence)
 	} else {
+		s.expected += sequence + 1 - of.expected
 		of.expected = sequence + 1
 	}
 	if s.first == 0 {
@@ -315,9 +317,9 @@ func (s *sink) report(sent uint64) map[string]any {
 	s.from.in.wake()
 	<-s.ended
 	return map[string]any{
-		"received": s.received.Load(), "duplicates": s.duplicates, "reordered": s.reordered, "extent": s.extent,
+		"received": s.received.Load(), "expected": s.expected, "duplicates": s.duplicates, "reordered": s.reordered, "extent": s.extent,
 		"stale": s.stale, "invalid": s.invalid, "bytes": s.size, "nanoseconds": s.last - s.first,
-		"latency": s.latency.pairs(), "sink": s.own,
+		"latency": s.latency.pairs(), "sink": s.own, "drops": map[string]uint64{"channel_full": s.from.lost.Load() - s.lost},
 		"engine": map[string]cpu{"all": used(unix.RUSAGE_SELF).minus(s.process).minus(s.own)},
 	}
 }
