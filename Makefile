@@ -36,6 +36,7 @@ help:
 	@echo 'make bench-full     all engines; also without UDP segmentation, over IPv6 and with loss (half an hour)'
 	@echo 'make bench-scale    measure what many peers cost (minutes)'
 	@echo 'make bench-tunnels  compare one tunnel with two and four (minutes)'
+	@echo 'make bench-generate compare devices and UDP sides with generated packets (11 minutes)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make packages  build Debian packages and wheels for amd64 and arm64, and the source distribution, in dist/'
 	@echo 'make test-packages  install the Debian package in fresh roots of Debian 12 and 13 and use it there (minutes)'
@@ -100,6 +101,9 @@ bench-full: .venv/.bench
 
 bench-scale: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-scale" scripts/in-namespace $(BIN)/python bench/scale.py $(BENCH_ARGS)
+
+bench-generate: .venv/.bench
+	@RUSTGUARD_SUDO="make bench-generate" scripts/in-namespace $(BIN)/rustguard bench generate --compare --output bench/results $(BENCH_ARGS)
 
 bench-tunnels: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-tunnels" scripts/in-namespace $(BIN)/python bench/tunnels.py $(BENCH_ARGS)
@@ -186,5 +190,5 @@ wireguard-go-generate: .venv/bin/wireguard-go-generate
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
+.PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels bench-generate wheel sdist packages test-packages
 .PHONY: reference lock wireguard-go wireguard-go-generate clean

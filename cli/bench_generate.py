@@ -105,6 +105,14 @@ class Percent(click.ParamType[float]):
     "--xdp", metavar="IFACE", help="Measure the native engine over AF_XDP; the link's interfaces get this name."
 )
 @click.option(
+    "--no-udp-segmentation",
+    "udp_segmentation",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Have the link cut UDP messages into datagrams, as most networks do; veth passes them whole.",
+)
+@click.option(
     "--compare",
     "all_of_them",
     is_flag=True,
@@ -127,6 +135,7 @@ def command(
     engine: str,
     uring: bool,
     xdp: str | None,
+    udp_segmentation: bool,
     all_of_them: bool,
     rounds: int | None,
     output: Path | None,
@@ -140,7 +149,7 @@ def command(
     compare rows with each other, not with what a network can do.
     """
     text = size or "64"
-    traffic = Traffic(text, sizes(text), flows, seconds, loss / 100)
+    traffic = Traffic(text, sizes(text), flows, seconds, loss / 100, udp_segmentation)
     if all_of_them:
         for given, option in ((rate, "--rate"), (size, "--size"), (uring, "--uring"), (xdp, "--xdp")):
             if given:
@@ -182,7 +191,7 @@ def _one(contender: Contender, traffic: Traffic, rate: float, interface: str | N
     """Measure and show one load."""
     with (
         show_progress(f"{contender.name}: {rate:,.0f} packets/s", quiet=as_json),
-        running(contender, interface) as pair,
+        running(contender, interface, segmentation=traffic.segmentation) as pair,
     ):
         trial = pair.trial(rate, traffic.seconds, traffic.sizes, traffic.flows)
         notes = pair.notes
@@ -203,7 +212,7 @@ def _kept_up(trial: Trial) -> list[str]:
 
 def _measured(contender: Contender, traffic: Traffic, interface: str | None, as_json: bool) -> Results:
     results = Results(traffic, {contender.name: contender})
-    with running(contender, interface) as pair:
+    with running(contender, interface, segmentation=traffic.segmentation) as pair:
         results.about[contender.name], results.notes[contender.name] = pair.about, pair.notes
         with show_progress(f"{contender.name}: {traffic.size}", quiet=as_json):
             results.rounds[contender.name] = [measure(pair, traffic, SHARES, SEARCH)]
@@ -244,7 +253,9 @@ def _comparison(results: Results) -> dict[str, Table]:
 
 
 def _described(traffic: Traffic, size: str) -> str:
-    return f"{size if size == 'imix' else f'{size} bytes'}, {traffic.flows} flows, trials of {traffic.seconds:g} s"
+    link = "" if traffic.segmentation else ", a link that cuts UDP messages"
+    length = size if size == "imix" else f"{size} bytes"
+    return f"{length}, {traffic.flows} flows, trials of {traffic.seconds:g} s{link}"
 
 
 def _lines(results: Results) -> list[str]:

@@ -12,7 +12,7 @@ from rustguard_py import engine as engines
 from rustguard_py.cli.generate.layout import sizes
 from rustguard_py.cli.generate.measure import Traffic, measure
 from rustguard_py.cli.generate.pair import Contender, running
-from rustguard_py.cli.generate.report import HALF, Results
+from rustguard_py.cli.generate.report import HALF, REFERENCE, Results
 from rustguard_py.cli.generate.search import Limits
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
@@ -23,7 +23,7 @@ MOST_MINUTES = 11
 # With longer trials few contenders would have a turn.
 MOST_SECONDS = 2
 # `make wireguard-go-generate` builds it beside our Python.
-REFERENCE = "wireguard-go-generate"
+PROGRAM = "wireguard-go-generate"
 # Seconds that a contender's start and end take, and a trial beyond its own length, at most.
 _START, _EXTRA = 4.0, 0.4
 
@@ -66,15 +66,15 @@ def contenders() -> tuple[list[Contender], dict[str, str]]:
                 else:
                     found.append(each)
     if (program := _reference()) is not None:
-        found.append(Contender("wireguard-go", "channel", "wireguard-go", program=(program,)))
+        found.append(Contender(REFERENCE, "channel", "wireguard-go", program=(program,)))
     else:
-        missing["wireguard-go"] = f"{REFERENCE} isn't built (in a checkout, with Go: make {REFERENCE})"
+        missing[REFERENCE] = f"{PROGRAM} isn't built (in a checkout, with Go: make {PROGRAM})"
     return found, missing
 
 
 def _reference() -> str | None:
-    beside = Path(sys.executable).with_name(REFERENCE)
-    return str(beside) if beside.exists() else shutil.which(REFERENCE)
+    beside = Path(sys.executable).with_name(PROGRAM)
+    return str(beside) if beside.exists() else shutil.which(PROGRAM)
 
 
 def limits(seconds: float) -> Limits:
@@ -126,7 +126,7 @@ def run(
 
 
 def _turn(results: Results, contender: Contender, traffic: Traffic) -> None:
-    with running(contender) as pair:
+    with running(contender, segmentation=traffic.segmentation) as pair:
         results.about[contender.name], results.notes[contender.name] = pair.about, pair.notes
         for size in SIZES:
             of = replace(traffic, size=size, sizes=sizes(size))

@@ -24,6 +24,7 @@ class Traffic:
         flows: Number of flows.
         seconds: Of a trial.
         most_loss: The share that may be lost in a trial that passes.
+        segmentation: Whether the link passes UDP messages of many datagrams whole.
     """
 
     size: str
@@ -31,6 +32,7 @@ class Traffic:
     flows: int
     seconds: float
     most_loss: float = 0.0
+    segmentation: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,12 +168,13 @@ class Pair:
 
 
 @contextmanager
-def running(contender: Contender, interface: str | None = None) -> Iterator[Pair]:
+def running(contender: Contender, interface: str | None = None, *, segmentation: bool = True) -> Iterator[Pair]:
     """Run a contender's two ends; the context is the pair, after its handshake.
 
     Args:
         contender: Which.
         interface: The name that the link's interfaces get, or None for names of the lab's.
+        segmentation: Whether the link passes UDP messages of many datagrams whole, as veth does.
 
     Raises:
         RustGuardError: It can't run here.
@@ -185,6 +186,9 @@ def running(contender: Contender, interface: str | None = None) -> Iterator[Pair
         if interface is not None:
             for link in links:
                 _rename(link, interface)
+        if not segmentation:
+            for host in hosts:
+                lab.udp_segmentation(host, on=False)
         argv = contender.program or (sys.executable, "-P", "-m", "rustguard_py.cli.generate.end")
         ends = []
         for own, other in ((0, 1), (1, 0)):

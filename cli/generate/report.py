@@ -19,6 +19,9 @@ from rustguard_py.cli.generate.trial import Cpu, Trial
 SCHEMA = 1
 HALF = 0.5
 NONE = "-"
+# Of a line of Markdown.
+_COLUMNS = 100
+REFERENCE = "wireguard-go"
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ def document(results: Results) -> dict[str, Any]:
             "flows": results.traffic.flows,
             "seconds": results.traffic.seconds,
             "most_loss": results.traffic.most_loss,
+            "udp_segmentation": results.traffic.segmentation,
         },
         "contenders": [
             {
@@ -149,15 +153,22 @@ class Table:
     Attributes:
         headings: Of its columns; the first is on the left, the others on the right.
         rows: Their cells.
+        keys: How many of the first columns say what a row is of.
     """
 
     headings: list[str]
     rows: list[list[str]]
+    keys: int = 1
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
-        lines = [self.headings, ["---"] * len(self.headings), *self.rows]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        """Return it as Markdown, in several tables where its lines would be long."""
+        columns = list(zip(self.headings, *self.rows, strict=True))
+        keys, parts = columns[: self.keys], [columns[: self.keys]]
+        for column in columns[self.keys :]:
+            if max(map(len, _lines([*parts[-1], column]))) > _COLUMNS:
+                parts.append(keys)
+            parts[-1] = [*parts[-1], column]
+        return "\n".join("".join(f"{line}\n" for line in _lines(part)) for part in parts)
 
     def text(self) -> str:
         """Return it in lines of equal columns."""
@@ -167,6 +178,12 @@ class Table:
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() + "\n"
             for line in lines
         )
+
+
+def _lines(columns: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return columns with their headings as lines of Markdown."""
+    heading, *rows = zip(*columns, strict=True)
+    return [f"| {' | '.join(line)} |" for line in [heading, ["---"] * len(columns), *rows]]
 
 
 def loads_table(measured: Measured) -> Table:
@@ -231,7 +248,8 @@ _ORDER = (
 
 def comparison(results: Results, size: str) -> Table:
     """Return the contenders side by side with one size: medians of the rounds."""
-    headings = ["DEVICE", "UDP SIDE", "no loss k/s", "least to most", "saturated k/s", "CPU ns out", "in"]
+    headings = ["DEVICE", "UDP SIDE", "no loss k/s", "least to most", f"\N{DIVISION SIGN} {REFERENCE}"]
+    headings += ["saturated k/s", "CPU ns out", "in"]
     headings += ["p50 µs", "p99 µs", "p99.9 µs"]
     rows = []
     for name, contender in results.contenders.items():
@@ -250,13 +268,23 @@ def comparison(results: Results, size: str) -> Table:
                 contender.side,
                 _middle(loads, ",.0f"),
                 f"{min(loads):,.0f} to {max(loads):,.0f}" if len(loads) > 1 else "",
+                "" if name == REFERENCE else _middle(_ratios(rounds, results.of(REFERENCE, size)), ".2f"),
                 _middle((each.saturated.rate / 1e3 for each in rounds), ",.0f"),
                 _middle(_costs(best, lambda one: one.out), ",.0f"),
                 _middle(_costs(best, lambda one: one.inward), ",.0f"),
                 *(_microseconds(latency, percent) for percent in (50, 99, 99.9)),
             ]
         )
-    return Table(headings, rows)
+    return Table(headings, rows, keys=2)
+
+
+def _ratios(own: Sequence[Measured], reference: Sequence[Measured]) -> list[float]:
+    """Return the throughput over the reference's in the same round."""
+    pairs = [
+        (one.best and one.best.load, other.best and other.best.load)
+        for one, other in zip(own, reference, strict=False)
+    ]
+    return [one / other for one, other in pairs if one and other]
 
 
 def _costs(trials: Iterable[Trial], side: Callable[[Trial], Mapping[str, Cpu]]) -> list[float]:

@@ -24,6 +24,7 @@ from rustguard_py.cli.generate.measure import Measured, Traffic, measure
 from rustguard_py.cli.generate.pair import Contender
 from rustguard_py.cli.generate.plot import plot
 from rustguard_py.cli.generate.portable import PortableGenerator, Received
+from rustguard_py.cli.generate.report import Results
 from rustguard_py.cli.generate.search import Limits, Search
 from rustguard_py.cli.generate.trial import Cpu, Trial, put_together
 from rustguard_py.model.errors import RefusedError, RustGuardError
@@ -348,7 +349,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ran: list[str] = []
 
     @contextmanager
-    def running(contender: Contender, _: str | None = None) -> Iterator[Any]:
+    def running(contender: Contender, *_: Any, **__: Any) -> Iterator[Any]:
         ran.append(contender.name)
         if contender.name == "broken":
             raise RefusedError("It can't run.")
@@ -392,10 +393,11 @@ def test_a_comparison_has_a_row_for_each_and_all_that_was_measured_in_json(tmp_p
         table = report.comparison(results, size)
         assert [row[:2] for row in table.rows] == [["channel", "sockets"]] * 2
         assert {len(row) for row in table.rows} == {len(table.headings)}
-        first, second = (float(row[4].replace(",", "")) for row in table.rows)
+        first, second = (float(row[5].replace(",", "")) for row in table.rows)
         assert (first, second) == (100, 200)
         # Nanoseconds per packet, out and in, and the latency.
-        assert table.rows[0][5:8] == ["501", "500", "50"]
+        assert table.rows[0][6:9] == ["501", "500", "50"]
+        assert [row[4] for row in table.rows] == ["-", "-"]
         assert all(line == line.rstrip() for line in table.text().splitlines())
     document = json.loads(json.dumps(report.document(results)))
     assert document["schema"] == report.SCHEMA
@@ -403,6 +405,22 @@ def test_a_comparison_has_a_row_for_each_and_all_that_was_measured_in_json(tmp_p
     assert document["contenders"][0]["rounds"][0]["best"]["ns_per_packet"]["open"] == 400
     assert document["left_out"] == {"absent": "it isn't here"}
     assert all(path.stat().st_size > 10_000 for path in plot(results, tmp_path / "plot"))
+
+
+def test_ratios_are_over_the_reference_of_the_same_round() -> None:
+    slow, fast = _measure(100_000), _measure(200_000)
+    none = replace(slow, best=None)
+    names = {name: Contender(name, "channel", "sockets") for name in ("channel, sockets", report.REFERENCE)}
+    rounds = {"channel, sockets": [fast, slow, fast], report.REFERENCE: [slow, slow, none]}
+    table = report.comparison(Results(TRAFFIC, names, rounds=rounds), "64")
+    # 2 and 1; the third has nothing to compare with.
+    assert [row[4] for row in table.rows] == ["1.50", ""]
+    pages = [page.splitlines() for page in table.markdown().split("\n\n")]
+    # In several tables, each of which says what its rows are of.
+    assert len(pages) == 2
+    assert all(line.startswith("| channel | sockets | ") for page in pages for line in page[2:])
+    assert sum(page[1].count("---") - 2 for page in pages) == len(table.headings) - 2
+    assert max(len(line) for page in pages for line in page) <= 100
 
 
 # -- the command ----------------------------------------------------------------------------------------------------
