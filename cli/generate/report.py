@@ -111,6 +111,7 @@ def trial(one: Trial) -> dict[str, Any]:
     return {
         "load": one.load,
         "seconds": one.seconds,
+        "arriving": one.arriving,
         "offered": one.offered,
         "refused": one.refused,
         "sent": one.sent,

@@ -42,6 +42,7 @@ class Trial:
         extent: How many places late the latest of these was.
         invalid: Packets that aren't whole or aren't ours.
         bytes: Of the IP packets that arrived.
+        arriving: Seconds from the first packet's arrival to the last one's: longer, if queues filled meanwhile.
         latency: Nanoseconds from when a packet was due to when the sink had it.
         lateness: Nanoseconds from when a burst was due to when the generator made it: the part of the latency that
             isn't the engine's.
@@ -63,6 +64,7 @@ class Trial:
     extent: int = 0
     invalid: int = 0
     bytes: int = 0
+    arriving: float = 0.0
     latency: Histogram = field(default_factory=Histogram)
     lateness: Histogram = field(default_factory=Histogram)
     out: Mapping[str, Cpu] = field(default_factory=dict)
@@ -90,12 +92,12 @@ class Trial:
     @property
     def rate(self) -> float:
         """Packets per second that arrived."""
-        return self.received / self.seconds
+        return self.received / max(self.seconds, self.arriving)
 
     @property
     def bits(self) -> float:
         """Bits per second of the IP packets that arrived."""
-        return 8 * self.bytes / self.seconds
+        return 8 * self.bytes / max(self.seconds, self.arriving)
 
     @property
     def kept_up(self) -> bool:
@@ -136,6 +138,7 @@ def put_together(
         extent=received["extent"],
         invalid=received["invalid"],
         bytes=received["bytes"],
+        arriving=received["nanoseconds"] / 1e9,
         latency=Histogram(received["latency"]),
         lateness=Histogram(sent["lateness"]),
         out=_cpus(sent["engine"]),

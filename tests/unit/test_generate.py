@@ -253,9 +253,11 @@ def test_ends_that_contradict_each_other_are_noticed() -> None:
         "engine": {},
     }
     got: dict[str, Any] = {"received": 8, "expected": 8, "latency": [(7, 8)], "sink": cpu, "engine": {"all": cpu}}
-    got |= dict.fromkeys(("duplicates", "reordered", "extent", "stale", "invalid", "bytes"), 0)
+    got |= dict.fromkeys(("duplicates", "reordered", "extent", "stale", "invalid", "bytes", "nanoseconds"), 0)
     trial = put_together(9.0, sent, got, {})
     assert (trial.refused, trial.lost, trial.rate) == (1, 0, 8.0)
+    # What arrives later has been queued: it isn't what was carried in that second.
+    assert put_together(9.0, sent, {**got, "nanoseconds": 2 * 10**9}, {}).rate == 4.0
     for wrong in ({"received": 9, "latency": [(7, 9)]}, {"expected": 9}, {"expected": 7}, {"latency": [(7, 7)]}):
         with pytest.raises(RustGuardError, match="contradict"):
             put_together(9.0, sent, {**got, **wrong}, {})
