@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterable, Sequence
-from typing import final
+from typing import Any, final
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.offloads import Offloads
@@ -10,6 +10,7 @@ from rustguard_py.planes.contract import Event, Flow, Keypair, Packet
 __all__ = [
     "Channel",
     "EventQueue",
+    "Generator",
     "Plane",
     "Relay",
     "Transport",
@@ -32,7 +33,9 @@ def uring_refusal() -> str | None: ...
 
 @final
 class Channel:
-    def __new__(cls, *, queues: int = 1, capacity: int = 1024, memory: int = 4194304) -> Channel: ...
+    def __new__(
+        cls, *, queues: int = 1, capacity: int = 1024, memory: int = 4194304, metered: bool = False
+    ) -> Channel: ...
     @property
     def closed(self) -> bool: ...
     def read_batch(self, most: int = 64) -> list[memoryview]: ...
@@ -40,6 +43,7 @@ class Channel:
     def wait(self, seconds: float) -> bool: ...
     def fileno(self) -> int: ...
     def writable_fileno(self) -> int: ...
+    def costs(self) -> tuple[float, float] | None: ...
     def close(self) -> None: ...
 
 @final
@@ -48,6 +52,23 @@ class EventQueue:
     def put(self, event: Event) -> str | None: ...
     def take(self) -> list[Event]: ...
     def handshakes(self) -> int: ...
+
+@final
+class Generator:
+    def __new__(
+        cls,
+        source: str,
+        target: str,
+        *,
+        channel: Channel | None = None,
+        packet_socket: int = -1,
+        udp_socket: int = -1,
+    ) -> Generator: ...
+    def send(
+        self, *, trial: int, sizes: Sequence[int], flows: int, rate: float | None, seconds: float
+    ) -> dict[str, Any]: ...
+    def receive(self, *, trial: int, flows: int) -> None: ...
+    def report(self, *, sent: int) -> dict[str, Any]: ...
 
 @final
 class Plane:

@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod channel;
 pub mod lane;
+pub mod metered;
 pub mod tun;
 
 use std::io::{self, IoSlice};

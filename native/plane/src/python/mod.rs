@@ -4,6 +4,7 @@
 mod channel;
 mod convert;
 mod event_queue;
+mod generator;
 mod plane;
 mod relay;
 mod transport;
@@ -15,6 +16,7 @@ use pyo3::prelude::*;
 
 use self::channel::PyChannel;
 use self::event_queue::PyEventQueue;
+use self::generator::PyGenerator;
 use self::plane::PyPlane;
 use self::relay::PyRelay;
 use self::transport::PyTransport;
@@ -65,6 +67,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
     module.add_class::<PyChannel>()?;
     module.add_class::<PyEventQueue>()?;
+    module.add_class::<PyGenerator>()?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyRelay>()?;
     module.add_class::<PyTransport>()?;
