@@ -133,7 +133,7 @@ from rustguard_py import _native
 from support.proxied import echo, proxy, served, talk
 
 ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-assert _native.refuse_system_calls(uring=False, xdp=False) > 50
+assert _native.refuse_system_calls(uring=False, xdp=False, modes=True) > 50
 
 
 async def main():
