@@ -191,6 +191,20 @@ fn a_reset_reaches_a_side_whose_bytes_still_wait() {
     assert_eq!((&client).write(b"more").unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
+#[test]
+fn a_connection_outlives_a_lost_side_until_its_bytes_are_read() {
+    let relay = Relay::new(&SETTINGS).unwrap();
+    let (client, server) = tcp_pair(&relay);
+    fill(&client);
+    fill(&server);
+    reset(server);
+    thread::sleep(Duration::from_millis(200));
+    assert!(relay.ended().is_empty());
+    client.set_nonblocking(false).unwrap();
+    assert_eq!(io::copy(&mut &client, &mut io::sink()).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(the_end(&relay).end, End::Reset);
+}
+
 fn many_bytes_arrive(settings: &Settings) -> Statistics {
     const COUNT: usize = 16 << 20;
     let relay = Relay::new(settings).unwrap();
