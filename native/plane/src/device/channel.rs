@@ -199,6 +199,7 @@ mod tests {
     use crate::descriptor::wait;
     use crate::device::contract::{FarEnd, HERE, THERE, check, packet};
     use crate::device::is_full;
+    use crate::device::metered::Metered;
 
     const LIMITS: Limits = Limits { packets: 256, bytes: 1 << 20 };
 
@@ -242,6 +243,15 @@ mod tests {
         check(|| {
             let (mut devices, channel) = made(1, LIMITS);
             (devices.remove(0), User(channel))
+        });
+    }
+
+    #[test]
+    fn it_keeps_the_contract_while_its_calls_are_metered() {
+        check(|| {
+            let (mut devices, channel) = made(1, LIMITS);
+            let metered = Metered::new(devices.remove(0), Arc::default());
+            (Arc::new(metered) as Arc<dyn Device>, User(channel))
         });
     }
 
