@@ -50,7 +50,7 @@ demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
 test: .venv/.test
-	@$(CARGO) test --locked -q -p transport -p relay -p generator
+	@$(CARGO) test --locked -q -p transport -p relay -p generator -p plane
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
 
 # How much of the installed package the unit tests reach. There is no threshold. The name alone, without a path, would

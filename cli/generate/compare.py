@@ -16,6 +16,7 @@ from rustguard_py.cli.generate.report import HALF, REFERENCE, Results
 from rustguard_py.cli.generate.search import Limits
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.system.interface import check_interface_name
 
 SIZES = ("64", "1420")
 # No turn begins that may end later.
@@ -32,7 +33,7 @@ def ours(name: str, *, uring: bool, xdp: str | None) -> Contender:
     """Return the contender for these options.
 
     Raises:
-        UsageError: The options exclude each other.
+        UsageError: The options exclude each other, or the name can't be an interface's.
         RefusedError: The engine isn't here or can't be measured so.
     """
     if name == "kernel":
@@ -46,6 +47,8 @@ def ours(name: str, *, uring: bool, xdp: str | None) -> Contender:
     engines.choose(DataPath(name, uring=uring))
     if xdp is not None and (uring or name == "portable"):
         raise UsageError("--xdp needs the native engine, without --uring.", "Leave one of them out.")
+    if xdp is not None:
+        check_interface_name(xdp)
     if uring and (refusal := engines.uring_refusal()) is not None:
         raise RefusedError(f"The kernel refuses io_uring: {refusal}.", "Leave out --uring.")
     side = "io_uring" if uring else "AF_XDP" if xdp is not None else "sockets"
