@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyBrokenPipeError, PyBufferError, PyValueError};
+use pyo3::exceptions::{PyBrokenPipeError, PyBufferError, PyOSError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
@@ -97,7 +97,10 @@ impl PyChannel {
     #[new]
     #[pyo3(signature = (*, queues = 1, capacity = 1024, memory = 4 << 20))]
     fn new(queues: usize, capacity: usize, memory: usize) -> PyResult<Self> {
-        Ok(Self(Channel::new(queues.max(1), Limits { packets: capacity, bytes: memory })?))
+        let made = Channel::new(queues.max(1), Limits { packets: capacity, bytes: memory });
+        // With its number, so that Python knows a limit of the system.
+        made.map(Self)
+            .map_err(|error| PyOSError::new_err((error.raw_os_error().unwrap_or(libc::EIO), error.to_string())))
     }
 
     #[pyo3(signature = (most = 64))]
