@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, overload
 from rustguard_py import engine as engines
 from rustguard_py.data_path import DataPath
 from rustguard_py.embed import pairing, plan
-from rustguard_py.embed.control import Control
+from rustguard_py.embed.control import Control, described
 from rustguard_py.embed.fixes import with_its_fix
 from rustguard_py.embed.tunnels import AsyncTunnel, SyncTunnel, end
 from rustguard_py.model.endpoint import Network
@@ -173,10 +173,12 @@ class Connecting:
         control = self._begin()
         try:
             self._tunnel = tunnel = SyncTunnel(control, control.opened.result(), self._engine.name)
-        except BaseException:
+        except BaseException as error:
             control.stop()
             control.ended.result()
             control.join()
+            if isinstance(error, OSError):
+                raise described(error) from error
             raise
         return tunnel
 

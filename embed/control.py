@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -100,7 +101,7 @@ class Control:
         except (OSError, RuntimeError) as error:
             if self._loop is not None:
                 self._loop.close()
-            raise _described(error) from error
+            raise described(error) from error
 
     def stop(self) -> None:
         """Begin the end, also of a tunnel that isn't open yet. May be called in any thread, and twice."""
@@ -134,11 +135,13 @@ class Control:
         except asyncio.CancelledError:
             self.opened.set_exception(closed())
         except BaseException as error:
+            # Whoever keeps the error keeps no descriptor.
+            traceback.clear_frames(error.__traceback__)
             if self.opened.done():
                 log.exception("internal error")
             else:
                 # Also what isn't an error of ours, such as a refused descriptor: whoever opens the tunnel gets it.
-                self.opened.set_exception(_described(error))
+                self.opened.set_exception(described(error))
         finally:
             with self._lock:
                 self._over = True
@@ -235,11 +238,14 @@ def _let_go(loop: asyncio.AbstractEventLoop, executor: ThreadPoolExecutor) -> No
     loop.close()
 
 
-def _described(error: BaseException) -> BaseException:
+def described(error: BaseException) -> BaseException:
     """Return an error with its fix; one that comes of a limit of the system as one of ours."""
+    limit = limit_of(error)
     if isinstance(error, RustGuardError):
+        if limit is not None:
+            error.fix = limit.fix
         return with_its_fix(error)
-    if (limit := limit_of(error)) is None:
+    if limit is None:
         return error
     made = with_its_fix(RustGuardError(limit.message, limit.fix))
     made.__cause__ = error

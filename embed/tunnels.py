@@ -83,6 +83,8 @@ class _EmbeddedTunnel:
 
     def _check(self, packets: Sequence[Packet]) -> None:
         """Refuse what no plane would take."""
+        if isinstance(packets, (bytes, bytearray, memoryview)):
+            raise with_its_fix(UsageError("That is one packet, and not a list of them.", "Write [packet]."))
         mtu = self.mtu
         for place, packet in enumerate(packets):
             if not 20 <= len(packet) <= mtu:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import socket
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +22,8 @@ from rustguard_py import InUseError, RefusedError, RustGuardError, UsageError
 from rustguard_py.engine import has_native
 from rustguard_py.model.keys import encode_key
 from rustguard_py.state.document import Document
-from support.embedded import Belongings, Ends, free_port
+from support.embedded import Belongings, Ends, free_port, to_one
+from support.engines import on_both_engines
 from support.other_user import as_user, needs_other_users
 
 CONFIG = Ends().other()
@@ -128,6 +132,30 @@ def test_a_mark_needs_a_capability() -> None:
     attempt()
     with pytest.raises(RefusedError, match=r"FwMark.*CAP_NET_ADMIN"):
         as_user(attempt)
+
+
+@on_both_engines
+@pytest.mark.parametrize("more", [4, 7, 9, 11])
+def test_a_limit_of_open_files_is_named(engine: str, more: int) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with connect(CONFIG, timeout=None, engine=engine):
+        pass  # what a first use opens and keeps
+    highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        while (filler := os.open("/dev/null", os.O_RDONLY)) < highest:
+            stack.callback(os.close, filler)
+        stack.callback(os.close, filler)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (filler + 1 + more, limits[1]))
+        with pytest.raises(RustGuardError, match="Too many open files") as caught:
+            connect(CONFIG, timeout=None, engine=engine).__enter__()
+        assert "ulimit -n" in caught.value.fix
+
+
+def test_one_packet_in_place_of_a_list_is_refused() -> None:
+    with connect(CONFIG, timeout=None) as tunnel, pytest.raises(UsageError, match="not a list") as caught:
+        tunnel.write_batch(to_one())
+    assert caught.value.fix == "Write [packet]."
 
 
 def test_a_server_without_token_has_to_be_in_the_state(tmp_path: Path) -> None:
