@@ -35,13 +35,19 @@ class Places:
     devices: Sequence[Path] = ()
 
 
-def why_not() -> str | None:
-    """Return why writing can't be limited here, or None if it can."""
+def version() -> int | None:
+    """Return the version of Landlock in this kernel, 0 for none; None without the native extension."""
     try:
         from rustguard_py._native import landlock_version
     except ImportError:
-        return _NO_EXTENSION
-    return None if landlock_version() else _NO_LANDLOCK
+        return None
+    return landlock_version()
+
+
+def why_not() -> str | None:
+    """Return why writing can't be limited here, or None if it can."""
+    found = version()
+    return _NO_EXTENSION if found is None else None if found else _NO_LANDLOCK
 
 
 def not_limited(why: str) -> Report:

@@ -270,7 +270,9 @@ def test_files_are_written_in_permitted_places_alone_also_by_threads_that_start_
         "thread.join()\n"
         "say(report, results=results)\n"
     )
-    assert (found["applied"], found["refused"]) == (["writing only to its own files"], [])
+    assert found["applied"] == ["writing only to its own files"]
+    # Before Linux 6.12.
+    assert not found["refused"] or found["refused"][0].startswith("This kernel is too old to refuse: ")
     permitted = {"ours", "ours again", "settings", "device", "opened before", "read"}
     assert len(found["results"]) == 2
     for result in found["results"]:

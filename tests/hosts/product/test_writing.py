@@ -86,9 +86,12 @@ async def answer(*arguments):
 runtime.answer = answer
 main()
 """
-PERMITTED = {"own file", "own sysctl", "tun"}
+# Older kernels don't refuse everything, and the status names that.
+VERSION = writing.version() or 0
+OLD = {"truncate": 3, "signal": 6}
+PERMITTED = {"own file", "own sysctl", "tun"} | {name for name, since in OLD.items() if since > VERSION}
 # seccomp's and the scope of signals answer this; Landlock's rules EACCES, and EXDEV between directories.
-NOT_PERMITTED = {"chmod": "EPERM", "chown": "EPERM", "setxattr": "EPERM", "signal": "EPERM"}
+OTHERWISE = dict.fromkeys({"chmod", "chown", "setxattr", "signal"} - PERMITTED, "EPERM")
 
 
 @pytest.fixture
@@ -128,14 +131,14 @@ def test_no_thread_of_server_or_client_can_write_elsewhere(site: Site, tmp_path:
         for result in results:
             assert {name for name, how in result.items() if how == "done"} == PERMITTED
             refused = {name: how for name, how in result.items() if name not in PERMITTED}
-            usual = {name: how for name, how in refused.items() if name not in NOT_PERMITTED}
-            assert {name: refused[name] for name in NOT_PERMITTED} == NOT_PERMITTED
+            usual = {name: how for name, how in refused.items() if name not in OTHERWISE}
+            assert {name: refused[name] for name in OTHERWISE} == OTHERWISE
             assert {how for name, how in usual.items() if name not in ("take", "link")} == {"EACCES"}
             assert {usual["take"], usual["link"]} <= {"EACCES", "EXDEV"}
             assert len(usual) > 30
         status = " ".join(machine.run("status -v").stdout.split())
         assert "writing only to its own files" in status
-    assert theirs.read_text() == "x"
+    assert theirs.read_text() == ("" if "truncate" in PERMITTED else "x")
 
 
 def test_sockets_in_removed_directories_come_back(site: Site, tmp_path: Path) -> None:
