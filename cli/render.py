@@ -379,6 +379,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         (str(document["role"]), f"{document['interface']}{named}, up {duration(document['uptime'])}"),
         ("address", _addresses(document)),
         ("routes", " ".join(document.get("routes", ()))),
+        ("inside", _inside(document.get("rootless"))),
         ("window", window_state(document["window"]) if document.get("window") else None),
         ("", _tries(document.get("window"), verbose)),
         ("pool", _pool(document.get("pool"))),
@@ -393,6 +394,14 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         if value:
             table.add_row(name, Text(printable(value)))
     return table
+
+
+def _inside(ways: Document | None) -> str | None:
+    """Return how this machine gets into a tunnel without root, or None for one with root."""
+    if ways is None:
+        return None
+    proxies = [f"proxy at {each}" for each in ways["proxy"]]
+    return "; ".join(["rustguard exec -- …", *proxies, *ways["forwards"]])
 
 
 def _addresses(document: Document) -> str:

@@ -129,7 +129,7 @@ def make_tunnel(
     if program.engine.in_kernel:
         tunnel = make_kernel_tunnel(stack, program, program.interface, private_key, sockets, pairing, several=several)
         return tunnel, timestamps
-    plane = program.engine.make_plane(public_key(private_key), program.interface, sockets, mtu)
+    plane = program.engine.make_plane(public_key(private_key), program.interface, sockets, mtu, program.tun)
     stack.callback(plane.close)
     own = Tunnel.make(private_key, plane, timestamps, Listeners())
     stack.callback(own.close)

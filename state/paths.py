@@ -250,8 +250,13 @@ def runtime_path() -> Path:
     from platformdirs import user_runtime_path
 
     # It warns about a user without $XDG_RUNTIME_DIR (sudo -u, cron), but still chooses a directory, which we check.
-    with warnings.catch_warnings(action="ignore"):
-        return user_runtime_path("rustguard", appauthor=False)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return user_runtime_path("rustguard", appauthor=False)
+    except PermissionError as error:
+        raise StateError(
+            f"This user has no runtime directory: {error}.", "Name one of your own: RUSTGUARD_RUNTIME=DIR"
+        ) from error
 
 
 def _system_runtime_path() -> Path:

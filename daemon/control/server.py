@@ -27,6 +27,7 @@ from rustguard_py.daemon.control.protocol import (
     BEAT_SECONDS,
     MAX_REQUEST,
     VERSION,
+    WithDescriptors,
     decode,
     encode,
     error_document,
@@ -237,7 +238,7 @@ class ControlServer:
             if inspect.isawaitable(result):
                 beat = encode({"v": VERSION, "id": identity, "beat": True}) if request.get("beats") is True else None
                 result = await _beating(result, connection, beat)
-            return encode({"v": VERSION, "id": identity, "result": result})
+            return _with_descriptors(encode({"v": VERSION, "id": identity, "result": result}), result, connection)
         except RustGuardError as error:
             return encode({"v": VERSION, "id": identity, "error": error_document(error)})
         except Exception:
@@ -282,6 +283,15 @@ async def _beating(work: Awaitable[dict[str, Any]], connection: socket.socket, b
     finally:
         task.cancel()
     return task.result()
+
+
+def _with_descriptors(answer: bytes, result: object, connection: socket.socket) -> bytes:
+    """Send the open files that go with a result, with the answer's first byte. Return what is left to send."""
+    if isinstance(result, WithDescriptors):
+        # Without them, the client says that they are missing.
+        with suppress(OSError):
+            return answer[socket.send_fds(connection, [answer[:1]], result.descriptors) :]
+    return answer
 
 
 def group_id(group: str | None) -> int | None:

@@ -269,3 +269,15 @@ def test_a_tunnel_in_another_network_namespace_has_a_directory_of_its_own(
     assert paths.tunnel_directory("wg0") == tmp_path / "rustguard/tunnels/wg0"
     numbers["self"] = None
     assert paths.tunnel_directory("wg0") == tmp_path / "rustguard/tunnels/wg0"
+
+
+def test_a_user_without_a_runtime_directory_is_told_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Path:
+        raise PermissionError("runtime directory is a symlink")
+
+    monkeypatch.delenv("RUSTGUARD_RUNTIME")
+    monkeypatch.setattr("platformdirs.user_runtime_path", refuse)
+    as_user(monkeypatch, 1000)
+    with pytest.raises(StateError, match="runtime directory is a symlink") as told:
+        paths.runtime_path()
+    assert told.value.fix == "Name one of your own: RUSTGUARD_RUNTIME=DIR"

@@ -1,9 +1,12 @@
-//! The module `rustguard_py._native`: the plane, and the rules and the queue of events alone for
-//! tests that compare them with Python's.
+//! The module `rustguard_py._native`: the plane, the relay of the proxy, and the rules and the queue
+//! of events alone for tests that compare them with Python's.
 
+mod channel;
 mod convert;
 mod event_queue;
+mod generator;
 mod plane;
+mod relay;
 mod transport;
 
 use std::os::fd::{BorrowedFd, RawFd};
@@ -11,8 +14,11 @@ use std::os::fd::{BorrowedFd, RawFd};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use self::channel::PyChannel;
 use self::event_queue::PyEventQueue;
+use self::generator::PyGenerator;
 use self::plane::PyPlane;
+use self::relay::PyRelay;
 use self::transport::PyTransport;
 use crate::{ristretto, seccomp, uring, writing};
 
@@ -59,8 +65,11 @@ fn restrict_writing(directories: Vec<RawFd>, files: Vec<RawFd>, devices: Vec<Raw
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
+    module.add_class::<PyChannel>()?;
     module.add_class::<PyEventQueue>()?;
+    module.add_class::<PyGenerator>()?;
     module.add_class::<PyPlane>()?;
+    module.add_class::<PyRelay>()?;
     module.add_class::<PyTransport>()?;
     module.add_function(wrap_pyfunction!(landlock_version, module)?)?;
     module.add_function(wrap_pyfunction!(refuse_system_calls, module)?)?;
