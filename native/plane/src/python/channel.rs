@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyBrokenPipeError, PyBufferError, PyValueError};
+use pyo3::exceptions::{PyBrokenPipeError, PyBufferError, PyOSError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
@@ -109,8 +109,10 @@ impl PyChannel {
     #[new]
     #[pyo3(signature = (*, queues = 1, capacity = 1024, memory = 4 << 20, metered = false))]
     fn new(queues: usize, capacity: usize, memory: usize, metered: bool) -> PyResult<Self> {
-        let channel = Channel::new(queues.max(1), Limits { packets: capacity, bytes: memory })?;
-        Ok(Self(channel, metered.then(Arc::default)))
+        let made = Channel::new(queues.max(1), Limits { packets: capacity, bytes: memory });
+        // With its number, so that Python knows a limit of the system.
+        made.map(|channel| Self(channel, metered.then(Arc::default)))
+            .map_err(|error| PyOSError::new_err((error.raw_os_error().unwrap_or(libc::EIO), error.to_string())))
     }
 
     /// Return what the plane's reads and writes cost so far, in nanoseconds, if they are metered.
