@@ -263,6 +263,8 @@ def _lines(results: Results) -> list[str]:
     if len(results.contenders) == 1:
         ((measured,),) = results.rounds.values()
         lines.append(_throughput(results.traffic, measured))
+    if (reference := results.about.get(report.REFERENCE)) is not None:
+        lines.append(f"{report.REFERENCE} is {reference}.")
     for name, notes in results.notes.items():
         lines += [f"{name}: {note}" for note in notes]
     return [*lines, *(f"{name} is left out: {why}" for name, why in results.left_out.items())]

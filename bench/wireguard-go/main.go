@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime/debug"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
@@ -73,7 +74,7 @@ func serve() error {
 	if err := engine.Up(); err != nil {
 		return err
 	}
-	if err := say.Encode(map[string]any{"ready": true, "about": "wireguard-go", "notes": []string{}}); err != nil {
+	if err := say.Encode(map[string]any{"ready": true, "about": version(), "notes": []string{}}); err != nil {
 		return err
 	}
 	var receiving *sink
@@ -98,6 +99,19 @@ func serve() error {
 			return err
 		}
 	}
+}
+
+// version returns the module and its version, as they were built in.
+func version() string {
+	const module = "golang.zx2c4.com/wireguard"
+	if built, ok := debug.ReadBuildInfo(); ok {
+		for _, each := range built.Deps {
+			if each.Path == module {
+				return module + " " + each.Version
+			}
+		}
+	}
+	return module
 }
 
 // uapi returns the configuration as wireguard-go's own interface takes it.

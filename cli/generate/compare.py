@@ -61,6 +61,7 @@ def contenders() -> tuple[list[Contender], dict[str, str]]:
     if not engines.has_native():
         missing["native"] = "this installation has no native engine"
     else:
+        # A device that the plane gets later needs its name here, and a generator in `end.start`.
         for device in ("channel", "tun"):
             for side in ("sockets", "io_uring", "AF_XDP"):
                 each = Contender(f"{device}, {side}", device, side)

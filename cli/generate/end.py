@@ -153,7 +153,11 @@ def _on_interface(given: Configuration) -> Generator:
     into = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
     into.bind((INTERFACE, _ETH_P_IP))
     out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    out.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+    try:
+        out.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+    except PermissionError:
+        # In a user namespace the system's limit applies.
+        out.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
     out.bind((given.address, layout.TARGET_PORT))
     with into, out:
         return _native.Generator(

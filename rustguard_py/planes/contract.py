@@ -309,7 +309,7 @@ class PacketChannel(Protocol):
 
         Raises:
             BrokenPipeError: The channel is closed. Nothing was taken.
-            ValueError: A packet is empty or longer than 65,535 bytes. Nothing was taken.
+            ValueError: A packet is longer than 65,535 bytes. Nothing was taken.
         """
 
     def wait(self, seconds: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import runpy
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -423,6 +424,27 @@ def test_ratios_are_over_the_reference_of_the_same_round() -> None:
     assert all(line.startswith("| channel | sockets | ") for page in pages for line in page[2:])
     assert sum(page[1].count("---") - 2 for page in pages) == len(table.headings) - 2
     assert max(len(line) for page in pages for line in page) <= 100
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_comparison_is_published_between_the_marks_of_the_page(tmp_path: Path) -> None:
+    results = compare.run(TRAFFIC, 2, _doing, lambda: 0.0, _contenders("a", "bb"))
+    (tmp_path / "generate.json").write_text(json.dumps(report.document(results)))
+    (tmp_path / "generate.md").write_text("a table\n")
+    (tmp_path / "generate.png").write_bytes(b"a plot")
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    page = docs / "performance.md"
+    page.write_text("before\n<!-- generate -->\nold\n<!-- /generate -->\nafter\n")
+    published = runpy.run_path(str(ROOT / "bench/generated.py"))["publish"](tmp_path, docs)
+    assert published == [page, docs / "generate.png"]
+    said = page.read_text()
+    assert re.fullmatch(
+        r"before\n<!-- generate -->\n.*2 rounds.*a table.*<!-- /generate -->\nafter\n", said, re.DOTALL
+    )
+    assert "old" not in said
+    # The real page has the marks.
+    assert "<!-- generate -->\n" in (ROOT / "docs/internals/performance.md").read_text()
 
 
 # -- the command ----------------------------------------------------------------------------------------------------
