@@ -158,6 +158,11 @@ def test_one_packet_in_place_of_a_list_is_refused() -> None:
     assert caught.value.fix == "Write [packet]."
 
 
+def test_no_packets_can_t_be_asked_for() -> None:
+    with connect(CONFIG, timeout=None) as tunnel, pytest.raises(UsageError, match="most=0 is no number"):
+        tunnel.read_batch(0)
+
+
 def test_a_server_without_token_has_to_be_in_the_state(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"vpn\.example was not joined before") as caught:
         rustguard_py.connect("vpn.example", state=tmp_path / "state").__enter__()
