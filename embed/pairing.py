@@ -16,6 +16,7 @@ from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.embed.farewell import Farewell
 from rustguard_py.embed.memory import MemoryState, MemoryTimestamps
 from rustguard_py.embed.plan import Parts, SyncedTimestamps
+from rustguard_py.enroll.client.checks import accept_any_network
 from rustguard_py.enroll.client.obtain import Applicant, Keeps, Obtained, Target, load, obtain, withdraw
 from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice
 from rustguard_py.model import ip
@@ -23,7 +24,7 @@ from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RustGuardError, UsageError
 from rustguard_py.model.peer_names import check_label, label_of
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState, NetworkRecord
+from rustguard_py.state.records import ClientState
 from rustguard_py.system.sockets import bind
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class PairingPlan:
         for each in sockets:
             stack.callback(each.close)
         obtained = await obtain(
-            self.target, self.applicant, keeps, state, sockets, _VOICE, self.answers, _accept_any_network
+            self.target, self.applicant, keeps, state, sockets, _VOICE, self.answers, accept_any_network
         )
         return self._parts(obtained, keeps, state, tuple(sockets), timestamps)
 
@@ -167,7 +168,3 @@ def _take_back(obtained: Obtained, keeps: Keeps, state: ClientState, port: int) 
         withdraw(obtained.joined, keeps, state, sockets)
         for each in sockets:
             each.close()
-
-
-def _accept_any_network(network: NetworkRecord) -> None:
-    """Check nothing: without an interface, the network's addresses can't collide with this machine's."""

@@ -3,7 +3,10 @@
 
 pub mod batch;
 pub mod channel;
+#[cfg(test)]
+pub mod contract;
 pub mod lane;
+pub mod metered;
 pub mod tun;
 
 use std::io::{self, IoSlice};

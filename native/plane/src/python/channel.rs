@@ -11,10 +11,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
 
 use crate::descriptor::{now, wait};
-use crate::device::Queues;
 use crate::device::batch::Batch;
 use crate::device::channel::{Channel, is_packet};
 use crate::device::lane::{Closed, Limits};
+use crate::device::metered::{Metered, Meters};
+use crate::device::{Device, Queues};
 
 /// A batch of more bytes than this is copied without the interpreter's lock. To give it up and take
 /// it again costs as much as copying some kilobytes.
@@ -82,25 +83,40 @@ impl<'py> Lent<'py> {
 }
 
 #[pyclass(name = "Channel", module = "rustguard_py._native", frozen)]
-pub struct PyChannel(Arc<Channel>);
+pub struct PyChannel(Arc<Channel>, Option<Arc<Meters>>);
 
 impl PyChannel {
     /// Return the queues of the device, for a plane. `name` is what messages call it.
     pub fn queues(&self, name: &str) -> PyResult<Queues> {
         let queues = self.0.devices().ok_or_else(|| PyValueError::new_err("The channel has a plane already."))?;
+        let metered = |queue| match &self.1 {
+            Some(meters) => Arc::new(Metered::new(queue, Arc::clone(meters))) as Arc<dyn Device>,
+            None => queue,
+        };
+        let queues = queues.into_iter().map(metered).collect();
         Ok(Queues { name: name.to_owned(), queues, lacks: Vec::new() })
+    }
+
+    /// Return the channel, for users in Rust.
+    pub fn channel(&self) -> Arc<Channel> {
+        Arc::clone(&self.0)
     }
 }
 
 #[pymethods]
 impl PyChannel {
     #[new]
-    #[pyo3(signature = (*, queues = 1, capacity = 1024, memory = 4 << 20))]
-    fn new(queues: usize, capacity: usize, memory: usize) -> PyResult<Self> {
+    #[pyo3(signature = (*, queues = 1, capacity = 1024, memory = 4 << 20, metered = false))]
+    fn new(queues: usize, capacity: usize, memory: usize, metered: bool) -> PyResult<Self> {
         let made = Channel::new(queues.max(1), Limits { packets: capacity, bytes: memory });
         // With its number, so that Python knows a limit of the system.
-        made.map(Self)
+        made.map(|channel| Self(channel, metered.then(Arc::default)))
             .map_err(|error| PyOSError::new_err((error.raw_os_error().unwrap_or(libc::EIO), error.to_string())))
+    }
+
+    /// Return what the plane's reads and writes cost so far, in nanoseconds, if they are metered.
+    fn costs(&self) -> Option<(f64, f64)> {
+        self.1.as_ref().map(|meters| meters.nanoseconds())
     }
 
     #[pyo3(signature = (most = 64))]
