@@ -119,8 +119,8 @@ class Channel:
     def write_batch(self, packets: Iterable[Packet]) -> int:
         """See `PacketChannel.write_batch`."""
         copies = [bytes(packet) for packet in packets]
-        if not all(1 <= len(packet) <= _MAX_PACKET for packet in copies):
-            raise ValueError("A packet has 1 to 65535 bytes.")
+        if any(len(packet) > _MAX_PACKET for packet in copies):
+            raise ValueError("A packet has at most 65535 bytes.")
         return self._to_plane.put(copies)
 
     def wait(self, seconds: float) -> bool:

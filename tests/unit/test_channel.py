@@ -82,9 +82,8 @@ def test_bytes_bytearrays_and_memoryviews_are_taken_and_copied(pair: ChannelPair
 
 
 def test_no_packet_of_a_batch_is_taken_if_one_has_an_impossible_size(pair: ChannelPair) -> None:
-    for wrong in (b"", bytes(65_536)):
-        with pytest.raises(ValueError, match="1 to 65535 bytes"):
-            pair.alice.channel.write_batch([to_bob(), wrong])
+    with pytest.raises(ValueError, match="at most 65535 bytes"):
+        pair.alice.channel.write_batch([to_bob(), bytes(65_536)])
     packet = to_bob()
     pair.alice.write([packet])
     assert pair.bob.read(1) == [packet]

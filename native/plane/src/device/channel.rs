@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use transport::vnet::{MAX_PACKET, VNET_SIZE};
+use transport::vnet::VNET_SIZE;
 
 use super::batch::Batch;
 use super::lane::{Closed, Lane, Limits, Writer};
@@ -56,7 +56,8 @@ impl Channel {
         self.to_user.take(most)
     }
 
-    /// Write packets for the plane to seal, in this order. Return how many were taken: the first ones
+    /// Write packets for the plane to seal, each of at most [`transport::vnet::MAX_PACKET`] bytes, in this
+    /// order. Return how many were taken: the first ones
     /// that there is room for. The packets of one pair of addresses go to one queue.
     pub fn write_batch<'a>(&self, packets: impl Iterator<Item = &'a [u8]>) -> Result<usize, Closed> {
         let mut writer: Option<(usize, Writer<'_>)> = None;
@@ -184,11 +185,6 @@ impl Drop for ChannelQueue {
     fn drop(&mut self) {
         self.channel.close();
     }
-}
-
-/// Return whether a packet has a size that a plane takes.
-pub fn is_packet(size: usize) -> bool {
-    (1..=MAX_PACKET).contains(&size)
 }
 
 #[cfg(test)]

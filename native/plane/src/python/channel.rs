@@ -9,10 +9,11 @@ use pyo3::exceptions::{PyBrokenPipeError, PyBufferError, PyOSError, PyValueError
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
+use transport::vnet::MAX_PACKET;
 
 use crate::descriptor::{now, wait};
 use crate::device::batch::Batch;
-use crate::device::channel::{Channel, is_packet};
+use crate::device::channel::Channel;
 use crate::device::lane::{Closed, Limits};
 use crate::device::metered::{Metered, Meters};
 use crate::device::{Device, Queues};
@@ -136,8 +137,8 @@ impl PyChannel {
         // SAFETY: if there are others than `Bytes`, the interpreter's lock is held until the last use
         // of the slices, so no Python code runs.
         let slices: Vec<&[u8]> = lent.iter().map(|packet| unsafe { packet.bytes() }).collect();
-        if slices.iter().any(|packet| !is_packet(packet.len())) {
-            return Err(PyValueError::new_err("A packet has 1 to 65535 bytes."));
+        if slices.iter().any(|packet| packet.len() > MAX_PACKET) {
+            return Err(PyValueError::new_err("A packet has at most 65535 bytes."));
         }
         let write = || self.0.write_batch(slices.iter().copied());
         let fixed = lent.iter().all(|packet| matches!(packet, Lent::Bytes(_)));
