@@ -127,9 +127,11 @@ class AsyncTunnel(_EmbeddedTunnel):
             Whole IP packets. None came in time if the list is empty.
 
         Raises:
+            UsageError: `most` is below 1.
             ClosedError: The tunnel is closed, or was closed meanwhile.
             RustGuardError: The data plane broke.
         """
+        _check_number(most)
         # A program that reads without a pause leaves the loop to others too.
         await asyncio.sleep(0)
         deadline = _deadline(timeout)
@@ -236,6 +238,7 @@ class SyncTunnel(_EmbeddedTunnel):
 
     def read_batch(self, most: int = BATCH, timeout: float | None = None) -> list[memoryview]:
         """Return the next packets from peers; see `AsyncTunnel.read_batch`."""
+        _check_number(most)
         deadline = _deadline(timeout)
         with self._use():
             while True:
@@ -313,6 +316,11 @@ async def end(control: Control) -> None:
     control.stop()
     await asyncio.shield(asyncio.wrap_future(control.ended))
     control.join()
+
+
+def _check_number(most: int) -> None:
+    if most < 1:
+        raise with_its_fix(UsageError(f"most={most} is no number of packets.", "Read at least one."))
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -100,7 +100,11 @@ class Belongings:
     """What this process has: its threads, and what its descriptors are."""
 
     threads: frozenset[str]
-    descriptors: tuple[str, ...]
+    descriptors: frozenset[str]
+
+    def more_than(self, before: Belongings) -> set[str]:
+        """What it has that it hadn't before. What earlier tests left may go meanwhile."""
+        return {*self.threads - before.threads, *self.descriptors - before.descriptors}
 
     @classmethod
     def look(cls) -> Belongings:
@@ -112,4 +116,4 @@ class Belongings:
                 names.append(f"{each.name} {each.readlink()}")
         # Also threads that Python doesn't know.
         threads = frozenset(each.name for each in Path("/proc/self/task").iterdir())
-        return cls(threads, tuple(sorted(each for each in names if "/proc/" not in each)))
+        return cls(threads, frozenset(each for each in names if "/proc/" not in each))

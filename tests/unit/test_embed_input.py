@@ -73,9 +73,7 @@ def test_what_is_wrong_is_said_with_the_fix(source: object, arguments: dict[str,
     shown = "".join(traceback.format_exception(caught.value))
     assert caught.value.message in shown
     assert caught.value.fix in shown
-    after = Belongings.look()
-    assert after.threads <= before.threads
-    assert after.descriptors == before.descriptors
+    assert Belongings.look().more_than(before) == set()
 
 
 def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +154,11 @@ def test_one_packet_in_place_of_a_list_is_refused() -> None:
     with connect(CONFIG, timeout=None) as tunnel, pytest.raises(UsageError, match="not a list") as caught:
         tunnel.write_batch(to_one())
     assert caught.value.fix == "Write [packet]."
+
+
+def test_no_packets_can_t_be_asked_for() -> None:
+    with connect(CONFIG, timeout=None) as tunnel, pytest.raises(UsageError, match="most=0 is no number"):
+        tunnel.read_batch(0)
 
 
 def test_a_server_without_token_has_to_be_in_the_state(tmp_path: Path) -> None:
