@@ -14,7 +14,7 @@ from pathlib import Path
 
 import rustguard_py
 from rustguard_py.lab.hosts import Host
-from support.product import Machine, Site
+from support.product import PATIENCE, Machine, Site
 
 # No user of this machine, and another one in each worker: what runs under it is ours.
 USER = 64321 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -106,6 +106,10 @@ def user_on(site: Site, name: str, home: Machine) -> Iterator[User]:
         let_in(plain.host)
         (place / "run").mkdir(0o700)
         os.chown(place / "run", USER, USER)
-        yield User(plain.host, place / name, place / "run", plain.end, plain.gateway)
+        made = User(plain.host, place / name, place / "run", plain.end, plain.gateway)
+        yield made
+        for program in made.programs:
+            program.terminate()
+            program.wait(PATIENCE)
     finally:
         shutil.rmtree(place)

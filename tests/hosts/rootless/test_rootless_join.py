@@ -133,7 +133,7 @@ def test_a_daemon_whose_helper_was_killed_says_so_and_ends(laptop: User) -> None
     program = laptop.join(HOME4, "--rootless")
     os.kill(_helper(), signal.SIGKILL)
     assert program.wait(PATIENCE) == 1
-    assert "The helper process of --rootless has ended (signal 9)" in laptop.said()
+    assert "The helper process of --rootless was killed (signal 9)" in laptop.said()
     assert "rustguard join --rootless" in laptop.said()
     eventually(lambda: left_of(laptop) == {**clean, "files": left_of(laptop)["files"]}, what="nothing left")
 
