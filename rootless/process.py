@@ -204,14 +204,14 @@ class HelperProcess:
 def _read_layout(interface: str, value: dict[str, Any]) -> InterfaceSetup:
     """Return the settings of a request, for our interface alone."""
     mtu, segments = value["mtu"], value["gso_max_segs"]
-    if not isinstance(mtu, int) or not (segments is None or isinstance(segments, int)):
-        raise TypeError(value)
+    if not 0 < int(mtu) < 1 << 16 or not (segments is None or 0 < int(segments) < 1 << 16):
+        raise ValueError(value)
     return InterfaceSetup(
         interface,
-        mtu,
-        tuple(ip_interface(each) for each in value["addresses"]),
-        tuple(ip_network(each) for each in value["routes"]),
-        segments,
+        int(mtu),
+        tuple(ip_interface(str(each)) for each in value["addresses"]),
+        tuple(ip_network(str(each)) for each in value["routes"]),
+        None if segments is None else int(segments),
     )
 
 
