@@ -118,7 +118,8 @@ class _Connection:
 class PortableRelay:
     """`Relay` in Python. All its calls are made in the thread of the running loop.
 
-    A reset of a side that has ended its own stream is noticed only when the next byte is written to it.
+    A reset of a side that has ended its own stream is noticed only when the next byte is written to it. What a side
+    sent just before it was lost may be lost too.
 
     Args:
         connections: The most connections at once.

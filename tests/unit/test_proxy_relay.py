@@ -231,6 +231,11 @@ def test_too_many_are_refused_and_closed(kind: Kind) -> None:
         client.close()
         server.close()
         await until("it ends", lambda: relay.statistics().active == 0)
+        (third, outside), (inside, fourth) = tcp(), tcp()
+        with pytest.raises(OSError, match="Too many open files"):
+            relay.add(outside.detach(), inside.detach(), b"")
+        third.close()
+        fourth.close()
         assert select.select([relay.fileno()], [], [], PATIENCE)[0]
         assert len(relay.ended()) == 1
         assert not select.select([relay.fileno()], [], [], 0)[0]

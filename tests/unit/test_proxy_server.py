@@ -295,8 +295,10 @@ def test_closing_leaves_nothing(kind: Kind) -> None:
             assert (await clients[2][0].readexactly(12))[3] == 0
             clients[3][1].write(b"hello")
             assert await clients[3][0].readexactly(5) == b"hello"
-            await made.close()
-            await made.close()
+            # Nobody is waited for.
+            async with asyncio.timeout(5):
+                await made.close()
+                await made.close()
             for reader, writer in clients:
                 with suppress(ConnectionResetError):
                     await asyncio.wait_for(reader.read(), PATIENCE)

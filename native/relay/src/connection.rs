@@ -102,7 +102,7 @@ impl Connection {
     fn turn_way(&mut self, way: usize, tools: &mut Tools<'_>) -> Turn {
         let [first, second] = &mut self.sides;
         let (from, to) = if way == 0 { (first, second) } else { (second, first) };
-        self.ways[way].turn(from, to, tools)
+        self.ways[way].turn(from, to, self.lost == Some(way), tools)
     }
 
     /// Make the close of both sockets a reset, so that nobody takes what they got for everything.

@@ -88,7 +88,10 @@ impl Direction {
     }
 
     /// Move bytes until a socket isn't ready, or others should have their turn.
-    pub fn turn(&mut self, from: &mut Side, to: &mut Side, tools: &mut Tools<'_>) -> Turn {
+    ///
+    /// `is_lost`: the sender is gone. What it sent before is passed on, but not the end of its
+    /// stream: behind an error that a write has taken, the kernel shows an end.
+    pub fn turn(&mut self, from: &mut Side, to: &mut Side, is_lost: bool, tools: &mut Tools<'_>) -> Turn {
         let goal = self.moved + TURN as u64;
         loop {
             if self.holds() {
@@ -104,10 +107,10 @@ impl Direction {
                     Err(_) => return Turn::ReceiverFailed,
                 }
             } else if self.ended {
-                if !self.done {
-                    self.done = true;
+                if !self.done && !is_lost {
                     end_stream(&to.socket);
                 }
+                self.done = true;
                 return Turn::Done;
             } else if !from.readable {
                 return Turn::Waits;

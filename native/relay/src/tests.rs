@@ -54,6 +54,21 @@ fn allow_files() {
     }
 }
 
+/// Write until nothing more is taken for a while.
+fn fill(mut socket: &TcpStream) {
+    socket.set_nonblocking(true).unwrap();
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(100) {
+        match socket.write(&[0; 1 << 16]) {
+            Ok(count) => {
+                assert!(count > 0);
+                last = Instant::now();
+            }
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -163,6 +178,30 @@ fn what_a_side_sent_before_it_was_lost_arrives() {
     let mut read = [0; 8];
     client.read_exact(&mut read).unwrap();
     assert_eq!(&read, b"too long");
+    assert_eq!(the_end(&relay).end, End::Reset);
+}
+
+#[test]
+fn a_reset_reaches_a_side_whose_bytes_still_wait() {
+    let relay = Relay::new(&SETTINGS).unwrap();
+    let (client, server) = tcp_pair(&relay);
+    fill(&client);
+    reset(server);
+    assert_eq!(the_end(&relay).end, End::Reset);
+    assert_eq!((&client).write(b"more").unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_connection_outlives_a_lost_side_until_its_bytes_are_read() {
+    let relay = Relay::new(&SETTINGS).unwrap();
+    let (client, server) = tcp_pair(&relay);
+    fill(&client);
+    fill(&server);
+    reset(server);
+    thread::sleep(Duration::from_millis(200));
+    assert!(relay.ended().is_empty());
+    client.set_nonblocking(false).unwrap();
+    assert_eq!(io::copy(&mut &client, &mut io::sink()).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(the_end(&relay).end, End::Reset);
 }
 
@@ -300,18 +339,8 @@ fn the_descriptor_is_readable_while_an_end_waits() {
 fn closing_ends_every_connection_and_resets_those_that_bytes_wait_in() {
     let relay = Relay::new(&SETTINGS).unwrap();
     let (mut quiet, _other) = tcp_pair(&relay);
-    let (mut full, mut silent) = tcp_pair(&relay);
-    full.set_nonblocking(true).unwrap();
-    let mut last = Instant::now();
-    while last.elapsed() < Duration::from_millis(100) {
-        match full.write(&[0; 1 << 16]) {
-            Ok(count) => {
-                assert!(count > 0);
-                last = Instant::now();
-            }
-            Err(_) => thread::sleep(Duration::from_millis(1)),
-        }
-    }
+    let (full, mut silent) = tcp_pair(&relay);
+    fill(&full);
     relay.close();
     relay.close();
     assert_eq!(quiet.read(&mut [0]).unwrap(), 0);
