@@ -51,6 +51,7 @@ def _set(root: Path, name: str, value: str) -> None:
         (Step.NETWORK, errno.EPERM, "kernel.apparmor_restrict_unprivileged_userns", "1", 0),
         (Step.USER, errno.ENOSPC, "user.max_user_namespaces", "0", 15000),
         (Step.NETWORK, errno.ENOSPC, "user.max_net_namespaces", "0", 15000),
+        (Step.MOUNTS, errno.ENOSPC, "user.max_mnt_namespaces", "0", 15000),
     ],
 )
 def test_the_setting_that_refuses_is_named_with_the_line_that_allows_it(
