@@ -93,14 +93,13 @@ def _is_rootless(candidate: Candidate) -> bool:
 
 def _enter(user: int, network: int, files: dict[Path, str]) -> None:
     """Enter the tunnel's network with mounts of our own, and give up all rights there."""
-    from rustguard_py.rootless import names, namespaces
+    from rustguard_py.rootless import namespaces
     from rustguard_py.sandbox import capabilities
 
     try:
         namespaces.join(user, namespaces.NEW_USER)
         namespaces.join(network, namespaces.NEW_NETWORK)
-        namespaces.own_mounts()
-        missing = names.show(files)
+        missing = _show(files)
         capabilities.drop_all()
         capabilities.gain_nothing()
     except OSError as error:
@@ -111,6 +110,18 @@ def _enter(user: int, network: int, files: dict[Path, str]) -> None:
         os.close(each)
     if missing:
         click.echo(f"Names can't be resolved inside without {', '.join(missing)}.", err=True)
+
+
+def _show(files: dict[Path, str]) -> list[str]:
+    """Show the tunnel's files of names in mounts of our own. Return those that can't be shown."""
+    from rustguard_py.rootless import names, namespaces
+    from rustguard_py.rootless.refusals import Step, refused
+
+    try:
+        namespaces.own_mounts()
+        return names.show(files)
+    except OSError as error:
+        raise refused(Step.MOUNTS, error.errno or 0) from error
 
 
 def _become(line: Sequence[str]) -> NoReturn:

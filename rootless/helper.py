@@ -176,6 +176,10 @@ class Helper:
             socket.gaierror: The name has no address, or no name server answers.
             OSError: The helper is gone (ENETDOWN).
         """
+        # An address needs nobody to look it up.
+        with suppress(socket.gaierror, UnicodeError):
+            known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+            return [(int(family), address) for family, _, _, _, address in known]
         answer, _ = await self._ask_inside(do="resolve", host=host, port=port)
         if "addresses" in answer:
             return [(int(family), tuple(address)) for family, address in answer["addresses"]]
@@ -270,8 +274,11 @@ class Helper:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(0.1)
         code = self._process.poll()
-        how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
+        if code is not None and code < 0:
+            how = f"was killed (signal {-code}), perhaps because memory ran out"
+        else:
+            how = "has ended" if code is None else f"has ended (exit code {code})"
         return RustGuardError(
-            f"The helper process of --rootless has ended{how}: it was killed, perhaps because memory ran out.",
+            f"The helper process of --rootless {how}.",
             f"Start again: {as_root('rustguard join')}",
         )

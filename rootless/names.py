@@ -61,8 +61,8 @@ class Names:
             ValueError: It isn't one of ours.
             TypeError, KeyError: The same.
         """
-        hosts = tuple((str(name), ip_address(address)) for name, address in value["hosts"])
-        servers = tuple(ip_address(each) for each in value["servers"])
+        hosts = tuple((str(name), ip_address(str(address))) for name, address in value["hosts"])
+        servers = tuple(ip_address(str(each)) for each in value["servers"])
         if len(hosts) > _MOST_NAMES or not all(_NAME.fullmatch(name) for name, _ in hosts):
             raise ValueError(value)
         return cls(servers, hosts)

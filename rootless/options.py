@@ -16,8 +16,6 @@ from rustguard_py.proxy.request import Credentials, is_host
 
 _PLACE = re.compile(r"(?:(\[[^\[\]]*\]|[^:\[\]]*):)?([0-9]{1,5})", re.ASCII)
 _LOOPBACK, _LAST_PORT = "127.0.0.1", 65535
-# Bytes of each of the two, as SOCKS5 has them (RFC 1929).
-_LOGIN_LIMIT = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +82,6 @@ def read_login(file: Path) -> Credentials:
         raise UsageError(
             f"--socks-login {file} can't be read: {reason}.", "Name a file that you can read."
         ) from error
-    if not colon or not all(1 <= len(each.encode()) <= _LOGIN_LIMIT for each in (user, password)) or "\n" in password:
-        raise UsageError(
-            f"--socks-login {file} has no user and password.", "It has one line, USER:PASSWORD, of 255 bytes each."
-        )
+    if not colon or "\n" in password:
+        raise UsageError(f"--socks-login {file} has no user and password.", "It has one line, USER:PASSWORD.")
     return Credentials(user, password)

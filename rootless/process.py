@@ -33,6 +33,7 @@ from rustguard_py.rootless.refusals import Step
 from rustguard_py.sandbox import capabilities
 from rustguard_py.sandbox.capabilities import Capability
 from rustguard_py.system.interface import InterfaceSetup, set_up, why_no_ipv6, with_netlink
+from rustguard_py.system.netlink_library import NetlinkError
 
 # Bytes of the longest message.
 LONGEST: Final = 1 << 16
@@ -41,6 +42,8 @@ KINDS: Final[dict[str, int]] = {"stream": socket.SOCK_STREAM, "datagram": socket
 # Look-ups at once; each may wait seconds for a name server.
 _LOOK_UPS = 32
 _LONGEST_NAME = 255
+# The kernel makes it first in each network namespace.
+_LOOPBACK = 1
 _PING_GROUPS = Path("/proc/sys/net/ipv4/ping_group_range")
 # A hangup of the terminal, Ctrl-C and the end of a service are for the daemon, whose end is ours.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -85,15 +88,19 @@ def _enter(interface: str, queues: int) -> tuple[list[Tun], list[int]]:
     _try(Step.IDS, lambda: namespaces.map_own_ids(user, group))
     _try(Step.NETWORK, lambda: namespaces.unshare(namespaces.NEW_NETWORK))
     # Others of this user may look at us until here: the kernel gives no ID maps to a process that keeps them out.
-    namespaces.keep_memory_private()
-    capabilities.keep_only({Capability.NET_ADMIN, Capability.NET_BIND_SERVICE, Capability.SYS_ADMIN})
-    capabilities.gain_nothing()
+    _try(Step.IDS, namespaces.keep_memory_private)
+    kept = {Capability.NET_ADMIN, Capability.NET_BIND_SERVICE, Capability.SYS_ADMIN}
+    _try(Step.IDS, lambda: capabilities.keep_only(kept))
+    _try(Step.IDS, capabilities.gain_nothing)
     _try(Step.DEVICE, lambda: os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)))
     tuns: list[Tun] = []
 
     def make() -> None:
         tuns.extend(Tun(interface, lambda _: None, several=queues > 1) for _ in range(queues))
-        with_netlink(lambda netlink: netlink.link("set", index=1, state="up"))
+        try:
+            with_netlink(lambda netlink: netlink.link("set", index=_LOOPBACK, state="up"))
+        except NetlinkError as error:
+            raise OSError(error.code, os.strerror(error.code)) from error
 
     _try(Step.INTERFACE, make)
     with suppress(OSError):
@@ -197,14 +204,14 @@ class HelperProcess:
 def _read_layout(interface: str, value: dict[str, Any]) -> InterfaceSetup:
     """Return the settings of a request, for our interface alone."""
     mtu, segments = value["mtu"], value["gso_max_segs"]
-    if not isinstance(mtu, int) or not (segments is None or isinstance(segments, int)):
-        raise TypeError(value)
+    if not 0 < int(mtu) < 1 << 16 or not (segments is None or 0 < int(segments) < 1 << 16):
+        raise ValueError(value)
     return InterfaceSetup(
         interface,
-        mtu,
-        tuple(ip_interface(each) for each in value["addresses"]),
-        tuple(ip_network(each) for each in value["routes"]),
-        segments,
+        int(mtu),
+        tuple(ip_interface(str(each)) for each in value["addresses"]),
+        tuple(ip_network(str(each)) for each in value["routes"]),
+        None if segments is None else int(segments),
     )
 
 

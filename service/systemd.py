@@ -114,6 +114,11 @@ def require(*, user: bool = False) -> None:
             f"Start it in the background instead: {as_root('rustguard serve --daemon')}, or join --daemon",
         )
     if user:
+        if os.geteuid() == 0:
+            raise RefusedError(
+                "A service with --rootless belongs to a user without root.",
+                "Run the command as that user, or leave out --rootless.",
+            )
         if systemctl("--user", "show", "--property=Version", check=False).returncode:
             raise RefusedError(
                 "No systemd runs for this user.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,25 @@ from pathlib import Path
 
 import rustguard_py
 from rustguard_py.lab.hosts import Host
-from support.product import Machine, Site
+from support.product import PATIENCE, Machine, Site
 
 # No user of this machine, and another one in each worker: what runs under it is ours.
 USER = 64321 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+# Linux' numbers of system calls.
+_CALLS = {"x86_64": {"unshare": 272, "mount": 165}, "aarch64": {"unshare": 97, "mount": 40}}
+# A program under a filter by which one system call gets EPERM (seccomp(2)).
+_FILTERED = """
+import ctypes, os, struct, sys
+number, words = int(sys.argv[1]), sys.argv[2:]
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
+filter = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
+program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(filter))
+library = ctypes.CDLL(None, use_errno=True)
+assert library.prctl(38, 1, 0, 0, 0) == 0
+assert library.prctl(22, 2, ctypes.c_char_p(program), 0, 0) == 0, ctypes.get_errno()
+os.execvp(words[0], words)
+"""
 
 
 @dataclass(slots=True)
@@ -96,6 +112,11 @@ def _owner(entry: Path) -> int:
     return int(lines["Uid"].split()[1])
 
 
+def without(call: str) -> list[str]:
+    """Return the words that run a program to which a system call is refused, as in some containers."""
+    return [sys.executable, "-c", _FILTERED, str(_CALLS[platform.machine()][call])]
+
+
 @contextmanager
 def user_on(site: Site, name: str, home: Machine) -> Iterator[User]:
     """A user's machine with a link to the server's, and a home that goes away after the test."""
@@ -106,6 +127,10 @@ def user_on(site: Site, name: str, home: Machine) -> Iterator[User]:
         let_in(plain.host)
         (place / "run").mkdir(0o700)
         os.chown(place / "run", USER, USER)
-        yield User(plain.host, place / name, place / "run", plain.end, plain.gateway)
+        made = User(plain.host, place / name, place / "run", plain.end, plain.gateway)
+        yield made
+        for program in made.programs:
+            program.terminate()
+            program.wait(PATIENCE)
     finally:
         shutil.rmtree(place)

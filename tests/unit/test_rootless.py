@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from rustguard_py.cli.app import run
 from rustguard_py.enroll.client.start import names_of
 from rustguard_py.model import sudo
+from rustguard_py.model.errors import UsageError
 from rustguard_py.rootless import names, refusals
 from rustguard_py.rootless.names import Names
+from rustguard_py.rootless.options import parse_place, read_login
 from rustguard_py.rootless.process import HelperProcess
 from rustguard_py.rootless.refusals import Step, refused
 from rustguard_py.system import container
@@ -48,6 +51,7 @@ def _set(root: Path, name: str, value: str) -> None:
         (Step.NETWORK, errno.EPERM, "kernel.apparmor_restrict_unprivileged_userns", "1", 0),
         (Step.USER, errno.ENOSPC, "user.max_user_namespaces", "0", 15000),
         (Step.NETWORK, errno.ENOSPC, "user.max_net_namespaces", "0", 15000),
+        (Step.MOUNTS, errno.ENOSPC, "user.max_mnt_namespaces", "0", 15000),
     ],
 )
 def test_the_setting_that_refuses_is_named_with_the_line_that_allows_it(
@@ -170,7 +174,19 @@ def _ask(channel: tuple[HelperProcess, socket.socket], request: object) -> tuple
         {"id": 1, "do": "resolve", "host": "a\0b", "port": 1},
         {"id": 1, "do": "resolve", "host": "a", "port": 65536},
         {"id": 1, "do": "set_up", "layout": {}, "names": {}},
-        {"id": 1, "do": "set_up", "layout": {"mtu": "1420"}, "names": {"servers": [], "hosts": []}},
+        {"id": 1, "do": "set_up", "layout": {"mtu": "x"}, "names": {"servers": [], "hosts": []}},
+        {
+            "id": 1,
+            "do": "set_up",
+            "layout": {"mtu": 1 << 40, "gso_max_segs": 1, "addresses": [], "routes": []},
+            "names": {"servers": [], "hosts": []},
+        },
+        {
+            "id": 1,
+            "do": "set_up",
+            "layout": {"mtu": 1420, "gso_max_segs": None, "addresses": ["10.0.0.1/24; x"], "routes": []},
+            "names": {"servers": [], "hosts": []},
+        },
     ],
     ids=str,
 )
@@ -206,3 +222,48 @@ def test_hints_name_what_this_user_types(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sudo.as_root("rustguard join home") == "rustguard join --rootless home"
     assert sudo.as_root("rustguard stop") == "rustguard stop"
     assert sudo.as_root("modprobe tun") == "sudo modprobe tun"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["exec"], 2, "There is no program to run."),
+        (["exec", "ping"], 2, "rustguard exec -- ping"),
+        (["exec", "--"], 2, "There is no program to run."),
+        (["exec", "--", "ping", "-c1", "10.0.0.1"], 3, "Nothing runs here."),
+        (["exec", "work", "--", "true"], 3, "No work runs here."),
+        (["join", "home", "--socks"], 2, "--socks needs --rootless."),
+        (["join", "home", "-L", "80:a:80"], 2, "-L needs --rootless."),
+        (["join", "home", "--rootless", "--socks", "x"], 2, "--socks 'x' isn't an address and a port."),
+        (["join", "--rootless", "--socks", "home"], 2, "isn't an address and a port."),
+        (["join", "home", "--rootless", "--socks", "70000"], 2, "isn't an address and a port."),
+        (["join", "home", "--rootless", "--socks", "10.0.0.1:80"], 2, "Add --socks-login FILE"),
+        (["join", "home", "--rootless", "-L", "80"], 2, "[ADDR:]PORT:HOST:PORT"),
+        (["join", "home", "--rootless", "--dns", "x"], 2, "--dns"),
+        (["join", "home", "--rootless", "--socks-login", "/nonexistent"], 2, "can't be read: No such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_meant_is_refused_at_once(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sudo._Rootless, "is_it", False)
+    assert run(words) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_login_has_one_line_with_a_user_and_a_password(tmp_path: Path) -> None:
+    file = tmp_path / "login"
+    file.write_text("ada:sec:ret\n")
+    login = read_login(file)
+    assert (login.user, login.password) == ("ada", "sec:ret")
+    for text in ("ada", "ada:one\ntwo\n", "", ":x", "ada:\n"):
+        file.write_text(text)
+        with pytest.raises(UsageError):
+            read_login(file)
+
+
+def test_a_place_without_an_address_is_on_this_machine_alone() -> None:
+    assert parse_place("1080") == ("127.0.0.1", 1080)
+    assert parse_place("[::1]:1080") == ("::1", 1080)
+    assert parse_place("localhost:9") == ("localhost", 9)

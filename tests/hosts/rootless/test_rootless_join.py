@@ -14,7 +14,7 @@ import pytest
 from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Lab
 from support.product import HOME4, INNER, OPEN, PATIENCE, TOKEN, Machine, Site, eventually
-from support.rootless import USER, User, left_of, processes, user_on
+from support.rootless import USER, User, left_of, processes, user_on, without
 
 pytestmark = pytest.mark.needs_second_uid
 
@@ -56,8 +56,11 @@ def test_a_user_joins_and_programs_inside_reach_the_server_over_both_families(
     for address in home.status()["addresses"]:
         assert laptop.reaches(address.split("/")[0])
     assert home.reaches(status["addresses"][0].split("/")[0])
-    # Nothing of it is on the machine itself.
+    # Nothing of it is on the machine itself, and its UDP sockets are the machine's: it roams.
     assert laptop.network() == before
+    laptop.own_end.readdress("198.51.100.3/29")
+    assert laptop.reaches(INNER)
+    assert home.peers()["laptop"]["endpoint"].startswith("198.51.100.3:")
     assert "CapEff:\t0000000000000000" in Path(f"/proc/{status['pid']}/status").read_text()
     program.terminate()
     assert program.wait(PATIENCE) == 0
@@ -92,6 +95,21 @@ def test_a_program_inside_has_its_names_no_rights_and_its_exit_code_and_signals(
     ask += "client.call(pathlib.Path(sys.argv[1]), 'enter')"
     refused = laptop.host.run([sys.executable, "-c", ask, socket], check=False)
     assert "Only the user who runs the client may start programs inside" in refused.stderr
+
+
+def test_where_mounts_are_refused_the_tunnel_works_without_names(laptop: User) -> None:
+    laptop.prefix = without("mount")
+    program = laptop.start(f"join {HOME4} --rootless --socks --name laptop", TOKEN)
+    eventually(lambda: laptop.alive(program) and "Connected to" in laptop.said())
+    assert (
+        "Names can't be resolved inside, because mounts are refused there: Operation not permitted." in laptop.said()
+    )
+    refused = laptop.inside("true")
+    assert refused.returncode == 4
+    assert "needs a mount namespace" in refused.stderr
+    # The filter was that of the client alone.
+    laptop.prefix = []
+    assert laptop.reaches(INNER)
 
 
 def test_stop_status_and_leave_work_as_with_root_and_nothing_is_left(laptop: User, home: Machine) -> None:
@@ -133,7 +151,7 @@ def test_a_daemon_whose_helper_was_killed_says_so_and_ends(laptop: User) -> None
     program = laptop.join(HOME4, "--rootless")
     os.kill(_helper(), signal.SIGKILL)
     assert program.wait(PATIENCE) == 1
-    assert "The helper process of --rootless has ended (signal 9)" in laptop.said()
+    assert "The helper process of --rootless was killed (signal 9)" in laptop.said()
     assert "rustguard join --rootless" in laptop.said()
     eventually(lambda: left_of(laptop) == {**clean, "files": left_of(laptop)["files"]}, what="nothing left")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,23 +10,9 @@ import pytest
 from rustguard_py.lab.hosts import Lab
 from rustguard_py.system import container
 from support.product import HOME4, TOKEN, Site
-from support.rootless import User, processes, user_on
+from support.rootless import User, processes, user_on, without
 
 pytestmark = pytest.mark.needs_second_uid
-# Linux' number of unshare(2), and AUDIT_ARCH.
-_UNSHARE = {"x86_64": (272, 0xC000003E), "aarch64": (97, 0xC00000B7)}
-# A program under a filter by which one system call gets EPERM (seccomp(2)).
-_FILTERED = """
-import ctypes, os, struct, sys
-number, words = int(sys.argv[1]), sys.argv[2:]
-code = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
-filter = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
-program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(filter))
-library = ctypes.CDLL(None, use_errno=True)
-assert library.prctl(38, 1, 0, 0, 0) == 0
-assert library.prctl(22, 2, ctypes.c_char_p(program), 0, 0) == 0, ctypes.get_errno()
-os.execvp(words[0], words)
-"""
 
 
 @pytest.fixture
@@ -60,8 +44,7 @@ def test_a_limit_of_namespaces_is_named(laptop: User, setting: str, kind: str) -
 
 
 def test_a_filter_of_system_calls_is_named(laptop: User) -> None:
-    number, _ = _UNSHARE[platform.machine()]
-    laptop.prefix = [sys.executable, "-c", _FILTERED, str(number)]
+    laptop.prefix = without("unshare")
     said = refused(laptop)
     assert ("seccomp" if container.kind() is None else "container") in said
 
