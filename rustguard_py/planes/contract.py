@@ -297,8 +297,8 @@ class PacketChannel(Protocol):
         """Take the packets that wait, at most `most`; an empty list if none do. There may be more afterwards.
 
         The views are read-only. What they show never changes, for as long as there are views. On the native plane
-        they lie in one buffer and nothing is copied. One view keeps that buffer of 64 KiB, so copy what you keep for
-        long.
+        they lie in one buffer. Nothing is copied, unless the whole batch has at most 8 KiB. One view keeps a buffer
+        of 64 KiB, so copy what you keep for long.
 
         Raises:
             BrokenPipeError: The channel is closed, and nothing waits any more.

@@ -12,7 +12,7 @@ use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
 use transport::vnet::MAX_PACKET;
 
 use crate::descriptor::{now, wait};
-use crate::device::batch::Batch;
+use crate::device::batch::{BUFFER, Batch};
 use crate::device::channel::Channel;
 use crate::device::lane::{Closed, Limits};
 use crate::device::metered::{Metered, Meters};
@@ -21,6 +21,9 @@ use crate::device::{Device, Queues};
 /// A batch of more bytes than this is copied without the interpreter's lock. To give it up and take
 /// it again costs as much as copying some kilobytes.
 const MUCH: usize = 16 << 10;
+/// A batch of no more bytes than this is copied for Python. Its views would keep a whole buffer, which
+/// is much more.
+const LITTLE: usize = BUFFER / 8;
 
 impl From<Closed> for PyErr {
     fn from(Closed: Closed) -> Self {
@@ -124,7 +127,11 @@ impl PyChannel {
     fn read_batch<'py>(&self, py: Python<'py>, most: usize) -> PyResult<Bound<'py, PyList>> {
         let Some(batch) = self.0.read_batch(most.max(1))? else { return Ok(PyList::empty(py)) };
         let places: Vec<_> = batch.places().collect();
-        let whole = PyMemoryView::from(Bound::new(py, PyBatch(batch))?.as_any())?;
+        let whole = if batch.bytes().len() <= LITTLE {
+            PyMemoryView::from(PyBytes::new(py, batch.bytes()).as_any())?
+        } else {
+            PyMemoryView::from(Bound::new(py, PyBatch(batch))?.as_any())?
+        };
         let packets = PyList::empty(py);
         for place in places {
             packets.append(whole.get_item(PySlice::new(py, place.start as isize, place.end as isize, 1))?)?;
