@@ -18,6 +18,9 @@ pub struct Fused<'a> {
     pub rows: [Rows; 2],
     /// How many bytes of each are taken: whole blocks, at least one.
     pub size: usize,
+    /// The state of the texts' blocks after the part of the first round that all blocks of a text
+    /// have in common.
+    pub begun: [__m512i; 16],
     /// Four powers of r for each half of the lanes.
     pub powers: [[Factor; 4]; 2],
 }
@@ -60,7 +63,9 @@ impl Fused<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
     fn step(&self, macs: &mut [Mac; 2], buffer: &mut [u8], absorbed: usize, mixed: usize) {
         let initial = chacha20::initial(self.key, &self.which(mixed));
-        let mut state = initial;
+        let mut state = self.begun;
+        state[12] = initial[12];
+        chacha20::finish_first(&mut state);
         for ((mac, rows), powers) in macs.iter_mut().zip(&self.rows).zip(&self.powers) {
             let blocks = poly1305::transposed(&rows.load(buffer, absorbed));
             let mut sum = Sum::none();
@@ -68,9 +73,9 @@ impl Fused<'_> {
                 chacha20::double_round(&mut state);
                 sum.add(mac.added(blocks[n], n == 0), &powers[n]);
             }
-            chacha20::double_round(&mut state);
             mac.h = sum.reduced();
         }
+        chacha20::double_round(&mut state);
         let blocks = chacha20::blocks(&chacha20::finished(state, initial));
         self.xor(buffer, &blocks, mixed);
     }

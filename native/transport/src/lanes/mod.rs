@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 
 use crate::body::Body;
 use crate::wire::TAG_SIZE;
-use chacha20::{BLOCK_SIZE, Key, LANES};
+use chacha20::{BLOCK_SIZE, Blocks, Key, LANES};
 use fused::Fused;
 use poly1305::Mac;
 use stream::Stream;
@@ -143,7 +143,9 @@ impl<'a> Batch<'a> {
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn fused<'k>(&self, key: &'k Key, macs: &[Mac; 2], size: usize) -> Fused<'k> {
         let rows = self.texts.map(|texts| Rows::new(&texts, size));
-        Fused { key, nonces: self.nonces, rows, size, powers: macs.map(|mac| mac.powers()) }
+        let mut begun = chacha20::initial(key, &Blocks { counters: _mm512_setzero_si512(), nonces: self.nonces });
+        chacha20::begin(&mut begun);
+        Fused { key, nonces: self.nonces, rows, size, begun, powers: macs.map(|mac| mac.powers()) }
     }
 }
 

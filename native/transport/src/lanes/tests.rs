@@ -5,7 +5,6 @@
 
 use std::mem::transmute;
 
-use super::chacha20::Blocks;
 use super::*;
 use crate::aead::{Aead, RingCipher};
 use dice::Dice;
