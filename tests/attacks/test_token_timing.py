@@ -32,7 +32,7 @@ SESSIONS = 1000
 DECOYS = 20
 TRIES_PER_CANDIDATE = 3
 LIMIT = 3.0
-RUNS = 3
+RUNS = 3 if is_long() else 1
 GROUPS = [group for group in (native(), libsodium()) if group is not None]
 
 Map = Callable[[bytes, bytes, bytes], bytes]
