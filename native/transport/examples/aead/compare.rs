@@ -1,84 +1,121 @@
-//! The comparison, for processors that have lanes.
+//! Ring against the lanes.
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
 
+use crate::clock::{Taken, take};
 use transport::aead::{Aead, RingCipher};
 use transport::body::Body;
 use transport::lanes::Lanes;
 
-const SIZES: [usize; 3] = [64, 512, 1420];
-const COUNTS: [usize; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 32, 45, 64];
-const ROUNDS: usize = 41;
-const ROUND: Duration = Duration::from_micros(500);
+const SIZES: [usize; 4] = [64, 128, 256, 1420];
+const COUNTS: [usize; 9] = [1, 2, 3, 4, 8, 13, 16, 45, 64];
+const ROUNDS: usize = 61;
+/// Bytes that a run seals or opens, about.
+const RUN: usize = 200_000;
 
-/// Return nanoseconds per packet, from as many batches as a round has time for.
-fn time(packets: usize, mut batch: impl FnMut()) -> f64 {
-    let (start, mut batches) = (Instant::now(), 0);
-    while start.elapsed() < ROUND {
-        (0..8).for_each(|_| batch());
-        batches += 8;
-    }
-    start.elapsed().as_nanos() as f64 / (batches * packets) as f64
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Measure sealing with ring and with the lanes, then opening with both. Opening includes the copy
+/// What is measured, in turn: sealing with ring and with the lanes, opening with both, and the copy
 /// of what is opened.
-fn measure(sizes: &[usize]) -> [f64; 4] {
-    let key = [7; 32];
-    let (ring, lanes) = (RingCipher::new(&key), Lanes::new(&key).expect("main has checked for lanes"));
-    let mut at = 0;
-    let mut body = |(counter, size): (u64, &usize)| {
-        let body = Body { at: at + 16, size: size + 16, counter };
-        at += size + 32;
-        body
-    };
-    let bodies: Vec<Body> = (0..).zip(sizes).map(&mut body).collect();
-    let mut buffer = vec![1; at];
-    let (mut sealed, mut held) = (buffer.clone(), Vec::with_capacity(sizes.len()));
-    ring.seal_batch(&mut sealed, &bodies);
-    let mut rounds: [Vec<f64>; 4] = Default::default();
-    for _ in 0..ROUNDS {
-        rounds[0].push(time(sizes.len(), || ring.seal_batch(black_box(&mut buffer), &bodies)));
-        rounds[1].push(time(sizes.len(), || lanes.seal(black_box(&mut buffer), &bodies)));
-        rounds[2].push(time(sizes.len(), || {
-            buffer.copy_from_slice(&sealed);
+const STEPS: usize = 5;
+
+/// A batch of packets of these sizes, at places as in a message of datagrams.
+struct Case {
+    bodies: Vec<Body>,
+    sealed: Vec<u8>,
+    opened: Vec<u8>,
+    held: Vec<bool>,
+    ring: RingCipher,
+    lanes: Lanes,
+}
+
+impl Case {
+    fn new(sizes: &[usize]) -> Self {
+        let key = [7; 32];
+        let (ring, lanes) = (RingCipher::new(&key), Lanes::new(&key).expect("main has checked for lanes"));
+        let mut at = 0;
+        let mut body = |(counter, size): (u64, &usize)| {
+            let body = Body { at: at + 16, size: size + 16, counter };
+            at += size + 32;
+            body
+        };
+        let bodies: Vec<Body> = (0..).zip(sizes).map(&mut body).collect();
+        let opened = vec![1; at];
+        let mut sealed = opened.clone();
+        ring.seal_batch(&mut sealed, &bodies);
+        Self { bodies, sealed, opened, held: vec![], ring, lanes }
+    }
+
+    fn step(&mut self, step: usize) {
+        let Self { bodies, sealed, opened, held, ring, lanes } = self;
+        if step >= 2 {
+            opened.copy_from_slice(black_box(sealed));
             held.clear();
-            ring.open_batch(black_box(&mut buffer), &bodies, &mut held);
-        }));
-        rounds[3].push(time(sizes.len(), || {
-            buffer.copy_from_slice(&sealed);
-            held.clear();
-            lanes.open(black_box(&mut buffer), &bodies, &mut held);
-        }));
+        }
+        match step {
+            0 => ring.seal_batch(black_box(opened), bodies),
+            1 => lanes.seal(black_box(opened), bodies),
+            2 => ring.open_batch(black_box(opened), bodies, held),
+            3 => lanes.open(black_box(opened), bodies, held),
+            _ => _ = black_box(opened),
+        }
         assert!(held.iter().all(|held| *held));
     }
-    rounds.map(median)
 }
 
-fn print(what: &str, [ring_seal, lanes_seal, ring_open, lanes_open]: [f64; 4]) {
-    println!(
-        "{what:>24} | {ring_seal:6.0} {lanes_seal:6.0} {:5.2} | {ring_open:6.0} {lanes_open:6.0} {:5.2}",
-        lanes_seal / ring_seal,
-        lanes_open / ring_open
-    );
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Print the table.
-pub fn run() {
-    println!("{:>24} | seal: ring, lanes, ratio | open: ring, lanes, ratio (ns per packet)", "packets of bytes");
-    for size in SIZES {
-        for count in COUNTS {
-            print(&format!("{count} of {size}"), measure(&vec![size; count]));
+/// Return nanoseconds and cycles per packet to seal with ring and with the lanes, and to open with
+/// both.
+fn measure(sizes: &[usize]) -> [[f64; 2]; 4] {
+    let mut case = Case::new(sizes);
+    let count = (RUN / case.sealed.len()).max(1);
+    let mut rounds: [Vec<Taken>; STEPS] = Default::default();
+    for _ in 0..ROUNDS {
+        for (step, taken) in rounds.iter_mut().enumerate() {
+            taken.push(take(count, || case.step(step)));
         }
     }
-    let mixed = |big: usize, small: usize| [vec![1420; big], vec![64; small]].concat();
-    for (big, small) in [(1, 3), (1, 7), (1, 15), (2, 14), (4, 12), (8, 8), (12, 4)] {
-        print(&format!("{big} of 1420, {small} of 64"), measure(&mixed(big, small)));
+    let [medians @ .., copy] = rounds.map(|taken| {
+        let nanoseconds = median(taken.iter().map(|taken| taken.nanoseconds).collect());
+        [nanoseconds, median(taken.iter().filter_map(|taken| taken.cycles).collect())]
+    });
+    let mut step = 0;
+    medians.map(|median| {
+        step += 1;
+        let without = |unit: usize| median[unit] - if step > 2 { copy[unit] } else { 0.0 };
+        [without(0), without(1)].map(|taken| taken / sizes.len() as f64)
+    })
+}
+
+fn cases() -> impl Iterator<Item = (String, Vec<usize>)> {
+    let same = SIZES
+        .into_iter()
+        .flat_map(|size| COUNTS.into_iter().map(move |count| (format!("{count} of {size}"), vec![size; count])));
+    let mixed = [(1, 3), (1, 7), (1, 15), (4, 12), (8, 8), (12, 4)]
+        .into_iter()
+        .map(|(big, small)| (format!("{big} of 1420, {small} of 64"), [vec![1420; big], vec![64; small]].concat()));
+    same.chain(mixed)
+}
+
+/// Print a table for people.
+pub fn table() {
+    println!("{:>22} | seal: ring, lanes, ratio, cycles a byte | open: the same (ns per packet)", "packets of bytes");
+    for (name, sizes) in cases() {
+        let bytes = sizes.iter().sum::<usize>() as f64 / sizes.len() as f64;
+        let [ring_seal, lanes_seal, ring_open, lanes_open] = measure(&sizes);
+        let half = |ring: [f64; 2], lanes: [f64; 2]| {
+            format!("{:6.0} {:6.0} {:5.2} {:6.2}", ring[0], lanes[0], lanes[0] / ring[0], lanes[1] / bytes)
+        };
+        println!("{name:>22} | {} | {}", half(ring_seal, lanes_seal), half(ring_open, lanes_open));
+    }
+}
+
+/// Print a line per case for `turns`: the lanes' nanoseconds to seal and to open, then cycles.
+pub fn rows() {
+    for (name, sizes) in cases() {
+        let [_, seal, _, open] = measure(&sizes);
+        println!("{name}\t{}\t{}\t{}\t{}", seal[0], open[0], seal[1], open[1]);
     }
 }

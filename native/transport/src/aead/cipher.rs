@@ -32,10 +32,10 @@ pub fn description() -> &'static str {
     if has_lanes() { "AVX-512 for 16 packets at once, ring for the rest" } else { "ring" }
 }
 
-/// Batches with fewer packets use ring. For 4 packets the lanes need 0.9 to 1.4 of ring's time, for
-/// 5 up to 0.9 (`examples/aead`).
+/// Batches with fewer packets use ring. For 2 packets the lanes need 1.0 to 1.4 of ring's time, for
+/// 3 up to 1.0 (`examples/aead`).
 #[cfg(avx512)]
-const FEWEST: usize = 5;
+const FEWEST: usize = 3;
 
 /// Divide bodies into those for the lanes and those for ring, which is faster with few.
 #[cfg(avx512)]

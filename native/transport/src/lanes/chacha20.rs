@@ -6,8 +6,6 @@
 
 use std::arch::x86_64::*;
 
-use super::vector::from_words;
-
 /// Blocks at once.
 pub const LANES: usize = 16;
 /// Bytes of a block.
@@ -19,23 +17,13 @@ const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574]
 pub type Key = [u32; 8];
 
 /// The sixteen blocks to compute.
-#[derive(Default)]
+#[derive(Clone, Copy)]
 pub struct Blocks {
     /// The block counter of each.
-    pub counters: [u32; LANES],
+    pub counters: __m512i,
     /// The three words of each block's nonce: the first words of all, then the second, then the
     /// third.
-    pub nonces: [[u32; LANES]; 3],
-}
-
-impl Blocks {
-    /// Set the block that a lane computes.
-    pub fn set(&mut self, lane: usize, counter: u32, nonce: [u32; 3]) {
-        self.counters[lane] = counter;
-        for (of_all, word) in self.nonces.iter_mut().zip(nonce) {
-            of_all[lane] = word;
-        }
-    }
+    pub nonces: [__m512i; 3],
 }
 
 macro_rules! quarter_rounds {
@@ -51,37 +39,73 @@ macro_rules! quarter_rounds {
     };
 }
 
-/// Return the key stream's words: the first word of each block, the second, up to the sixteenth.
+/// Do two of the twenty rounds: on the columns, then on the diagonals.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub fn words(key: &Key, blocks: &Blocks) -> [__m512i; 16] {
+pub fn double_round(state: &mut [__m512i; 16]) {
+    quarter_rounds!(state: [0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]);
+    quarter_rounds!(state: [0, 5, 10, 15], [1, 6, 11, 12], [2, 7, 8, 13], [3, 4, 9, 14]);
+}
+
+/// Do the first round on the columns without the block counter. Blocks that differ in the counter
+/// alone have that in common.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn begin(state: &mut [__m512i; 16]) {
+    quarter_rounds!(state: [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]);
+}
+
+/// Do the rest of the first two rounds.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn finish_first(state: &mut [__m512i; 16]) {
+    quarter_rounds!(state: [0, 4, 8, 12]);
+    quarter_rounds!(state: [0, 5, 10, 15], [1, 6, 11, 12], [2, 7, 8, 13], [3, 4, 9, 14]);
+}
+
+/// Return the state before the first round, in words.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn initial(key: &Key, blocks: &Blocks) -> [__m512i; 16] {
     let mut initial = [_mm512_setzero_si512(); 16];
     for (word, constant) in initial.iter_mut().zip(CONSTANTS.iter().chain(key)) {
         *word = _mm512_set1_epi32(*constant as i32);
     }
-    initial[12] = from_words(&blocks.counters);
-    for (word, nonce) in initial[13..].iter_mut().zip(&blocks.nonces) {
-        *word = from_words(nonce);
-    }
-    let mut state = initial;
-    for _ in 0..10 {
-        quarter_rounds!(state: [0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]);
-        quarter_rounds!(state: [0, 5, 10, 15], [1, 6, 11, 12], [2, 7, 8, 13], [3, 4, 9, 14]);
-    }
+    initial[12] = blocks.counters;
+    initial[13..].copy_from_slice(&blocks.nonces);
+    initial
+}
+
+/// Return the key stream's words after the last round: the first word of each block, the second, up
+/// to the sixteenth.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn finished(mut state: [__m512i; 16], initial: [__m512i; 16]) -> [__m512i; 16] {
     for (word, initial) in state.iter_mut().zip(initial) {
         *word = _mm512_add_epi32(*word, initial);
     }
     state
 }
 
-/// Return the sixteen blocks, each as its 64 bytes.
+/// Return the key stream's words.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub fn blocks(key: &Key, which: &Blocks) -> [__m512i; LANES] {
-    let words = words(key, which);
+pub fn words(key: &Key, blocks: &Blocks) -> [__m512i; 16] {
+    let initial = initial(key, blocks);
+    let mut state = initial;
+    for _ in 0..10 {
+        double_round(&mut state);
+    }
+    finished(state, initial)
+}
+
+/// Return the sixteen blocks, each as its 64 bytes, from their words.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn blocks(words: &[__m512i; 16]) -> [__m512i; LANES] {
     // First transpose 4 × 4 words within each quarter of the registers. `quads[4 * group + n]` has
     // the words 4 * group to 4 * group + 3 of the lanes n, n + 4, n + 8 and n + 12.
-    let mut quads = words;
+    let mut quads = *words;
     for group in 0..4 {
         let [a, b, c, d] = [words[4 * group], words[4 * group + 1], words[4 * group + 2], words[4 * group + 3]];
         let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));

@@ -1,23 +1,27 @@
 //! ChaCha20-Poly1305 (RFC 8439 section 2.8) of sixteen packets of one key at once, for x86-64 with
 //! AVX-512 IFMA.
 //!
-//! [`chacha20`] has the key stream, [`poly1305`] the tags, [`vector`] the access to memory. This
-//! file assigns packets to lanes.
+//! [`chacha20`] has the key stream, [`poly1305`] the tags, [`fused`] both for as much as sixteen
+//! packets have in common, [`stream`] the key stream for the rest, [`vector`] the access to memory.
+//! This file assigns packets to lanes.
 //!
 //! Branches and indices depend only on lengths, counters and verdicts, which an observer of the
-//! network knows. Tags are compared in constant time. Nothing is decrypted if its tag is wrong. The
-//! key is wiped when the batch is done. Registers that the compiler spills are not wiped, but the
-//! next batch overwrites them.
+//! network knows. Tags are compared in constant time. [`fused`] decrypts while the tags are computed;
+//! what turns out to have a wrong tag is encrypted again before [`Lanes::open`] returns. The key is
+//! wiped when the batch is done. Registers that the compiler spills are not wiped, but the next
+//! batch overwrites them.
 
 #![allow(unsafe_code, reason = "a function compiled for certain processors is unsafe to call")]
 #![allow(clippy::incompatible_msrv, reason = "build.rs leaves this out for compilers that lack it")]
 
 mod chacha20;
+mod fused;
 mod poly1305;
+mod stream;
 mod vector;
 
 use std::arch::is_x86_feature_detected;
-use std::arch::x86_64::__m512i;
+use std::arch::x86_64::*;
 use std::array::from_fn;
 
 use ctutils::CtEq;
@@ -26,10 +30,16 @@ use zeroize::Zeroizing;
 use crate::body::Body;
 use crate::wire::TAG_SIZE;
 use chacha20::{BLOCK_SIZE, Blocks, Key, LANES};
+use fused::Fused;
 use poly1305::Mac;
+use stream::Stream;
+use vector::{Places, Rows};
 
 /// Packets at once.
 pub const COUNT: usize = LANES;
+
+/// If a text is shorter, the powers of r cost more than they spare.
+const FUSED_PAYS: usize = 128;
 
 /// A key. It exists only on processors with the required features.
 pub struct Lanes(Zeroizing<Key>);
@@ -82,11 +92,75 @@ fn text_size(body: &Body) -> usize {
     body.size - TAG_SIZE
 }
 
+/// Up to sixteen bodies, one per lane.
+struct Batch<'a> {
+    bodies: &'a [Body],
+    /// Lanes without a body repeat the first, and their results are ignored.
+    texts: [Places; 2],
+    /// The three words of the nonces.
+    nonces: [__m512i; 3],
+}
+
+impl<'a> Batch<'a> {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(bodies: &'a [Body]) -> Self {
+        let of_lane = |lane| bodies.get(lane).unwrap_or(&bodies[0]);
+        let [at, sizes, counters] = [
+            from_fn(|lane| of_lane(lane).at as u64),
+            from_fn(|lane| text_size(of_lane(lane)) as u64),
+            from_fn(|lane| of_lane(lane).counter),
+        ]
+        .map(|lanes: [u64; LANES]| {
+            let (halves, _) = lanes.as_chunks();
+            [vector::from_longs(&halves[0]), vector::from_longs(&halves[1])]
+        });
+        let texts = from_fn(|half| Places { at: at[half], sizes: sizes[half] });
+        let [low, high] =
+            [counters, counters.map(|counters| _mm512_srli_epi64::<32>(counters))].map(|[lower, upper]| {
+                let lower = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(lower));
+                _mm512_inserti64x4::<1>(lower, _mm512_cvtepi64_epi32(upper))
+            });
+        Self { bodies, texts, nonces: [_mm512_setzero_si512(), low, high] }
+    }
+
+    /// Return how many bytes of each text [`Fused`] takes: none, or as many whole blocks as the
+    /// shortest has.
+    fn fused_size(&self) -> usize {
+        let shortest = self.bodies.iter().map(text_size).min().unwrap_or(0);
+        let pays = self.bodies.len() == LANES && shortest >= FUSED_PAYS;
+        if pays { shortest - shortest % BLOCK_SIZE } else { 0 }
+    }
+
+    /// Return whether a second group with the bodies' own lanes is enough, and no text can be in the
+    /// first.
+    fn are_single_blocks(&self) -> bool {
+        self.bodies.len() > LANES / 2 && self.bodies.iter().all(|body| text_size(body) <= BLOCK_SIZE)
+    }
+
+    /// Return [`Fused`] for the first `size` bytes of the texts.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn fused<'k>(&self, key: &'k Key, macs: &[Mac; 2], size: usize) -> Fused<'k> {
+        let rows = self.texts.map(|texts| Rows::new(&texts, size));
+        let mut begun = chacha20::initial(key, &Blocks { counters: _mm512_setzero_si512(), nonces: self.nonces });
+        chacha20::begin(&mut begun);
+        Fused { key, nonces: self.nonces, rows, size, begun, powers: macs.map(|mac| mac.powers()) }
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
 fn seal(key: &Key, buffer: &mut [u8], bodies: &[Body]) {
-    let one_time = one_time_keys(key, bodies);
-    crypt(key, buffer, bodies.iter());
-    let tags = tags(&one_time, buffer, bodies);
+    let batch = Batch::new(bodies);
+    let size = batch.fused_size();
+    let stream = Stream::new(key, &batch, size);
+    let one_time = stream.first();
+    let mut macs = macs(&one_time);
+    if size > 0 {
+        batch.fused(key, &macs, size).seal(&mut macs, buffer);
+    }
+    stream.crypt(one_time, buffer, &[true; LANES]);
+    let tags = tags(macs, buffer, &batch, size);
     for (body, tag) in bodies.iter().zip(tags) {
         buffer[body.at..body.at + body.size][text_size(body)..].copy_from_slice(&tag.to_le_bytes());
     }
@@ -94,83 +168,55 @@ fn seal(key: &Key, buffer: &mut [u8], bodies: &[Body]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
 fn open(key: &Key, buffer: &mut [u8], bodies: &[Body]) -> [bool; LANES] {
-    let one_time = one_time_keys(key, bodies);
-    let tags = tags(&one_time, buffer, bodies);
+    let batch = Batch::new(bodies);
+    let size = batch.fused_size();
+    let stream = Stream::new(key, &batch, size);
+    let one_time = stream.first();
+    let mut macs = macs(&one_time);
+    if size > 0 {
+        batch.fused(key, &macs, size).open(&mut macs, buffer);
+    }
+    let tags = tags(macs, buffer, &batch, size);
     let mut holds = [false; LANES];
     for ((holds, body), tag) in holds.iter_mut().zip(bodies).zip(tags) {
         let claimed = &buffer[body.at..body.at + body.size][text_size(body)..];
         *holds = tag.to_le_bytes().as_slice().ct_eq(claimed).to_bool();
     }
-    crypt(key, buffer, bodies.iter().zip(holds).filter_map(|(body, holds)| holds.then_some(body)));
+    stream.crypt(one_time, buffer, &holds);
+    if size > 0 && holds.contains(&false) {
+        close(key, buffer, bodies, size, holds.map(|holds| !holds));
+    }
     holds
 }
 
-/// Return the bodies of the lanes. Lanes without one repeat the first body, and their results are
-/// ignored.
-fn lanes(bodies: &[Body]) -> [Body; LANES] {
-    from_fn(|lane| *bodies.get(lane).unwrap_or(&bodies[0]))
+/// Seal the first `size` bytes of those texts again that [`Fused`] opened although their tags are
+/// wrong.
+#[cold]
+#[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
+fn close(key: &Key, buffer: &mut [u8], bodies: &[Body], size: usize, wrong: [bool; LANES]) {
+    let bodies: Vec<Body> = bodies.iter().map(|body| Body { size: size + TAG_SIZE, ..*body }).collect();
+    let batch = Batch::new(&bodies);
+    let stream = Stream::new(key, &batch, 0);
+    let first = stream.first();
+    stream.crypt(first, buffer, &wrong);
 }
 
-/// Return block 0 of each body's key stream, in words. The first eight are the key of its tag.
+/// Return the accumulators of the lanes, before the first block.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn one_time_keys(key: &Key, bodies: &[Body]) -> [__m512i; 16] {
-    let mut which = Blocks::default();
-    for (lane, body) in lanes(bodies).iter().enumerate() {
-        which.set(lane, 0, nonce(body));
-    }
-    chacha20::words(key, &which)
+#[target_feature(enable = "avx512f,avx512vbmi2")]
+fn macs(one_time: &[__m512i; 16]) -> [Mac; 2] {
+    [Mac::new(poly1305::keys::<false>(one_time)), Mac::new(poly1305::keys::<true>(one_time))]
 }
 
-/// XOR the texts with the key stream from block 1 on. Sixteen blocks are computed at once, of any
-/// bodies. At the end there may be fewer, and the results of the other lanes are ignored.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn crypt<'a>(key: &Key, buffer: &mut [u8], bodies: impl Iterator<Item = &'a Body>) {
-    let (mut which, mut places, mut count) = (Blocks::default(), [(0, 0); LANES], 0);
-    for body in bodies {
-        let (mut at, end) = (body.at, body.at + text_size(body));
-        let nonce = nonce(body);
-        for counter in 1.. {
-            if at >= end {
-                break;
-            }
-            which.set(count, counter, nonce);
-            places[count] = (at, end.min(at + BLOCK_SIZE));
-            at += BLOCK_SIZE;
-            count += 1;
-            if count == LANES {
-                xor(key, &which, buffer, &places);
-                count = 0;
-            }
-        }
-    }
-    xor(key, &which, buffer, &places[..count]);
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn xor(key: &Key, which: &Blocks, buffer: &mut [u8], places: &[(usize, usize)]) {
-    if places.is_empty() {
-        return;
-    }
-    for (stream, (at, end)) in chacha20::blocks(key, which).into_iter().zip(places) {
-        vector::xor(&mut buffer[*at..*end], stream);
-    }
-}
-
-/// Return the tags of the texts in the buffer.
+/// Return the tags of the texts. Their first `done` bytes have been added.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
-fn tags(one_time: &[__m512i; 16], buffer: &[u8], bodies: &[Body]) -> [u128; LANES] {
-    let texts = lanes(bodies).map(|body| &buffer[body.at..body.at + text_size(&body)]);
-    let (lower, upper) = (from_fn(|lane| texts[lane]), from_fn(|lane| texts[lane + poly1305::LANES]));
-    let macs = [Mac::new(poly1305::keys::<false>(one_time)), Mac::new(poly1305::keys::<true>(one_time))];
+fn tags(macs: [Mac; 2], buffer: &[u8], batch: &Batch, done: usize) -> [u128; LANES] {
     let mut tags = [0; LANES];
-    if bodies.len() <= poly1305::LANES {
-        tags[..poly1305::LANES].copy_from_slice(finished([macs[0]], &[lower]).as_flattened());
+    if batch.bodies.len() <= poly1305::LANES {
+        tags[..poly1305::LANES].copy_from_slice(finished([macs[0]], buffer, &[batch.texts[0]], done).as_flattened());
     } else {
-        tags.copy_from_slice(finished(macs, &[lower, upper]).as_flattened());
+        tags.copy_from_slice(finished(macs, buffer, &batch.texts, done).as_flattened());
     }
     tags
 }
@@ -179,12 +225,15 @@ fn tags(one_time: &[__m512i; 16], buffer: &[u8], bodies: &[Body]) -> [u128; LANE
 #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
 fn finished<const N: usize>(
     mut macs: [Mac; N],
-    texts: &[[&[u8]; poly1305::LANES]; N],
+    buffer: &[u8],
+    texts: &[Places; N],
+    done: usize,
 ) -> [[u128; poly1305::LANES]; N] {
-    poly1305::absorb(&mut macs, texts);
+    let done = _mm512_set1_epi64(done as i64);
+    poly1305::absorb(&mut macs, &texts.map(|text| text.after(done)), buffer);
     let mut tags = [[0; poly1305::LANES]; N];
-    for ((mac, texts), tags) in macs.iter_mut().zip(texts).zip(&mut tags) {
-        mac.lengths(&[0; poly1305::LANES], &texts.map(|text| text.len() as u64));
+    for ((mac, text), tags) in macs.iter_mut().zip(texts).zip(&mut tags) {
+        mac.lengths(_mm512_setzero_si512(), text.sizes);
         let [low, high] = mac.tags();
         *tags = from_fn(|lane| u128::from(high[lane]) << 64 | u128::from(low[lane]));
     }

@@ -4,22 +4,30 @@
 //! multiplier. With 2¹³⁰ = 5, a product that is two limbs too high comes back times 20, because 3 ·
 //! 44 is 2 more than 130.
 //!
-//! Bounds, with `r` clamped: r0, r1 < 2⁴⁴, r2 < 2³⁶, 20·r1 < 2⁴⁹, 20·r2 < 2⁴¹. Between blocks h1 <
-//! 2⁴⁴ and h2 < 2⁴². A block adds less than 2⁴⁴, 2⁴⁴ and 2⁴¹. Let h0 < 2⁵¹. Then each factor is
-//! below 2⁵², as the multiplier requires. The high halves that are added for one limb sum to less
-//! than 2⁴⁴, their carry to less than 2⁵², and the low halves with it to less than 2⁵⁴. For the
-//! third limb the high halves sum to less than 2³⁸. So the carry c from it is below 2⁴⁸ + 2¹², and
-//! the new h0 < 2⁴⁴ + 5·c < 2⁵¹ again.
+//! Four blocks are added at once: (h + m₁)·r⁴ + m₂·r³ + m₃·r² + m₄·r. So the carries are moved once
+//! for four blocks.
+//!
+//! Bounds: after [`Sum::reduced`] the limbs h0, h1 and h2 of the accumulators, and those of powers
+//! of r, are below 2⁴⁴, 2⁴⁴ + 2⁹ and 2⁴². A block adds less than 2⁴⁴, 2⁴⁴ and 2⁴¹. So a limb with a
+//! block is below 2⁴⁶, 20 times the second limb of a power is below 2⁴⁹, and 20 times the third is
+//! below 2⁴⁷: below 2⁵², as the multiplier requires. Twelve low halves sum to less than 2⁵⁶. The high
+//! halves of twelve products sum to less than 2⁴⁴ for the first limb, 2⁴¹ for the second and 2⁴⁰ for
+//! the third. So the carry from the first limb is below 2⁵³, from the second below 2⁵⁰, and from the
+//! third below 2⁵⁰ + 2¹⁴. Five times that is below 2⁵³ - 2⁴⁴, so the carry from the new first limb is
+//! below 2⁹ again.
 
 use std::arch::x86_64::*;
 
 use super::chacha20::BLOCK_SIZE;
-use super::vector::{from_longs, load_padded, to_longs};
+use super::vector::{LONGS, Places, Rows, to_longs};
 
 /// Messages at once.
-pub const LANES: usize = 8;
+pub const LANES: usize = LONGS;
 /// Bytes of a block of a message.
 const SIZE: usize = 16;
+
+/// If no message is this long, the powers of r cost more than they spare.
+const FOUR_PAY: usize = 128;
 
 const LOW_44: i64 = (1 << 44) - 1;
 const LOW_42: i64 = (1 << 42) - 1;
@@ -43,13 +51,81 @@ pub fn keys<const UPPER: bool>(words: &[__m512i; 16]) -> Keys {
     keys
 }
 
+/// A factor of eight messages: a power of r.
+#[derive(Clone, Copy)]
+pub struct Factor {
+    limbs: [__m512i; 3],
+    /// 20 times the second and the third limb.
+    times_20: [__m512i; 2],
+}
+
+impl Factor {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(limbs: [__m512i; 3]) -> Self {
+        Self { limbs, times_20: [times_20(limbs[1]), times_20(limbs[2])] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn times(&self, other: &Self) -> Self {
+        let mut sum = Sum::none();
+        sum.add(self.limbs, other);
+        Self::new(sum.reduced())
+    }
+}
+
+/// A sum of products: for each limb their low 52 bits, and the bits above.
+pub struct Sum {
+    low: [__m512i; 3],
+    high: [__m512i; 3],
+}
+
+impl Sum {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn none() -> Self {
+        Self { low: [_mm512_setzero_si512(); 3], high: [_mm512_setzero_si512(); 3] }
+    }
+
+    /// Add a product.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    pub fn add(&mut self, [a0, a1, a2]: [__m512i; 3], factor: &Factor) {
+        let ([r0, r1, r2], [r1_20, r2_20]) = (factor.limbs, factor.times_20);
+        for (a, of_limbs) in [(a2, [r1_20, r2_20, r0]), (a1, [r2_20, r0, r1]), (a0, [r0, r1, r2])] {
+            for ((low, high), r) in self.low.iter_mut().zip(&mut self.high).zip(of_limbs) {
+                *low = _mm512_madd52lo_epu64(*low, a, r);
+                *high = _mm512_madd52hi_epu64(*high, a, r);
+            }
+        }
+    }
+
+    /// Return the limbs of the sum.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn reduced(self) -> [__m512i; 3] {
+        let (add, and) = (_mm512_add_epi64, _mm512_and_si512);
+        let (low_44, low_42) = (_mm512_set1_epi64(LOW_44), _mm512_set1_epi64(LOW_42));
+        let ([d0, d1, d2], high) = (self.low, self.high);
+        // A high half counts 2⁵²: 8 bits above a limb of 44, 10 above one of 42.
+        let carry = add(_mm512_srli_epi64::<44>(d0), _mm512_slli_epi64::<8>(high[0]));
+        let d1 = add(d1, carry);
+        let carry = add(_mm512_srli_epi64::<44>(d1), _mm512_slli_epi64::<8>(high[1]));
+        let d2 = add(d2, carry);
+        let carry = add(_mm512_srli_epi64::<42>(d2), _mm512_slli_epi64::<10>(high[2]));
+        let carry_5 = add(carry, _mm512_slli_epi64::<2>(carry));
+        let h0 = add(and(d0, low_44), carry_5);
+        let h1 = add(and(d1, low_44), _mm512_srli_epi64::<44>(h0));
+        [and(h0, low_44), h1, and(d2, low_42)]
+    }
+}
+
 /// The accumulators of eight messages.
 #[derive(Clone, Copy)]
 pub struct Mac {
-    h: [__m512i; 3],
-    r: [__m512i; 3],
-    /// 20 · r1 and 20 · r2.
-    r20: [__m512i; 2],
+    pub h: [__m512i; 3],
+    r: Factor,
     s: [__m512i; 2],
 }
 
@@ -60,43 +136,50 @@ impl Mac {
     pub fn new([low, high, s0, s1]: Keys) -> Self {
         let low = _mm512_and_si512(low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff));
         let high = _mm512_and_si512(high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc));
-        let r = limbs(low, high);
-        Self { h: [_mm512_setzero_si512(); 3], r, r20: [times_20(r[1]), times_20(r[2])], s: [s0, s1] }
+        Self { h: [_mm512_setzero_si512(); 3], r: Factor::new(limbs(low, high)), s: [s0, s1] }
     }
 
-    /// Add the next sixteen bytes of each message.
+    /// Return r⁴, r³, r² and r.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    pub fn powers(&self) -> [Factor; 4] {
+        let square = self.r.times(&self.r);
+        [square.times(&square), square.times(&self.r), square, self.r]
+    }
+
+    /// Return a block's limbs. Those of the first are added to the accumulators.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2")]
+    pub fn added(&self, [low, high]: [__m512i; 2], first: bool) -> [__m512i; 3] {
+        let mut limbs = limbs(low, high);
+        // The bit above the block.
+        limbs[2] = _mm512_or_si512(limbs[2], _mm512_set1_epi64(1 << 40));
+        if first {
+            for (limb, h) in limbs.iter_mut().zip(self.h) {
+                *limb = _mm512_add_epi64(*limb, h);
+            }
+        }
+        limbs
+    }
+
+    /// Add blocks, as many as there are powers.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
-    fn block(&mut self, [low, high]: [__m512i; 2]) {
-        let (add, and) = (_mm512_add_epi64, _mm512_and_si512);
-        let (low_44, low_42) = (_mm512_set1_epi64(LOW_44), _mm512_set1_epi64(LOW_42));
-        let [m0, m1, m2] = limbs(low, high);
-        let a0 = add(self.h[0], m0);
-        let a1 = add(self.h[1], m1);
-        // The bit above the block.
-        let a2 = add(self.h[2], _mm512_or_si512(m2, _mm512_set1_epi64(1 << 40)));
-
-        let ([r0, r1, r2], [r1_20, r2_20]) = (self.r, self.r20);
-        let (d0, d0_high) = dot([a2, a1, a0], [r1_20, r2_20, r0]);
-        let (d1, d1_high) = dot([a2, a1, a0], [r2_20, r0, r1]);
-        let (d2, d2_high) = dot([a2, a1, a0], [r0, r1, r2]);
-
-        // A high half counts 2⁵²: 8 bits above a limb of 44, 10 above one of 42.
-        let carry = add(_mm512_srli_epi64::<44>(d0), _mm512_slli_epi64::<8>(d0_high));
-        let d1 = add(d1, carry);
-        let carry = add(_mm512_srli_epi64::<44>(d1), _mm512_slli_epi64::<8>(d1_high));
-        let d2 = add(d2, carry);
-        let carry = add(_mm512_srli_epi64::<42>(d2), _mm512_slli_epi64::<10>(d2_high));
-        let carry_5 = add(carry, _mm512_slli_epi64::<2>(carry));
-        self.h = [add(and(d0, low_44), carry_5), and(d1, low_44), and(d2, low_42)];
+    pub fn blocks<const N: usize>(&mut self, blocks: &[[__m512i; 2]; N], powers: &[Factor; N]) {
+        let mut sum = Sum::none();
+        // The first block comes last: only it needs the result of the blocks before.
+        for n in (0..N).rev() {
+            sum.add(self.added(blocks[n], n == 0), &powers[n]);
+        }
+        self.h = sum.reduced();
     }
 
     /// Do the same for the messages in `mask`. The other accumulators stay unchanged.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
-    fn block_of(&mut self, mask: __mmask8, bytes: [__m512i; 2]) {
+    fn blocks_of<const N: usize>(&mut self, mask: __mmask8, blocks: &[[__m512i; 2]; N], powers: &[Factor; N]) {
         let before = self.h;
-        self.block(bytes);
+        self.blocks(blocks, powers);
         for (h, before) in self.h.iter_mut().zip(before) {
             *h = _mm512_mask_mov_epi64(before, mask, *h);
         }
@@ -105,8 +188,9 @@ impl Mac {
     /// Add the AEAD's last block: the lengths of the associated data and of the text.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
-    pub fn lengths(&mut self, data: &[u64; LANES], text: &[u64; LANES]) {
-        self.block([from_longs(data), from_longs(text)]);
+    pub fn lengths(&mut self, data: __m512i, text: __m512i) {
+        let r = self.r;
+        self.blocks(&[[data, text]], &[r]);
     }
 
     /// Return the tags: the low halves, then the high halves.
@@ -148,53 +232,73 @@ impl Mac {
 /// accumulator's is computed.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
-pub fn absorb<const N: usize>(macs: &mut [Mac; N], messages: &[[&[u8]; LANES]; N]) {
-    let sizes = || messages.as_flattened().iter().map(|message| message.len());
-    let (shortest, longest) = (sizes().min().unwrap_or(0), sizes().max().unwrap_or(0));
-    let whole = shortest - shortest % BLOCK_SIZE;
-    for at in (0..whole).step_by(BLOCK_SIZE) {
-        let mut blocks = [[[_mm512_setzero_si512(); 2]; 4]; N];
-        for (blocks, messages) in blocks.iter_mut().zip(messages) {
-            *blocks = transposed(messages, at);
-        }
-        for block in 0..4 {
-            for (mac, blocks) in macs.iter_mut().zip(&blocks) {
-                mac.block(blocks[block]);
+pub fn absorb<const N: usize>(macs: &mut [Mac; N], messages: &[Places; N], buffer: &[u8]) {
+    let sizes = messages.map(|message| message.sizes);
+    let shortest =
+        _mm512_reduce_min_epi64(sizes.into_iter().fold(sizes[0], |least, sizes| _mm512_min_epi64(least, sizes)));
+    let whole = |size| size as usize / BLOCK_SIZE * BLOCK_SIZE;
+    let (all_have, one_has) = (whole(shortest), whole(longest(&sizes)));
+    if one_has >= FOUR_PAY {
+        let powers = macs.map(|mac| mac.powers());
+        let rows = messages.map(|message| Rows::new(&message, all_have));
+        for at in (0..all_have).step_by(BLOCK_SIZE) {
+            for ((mac, rows), powers) in macs.iter_mut().zip(&rows).zip(&powers) {
+                mac.blocks(&transposed(&rows.load(buffer, at)), powers);
             }
         }
-    }
-    for at in (whole..longest).step_by(BLOCK_SIZE) {
-        let mut blocks = [[[_mm512_setzero_si512(); 2]; 4]; N];
-        let mut left = [_mm512_setzero_si512(); N];
-        for ((blocks, left), messages) in blocks.iter_mut().zip(&mut left).zip(messages) {
-            *blocks = transposed(messages, at);
-            *left = from_longs(&messages.map(|message| message.len().saturating_sub(at) as u64));
-        }
-        for block in 0..4 {
-            let end = _mm512_set1_epi64((block * SIZE) as i64);
-            for ((mac, blocks), left) in macs.iter_mut().zip(&blocks).zip(left) {
-                mac.block_of(_mm512_cmpgt_epi64_mask(left, end), blocks[block]);
+        for at in (all_have..one_has).step_by(BLOCK_SIZE) {
+            for ((mac, message), powers) in macs.iter_mut().zip(messages).zip(&powers) {
+                let part = message.after(_mm512_set1_epi64(at as i64));
+                let has_all = _mm512_cmpge_epi64_mask(part.sizes, _mm512_set1_epi64(BLOCK_SIZE as i64));
+                mac.blocks_of(has_all, &transposed(&part.load(buffer)), powers);
             }
         }
+    } else {
+        for at in (0..one_has).step_by(BLOCK_SIZE) {
+            let parts = messages.map(|message| {
+                let part = message.after(_mm512_set1_epi64(at as i64));
+                let has_all = _mm512_cmpge_epi64_mask(part.sizes, _mm512_set1_epi64(BLOCK_SIZE as i64));
+                Places { at: part.at, sizes: _mm512_maskz_mov_epi64(has_all, part.sizes) }
+            });
+            absorb_part(macs, &parts, BLOCK_SIZE / SIZE, buffer);
+        }
     }
+    let below_block = _mm512_set1_epi64(BLOCK_SIZE as i64 - 1);
+    let rests = messages.map(|message| message.after(_mm512_andnot_si512(below_block, message.sizes)));
+    let size = longest(&rests.map(|rest| rest.sizes)) as usize;
+    absorb_part(macs, &rests, size.div_ceil(SIZE), buffer);
 }
 
-/// Return the sums of three products: their low 52 bits, and the bits above.
 #[inline]
-#[target_feature(enable = "avx512f,avx512ifma")]
-fn dot(a: [__m512i; 3], b: [__m512i; 3]) -> (__m512i, __m512i) {
-    let (mut low, mut high) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-    for (a, b) in a.into_iter().zip(b) {
-        low = _mm512_madd52lo_epu64(low, a, b);
-        high = _mm512_madd52hi_epu64(high, a, b);
+#[target_feature(enable = "avx512f")]
+fn longest(sizes: &[__m512i]) -> i64 {
+    _mm512_reduce_max_epi64(sizes.iter().fold(_mm512_setzero_si512(), |most, sizes| _mm512_max_epi64(most, *sizes)))
+}
+
+/// Add up to `count` blocks of each message, at most four.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
+fn absorb_part<const N: usize>(macs: &mut [Mac; N], messages: &[Places; N], count: usize, buffer: &[u8]) {
+    if count == 0 {
+        return;
     }
-    (low, high)
+    let mut blocks = [[[_mm512_setzero_si512(); 2]; 4]; N];
+    for (blocks, message) in blocks.iter_mut().zip(messages) {
+        *blocks = transposed(&message.load(buffer));
+    }
+    for block in 0..count {
+        let end = _mm512_set1_epi64((block * SIZE) as i64);
+        for ((mac, blocks), message) in macs.iter_mut().zip(&blocks).zip(messages) {
+            let r = mac.r;
+            mac.blocks_of(_mm512_cmpgt_epi64_mask(message.sizes, end), &[blocks[block]], &[r]);
+        }
+    }
 }
 
 /// Split 128 bits into 44, 44 and 40.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi2")]
-fn limbs(low: __m512i, high: __m512i) -> [__m512i; 3] {
+pub fn limbs(low: __m512i, high: __m512i) -> [__m512i; 3] {
     let low_44 = _mm512_set1_epi64(LOW_44);
     let middle = _mm512_shrdi_epi64::<44>(low, high);
     [_mm512_and_si512(low, low_44), _mm512_and_si512(middle, low_44), _mm512_srli_epi64::<24>(high)]
@@ -206,15 +310,10 @@ fn times_20(limb: __m512i) -> __m512i {
     _mm512_add_epi64(_mm512_slli_epi64::<4>(limb), _mm512_slli_epi64::<2>(limb))
 }
 
-/// Return four blocks of all messages, from up to 64 bytes at `at` of each: the low halves, then
-/// the high halves.
+/// Return four blocks of all messages from 64 bytes of each: the low halves, then the high halves.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn transposed(messages: &[&[u8]; LANES], at: usize) -> [[__m512i; 2]; 4] {
-    let mut bytes = [_mm512_setzero_si512(); LANES];
-    for (bytes, message) in bytes.iter_mut().zip(messages) {
-        *bytes = load_padded(message.get(at..).unwrap_or_default());
-    }
+pub fn transposed(bytes: &[__m512i; LANES]) -> [[__m512i; 2]; 4] {
     let mut pairs = [[_mm512_setzero_si512(); 4]; 2];
     for n in 0..4 {
         pairs[0][n] = _mm512_unpacklo_epi64(bytes[2 * n], bytes[2 * n + 1]);

@@ -3,6 +3,8 @@
 //! The lanes take WireGuard's nonces and no associated data. Their parts take any. So vectors with
 //! associated data are computed here from the same parts.
 
+use std::mem::transmute;
+
 use super::*;
 use crate::aead::{Aead, RingCipher};
 use dice::Dice;
@@ -24,17 +26,20 @@ fn little_endian<const N: usize>(bytes: &[u8]) -> [u32; N] {
 /// Return one block of the key stream, computed in `lane` next to fifteen others. Compares the
 /// results in bytes and in words.
 fn stream_block(key: &Key, nonce: [u32; 3], counter: u32, lane: usize) -> [u8; 64] {
-    let mut which = Blocks::default();
-    (0..LANES).for_each(|other| which.set(other, 77 + other as u32, [other as u32, 5, 6]));
-    which.set(lane, counter, nonce);
-    let mut block = [0; 64];
-    // SAFETY: the tests ask `are_available` first.
-    let words = unsafe {
-        vector::xor(&mut block, chacha20::blocks(key, &which)[lane]);
-        chacha20::words(key, &which)
+    let others = |value: u32, step: u32| from_fn(|other| value + step * other as u32);
+    let mut which: [[u32; LANES]; 4] = [others(77, 1), others(0, 1), others(5, 0), others(6, 0)];
+    for (words, word) in which.iter_mut().zip([&[counter][..], &nonce].concat()) {
+        words[lane] = word;
+    }
+    // SAFETY: the tests ask `are_available` first. All of them are 64 bytes without padding, and any
+    // bits are numbers.
+    let (words, blocks) = unsafe {
+        let [counters, nonces @ ..] = transmute::<[[u32; LANES]; 4], [__m512i; 4]>(which);
+        let words = chacha20::words(key, &Blocks { counters, nonces });
+        let blocks = transmute::<[__m512i; LANES], [[u8; 64]; LANES]>(chacha20::blocks(&words));
+        (transmute::<[__m512i; 16], [[u32; LANES]; 16]>(words), blocks)
     };
-    // SAFETY: both are 64 bytes without padding, and any bits are numbers.
-    let words: [[u32; LANES]; 16] = unsafe { std::mem::transmute(words) };
+    let block = blocks[lane];
     let of_words: Vec<u8> = words.iter().flat_map(|word| word[lane].to_le_bytes()).collect();
     assert_eq!(block, *of_words);
     block
@@ -44,8 +49,14 @@ fn stream_block(key: &Key, nonce: [u32; 3], counter: u32, lane: usize) -> [u8; 6
 /// `lengths` the text must be whole blocks.
 fn tag(one_time: &[u8], data: &[u8], text: &[u8], lengths: bool, lane: usize) -> [u8; 16] {
     let halves: Vec<u64> = one_time.as_chunks::<8>().0.iter().map(|half| u64::from_le_bytes(*half)).collect();
-    let only = |message| from_fn(|other| if other == lane { message } else { &b"someone else's text"[..] });
-    let at = |value: usize| from_fn(|other| if other == lane { value as u64 } else { 3 });
+    // The other lanes have someone else's text.
+    let buffer = [data, text, b"someone else's text"].concat();
+    let others = (data.len() + text.len()) as u64;
+    let only = |value: usize, other: u64| {
+        let longs = from_fn(|n| if n == lane { value as u64 } else { other });
+        // SAFETY: the tests ask `are_available` first.
+        unsafe { vector::from_longs(&longs) }
+    };
     // SAFETY: the tests ask `are_available` first.
     let [low, high] = unsafe {
         let mut keys = [[9; poly1305::LANES]; 4].map(|longs| vector::from_longs(&longs));
@@ -55,11 +66,12 @@ fn tag(one_time: &[u8], data: &[u8], text: &[u8], lengths: bool, lane: usize) ->
             *key = vector::from_longs(&longs);
         }
         let mut mac = Mac::new(keys);
-        for message in [data, text] {
-            poly1305::absorb(std::array::from_mut(&mut mac), &[only(message)]);
+        for (at, message) in [(0, data), (data.len(), text)] {
+            let places = Places { at: only(at, others), sizes: only(message.len(), 19) };
+            poly1305::absorb(std::array::from_mut(&mut mac), &[places], &buffer);
         }
         if lengths {
-            mac.lengths(&at(data.len()), &at(text.len()));
+            mac.lengths(only(data.len(), 3), only(text.len(), 3));
         }
         mac.tags()
     };
@@ -308,16 +320,59 @@ fn a_body_that_does_not_hold_stays_sealed_and_the_others_open() {
         return;
     }
     let lanes = Lanes::new(&[3; 32]).unwrap();
-    let bodies: Vec<Body> = (0..16).map(|n| Body { at: 100 * n, size: 100, counter: n as u64 }).collect();
-    let mut buffer = vec![1; 1600];
-    lanes.seal(&mut buffer, &bodies);
-    buffer[5 * 100 + 99] ^= 1;
-    let sealed = buffer.clone();
-    let mut held = vec![];
-    lanes.open(&mut buffer, &bodies, &mut held);
-    for (n, held) in held.into_iter().enumerate() {
-        let text = 100 * n..100 * n + 84;
-        assert_eq!(held, n != 5);
-        assert!(if held { buffer[text].iter().all(|byte| *byte == 1) } else { buffer[text.clone()] == sealed[text] });
+    for size in [20, 84, 300, 1436] {
+        let bodies: Vec<Body> = (0..16).map(|n| Body { at: size * n, size, counter: n as u64 }).collect();
+        let mut buffer = vec![1; 16 * size];
+        lanes.seal(&mut buffer, &bodies);
+        buffer[5 * size + size - 1] ^= 1;
+        buffer[8 * size] ^= 1;
+        let sealed = buffer.clone();
+        let mut held = vec![];
+        lanes.open(&mut buffer, &bodies, &mut held);
+        for (n, held) in held.into_iter().enumerate() {
+            let text = size * n..size * (n + 1) - TAG_SIZE;
+            assert_eq!(held, n != 5 && n != 8);
+            let (now, before) = (&buffer[text.clone()], &sealed[text]);
+            assert!(if held { now.iter().all(|byte| *byte == 1) } else { now == before }, "{n} of {size}");
+        }
+    }
+}
+
+/// Long messages have four blocks added at once, short ones one. The extremes carry the most.
+#[test]
+fn four_blocks_at_once_are_four_one_by_one() {
+    if !are_available() {
+        return;
+    }
+    let mut dice = Dice(8);
+    let edges = [0x00, 0x01, 0x7f, 0x80, 0xfb, 0xff];
+    for round in 0..2000 {
+        let mut key = [0xff; 32];
+        let mut message = [0xff; 2 * BLOCK_SIZE];
+        if round > 0 {
+            key.iter_mut().for_each(|byte| *byte = edges[dice.below(edges.len())]);
+            message.iter_mut().for_each(|byte| *byte = edges[dice.below(edges.len())]);
+        }
+        let (first, second) = message.split_at(BLOCK_SIZE);
+        let lane = round % poly1305::LANES;
+        assert_eq!(tag(&key, &[], &message, false, lane), tag(&key, first, second, false, lane));
+    }
+}
+
+#[test]
+fn a_body_outside_of_the_buffer_is_refused() {
+    if !are_available() {
+        return;
+    }
+    let lanes = Lanes::new(&[3; 32]).unwrap();
+    for (count, size) in [(1, 40), (5, 200), (16, 40), (16, 200), (16, 1436)] {
+        for at in [count * size - size + 1, count * size, usize::MAX / 2, usize::MAX - size] {
+            let mut bodies: Vec<Body> = (0..count).map(|n| Body { at: size * n, size, counter: n as u64 }).collect();
+            bodies[count / 2].at = at;
+            let seal = || lanes.seal(&mut vec![1; count * size], &bodies);
+            assert!(std::panic::catch_unwind(seal).is_err(), "{at} with {count} of {size}");
+            let open = || lanes.open(&mut vec![1; count * size], &bodies, &mut vec![]);
+            assert!(std::panic::catch_unwind(open).is_err(), "{at} with {count} of {size}");
+        }
     }
 }
