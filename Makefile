@@ -48,7 +48,8 @@ demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
 test: .venv/.test
-	@$(CARGO) test --locked -q -p transport
+	@$(CARGO) test --locked -q -p transport -p memif
+	@$(CARGO) test --locked -q --manifest-path model/Cargo.toml
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
 
 # How much of the installed package the unit tests reach. There is no threshold. The name alone, without a path, would
