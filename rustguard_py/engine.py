@@ -14,7 +14,7 @@ from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.offloads import ALL, Offloads, choose_offloads
 from rustguard_py.model.sudo import as_root
 from rustguard_py.planes import known_kernels
-from rustguard_py.planes.contract import EventfulPlane
+from rustguard_py.planes.contract import CHANNEL_BYTES, CHANNEL_PACKETS, EventfulPlane, PacketChannel
 
 ENGINES = ("auto", "kernel", "native", "portable")
 # Values of RUSTGUARD_AEAD. `auto` seals and opens sixteen packets at once where the processor can.
@@ -71,8 +71,9 @@ class Engine:
         sockets: Sequence[socket.socket],
         mtu: int,
         tun: Sequence[int] = (),
+        channel: PacketChannel | None = None,
     ) -> EventfulPlane:
-        """Make the plane, and with it the interface.
+        """Make the plane, and with it the interface, unless there is one or a channel stands for it.
 
         Args:
             public_key: Ours, 32 bytes.
@@ -80,12 +81,16 @@ class Engine:
             sockets: Bound UDP sockets, one per family; the plane owns them from now on.
             mtu: Of the interface, bytes.
             tun: Descriptors of the interface's queues if it exists already; they stay the caller's.
+            channel: What stands for the interface, from `make_channel`. It needs no privilege. `interface` is then
+                only a name for messages.
         """
         assert not self.in_kernel, "the kernel's engine has no plane"  # noqa: S101
         # Imported here, so that verbs that only ask for a status start faster.
         if self.name == "native":
+            from rustguard_py import _native
             from rustguard_py.planes.native import NativePlane
 
+            assert channel is None or isinstance(channel, _native.Channel)  # noqa: S101
             return NativePlane(
                 public_key,
                 interface=interface,
@@ -96,9 +101,12 @@ class Engine:
                 xdp=self.xdp,
                 offloads=self.offloads,
                 tun=tun,
+                channel=channel,
             )
+        from rustguard_py.planes.channel import Channel
         from rustguard_py.planes.portable import PortablePlane
 
+        assert channel is None or isinstance(channel, Channel)  # noqa: S101
         return PortablePlane(
             public_key,
             interface=interface,
@@ -107,7 +115,24 @@ class Engine:
             clock=now,
             offloads=self.offloads,
             tun=tun,
+            channel=channel,
         )
+
+    def make_channel(self, capacity: int = CHANNEL_PACKETS, memory: int = CHANNEL_BYTES) -> PacketChannel:
+        """Make a channel for one plane of this engine.
+
+        Args:
+            capacity: Packets that may wait in each direction and queue.
+            memory: Their bytes together.
+        """
+        assert not self.in_kernel, "the kernel's engine has no plane"  # noqa: S101
+        if self.name == "native":
+            from rustguard_py import _native
+
+            return _native.Channel(queues=self.queues, capacity=capacity, memory=memory)
+        from rustguard_py.planes.channel import Channel
+
+        return Channel(capacity=capacity, memory=memory)
 
 
 def has_native() -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -32,6 +32,11 @@ from rustguard_py.model.statistics import PlaneStats
 
 # What the kernel answers at a TUN descriptor whose interface is gone.
 _GONE = (os.strerror(errno.EBADFD), os.strerror(errno.ENODEV))
+# What takes packets: `Plane` on an interface, or on a channel.
+Packet = bytes | bytearray | memoryview
+# Packets that may wait in each direction of a channel, and their bytes together. One packet always may.
+CHANNEL_PACKETS = 1024
+CHANNEL_BYTES = 4 << 20
 # Packets held per peer until a handshake is done; the kernel's MAX_STAGED_PACKETS.
 MAX_STAGED_PACKETS = 128
 
@@ -272,4 +277,59 @@ class EventfulPlane(Plane, Protocol):
 
         Raises:
             RefusedError: It can't be made, or the port was taken meanwhile. May be called again.
+        """
+
+
+class PacketChannel(Protocol):
+    """Packets in memory in place of an interface: the end of whoever uses the tunnel.
+
+    Packets are plain IP packets with complete checksums, at most as long as the plane's MTU. Any thread may call any
+    method. None waits but `wait`. The descriptors are for poll(2), `asyncio` and the like.
+
+    A plane that finds no room for what it received drops it and counts `channel_full`.
+    """
+
+    @property
+    def closed(self) -> bool:
+        """Whether either end has closed it."""
+
+    def read_batch(self, most: int = 64) -> list[memoryview]:
+        """Take the packets that wait, at most `most`; an empty list if none do. There may be more afterwards.
+
+        The views are read-only. What they show never changes, for as long as there are views.
+
+        Raises:
+            BrokenPipeError: The channel is closed, and nothing waits any more.
+        """
+
+    def write_batch(self, packets: Iterable[Packet]) -> int:
+        """Write packets, in their order, and return how many were taken: the first ones that there is room for.
+
+        The packets are copied, so the caller may change them afterwards.
+
+        Raises:
+            BrokenPipeError: The channel is closed. Nothing was taken.
+            ValueError: A packet is empty or longer than 65,535 bytes. Nothing was taken.
+        """
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until packets wait or the channel is closed, at most so long. Return whether that is so.
+
+        Only the reader may call it. On the native plane a reader that uses this alone, without `fileno`, costs the
+        plane a system call only when it sleeps.
+        """
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while packets wait, and once the channel is closed."""
+
+    def writable_fileno(self) -> int:
+        """Return the descriptor that is readable when a write has room again, or the channel is closed.
+
+        It counts from the last write that wasn't taken wholly. Before there was one, it says nothing.
+        """
+
+    def close(self) -> None:
+        """End the channel, and with it the plane. May be called twice.
+
+        What was written before is still sealed. What the plane wrote before can still be read.
         """

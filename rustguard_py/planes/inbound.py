@@ -14,7 +14,6 @@ Everything else (single datagrams, handshakes, forgeries, datagrams out of order
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from itertools import repeat
 
@@ -27,11 +26,11 @@ from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES
 from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.coalesce import Coalescer
+from rustguard_py.planes.device import Device, FullError
 from rustguard_py.planes.ecn import changes, mark
 from rustguard_py.planes.offload import MAX_SEGMENTS, REFUSALS
 from rustguard_py.planes.plane_peer import PlanePeer
 from rustguard_py.planes.transport import Transport
-from rustguard_py.planes.tun import Tun
 from rustguard_py.planes.udp import Udp
 from rustguard_py.protocol.wire import DATA_OVERHEAD, DATA_PREFIX
 
@@ -62,19 +61,25 @@ class Inbound:
 
     Args:
         transport: The rules and the peers.
-        tun: The device.
+        device: Where opened packets go.
         worker: Counts what comes in.
         offloads: What may be merged for the device.
         note: Called with a sentence for each feature that is missing.
     """
 
     def __init__(
-        self, transport: Transport, tun: Tun, worker: WorkerStats, offloads: Offloads, *, note: Callable[[str], None]
+        self,
+        transport: Transport,
+        device: Device,
+        worker: WorkerStats,
+        offloads: Offloads,
+        *,
+        note: Callable[[str], None],
     ) -> None:
         self._worker = worker
         self._note = note
         self._transport = transport
-        self._tun = tun
+        self._device = device
         # Twice the size: a message can be received behind the datagrams gathered before.
         self._message = bytearray(2 * _MESSAGE)
         self._view = memoryview(self._message)
@@ -260,7 +265,7 @@ class Inbound:
         """Write a superpacket. Return False if the kernel may have refused it because it is one."""
         self._worker.system_calls += 1
         try:
-            os.writev(self._tun.fd, parts)
+            self._device.write_merged(parts)
         except OSError as error:
             if error.errno in REFUSALS:
                 return False
@@ -280,12 +285,14 @@ class Inbound:
         """Write one packet. Return whether the device took it."""
         self._worker.system_calls += 1
         try:
-            self._tun.write(packet)
+            self._device.write(packet)
         except OSError as error:
             self._count_refused(error)
             return False
         return True
 
     def _count_refused(self, error: OSError) -> None:
-        """Count a packet that the interface refused, because it is down or the packet is invalid."""
-        self._transport.drop(f"interface_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
+        """Count a packet that the device refused: it is full or down, or the packet is invalid."""
+        full = isinstance(error, FullError)
+        why = "full" if full else errno.errorcode.get(error.errno or 0, "error").lower()
+        self._transport.drop(f"{self._device.kind}_{why}")

@@ -38,6 +38,8 @@ class NativePlane:
         offloads: The offloads to use where the kernel has them.
         tun: Descriptors of the queues of an existing interface, to use instead of making one. The caller keeps them
             and the interface.
+        channel: A `_native.Channel` to use instead of an interface. Then `interface` is only a name for messages, and
+            the channel says how many queues there are. It is closed with the plane, and when none can be made.
 
     Attributes:
         interface: The interface's name.
@@ -59,8 +61,10 @@ class NativePlane:
         xdp: str | None = None,
         offloads: Offloads = ALL,
         tun: Sequence[int] = (),
+        channel: _native.Channel | None = None,
     ) -> None:
-        check_interface_name(interface)
+        if channel is None:
+            check_interface_name(interface)
         try:
             self._plane = _native.Plane(
                 public_key,
@@ -72,12 +76,14 @@ class NativePlane:
                 xdp=xdp,
                 offloads=offloads,
                 tun=tun,
+                channel=channel,
             )
         except OSError as error:
             raise _refused(interface, error) from error
         self.interface = self._plane.interface
         self._port = int(sockets[0].getsockname()[1]) if sockets else 0
         self._mark = 0
+        self._channel = channel is not None
         # The plane has its own copies.
         for bound in sockets:
             bound.close()
@@ -170,6 +176,8 @@ class NativePlane:
 
     def reattach(self) -> None:
         """See `EventfulPlane.reattach`."""
+        if self._channel:
+            raise RefusedError(f"{self.interface} is no interface, so it can't be made again.")
         # Ends the threads, which close the sockets. What stays is what `reattach` needs.
         self._plane.close()
         sockets = bind(self._port)

@@ -11,7 +11,6 @@ Stages:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from itertools import repeat
 
@@ -22,6 +21,7 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.statistics import WorkerStats
 from rustguard_py.planes.batches import INDEX, LAYOUTS_KEPT, run_all
 from rustguard_py.planes.checksum import RowSums, sum_bytes
+from rustguard_py.planes.device import Device
 from rustguard_py.planes.ecn import outer_tos
 from rustguard_py.planes.inner_packet import destination, ip_length, is_looped, padded
 from rustguard_py.planes.offload import (
@@ -89,30 +89,27 @@ class Outbound:
 
     Args:
         transport: The rules and the peers.
-        tun: A non-blocking TUN descriptor with virtio_net_hdr.
+        device: Where packets to seal come from.
         send: Sends a message as datagrams of one size to an endpoint, with a TOS or traffic class, and never raises.
             It returns False if the kernel refused the endpoint's local address.
         worker: Counts what goes out.
         refused: Told of a refused read. It returns whether to go on.
-        vnet: Whether each packet that is read has a virtio_net_hdr in front.
     """
 
     def __init__(
         self,
         transport: Transport,
-        tun: int,
+        device: Device,
         send: Send,
         worker: WorkerStats,
         refused: Callable[[OSError], bool] = lambda _: False,
-        *,
-        vnet: bool = True,
     ) -> None:
         self._refused = refused
-        self._vnet = vnet
+        self._vnet = vnet = device.vnet
         self._worker = worker
         self._packets = self._bytes = 0
         self._transport = transport
-        self._tun = tun
+        self._device = device
         self._send = send
         mtu = transport.mtu
         self._rows = segments_in_message(mtu + DATA_OVERHEAD)
@@ -142,6 +139,7 @@ class Outbound:
         """Move one batch from the device to the network. Return False if there was none.
 
         Raises:
+            EOFError: The other side of the device has ended.
             OSError: The device is gone.
         """
         any_came = self._drain(now)
@@ -151,13 +149,17 @@ class Outbound:
 
     def _drain(self, now: float) -> bool:
         sizes: list[int] = []
-        row, read, slots, tun = self._row, os.readv, self._slots, self._tun
+        row, read, slots = self._row, self._device.read, self._slots
         mtu, buffer = self._transport.mtu, self._buffer
         for slot in slots:
             self._worker.system_calls += 1
             try:
-                size = read(tun, slot)
+                size = read(slot)
             except BlockingIOError:
+                break
+            except EOFError:
+                if not sizes:
+                    raise
                 break
             except OSError as error:
                 if not self._refused(error):

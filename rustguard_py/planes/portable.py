@@ -28,11 +28,13 @@ from dataclasses import replace
 from functools import partial
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
-from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats, WorkerStats
+from rustguard_py.planes.channel import Channel
 from rustguard_py.planes.contract import Event, Fault, Flow, Keypair
+from rustguard_py.planes.device import Device
 from rustguard_py.planes.event_queue import EventQueue
 from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.offload import REFUSALS
@@ -105,6 +107,8 @@ class PortablePlane:
         offloads: The offloads to use where the kernel has them.
         tun: Descriptors of an existing interface, to use instead of making one. Only the first is used. The caller
             keeps them and the interface.
+        channel: Used instead of an interface. Then `interface` is only a name for messages. The channel is closed
+            with the plane.
 
     Attributes:
         interface: The interface's name.
@@ -124,15 +128,16 @@ class PortablePlane:
         clock: Callable[[], float] = time.monotonic,
         offloads: Offloads = ALL,
         tun: Sequence[int] = (),
+        channel: Channel | None = None,
     ) -> None:
         self._notes: list[str] = []
         self._events = Events(lambda reason: self._transport.drop(reason))
         try:
-            self._tun = Tun.adopt(tun[0], self._note, offloads) if tun else Tun(interface, self._note, offloads)
-        except RustGuardError:
+            self._device = self._open(interface, tun, channel, offloads)
+        except (RustGuardError, ValueError):
             self._events.close()
             raise
-        self.interface = self._tun.name
+        self.interface = self._device.name
         self._clock = clock
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -149,17 +154,22 @@ class PortablePlane:
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         self._begin(sockets)
 
+    def _open(self, name: str, tun: Sequence[int], channel: Channel | None, offloads: Offloads) -> Device:
+        if channel is not None:
+            return channel.device(name)
+        return Tun.adopt(tun[0], self._note, offloads) if tun else Tun(name, self._note, offloads)
+
     def _begin(self, sockets: Sequence[socket.socket]) -> None:
         """Start the loop on these sockets and the interface."""
         self._port = int(sockets[0].getsockname()[1]) if sockets else 0
-        merging = self._offloads if self._tun.vnet else self._offloads.without("tcp-merging", "udp-merging")
+        merging = self._offloads if self._device.vnet else self._offloads.without("tcp-merging", "udp-merging")
         self._udp = {bound.family: Udp(bound, self._note, self._offloads) for bound in sockets}
         self._sources = self._open_sources()
         if self._sources is not None:
             self._sources.set_mark(self._mark)
         self._poll = select.poll()
         self._outbound = self._make_outbound()
-        self._inbound = Inbound(self._transport, self._tun, self._worker, merging, note=self._note)
+        self._inbound = Inbound(self._transport, self._device, self._worker, merging, note=self._note)
         self._ended = False
         self._thread = threading.Thread(target=self._main, name=f"plane {self.interface}", daemon=True)
         self._thread.start()
@@ -271,13 +281,15 @@ class PortablePlane:
 
     def reattach(self) -> None:
         """See `EventfulPlane.reattach`."""
+        if not isinstance(self._device, Tun):
+            raise RefusedError(f"{self.interface} is no interface, so it can't be made again.")
         self._thread.join(CLOSE_PATIENCE)
         sockets = bind(self._port)
         try:
             if self._mark:
                 for bound in sockets:
                     _set_mark(bound, self._mark)
-            self._tun = Tun(self.interface, self._note, self._offloads)
+            self._device = Tun(self.interface, self._note, self._offloads)
         except BaseException:
             for bound in sockets:
                 bound.close()
@@ -313,12 +325,15 @@ class PortablePlane:
         """Run the loop. Whatever ends it, Python gets a fault and the descriptors are closed."""
         try:
             self._loop()
+        except EOFError:
+            # Whoever used the channel closed it.
+            pass
         except Exception as error:
             self._events.put(Fault(f"{type(error).__name__}: {error}", fatal=True))
         finally:
             self._ended = True
             self._commands.clear()
-            self._tun.close()
+            self._device.close()
             for udp in self._udp.values():
                 udp.close()
             if self._sources is not None:
@@ -326,25 +341,25 @@ class PortablePlane:
 
     def _loop(self) -> None:
         transport, clock, worker = self._transport, self._clock, self._worker
-        poll, tun = self._poll, self._tun.fd
+        poll, device = self._poll, self._device.fd
         # poll reports them in this order, so a command is done before a packet that came after it.
         routes = -1 if self._sources is None else self._sources.fd
-        for fd in (self._wake, tun, *(udp.fd for udp in self._udp.values()), *([routes] if routes >= 0 else [])):
+        for fd in (self._wake, device, *(udp.fd for udp in self._udp.values()), *([routes] if routes >= 0 else [])):
             poll.register(fd, select.POLLIN)
         sockets = {udp.fd: udp for udp in self._udp.values()}
-        transport.set_up(self._tun.is_up(), clock())
+        transport.set_up(self._device.is_up(), clock())
         while not self._closing:
             deadline = transport.poll_timeout()
             wait = None if deadline is None else max(0.0, deadline - clock()) * 1000 + 1
             # The device is writable once it is up.
-            poll.modify(tun, select.POLLIN | select.POLLOUT if transport.is_down else select.POLLIN)
+            poll.modify(device, select.POLLIN | select.POLLOUT if transport.is_down else select.POLLIN)
             ready = poll.poll(wait)
             worker.system_calls += 1
             now = clock()
             if transport.is_down:
-                transport.set_up(self._tun.is_up(), now)
+                transport.set_up(self._device.is_up(), now)
             for fd, _ in ready:
-                if fd == tun:
+                if fd == device:
                     self._outbound.pump(now)
                 elif fd == self._wake:
                     os.eventfd_read(fd)
@@ -354,18 +369,18 @@ class PortablePlane:
                     sockets = {udp.fd: udp for udp in self._udp.values()}
                 elif fd == routes and self._sources is not None:
                     self._sources.renew()
-                    transport.set_up(self._tun.is_up(), now)
+                    transport.set_up(self._device.is_up(), now)
                 elif fd in sockets:
                     self._inbound.pump(sockets[fd], now)
             if deadline is not None and deadline <= now:
-                transport.set_up(self._tun.is_up(), now)
+                transport.set_up(self._device.is_up(), now)
                 transport.handle_timeout(now)
             for endpoint, datagram, tos in transport.poll_transmit():
                 self._send_message(datagram, len(datagram), endpoint, tos)
             for answer in transport.poll_answers():
                 # The host can do without.
                 with contextlib.suppress(OSError):
-                    self._tun.write(answer)
+                    self._device.write(answer)
 
     def _open_sources(self) -> Sources | None:
         try:
@@ -378,8 +393,7 @@ class PortablePlane:
         self._answered = True
 
     def _make_outbound(self) -> Outbound:
-        tun = self._tun
-        return Outbound(self._transport, tun.fd, self._send_message, self._worker, self._refused_read, vnet=tun.vnet)
+        return Outbound(self._transport, self._device, self._send_message, self._worker, self._refused_read)
 
     def _set_mtu(self, mtu: int) -> None:
         if mtu != self._transport.mtu:
@@ -411,7 +425,7 @@ class PortablePlane:
 
     def _refused_read(self, error: OSError) -> bool:
         """Go on without superpackets if that may be why the device refused a read. Return False if it isn't."""
-        if error.errno not in REFUSALS or not self._tun.end_offloads():
+        if error.errno not in REFUSALS or not self._device.end_offloads():
             return False
         why = error.strerror
         self._note(f"The kernel refused to hand over a packet ({why}): it gives no superpackets any more.")

@@ -63,7 +63,7 @@ def not_made(name: str, error: OSError) -> RefusedError:
 
 
 class Tun:
-    """A queue of our TUN interface. The interface is removed when its last queue is closed.
+    """`Device`: a queue of our TUN interface. The interface is removed when its last queue is closed.
 
     The caller sets addresses, routes, MTU, `up` and `gso_max_segs` (`offload.wanted_gso_segments`).
 
@@ -74,6 +74,7 @@ class Tun:
         several: Whether the interface may have more queues, each a `Tun` of the same name.
 
     Attributes:
+        kind: See `Device.kind`.
         name: The interface's name.
         fd: A non-blocking descriptor. Each read returns a virtio_net_hdr (with `vnet`) and a packet or superpacket.
         vnet: Whether each packet has a virtio_net_hdr in front.
@@ -84,6 +85,7 @@ class Tun:
     """
 
     __slots__ = ("_refused", "fd", "name", "vnet")
+    kind = "interface"
 
     def __init__(
         self,
@@ -184,13 +186,17 @@ class Tun:
         look.register(self.fd, select.POLLOUT)
         return bool(look.poll(0))
 
-    def write(self, packet: bytes | memoryview) -> None:
-        """Write one packet to the host, which verifies its checksums.
+    def read(self, into: list[memoryview]) -> int:
+        """See `Device.read`."""
+        return os.readv(self.fd, into)
 
-        Raises:
-            OSError: The interface is down, or the packet is invalid.
-        """
+    def write(self, packet: bytes | memoryview) -> None:
+        """See `Device.write`."""
         os.writev(self.fd, (PLAIN_VNET, packet) if self.vnet else (packet,))
+
+    def write_merged(self, parts: list[bytes | memoryview]) -> None:
+        """See `Device.write_merged`."""
+        os.writev(self.fd, parts)
 
     def close(self) -> None:
         """Close the queue. May be called twice."""

@@ -18,13 +18,16 @@ from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.offload import PLAIN_VNET, VNET_SIZE, Vnet
 from rustguard_py.planes.outbound import Outbound
 from rustguard_py.planes.segment import Segmenter
-from rustguard_py.planes.tun import Tun
 from rustguard_py.planes.udp import Udp
 from support.memory_plane import MemoryPlane
 
 
 class _Device:
-    """A device's far end: what is written to `fd` can be taken here."""
+    """A device and its far end: what is written can be taken here."""
+
+    kind = "interface"
+    name = "batches"
+    vnet = True
 
     def __init__(self) -> None:
         self.host, plane = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -34,8 +37,24 @@ class _Device:
         self.plane = plane
         self.fd = plane.fileno()
 
-    def write(self, packet: bytes) -> None:
+    def write(self, packet: bytes | memoryview) -> None:
         os.writev(self.fd, (PLAIN_VNET, packet))
+
+    def write_merged(self, parts: list[bytes | memoryview]) -> None:
+        os.writev(self.fd, parts)
+
+    def read(self, into: list[memoryview]) -> int:
+        return os.readv(self.fd, into)
+
+    def is_up(self) -> bool:
+        return True
+
+    def end_offloads(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.host.close()
+        self.plane.close()
 
     def take(self) -> list[bytes]:
         written = []
@@ -100,12 +119,11 @@ class BatchPlane(MemoryPlane):
         self._network = _Network()
         self.worker = WorkerStats("loop-0")
         self._outbound = self._make_outbound()
-        device = cast(Tun, self.device)
-        self.inbound = Inbound(self.transport, device, self.worker, ALL, note=self.said.append)
+        self.inbound = Inbound(self.transport, self.device, self.worker, ALL, note=self.said.append)
         self._host = Host(self.transport.mtu)
 
     def _make_outbound(self) -> Outbound:
-        return Outbound(self.transport, self.device.fd, self._sent, self.worker)
+        return Outbound(self.transport, self.device, self._sent, self.worker)
 
     def set_mtu(self, mtu: int) -> None:
         super().set_mtu(mtu)
@@ -151,5 +169,4 @@ class BatchPlane(MemoryPlane):
 
     def close(self) -> None:
         super().close()
-        self.device.host.close()
-        self.device.plane.close()
+        self.device.close()

@@ -56,12 +56,15 @@ pub struct PlaneCounters {
     pub queues: Box<[QueueCounters]>,
     /// The counters of the thread at the gate.
     pub gate: WorkerCounters,
+    /// Packets that the device had no room for.
+    pub full: AtomicU64,
 }
 
 impl PlaneCounters {
     /// Make counters for `queues` queues.
     pub fn new(queues: usize) -> Self {
-        Self { queues: (0..queues).map(|_| QueueCounters::default()).collect(), gate: WorkerCounters::default() }
+        let queues = (0..queues).map(|_| QueueCounters::default()).collect();
+        Self { queues, gate: WorkerCounters::default(), full: AtomicU64::new(0) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use transport::Transport;
 use transport::coalesce::Merge;
@@ -11,23 +11,23 @@ use transport::contract::Event;
 use crate::alarm::Alarm;
 use crate::counters::PlaneCounters;
 use crate::descriptor::EventFd;
+use crate::device::Device;
 use crate::events::Events;
 use crate::notes::Notes;
 use crate::offloads::Merging;
 use crate::roll_call::RollCall;
 use crate::sources::Sources;
-use crate::tun::Tun;
 use crate::udp::Udp;
 use crate::xdp::Xdp;
 
 /// A queue of the device, and the sockets that belong to it: at most one per address family.
 pub struct Queue {
-    pub tun: Tun,
+    pub device: Arc<dyn Device>,
     pub sockets: Vec<Udp>,
 }
 
 /// What the threads share. They own it: when the last thread ends, the descriptors are closed and
-/// the interface is removed.
+/// the device is closed.
 pub struct Io {
     pub transport: Arc<Transport>,
     pub events: Arc<Events>,
@@ -46,6 +46,8 @@ pub struct Io {
     pub uring: bool,
     /// What is merged for the device.
     pub merging: Merging,
+    /// Queues of the device that still deliver.
+    delivering: AtomicUsize,
     stopping: AtomicBool,
     /// Readable once the threads have to stop. Never cleared.
     pub stop: EventFd,
@@ -66,7 +68,7 @@ impl Io {
         merge: Merge,
         uring: bool,
     ) -> io::Result<Self> {
-        let roll = RollCall::new(queues.len())?;
+        let (roll, delivering) = (RollCall::new(queues.len())?, AtomicUsize::new(queues.len()));
         Ok(Self {
             transport,
             events,
@@ -78,6 +80,7 @@ impl Io {
             counters,
             uring,
             merging: Merging::new(merge),
+            delivering,
             stopping: AtomicBool::new(false),
             stop: EventFd::new()?,
             alarm: Alarm::new()?,
@@ -94,6 +97,11 @@ impl Io {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.stop.set();
+    }
+
+    /// Note that a queue of the device has delivered its last frame. Return whether all have.
+    pub fn is_last_to_end(&self) -> bool {
+        self.delivering.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
     /// Report what the plane does without. The same note is reported once.

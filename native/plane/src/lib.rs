@@ -3,7 +3,7 @@
 //!
 //! Each queue has two threads that move packets, over `syscalls` or over `uring`. One more thread
 //! (`worker`) waits for timers. The rules are in the crate `transport`. This crate has the devices
-//! (`tun`), the UDP sides (`udp`, `xdp`) and the Python module (`python`). `seccomp` refuses system
+//! (`device`), the UDP sides (`udp`, `xdp`) and the Python module (`python`). `seccomp` refuses system
 //! calls to the whole process.
 //!
 //! No thread of ours takes Python's lock. Commands are calls from Python's threads. Events go out
@@ -13,6 +13,7 @@ mod alarm;
 mod counters;
 mod delivering;
 mod descriptor;
+mod device;
 mod events;
 mod io;
 mod memory;
@@ -29,7 +30,6 @@ mod sources;
 mod spin;
 mod steering;
 mod syscalls;
-mod tun;
 mod udp;
 mod udp_side;
 mod uring;

@@ -1,4 +1,4 @@
-//! One plane: its interface, sockets, threads and commands.
+//! One plane: its device, sockets, threads and commands.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -13,13 +13,14 @@ use transport::contract::{Endpoint, Event, Keypair, Network, Outbox, PeerId};
 
 use crate::counters::{PlaneCounters, QueueCounters, Reading};
 use crate::descriptor::{now, random};
+use crate::device::tun::{self, TunError};
+use crate::device::{Device, Queues};
 use crate::events::Events;
 use crate::io::{Io, Queue};
 use crate::notes::Notes;
 use crate::offloads::Offloads;
 use crate::sources::Sources;
 use crate::steering::{GATE_LANES, steer};
-use crate::tun::{self, TunError};
 use crate::udp::Udp;
 use crate::udp_side::Patience;
 use crate::uring;
@@ -39,16 +40,10 @@ const XDP_LOOK: Duration = Duration::from_millis(10);
 pub struct Settings<'a> {
     /// Our public key.
     pub public_key: [u8; 32],
-    /// The name of the interface to create. Used if `tun` is empty.
-    pub interface: &'a str,
-    /// Queues of an existing interface. The plane uses copies of them.
-    pub tun: &'a [RawFd],
     /// Bound UDP sockets, at most one per address family. The plane uses copies of them.
     pub sockets: &'a [RawFd],
-    /// The MTU of the interface.
+    /// The MTU inside the tunnel.
     pub mtu: usize,
-    /// Queues of the interface, at least 1.
-    pub queues: usize,
     /// Whether to use io_uring if the kernel permits it.
     pub uring: bool,
     /// The interface to use AF_XDP on, if any.
@@ -60,8 +55,8 @@ pub struct Settings<'a> {
 /// The plane. A command is done at once, in the caller's thread. It never waits for the network,
 /// and for another thread only as long as that thread needs for the bookkeeping of one batch.
 pub struct Plane {
-    /// The name that the kernel gave the interface.
-    pub interface: String,
+    /// The name of the device.
+    pub name: String,
     lasting: Lasting,
     /// The threads own the target: when they have ended there is nothing to send over. Locked for
     /// writing while the sockets are changed.
@@ -78,6 +73,8 @@ struct Lasting {
     offloads: Offloads,
     uring: bool,
     xdp: Option<String>,
+    /// What the device is: see [`crate::device::Device::kind`].
+    kind: &'static str,
 }
 
 impl Lasting {
@@ -132,28 +129,23 @@ fn adopt(
     Ok(adopted)
 }
 
-impl Plane {
-    /// Create the interface and start the threads. The interface has no address and stays down
-    /// until somebody sets it up.
-    pub fn new(settings: &Settings<'_>) -> Result<Self, TunError> {
-        let made = match settings.tun {
-            [] => tun::make(settings.interface, settings.queues, settings.offloads)?,
-            queues => tun::adopt(queues, settings.offloads)?,
-        };
-        let interface = made.name.clone();
-        Self::with_interface(settings, made).map_err(|error| TunError { what: interface, error })
-    }
+/// Return queues of these devices and sockets.
+fn join(devices: impl IntoIterator<Item = Arc<dyn Device>>, sockets: Vec<Vec<Udp>>) -> Vec<Queue> {
+    devices.into_iter().zip(sockets).map(|(device, sockets)| Queue { device, sockets }).collect()
+}
 
-    fn with_interface(settings: &Settings<'_>, made: tun::Interface) -> io::Result<Self> {
+impl Plane {
+    /// Start the threads on a device: an interface of [`tun`], or queues of any other kind.
+    pub fn new(settings: &Settings<'_>, made: Queues) -> io::Result<Self> {
         let mut lacks = made.lacks.iter().map(|lack| (*lack).to_owned()).collect();
         let mut offloads = settings.offloads;
-        if !made.vnet {
+        if !made.queues.iter().all(|device| device.has_vnet()) {
             offloads.merge = Merge::NONE;
         }
+        let first = Arc::clone(made.queues.first().ok_or(io::ErrorKind::InvalidInput)?);
         let sockets = adopt(settings.sockets, offloads, made.queues.len(), 0, &mut lacks)?;
         let counters = Arc::new(PlaneCounters::new(made.queues.len()));
-        let queues: Vec<_> =
-            made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
+        let queues = join(made.queues, sockets);
 
         let handshakes = Arc::new(AtomicUsize::new(0));
         let events = Arc::new(Events::new(Arc::clone(&handshakes))?);
@@ -168,12 +160,12 @@ impl Plane {
             offloads,
             uring: settings.uring && refusal.is_none(),
             xdp: settings.xdp.map(str::to_owned),
+            kind: first.kind(),
         };
-        let up = queues.first().is_none_or(|queue| queue.tun.is_up());
-        lasting.transport.set_up(up, now(), &mut Outbox::default());
+        lasting.transport.set_up(first.is_up(), now(), &mut Outbox::default());
         lacks.extend(refusal.map(|refusal| uring::note(&refusal)));
         let (io, threads) = lasting.start(queues, &lacks)?;
-        Ok(Self { interface: made.name, lasting, io: RwLock::new(io), threads: Mutex::new(threads) })
+        Ok(Self { name: made.name, lasting, io: RwLock::new(io), threads: Mutex::new(threads) })
     }
 
     /// Call `act` with what the threads own, if they run.
@@ -194,9 +186,7 @@ impl Plane {
         let mark = before.sockets().next().map_or(Ok(0), Udp::mark)?;
         let mut lacks = Vec::new();
         let adopted = adopt(sockets, self.lasting.offloads, before.queues.len(), mark, &mut lacks)?;
-        let twins = before.queues.iter().zip(adopted);
-        let queues = twins.map(|(queue, sockets)| Ok(Queue { tun: queue.tun.twin()?, sockets }));
-        let queues = queues.collect::<io::Result<_>>()?;
+        let queues = join(before.queues.iter().map(|queue| Arc::clone(&queue.device)), adopted);
         before.stop();
         for thread in threads.drain(..) {
             // The thread has reported how it ended.
@@ -225,15 +215,15 @@ impl Plane {
     pub fn reattach(&self, sockets: &[RawFd], mark: u32) -> Result<(), TunError> {
         let mut known = self.io.write().unwrap_or_else(PoisonError::into_inner);
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = tun::make(&self.interface, self.lasting.counters.queues.len(), self.lasting.offloads)?;
+        if self.lasting.kind != tun::KIND {
+            let error = io::ErrorKind::Unsupported.into();
+            return Err(TunError { what: self.name.clone(), error });
+        }
+        let made = tun::make(&self.name, self.lasting.counters.queues.len(), self.lasting.offloads)?;
         let mut lacks = Vec::new();
-        let started =
-            adopt(sockets, self.lasting.offloads, made.queues.len(), mark, &mut lacks).and_then(|sockets| {
-                let queues =
-                    made.queues.into_iter().zip(sockets).map(|(tun, sockets)| Queue { tun, sockets }).collect();
-                self.lasting.start(queues, &lacks)
-            });
-        (*known, *threads) = started.map_err(|error| TunError { what: self.interface.clone(), error })?;
+        let started = adopt(sockets, self.lasting.offloads, made.queues.len(), mark, &mut lacks)
+            .and_then(|sockets| self.lasting.start(join(made.queues, sockets), &lacks));
+        (*known, *threads) = started.map_err(|error| TunError { what: self.name.clone(), error })?;
         if let Some(io) = known.upgrade() {
             io.xdp.iter().for_each(|xdp| xdp.set_mark(mark));
         }
@@ -246,7 +236,7 @@ impl Plane {
             let mut out = Outbox::default();
             if self.transport().is_down() {
                 // The caller may have set it up a moment ago.
-                self.transport().set_up(io.queues[0].tun.is_up(), now(), &mut out);
+                self.transport().set_up(io.queues[0].device.is_up(), now(), &mut out);
             }
             act(self.transport(), &mut out);
             io.dispatch(&mut out, 0, Patience::None);
@@ -291,6 +281,16 @@ impl Plane {
         self.lasting.notes.read()
     }
 
+    /// Return how many packets were dropped for each reason.
+    pub fn drops(&self) -> Vec<(String, u64)> {
+        let mut drops = self.transport().drops.read();
+        let full = self.lasting.counters.full.load(Ordering::Relaxed);
+        if full > 0 {
+            drops.push((format!("{}_full", self.lasting.kind), full));
+        }
+        drops
+    }
+
     /// Return what each worker did, with its name.
     pub fn workers(&self) -> Vec<(String, Reading)> {
         let read = |(queue, of): (usize, &QueueCounters)| {
@@ -317,7 +317,7 @@ impl Plane {
         self.with_io(|io| io.roll.take(!io.gate.is_empty())).unwrap_or_default()
     }
 
-    /// Stop the threads, close every descriptor, and remove the interface. Done when this returns.
+    /// Stop the threads, and close every descriptor and the device. Done when this returns.
     /// May be called twice.
     pub fn close(&self) {
         self.with_io(Io::stop);

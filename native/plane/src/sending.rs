@@ -1,7 +1,6 @@
 //! Sending over any UDP side: AF_XDP where that is possible, otherwise the sockets.
 
-use std::io;
-use std::iter;
+use std::io::{self, IoSlice};
 
 use transport::contract::{Endpoint, Outbox, Transmit};
 use transport::drops::DropReason;
@@ -24,9 +23,13 @@ impl Io {
         }
         self.send_all(&out.transmits, queue, patience);
         out.transmits.clear();
-        for answer in out.answers.drain(..) {
-            // The host can do without.
-            let _ = self.queues[0].tun.write(&[0; VNET_SIZE], iter::once(&answer[..]));
+        if !out.answers.is_empty() {
+            let device = &self.queues[0].device;
+            for answer in out.answers.drain(..) {
+                // The host can do without.
+                let _ = device.write(&mut [&[0; VNET_SIZE], &answer[..]].map(IoSlice::new));
+            }
+            device.flush();
         }
         self.alarm.set(self.transport.poll_timeout());
     }

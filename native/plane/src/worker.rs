@@ -125,10 +125,10 @@ fn timers(io: &Io) -> io::Result<()> {
     let news = io.sources.as_ref().map_or(-1, Sources::fd);
     // News come in crowds: after each look there is a pause.
     let mut pausing = false;
-    let tun = &io.queues[0].tun;
+    let device = &io.queues[0].device;
     while io.goes_on() {
         io.roll.timers.answer();
-        io.transport.set_up(tun.is_up(), now(), &mut outbox);
+        io.transport.set_up(device.is_up(), now(), &mut outbox);
         io.dispatch(&mut outbox, 0, Patience::Some);
         let next = io.transport.poll_timeout().unwrap_or(f64::INFINITY);
         io.alarm.fall_asleep(next);
@@ -138,8 +138,7 @@ fn timers(io: &Io) -> io::Result<()> {
             timer.set(next)?;
             let heard = [timer.fd(), io.alarm.fd(), io.stop.fd(), if pausing { -1 } else { news }];
             let [timer, alarm, stop, news] = heard.map(|fd| (fd, libc::POLLIN));
-            // Readable means nothing here: it is writable once it is up.
-            let up = (if io.transport.is_down() { tun.fd() } else { -1 }, libc::POLLOUT);
+            let up = if io.transport.is_down() { device.up_fd() } else { (-1, 0) };
             let ready = wait(
                 [timer, alarm, stop, news, up, (io.roll.timers.fd(), libc::POLLIN)],
                 if pausing { NEWS_PAUSE } else { -1 },

@@ -1,6 +1,7 @@
 //! The module `rustguard_py._native`: the plane, and the rules and the queue of events alone for
 //! tests that compare them with Python's.
 
+mod channel;
 mod convert;
 mod event_queue;
 mod plane;
@@ -8,6 +9,7 @@ mod transport;
 
 use pyo3::prelude::*;
 
+use self::channel::PyChannel;
 use self::event_queue::PyEventQueue;
 use self::plane::PyPlane;
 use self::transport::PyTransport;
@@ -35,6 +37,7 @@ fn refuse_system_calls(uring: bool, xdp: bool) -> PyResult<usize> {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
+    module.add_class::<PyChannel>()?;
     module.add_class::<PyEventQueue>()?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyTransport>()?;

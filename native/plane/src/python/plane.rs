@@ -5,10 +5,11 @@ use std::os::fd::RawFd;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
+use super::channel::PyChannel;
 use super::convert;
 use crate::descriptor::now;
+use crate::device::tun::{self, TunError};
 use crate::plane::{Plane, Settings};
-use crate::tun::TunError;
 
 /// Return an error as `OSError(errno, why, what)`. The Python wrapper makes a message for users of
 /// it.
@@ -24,8 +25,9 @@ pub struct PyPlane(Plane);
 impl PyPlane {
     #[new]
     #[expect(clippy::too_many_arguments, reason = "they are Python's keyword arguments")]
-    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, xdp, offloads, tun))]
+    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, xdp, offloads, tun, channel))]
     fn new(
+        py: Python<'_>,
         public_key: &Bound<'_, PyAny>,
         interface: &str,
         sockets: Vec<RawFd>,
@@ -35,18 +37,25 @@ impl PyPlane {
         xdp: Option<&str>,
         offloads: &Bound<'_, PyAny>,
         tun: Vec<RawFd>,
+        channel: Option<&PyChannel>,
     ) -> PyResult<Self> {
         let public_key = *convert::key(public_key)?;
         let queues = queues.max(1);
         let offloads = convert::offloads(offloads)?;
-        let settings =
-            Settings { public_key, interface, sockets: &sockets, mtu, queues, uring, xdp, offloads, tun: &tun };
-        Plane::new(&settings).map(Self).map_err(os_error)
+        let made = match (channel, &*tun) {
+            (Some(channel), _) => channel.queues(interface)?,
+            (None, []) => tun::make(interface, queues, offloads).map_err(os_error)?,
+            (None, queues) => tun::adopt(queues, offloads).map_err(os_error)?,
+        };
+        let what = made.name.clone();
+        let settings = Settings { public_key, sockets: &sockets, mtu, uring, xdp, offloads };
+        let made = py.detach(|| Plane::new(&settings, made));
+        made.map(Self).map_err(|error| os_error(TunError { what, error }))
     }
 
     #[getter]
     fn interface(&self) -> &str {
-        &self.0.interface
+        &self.0.name
     }
 
     fn set_peer(
@@ -139,7 +148,7 @@ impl PyPlane {
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let transport = self.0.transport();
-        let (peers, drops) = py.detach(|| (transport.stats(), transport.drops.read()));
+        let (peers, drops) = py.detach(|| (transport.stats(), self.0.drops()));
         convert::stats(py, peers, drops, self.0.notes(), self.0.workers())
     }
 

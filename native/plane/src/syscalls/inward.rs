@@ -10,10 +10,10 @@ use transport::inbound::Inbound;
 use super::source::Source;
 use crate::counters::{WorkerCounters, count_call};
 use crate::descriptor::{error_word, is_nothing, now, wait_for};
+use crate::device::Device;
 use crate::io::Io;
 use crate::offloads::refuses;
 use crate::spin::Spin;
-use crate::tun::Tun;
 use crate::udp::NO_GRO;
 use crate::udp_side::{Patience, Receiver};
 
@@ -26,7 +26,7 @@ pub fn run(io: &Io, queue: usize) -> io::Result<()> {
     if let Some(xdp) = &io.xdp {
         sources.extend(xdp.channels(queue).map(|channel| Source::Channel(xdp, channel)));
     }
-    let way = Inward::new(io, queue, &io.queues[queue].tun, &io.counters.queues[queue].inward);
+    let way = Inward::new(io, queue, &*io.queues[queue].device, &io.counters.queues[queue].inward);
     take(way, &sources, Some(Spin::default()))
 }
 
@@ -34,7 +34,7 @@ pub fn run(io: &Io, queue: usize) -> io::Result<()> {
 /// here too.
 pub fn gate(io: &Io) -> io::Result<()> {
     let sources: Vec<_> = io.gate.iter().map(Source::Socket).collect();
-    take(Inward::new(io, io.at_gate(), &io.queues[0].tun, &io.counters.gate), &sources, None)
+    take(Inward::new(io, io.at_gate(), &*io.queues[0].device, &io.counters.gate), &sources, None)
 }
 
 /// Take what comes from `sources` until it is time to stop. A thread that doesn't spin yields to
@@ -83,7 +83,7 @@ struct Inward<'a> {
     io: &'a Io,
     /// The number of the queue, or [`Io::at_gate`].
     queue: usize,
-    tun: &'a Tun,
+    device: &'a dyn Device,
     counters: &'a WorkerCounters,
     receiver: Receiver,
     inbound: Inbound,
@@ -91,9 +91,9 @@ struct Inward<'a> {
 }
 
 impl<'a> Inward<'a> {
-    fn new(io: &'a Io, queue: usize, tun: &'a Tun, counters: &'a WorkerCounters) -> Self {
+    fn new(io: &'a Io, queue: usize, device: &'a dyn Device, counters: &'a WorkerCounters) -> Self {
         let (receiver, inbound, outbox) = (Receiver::default(), Inbound::default(), Outbox::default());
-        Self { io, queue, tun, counters, receiver, inbound, outbox }
+        Self { io, queue, device, counters, receiver, inbound, outbox }
     }
 
     /// Move the messages that wait at a source to the device. Return false if there were none.
@@ -121,25 +121,11 @@ impl<'a> Inward<'a> {
             let buffer = &mut self.receiver.buffer;
             self.inbound.message(&self.io.transport, buffer, *message, now, &mut self.outbox);
         }
-        self.deliver();
+        self.io.deliver(self.device, &self.receiver.buffer, self.inbound.packets());
         // A peer that is challenged asks again, so no thread waits for room to send that.
         let patience = if self.queue == self.io.at_gate() { Patience::None } else { Patience::Some };
         self.io.dispatch(&mut self.outbox, self.queue, patience);
         self.counters.count(packets, bytes);
         Ok(true)
-    }
-
-    /// Write the packets to the device, merged where possible.
-    fn deliver(&self) {
-        let (buffer, mut rest) = (&*self.receiver.buffer, self.inbound.packets());
-        while !rest.is_empty() {
-            let run = self.io.next_run(buffer, rest);
-            let (mine, others) = rest.split_at(run.count);
-            let pieces = mine.iter().map(|one| &buffer[one.at + run.skip..one.at + one.size]);
-            if let Err(error) = self.tun.write(run.head(), pieces) {
-                self.io.refused_write(self.tun, buffer, mine, &run, &error);
-            }
-            rest = others;
-        }
     }
 }

@@ -12,55 +12,92 @@ use crate::io::Io;
 use crate::spin::Spin;
 use crate::udp_side::Patience;
 
-/// Sends over the sockets of a queue, and counts.
-struct Sender<'a> {
-    io: &'a Io,
-    queue: usize,
-    packets: usize,
-    bytes: usize,
+/// A sink that counts.
+pub trait Sender: Sink {
+    /// Return how many datagrams were sent since this was last called, and their bytes.
+    fn take_counts(&mut self) -> (usize, usize);
 }
 
-impl Sink for Sender<'_> {
+/// Sends over the sockets of a queue, and counts.
+struct SocketSender<'a> {
+    io: &'a Io,
+    queue: usize,
+    counts: (usize, usize),
+}
+
+impl Sink for SocketSender<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
-        self.packets += message.len().div_ceil(segment);
-        self.bytes += message.len();
+        self.counts.0 += message.len().div_ceil(segment);
+        self.counts.1 += message.len();
         self.io.send(message, segment, endpoint, tos, self.queue, Patience::Some)
     }
 }
 
-/// Run the way out of a queue.
+impl Sender for SocketSender<'_> {
+    fn take_counts(&mut self) -> (usize, usize) {
+        std::mem::take(&mut self.counts)
+    }
+}
+
+/// Run the way out of a queue over the sockets.
 pub fn run(io: &Io, queue: usize) -> io::Result<()> {
-    let (tun, counters) = (&io.queues[queue].tun, &io.counters.queues[queue].out);
+    run_with(io, queue, &mut SocketSender { io, queue, counts: (0, 0) })
+}
+
+/// Run the way out of a queue: read the device by its methods, send by `sender`.
+pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<()> {
+    let (device, counters) = (&*io.queues[queue].device, &io.counters.queues[queue].out);
     let mut frame = vec![0; VNET_SIZE + MAX_PACKET].into_boxed_slice();
     let mut outbound = Outbound::default();
     let mut outbox = Outbox::default();
     let mut spin = Spin::default();
+    // Returns whether anything came, and whether that was the end.
     let mut pump = || {
         let now = now();
-        let (transport, mut sender) = (&*io.transport, Sender { io, queue, packets: 0, bytes: 0 });
-        let mut any = false;
+        let transport = &*io.transport;
+        let (mut any, mut ended) = (false, false);
         while !outbound.is_due() {
-            match tun.read(&mut frame) {
-                Ok(size) => outbound.frame(transport, &mut frame[..size], now, &mut outbox, &mut sender),
+            match device.read(&mut frame) {
+                Ok(size) => outbound.frame(transport, &mut frame[..size], now, &mut outbox, sender),
                 Err(error) if is_nothing(&error) => break,
-                Err(error) if io.refused_read(tun, &error) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    ended = true;
+                    break;
+                }
+                Err(error) if io.refused_read(device, &error) => {}
                 Err(error) => return Err(error),
             }
             any = true;
         }
         if any {
-            outbound.flush(transport, now, &mut outbox, &mut sender);
+            outbound.flush(transport, now, &mut outbox, sender);
             io.dispatch(&mut outbox, queue, Patience::Some);
-            counters.count(sender.packets, sender.bytes);
+            let (packets, bytes) = sender.take_counts();
+            counters.count(packets, bytes);
         }
-        Ok(any)
+        Ok((any || ended, ended))
     };
     let sign = &io.roll.out[queue];
+    let mut ended = false;
     while io.goes_on() {
         sign.answer();
-        if !pump()? && !spin.look(&mut pump)? {
+        let mut found = false;
+        if !ended {
+            (found, ended) = pump()?;
+            if !found {
+                spin.look(|| {
+                    (found, ended) = pump()?;
+                    Ok(found)
+                })?;
+            }
+            if ended && io.is_last_to_end() {
+                return Ok(());
+            }
+        }
+        if ended || (!found && device.fall_asleep()) {
             counters.count_calls();
-            wait([tun.fd(), sign.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;
+            let arrivals = if ended { -1 } else { device.fd() };
+            wait([arrivals, sign.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;
         }
     }
     Ok(())

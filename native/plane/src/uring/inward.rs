@@ -9,15 +9,16 @@ use io_uring::{opcode, squeue};
 use transport::coalesce::{Inner, Run};
 use transport::contract::{Endpoint, Outbox};
 use transport::inbound::{Inbound, Message};
+use transport::vnet::VNET_SIZE;
 
 use super::common::{ARRIVAL, CALL, STOP, idle, is_passing, watch_call, watch_stop};
 use super::ring::{AT_ONCE, Completion, GROUP, Lease, Ring};
 
 use crate::descriptor::{error_word, now};
+use crate::device::Device;
 use crate::io::Io;
 use crate::offloads::refuses;
 use crate::spin::Spin;
-use crate::tun::Tun;
 use crate::udp::{Control, Details, NO_GRO, address_of};
 use crate::udp_side::{MESSAGE, Patience};
 
@@ -200,9 +201,15 @@ impl Inward<'_> {
             bytes += message.size;
             inbound.message(&self.io.transport, memory, *message, now, outbox);
         }
+        let device = &*self.io.queues[self.queue].device;
         let mut rest = inbound.packets();
-        while !rest.is_empty() {
-            rest = self.write(rest);
+        match device.uring_fd() {
+            None => self.io.deliver(device, self.ring.memory(), rest),
+            Some(fd) => {
+                while !rest.is_empty() {
+                    rest = self.write(Fd(fd), device, rest);
+                }
+            }
         }
         for (lease, _) in self.messages.drain(..) {
             self.ring.give_back(lease);
@@ -211,33 +218,31 @@ impl Inward<'_> {
     }
 
     /// Write packets to the device, merged where possible. Return the packets that are left.
-    fn write<'p>(&mut self, packets: &'p [Inner]) -> &'p [Inner] {
+    fn write<'p>(&mut self, fd: Fd, device: &dyn Device, packets: &'p [Inner]) -> &'p [Inner] {
         let rest = self.writes.plan(self.ring.memory(), packets, self.io);
-        let tun = &self.io.queues[self.queue].tun;
-        self.writes.point(tun, self.ring.base(), packets);
-        let tun = Fd(tun.fd());
+        self.writes.point(device.has_vnet(), self.ring.base(), packets);
         let mut refused = std::mem::take(&mut self.writes.refused);
         // SAFETY: nothing changes the vectors, the heads, or the leased buffers they point to
         // during the call.
         unsafe {
-            self.ring.complete(self.writes.operations(tun), |number, result| {
+            self.ring.complete(self.writes.operations(fd), |number, result| {
                 refused.extend(result.err().map(|error| (number, error)));
             });
         }
         for (number, error) in refused.drain(..) {
-            self.was_refused(number, error, packets);
+            self.was_refused(device, number, error, packets);
         }
         self.writes.refused = refused;
         rest
     }
 
     /// Handle a refused run. Its packets come after the merged ones that were accepted.
-    fn was_refused(&mut self, number: usize, error: i32, packets: &[Inner]) {
+    fn was_refused(&mut self, device: &dyn Device, number: usize, error: i32, packets: &[Inner]) {
         let (before, rest) = self.writes.runs.split_at(number);
         let first = before.iter().map(|run| run.count).sum::<usize>();
         let mine = &packets[first..first + rest[0].count];
-        let (tun, error) = (&self.io.queues[self.queue].tun, io::Error::from_raw_os_error(error));
-        self.io.refused_write(tun, self.ring.memory(), mine, &rest[0], &error);
+        let error = io::Error::from_raw_os_error(error);
+        self.io.refused_write(device, self.ring.memory(), mine, &rest[0], &error);
     }
 }
 
@@ -256,11 +261,11 @@ impl Writes {
 
     /// Point to the pieces of each run: its head, then its packets' payloads in the memory from
     /// `base` on.
-    fn point(&mut self, tun: &Tun, base: *const u8, packets: &[Inner]) {
+    fn point(&mut self, vnet: bool, base: *const u8, packets: &[Inner]) {
         self.vectors.clear();
         let mut packets = packets.iter();
         for run in &self.runs {
-            let head = tun.head(run.head());
+            let head = if vnet { run.head() } else { &run.head()[VNET_SIZE..] };
             self.vectors.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
             for packet in packets.by_ref().take(run.count) {
                 let payload = base.wrapping_add(packet.at + run.skip);
@@ -272,12 +277,12 @@ impl Writes {
 
     /// Return a write for each run. The device takes them in this order, because it never makes one
     /// wait for room.
-    fn operations(&self, tun: Fd) -> impl Iterator<Item = squeue::Entry> {
+    fn operations(&self, device: Fd) -> impl Iterator<Item = squeue::Entry> {
         let mut first = 0;
         self.runs.iter().map(move |run| {
             let vectors = &self.vectors[first..=first + run.count];
             first += vectors.len();
-            opcode::Writev::new(tun, vectors.as_ptr(), vectors.len() as u32).offset(u64::MAX).build()
+            opcode::Writev::new(device, vectors.as_ptr(), vectors.len() as u32).offset(u64::MAX).build()
         })
     }
 }

@@ -32,12 +32,14 @@ pub fn note(reason: &str) -> String {
 
 /// Run the way out of a queue. Use system calls if no ring can be made after all.
 pub fn out(io: &Io, queue: usize) -> io::Result<()> {
-    if !io.queues[queue].tun.has_vnet() {
-        // A ring's read can't leave room for the header that a frame begins with.
-        return syscalls::out(io, queue);
-    }
-    match outward::ring() {
-        Ok(ring) => outward::run(io, queue, ring),
+    let device = &io.queues[queue].device;
+    // A ring's read can't leave room for the header that a frame begins with.
+    let fd = device.uring_fd().filter(|_| device.has_vnet());
+    match if fd.is_some() { outward::ring() } else { outward::ring_beside() } {
+        Ok(ring) => match fd {
+            Some(fd) => outward::run(io, queue, ring, fd),
+            None => outward::run_beside(io, queue, ring),
+        },
         Err(error) => {
             io.note(&note(&reason(&error)));
             syscalls::out(io, queue)

@@ -2,6 +2,7 @@
 //! that sends a message also fetches the next packets.
 
 use std::collections::VecDeque;
+use std::os::fd::RawFd;
 use std::{io, iter, mem};
 
 use io_uring::{opcode, types::Fd};
@@ -16,6 +17,7 @@ use super::ring::{Completion, GROUP, Lease, Ring};
 use crate::descriptor::now;
 use crate::io::Io;
 use crate::spin::Spin;
+use crate::syscalls::{self, Sender};
 use crate::udp::{Letter, Udp};
 use crate::udp_side::Patience;
 
@@ -29,24 +31,35 @@ pub fn ring() -> io::Result<Ring> {
     Ring::new(BUFFERS, BUFFER)
 }
 
-/// Move packets until it is time to stop.
-pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
+/// Make the ring that [`run_beside`] needs: it only sends.
+pub fn ring_beside() -> io::Result<Ring> {
+    Ring::new(1, 64)
+}
+
+/// Move packets of a device that the ring can't read.
+pub fn run_beside(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
+    syscalls::out_with(io, queue, &mut RingSender::new(io, queue, ring))
+}
+
+/// Move packets until it is time to stop. The ring reads the device at this descriptor.
+pub fn run(io: &Io, queue: usize, ring: Ring, device: RawFd) -> io::Result<()> {
     let (mut outbound, mut outbox) = (Outbound::default(), Outbox::default());
     let counters = &io.counters.queues[queue].out;
     let mut spin = Spin::default();
-    let mut way =
-        Outward { io, queue, ring, read: DeviceRead::default(), letter: Box::default(), packets: 0, bytes: 0 };
-    watch_stop(&mut way.ring, io)?;
-    watch_call(&mut way.ring, &io.roll.out[queue])?;
+    let read = DeviceRead { device: Fd(device), frames: VecDeque::new(), goes_on: false };
+    let mut way = Outward { io, queue, sender: RingSender::new(io, queue, ring), read };
+    watch_stop(&mut way.sender.ring, io)?;
+    watch_call(&mut way.sender.ring, &io.roll.out[queue])?;
     while io.goes_on() {
         io.roll.out[queue].answer();
         way.read_on()?;
         if way.read.frames.is_empty() {
-            idle(&mut way.ring, &mut spin, counters)?;
+            idle(&mut way.sender.ring, &mut spin, counters)?;
         } else {
             way.batch(&mut outbound, &mut outbox)?;
             io.dispatch(&mut outbox, queue, Patience::Some);
-            counters.count(mem::take(&mut way.packets), mem::take(&mut way.bytes));
+            let (packets, bytes) = way.sender.take_counts();
+            counters.count(packets, bytes);
         }
         way.take()?;
     }
@@ -56,18 +69,13 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
 struct Outward<'a> {
     io: &'a Io,
     queue: usize,
-    ring: Ring,
+    sender: RingSender<'a>,
     read: DeviceRead,
-    /// Boxed, because the kernel reads it while it sends.
-    letter: Box<Letter>,
-    /// Datagrams of this batch, and their bytes.
-    packets: usize,
-    bytes: usize,
 }
 
 /// What was read from the device.
-#[derive(Default)]
 struct DeviceRead {
+    device: Fd,
     frames: VecDeque<(Lease, usize)>,
     /// Whether the operation is still active.
     goes_on: bool,
@@ -85,19 +93,19 @@ impl Outward<'_> {
                 continue;
             };
             // SAFETY: the lease is given back after the last use of the slice, and nothing else looks at this buffer.
-            let frame = unsafe { self.ring.bytes(&lease) };
-            outbound.frame(transport, &mut frame[..size], now, outbox, self);
-            self.ring.give_back(lease);
+            let frame = unsafe { self.sender.ring.bytes(&lease) };
+            outbound.frame(transport, &mut frame[..size], now, outbox, &mut self.sender);
+            self.sender.ring.give_back(lease);
         }
-        outbound.flush(transport, now, outbox, self);
+        outbound.flush(transport, now, outbox, &mut self.sender);
         Ok(())
     }
 
     /// Fetch what the device has. Return false if there is nothing.
     fn read_more(&mut self) -> io::Result<bool> {
         self.read_on()?;
-        if self.ring.has_work() {
-            self.ring.enter(0)?;
+        if self.sender.ring.has_work() {
+            self.sender.ring.enter(0)?;
             self.take()?;
         }
         Ok(!self.read.frames.is_empty())
@@ -108,17 +116,16 @@ impl Outward<'_> {
         if self.read.goes_on {
             return Ok(());
         }
-        let tun = self.io.queues[self.queue].tun.fd();
-        let read = opcode::ReadMulti::new(Fd(tun), 0, GROUP).offset(u64::MAX).build().user_data(ARRIVAL);
+        let read = opcode::ReadMulti::new(self.read.device, 0, GROUP).offset(u64::MAX).build().user_data(ARRIVAL);
         // SAFETY: the operation reads only into the ring's buffers.
-        unsafe { self.ring.push(&read)? };
+        unsafe { self.sender.ring.push(&read)? };
         self.read.goes_on = true;
         Ok(())
     }
 
     /// Take the completions that are there.
     fn take(&mut self) -> io::Result<()> {
-        while let Some(completion) = self.ring.next() {
+        while let Some(completion) = self.sender.ring.next() {
             self.took(completion)?;
         }
         Ok(())
@@ -129,7 +136,7 @@ impl Outward<'_> {
             if completion.tag == CALL {
                 let sign = &self.io.roll.out[self.queue];
                 sign.answer();
-                watch_call(&mut self.ring, sign)?;
+                watch_call(&mut self.sender.ring, sign)?;
             }
             return Ok(());
         }
@@ -138,13 +145,29 @@ impl Outward<'_> {
             (Ok(size), Some(lease)) => self.read.frames.push_back((lease, size)),
             (Err(error), _) if !is_passing(error) => {
                 let error = io::Error::from_raw_os_error(error);
-                if !self.io.refused_read(&self.io.queues[self.queue].tun, &error) {
+                if !self.io.refused_read(&*self.io.queues[self.queue].device, &error) {
                     return Err(error);
                 }
             }
-            (_, lease) => lease.into_iter().for_each(|lease| self.ring.give_back(lease)),
+            (_, lease) => lease.into_iter().for_each(|lease| self.sender.ring.give_back(lease)),
         }
         Ok(())
+    }
+}
+
+/// Sends over a ring, and counts.
+struct RingSender<'a> {
+    io: &'a Io,
+    queue: usize,
+    ring: Ring,
+    /// Boxed, because the kernel reads it while it sends.
+    letter: Box<Letter>,
+    counts: (usize, usize),
+}
+
+impl<'a> RingSender<'a> {
+    fn new(io: &'a Io, queue: usize, ring: Ring) -> Self {
+        Self { io, queue, ring, letter: Box::default(), counts: (0, 0) }
     }
 
     /// Send a message over the ring. Return false if the default path has to send it.
@@ -159,10 +182,10 @@ impl Outward<'_> {
     }
 }
 
-impl Sink for Outward<'_> {
+impl Sink for RingSender<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
-        self.packets += message.len().div_ceil(segment);
-        self.bytes += message.len();
+        self.counts.0 += message.len().div_ceil(segment);
+        self.counts.1 += message.len();
         let endpoint = self.io.usable(endpoint);
         let socket = self.io.socket(self.queue, endpoint);
         let cut = message.len() > segment;
@@ -172,5 +195,11 @@ impl Sink for Outward<'_> {
         });
         // The default path tries again, waits for room, sends uncut, and counts failures.
         sent || self.io.send(message, segment, endpoint, tos, self.queue, Patience::Some)
+    }
+}
+
+impl Sender for RingSender<'_> {
+    fn take_counts(&mut self) -> (usize, usize) {
+        mem::take(&mut self.counts)
     }
 }

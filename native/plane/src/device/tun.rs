@@ -2,14 +2,19 @@
 
 use std::ffi::c_short;
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use transport::vnet::VNET_SIZE;
 
+use super::{Device, Queues};
 use crate::descriptor::{check, check_size, own, wait};
 use crate::offloads::{Offloads, refuses};
+
+/// What this device is, see [`Device::kind`].
+pub const KIND: &str = "interface";
 
 const OFFLOAD_CHECKSUM: libc::c_ulong = 0x01;
 const OFFLOAD_TSO: libc::c_ulong = 0x02 | 0x04;
@@ -26,7 +31,7 @@ const REFUSED_READS: u32 = 4096;
 /// Why there is no interface.
 #[derive(Debug)]
 pub struct TunError {
-    /// What failed: `/dev/net/tun`, or the name of the interface.
+    /// What failed: `/dev/net/tun`, a descriptor, or the name of the interface.
     pub what: String,
     /// The kernel's error.
     pub error: io::Error,
@@ -47,72 +52,54 @@ pub struct Tun {
     refused: AtomicU32,
 }
 
-/// An interface after its creation.
-pub struct Interface {
-    /// The name that the kernel gave it.
-    pub name: String,
-    /// As many queues as were asked for.
-    pub queues: Vec<Tun>,
-    /// Whether each packet has a virtio_net_hdr in front.
-    pub vnet: bool,
-    /// What it does without, one sentence each.
-    pub lacks: Vec<&'static str>,
-}
-
 /// Create an interface.
 ///
 /// `name`: 1 to 15 bytes. The kernel replaces a `%d` in it by a free number.
-pub fn make(name: &str, queues: usize, offloads: Offloads) -> Result<Interface, TunError> {
-    let vnet = offloads.needs_vnet();
-    let mut made = Interface { name: name.to_owned(), queues: Vec::with_capacity(queues), vnet, lacks: Vec::new() };
+pub fn make(name: &str, queues: usize, offloads: Offloads) -> Result<Queues, TunError> {
+    let mut vnet = offloads.needs_vnet();
+    let mut made = Queues { name: name.to_owned(), queues: Vec::with_capacity(queues), lacks: Vec::new() };
     for _ in 0..queues {
-        let mut tun = Tun::open(made.vnet).map_err(|error| TunError { what: "/dev/net/tun".into(), error })?;
+        let mut tun = Tun::open(vnet).map_err(|error| TunError { what: "/dev/net/tun".into(), error })?;
         let mut attached = tun.attach(&made.name, queues > 1);
-        if made.vnet && made.queues.is_empty() && attached.as_ref().is_err_and(refuses) {
+        if vnet && made.queues.is_empty() && attached.as_ref().is_err_and(refuses) {
             tun.vnet = false;
             attached = tun.attach(&made.name, queues > 1);
             if attached.is_ok() {
-                made.vnet = false;
+                vnet = false;
                 made.lacks.push(NO_VNET);
             }
         }
         let asked = attached.and_then(|name| Ok((name, tun.ask_offloads(offloads)?)));
         let (name, lack) = asked.map_err(|error| TunError { what: made.name.clone(), error })?;
-        made.name = name;
-        if !lack.is_empty() && !made.lacks.contains(&lack) {
-            made.lacks.push(lack);
-        }
-        made.queues.push(tun);
+        add(&mut made, tun, name, lack);
     }
     Ok(made)
 }
 
 /// Copy another program's queues of one interface, one descriptor each. When the copies are closed,
 /// the interface stays as long as its owner has it.
-pub fn adopt(queues: &[RawFd], offloads: Offloads) -> Result<Interface, TunError> {
-    let mut made =
-        Interface { name: String::new(), queues: Vec::with_capacity(queues.len()), vnet: true, lacks: Vec::new() };
+pub fn adopt(queues: &[RawFd], offloads: Offloads) -> Result<Queues, TunError> {
+    let mut made = Queues { name: String::new(), queues: Vec::with_capacity(queues.len()), lacks: Vec::new() };
     for fd in queues {
-        let tun = Tun::copy(*fd, true).and_then(|tun| Ok((tun.examine()?, tun.ask_offloads(offloads)?, tun)));
+        let tun = Tun::copy(*fd).and_then(|tun| Ok((tun.examine()?, tun.ask_offloads(offloads)?, tun)));
         let (name, lack, tun) = tun.map_err(|error| TunError { what: format!("descriptor {fd}"), error })?;
-        made.name = name;
-        if !lack.is_empty() && !made.lacks.contains(&lack) {
-            made.lacks.push(lack);
-        }
-        made.queues.push(tun);
+        add(&mut made, tun, name, lack);
     }
     Ok(made)
 }
 
-impl Tun {
-    /// Return another descriptor of the same queue.
-    pub fn twin(&self) -> io::Result<Self> {
-        Self::copy(self.fd(), self.vnet)
+fn add(made: &mut Queues, tun: Tun, name: String, lack: &'static str) {
+    made.name = name;
+    if !lack.is_empty() && !made.lacks.contains(&lack) {
+        made.lacks.push(lack);
     }
+    made.queues.push(Arc::new(tun));
+}
 
-    fn copy(fd: RawFd, vnet: bool) -> io::Result<Self> {
+impl Tun {
+    fn copy(fd: RawFd) -> io::Result<Self> {
         // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
-        own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).map(|fd| Self::of(fd, vnet))
+        own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).map(|fd| Self::of(fd, true))
     }
 
     /// Return the interface's name. Fails if the frames of the interface have another format than
@@ -121,7 +108,7 @@ impl Tun {
         // SAFETY: an ifreq is plain bytes, and all zeros is one of its values.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         // SAFETY: TUNGETIFF writes one ifreq.
-        check(unsafe { libc::ioctl(self.fd(), libc::TUNGETIFF, &raw mut request) })?;
+        check(unsafe { libc::ioctl(self.number(), libc::TUNGETIFF, &raw mut request) })?;
         // SAFETY: TUNGETIFF has written this member of the union.
         let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
         let wanted = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
@@ -130,8 +117,8 @@ impl Tun {
         }
         // SAFETY: the calls take their arguments by value.
         check(unsafe {
-            let flags = libc::fcntl(self.fd(), libc::F_GETFL);
-            libc::fcntl(self.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+            let flags = libc::fcntl(self.number(), libc::F_GETFL);
+            libc::fcntl(self.number(), libc::F_SETFL, flags | libc::O_NONBLOCK)
         })?;
         Ok(name_in(&request))
     }
@@ -160,7 +147,7 @@ impl Tun {
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | vnet | multi_queue;
         request.ifr_ifru.ifru_flags = flags as c_short;
         // SAFETY: TUNSETIFF reads and writes one ifreq.
-        check(unsafe { libc::ioctl(self.fd(), libc::TUNSETIFF, &raw mut request) })?;
+        check(unsafe { libc::ioctl(self.number(), libc::TUNSETIFF, &raw mut request) })?;
         Ok(name_in(&request))
     }
 
@@ -182,59 +169,65 @@ impl Tun {
         result
     }
 
-    /// Return whether the interface is up, in whatever network it is: the kernel takes nothing from
-    /// us while it is down. If it can't be asked, it counts as up.
-    pub fn is_up(&self) -> bool {
-        wait([(self.fd(), libc::POLLOUT)], 0).map_or(true, |ready| ready != 0)
-    }
-
     fn set_offloads(&self, offloads: libc::c_ulong) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
-        check(unsafe { libc::ioctl(self.fd(), libc::TUNSETOFFLOAD, offloads) }).map(drop)
+        check(unsafe { libc::ioctl(self.number(), libc::TUNSETOFFLOAD, offloads) }).map(drop)
     }
 
-    /// After a refused read, have the device hand over plain packets from now on. Return false if
-    /// that can't be the reason.
-    pub fn end_offloads(&self) -> bool {
-        self.refused.fetch_add(1, Ordering::Relaxed) < REFUSED_READS && self.set_offloads(0).is_ok()
+    fn number(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl Device for Tun {
+    fn kind(&self) -> &'static str {
+        KIND
     }
 
-    /// Return whether each packet has a virtio_net_hdr in front.
-    pub fn has_vnet(&self) -> bool {
-        self.vnet
+    fn fd(&self) -> RawFd {
+        self.number()
     }
 
-    /// Read a virtio_net_hdr and a packet or superpacket. Without the header, a plain one is added.
-    pub fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
+    /// Without the virtio_net_hdr, a plain one is added.
+    fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         let lead = if self.vnet { 0 } else { VNET_SIZE };
         let (header, rest) = frame.split_at_mut(lead);
         header.fill(0);
         // SAFETY: the pointer and the length are those of `rest`.
-        check_size(unsafe { libc::read(self.fd(), rest.as_mut_ptr().cast(), rest.len()) }).map(|size| size + lead)
+        check_size(unsafe { libc::read(self.number(), rest.as_mut_ptr().cast(), rest.len()) }).map(|size| size + lead)
     }
 
-    /// Return the part of a head that is written: without the virtio_net_hdr if there is none.
-    pub fn head<'a>(&self, head: &'a [u8]) -> &'a [u8] {
-        if self.vnet { head } else { &head[VNET_SIZE..] }
-    }
-
-    /// Write a packet or superpacket in pieces. `head` begins with its virtio_net_hdr.
-    pub fn write<'a>(&self, head: &'a [u8], pieces: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
-        let head = self.head(head);
-        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        let mut vectors = [empty; transport::vnet::MAX_SEGMENTS + 1];
-        let mut count = 0;
-        for piece in std::iter::once(head).chain(pieces) {
-            vectors[count] = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
-            count += 1;
+    /// One writev(2) of the pieces where they lie.
+    fn write(&self, frame: &mut [IoSlice<'_>]) -> io::Result<()> {
+        if let (false, Some(first)) = (self.vnet, frame.first_mut()) {
+            first.advance(VNET_SIZE);
         }
-        // SAFETY: the first `count` vectors are slices that live as long as 'a. The kernel only
-        // reads them.
-        check_size(unsafe { libc::writev(self.fd(), vectors.as_ptr(), count as libc::c_int) }).map(drop)
+        // SAFETY: an IoSlice is an iovec (as the standard library promises), and its bytes are
+        // borrowed for the call. The kernel only reads them.
+        let written = unsafe { libc::writev(self.number(), frame.as_ptr().cast(), frame.len() as libc::c_int) };
+        check_size(written).map(drop)
     }
 
-    pub fn fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+    /// The kernel takes nothing from us while the interface is down, in whatever network it is. If it
+    /// can't be asked, it counts as up.
+    fn is_up(&self) -> bool {
+        wait([(self.number(), libc::POLLOUT)], 0).map_or(true, |ready| ready != 0)
+    }
+
+    fn up_fd(&self) -> (RawFd, libc::c_short) {
+        (self.number(), libc::POLLOUT)
+    }
+
+    fn has_vnet(&self) -> bool {
+        self.vnet
+    }
+
+    fn end_offloads(&self) -> bool {
+        self.refused.fetch_add(1, Ordering::Relaxed) < REFUSED_READS && self.set_offloads(0).is_ok()
+    }
+
+    fn uring_fd(&self) -> Option<RawFd> {
+        Some(self.number())
     }
 }
 

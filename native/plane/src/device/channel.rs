@@ -1,0 +1,192 @@
+//! A channel in place of an interface: whoever holds its other end reads and writes plain packets.
+//!
+//! Each queue of the device has a lane for the packets to seal. All queues share one lane for opened
+//! packets, so its reader has one descriptor. Each packet is copied once into a lane; out of a lane
+//! it comes as a [`Batch`] where it lies.
+
+use std::io::{self, IoSlice};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use transport::vnet::{MAX_PACKET, VNET_SIZE};
+
+use super::batch::Batch;
+use super::lane::{Closed, Lane, Limits, Writer};
+use super::{Device, full};
+use crate::descriptor::EventFd;
+
+/// What a channel is, see [`Device::kind`].
+const KIND: &str = "channel";
+/// Packets that a queue takes out of its lane at once.
+const AT_ONCE: usize = 256;
+
+/// The end of a channel that isn't the plane's. Any thread may use it.
+pub struct Channel {
+    to_user: Lane,
+    to_plane: Vec<Lane>,
+    room: Arc<EventFd>,
+    used: AtomicBool,
+}
+
+impl Channel {
+    /// Make a channel for a device of `queues` queues. Each lane has these limits.
+    pub fn new(queues: usize, limits: Limits) -> io::Result<Arc<Self>> {
+        let room = Arc::new(EventFd::new()?);
+        let to_plane = (0..queues).map(|_| Lane::new(limits, Arc::clone(&room))).collect::<io::Result<_>>()?;
+        // Nobody waits for room in the lane that the plane writes to.
+        let to_user = Lane::new(limits, Arc::new(EventFd::new()?))?;
+        Ok(Arc::new(Self { to_user, to_plane, room, used: AtomicBool::new(false) }))
+    }
+
+    /// Return the queues of the device, for a plane. None if a plane has them already. The channel is
+    /// closed when one of them is dropped.
+    pub fn devices(self: &Arc<Self>) -> Option<Vec<Arc<dyn Device>>> {
+        let queue = |lane| {
+            let queue = ChannelQueue { channel: Arc::clone(self), lane, reading: Mutex::default() };
+            Arc::new(queue) as Arc<dyn Device>
+        };
+        let used = self.used.swap(true, Ordering::Relaxed);
+        (!used).then(|| (0..self.to_plane.len()).map(queue).collect())
+    }
+
+    /// Take packets that the plane has opened, at most `most`. None if none wait. After the end, what
+    /// still waits comes first.
+    pub fn read_batch(&self, most: usize) -> Result<Option<Batch>, Closed> {
+        self.to_user.take(most)
+    }
+
+    /// Write packets for the plane to seal, in this order. Return how many were taken: the first ones
+    /// that there is room for. The packets of one pair of addresses go to one queue.
+    pub fn write_batch<'a>(&self, packets: impl Iterator<Item = &'a [u8]>) -> Result<usize, Closed> {
+        let mut writer: Option<(usize, Writer<'_>)> = None;
+        let mut taken = 0;
+        for packet in packets {
+            let lane = if self.to_plane.len() == 1 { 0 } else { flow(packet) % self.to_plane.len() };
+            if writer.as_ref().is_none_or(|(of, _)| *of != lane) {
+                // One lock at a time: writers in two threads would wait for each other.
+                drop(writer.take());
+                match self.to_plane[lane].writer() {
+                    Ok(begun) => writer = Some((lane, begun)),
+                    Err(Closed) if taken > 0 => break,
+                    Err(Closed) => return Err(Closed),
+                }
+            }
+            let Some((_, writer)) = &mut writer else { break };
+            if !writer.put(packet.len(), [packet].into_iter()) {
+                writer.wait_for_room();
+                break;
+            }
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Have [`Channel::fd`] become readable with the next packet. Return false if one waits.
+    pub fn fall_asleep(&self) -> bool {
+        self.to_user.fall_asleep()
+    }
+
+    /// Have [`Channel::fd`] be readable while packets wait, whatever the reader does.
+    pub fn follow(&self) {
+        self.to_user.follow();
+    }
+
+    /// Return the descriptor that is readable while packets wait for a reader that fell asleep.
+    pub fn fd(&self) -> RawFd {
+        self.to_user.fd()
+    }
+
+    /// Return the descriptor that is readable when there is room again after a write that wasn't
+    /// taken wholly.
+    pub fn room_fd(&self) -> RawFd {
+        self.room.fd()
+    }
+
+    /// End it. What was written before still arrives at the other end.
+    pub fn close(&self) {
+        self.to_plane.iter().for_each(Lane::close);
+        self.to_user.close();
+    }
+
+    /// Return whether either end has closed it.
+    pub fn is_closed(&self) -> bool {
+        self.to_user.is_closed()
+    }
+}
+
+/// Return a number that all packets of one pair of addresses have.
+fn flow(packet: &[u8]) -> usize {
+    let addresses = match packet {
+        [first, ..] if first >> 4 == 6 => packet.get(8..40),
+        _ => packet.get(12..20),
+    };
+    let bytes = addresses.unwrap_or_default();
+    bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)) as usize >> 8
+}
+
+/// One queue of a channel, for the plane.
+struct ChannelQueue {
+    channel: Arc<Channel>,
+    lane: usize,
+    /// What the reader has taken out of the lane and not yet read. Only he locks it.
+    reading: Mutex<Option<Batch>>,
+}
+
+impl Device for ChannelQueue {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn fd(&self) -> RawFd {
+        self.channel.to_plane[self.lane].fd()
+    }
+
+    fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(packet) = reading.as_mut().and_then(Batch::next) {
+                let size = VNET_SIZE + packet.len();
+                frame[..VNET_SIZE].fill(0);
+                frame[VNET_SIZE..size].copy_from_slice(packet);
+                return Ok(size);
+            }
+            *reading = match self.channel.to_plane[self.lane].take(AT_ONCE) {
+                Ok(Some(batch)) => Some(batch),
+                Ok(None) => return Err(io::ErrorKind::WouldBlock.into()),
+                Err(Closed) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            };
+        }
+    }
+
+    fn write(&self, frame: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let pieces = || {
+            let first = frame.first().and_then(|first| first.get(VNET_SIZE..));
+            first.into_iter().chain(frame[1..].iter().map(|piece| &piece[..]))
+        };
+        match self.channel.to_user.put(pieces().map(<[u8]>::len).sum(), pieces()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(full()),
+            Err(Closed) => Err(io::Error::from_raw_os_error(libc::EPIPE)),
+        }
+    }
+
+    fn flush(&self) {
+        self.channel.to_user.wake();
+    }
+
+    fn fall_asleep(&self) -> bool {
+        self.channel.to_plane[self.lane].fall_asleep()
+    }
+}
+
+impl Drop for ChannelQueue {
+    fn drop(&mut self) {
+        self.channel.close();
+    }
+}
+
+/// Return whether a packet has a size that a plane takes.
+pub fn is_packet(size: usize) -> bool {
+    (1..=MAX_PACKET).contains(&size)
+}
