@@ -154,9 +154,10 @@ lock:
 	@scripts/venv dist packages
 	@touch $@
 
-.venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian
+.venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian scripts/testpmd
 	@scripts/setup-debian $*
 	@scripts/venv $*
+	@scripts/testpmd
 	@$(MAKE) wireguard-go
 	@touch $@
 

@@ -10,6 +10,7 @@ from rustguard_py.planes.contract import Event, Flow, Keypair, Packet
 __all__ = [
     "Channel",
     "EventQueue",
+    "Memif",
     "Plane",
     "Transport",
     "aead",
@@ -45,6 +46,22 @@ class EventQueue:
     def handshakes(self) -> int: ...
 
 @final
+class Memif:
+    def __new__(
+        cls,
+        socket: str,
+        *,
+        server: bool,
+        number: int,
+        secret: bytes,
+        queues: int,
+        mac: bytes | None,
+        interface: str,
+    ) -> Memif: ...
+    def state(self) -> tuple[tuple[str, str] | None, int, str | None]: ...
+    def close(self) -> None: ...
+
+@final
 class Plane:
     def __new__(
         cls,
@@ -59,6 +76,7 @@ class Plane:
         offloads: Offloads,
         tun: Sequence[int],
         channel: Channel | None,
+        memif: Memif | None = None,
     ) -> Plane: ...
     @property
     def interface(self) -> str: ...

@@ -80,7 +80,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Block all signals: they are for Python's main thread.
-fn block_signals() {
+pub fn block_signals() {
     // SAFETY: a sigset_t is plain bytes. sigfillset sets it before it is read, and no old set is
     // written.
     unsafe {

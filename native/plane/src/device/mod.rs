@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod channel;
 pub mod lane;
+pub mod memif;
 pub mod tun;
 
 use std::io::{self, IoSlice};
@@ -76,6 +77,11 @@ pub trait Device: Send + Sync {
     /// Return false if superpackets can't be the reason.
     fn end_offloads(&self) -> bool {
         false
+    }
+
+    /// Return how many packets the device itself left out, for each reason, of all its queues together.
+    fn drops(&self) -> Vec<(String, u64)> {
+        Vec::new()
     }
 
     /// Return the descriptor whose read(2) returns a frame and whose writev(2) takes one, without

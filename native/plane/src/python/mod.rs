@@ -4,6 +4,7 @@
 mod channel;
 mod convert;
 mod event_queue;
+mod memif;
 mod plane;
 mod transport;
 
@@ -11,6 +12,7 @@ use pyo3::prelude::*;
 
 use self::channel::PyChannel;
 use self::event_queue::PyEventQueue;
+use self::memif::PyMemif;
 use self::plane::PyPlane;
 use self::transport::PyTransport;
 use crate::{ristretto, seccomp, uring};
@@ -38,6 +40,7 @@ fn refuse_system_calls(uring: bool, xdp: bool) -> PyResult<usize> {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
     module.add_class::<PyChannel>()?;
+    module.add_class::<PyMemif>()?;
     module.add_class::<PyEventQueue>()?;
     module.add_class::<PyPlane>()?;
     module.add_class::<PyTransport>()?;
