@@ -48,7 +48,7 @@ demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
 test: .venv/.test
-	@$(CARGO) test --locked -q -p transport -p memif
+	@$(CARGO) test --locked -q -p transport -p memif -p plane
 	@$(CARGO) test --locked -q --manifest-path model/Cargo.toml
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
 

@@ -190,3 +190,172 @@ impl Drop for ChannelQueue {
 pub fn is_packet(size: usize) -> bool {
     (1..=MAX_PACKET).contains(&size)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::descriptor::wait;
+    use crate::device::contract::{FarEnd, HERE, THERE, check, packet};
+    use crate::device::is_full;
+
+    const LIMITS: Limits = Limits { packets: 256, bytes: 1 << 20 };
+
+    struct User(Arc<Channel>);
+
+    impl FarEnd for User {
+        fn send(&self, payloads: &[&[u8]]) {
+            let packets: Vec<_> = payloads.iter().map(|payload| packet(HERE, THERE, payload)).collect();
+            assert_eq!(self.0.write_batch(packets.iter().map(Vec::as_slice)), Ok(packets.len()));
+        }
+
+        fn receive(&self, count: usize) -> Vec<Vec<u8>> {
+            let mut payloads = Vec::new();
+            while payloads.len() < count {
+                if let Some(batch) = self.0.read_batch(7).unwrap() {
+                    payloads.extend(batch.places().map(|place| batch.bytes()[place][28..].to_vec()));
+                } else if self.0.fall_asleep() {
+                    assert_ne!(wait([(self.0.fd(), libc::POLLIN)], 5000).unwrap(), 0);
+                }
+            }
+            payloads
+        }
+
+        fn close(&self) -> bool {
+            self.0.close();
+            true
+        }
+    }
+
+    fn made(queues: usize, limits: Limits) -> (Vec<Arc<dyn Device>>, Arc<Channel>) {
+        let channel = Channel::new(queues, limits).unwrap();
+        (channel.devices().unwrap(), channel)
+    }
+
+    fn write(device: &dyn Device, payload: &[u8]) -> io::Result<()> {
+        device.write(&mut [&[0; VNET_SIZE], payload].map(IoSlice::new))
+    }
+
+    #[test]
+    fn it_keeps_the_contract_of_devices() {
+        check(|| {
+            let (mut devices, channel) = made(1, LIMITS);
+            (devices.remove(0), User(channel))
+        });
+    }
+
+    #[test]
+    fn a_frame_without_room_is_lost_and_the_reader_is_woken_at_half() {
+        let (devices, channel) = made(1, Limits { packets: 4, bytes: 1 << 20 });
+        assert!(channel.fall_asleep());
+        let woken = || wait([(channel.fd(), libc::POLLIN)], 0).unwrap() != 0;
+        write(&*devices[0], b"1").unwrap();
+        write(&*devices[0], b"2").unwrap();
+        assert!(!woken());
+        write(&*devices[0], b"3").unwrap();
+        assert!(woken());
+        write(&*devices[0], b"4").unwrap();
+        assert!(is_full(&write(&*devices[0], b"5").unwrap_err()));
+        assert_eq!(channel.read_batch(9).unwrap().unwrap().bytes(), b"1234");
+        write(&*devices[0], b"6").unwrap();
+        assert_eq!(channel.read_batch(9).unwrap().unwrap().bytes(), b"6");
+    }
+
+    #[test]
+    fn bytes_are_bounded_too_but_one_packet_always_has_room() {
+        let (devices, channel) = made(1, Limits { packets: 100, bytes: 1000 });
+        write(&*devices[0], &[1; 2000]).unwrap();
+        assert!(is_full(&write(&*devices[0], b"2").unwrap_err()));
+        assert_eq!(channel.read_batch(9).unwrap().unwrap().bytes().len(), 2000);
+        assert_eq!(channel.write_batch([&[0; 600][..], &[0; 400], &[0; 1]].into_iter()), Ok(2));
+    }
+
+    #[test]
+    fn a_writer_hears_of_room_once_half_of_it_is_there_again() {
+        let (devices, channel) = made(1, Limits { packets: 4, bytes: 1 << 20 });
+        let has_room = || wait([(channel.room_fd(), libc::POLLIN)], 0).unwrap() != 0;
+        assert!(!has_room());
+        let packets = [&b"a"[..]; 6];
+        assert_eq!(channel.write_batch(packets.into_iter()), Ok(4));
+        assert!(!has_room());
+        // A queue takes all that waits, so it makes room at once.
+        devices[0].read(&mut [0; 100]).unwrap();
+        assert!(has_room());
+        assert_eq!(channel.write_batch(packets.into_iter()), Ok(4));
+        assert!(!has_room());
+        assert_eq!(channel.write_batch(packets.into_iter()), Ok(0));
+    }
+
+    #[test]
+    fn the_end_wakes_readers_and_writers() {
+        for by_plane in [false, true] {
+            let (devices, channel) = made(2, LIMITS);
+            assert!(channel.fall_asleep());
+            if by_plane {
+                drop(devices)
+            } else {
+                channel.close()
+            }
+            let woken = wait([channel.fd(), channel.room_fd()].map(|fd| (fd, libc::POLLIN)), 0).unwrap();
+            assert_eq!((woken, channel.is_closed()), (3, true));
+            assert_eq!(channel.read_batch(1).err(), Some(Closed));
+            assert_eq!(channel.write_batch([&b"x"[..]].into_iter()), Err(Closed));
+        }
+    }
+
+    #[test]
+    fn the_packets_of_two_addresses_stay_on_one_queue_and_others_are_spread() {
+        let (devices, channel) = made(4, LIMITS);
+        let flows: Vec<_> = (0..64).map(|host| packet(HERE, [10, 9, 1, host], b"x")).collect();
+        let all = flows.iter().chain(&flows).chain(&flows);
+        assert_eq!(channel.write_batch(all.map(Vec::as_slice)), Ok(192));
+        let mut frame = [0; 100];
+        let hosts = devices.iter().map(|device| {
+            let mut hosts = Vec::new();
+            while device.read(&mut frame).is_ok() {
+                hosts.push(frame[VNET_SIZE + 19]);
+            }
+            hosts
+        });
+        let hosts: Vec<_> = hosts.collect();
+        for queue in &hosts {
+            assert!(queue.len() >= 3 * 4, "{hosts:?}");
+            let (first, rest) = queue.split_at(queue.len() / 3);
+            assert_eq!([first, first].concat(), rest);
+        }
+    }
+
+    #[test]
+    fn threads_at_both_ends_lose_nothing() {
+        const PACKETS: u32 = 60_000;
+        let (devices, channel) = made(1, Limits { packets: 16, bytes: 400 });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut next = 0;
+                while next < PACKETS {
+                    let batch: Vec<_> = (next..PACKETS.min(next + 1 + next % 23)).map(u32::to_be_bytes).collect();
+                    let taken = channel.write_batch(batch.iter().map(|packet| &packet[..])).unwrap();
+                    next += taken as u32;
+                    if taken < batch.len() {
+                        let room = wait([(channel.room_fd(), libc::POLLIN)], 10_000).unwrap();
+                        assert_ne!(room, 0, "nobody told of the room for {next}");
+                    }
+                    if next % 97 == 0 {
+                        std::thread::sleep(Duration::from_micros(50));
+                    }
+                }
+            });
+            let mut frame = [0; VNET_SIZE + 4];
+            for number in 0..PACKETS {
+                while devices[0].read(&mut frame).is_err() {
+                    if devices[0].fall_asleep() {
+                        let woken = wait([(devices[0].fd(), libc::POLLIN)], 10_000).unwrap();
+                        assert_ne!(woken, 0, "nobody woke the reader for {number}");
+                    }
+                }
+                assert_eq!(frame[VNET_SIZE..], number.to_be_bytes());
+            }
+        });
+    }
+}

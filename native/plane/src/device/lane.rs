@@ -222,3 +222,97 @@ impl Drop for Writer<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::wait;
+
+    /// What a reader does in the model.
+    #[derive(Clone, Copy, Debug)]
+    struct Reader {
+        most: usize,
+        /// Whether he polls without saying that he sleeps.
+        follows: bool,
+    }
+
+    /// A writer with three batches of packets, and a reader, taking turns as `schedule` says: true is
+    /// the writer's. Return the choices that were made, and how often the reader was woken.
+    ///
+    /// Each method of a lane holds its lock from beginning to end. So all that threads can do to each
+    /// other is what the orders of whole calls do, and this model tries all of them.
+    fn run(reader: Reader, schedule: &[bool]) -> (Vec<(bool, bool)>, usize) {
+        const BATCHES: [usize; 3] = [1, 2, 1];
+        let lane = Lane::new(Limits { packets: 64, bytes: 1 << 16 }, Arc::new(EventFd::new().unwrap())).unwrap();
+        if reader.follows {
+            lane.follow();
+        }
+        let writes = BATCHES.iter().flat_map(|packets| std::iter::repeat_n(true, *packets).chain([false]));
+        let mut writes = writes.peekable();
+        let (mut asleep, mut taken, mut wakes) = (false, 0, 0);
+        let mut choices = Vec::new();
+        loop {
+            let readable = wait([(lane.fd(), libc::POLLIN)], 0).unwrap() != 0;
+            let (can_write, can_read) = (writes.peek().is_some(), !asleep || readable);
+            if !can_write && !can_read {
+                break;
+            }
+            let scheduled = schedule.get(choices.len()).copied().unwrap_or(can_write);
+            let writer = scheduled && can_write || !can_read;
+            choices.push((writer, can_write && can_read));
+            assert!(choices.len() < 100, "{reader:?} is woken for nothing");
+            if writer {
+                match writes.next() {
+                    Some(true) => assert_eq!(lane.put(1, [&b"x"[..]].into_iter()), Ok(true)),
+                    _ => lane.wake(),
+                }
+            } else {
+                wakes += usize::from(asleep);
+                let batch = lane.take(reader.most).unwrap();
+                taken += batch.as_ref().map_or(0, Batch::len);
+                asleep = reader.follows || batch.is_none() && lane.fall_asleep();
+            }
+        }
+        assert_eq!(taken, BATCHES.iter().sum::<usize>(), "{reader:?} slept on, after {choices:?}");
+        (choices, wakes)
+    }
+
+    #[test]
+    fn in_every_order_of_calls_the_reader_gets_everything_and_is_woken_once_per_batch() {
+        for reader in [(1, false), (64, false), (1, true), (64, true)] {
+            let reader = Reader { most: reader.0, follows: reader.1 };
+            let (mut schedule, mut runs) = (Vec::new(), 0);
+            loop {
+                let (choices, wakes) = run(reader, &schedule);
+                runs += 1;
+                // A reader that follows is woken again for what he left.
+                assert!(wakes <= 3 || reader.follows && reader.most == 1, "{wakes} wake-ups, after {choices:?}");
+                // The next schedule: the last turn that was the writer's by choice goes to the reader.
+                let Some(last) = choices.iter().rposition(|(writer, free)| *writer && *free) else { break };
+                schedule = choices[..last].iter().map(|(writer, _)| *writer).chain([false]).collect();
+            }
+            assert!(runs > 20, "{runs} orders");
+        }
+    }
+
+    #[test]
+    fn a_busy_reader_costs_the_writer_no_system_call() {
+        let lane = Lane::new(Limits { packets: 64, bytes: 1 << 16 }, Arc::new(EventFd::new().unwrap())).unwrap();
+        for _ in 0..100 {
+            lane.put(1, [&b"x"[..]].into_iter()).unwrap();
+            lane.wake();
+            assert!(lane.take(64).unwrap().is_some());
+            assert!(lane.take(64).unwrap().is_none());
+        }
+        assert!(!lane.ready.clear(), "the descriptor was touched");
+        assert!(lane.fall_asleep());
+        for _ in 0..3 {
+            lane.put(1, [&b"x"[..]].into_iter()).unwrap();
+            lane.wake();
+        }
+        let mut wakes = 0_u64;
+        // SAFETY: the kernel writes the 8 bytes of `wakes`.
+        assert_eq!(unsafe { libc::read(lane.fd(), (&raw mut wakes).cast(), 8) }, 8);
+        assert_eq!(wakes, 1);
+    }
+}

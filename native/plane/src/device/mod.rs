@@ -3,6 +3,8 @@
 
 pub mod batch;
 pub mod channel;
+#[cfg(test)]
+pub mod contract;
 pub mod lane;
 pub mod memif;
 pub mod tun;

@@ -235,3 +235,105 @@ fn name_in(request: &libc::ifreq) -> String {
     let named = request.ifr_name.iter().take_while(|byte| **byte != 0);
     named.map(|byte| *byte as u8 as char).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::device::contract::{FarEnd, HERE, PORT, THERE, check};
+
+    /// The kernel, at an address of the interface.
+    struct Kernel(UdpSocket);
+
+    impl FarEnd for Kernel {
+        fn send(&self, payloads: &[&[u8]]) {
+            for payload in payloads {
+                self.0.send_to(payload, (Ipv4Addr::from(THERE), PORT)).unwrap();
+            }
+        }
+
+        fn receive(&self, count: usize) -> Vec<Vec<u8>> {
+            let one = |_| {
+                let mut buffer = vec![0; 2000];
+                let size = self.0.recv(&mut buffer).unwrap();
+                buffer.truncate(size);
+                buffer
+            };
+            (0..count).map(one).collect()
+        }
+
+        /// An interface that is gone is a fault.
+        fn close(&self) -> bool {
+            false
+        }
+    }
+
+    /// Give the interface of a device an address of HERE, and set it up.
+    fn set_up(name: &str) -> UdpSocket {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let call = |what, value: [u8; 16]| {
+            // SAFETY: an ifreq is plain bytes, and all zeros is one of its values.
+            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+            for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+                *place = byte as libc::c_char;
+            }
+            // SAFETY: all members of the union are plain bytes, and 16 fit into it.
+            let union = unsafe { &mut *(&raw mut request.ifr_ifru).cast::<[u8; 16]>() };
+            *union = value;
+            // SAFETY: the kernel reads one ifreq.
+            check_call(unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw mut request) });
+        };
+        let address = |bytes: [u8; 4]| {
+            let mut value = [0; 16];
+            value[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+            value[4..8].copy_from_slice(&bytes);
+            value
+        };
+        let mut up = [0; 16];
+        up[..2].copy_from_slice(&(libc::IFF_UP as u16).to_ne_bytes());
+        call(libc::SIOCSIFADDR, address(HERE));
+        call(libc::SIOCSIFNETMASK, address([255, 255, 255, 0]));
+        call(libc::SIOCSIFFLAGS, up);
+        let socket = UdpSocket::bind((Ipv4Addr::from(HERE), PORT)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket
+    }
+
+    fn check_call(result: libc::c_int) {
+        super::check(result).unwrap();
+    }
+
+    fn keeps_the_contract(offloads: Offloads) {
+        // SAFETY: the call touches no memory of ours. Only this thread moves.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            eprintln!("nothing tested: no network namespace ({})", io::Error::last_os_error());
+            return;
+        }
+        if let Err(refused) = make("tun0", 1, offloads) {
+            eprintln!("nothing tested: {refused}");
+            return;
+        }
+        check(|| {
+            let mut made = make("tun%d", 1, offloads).unwrap();
+            let device = made.queues.remove(0);
+            assert!(!device.is_up());
+            assert_eq!(wait([(device.up_fd().0, device.up_fd().1)], 0).unwrap(), 0);
+            (device, Kernel(set_up(&made.name)))
+        });
+    }
+
+    #[test]
+    fn it_keeps_the_contract_of_devices_with_superpackets() {
+        keeps_the_contract(Offloads::ALL);
+    }
+
+    #[test]
+    fn it_keeps_the_contract_of_devices_with_plain_packets() {
+        let mut plain = Offloads::ALL;
+        plain.tun_checksum = false;
+        plain.merge = transport::coalesce::Merge::NONE;
+        keeps_the_contract(plain);
+    }
+}

@@ -15,10 +15,8 @@ use memif::handshake::{Client, Failure, Link, Server, Settings, Step};
 use memif::message::Message;
 use memif::socket::{Received, receive, send};
 
-use super::rings::Rings;
-use super::{Role, lock};
-use crate::descriptor::{EventFd, check, own, wait};
-use crate::worker::block_signals;
+use super::rings::{Rings, lock};
+use crate::descriptor::{EventFd, block_signals, check, own, wait};
 
 /// Milliseconds between two connections, and between two tries of a client.
 const PAUSE: libc::c_int = 250;
@@ -26,6 +24,15 @@ const PAUSE: libc::c_int = 250;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The mode of a server's socket: who may write to it may connect.
 const MODE: libc::mode_t = 0o700;
+
+/// What this program is on the control channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It connects, and makes the memory.
+    Client,
+    /// It listens.
+    Server,
+}
 
 /// What became of the connection.
 #[derive(Clone, Debug, Default)]

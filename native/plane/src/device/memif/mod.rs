@@ -16,8 +16,8 @@ mod rings;
 use std::ffi::CString;
 use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use memif::handshake::Settings;
 use memif::message::Mode;
@@ -25,7 +25,7 @@ use transport::ethernet::MacAddress;
 use transport::vnet::VNET_SIZE;
 
 use self::control::Control;
-pub use self::control::State;
+pub use self::control::{Role, State};
 use self::framing::Framing;
 use self::rings::Rings;
 use super::{Device, Queues};
@@ -36,15 +36,6 @@ const KIND: &str = "memif";
 const LOG2: u8 = 11;
 /// Bytes of our buffers. A longer packet takes several.
 const BUFFER: u32 = 2048;
-
-/// What this program is on the control channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It connects, and makes the memory.
-    Client,
-    /// It listens.
-    Server,
-}
 
 /// Which memif to use.
 pub struct Options<'a> {
@@ -153,9 +144,4 @@ impl Device for MemifQueue {
         let read = self.rings.drops.iter().map(|(name, count)| (*name, count.load(Ordering::Relaxed)));
         read.filter(|(_, count)| *count > 0).map(|(name, count)| (format!("{KIND}_{name}"), count)).collect()
     }
-}
-
-/// Lock a mutex. Nothing that we lock is left half-changed by a panic.
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

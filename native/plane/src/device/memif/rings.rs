@@ -6,15 +6,14 @@
 use std::io::{self, IoSlice};
 use std::iter::once;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memif::handshake::{Inlet, Link, Outlet};
 use memif::ring::{Received, Sent};
 use transport::ethernet::ETHERNET;
 
 use super::framing::{Framing, REASONS};
-use super::lock;
 use crate::descriptor::{EventFd, check, check_size, own};
 use crate::device::full;
 
@@ -300,4 +299,9 @@ fn silence(bell: RawFd) {
     let mut count = 0_u64;
     // SAFETY: the kernel writes the 8 bytes of `count`.
     let _ = check_size(unsafe { libc::read(bell, (&raw mut count).cast(), 8) });
+}
+
+/// Lock a mutex. Nothing that we lock is left half-changed by a panic.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
