@@ -67,6 +67,19 @@ class Engine:
             return self
         return replace(self, queues=1, reason=f"{self.reason}; {tunnels} tunnels of one queue each")
 
+    def on_memif(self, memif: MemifOptions) -> Engine:
+        """Return the same engine with a memif in place of the interface.
+
+        Raises:
+            UsageError: It isn't the native engine, which alone has memifs.
+        """
+        if self.name != "native":
+            raise UsageError(
+                f"The {self.name} engine has no memif.",
+                "Leave out --memif; or choose RUSTGUARD_ENGINE=native, and install RustGuard where cargo is.",
+            )
+        return replace(self, memif=memif, queues=memif.queues)
+
     def make_plane(
         self,
         public_key: bytes,

@@ -55,9 +55,13 @@ class MemifPair:
         engine = Engine("native", "", queues=memif.queues, memif=memif)
         self.alice: EventfulPlane = engine.make_plane(bytes(32), "wg0", [bound], 1420)
         self.bob: Side = side(Engine("native", ""), 4096)
-        one, other = os.urandom(32), os.urandom(32)
         self.alice.set_peer(PEER, self.bob.endpoint, [ip_network(BOB4), ip_network(BOB6)], 0)
         self.bob.plane.set_peer(PEER, endpoint, [ip_network(ALICE4), ip_network(ALICE6)], 0)
+        self.connect()
+
+    def connect(self) -> None:
+        """Make a session, as after a handshake."""
+        one, other = os.urandom(32), os.urandom(32)
         ours, theirs = self.alice.reserve_index(PEER), self.bob.plane.reserve_index(PEER)
         self.alice.install_keypair(PEER, Keypair(ours, theirs, one, other, False, now()))
         self.bob.plane.install_keypair(PEER, Keypair(theirs, ours, other, one, True, now()))
