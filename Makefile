@@ -9,7 +9,7 @@ MUTANTS_ARGS ?=
 KERNEL_SECONDS ?= 900
 # The newest wireguard-go, for tests against it and measurements next to it.
 WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
-SOURCES := pyproject.toml setup.py MANIFEST.in README.md requirements/dev.lock $(shell find rustguard_py cli quick enroll service daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md requirements/dev.lock $(shell find rustguard_py cli embed quick enroll service rootless daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 # Several workers, because most tests wait. PYTEST_ARGS='-n0 -s' runs one and shows what the tests print.
@@ -36,6 +36,8 @@ help:
 	@echo 'make bench-full     all engines; also without UDP segmentation, over IPv6 and with loss (half an hour)'
 	@echo 'make bench-scale    measure what many peers cost (minutes)'
 	@echo 'make bench-tunnels  compare one tunnel with two and four (minutes)'
+	@echo 'make bench-rootless compare a join without root with one with root (a minute)'
+	@echo 'make bench-generate compare devices and UDP sides with generated packets (11 minutes)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make packages  build Debian packages and wheels for amd64 and arm64, and the source distribution, in dist/'
 	@echo 'make test-packages  install the Debian package in fresh roots of Debian 12 and 13 and use it there (minutes)'
@@ -48,7 +50,7 @@ demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
 test: .venv/.test
-	@$(CARGO) test --locked -q -p transport -p memif -p plane
+	@$(CARGO) test --locked -q -p transport -p memif -p relay -p generator -p plane
 	@$(CARGO) test --locked -q --manifest-path model/Cargo.toml
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
 
@@ -86,7 +88,7 @@ check: .venv/.check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy -p rustguard_py
-	@$(BIN)/mypy tests bench package
+	@$(BIN)/mypy tests bench package examples
 	@$(CARGO) fmt --check
 	@$(CARGO) clippy --locked --all-targets -q -- -D warnings
 
@@ -102,8 +104,14 @@ bench-full: .venv/.bench
 bench-scale: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-scale" scripts/in-namespace $(BIN)/python bench/scale.py $(BENCH_ARGS)
 
+bench-generate: .venv/.bench
+	@RUSTGUARD_SUDO="make bench-generate" scripts/in-namespace $(BIN)/rustguard bench generate --compare --output bench/results $(BENCH_ARGS)
+
 bench-tunnels: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-tunnels" scripts/in-namespace $(BIN)/python bench/tunnels.py $(BENCH_ARGS)
+
+bench-rootless: .venv/.bench
+	@RUSTGUARD_SUDO="make bench-rootless" scripts/in-namespace $(BIN)/python bench/rootless.py $(BENCH_ARGS)
 
 wheel: .venv/.demo
 	@CARGO_TARGET_DIR=.venv/cargo DIST_EXTRA_CONFIG=$$PWD/.venv/build.cfg $(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
@@ -158,7 +166,7 @@ lock:
 	@scripts/setup-debian $*
 	@scripts/venv $*
 	@scripts/testpmd
-	@$(MAKE) wireguard-go
+	@$(MAKE) wireguard-go wireguard-go-generate
 	@touch $@
 
 .venv/.test-kernel: $(SOURCES) scripts/venv scripts/setup-debian
@@ -176,8 +184,17 @@ wireguard-go: .venv/wireguard-go-$(WIREGUARD_GO)
 	  mv .venv/go/wireguard $(BIN)/wireguard-go && touch $@; \
 	fi || command -v wireguard-go > /dev/null
 
+# wireguard-go as the reference of `rustguard bench generate`. Without Go there is none.
+wireguard-go-generate: .venv/bin/wireguard-go-generate
+	@:
+.venv/bin/wireguard-go-generate: $(wildcard bench/wireguard-go/*)
+	@if go version > /dev/null 2>&1; then \
+	  echo 'Building the reference of rustguard bench generate' && \
+	  go build -C bench/wireguard-go -o "$$PWD/$@" .; \
+	fi || echo 'It was not built: rustguard bench generate has no wireguard-go to compare with.'
+
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels wheel sdist packages test-packages
-.PHONY: reference lock wireguard-go clean
+.PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels bench-rootless bench-generate
+.PHONY: wheel sdist packages test-packages reference lock wireguard-go wireguard-go-generate clean

@@ -42,6 +42,9 @@ class Entry:
 VERBS: Mapping[str, Entry] = {
     "serve": Entry("rustguard_py.cli.serve:command", "Run a server: own a pool of addresses, admit peers."),
     "join": Entry("rustguard_py.cli.join:command", "Join a server, or connect to one joined before."),
+    "exec": Entry(
+        "rustguard_py.cli.exec_inside:command", "Run a program inside the tunnel of a client without root."
+    ),
     "open": Entry("rustguard_py.cli.open_window:command", "Open the server's window for new peers."),
     "close": Entry("rustguard_py.cli.close_window:command", "Close the server's window."),
     "status": Entry("rustguard_py.cli.status:command", "Show the tunnel, its window and its peers."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,9 +52,17 @@ def command(as_json: bool, since: str | None, state: Path | None) -> None:
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "events": events}, indent=2))
         return
-    for event in events:
-        at = datetime.fromisoformat(event["time"]).astimezone()
-        click.echo(f"{at:%Y-%m-%d %H:%M:%S%z}  {printable(audit_events.sentence(event))}")
+    rows = [
+        (f"{datetime.fromisoformat(event['time']).astimezone():%Y-%m-%d %H:%M:%S%z}", audit_events.sentence(event))
+        for event in events
+    ]
+    if sys.stdout.isatty():
+        from rustguard_py.cli.render import moments
+
+        moments(rows)
+    else:
+        for at, sentence in rows:
+            click.echo(f"{at}  {printable(sentence)}")
     if not events:
         click.echo("Nothing happened.", err=True)
 

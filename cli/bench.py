@@ -21,10 +21,11 @@ from statistics import median
 
 import click
 
+from rustguard_py.cli.bench_generate import command as generate
 from rustguard_py.cli.machine import PATIENCE, Machine, eventually
 from rustguard_py.cli.render import Column, show_progress, show_table
 from rustguard_py.cli.values import Duration, Number
-from rustguard_py.cli.verb import Verb, json_option
+from rustguard_py.cli.verb import VerbGroup, json_option
 from rustguard_py.data_path import DataPath
 from rustguard_py.lab.hosts import End, Host, Lab
 from rustguard_py.model.errors import RustGuardError
@@ -65,9 +66,10 @@ class Sample:
     cpu: float | None
 
 
-@click.command(
+@click.group(
     "bench",
-    cls=Verb,
+    cls=VerbGroup,
+    invoke_without_command=True,
     examples=[
         ("sudo rustguard bench", "takes a minute, touches no network and leaves nothing behind"),
         ("sudo rustguard bench --rounds 5 --seconds 5", "the same with less variation"),
@@ -76,12 +78,15 @@ class Sample:
 @click.option("--rounds", type=Number(1, 100), default=3, show_default=True, help="Number of turns of each engine.")
 @click.option("--seconds", type=Duration(0.2, 60), default=1.0, show_default=True, help="Length of each TCP stream.")
 @json_option
-def command(rounds: int, seconds: float, as_json: bool) -> None:
+@click.pass_context
+def command(context: click.Context, rounds: int, seconds: float, as_json: bool) -> None:
     """Compare the engines that run here, and show which one `auto` takes.
 
     Two hosts in network namespaces, a tunnel between them, one TCP stream each way, and pings. Both ends share this
     machine's cores: compare the rows with each other, not with what a network can do.
     """
+    if context.invoked_subcommand is not None:
+        return
     here, missing = contenders()
     samples: dict[str, list[Sample]] = {each.name: [] for each in here}
     for number in range(rounds):
@@ -94,6 +99,9 @@ def command(rounds: int, seconds: float, as_json: bool) -> None:
         _print_json(samples, missing, chosen, rounds, seconds)
     else:
         _print_table(samples, missing, chosen, rounds)
+
+
+command.add_command(generate)
 
 
 def contenders() -> tuple[list[Contender], dict[str, str]]:

@@ -7,10 +7,11 @@ import time
 from itertools import count
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import click
 
-from rustguard_py.cli import complete
+from rustguard_py.cli import complete, stop
 from rustguard_py.cli.daemon import ask_or_do, daemon_of
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
@@ -38,7 +39,10 @@ SLOW = 5
 @click.argument("name", metavar="FILE|NAME|INTERFACE", shell_complete=complete.tunnels)
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="State directory.")
 def command(name: str, state: Path | None) -> None:
-    """Bring down a tunnel that `rustguard up` brought up: run PreDown, undo all changes, run PostDown."""
+    """Bring down a tunnel that `rustguard up` brought up: run PreDown, undo all changes, run PostDown.
+
+    It also ends a client that runs with --rootless, by its interface.
+    """
     from rustguard_py.quick.conf_files import interface_of
 
     interface = interface_of(name)
@@ -53,12 +57,26 @@ def command(name: str, state: Path | None) -> None:
         return True
 
     if not ask_or_do(directory, end, lambda: _repair(directory)):
-        raise _not_ours(interface)
+        status = daemon_of(interface)
+        if status is None or status.get("rootless") is None:
+            raise _not_ours(interface, status)
+        _end_client(Path(status["state_directory"]))
 
 
-def _not_ours(interface: str) -> RustGuardError:
-    """Return the error for an interface that `up` didn't make; it names the daemon that did."""
-    status = daemon_of(interface)
+def _end_client(directory: Path) -> None:
+    """End a client without root: nothing of it is outside, so there is nothing else to undo."""
+    for each in paths.running():
+        if each.state_directory == directory:
+            stop.end(each)
+
+
+def _not_ours(interface: str, status: dict[str, Any] | None) -> RustGuardError:
+    """Return the error for an interface that `up` didn't make; it names the daemon that did.
+
+    Args:
+        interface: The interface's name.
+        status: The status of the daemon, or None if it is none of ours.
+    """
     if status is None:
         return NotRunningError(f"{interface} isn't up.", "See what runs: rustguard status")
     directory = quote(status["state_directory"])

@@ -165,7 +165,6 @@ class _Output:
                 raise UsageError(
                     "Standard output is closed or /dev/null, and the key would be nowhere.", "Name a file: -o FILE"
                 )
-            warn_if_world_accessible()
             return self
         try:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -178,6 +177,7 @@ class _Output:
     def write(self, config: conf.Config) -> None:
         """Write the configuration, and report where it went."""
         if self._descriptor is None:
+            warn_if_world_accessible()
             click.echo(conf_writer.write(config), nl=False)
             sys.stdout.flush()
         else:

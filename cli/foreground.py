@@ -19,6 +19,7 @@ import click
 
 from rustguard_py.cli import logs
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.places import log_file
 from rustguard_py.daemon.service_manager import ServiceManager
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.limits import MEMORY, THREADS
@@ -28,7 +29,6 @@ from rustguard_py.model.sudo import as_root
 _PR_SET_DUMPABLE = 4
 # The same error of the event loop is logged once in so many seconds. So many different ones are remembered.
 _QUIET_SECONDS, _ERRORS_KEPT = 60.0, 64
-_LOG_LIMIT = 1 << 20
 
 
 def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging.INFO) -> None:
@@ -115,11 +115,9 @@ class Background:
 
     def ready(self) -> None:
         """Leave the terminal, and let the parent end."""
-        if self._log.exists() and self._log.stat().st_size > _LOG_LIMIT:
-            self._log.unlink()
+        log = log_file(self._log)
         sys.stdout.flush()
         sys.stderr.flush()
-        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(source, target)

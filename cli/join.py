@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
 import click
 
 from rustguard_py.cli import complete
+from rustguard_py.cli.rootless_options import rootless_options
 from rustguard_py.cli.secret import find_token, read_token
 from rustguard_py.cli.verb import (
     Verb,
@@ -21,9 +23,12 @@ from rustguard_py.cli.verb import (
     token_options,
 )
 from rustguard_py.data_path import DataPath
-from rustguard_py.model.errors import InUseError, UsageError
+from rustguard_py.model.errors import InUseError, RefusedError, UsageError
 from rustguard_py.model.peer_names import check_label, label_of
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import need_no_root
+from rustguard_py.rootless.options import Rootless
+from rustguard_py.system.container import AS_ROOT
 
 
 @click.command(
@@ -34,6 +39,7 @@ from rustguard_py.model.printable import printable
         ("sudo rustguard join", "connect to the network joined last; needs no token and no window"),
         ("sudo rustguard join home.example --daemon", "the same for a named one, in the background"),
         ("sudo rustguard join --routes 192.168.7.0/24", "also reach this network behind the server, if it offers it"),
+        ("rustguard join home.example --rootless --token -", "without root: for `rustguard exec` and proxies"),
     ],
 )
 @click.argument("server", metavar="[HOST[:PORT]]", required=False, shell_complete=complete.networks)
@@ -56,6 +62,7 @@ from rustguard_py.model.printable import printable
 @click.option("--daemon", is_flag=True, help="Go to the background once the interface is up, connected or not.")
 @click.option("--service", is_flag=True, help="Install this as a service of systemd: now, and at each boot.")
 @click.option("--group", metavar="NAME", help="Group allowed to use the control socket, besides root.")
+@rootless_options
 @data_path_options
 @sandbox_option
 @log_level_option("info")
@@ -72,6 +79,7 @@ def command(
     daemon: bool,
     service: bool,
     group: str | None,
+    rootless: Rootless | None,
     data_path: DataPath,
     no_sandbox: bool,
     state: Path | None,
@@ -81,6 +89,8 @@ def command(
     The network (address, keys) is saved, so that `rustguard join` later connects without token or window.
     """
     wished = _name(name)
+    if rootless is not None:
+        need_no_root()
     if service:
         from rustguard_py.cli.service import install_as
 
@@ -113,24 +123,31 @@ def command(
     in_background = daemon and not save_only
     # The daemon in the background is in another session than the terminal, and can't read from it.
     asks = not in_background and sys.stdin.isatty() and sys.stderr.isatty()
+    log = directory.with_suffix(".log") if in_background else None
     options = JoinOptions(
         directory=directory,
         target=target,
         applicant=None if secret is None else Applicant(secret, wished, name is not None),
         interface=interface,
         save_only=save_only,
-        data_path=data_path,
+        data_path=replace(data_path, rootless=rootless is not None),
         group=group,
         answers=RouteAnswers(None if routes is None else RouteChoice.parse(routes), _confirm if asks else None),
         sandbox=not no_sandbox,
+        log=log,
+        rootless=rootless,
     )
-    background = Background(directory.with_suffix(".log")) if in_background else None
+    background = None if log is None else Background(log)
     try:
         run(lambda voice: join(options, voice, background.ready if background else lambda: None))
     except InUseError:
         # Another start was faster, and this one is the second.
         if save_only or not runs_already(directory, "client", target.host, patience=STARTING, again=rename):
             raise
+    except RefusedError as error:
+        if rootless is None and error.fix == AS_ROOT:
+            error.fix = f"{AS_ROOT} Or join without root, in a network of its own: add --rootless"
+        raise
 
 
 def _name(given: str | None) -> str:

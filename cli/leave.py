@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -65,6 +66,7 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
         if (
             service.name == systemd.service_name("join", None if state is None else directory.name)
             and len(hosts) == 1
+            and service.user == (os.geteuid() != 0)
         ):
             systemd.remove(service)
     click.echo(printable(f"Left {host}."), err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -379,6 +379,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         (str(document["role"]), f"{document['interface']}{named}, up {duration(document['uptime'])}"),
         ("address", _addresses(document)),
         ("routes", " ".join(document.get("routes", ()))),
+        ("inside", _inside(document.get("rootless"))),
         ("window", window_state(document["window"]) if document.get("window") else None),
         ("", _tries(document.get("window"), verbose)),
         ("pool", _pool(document.get("pool"))),
@@ -393,6 +394,14 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         if value:
             table.add_row(name, Text(printable(value)))
     return table
+
+
+def _inside(ways: Document | None) -> str | None:
+    """Return how this machine gets into a tunnel without root, or None for one with root."""
+    if ways is None:
+        return None
+    proxies = [f"proxy at {each}" for each in ways["proxy"]]
+    return "; ".join(["rustguard exec -- …", *proxies, *ways["forwards"]])
 
 
 def _addresses(document: Document) -> str:
@@ -442,6 +451,16 @@ def _worker(worker: Document) -> str:
     batch = worker["packets"] / max(1, worker["batches"])
     moved = f"{worker['packets']} datagrams, {size(worker['bytes'])}, {batch:.1f} a batch"
     return f"{moved}, {worker['system_calls']} system calls"
+
+
+def moments(rows: Iterable[tuple[str, str]]) -> None:
+    """Print what happened and when, each sentence wrapped beside its time where the terminal is narrow."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for at, sentence in rows:
+        table.add_row(Text(at), Text(printable(sentence)))
+    _console().print(table)
 
 
 def _console() -> Console:

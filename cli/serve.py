@@ -124,6 +124,7 @@ def command(
     if runs_already(directory, "server", again=again):
         return
     secret = ask_token(token, token_file)
+    log = directory.with_suffix(".log") if daemon else None
     options = ServeOptions(
         directory=directory,
         settings=Settings(pool4, pool_6, pool6 != "none", port, mtu, tunnels),
@@ -132,8 +133,9 @@ def command(
         interface=interface,
         group=group,
         sandbox=not no_sandbox,
+        log=log,
     )
-    background = Background(directory.with_suffix(".log")) if daemon else None
+    background = None if log is None else Background(log)
     try:
         run(lambda voice: serve(options, voice, background.ready if background else lambda: None))
     except InUseError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ _HOMES = ("/home/", "/root/", "/run/user/")
         ("sudo rustguard service install serve --pool 10.150.0.0/24 --token -", "a server, now and at each boot"),
         ("sudo rustguard service install join home.example --token -", "join, then connect now and at each boot"),
         ("sudo rustguard service install up wg0", "the tunnel of /etc/wireguard/wg0.conf"),
+        ("rustguard service install join home.example --rootless --token -", "without root, for this user"),
     ],
 )
 def command() -> None:
@@ -68,7 +69,7 @@ def install(kind: str, options: tuple[str, ...]) -> None:
 
 def install_as(asked: click.Context) -> None:
     """Install the service that does what a command line of `serve`, `join` or `up` asks for, and start it."""
-    systemd.require()
+    systemd.require(user=_is_users(asked))
     {"serve": _serve, "join": _join, "up": _up}[str(asked.info_name)](asked)
 
 
@@ -76,10 +77,10 @@ def install_as(asked: click.Context) -> None:
 @click.argument("name", required=False, shell_complete=complete.services)
 def remove(name: str | None) -> None:
     """Stop a service and remove it, with its token. Keys and peers stay."""
-    systemd.require()
     service = systemd.find(name)
+    systemd.require(user=service.user)
     systemd.remove(service)
-    _tell(f"{service.name} is stopped and removed. Keys and peers stay in {STATE}.")
+    _tell(f"{service.name} is stopped and removed. Keys and peers stay in {paths.state_root()}.")
 
 
 @command.command("status", examples=[("rustguard service status", "all services that were installed")])
@@ -104,12 +105,19 @@ def status(name: str | None) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines, until Ctrl-C.")
 def logs(name: str | None, follow: bool) -> None:
     """Show what a service has logged."""
-    show_journal(f"{systemd.find(name).name}.service", follow=follow)
+    service = systemd.find(name)
+    show_journal(f"{service.name}.service", ("--user",) if service.user else (), follow=follow)
 
 
-def show_journal(unit: str, *, follow: bool) -> None:
-    """Become journalctl(1), which shows a unit's lines."""
-    words = ["journalctl", "-u", unit, *(["-f"] if follow else ["--no-pager"])]
+def show_journal(unit: str, manager: Sequence[str] = (), *, follow: bool) -> None:
+    """Become journalctl(1), which shows a unit's lines.
+
+    Args:
+        unit: The unit's whole name.
+        manager: The option that selects the systemd that runs it.
+        follow: Whether to go on with new lines.
+    """
+    words = ["journalctl", *manager, "-u", unit, *(["-f"] if follow else ["--no-pager"])]
     sys.stdout.flush()
     os.execvp(words[0], words)  # noqa: S606
 
@@ -141,23 +149,25 @@ def _serve(asked: click.Context) -> None:
 def _join(asked: click.Context) -> None:
     given = asked.params
     directory = paths.state_directory("client", given["state"])
-    service = systemd.Service(systemd.service_name("join", _label(given["state"])))
+    service = systemd.Service(systemd.service_name("join", _label(given["state"])), _is_users(asked))
     _check_free(directory, service)
     has_token = given["token"] or given["token_file"] or "RUSTGUARD_TOKEN" in os.environ
     if has_token or not (directory / "state.json").exists():
         # Now, while somebody reads the answer: a service that was refused would tell only the journal.
         if service.is_installed():
-            systemd.systemctl("stop", service.name)
+            service.systemctl("stop")
         assert asked.command.callback is not None  # noqa: S101
         # What was given up for the pairing would be missing for the service.
         asked.command.callback(**{**given, "save_only": True, "service": False, "no_sandbox": True})
     unit = Unit(
         f"RustGuard client {service.name}",
         (*_program(), "join", *_words(asked, _ONCE)),
-        **_needs(given, directory),
+        **({"user": True} if service.user else _needs(given, directory)),
     )
     systemd.install(service, unit, token=None, xdp=given["xdp"] is not None)
     _installed(service)
+    if service.user:
+        _tell("Without you logged in it runs only after: loginctl enable-linger")
 
 
 def _up(asked: click.Context) -> None:
@@ -181,6 +191,11 @@ def _up(asked: click.Context) -> None:
     _installed(service)
 
 
+def _is_users(asked: click.Context) -> bool:
+    """Return whether a command line asks for a service of this user's own systemd."""
+    return bool(asked.params.get("rootless"))
+
+
 def _words(asked: click.Context, left_out: Collection[str]) -> list[str]:
     """Return the options and arguments that were given, by command line or environment, as words."""
     words: list[str] = []
@@ -198,6 +213,8 @@ def _words(asked: click.Context, left_out: Collection[str]) -> list[str]:
             arguments.append(str(value))
         elif getattr(parameter, "is_flag", False):
             words += parameter.opts[-1:] if value else []
+        elif getattr(parameter, "multiple", False):
+            words += [word for each in value for word in (parameter.opts[-1], str(each))]
         else:
             words += [parameter.opts[-1], str(value)]
     return words + [each for each in arguments if each != "None"]
@@ -239,7 +256,8 @@ def _label(state: Path | None) -> str | None:
 
 
 def _installed(service: systemd.Service) -> None:
-    _tell(f"{service.name} runs, now and at each boot. Its log: rustguard service logs {service.name}")
+    when = "login" if service.user else "boot"
+    _tell(f"{service.name} runs, now and at each {when}. Its log: rustguard service logs {service.name}")
 
 
 def _tell(line: str) -> None:

@@ -41,11 +41,12 @@ def command(name: str | None, follow: bool, state: Path | None) -> None:
     directories = [state.expanduser().resolve()] if state is not None else _directories(name)
     for directory in directories:
         socket = paths.find_socket(directory)
-        unit = systemd.running_unit(listener(socket)) if socket is not None and listens(socket) else None
-        if unit is not None:
+        process = listener(socket) if socket is not None and listens(socket) else None
+        unit = None if process is None else systemd.running_unit(process)
+        if process is not None and unit is not None:
             from rustguard_py.cli.service import show_journal
 
-            show_journal(unit, follow=follow)
+            show_journal(unit, systemd.manager_of(process), follow=follow)
     files = [file for each in directories for file in (each.with_suffix(".log"), each / "log") if file.exists()]
     if not files:
         raise NotRunningError(

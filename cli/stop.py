@@ -76,7 +76,7 @@ def end(candidate: Candidate) -> None:
     service = openrc.running_service(process)
     # Ended otherwise, what supervises it might start it again.
     if unit is not None:
-        systemd.systemctl("stop", unit)
+        systemd.systemctl(*systemd.manager_of(process), "stop", unit)
     elif service is not None:
         openrc.stop(service)
     elif paths.tunnel_directory("x").parent == candidate.state_directory.parent:

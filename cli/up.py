@@ -77,7 +77,7 @@ def command(
     from rustguard_py.quick.up import UpOptions, up
 
     options = UpOptions(path, interface, directory, data_path, group, trust_file, not no_sandbox)
-    end = f"rustguard down {interface}{'' if state is None else f' --state {quote(str(directory))}'}"
+    end = paths.down_command(interface, directory)
     background = None if foreground else Background(directory / "log", lambda _: f"To end it: {as_root(end)}")
     try:
         run(lambda voice: up(options, voice, background.ready if background else lambda: None))

@@ -185,8 +185,12 @@ class AuditLog:
         """Append as many lines as the file has room for, at least one, after a rotation if it has none."""
         descriptor = self._files.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK)
         try:
-            os.fchmod(descriptor, 0o600)
-            size = self._files.stat(descriptor).st_size
+            status = self._files.stat(descriptor)
+            if status.st_mode & 0o7777 != 0o600:
+                # A daemon that gave up changing modes leaves it as somebody has set it.
+                with suppress(PermissionError):
+                    os.fchmod(descriptor, 0o600)
+            size = status.st_size
             begins = b"" if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n" else b"\n"
             content, count = begins, 0
             for line in lines:
@@ -214,6 +218,17 @@ class AuditLog:
 
 
 _CURRENT: ContextVar[AuditLog | None] = ContextVar("_CURRENT", default=None)
+
+
+def narrow(directory: Path) -> None:
+    """Let nobody else read the audit log of a state directory. A daemon may not change modes later."""
+    for name in (NAME, f"{NAME}.1"):
+        with suppress(OSError):
+            descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from rustguard_py.daemon.steps import Step, Sysctl
 from rustguard_py.model.errors import RustGuardError, StateError
 from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
-from rustguard_py.state.durable_files import Files, read_private, write_fresh
+from rustguard_py.state.durable_files import Files, read_private, unusable, write_fresh
 from rustguard_py.system.interface import Echo, with_netlink
 from rustguard_py.system.netlink_library import IPRoute
 from rustguard_py.system.place import boot_id, namespace_id
@@ -95,6 +95,17 @@ class Ledger:
             ) from error
         return ledger
 
+    @staticmethod
+    def bring_home(directory: Path) -> None:
+        """Move the ledger of an earlier version from the runtime directory to the state directory."""
+        here, earlier = paths.undo_files(directory)
+        # An unreadable one is reported by who undoes it.
+        with suppress(StateError):
+            if not here.exists() and (ledger := Ledger.load(earlier)) is not None:
+                ledger._path = here
+                ledger.save()
+                earlier.unlink()
+
     def become(self, wanted: Sequence[Step], echo: Echo) -> None:
         """Do the new steps, in order. Then undo those that are no longer wanted, last one first.
 
@@ -158,7 +169,8 @@ class Ledger:
         if failed:
             self.save()
             first = next(iter(failed.values()))
-            raise RustGuardError(first.message, f"Undo the rest: {as_root(f'rustguard down {self.left.interface}')}")
+            again = paths.down_command(self.left.interface, self._path.parent)
+            raise RustGuardError(first.message, f"Undo the rest: {as_root(again)}")
         self._path.unlink(missing_ok=True)
 
     def save(self) -> None:
@@ -174,10 +186,7 @@ class Ledger:
             temporary.replace(self._path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise StateError(
-                f"{self._path} can't be written: {error.strerror}.",
-                f"Free some space on the disk of {self._path.parent}.",
-            ) from error
+            raise unusable("written", self._path, error) from error
 
     def _take_back(self, netlink: IPRoute, gone: Sequence[Step], echo: Echo) -> None:
         """Undo steps, in order."""

@@ -21,6 +21,7 @@ class Program:
         engine: The engine that runs its tunnel.
         began: When it started, on the clock of `rustguard_py.model.clock`.
         sandbox: What it gave up of its privileges.
+        tun: Descriptors of the interface's queues if it exists already, as with `--rootless`.
     """
 
     role: Role
@@ -29,3 +30,4 @@ class Program:
     engine: Engine
     began: float
     sandbox: Report = NOTHING
+    tun: tuple[int, ...] = ()

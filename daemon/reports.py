@@ -61,6 +61,19 @@ class Partner:
     keys: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """The network namespace of the interface, where it isn't ours.
+
+    Attributes:
+        index: The interface's number there.
+        open_socket: Makes a non-blocking socket there, of a family and a kind.
+    """
+
+    index: int
+    open_socket: Callable[[int, int], Awaitable[socket.socket]]
+
+
 @dataclass(slots=True)
 class _Path:
     """One tunnel to a partner."""
@@ -92,6 +105,7 @@ class Reports:
         ask: The inner address of the end to say hello to, for a client.
         looks: Whether arrivals are reported at all: the kernel's engine has no counters for it.
         remove: For a server: removes a partner that proved that it leaves, and returns what proves the answer.
+        inside: Where the interface is, if not in our network namespace.
     """
 
     def __init__(
@@ -105,6 +119,7 @@ class Reports:
         ask: IpAddress | None = None,
         looks: bool = True,
         remove: Callable[[Partner, bytes], Awaitable[bytes | None]] | None = None,
+        inside: Inside | None = None,
     ) -> None:
         self._tunnels = [tunnel if isinstance(tunnel, Tunnel) else None for tunnel in tunnels]
         self._interfaces = frozenset(interfaces)
@@ -119,6 +134,7 @@ class Reports:
         self._wake = asyncio.Event()
         self._looks = looks
         self._remove = remove
+        self._inside = inside
         # By address: the leave that was answered, and the answer.
         self._farewells: dict[str, tuple[bytes, bytes]] = {}
         # What a client waits for.
@@ -128,7 +144,7 @@ class Reports:
     async def run(self) -> None:
         """Exchange reports until cancelled."""
         try:
-            self._socket = self._bind()
+            self._socket = await self._bind()
         except OSError as error:
             log.warning("lost datagrams aren't reported: UDP port %d can't be bound: %s", REPORT_PORT, error.strerror)
             return
@@ -183,8 +199,11 @@ class Reports:
             if path.watch.stage is Stage.OFF
         ]
 
-    def _bind(self) -> socket.socket:
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    async def _bind(self) -> socket.socket:
+        if self._inside is None:
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        else:
+            made = await self._inside.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             # The address may be set later, or again.
             made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
@@ -224,8 +243,11 @@ class Reports:
         """Return whether a datagram came in by the tunnel's interface, and not from another network or this host."""
         for level, kind, data in control:
             if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+                index = _PKTINFO.unpack(data)[0]
+                if self._inside is not None:
+                    return bool(index == self._inside.index)
                 with suppress(OSError):
-                    return socket.if_indextoname(_PKTINFO.unpack(data)[0]) in self._interfaces
+                    return socket.if_indextoname(index) in self._interfaces
         return False
 
     def _take(self, datagram: bytes, address: str) -> None:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import TypeVar
 
+from rustguard_py.daemon import places
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.control.server import ControlServer, Handler
 from rustguard_py.daemon.program import Program
@@ -128,7 +129,7 @@ def make_tunnel(
     if program.engine.in_kernel:
         tunnel = make_kernel_tunnel(stack, program, program.interface, private_key, sockets, pairing, several=several)
         return tunnel, timestamps
-    plane = program.engine.make_plane(public_key(private_key), program.interface, sockets, mtu)
+    plane = program.engine.make_plane(public_key(private_key), program.interface, sockets, mtu, program.tun)
     stack.callback(plane.close)
     own = Tunnel.make(private_key, plane, timestamps, Listeners())
     stack.callback(own.close)
@@ -244,8 +245,8 @@ async def answer_wg(stack: AsyncExitStack, interface: str, answers: Answers) -> 
 
 async def answer(stack: AsyncExitStack, directory: Path, handlers: Mapping[str, Handler], group: str | None) -> None:
     """Start the control socket of a state directory. It is made again when somebody removes it."""
-    control = ControlServer(paths.announce(directory), handlers, group)
-    stack.callback(paths.withdraw, directory)
+    control = ControlServer(places.announce(directory), handlers, group)
+    stack.callback(places.withdraw, directory)
     await control.start()
     stack.push_async_callback(control.close)
     await _keep_there(
@@ -258,7 +259,7 @@ def _is_reachable(control: ControlServer, directory: Path) -> bool:
 
 
 async def _reach(control: ControlServer, directory: Path) -> None:
-    paths.announce(directory)
+    places.announce(directory)
     if not control.is_there():
         await control.start()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rustguard_py.daemon import places
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.reports import Reports
 from rustguard_py.model.endpoint import endpoint_text
@@ -155,8 +156,12 @@ def common(
 
 
 def broken(tunnels: Sequence[AnyTunnel]) -> list[str]:
-    """Return a warning for each tunnel that broke while others go on, and for each whose plane doesn't answer."""
-    warnings = [
+    """Return a warning for each tunnel that broke while others go on, and for each whose plane doesn't answer.
+
+    One more says that the helper for sockets is gone.
+    """
+    warnings = places.warnings()
+    warnings += [
         f"Tunnel {place} of {len(tunnels)} broke: {tunnel.fault.message} The others go on; a restart fixes it."
         for place, tunnel in enumerate(tunnels)
         if tunnel.fault is not None

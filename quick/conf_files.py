@@ -84,15 +84,21 @@ def load(path: Path) -> conf.Config:
         text = path.read_bytes().decode("utf-8", "surrogateescape")
     except PermissionError as error:
         raise _not_ours(path) from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> conf.Config:
+    """Read the text of a file. Raise UsageError if it is malformed."""
     return conf_reader.parse(text, str(path), table_names())
 
 
-def load_to_run(path: Path, *, trust: bool) -> conf.Config:
+def load_to_run(path: Path, *, trust: bool, runs: bool = False) -> conf.Config:
     """Read a file whose hooks are to be run.
 
     Args:
         path: Resolved.
         trust: Whether to skip the check of who can change the file.
+        runs: Whether the tunnel runs already, without that trust.
 
     Raises:
         UsageError: It is malformed.
@@ -105,7 +111,7 @@ def load_to_run(path: Path, *, trust: bool) -> conf.Config:
         what, fix = unsafe
         raise RefusedError(
             f"{path} has hooks, which run as the user who runs `up`, and {what}.",
-            f"{fix}. Or start it with: --trust-file",
+            f"{fix}. Or {'end the tunnel, and start it again' if runs else 'start it'} with: --trust-file",
         )
     return config
 

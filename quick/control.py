@@ -61,10 +61,10 @@ class QuickControl:
         if params.get("file") != str(life.file):
             raise RefusedError(
                 f"{life.interface} was brought up with {life.file}.",
-                f"Change that file, or end it first: rustguard down {life.interface}",
+                f"Change that file, or end it first: {life.down}",
             )
         # Trust is the command's that began the tunnel: it ran as root, and a request may come from the group.
-        config = conf_files.load_to_run(life.file, trust=life.trust)
+        config = conf_files.load_to_run(life.file, trust=life.trust, runs=True)
         running = await life.get_started()
         async with life.changing:
             life.voice.manager.reloading()
@@ -84,19 +84,23 @@ class QuickControl:
         helper, interface = self._life.helper, self._life.interface
         if helper is None or helper.is_there():
             return []
-        again = as_root(f"rustguard down {interface}")
+        again = as_root(self._life.down)
         return [
             f"The process that runs the hooks of {interface} is gone. End the tunnel, and start it again: {again}"
         ]
 
     def _status(self, _params: dict[str, Any]) -> dict[str, Any]:
         running = self._life.get_running()
-        warnings = self._helpless()
+        common = status.common(running.program, [running.plain.tunnel], now())
+        helpless = self._helpless()
+        warnings = [*helpless]
         if running.plain.private_key is None:
             warnings.append(KEYLESS.format(as_root(f"wg set {running.interface} private-key FILE")))
         return {
-            **status.common(running.program, [running.plain.tunnel], now()),
+            **common,
             **self._peers({}),
+            # Without it no hook runs, and neither rules nor name servers are put back.
+            "healthy": common["healthy"] and not helpless,
             "name": None,
             "port": running.port,
             "addresses": [str(each) for each in running.config.addresses],

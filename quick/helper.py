@@ -1,11 +1,13 @@
 """The helper of `up`: a process that keeps all privileges, for what the daemon gives up and a file may ask for.
 
-It runs the file's hooks, and does the steps that need another program: nftables rules and name servers. It is forked
-before the daemon gives its privileges up, and ends with it. Nothing that the daemon sends is run:
+It runs the file's hooks, does the steps that need another program (nftables rules and name servers), and writes the
+file that asks for SaveConfig. It is forked before the daemon gives its privileges up, and ends with it. Nothing that
+the daemon sends is run:
 
 - a hook is named by its digest, and the helper runs it only if it has read that line itself, from the file or from
   what a killed tunnel left;
-- a step is read into strict types again.
+- a step is read into strict types again;
+- a file is read into strict types again, and written only with hooks that it had, if it has SaveConfig.
 
 A request and its answer are a line of JSON each. With a hook comes the descriptor that its output goes to: the helper
 itself holds neither a terminal nor a pipe open.
@@ -15,18 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from rustguard_py import conf
+from rustguard_py import conf, conf_writer
+from rustguard_py.daemon.forked import fork_helper, wait_for_end
 from rustguard_py.daemon.ledger import Ledger
 from rustguard_py.daemon.outside import Done
 from rustguard_py.daemon.steps import to_json
@@ -35,10 +35,7 @@ from rustguard_py.model.limits import THREADS
 from rustguard_py.quick.helper_process import LONGEST, HelperProcess, digest, lines_of
 from rustguard_py.state import paths
 
-# How long the helper may take to end after us, seconds.
-_END_SECONDS = 1.0
-# What ends a daemon.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NAME = "rustguard-hooks"
 
 
 class Helper:
@@ -48,17 +45,21 @@ class Helper:
         channel: Connected to the helper.
         process: Its process id.
         interface: The tunnel's interface.
+        down: The command that ends the tunnel.
     """
 
-    def __init__(self, channel: socket.socket, process: int, interface: str) -> None:
+    def __init__(self, channel: socket.socket, process: int, interface: str, down: str) -> None:
         self._channel = channel
         self._process = process
         self._interface = interface
+        self._down = down
         # One request at a time: steps come from the keeper's thread too.
         self._lock = threading.Lock()
 
     @classmethod
-    def start(cls, file: Path, interface: str, directory: Path, hooks: conf.Hooks, *, trust: bool) -> Helper:
+    def start(
+        cls, file: Path, interface: str, directory: Path, hooks: conf.Hooks, *, trust: bool, save: bool = False
+    ) -> Helper:
         """Fork the helper, while this process has one thread and all privileges.
 
         Args:
@@ -67,30 +68,22 @@ class Helper:
             directory: The state directory, where a killed tunnel may have left hooks to run.
             hooks: The file's.
             trust: Whether hooks run even if other users can change the file.
+            save: Whether the file has SaveConfig.
         """
         ours, theirs = socket.socketpair()
         known = [*lines_of(hooks), *_left_behind(directory)]
-        # A signal that comes before the helper handles it would end it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            process = os.fork()
-            if not process:
-                ours.close()
-                _be_the_helper(HelperProcess(theirs, file, interface, known, trust=trust), before)
-        except BlockingIOError as error:
-            raise RustGuardError(THREADS.message, THREADS.fix) from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        return cls(ours, process, interface)
+        helper = HelperProcess(theirs, file, interface, known, [hooks] if save else [], trust=trust)
+        with theirs:
+            try:
+                process = fork_helper(theirs, NAME, helper.serve)
+            except BlockingIOError as error:
+                raise RustGuardError(THREADS.message, THREADS.fix) from error
+        return cls(ours, process, interface, paths.down_command(interface, directory))
 
     def close(self) -> None:
         """End the helper."""
         self._channel.close()
-        deadline = time.monotonic() + _END_SECONDS
-        with suppress(ChildProcessError):
-            while os.waitpid(self._process, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-                time.sleep(0.002)
+        wait_for_end(self._process)
 
     def is_there(self) -> bool:
         """Return whether the helper still runs."""
@@ -121,6 +114,14 @@ class Helper:
             RustGuardError: The file is malformed, or other users can change it.
         """
         await asyncio.to_thread(self._ask, {"do": "read"})
+
+    async def save(self, config: conf.Config) -> None:
+        """Let the helper replace the file.
+
+        Raises:
+            RustGuardError: It can't be written, or the helper hasn't read these hooks in a file with SaveConfig.
+        """
+        await asyncio.to_thread(self._ask, {"do": "save", "text": conf_writer.write(config)})
 
     def step(self, step: Any, what: str, memo: str) -> Done:
         """Do a step (see `daemon.outside`). Blocks."""
@@ -165,7 +166,7 @@ class Helper:
     def _is_gone(self) -> RustGuardError:
         return RustGuardError(
             f"The process that runs the hooks of {self._interface} is gone.",
-            f"End the tunnel and start it again: rustguard down {self._interface}",
+            f"End the tunnel and start it again: {self._down}",
         )
 
 
@@ -176,33 +177,3 @@ def _left_behind(directory: Path) -> Iterable[str]:
         with suppress(StateError):
             if (ledger := Ledger.load(path)) is not None:
                 yield from lines_of(ledger.left.hooks)
-
-
-def _be_the_helper(helper: HelperProcess, signals: Iterable[int]) -> NoReturn:
-    """Serve until the daemon is gone, and end without any clean-up of the daemon's.
-
-    Args:
-        helper: Serves.
-        signals: Those to block from then on.
-    """
-    try:
-        # A session of its own, and handlers that do nothing, so that a signal meant for the daemon, or for the whole
-        # service, doesn't end it before the last hook. Signals that are ignored would be ignored by hooks too.
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        for number in _SIGNALS:
-            signal.signal(number, _nothing)
-        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for each in range(3):
-            os.dup2(nothing, each)
-        kept = helper.channel.fileno()
-        os.closerange(3, kept)
-        os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
-        helper.serve()
-    finally:
-        os._exit(0)
-
-
-def _nothing(*_: object) -> None:
-    """Do nothing."""

@@ -24,8 +24,9 @@ from rustguard_py.model.errors import RustGuardError
 from rustguard_py.quick import conf_files
 from rustguard_py.system.netlink_library import IPRoute
 
-# Bytes read at once, and the longest request.
+# Bytes read at once, and of the longest request: a file of thousands of peers.
 LONGEST: Final = 1 << 20
+_LONGEST_REQUEST = 1 << 26
 # What a program shows is compared with what it showed before; more of it than this is compared by its digest.
 _LONGEST_LOOK = 1 << 15
 # Seconds between two looks at a hook where the kernel has no pidfd (before Linux 5.3).
@@ -52,16 +53,25 @@ class HelperProcess:
         file: The wg-quick file, resolved.
         interface: Its interface.
         known: Hooks that may be run.
+        saved: Hooks that the file may be saved with.
         trust: Whether hooks run even if other users can change the file.
     """
 
     def __init__(
-        self, channel: socket.socket, file: Path, interface: str, known: Iterable[str], *, trust: bool
+        self,
+        channel: socket.socket,
+        file: Path,
+        interface: str,
+        known: Iterable[str],
+        saved: Iterable[conf.Hooks] = (),
+        *,
+        trust: bool,
     ) -> None:
         self.channel = channel
         self._file = file
         self._interface = interface
         self._known = {digest(each): each for each in known}
+        self._saved = set(saved)
         self._trust = trust
 
     def serve(self) -> None:
@@ -69,7 +79,7 @@ class HelperProcess:
         received, descriptors = bytearray(), list[int]()
         while True:
             piece, new, _, _ = socket.recv_fds(self.channel, LONGEST, 4)
-            if not piece or len(received) > LONGEST:
+            if not piece or len(received) > _LONGEST_REQUEST:
                 return
             received += piece
             descriptors += new
@@ -95,6 +105,8 @@ class HelperProcess:
                     return {"code": self._run(self._known[request["hook"]], descriptors[0])}
                 case "read":
                     return self._read()
+                case "save":
+                    return self._save(request["text"])
                 case "step":
                     return self._step(self._parse(request["step"]), request["what"], request["memo"])
                 case "cancel":
@@ -110,11 +122,23 @@ class HelperProcess:
 
     def _read(self) -> dict[str, Any]:
         try:
-            hooks = conf_files.load_to_run(self._file, trust=self._trust).hooks
+            config = conf_files.load_to_run(self._file, trust=self._trust, runs=True)
         except RustGuardError as error:
             return {"error": [error.message, error.fix]}
         # Those of the file before may be needed if the change is refused.
-        self._known |= {digest(each): each for each in lines_of(hooks)}
+        self._known |= {digest(each): each for each in lines_of(config.hooks)}
+        if config.save:
+            self._saved.add(config.hooks)
+        return {"error": None}
+
+    def _save(self, text: str) -> dict[str, Any]:
+        try:
+            config = conf_files.parse(text, self._file)
+            if not config.save or config.hooks not in self._saved:
+                raise ValueError(text)
+            conf_files.save(self._file, config)
+        except RustGuardError as error:
+            return {"error": [error.message, error.fix]}
         return {"error": None}
 
     def _run(self, hook: str, output: int) -> int:

@@ -121,6 +121,7 @@ class Life:
         voice: Prints what happens.
         trust: Whether the file's hooks run even if other users can change it.
         helper: Runs the hooks if this process gives up what they may need, else None.
+        down: The command that ends the tunnel.
 
     Attributes:
         running: The tunnel while it is up, else None.
@@ -132,11 +133,19 @@ class Life:
     """
 
     def __init__(
-        self, interface: str, file: Path, voice: Voice, *, trust: bool = False, helper: Helper | None = None
+        self,
+        interface: str,
+        file: Path,
+        voice: Voice,
+        *,
+        down: str,
+        trust: bool = False,
+        helper: Helper | None = None,
     ) -> None:
         self.interface = interface
         self.file = file
         self.voice = voice
+        self.down = down
         self.trust = trust
         self.helper = helper
         self.running: Running | None = None

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rustguard_py.conf import HostPort
 from rustguard_py.daemon.tasks import Tasks
-from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.daemon.uapi.apply import Settings
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint
@@ -29,6 +29,13 @@ log = logging.getLogger(__name__)
 
 # Time between two look-ups of a name while it isn't found, seconds.
 LOOK_AGAIN = 2.0
+
+
+class Synced(Protocol):
+    """Timestamps that may have to be brought to the disk: `daemon.timestamps.KeptTimestamps`, or only memory."""
+
+    async def keep_synced(self) -> None:
+        """Bring them there again and again, until cancelled."""
 
 
 @dataclass(slots=True)
@@ -61,7 +68,7 @@ class PlainTunnel:
         private_key: Ours as it is now, 32 bytes, or None.
     """
 
-    def __init__(self, tunnel: AnyTunnel, timestamps: KeptTimestamps, private_key: bytes | None = None) -> None:
+    def __init__(self, tunnel: AnyTunnel, timestamps: Synced, private_key: bytes | None = None) -> None:
         tunnel.listeners = Listeners(unanswered=self._on_unanswered, session=self._on_session)
         self.tunnel = tunnel
         self.private_key = private_key

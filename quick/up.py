@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rustguard_py import conf, engine
-from rustguard_py.daemon import dns, outside, runtime
+from rustguard_py.daemon import dns, outside, places, runtime
 from rustguard_py.daemon.confinement import confine
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.keeper import Keeper, KeptInterface
@@ -76,14 +76,15 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
     config = conf_files.load_to_run(options.file, trust=options.trust)
     async with AsyncExitStack() as stack:
         helper = _start_helper(stack, options, config) if options.sandbox else None
-        life = Life(options.interface, options.file, voice, trust=options.trust, helper=helper)
+        down = paths.down_command(options.interface, options.directory)
+        life = Life(options.interface, options.file, voice, down=down, trust=options.trust, helper=helper)
         runtime.stop_on_signals(life.stop)
         chosen = engine.choose(options.data_path)
         document = Document.open(options.directory)
         stack.callback(document.close)
-        saved = [options.file.parent] if config.save else []
+        Ledger.bring_home(options.directory)
         sandbox = confine(
-            options.directory, chosen, options.group, wanted=options.sandbox, places=saved, files=[options.file]
+            stack, options.directory, chosen, options.group, wanted=options.sandbox, reads=[options.file]
         )
         try:
             await repair(options.directory, voice.change, life.runner)
@@ -103,7 +104,9 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
 
 def _start_helper(stack: AsyncExitStack, options: UpOptions, config: conf.Config) -> Helper:
     """Fork the helper, and let it do what this process will not be able to."""
-    helper = Helper.start(options.file, options.interface, options.directory, config.hooks, trust=options.trust)
+    helper = Helper.start(
+        options.file, options.interface, options.directory, config.hooks, trust=options.trust, save=config.save
+    )
     stack.callback(helper.close)
     outside.use(helper.step)
     stack.callback(outside.use, None)
@@ -132,7 +135,7 @@ async def repair(directory: Path, echo: Echo, runner: hooks.Runner | None = None
         failed = await hooks.run_all(left.hooks.pre_down, left.interface, echo, runner)
         ledger.undo(echo)
         runtime.remove_leftovers(None, directory)
-        paths.withdraw(directory)
+        places.withdraw(directory)
         failed += await hooks.run_all(left.hooks.post_down, left.interface, echo, runner)
     if failed:
         raise RustGuardError(
@@ -244,7 +247,10 @@ async def _end(life: Life, running: Running) -> None:
                     peers=running.peers(),
                 )
                 current = save_config.current(now_set, running.plain, life.interface, running.port)
-                conf_files.save(life.file, current)
+                if life.helper is None:
+                    conf_files.save(life.file, current)
+                else:
+                    await life.helper.save(current)
             except RustGuardError as error:
                 life.failed.append(error.message)
         life.running = None

@@ -21,6 +21,7 @@ class DataPath:
         threaded_napi: Whether the kernel's engine receives in threads.
         offloads: The list of `--offloads` or RUSTGUARD_OFFLOADS (`model.offloads`), or None for what is kept.
         keep_offloads: Whether that list is kept for the next start, because it was on the command line.
+        rootless: Whether the interface is in a network namespace of its own, made without privileges.
     """
 
     engine: str = "auto"
@@ -30,6 +31,7 @@ class DataPath:
     threaded_napi: bool = False
     offloads: str | None = None
     keep_offloads: bool = False
+    rootless: bool = False
 
     def to_keep(self, kept: str) -> str:
         """Return the offloads to keep (empty for `auto`): those on the command line, else those that were kept."""

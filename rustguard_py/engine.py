@@ -248,6 +248,10 @@ def _check(asked: DataPath) -> None:
         raise UsageError("The portable engine has no AF_XDP.", "Leave out --xdp, or use: --engine native")
     if asked.uring and asked.xdp is not None:
         raise UsageError("io_uring and AF_XDP can't be used together.", "Leave out --uring or --xdp.")
+    if asked.rootless and asked.xdp is not None:
+        raise UsageError(
+            "AF_XDP needs root, and --rootless has none of its rights.", "Leave out --xdp or --rootless."
+        )
     if asked.threaded_napi and wanted not in ("auto", "kernel"):
         raise UsageError(
             f"--threaded-napi is an option of the kernel's engine, not of the {wanted} one.",
@@ -296,6 +300,8 @@ def _of_ours(asked: DataPath) -> str | None:
         return "--uring"
     if asked.xdp is not None:
         return "--xdp"
+    if asked.rootless:
+        return "--rootless"
     return None if asked.queues == "auto" else "--queues"
 
 

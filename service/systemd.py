@@ -1,4 +1,7 @@
-"""Units in /etc/systemd/system: installed, removed and asked about with systemctl(1)."""
+"""Units in /etc/systemd/system: installed, removed and asked about with systemctl(1).
+
+Those of an ordinary user, for `join --rootless`, are in ~/.config/systemd/user, and run by the user's own systemd.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +32,25 @@ class Service:
 
     Attributes:
         name: Its unit's name without `.service`.
+        user: Whether it is one of this user's own systemd.
     """
 
     name: str
+    user: bool = False
 
     @property
     def file(self) -> Path:
         """The unit file."""
-        return UNITS / f"{self.name}.service"
+        return (user_units() if self.user else UNITS) / f"{self.name}.service"
 
     @property
     def extra(self) -> Path:
         """The directory of its drop-ins."""
-        return UNITS / f"{self.name}.service.d"
+        return self.file.with_name(f"{self.name}.service.d")
+
+    def systemctl(self, verb: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run systemctl for this service. See the function of that name."""
+        return systemctl(*_manager(user=self.user), verb, self.name, *words, check=check)
 
     @property
     def token(self) -> Path:
@@ -73,8 +82,23 @@ def service_name(kind: str, label: str | None) -> str:
     return f"rustguard-{kind}-{slug}" if slug else f"rustguard-{kind}"
 
 
-def require() -> None:
+def user_units() -> Path:
+    """Return the directory of this user's own units."""
+    from platformdirs import user_config_path
+
+    return user_config_path("systemd", appauthor=False) / "user"
+
+
+def _manager(*, user: bool) -> tuple[str, ...]:
+    """Return the option that selects the systemd."""
+    return ("--user",) if user else ()
+
+
+def require(*, user: bool = False) -> None:
     """Check that a unit can be installed.
+
+    Args:
+        user: Whether it is to be one of this user's own systemd.
 
     Raises:
         RefusedError: systemd doesn't run here, or we aren't root.
@@ -89,8 +113,21 @@ def require() -> None:
             "This machine doesn't run systemd.",
             f"Start it in the background instead: {as_root('rustguard serve --daemon')}, or join --daemon",
         )
-    if os.geteuid() != 0:
-        raise RefusedError("Only root may change services.", "Run it as root.")
+    if user:
+        if os.geteuid() == 0:
+            raise RefusedError(
+                "A service with --rootless belongs to a user without root.",
+                "Run the command as that user, or leave out --rootless.",
+            )
+        if systemctl("--user", "show", "--property=Version", check=False).returncode:
+            raise RefusedError(
+                "No systemd runs for this user.",
+                "Log in as that user (not by su or sudo), or start it in the background: join --rootless --daemon",
+            )
+    elif os.geteuid() != 0:
+        raise RefusedError(
+            "Only root may change services.", "Run it as root, or as this user: service install join … --rootless"
+        )
 
 
 def install(service: Service, content: Unit, *, token: str | None, xdp: bool) -> None:
@@ -111,21 +148,23 @@ def install(service: Service, content: Unit, *, token: str | None, xdp: bool) ->
     before = service.file.read_text() if service.file.exists() else None
     if token is not None:
         _write_secret(service.token, token)
+    service.file.parent.mkdir(parents=True, exist_ok=True)
     service.file.write_text(content.text())
     if xdp:
         service.extra.mkdir(exist_ok=True)
         (service.extra / "xdp.conf").write_text(unit.XDP)
     else:
         shutil.rmtree(service.extra, ignore_errors=True)
-    systemctl("daemon-reload")
-    if all(systemctl(verb, service.name, check=False).returncode == 0 for verb in ("enable", "restart")):
+    manager = _manager(user=service.user)
+    systemctl(*manager, "daemon-reload")
+    if all(service.systemctl(verb, check=False).returncode == 0 for verb in ("enable", "restart")):
         return
     said = _last_lines(service)
     if before is None:
         remove(service)
     else:
         service.file.write_text(before)
-        systemctl("daemon-reload")
+        systemctl(*manager, "daemon-reload")
     taken = "removed again" if before is None else "as it was before"
     raise RustGuardError(f"{service.name} didn't start, and is {taken}. It said:", said)
 
@@ -140,18 +179,23 @@ def remove(service: Service) -> None:
         raise NotRunningError(
             f"`rustguard service install` wrote no {service.name}.", "See what there is: rustguard service status"
         )
-    systemctl("disable", "--now", service.name, check=False)
-    for path in (service.file, service.token):
+    service.systemctl("disable", "--now", check=False)
+    for path in (service.file, *(() if service.user else (service.token,))):
         path.unlink(missing_ok=True)
     shutil.rmtree(service.extra, ignore_errors=True)
-    systemctl("daemon-reload")
-    systemctl("reset-failed", service.name, check=False)
+    systemctl(*_manager(user=service.user), "daemon-reload")
+    service.systemctl("reset-failed", check=False)
 
 
 def installed() -> list[Service]:
-    """Return the services that `service install` wrote, by name."""
-    names = sorted(path.name.removesuffix(".service") for path in UNITS.glob("rustguard-*.service"))
-    return [service for name in names if (service := Service(name)).is_installed()]
+    """Return the services that `service install` wrote, by name; those of this user before the machine's."""
+    places = [(UNITS, False)] if os.geteuid() == 0 else [(user_units(), True), (UNITS, False)]
+    return [
+        service
+        for directory, user in places
+        for path in sorted(directory.glob("rustguard-*.service"))
+        if (service := Service(path.name.removesuffix(".service"), user)).is_installed()
+    ]
 
 
 def find(name: str | None) -> Service:
@@ -193,9 +237,18 @@ def running_unit(process: int) -> str | None:
     return found[1] if found and found[1].startswith("rustguard-") else None
 
 
+def manager_of(process: int) -> tuple[str, ...]:
+    """Return the option of systemctl(1) that selects the systemd which runs a process's unit; none for process 1."""
+    try:
+        group = Path(f"/proc/{process}/cgroup").read_text()
+    except OSError:
+        return ()
+    return _manager(user=re.search(r"/user@[0-9]+\.service/", group) is not None)
+
+
 def properties(service: Service) -> dict[str, str]:
     """Return what systemd says of a service, by the names of systemctl(1)."""
-    done = systemctl("show", service.name, f"--property={','.join(_PROPERTIES)}")
+    done = service.systemctl("show", f"--property={','.join(_PROPERTIES)}")
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
@@ -209,9 +262,21 @@ def systemctl(*words: str, check: bool = True) -> subprocess.CompletedProcess[st
 
 
 def _last_lines(service: Service) -> str:
-    words = ("journalctl", "-u", service.name, "-n", str(_LINES_SHOWN), "-o", "cat", "--no-pager", "-q")
+    words = (
+        "journalctl",
+        *_manager(user=service.user),
+        "-u",
+        service.name,
+        "-n",
+        str(_LINES_SHOWN),
+        "-o",
+        "cat",
+        "--no-pager",
+        "-q",
+    )
     # systemd's own lines repeat what we say.
-    return _run((*words, "_SYSTEMD_UNIT=" + service.name + ".service"), check=False).stdout.strip() or "nothing"
+    field = "_SYSTEMD_USER_UNIT" if service.user else "_SYSTEMD_UNIT"
+    return _run((*words, f"{field}={service.name}.service"), check=False).stdout.strip() or "nothing"
 
 
 def _run(words: Sequence[str], *, check: bool) -> subprocess.CompletedProcess[str]:

@@ -23,8 +23,8 @@ RestartSec=2
 # 2 (usage) and 4 (refused) need a person.
 RestartPreventExitStatus=2 4
 WatchdogSec={WATCHDOG_SECONDS}
-EnvironmentFile=-/etc/default/rustguard
 """
+_ENVIRONMENT = "EnvironmentFile=-/etc/default/rustguard\n"
 _CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE")
 LIMITS = """\
 NoNewPrivileges=yes
@@ -56,6 +56,8 @@ RestrictSUIDSGID=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
+# By which it limits itself to writing its own files. Not every systemd has them among the above.
+SystemCallFilter=landlock_create_ruleset landlock_add_rule landlock_restrict_self
 SystemCallErrorNumber=EPERM
 """
 XDP = """\
@@ -65,6 +67,15 @@ CapabilityBoundingSet=CAP_NET_RAW CAP_BPF
 RestrictAddressFamilies=AF_XDP
 SystemCallFilter=bpf
 LimitMEMLOCK=infinity
+"""
+# A user's manager can't take capabilities away that the user doesn't have, and the helper needs namespaces.
+USER_LIMITS = """\
+NoNewPrivileges=yes
+UMask=0077
+LockPersonality=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
 """
 _PLAIN = re.compile(r"[\w@+=:,./-]+", re.ASCII)
 
@@ -84,6 +95,7 @@ class Unit:
         home: Whether the program or its state is in a home directory, which it may then read.
         sysfs: Whether it writes below /sys.
         limited: Whether it runs under `LIMITS`. `up` doesn't, because hooks may do anything.
+        user: Whether it is run by a user's own systemd, for `join --rootless`.
     """
 
     description: str
@@ -96,10 +108,17 @@ class Unit:
     home: bool = False
     sysfs: bool = False
     limited: bool = True
+    user: bool = False
 
     def text(self) -> str:
         """Return the unit file."""
         words = [quoted(each) for each in self.command]
+        if self.user:
+            return (
+                f"{self.head}\n[Unit]\nDescription={self.description}\nDocumentation=man:rustguard(8)\n\n"
+                f"[Service]\nType=notify\nNotifyAccess=main\nExecStart={' '.join(words)}\n{_RESTART}{USER_LIMITS}"
+                "\n[Install]\nWantedBy=default.target\n"
+            )
         if self.token is not None:
             words += ["--token-file", "%d/token"]
         # `up` looks names up before it is ready; the others try again by themselves.
@@ -113,6 +132,7 @@ class Unit:
             f"[Service]\nType=notify\nNotifyAccess=main\nExecStart={' '.join(words)}\n"
             + (f"ExecReload={' '.join(map(quoted, self.reload))}\n" if self.reload else "")
             + _RESTART
+            + _ENVIRONMENT
             + (f"LoadCredential=token:{self.token}\n" if self.token is not None else "")
             + (self._limits() if self.limited else "")
             + "\n[Install]\nWantedBy=multi-user.target\n"

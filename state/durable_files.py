@@ -17,6 +17,7 @@ _FIXES = {
     errno.EDQUOT: "Free some space on the filesystem of {directory}, or have the quota raised.",
     errno.EIO: "Check the disk under {directory}: `dmesg` says more.",
     errno.EROFS: "Mount the filesystem of {directory} writable, or choose another directory with --state.",
+    errno.ENOENT: "Is {directory} still there? If not, end the daemon and start it again, or put the directory back.",
     errno.EACCES: "Run as the owner of {directory}, or choose another directory with --state.",
     errno.EPERM: "Run as the owner of {directory}, or choose another directory with --state.",
 }

@@ -20,7 +20,7 @@ from rustguard_py.system.place import in_namespace
 
 Role = Literal["server", "client", "tunnel"]
 
-# sun_path has 108 bytes, the last of them zero. `control.server.bind` first adds a dot and its process id, up to 7
+# sun_path has 108 bytes, the last of them zero. `control.listening.bind` first adds a dot and its process id, up to 7
 # digits, to the name.
 _SOCKET_PATH_LIMIT = 107 - 8
 _MARKER_LIMIT = 4096
@@ -83,6 +83,17 @@ def tunnel_directory(name: str) -> Path:
     return state_root() / "tunnels" / in_namespace(name)
 
 
+def down_command(interface: str, directory: Path) -> str:
+    """Return the command that ends the tunnel of a wg-quick file.
+
+    Args:
+        interface: The tunnel's.
+        directory: Its state directory.
+    """
+    usual = directory.resolve() == tunnel_directory(interface).resolve()
+    return f"rustguard down {interface}{'' if usual else f' --state {quote(str(directory))}'}"
+
+
 def runtime_directory() -> Path:
     """Return the directory of control sockets. If it doesn't exist, make it (0755 for root, 0700 for others).
 
@@ -96,18 +107,22 @@ def runtime_directory() -> Path:
             with suppress(FileExistsError):
                 directory.mkdir(0o700)
                 directory.chmod(0o755 if os.geteuid() == 0 else 0o700)
-        trouble = _trouble(directory, os.geteuid())
+        _check_runtime(directory)
     except OSError as error:
         raise StateError(
             f"The runtime directory {directory} can't be made: {error.strerror}.",
             "Name another one: RUSTGUARD_RUNTIME=DIR",
         ) from error
-    if trouble:
+    return directory
+
+
+def _check_runtime(directory: Path) -> None:
+    """Raise StateError if another user could put a socket in the runtime directory or replace it."""
+    if trouble := _trouble(directory, os.geteuid()):
         raise StateError(
             f"The runtime directory {directory} {trouble}.",
             f"Remove it (rm -r {quote(str(directory))}), or name another one: RUSTGUARD_RUNTIME=DIR",
         )
-    return directory
 
 
 def control_socket(state_directory: Path) -> Path:
@@ -116,7 +131,8 @@ def control_socket(state_directory: Path) -> Path:
     Raises:
         StateError: The runtime directory can't be trusted, or its path is too long for a socket.
     """
-    socket = runtime_directory() / f"{_digest(state_directory.resolve())}.sock"
+    runtime_directory()
+    socket = _socket_path(state_directory)
     if len(os.fsencode(socket)) > _SOCKET_PATH_LIMIT:
         raise StateError(
             f"The path of the control socket is longer than {_SOCKET_PATH_LIMIT} bytes: {socket}.",
@@ -125,14 +141,25 @@ def control_socket(state_directory: Path) -> Path:
     return socket
 
 
+def _socket_path(state_directory: Path) -> Path:
+    return runtime_path() / f"{_digest(state_directory.resolve())}.sock"
+
+
 def undo_file(state_directory: Path) -> Path:
     """Return the path of the ledger in a state directory."""
     return state_directory.resolve() / "undo.json"
 
 
 def undo_files(state_directory: Path) -> list[Path]:
-    """Return where a killed tunnel's ledger may be: as now, or in the runtime directory as with earlier versions."""
-    return [undo_file(state_directory), control_socket(state_directory).with_suffix(".undo")]
+    """Return where a killed tunnel's ledger may be: as now, or in the runtime directory as with earlier versions.
+
+    Raises:
+        StateError: The runtime directory can't be trusted.
+    """
+    socket = _socket_path(state_directory)
+    with suppress(OSError):
+        _check_runtime(socket.parent)
+    return [undo_file(state_directory), socket.with_suffix(".undo")]
 
 
 def holder(state_directory: Path) -> int | None:
@@ -179,8 +206,17 @@ def withdraw(state_directory: Path) -> None:
 
 
 def is_announced(state_directory: Path) -> bool:
-    """Return whether the marker of a control socket is there. The runtime directory is made if it isn't."""
-    return control_socket(state_directory).with_suffix(".state").exists()
+    """Return whether the marker of a control socket is there.
+
+    Raises:
+        StateError: The runtime directory can't be trusted.
+    """
+    socket = _socket_path(state_directory)
+    try:
+        _check_runtime(socket.parent)
+    except OSError:
+        return False
+    return socket.with_suffix(".state").exists()
 
 
 def running() -> list[Candidate]:
@@ -214,8 +250,13 @@ def runtime_path() -> Path:
     from platformdirs import user_runtime_path
 
     # It warns about a user without $XDG_RUNTIME_DIR (sudo -u, cron), but still chooses a directory, which we check.
-    with warnings.catch_warnings(action="ignore"):
-        return user_runtime_path("rustguard", appauthor=False)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return user_runtime_path("rustguard", appauthor=False)
+    except PermissionError as error:
+        raise StateError(
+            f"This user has no runtime directory: {error}.", "Name one of your own: RUSTGUARD_RUNTIME=DIR"
+        ) from error
 
 
 def _system_runtime_path() -> Path:

@@ -21,6 +21,9 @@ from rustguard_py.model.errors import (
 )
 from rustguard_py.model.sudo import as_root
 
+# With one answer.
+_MOST_DESCRIPTORS = 4
+
 
 def call(
     path: Path,
@@ -28,6 +31,7 @@ def call(
     params: Mapping[str, Any] | None = None,
     timeout: float = 5.0,
     on_beat: Callable[[], None] | None = None,
+    descriptors: list[int] | None = None,
 ) -> dict[str, Any]:
     """Send one request to a daemon and return its result.
 
@@ -37,6 +41,7 @@ def call(
         params: The method's parameters.
         timeout: Seconds for the whole call; with `on_beat`, seconds without a sign of life.
         on_beat: Called each second while the daemon works on the request.
+        descriptors: Takes the open files that come with the answer; None if none are expected.
 
     Raises:
         NotRunningError: No daemon listens there.
@@ -57,6 +62,11 @@ def call(
         except TimeoutError:
             raise _unanswered(path) from None
         received = bytearray()
+        if descriptors is not None:
+            connection.settimeout(_left(deadline))
+            first, found, _, _ = socket.recv_fds(connection, 1, _MOST_DESCRIPTORS)
+            received += first
+            descriptors += found
         answer = decode(_read_line(connection, received, path, deadline))
         while on_beat is not None and "beat" in answer:
             on_beat()

@@ -15,7 +15,7 @@ tell a slow daemon from a dead one:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,18 @@ KINDS: Mapping[str, type[RustGuardError]] = {
     "unanswered": UnansweredError,
     "state": StateError,
 }
+
+
+class WithDescriptors(dict[str, Any]):
+    """A result that open files go with: they come with the first byte of the answer (unix(7), SCM_RIGHTS).
+
+    Attributes:
+        descriptors: The files. They stay open here.
+    """
+
+    def __init__(self, result: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+        super().__init__(result)
+        self.descriptors = tuple(descriptors)
 
 
 def encode(message: Mapping[str, Any]) -> bytes:

@@ -9,48 +9,42 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import grp
 import inspect
 import logging
 import os
 import socket
-import stat
 import struct
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rustguard_py.daemon.control.asker import ASKER
+from rustguard_py.daemon.control.listening import BACKLOG, bind, make, remove
 from rustguard_py.daemon.control.protocol import (
     BEAT_SECONDS,
     MAX_REQUEST,
     VERSION,
-    check_length,
+    WithDescriptors,
     decode,
     encode,
     error_document,
 )
-from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UsageError
+from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
 from rustguard_py.model.sudo import as_root
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]
 
-SOCKET_MODE = 0o660
 # Per class of clients.
 MAX_CONNECTIONS = 64
 IDLE_SECONDS = 30.0
-BACKLOG = 128
 # Requests for these, without parameters, share one answer if they wait at the same time: for thousands of peers it
 # takes tens of milliseconds, and clients that only ask could delay everyone.
 SHARED = frozenset({"status", "peers"})
 # How long to stop accepting when no descriptor is left and no connection can be closed, seconds.
 PAUSE_SECONDS = 1.0
-# How often the lock on the socket's directory is tried, and the seconds between.
-_LOCK_TRIES, _LOCK_PAUSE = 50, 0.01
 # include/uapi/asm-generic/socket.h; the socket module doesn't name it.
 _SO_PEERGROUPS = 59
 
@@ -115,13 +109,11 @@ class ControlServer:
             RefusedError: The path isn't a socket, or we have no permission to make one.
             UsageError: The path is too long.
         """
-        listener, before = bind(self._path, self._group), self._listener
+        bound, before = make(self._path, lambda path: bind(path, self._group)), self._listener
         if before is not None:
             asyncio.get_running_loop().remove_reader(before)
             before.close()
-        self._listener = listener
-        status = self._path.lstat()
-        self._ours = (status.st_dev, status.st_ino)
+        self._listener, self._ours = bound
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def is_there(self) -> bool:
@@ -138,8 +130,7 @@ class ControlServer:
             return
         asyncio.get_running_loop().remove_reader(self._listener)
         if self.is_there():
-            with suppress(OSError):
-                self._path.unlink()
+            remove(self._path)
         self._listener.close()
         self._listener = None
         tasks = [connection.task for connection in self._connections if connection.task]
@@ -247,7 +238,7 @@ class ControlServer:
             if inspect.isawaitable(result):
                 beat = encode({"v": VERSION, "id": identity, "beat": True}) if request.get("beats") is True else None
                 result = await _beating(result, connection, beat)
-            return encode({"v": VERSION, "id": identity, "result": result})
+            return _with_descriptors(encode({"v": VERSION, "id": identity, "result": result}), result, connection)
         except RustGuardError as error:
             return encode({"v": VERSION, "id": identity, "error": error_document(error)})
         except Exception:
@@ -294,97 +285,13 @@ async def _beating(work: Awaitable[dict[str, Any]], connection: socket.socket, b
     return task.result()
 
 
-def bind(path: Path, group: int | None) -> socket.socket:
-    """Return a non-blocking socket that listens at a path where no other daemon listens.
-
-    The socket gets its mode and group under a temporary name before it listens, and is then renamed. So nobody
-    that `SOCKET_MODE` excludes can ever connect. Only a dead socket is replaced.
-
-    Args:
-        path: The socket's path.
-        group: The socket's group, or None for the process's own.
-
-    Raises:
-        StateError: Another daemon listens there.
-        RefusedError: The path isn't a socket, or we have no permission to make one.
-        UsageError: The path is too long.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    check_length(temporary)
-    with _alone_in(path.parent):
-        _check_place(path)
-        return _bind(path, temporary, group)
-
-
-@contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Hold a lock on a directory, so that of two daemons that start at once, one sees the other's socket.
-
-    Anyone who can read the directory can hold the lock, so nobody waits for it for long.
-    """
-    try:
-        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        yield  # binding says what is wrong with it
-        return
-    try:
-        for _ in range(_LOCK_TRIES):
-            with suppress(BlockingIOError):
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(_LOCK_PAUSE)
-        yield
-    finally:
-        os.close(held)
-
-
-def _bind(path: Path, temporary: Path, group: int | None) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        # On Linux, a bound socket's file gets the mode of the socket.
-        os.fchmod(listener.fileno(), 0o600)
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        listener.bind(str(temporary))
-        if group is not None:
-            os.chown(temporary, -1, group)
-        temporary.chmod(SOCKET_MODE)
-        listener.listen(BACKLOG)
-        temporary.rename(path)
-    except OSError as error:
-        listener.close()
+def _with_descriptors(answer: bytes, result: object, connection: socket.socket) -> bytes:
+    """Send the open files that go with a result, with the answer's first byte. Return what is left to send."""
+    if isinstance(result, WithDescriptors):
+        # Without them, the client says that they are missing.
         with suppress(OSError):
-            temporary.unlink()
-        message = f"The control socket {path} can't be made: {error.strerror}."
-        raise RefusedError(message, f"Check who may write there: `ls -ld {path.parent}`.") from error
-    return listener
-
-
-def _check_place(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise RefusedError(
-            f"{path} isn't a socket. RustGuard didn't make it, so it's neither followed nor removed.",
-            f"Look at it, `ls -l {path}`, and move it away.",
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return
-        except BlockingIOError:
-            # Its queue is full, so somebody listens.
-            pass
-        except OSError as error:
-            message = f"{path} is a socket that can't be tried: {error.strerror}."
-            raise RefusedError(message, f"Look at it: `ls -l {path}`.") from error
-    raise StateError(
-        f"Another daemon answers at {path} already.",
-        "See it with `rustguard status`, or choose another `--state DIR`.",
-    )
+            return answer[socket.send_fds(connection, [answer[:1]], result.descriptors) :]
+    return answer
 
 
 def group_id(group: str | None) -> int | None:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from rustguard_py.daemon.control.server import bind
+from rustguard_py.daemon.control.listening import Bound, bind, make, remove
 from rustguard_py.daemon.uapi import namespaces
 from rustguard_py.daemon.uapi.apply import Settings
 from rustguard_py.daemon.uapi.protocol import (
@@ -51,6 +51,21 @@ def directory() -> Path | None:
     """Return the directory of the sockets, or None if there are to be none. It isn't made here."""
     named = os.environ.get(VARIABLE, DIRECTORY)
     return Path(named) if named else None
+
+
+def bind_for_wg(path: Path) -> Bound:
+    """Return a socket that listens at a path; only root may connect. Its directory is made if it isn't there.
+
+    Raises:
+        StateError: Another daemon listens there.
+        RustGuardError: No socket can be made there.
+    """
+    try:
+        path.parent.mkdir(0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{path.parent} can't be made: {error.strerror}."
+        raise RustGuardError(message, "Run as root, or without wg(8).") from error
+    return bind(path, None, 0o600)
 
 
 class Answers(Protocol):
@@ -108,12 +123,6 @@ class UapiSocket:
             return
         if not self._wanted:
             raise RustGuardError(f"{VARIABLE} is empty: wg(8) can't be answered.", f"Unset it: unset {VARIABLE}")
-        try:
-            self.path.parent.mkdir(0o755, parents=True, exist_ok=True)
-        except OSError as error:
-            raise RustGuardError(
-                f"{self.path.parent} can't be made: {error.strerror}.", "Run as root, or without wg(8)."
-            ) from error
         if (namespace := namespace_number()) is not None:
             await self._make(namespaces.path_of(self.path, namespace))
         try:
@@ -135,10 +144,7 @@ class UapiSocket:
                 return
 
     async def _make(self, path: Path) -> None:
-        listener = bind(path, None)
-        path.chmod(0o600)
-        status = path.lstat()
-        self._made[path] = (status.st_dev, status.st_ino)
+        listener, self._made[path] = make(path, bind_for_wg)
         await self._listen(listener, shared=path == self.path)
 
     async def _listen(self, listener: socket.socket, *, shared: bool) -> None:
@@ -147,10 +153,6 @@ class UapiSocket:
 
     async def make_again(self) -> None:
         """Make the sockets again that somebody has removed. For errors see `start`."""
-        try:
-            self.path.parent.mkdir(0o755, parents=True, exist_ok=True)
-        except OSError as error:
-            raise RustGuardError(f"{self.path.parent} can't be made: {error.strerror}.") from error
         for path in [each for each in self._made if not self._is_there(each)]:
             await self._make(path)
 
@@ -175,8 +177,7 @@ class UapiSocket:
             server.close()
         self._servers.clear()
         for path in filter(self._is_there, self._made):
-            with suppress(OSError):
-                path.unlink()
+            remove(path)
         self._made.clear()
         for connection in self._connections:
             connection.cancel()

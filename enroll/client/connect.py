@@ -11,7 +11,7 @@ from dataclasses import replace
 from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.program import Program
-from rustguard_py.daemon.reports import Partner, Reports
+from rustguard_py.daemon.reports import Inside, Partner, Reports
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.engine import Engine
 from rustguard_py.enroll.client.client import RunningClient
@@ -21,23 +21,24 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UnansweredError
 from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.state.records import NetworkRecord
-from rustguard_py.system.interface import InterfaceSetup, why_no_ipv6
+from rustguard_py.system.interface import InterfaceSetup
 from rustguard_py.system.resolve import has_route, resolve
 
 # How long the start waits for the server's name, seconds. Without an answer the name is looked up again later.
 FIRST_LOOK = 1.0
 
 
-def without_ipv6(network: NetworkRecord, voice: Voice) -> NetworkRecord:
-    """Return the network without its IPv6 addresses if this machine has no IPv6."""
-    why = why_no_ipv6()
+def without_ipv6(network: NetworkRecord, voice: Voice, why: str | None) -> NetworkRecord:
+    """Return the network without its IPv6 addresses if there is a reason (`why_no_ipv6`) that there can be none."""
     if why is None or network.address6 is None:
         return network
     voice.say(f"{why} The tunnel carries IPv4 only.")
     return replace(network, address6=None, gateway6=None)
 
 
-def fit_tunnels(network: NetworkRecord, engine: Engine, interface: str, voice: Voice) -> tuple[NetworkRecord, Engine]:
+def fit_tunnels(
+    network: NetworkRecord, engine: Engine, interface: str, voice: Voice, *, rootless: bool = False
+) -> tuple[NetworkRecord, Engine]:
     """Return the network with the tunnels that are used here, and the engine as it runs that many.
 
     Raises:
@@ -46,8 +47,9 @@ def fit_tunnels(network: NetworkRecord, engine: Engine, interface: str, voice: V
     if not network.tunnels:
         return network, engine
     number = 1 + len(network.tunnels)
-    if engine.xdp is not None:
-        voice.say(f"The server has {number} tunnels; AF_XDP can use only the first.")
+    if engine.xdp is not None or rootless:
+        who = "--rootless uses" if rootless else "AF_XDP can use"
+        voice.say(f"The server has {number} tunnels; {who} only the first.")
         return replace(network, tunnels=()), engine
     for place in range(1, number):
         runtime.check_interface(derive.interface(interface, place), engine)
@@ -79,8 +81,14 @@ def make_client(
     return RunningClient(tunnel, network, timestamps, program.interface, voice, bundle)
 
 
-def make_reports(client: RunningClient, chosen: Engine) -> Reports | None:
-    """Return the reports that a client exchanges with its server; None without an inner IPv4 address."""
+def make_reports(client: RunningClient, chosen: Engine, inside: Inside | None = None) -> Reports | None:
+    """Return the reports that a client exchanges with its server; None without an inner IPv4 address.
+
+    Args:
+        client: The client.
+        chosen: The engine.
+        inside: Where the interface is, if not in our network namespace.
+    """
     network, bundle = client.network, client.bundle
     server = network.gateway4
     if server is None or network.address4 is None:
@@ -95,6 +103,7 @@ def make_reports(client: RunningClient, chosen: Engine) -> Reports | None:
         segments=chosen.offloads.udp_segmentation,
         ask=None if chosen.in_kernel else server,
         looks=not chosen.in_kernel,
+        inside=inside,
     )
 
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from rustguard_py.daemon.control.asker import asker
+from rustguard_py.daemon.control.protocol import WithDescriptors
 from rustguard_py.daemon.control.server import Handler
 from rustguard_py.daemon.keeper import Keeper
 from rustguard_py.daemon.program import Program
@@ -14,6 +15,7 @@ from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.keys import fingerprint
+from rustguard_py.rootless.helper import Helper
 
 _OF_A_SERVER = ("open", "close", "revoke", "restore", "rename", "reset", "admit")
 
@@ -24,11 +26,23 @@ class ClientControl:
     Args:
         client: The client.
         program: Its role, directory, interface and engine.
-        keeper: Puts back what other programs remove.
+        keeper: Puts back what other programs remove; None where no other program can.
         private_key: The client's, 32 bytes.
+        inside: The helper of `--rootless`, or None.
+        ways: With it, the proxy and the forwarded ports, for the status.
     """
 
-    def __init__(self, client: RunningClient, program: Program, keeper: Keeper, private_key: bytes) -> None:
+    def __init__(
+        self,
+        client: RunningClient,
+        program: Program,
+        keeper: Keeper | None,
+        private_key: bytes,
+        inside: Helper | None = None,
+        ways: dict[str, Any] | None = None,
+    ) -> None:
+        self._inside = inside
+        self._ways = ways
         self._private_key = private_key
         self._client = client
         self._program = program
@@ -36,8 +50,25 @@ class ClientControl:
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by method."""
-        here: dict[str, Handler] = {"status": self._status, "peers": self._peers, "leave": self._leave}
+        here: dict[str, Handler] = {
+            "status": self._status,
+            "peers": self._peers,
+            "leave": self._leave,
+            "enter": self._enter,
+        }
         return {**here, **dict.fromkeys(_OF_A_SERVER, _not_here)}
+
+    def _enter(self, _params: dict[str, Any]) -> dict[str, Any]:
+        """Hand out the namespaces, and the files that a program there sees."""
+        if self._inside is None:
+            raise RefusedError(
+                "This client runs with root, so every program of this machine reaches its tunnel.",
+                "Start the program as it is, or join with --rootless.",
+            )
+        if asker() != os.geteuid():
+            raise RefusedError("Only the user who runs the client may start programs inside.", "Run it as that user.")
+        files = {str(path): text for path, text in self._inside.files.items()}
+        return WithDescriptors({"files": files}, (self._inside.user, self._inside.network))
 
     async def _leave(self, params: dict[str, Any]) -> dict[str, Any]:
         network = self._client.network
@@ -72,11 +103,14 @@ class ClientControl:
             "pool": None,
             "window": None,
             "warnings": self._warnings(),
+            "rootless": self._ways,
         }
 
     def _warnings(self) -> list[str]:
         network, unanswered = self._client.network, self._client.unanswered
-        warnings = broken(self._client.tunnels) + self._keeper.warnings()
+        warnings = broken(self._client.tunnels)
+        if self._keeper is not None:
+            warnings += self._keeper.warnings()
         if unanswered < 2:
             return warnings
         return [

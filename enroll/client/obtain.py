@@ -9,11 +9,12 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from shlex import quote
+from typing import Protocol
 
 from rustguard_py.daemon.console import Voice
 from rustguard_py.enroll.client import routes
@@ -30,13 +31,22 @@ from rustguard_py.model.endpoint import Endpoint, with_port
 from rustguard_py.model.errors import RefusedError, RustGuardError, UnansweredError, UsageError
 from rustguard_py.model.keys import generate_private_key, parse_fingerprint
 from rustguard_py.model.sudo import as_root
-from rustguard_py.state.document import Document
 from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
 from rustguard_py.system.resolve import resolve
 
 # How long to try pairing with a server joined before, seconds. Its window is probably closed, and what was kept is
 # enough to connect.
 PATIENCE_WHEN_KEPT = 4.0
+
+
+class Keeps(Protocol):
+    """Where a client's state is kept: a `state.document.Document`, or only memory."""
+
+    def load(self) -> dict[str, object] | None:
+        """Return what was saved last, or None if nothing was."""
+
+    def save(self, data: Mapping[str, object], /) -> None:
+        """Replace it, durably where it is a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,7 @@ class Obtained:
     joined: Joined | None = None
 
 
-def load(document: Document) -> ClientState:
+def load(document: Keeps) -> ClientState:
     """Return the client's state; the first time, make its key and save it."""
     data = document.load()
     if data is not None:
@@ -112,11 +122,12 @@ def load(document: Document) -> ClientState:
 async def obtain(
     target: Target,
     applicant: Applicant | None,
-    document: Document,
+    document: Keeps,
     state: ClientState,
     sockets: Sequence[socket.socket],
     voice: Voice,
     answers: routes.RouteAnswers,
+    check: Callable[[NetworkRecord], None] = check_networks,
 ) -> Obtained:
     """Pair with the server, or take what an earlier join kept.
 
@@ -128,6 +139,7 @@ async def obtain(
         sockets: Bound, one per family; pairing uses the port that the tunnel then uses.
         voice: Prints what happens.
         answers: Which routes the user accepts.
+        check: Raises RustGuardError if a network can't be used here.
 
     Raises:
         RustGuardError: Pairing failed and nothing was kept, or the network can't be used here.
@@ -136,7 +148,7 @@ async def obtain(
     kept = usable(state.network(target.host, target.port), joins=joins)
     if applicant is None or target.host is None:
         network = routes.choose(_find_kept(kept, target), kept, answers)
-        return Obtained(_use_kept(network, document, state, voice, answers))
+        return Obtained(_use_kept(network, document, state, voice, answers, check))
     host, port = target.host, target.port or DEFAULT_PORT
     require_memory()
     make_client = partial(_make_client, applicant, target, kept, state.private_key)
@@ -148,7 +160,7 @@ async def obtain(
             raise
         why = error.message if isinstance(error, UnansweredError) else f"{host} lets nobody new in now."
         voice.say(f"{why} It was joined before, so we connect with what was kept.")
-        return Obtained(_use_kept(routes.choose(kept, kept, answers), document, state, voice, answers))
+        return Obtained(_use_kept(routes.choose(kept, kept, answers), document, state, voice, answers, check))
     other = state.network_of(joined.admission.server_key)
     if kept is None and other is not None and (other.host, other.port) != (host, port):
         # Saving this join drops the record of that server, and with it the key that later joins are checked against.
@@ -158,7 +170,7 @@ async def obtain(
     try:
         routes.check_pools(network, kept, answers)
         network = routes.choose(network, kept, answers)
-        check_networks(network)
+        check(network)
         document.save(state.with_network(network).to_json())
     except RustGuardError:
         _take_back(joined, sockets)
@@ -176,17 +188,22 @@ async def obtain(
     new = routes.unanswered(network, kept)
     if new and answers.choice is None and answers.confirm is not None:
         network = await routes.ask(network, new, answers.confirm)
-        check_networks(network)
+        check(network)
         document.save(state.with_network(network).to_json())
     routes.show(network, answers, voice)
     return Obtained(network, with_port(joined.server, port), joined if kept is None else None)
 
 
 def _use_kept(
-    network: NetworkRecord, document: Document, state: ClientState, voice: Voice, answers: routes.RouteAnswers
+    network: NetworkRecord,
+    document: Keeps,
+    state: ClientState,
+    voice: Voice,
+    answers: routes.RouteAnswers,
+    check: Callable[[NetworkRecord], None],
 ) -> NetworkRecord:
     """Check a kept network, and save it if the user chose other routes."""
-    check_networks(network)
+    check(network)
     if network not in state.networks:
         networks = (network if each.server_key == network.server_key else each for each in state.networks)
         document.save(replace(state, networks=tuple(networks)).to_json())
@@ -287,7 +304,7 @@ def _take_back(joined: Joined, sockets: Sequence[socket.socket]) -> None:
                     each.sendto(joined.forget, joined.server)
 
 
-def withdraw(joined: Joined, document: Document, state: ClientState, sockets: Sequence[socket.socket]) -> None:
+def withdraw(joined: Joined, document: Keeps, state: ClientState, sockets: Sequence[socket.socket]) -> None:
     """Take back a join that is saved already, but that this machine can't use: here and on the server.
 
     Args:

@@ -1,8 +1,8 @@
 """Running `join`, in order.
 
-choose the engine · load the state · give up privileges · check that the interface can be made · open a UDP port ·
-pair, or take what an earlier join kept (`obtain`) · make tunnels and interfaces (`connect`) · answer at the control
-socket · carry traffic until stopped
+choose the engine · load the state · with `--rootless`, start the helper that makes the interface · give up
+privileges · check that the interface can be made · open a UDP port · pair, or take what an earlier join kept
+(`obtain`) · make tunnels and interfaces (`connect`) · answer at the control socket · carry traffic until stopped
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rustguard_py import engine
@@ -20,21 +21,32 @@ from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.control.server import group_id
 from rustguard_py.daemon.keeper import keep
 from rustguard_py.daemon.program import Program
+from rustguard_py.daemon.reports import Inside
 from rustguard_py.data_path import DataPath
-from rustguard_py.enroll.client.checks import check_interface
+from rustguard_py.enroll.client.checks import accept_any_network, check_interface, check_networks
 from rustguard_py.enroll.client.client import RunningClient
 from rustguard_py.enroll.client.connect import fit_tunnels, lay_out, locate, make_client, make_reports, without_ipv6
 from rustguard_py.enroll.client.control import ClientControl
 from rustguard_py.enroll.client.obtain import Applicant, Obtained, Target, load, obtain, withdraw
 from rustguard_py.enroll.client.routes import RouteAnswers
 from rustguard_py.model.clock import now
+from rustguard_py.model.endpoint import IpAddress
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.peer_names import dns_name_of
 from rustguard_py.model.sudo import as_root
+from rustguard_py.planes import offload
+from rustguard_py.rootless import proxies
+from rustguard_py.rootless.helper import Helper
+from rustguard_py.rootless.names import Names, is_name
+from rustguard_py.rootless.options import Rootless
 from rustguard_py.sandbox.report import Report
 from rustguard_py.state.document import Document
 from rustguard_py.state.paths import option_for
-from rustguard_py.state.records import ClientState
-from rustguard_py.system.interface import check_interface_name
+from rustguard_py.state.records import ClientState, NetworkRecord
+from rustguard_py.system.interface import InterfaceSetup, check_interface_name, why_no_ipv6
+
+# The name of an interface in a network namespace of its own.
+USUAL_NAME = "rg0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,8 @@ class JoinOptions:
         group: Group allowed to use the control socket, besides root.
         answers: Which of the routes that the server offers are accepted.
         sandbox: Whether the process gives up for good what a client doesn't need.
+        log: The log file of a process in the background, or None.
+        rootless: The options of a tunnel in a network namespace of its own; None for one in ours.
     """
 
     directory: Path
@@ -62,6 +76,8 @@ class JoinOptions:
     group: str | None = None
     answers: RouteAnswers = field(default_factory=RouteAnswers)
     sandbox: bool = False
+    log: Path | None = None
+    rootless: Rootless | None = None
 
 
 async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) -> None:
@@ -87,14 +103,27 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             state = replace(state, offloads=offloads)
             document.save(state.to_json())
         chosen = engine.choose(options.data_path.with_kept(state.offloads))
-        if runtime.remove_leftovers([state.private_key], options.directory):
+        inside = None
+        if options.rootless is not None and not options.save_only:
+            inside = Helper.start(options.interface or USUAL_NAME, chosen.queues)
+            stack.callback(inside.close)
+        elif runtime.remove_leftovers([state.private_key], options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
-        sandbox = confine(options.directory, chosen, options.group, wanted=options.sandbox)
-        if not options.save_only:
+        sandbox = confine(stack, options.directory, chosen, options.group, wanted=options.sandbox, log=options.log)
+        if not options.save_only and inside is None:
             await runtime.with_free_name(stack, options.interface, lambda _, name: check_interface(name, chosen))
         sockets = runtime.bind(stack, 0)
         port = sockets[0].getsockname()[1]
-        obtained = await obtain(options.target, options.applicant, document, state, sockets, voice, options.answers)
+        obtained = await obtain(
+            options.target,
+            options.applicant,
+            document,
+            state,
+            sockets,
+            voice,
+            options.answers,
+            check_networks if options.rootless is None else accept_any_network,
+        )
         if options.save_only:
             connect = as_root(f"rustguard join{option_for('client', options.directory)}")
             voice.say(f"Saved in {options.directory}. To connect: {connect}")
@@ -102,14 +131,16 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         # What fails before the tunnel is up leaves no join behind, neither here nor on the server.
         try:
             async with AsyncExitStack() as attempt:
-                client, program = await _connect(attempt, options, voice, chosen, sandbox, state, sockets, obtained)
+                make = _connect if inside is None else partial(_connect_inside, inside)
+                client, program = await make(attempt, options, voice, chosen, sandbox, state, sockets, obtained)
                 stack.push_async_exit(attempt.pop_all())
         except RustGuardError:
             if obtained.joined is not None:
                 withdraw(obtained.joined, document, state, _open(stack, sockets, port))
             raise
-        hint = "the server decides, or the options of `rustguard join`"
-        await runtime.answer_wg_fixed(stack, client.tunnel, program.interface, state.private_key, port, hint)
+        if inside is None:
+            hint = "the server decides, or the options of `rustguard join`"
+            await runtime.answer_wg_fixed(stack, client.tunnel, program.interface, state.private_key, port, hint)
         voice.say(f"Engine {program.engine.name} ({program.engine.reason}).")
         ready()
         await client.run()
@@ -126,7 +157,7 @@ async def _connect(
     obtained: Obtained,
 ) -> tuple[RunningClient, Program]:
     """Make the client and its interfaces, and answer at the control socket."""
-    network, port = without_ipv6(obtained.network, voice), sockets[0].getsockname()[1]
+    network, port = without_ipv6(obtained.network, voice, why_no_ipv6()), sockets[0].getsockname()[1]
 
     def make(attempt: AsyncExitStack, interface: str) -> tuple[RunningClient, Program]:
         fitted, fitting = fit_tunnels(network, chosen, interface, voice)
@@ -145,6 +176,66 @@ async def _connect(
     control = ClientControl(client, program, keeper, state.private_key)
     await runtime.answer(stack, options.directory, control.handlers(), options.group)
     return client, program
+
+
+async def _connect_inside(
+    inside: Helper,
+    stack: AsyncExitStack,
+    options: JoinOptions,
+    voice: Voice,
+    chosen: engine.Engine,
+    sandbox: Report,
+    state: ClientState,
+    sockets: Sequence[socket.socket],
+    obtained: Obtained,
+) -> tuple[RunningClient, Program]:
+    """Make the client on the interface that the helper made, and answer at the control socket.
+
+    Nobody else is in that network namespace, so nothing there has to be watched and put back.
+    """
+    assert options.rootless is not None  # noqa: S101 - the helper was started for it
+    network, fitting = fit_tunnels(
+        without_ipv6(obtained.network, voice, inside.no_ipv6), chosen, inside.interface, voice, rootless=True
+    )
+    tun = tuple(inside.queues)
+    program = Program("client", options.directory, inside.interface, fitting, now(), sandbox, tun)
+    bound = _open(stack, sockets, sockets[0].getsockname()[1])
+    client = make_client(stack, voice, program, state.private_key, bound, network)
+    client.reports = make_reports(client, program.engine, Inside(inside.index, inside.open_socket))
+    client.connect(obtained.endpoint or await locate(network, voice))
+    setup = InterfaceSetup(
+        inside.interface,
+        network.mtu,
+        network.addresses,
+        network.routes,
+        gso_max_segs=offload.wanted_gso_segments(network.mtu),
+    )
+    if note := await inside.set_up(setup, names_of(network, options.rootless.servers), voice.change):
+        voice.say(note)
+
+    def end(error: RustGuardError) -> None:
+        client.tunnel.fault = error
+        client.tunnel.stopped.set()
+
+    inside.watch(end)
+    ways = await proxies.start(stack, inside, options.rootless, voice.say)
+    control = ClientControl(client, program, None, state.private_key, inside, ways)
+    await runtime.answer(stack, options.directory, control.handlers(), options.group)
+    return client, program
+
+
+def names_of(network: NetworkRecord, servers: Sequence[IpAddress]) -> Names:
+    """Return what names mean inside a network: its server's and our own, and who knows the others.
+
+    Args:
+        network: The network.
+        servers: The name servers to use; without any, the server of the network is asked.
+    """
+    gateways = [each for each in (network.gateway4, network.gateway6) if each is not None]
+    named: list[tuple[str, IpAddress]] = [(network.host, each) for each in gateways if is_name(network.host)]
+    own = dns_name_of(network.name)
+    named += [(own, each.ip) for each in network.addresses if own]
+    return Names(tuple(servers) or tuple(gateways), tuple(named))
 
 
 def _open(stack: AsyncExitStack, sockets: Sequence[socket.socket], port: int) -> Sequence[socket.socket]:

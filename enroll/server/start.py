@@ -74,6 +74,7 @@ class ServeOptions:
         interface: Name of the interface, or None for the first free one.
         group: Group allowed to use the control socket, besides root.
         sandbox: Whether the process gives up for good what a server doesn't need.
+        log: The log file of a process in the background, or None.
     """
 
     directory: Path
@@ -83,6 +84,7 @@ class ServeOptions:
     interface: str | None = None
     group: str | None = None
     sandbox: bool = False
+    log: Path | None = None
 
 
 async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] = lambda: None) -> None:
@@ -108,7 +110,8 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
-        sandbox = confine(options.directory, chosen, options.group, wanted=options.sandbox)
+        audit.narrow(options.directory)
+        sandbox = confine(stack, options.directory, chosen, options.group, wanted=options.sandbox, log=options.log)
         # It has a thread, which is to have no more privileges than this one.
         stack.enter_context(audit.recording(options.directory))
         ipv6_fault = why_no_ipv6() if state.pool6 is not None else None

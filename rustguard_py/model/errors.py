@@ -53,3 +53,7 @@ class StateError(RustGuardError):
 
 class InUseError(StateError):
     """Another process has locked the state directory: a daemon that runs, or one that is just starting."""
+
+
+class ClosedError(RustGuardError):
+    """A tunnel was used after it was closed, or was closed while it was being used."""

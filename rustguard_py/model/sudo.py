@@ -13,6 +13,17 @@ _STATUS: Final = Path("/proc/self/status")
 _CAP_NET_ADMIN: Final = 12
 
 
+class _Rootless:
+    """Whether this process is one of `join --rootless`, whose user needs no root for it."""
+
+    is_it = False
+
+
+def need_no_root() -> None:
+    """Have `as_root` return commands of ours as this user types them, for a tunnel without root."""
+    _Rootless.is_it = True
+
+
 def as_root(command: str) -> str:
     """Return a command line that needs root, as the reader must type it.
 
@@ -23,6 +34,8 @@ def as_root(command: str) -> str:
     Args:
         command: A command line for this machine, without sudo.
     """
+    if _Rootless.is_it and command.startswith("rustguard"):
+        return command.replace("rustguard join", "rustguard join --rootless", 1)
     runner = _runner()
     if os.geteuid() == 0:
         return command if runner != "sudo" else f"sudo {command}"

@@ -21,8 +21,9 @@ class _Signal:
     __slots__ = ("_on", "fd")
 
     def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._on = False
+        self.fd = -1
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def set(self, on: bool) -> None:
         if on and not self._on:
@@ -32,7 +33,8 @@ class _Signal:
         self._on = on
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class _Lane:
@@ -117,8 +119,8 @@ class Channel:
     def write_batch(self, packets: Iterable[Packet]) -> int:
         """See `PacketChannel.write_batch`."""
         copies = [bytes(packet) for packet in packets]
-        if not all(1 <= len(packet) <= _MAX_PACKET for packet in copies):
-            raise ValueError("A packet has 1 to 65535 bytes.")
+        if any(len(packet) > _MAX_PACKET for packet in copies):
+            raise ValueError("A packet has at most 65535 bytes.")
         return self._to_plane.put(copies)
 
     def wait(self, seconds: float) -> bool:
@@ -196,6 +198,8 @@ class ChannelDevice:
     def close(self) -> None:
         """See `Device.close`. Closes the whole channel."""
         self._channel.close()
+        # The plane may live until the next garbage collection, and the lanes' descriptors live as long as they do.
+        del self._channel, self._to_user, self._to_plane
 
 
 def _broken() -> BrokenPipeError:

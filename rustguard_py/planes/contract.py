@@ -296,7 +296,9 @@ class PacketChannel(Protocol):
     def read_batch(self, most: int = 64) -> list[memoryview]:
         """Take the packets that wait, at most `most`; an empty list if none do. There may be more afterwards.
 
-        The views are read-only. What they show never changes, for as long as there are views.
+        The views are read-only. What they show never changes, for as long as there are views. On the native plane
+        they lie in one buffer. Nothing is copied, unless the whole batch has at most 8 KiB. One view keeps a buffer
+        of 64 KiB, so copy what you keep for long.
 
         Raises:
             BrokenPipeError: The channel is closed, and nothing waits any more.
@@ -305,11 +307,12 @@ class PacketChannel(Protocol):
     def write_batch(self, packets: Iterable[Packet]) -> int:
         """Write packets, in their order, and return how many were taken: the first ones that there is room for.
 
-        The packets are copied, so the caller may change them afterwards.
+        Each packet is copied once, so the caller may change it afterwards. The native plane copies large batches of
+        `bytes` without the interpreter's lock; of anything else, Python code could change the bytes meanwhile.
 
         Raises:
             BrokenPipeError: The channel is closed. Nothing was taken.
-            ValueError: A packet is empty or longer than 65,535 bytes. Nothing was taken.
+            ValueError: A packet is longer than 65,535 bytes. Nothing was taken.
         """
 
     def wait(self, seconds: float) -> bool:

@@ -8,6 +8,7 @@ import os
 import select
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from rustguard_py.model.errors import NameTakenError, RefusedError
 from rustguard_py.model.limits import THREADS
@@ -78,13 +79,14 @@ class Tun:
         name: The interface's name.
         fd: A non-blocking descriptor. Each read returns a virtio_net_hdr (with `vnet`) and a packet or superpacket.
         vnet: Whether each packet has a virtio_net_hdr in front.
+        read: See `Device.read`. It is called per packet, so nothing in Python stands before the system call.
 
     Raises:
         RefusedError: No permission, no /dev/net/tun, or the name is taken.
         UsageError: The name can't be an interface's.
     """
 
-    __slots__ = ("_refused", "fd", "name", "vnet")
+    __slots__ = ("_refused", "fd", "name", "read", "vnet")
     kind = "interface"
 
     def __init__(
@@ -109,6 +111,7 @@ class Tun:
             os.close(self.fd)
             raise not_made(name, error) from error
         self.name = request[:16].rstrip(b"\0").decode()
+        self.read = partial(os.readv, self.fd)
 
     @classmethod
     def adopt(
@@ -127,6 +130,7 @@ class Tun:
         try:
             tun.fd = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
             tun.name = _examine(tun.fd)
+            tun.read = partial(os.readv, tun.fd)
             os.set_blocking(tun.fd, False)
             tun._ask_offloads(note, offloads)
         except OSError as error:
@@ -185,10 +189,6 @@ class Tun:
         look = select.poll()
         look.register(self.fd, select.POLLOUT)
         return bool(look.poll(0))
-
-    def read(self, into: list[memoryview]) -> int:
-        """See `Device.read`."""
-        return os.readv(self.fd, into)
 
     def write(self, packet: bytes | memoryview) -> None:
         """See `Device.write`."""

@@ -88,6 +88,17 @@ def keep_only(keep: Collection[Capability]) -> str | None:
     return refused
 
 
+def drop_all() -> None:
+    """Give up all, but leave the bounding set. Call `gain_nothing` too.
+
+    The kernel doesn't start a program that has a capability in its file, such as ping, without it in that set.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    _write(0, 0, 0)
+
+
 def gain_nothing() -> None:
     """Let no program that this thread starts gain privileges: no setuid bits, no file capabilities (no_new_privs).
 

@@ -31,6 +31,11 @@ class Needs:
     places: Sequence[Path] = ()
     files: Sequence[Path] = ()
 
+    def __add__(self, other: Needs) -> Needs:
+        return Needs(
+            {*self.capabilities, *other.capabilities}, [*self.places, *other.places], [*self.files, *other.files]
+        )
+
 
 def give_up(needs: Needs) -> Report:
     """Give up everything else. To be called once, while the process has one thread.

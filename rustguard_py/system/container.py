@@ -19,7 +19,7 @@ _PROXMOX_KERNEL = "-pve"
 # linux/proc_ns.h: PROC_CGROUP_INIT_INO, of the machine's own namespace of control groups.
 _MACHINE_CGROUPS = 0xEFFFFFFB
 
-_AS_ROOT = "Run the same command as root."
+AS_ROOT = "Run the same command as root."
 # What gives a container the device, and what the capability. The device is number 200 of the misc devices, 10.
 _DEVICE = {
     "docker": "Docker: start the container with `--device /dev/net/tun`, in Compose `devices: [/dev/net/tun]`.",
@@ -73,7 +73,7 @@ def device_fix(*, refused: bool = False) -> str:
         refused: Whether it is there and may not be opened.
     """
     if refused and os.geteuid() != 0:
-        return _AS_ROOT
+        return AS_ROOT
     found = kind()
     return f"Load it: `{as_root('modprobe tun')}`." if found is None else _lines(_DEVICE, found)
 
@@ -81,7 +81,7 @@ def device_fix(*, refused: bool = False) -> str:
 def capability_fix() -> str:
     """Return what to type where CAP_NET_ADMIN is missing."""
     if os.geteuid() != 0:
-        return _AS_ROOT
+        return AS_ROOT
     # A root without it is in a container, even if nothing else tells.
     return _lines(_CAPABILITY, kind() or UNKNOWN)
 

@@ -14,6 +14,8 @@ from typing import Any, cast
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.offloads import ALL
 from rustguard_py.model.statistics import WorkerStats
+from rustguard_py.planes.channel import Channel
+from rustguard_py.planes.device import Device
 from rustguard_py.planes.inbound import Inbound
 from rustguard_py.planes.offload import PLAIN_VNET, VNET_SIZE, Vnet
 from rustguard_py.planes.outbound import Outbound
@@ -22,7 +24,7 @@ from rustguard_py.planes.udp import Udp
 from support.memory_plane import MemoryPlane
 
 
-class _Device:
+class _FarEnd:
     """A device and its far end: what is written can be taken here."""
 
     kind = "interface"
@@ -115,12 +117,17 @@ class BatchPlane(MemoryPlane):
         self.messages: list[tuple[list[bytes], Endpoint]] = []
         self.written: list[bytes] = []
         self.said: list[str] = []
-        self.device = _Device()
+        self.device = self._make_device()
         self._network = _Network()
         self.worker = WorkerStats("loop-0")
         self._outbound = self._make_outbound()
-        self.inbound = Inbound(self.transport, self.device, self.worker, ALL, note=self.said.append)
+        offloads = ALL if self.device.vnet else ALL.without("tcp-merging", "udp-merging")
+        self.inbound = Inbound(self.transport, self.device, self.worker, offloads, note=self.said.append)
         self._host = Host(self.transport.mtu)
+
+    def _make_device(self) -> Device:
+        self.far = far = _FarEnd()
+        return far
 
     def _make_outbound(self) -> Outbound:
         return Outbound(self.transport, self.device, self._sent, self.worker)
@@ -139,8 +146,7 @@ class BatchPlane(MemoryPlane):
 
     def from_host(self, packets: Iterable[tuple[Vnet | None, bytes]]) -> None:
         """Packets and superpackets that wait in the device at once."""
-        for vnet, packet in packets:
-            self.device.host.send((vnet.encode() if vnet else PLAIN_VNET) + packet)
+        self._give([(vnet.encode() if vnet else PLAIN_VNET) + packet for vnet, packet in packets])
         while self._outbound.pump(self.now):
             pass
         self._flush()
@@ -163,10 +169,37 @@ class BatchPlane(MemoryPlane):
         while self.inbound.pump(cast(Udp, self._network), self.now):
             pass
         self._flush()
-        for written in self.device.take():
+        for written in self._taken():
             self.written.append(written)
             self.delivered += self._host.take(written)
+
+    def _give(self, frames: list[bytes]) -> None:
+        """Have frames wait in the device."""
+        for frame in frames:
+            self.far.host.send(frame)
+
+    def _taken(self) -> list[bytes]:
+        """Take the frames that were written to the device."""
+        return self.far.take()
 
     def close(self) -> None:
         super().close()
         self.device.close()
+
+
+class ChannelBatchPlane(BatchPlane):
+    """The same on a channel: plain packets alone."""
+
+    def _make_device(self) -> Device:
+        self.channel = Channel()
+        return self.channel.device("batches")
+
+    def _give(self, frames: list[bytes]) -> None:
+        assert all(frame.startswith(PLAIN_VNET) for frame in frames)
+        assert self.channel.write_batch([frame[VNET_SIZE:] for frame in frames]) == len(frames)
+
+    def _taken(self) -> list[bytes]:
+        frames = []
+        while batch := self.channel.read_batch():
+            frames += [PLAIN_VNET + bytes(packet) for packet in batch]
+        return frames

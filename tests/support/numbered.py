@@ -24,7 +24,7 @@ came = set()
 try:
     while len(came) < int(sys.argv[1]):
         came.add(struct.unpack(">I", s.recv(2000)[:4])[0])
-        s.settimeout(3)
+        s.settimeout(20)
 except TimeoutError: pass
 print(len(came), flush=True)
 """

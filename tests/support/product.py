@@ -185,7 +185,11 @@ class Machine:
         lines: list[str] = []
         for what in ("-o addr", "-4 route show table all", "-6 route show table all"):
             lines += self.host.run(["ip", *what.split()]).stdout.splitlines()
-        return {re.sub(r"^\d+: |valid_lft.*", "", line).strip() for line in lines if not re.search("fe80|ff00", line)}
+        return {
+            re.sub(r"^\d+: |valid_lft.*| linkdown", "", line).strip()
+            for line in lines
+            if not re.search("fe80|ff00", line)
+        }
 
     def _listening(self) -> int:
         return sum(name.endswith(".sock") for name in self.sockets())

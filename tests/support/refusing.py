@@ -1,7 +1,7 @@
 """Run a command under a policy that refuses something, as containers have them: `refusing.py WHAT COMMAND…`.
 
-WHAT is `io_uring`, `seccomp`, or `udp_gro`: that the kernel merges datagrams for who receives them. The filter
-answers EPERM to the system call (seccomp(2), linux/filter.h) and lets all else pass.
+WHAT is `io_uring`, `seccomp`, `landlock` or a call of its, or `udp_gro`: that the kernel merges datagrams for who
+receives them. The filter answers EPERM to the system call (seccomp(2), linux/filter.h) and lets all else pass.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import sys
 _NUMBER, _SECOND, _THIRD = 0, 24, 32
 # The same number on every architecture that Linux had when it came; the other has one of its own on x86-64.
 _IO_URING_SETUP = 425
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
 _SETSOCKOPT = 54 if platform.machine() == "x86_64" else 208
 _SECCOMP = 317 if platform.machine() == "x86_64" else 277
 _SOL_UDP, _UDP_GRO = 17, 104
 _CALLS = {
     "io_uring": ((_NUMBER, _IO_URING_SETUP),),
     "seccomp": ((_NUMBER, _SECCOMP),),
+    "landlock": ((_NUMBER, _LANDLOCK_CREATE_RULESET),),
+    "landlock_restrict_self": ((_NUMBER, _LANDLOCK_RESTRICT_SELF),),
     "udp_gro": ((_NUMBER, _SETSOCKOPT), (_SECOND, _SOL_UDP), (_THIRD, _UDP_GRO)),
 }
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2

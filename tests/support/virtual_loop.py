@@ -24,6 +24,8 @@ BEGAN = 1000.0
 WALL_BEGAN = 1_767_225_600.0
 # So many rounds without a moment passing are an endless loop.
 _MOST_ROUNDS = 20_000
+# Seconds, of the machine's clock.
+_PATIENCE = 10.0
 
 
 class _Jumping(selectors.SelectSelector):
@@ -36,6 +38,9 @@ class _Jumping(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         events = super().select(0)
+        if not events and timeout is None:
+            # At the end the loop waits for the thread that closes its executor, the only one beside it.
+            events = super().select(_PATIENCE)
         if not events and timeout is None:
             raise RuntimeError("nobody is left who could end the wait")
         if events or not timeout or timeout < 0:

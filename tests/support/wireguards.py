@@ -22,6 +22,7 @@ class Implementation:
 
     Attributes:
         name: `portable`, `native`, `wireguard-go` or `kernel`.
+        channel: If ours has a channel in place of an interface, its UDP side (`support.channel_wg`); else empty.
         folder: For the state of ours.
         refused: What wireguard-go is refused (`support.refusing`); nothing if empty.
     """
@@ -29,6 +30,7 @@ class Implementation:
     name: str
     folder: Path
     refused: str = ""
+    channel: str = ""
     started: int = 0
 
     def start(self, host: Host, *addresses: str, port: int = 0) -> WireGuardGo:
@@ -38,7 +40,7 @@ class Implementation:
             return KernelWireGuard(host, addresses, argv=kernel_wireguard.ARGV, port=port)
         argv = None
         if self.name != "wireguard-go":
-            argv = rustguard_wg.argv(self.folder / str(self.started), engine=self.name)
+            argv = rustguard_wg.argv(self.folder / str(self.started), engine=self.name, channel=self.channel)
         elif self.refused:
             argv = [sys.executable, refusing.__file__, self.refused, str(machine.wireguard_go()), "--foreground"]
         return WireGuardGo(host, addresses, argv=argv, port=port)

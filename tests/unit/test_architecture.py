@@ -9,10 +9,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/internals/architecture.md"
-TOP_LEVEL = ("cli", "quick", "enroll", "service", "daemon", "state")
+TOP_LEVEL = ("cli", "embed", "quick", "enroll", "service", "rootless", "daemon", "state")
 PACKAGE = "rustguard_py"
 # The native extension is the plane's own: the table speaks of Python.
 NATIVE = f"{PACKAGE}._native"
+FRONT = f"{PACKAGE}/__init__"
+# Not imported from the front, as it has that itself.
+VERSION = f"{PACKAGE}.__version__"
 
 Arrow = tuple[str, str]
 
@@ -32,7 +35,12 @@ def modules() -> dict[str, Path]:
 
 
 def room(module: str, known: dict[str, Path]) -> str:
-    """Return the room of a module: its folder below the package, or the package's name for its root."""
+    """Return the room of a module: its folder below the package, or the package's name for its root.
+
+    The package itself is a room above all others. It names what programs import.
+    """
+    if module == PACKAGE:
+        return FRONT
     parts = module.split(".")[1:]
     if known[module].name != "__init__.py":
         parts = parts[:-1]
@@ -49,7 +57,8 @@ def imported(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:
             if node.module and node.module.split(".")[0] == PACKAGE:
                 for alias in node.names:
                     name = f"{node.module}.{alias.name}"
-                    yield name if name in known or name == NATIVE else node.module
+                    if name != VERSION:
+                        yield name if name in known or name == NATIVE else node.module
 
 
 def actual_arrows() -> dict[Arrow, list[str]]:

@@ -97,6 +97,13 @@ def test_a_mode_that_is_too_wide_is_narrowed(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         log.record(EVENTS[0])
     assert (tmp_path / audit.NAME).stat().st_mode & 0o777 == 0o600
+    # Before a daemon gives up changing modes; a link isn't followed.
+    (tmp_path / audit.NAME).chmod(0o644)
+    (tmp_path / "theirs").touch(0o644)
+    (tmp_path / f"{audit.NAME}.1").symlink_to("theirs")
+    audit.narrow(tmp_path)
+    assert (tmp_path / audit.NAME).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "theirs").stat().st_mode & 0o777 == 0o644
 
 
 def test_it_is_rotated_and_both_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,21 +82,21 @@ def test_bytes_bytearrays_and_memoryviews_are_taken_and_copied(pair: ChannelPair
 
 
 def test_no_packet_of_a_batch_is_taken_if_one_has_an_impossible_size(pair: ChannelPair) -> None:
-    for wrong in (b"", bytes(65_536)):
-        with pytest.raises(ValueError, match="1 to 65535 bytes"):
-            pair.alice.channel.write_batch([to_bob(), wrong])
+    with pytest.raises(ValueError, match="at most 65535 bytes"):
+        pair.alice.channel.write_batch([to_bob(), bytes(65_536)])
     packet = to_bob()
     pair.alice.write([packet])
     assert pair.bob.read(1) == [packet]
 
 
-def test_views_keep_what_they_show_through_later_batches_and_after_the_end(pair: ChannelPair) -> None:
+@pytest.mark.parametrize("most", [3, 60])
+def test_views_keep_what_they_show_through_later_batches_and_after_the_end(pair: ChannelPair, most: int) -> None:
     packets = [to_bob(1000) for _ in range(300)]
     pair.alice.write(packets)
     views: list[memoryview] = []
 
     def all_came() -> bool:
-        views.extend(pair.bob.channel.read_batch(10))
+        views.extend(pair.bob.channel.read_batch(most))
         return len(views) == len(packets)
 
     eventually(all_came, "all packets")

@@ -16,6 +16,7 @@ import pytest
 
 from rustguard_py.daemon.control import server as control_server
 from rustguard_py.daemon.control.client import call, listener, listens
+from rustguard_py.daemon.control.listening import bind
 from rustguard_py.daemon.control.server import ControlServer, Handler
 from rustguard_py.model.errors import RefusedError, RustGuardError, UnansweredError
 from support import virtual_loop
@@ -256,7 +257,7 @@ def test_without_a_descriptor_it_tries_again_each_second_and_not_more_often(
     async def main() -> None:
         server, exhausted = ControlServer(path, HANDLERS), Exhausted(code)
         with monkeypatch.context() as patch:
-            patch.setattr(control_server, "bind", lambda *_: exhausted)
+            patch.setattr(control_server, "bind", lambda *_: (exhausted, (0, 0)))
             path.touch()
             await server.start()
         await asyncio.sleep(4.5)
@@ -358,7 +359,7 @@ def test_a_socket_that_can_not_be_made_leaves_no_file_and_no_descriptor(
         patch.setattr(type(path) if refused == "rename" else Watched, refused, refuse)
         patch.setattr(socket, "socket", Watched)
         with pytest.raises(RefusedError, match="can't be made: Input/output error") as caught:
-            control_server.bind(path, None)
+            bind(path, None)
     assert f"ls -ld {path.parent}" in caught.value.fix
     assert list(path.parent.iterdir()) == []
     assert [each.fileno() for each in made] == [-1]

@@ -19,7 +19,8 @@ COMMANDS = ROOT / "docs/reference/commands.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 README_WORDS = 700
 COLUMNS = 100
-ROOMS = "rustguard_py|enroll|quick|service|daemon|state|cli|tests|bench|docs|scripts|native|examples|package"
+ROOMS = "rustguard_py|embed|enroll|quick|service|rootless|daemon|state|cli|tests|bench|docs|scripts|native|package"
+ROOMS += "|examples"
 # Old or odd words, each with what to write in its place.
 UNUSUAL = {
     r"\bmend": "fix",

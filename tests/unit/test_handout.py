@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from base64 import b64encode
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
@@ -239,3 +241,22 @@ def test_each_key_that_a_server_has_no_use_for_is_named() -> None:
     )
     assert set(after) == {*before, *keys}
     assert "SaveConfig" not in before
+
+
+def test_an_export_warns_of_a_file_that_others_can_read_only_when_it_writes_there(tmp_path: Path) -> None:
+    state = tmp_path / "server"
+    server(state)
+    argv = [sys.executable, "-P", "-m", "rustguard_py.cli", "export", "--state", str(state)]
+
+    def ask(*more: str) -> tuple[int, str, int]:
+        output = tmp_path / "output.conf"
+        output.write_text("")
+        output.chmod(0o644)
+        with output.open("w") as file:
+            done = subprocess.run([*argv, *more], stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+        return done.returncode, done.stderr, output.stat().st_size
+
+    code, said, size = ask("--new", "")
+    assert (code != 0, "world accessible" in said, size) == (True, False, 0)
+    code, said, size = ask("--new", "phone", "--endpoint", "vpn.example.org")
+    assert (code, "world accessible" in said, size > 0) == (0, True, True)

@@ -14,7 +14,17 @@ from click.testing import CliRunner
 from rustguard_py.cli.app import VERBS, group, run
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ["cli", "daemon", "enroll", "quick", "service", "state", "rustguard_py/kernel", "rustguard_py/system"]
+FOLDERS = [
+    "cli",
+    "daemon",
+    "enroll",
+    "quick",
+    "rootless",
+    "service",
+    "state",
+    "rustguard_py/kernel",
+    "rustguard_py/system",
+]
 HINT = re.compile(r"\brustguard ([a-z]+)\b([^`;\n|]*)")
 # Words behind `rustguard` in sentences and in the names of files.
 NO_VERBS = {"on", "here", "again", "is", "in"}

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Folders at the root that are the package's by a symbolic link.
 ROOMS = {link.name for link in (ROOT / "rustguard_py").iterdir() if link.is_symlink()}
-FOLDERS = [*sorted(ROOMS), "rustguard_py", "tests", "bench", "scripts"]
+FOLDERS = [*sorted(ROOMS), "rustguard_py", "tests", "bench", "scripts", "examples"]
 
 
 def sources() -> Iterator[Path]:
@@ -49,7 +49,7 @@ def wrong(source: str) -> list[tuple[int, str]]:
 
 
 def test_no_room_is_imported_by_the_name_of_its_folder() -> None:
-    assert {"cli", "daemon", "enroll", "quick", "service", "state"} <= ROOMS
+    assert {"cli", "daemon", "embed", "enroll", "quick", "service", "state"} <= ROOMS
     found = {str(path.relative_to(ROOT)): wrong(path.read_text()) for path in sources()}
     assert len(found) > 200
     assert {path: lines for path, lines in found.items() if lines} == {}

@@ -18,6 +18,7 @@ from rustguard_py.daemon.console import Voice
 from rustguard_py.data_path import DataPath
 from rustguard_py.engine import Engine
 from rustguard_py.enroll.client import start
+from rustguard_py.enroll.client.checks import check_networks
 from rustguard_py.enroll.client.obtain import Obtained, Target
 from rustguard_py.enroll.client.start import JoinOptions
 from rustguard_py.enroll.pairing.outcome import Joined
@@ -79,7 +80,8 @@ class Machine:
     async def _with_free_name(self, stack: AsyncExitStack, name: str | None, make: Callable[..., Any]) -> Any:
         return make(stack, name or "rg0")
 
-    async def _obtain(self, *_: object) -> Obtained:
+    async def _obtain(self, *given: object) -> Obtained:
+        assert given[-1] is check_networks
         return Obtained(NETWORK, SERVER, JOINED)
 
     def _make_client(self, stack: object, _voice: Voice, program: Any, *rest: Any) -> Any:

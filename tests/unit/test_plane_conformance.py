@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.batch_plane import BatchPlane
+from support.batch_plane import BatchPlane, ChannelBatchPlane
 from support.memory_plane import MemoryPlane
 from support.plane_conformance import PlaneConformance
 
@@ -15,3 +15,8 @@ class TestTransport(PlaneConformance):
 class TestBatches(PlaneConformance):
     def make_plane(self, public_key: bytes) -> MemoryPlane:
         return BatchPlane(public_key)
+
+
+class TestChannel(PlaneConformance):
+    def make_plane(self, public_key: bytes) -> ChannelBatchPlane:
+        return ChannelBatchPlane(public_key)

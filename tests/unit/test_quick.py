@@ -17,9 +17,11 @@ from rustguard_py import conf, conf_reader
 from rustguard_py.cli.app import run
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.ledger import Ledger, Left
-from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
+from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UnansweredError, UsageError
 from rustguard_py.model.limits import lack_of_files, limit_of
+from rustguard_py.model.sudo import as_root
 from rustguard_py.quick import conf_files, peers, routing
+from rustguard_py.state import paths
 from rustguard_py.system.interface import RT_TABLE_MAIN
 
 KEY = bytes([7]) * 32
@@ -77,6 +79,58 @@ def test_what_outlives_the_interface_is_read_as_it_was_written(tmp_path: Path) -
     assert again.left == left
     assert again._done == {step: "memo" for step in made if step.outlives}
     assert [path.name for path in tmp_path.iterdir()] == ["x.undo"]
+
+
+def test_a_ledger_in_a_directory_that_is_gone_advises_what_helps(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "gone/undo.json", Left("wg0", conf.Hooks()))
+    with pytest.raises(StateError, match="can't be written: No such file") as refused:
+        ledger.save()
+    assert f"Is {tmp_path / 'gone'} still there?" in refused.value.fix
+
+
+def test_what_cannot_be_undone_names_the_command_with_its_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUSTGUARD_SYSTEM_STATE", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def refuse(*_: object) -> None:
+        raise RustGuardError("Refused.")
+
+    monkeypatch.setattr(Ledger, "_take_back", refuse)
+    monkeypatch.setattr("rustguard_py.daemon.ledger.with_netlink", lambda work: work(None))
+    usual, other = paths.tunnel_directory("wg0"), tmp_path / "other one"
+    for directory, option in ((usual, ""), (other, f" --state '{other}'")):
+        directory.mkdir(parents=True)
+        ledger = Ledger(paths.undo_file(directory), Left("wg0", conf.Hooks()))
+        ledger._done = {steps.Rule(4, 100, RT_TABLE_MAIN, 0): ""}
+        with pytest.raises(RustGuardError, match="Refused") as failed:
+            ledger.undo(print)
+        assert failed.value.fix == f"Undo the rest: {as_root(f'rustguard down wg0{option}')}"
+
+
+def test_a_ledger_of_an_earlier_version_moves_to_the_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
+    state = tmp_path / "state"
+    state.mkdir()
+    Ledger.bring_home(state)
+    assert not (tmp_path / "run").exists()
+    paths.runtime_directory()
+    here, earlier = paths.undo_files(state)
+    left = Left("wg0", conf.Hooks(post_down=("echo gone",)))
+    Ledger(earlier, left).save()
+    Ledger.bring_home(state)
+    moved = Ledger.load(here)
+    assert moved is not None
+    assert (moved.left, earlier.exists()) == (left, False)
+    # What is there already stays.
+    Ledger(earlier, Left("wg1", conf.Hooks())).save()
+    Ledger.bring_home(state)
+    kept = Ledger.load(here)
+    assert kept is not None
+    assert (kept.left, earlier.exists()) == (left, True)
 
 
 @pytest.mark.parametrize("name", ["boot", "namespace"])
@@ -256,7 +310,11 @@ def test_hooks_of_a_file_that_others_can_change_are_refused(hooked: Path, at: st
         conf_files.load_to_run(hooked, trust=False)
     assert f"other users can write to {place}" in refused.value.message
     assert f"chmod go-w {place}" in refused.value.fix
-    assert "--trust-file" in refused.value.fix
+    assert "Or start it with: --trust-file" in refused.value.fix
+    # To a tunnel that runs, the option of the second `up` doesn't get.
+    with pytest.raises(RefusedError, match="has hooks") as refused:
+        conf_files.load_to_run(hooked, trust=False, runs=True)
+    assert "Or end the tunnel, and start it again with: --trust-file" in refused.value.fix
     assert conf_files.load_to_run(hooked, trust=True).hooks.post_down == ("true",)
     hooked.write_text(HOOKS.replace("PostDown = true", ""))
     assert conf_files.load_to_run(hooked, trust=False).hooks == conf.Hooks()

@@ -16,6 +16,7 @@ import pytest
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
 from rustguard_py.daemon.steps import Firewall
+from rustguard_py.quick import conf_files
 from rustguard_py.quick.helper_process import HelperProcess, digest
 
 FIREWALL = {"kind": "Firewall", "interface": "wg0", "version": 4, "addresses": ["10.9.0.1"], "mark": 51820}
@@ -87,6 +88,32 @@ def test_a_file_that_others_can_change_is_not_read_again(file: Path) -> None:
         file.chmod(0o666)
         message, fix = ask(helper, do="read")["error"]
     assert ("can write" in message, "--trust-file" in fix) == (True, True)
+
+
+def test_the_file_is_saved_only_with_hooks_that_it_had_and_if_it_asks_for_that(
+    helper: HelperProcess, file: Path
+) -> None:
+    plain = file.read_text()
+    asking = plain + "SaveConfig = true\n"
+    wanted = asking + "ListenPort = 7\n"
+    # It didn't ask when the helper began, and doesn't now.
+    for text in (wanted, plain, "nonsense", ""):
+        assert ask(helper, do="save", text=text)["error"] is not None
+        assert file.read_text() == plain
+    file.write_text(asking)
+    assert ask(helper, do="read") == {"error": None}
+    for text in (
+        wanted + "PostUp = touch /tmp/more\n",
+        wanted.replace("known", "other"),
+        plain,
+        wanted + "PreUp = x\n",
+    ):
+        assert ask(helper, do="save", text=text)["error"] is not None
+        assert file.read_text() == asking
+    assert ask(helper, do="save", text=wanted) == {"error": None}
+    assert "ListenPort = 7" in file.read_text()
+    assert conf_files.load(file) == conf_files.parse(wanted, file)
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(

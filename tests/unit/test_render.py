@@ -123,3 +123,16 @@ def test_no_color_means_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     Console(file=file, width=120, force_terminal=True).print(render.peers([peer(2)], verbose=False))
     assert "\x1b[3" not in file.getvalue()
+
+
+def test_what_happened_is_wrapped_beside_its_time_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "_console", lambda: Console(width=60))
+    render.moments([("2026-11-26 09:30:00+0000", "a peer with a long name [joined] from \x1b " + "word " * 12)])
+    lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert len(lines) > 2
+    assert all(len(each) <= 60 for each in lines)
+    assert lines[0].startswith("2026-11-26 09:30:00+0000  a peer")
+    assert all(each.startswith(" " * 26) for each in lines[1:])
+    assert "[joined] from \\x1b" in " ".join(each[26:].strip() for each in lines)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rustguard_py.engine import has_native
+from rustguard_py.sandbox import writing
 from support import refusing
 from support.other_user import NOBODY
 
@@ -43,7 +44,7 @@ ADMIN = 1 << 12
 
 def child(script: str, *, under: Sequence[str] = ()) -> dict[str, Any]:
     argv = [*under, sys.executable, "-P", "-c", START + script]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -219,3 +220,145 @@ def test_the_filter_is_set_below_that_of_a_unit_which_permits_no_seccomp() -> No
     )
     assert found["refused"] == []
     assert found["tried"] == ["EPERM", "ENOSYS"]
+
+
+LIMIT = """
+import socket, errno
+from rustguard_py.sandbox.writing import Places, limit
+
+def outcome(attempt):
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+"""
+needs_landlock = pytest.mark.skipif(writing.why_not() is not None, reason=f"{writing.why_not()}")
+
+
+@needs_landlock
+def test_files_are_written_in_permitted_places_alone_also_by_threads_that_start_later(tmp_path: Path) -> None:
+    for name in ("ours", "theirs", "settings"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    found = child(
+        f"{LIMIT}\n"
+        f"root = Path({str(tmp_path)!r})\n"
+        "capabilities.gain_nothing()\n"
+        "before = open(root / 'theirs/file', 'a')\n"
+        "report = limit(Places([root / 'ours'], [root / 'settings', root / 'missing'], [Path('/dev/null')]))\n"
+        "def try_all():\n"
+        "    return {name: outcome(attempt) for name, attempt in {\n"
+        "        'ours': lambda: (root / 'ours/new').write_text('y'),\n"
+        "        'ours again': lambda: (root / 'ours/new').rename(root / 'ours/file'),\n"
+        "        'settings': lambda: (root / 'settings/file').write_text('y'),\n"
+        "        'device': lambda: os.close(os.open('/dev/null', os.O_WRONLY)),\n"
+        "        'opened before': lambda: os.write(before.fileno(), b'y'),\n"
+        "        'read': (root / 'theirs/file').read_text,\n"
+        "        'settings more': lambda: (root / 'settings/new').touch(),\n"
+        "        'settings less': (root / 'settings/file').unlink,\n"
+        "        'directory': (root / 'ours/directory').mkdir,\n"
+        "        'socket': lambda: socket.socket(socket.AF_UNIX).bind(str(root / 'ours/socket')),\n"
+        "        'theirs': lambda: (root / 'theirs/file').write_text('y'),\n"
+        "        'theirs more': lambda: (root / 'theirs/new').touch(),\n"
+        "        'theirs less': (root / 'theirs/file').unlink,\n"
+        "        'in between': (root / 'between').touch,\n"
+        "    }.items()}\n"
+        "results = [try_all()]\n"
+        "thread = threading.Thread(target=lambda: results.append(try_all()))\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "say(report, results=results)\n"
+    )
+    assert found["applied"] == ["writing only to its own files"]
+    # Before Linux 6.12.
+    assert not found["refused"] or found["refused"][0].startswith("This kernel is too old to refuse: ")
+    permitted = {"ours", "ours again", "settings", "device", "opened before", "read"}
+    assert len(found["results"]) == 2
+    for result in found["results"]:
+        assert {name for name, how in result.items() if how == "done"} == permitted
+        assert {how for name, how in result.items() if name not in permitted} == {"EACCES"}
+    assert (tmp_path / "theirs/file").read_text() == "xyy"
+
+
+@needs_landlock
+def test_modes_and_owners_stay_where_writing_is_limited(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(0o600)
+    found = child(
+        f"{LIMIT}\n"
+        f"file = {str(tmp_path / 'file')!r}\n"
+        "from rustguard_py.sandbox.system_calls import refuse\n"
+        "capabilities.gain_nothing()\n"
+        "report = refuse(uring=False, xdp=False, modes=True)\n"
+        "opened = os.open(file, os.O_RDWR)\n"
+        "say(report, tried=[outcome(each) for each in (\n"
+        "    lambda: os.chmod(file, 0o4777),\n"
+        "    lambda: os.chmod(file, 0o4777, follow_symlinks=True),\n"
+        "    lambda: os.fchmod(opened, 0o4777),\n"
+        "    lambda: os.chown(file, os.getuid(), -1),\n"
+        "    lambda: os.lchown(file, os.getuid(), -1),\n"
+        "    lambda: os.fchown(opened, os.getuid(), -1),\n"
+        "    lambda: os.setxattr(file, 'user.x', b'y'),\n"
+        "    lambda: os.setxattr(opened, 'user.x', b'y'),\n"
+        "    lambda: os.removexattr(file, 'user.x'),\n"
+        ")])\n"
+    )
+    assert found["tried"] == ["EPERM"] * 9
+    assert (tmp_path / "file").stat().st_mode & 0o7777 == 0o600
+
+
+def test_without_the_native_engine_it_is_reported_that_writing_is_not_limited() -> None:
+    found = child(
+        "sys.modules['rustguard_py._native'] = None\n"
+        "from rustguard_py.sandbox import writing\n"
+        "say(writing.not_limited(writing.why_not()))\n"
+    )
+    assert found["refused"] == [
+        "Writing to other files isn't refused: this installation has no native engine, which brings the rules."
+    ]
+
+
+@pytest.mark.skipif(not has_native(), reason="the rules are in the native engine, which isn't built here")
+def test_a_kernel_without_landlock_is_reported() -> None:
+    """As before Linux 5.13: here a filter refuses the system calls."""
+    found = child(
+        "from rustguard_py.sandbox import writing\nsay(writing.not_limited(str(writing.why_not())))\n",
+        under=[sys.executable, refusing.__file__, "landlock"],
+    )
+    assert found["refused"] == [
+        "Writing to other files isn't refused: there is no Landlock here; it came with Linux 5.13, may be switched "
+        "off, and containers may refuse it."
+    ]
+
+
+@needs_landlock
+def test_rules_that_the_kernel_refuses_are_reported() -> None:
+    """For want of no_new_privs, where it can't be set."""
+    found = child(
+        f"{LIMIT}\nsay(limit(Places([Path('/tmp')])))\n",
+        under=[sys.executable, refusing.__file__, "landlock_restrict_self"],
+    )
+    assert found["applied"] == []
+    assert found["refused"][0].startswith("Writing to other files isn't refused: ")
+
+
+@pytest.mark.parametrize(
+    ("version", "later"),
+    [
+        (1, "cutting off files elsewhere (Linux 6.2), settings of other devices (Linux 6.10), signals to other "),
+        (4, "settings of other devices (Linux 6.10), signals to other processes (Linux 6.12)."),
+        (6, None),
+    ],
+)
+def test_what_an_older_kernel_does_not_refuse_is_reported(version: int, later: str | None) -> None:
+    found = child(
+        "from types import SimpleNamespace\n"
+        f"native = SimpleNamespace(restrict_writing=lambda **_: {version})\n"
+        "sys.modules['rustguard_py._native'] = native\n"
+        "from rustguard_py.sandbox.writing import Places, limit\n"
+        "say(limit(Places()))\n"
+    )
+    assert found["applied"] == ["writing only to its own files"]
+    assert [each.partition("refuse: ")[2][: len(later or "")] for each in found["refused"]] == (
+        [] if later is None else [later]
+    )

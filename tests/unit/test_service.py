@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from rustguard_py.cli import service as verb
 from rustguard_py.cli.app import group, run
+from rustguard_py.model import sudo
 from rustguard_py.model.errors import NotRunningError, RefusedError, UsageError
 from rustguard_py.service import systemd, unit
 from rustguard_py.service.unit import Unit, quoted
@@ -88,7 +90,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir(mode=0o700)
     monkeypatch.setattr(systemd, "UNITS", tmp_path / "units")
     monkeypatch.setattr(systemd, "TOKENS", tmp_path / "tokens")
-    monkeypatch.setattr(systemd, "require", lambda: None)
+    monkeypatch.setattr(systemd, "require", lambda **_: None)
     monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
     monkeypatch.setattr("sys.stdin", io.StringIO())
 
@@ -134,6 +136,50 @@ def test_the_long_form_installs_the_same(machine: Path) -> None:
     assert serve(machine) == 0
     assert (machine / "units/rustguard-serve-state.service").read_text() == long.replace(" --xdp lo", "")
     assert not (machine / "units/rustguard-serve-state.service.d").exists()
+
+
+def test_a_join_without_root_is_a_service_of_the_users_own_systemd(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(machine / "config"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(sudo._Rootless, "is_it", False)
+    (machine / "state/state.json").write_text("{}")
+    words = ["--rootless", "--dns", "10.9.0.1", "--dns", "fd00::1", "--state", str(machine / "state")]
+    assert run(["service", "install", "join", *words]) == 0
+    file = machine / "config/systemd/user/rustguard-join-state.service"
+    text = file.read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+    assert line.endswith(f" join --rootless --dns 10.9.0.1 --dns fd00::1 --state {machine}/state")
+    assert "WantedBy=default.target\n" in text
+    assert "Capability" not in text
+    assert "loginctl enable-linger" in capsys.readouterr().err
+    assert [each.user for each in systemd.installed()] == [True]
+    assert run(["service", "remove", "join-state"]) == 0
+    assert not file.exists()
+    assert list((machine / "units").iterdir()) == []
+    name = "rustguard-join-state"
+    assert (machine / "asked").read_text().splitlines() == [
+        "--user daemon-reload",
+        f"--user enable {name}",
+        f"--user restart {name}",
+        f"--user disable {name} --now",
+        "--user daemon-reload",
+        f"--user reset-failed {name}",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_can_read_a_users_unit(tmp_path: Path) -> None:
+    file = tmp_path / "rustguard-join.service"
+    file.write_text(Unit("a client", ("/bin/sh", "join"), user=True).text())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", file],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert [line for line in done.stderr.splitlines() if "rustguard-join" in line] == []
 
 
 def test_a_service_that_does_not_start_is_taken_back(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rustguard_py.daemon.control.server import bind
+from rustguard_py.daemon.control.listening import bind
 from rustguard_py.model.errors import StateError
 from rustguard_py.state import paths
 from rustguard_py.state.document import Document
@@ -166,7 +166,7 @@ def test_the_longest_path_that_is_given_can_be_bound_by_any_process(monkeypatch:
         monkeypatch.setenv("RUSTGUARD_RUNTIME", str(Path(short, "x" * (99 - len(f"{short}//{'0' * 16}.sock")))))
         socket = paths.control_socket(Path(short))
         assert len(str(socket)) == 99
-        bind(socket, None).close()
+        bind(socket, None).socket.close()
 
 
 def test_what_was_announced_is_listed_until_it_is_withdrawn(runtime: Path, tmp_path: Path) -> None:
@@ -269,3 +269,15 @@ def test_a_tunnel_in_another_network_namespace_has_a_directory_of_its_own(
     assert paths.tunnel_directory("wg0") == tmp_path / "rustguard/tunnels/wg0"
     numbers["self"] = None
     assert paths.tunnel_directory("wg0") == tmp_path / "rustguard/tunnels/wg0"
+
+
+def test_a_user_without_a_runtime_directory_is_told_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Path:
+        raise PermissionError("runtime directory is a symlink")
+
+    monkeypatch.delenv("RUSTGUARD_RUNTIME")
+    monkeypatch.setattr("platformdirs.user_runtime_path", refuse)
+    as_user(monkeypatch, 1000)
+    with pytest.raises(StateError, match="runtime directory is a symlink") as told:
+        paths.runtime_path()
+    assert told.value.fix == "Name one of your own: RUSTGUARD_RUNTIME=DIR"

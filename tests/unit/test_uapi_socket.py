@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Callable, Coroutine
@@ -142,10 +143,14 @@ def test_an_empty_directory_means_none_and_one_that_can_not_be_made_is_an_error(
     run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
+        before = _wg()
+        await before.start()
+        shutil.rmtree(directory)
         directory.write_text("a file")
-        for attempt in (_wg().start, _wg().make_again):
+        for attempt in (_wg().start, before.make_again):
             with pytest.raises(RustGuardError, match="can't be made: File exists"):
                 await attempt()
+        await before.close()
         monkeypatch.setenv(VARIABLE, "")
         with pytest.raises(RustGuardError, match="is empty"):
             await _wg().start()

@@ -3,8 +3,8 @@
 //!
 //! Each queue has two threads that move packets, over `syscalls` or over `uring`. One more thread
 //! (`worker`) waits for timers. The rules are in the crate `transport`. This crate has the devices
-//! (`device`), the UDP sides (`udp`, `xdp`) and the Python module (`python`). `seccomp` refuses system
-//! calls to the whole process.
+//! (`device`), the UDP sides (`udp`, `xdp`) and the Python module (`python`). For the whole process,
+//! `seccomp` refuses system calls, and `writing` to write elsewhere.
 //!
 //! No thread of ours takes Python's lock. Commands are calls from Python's threads. Events go out
 //! through a bounded queue behind a descriptor (`events`).
@@ -34,4 +34,5 @@ mod udp;
 mod udp_side;
 mod uring;
 mod worker;
+mod writing;
 mod xdp;

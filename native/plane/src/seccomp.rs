@@ -87,6 +87,33 @@ const IDENTITY: &[c_long] = &[
     libc::SYS_setreuid,
     libc::SYS_setuid,
 ];
+/// Modes, owners and attributes of files, which Landlock doesn't cover.
+const MODES: &[c_long] = &[
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    FCHMODAT2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fremovexattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_setxattr,
+    SETXATTRAT,
+    REMOVEXATTRAT,
+    FILE_SETATTR,
+];
+/// Linux 6.6, 6.13 and 6.17: the same numbers on every processor. libc doesn't have them on each.
+const FCHMODAT2: c_long = 452;
+const SETXATTRAT: c_long = 463;
+const REMOVEXATTRAT: c_long = 466;
+const FILE_SETATTR: c_long = 469;
+/// Those that only this processor has.
+#[cfg(target_arch = "x86_64")]
+const OLD_MODES: &[c_long] = &[libc::SYS_chmod, libc::SYS_chown, libc::SYS_lchown];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_MODES: &[c_long] = &[];
 /// What only this processor has.
 #[cfg(target_arch = "x86_64")]
 const PROCESSOR: &[c_long] =
@@ -110,12 +137,13 @@ const NAMESPACES: &[i32] = &[
 
 /// Refuse the system calls of the list from now on, for good.
 ///
-/// Return their number. The caller has set `no_new_privs` or has CAP_SYS_ADMIN.
+/// Return their number. The caller has set `no_new_privs` or has CAP_SYS_ADMIN. With `modes`, modes
+/// and owners of files stay as they are.
 ///
 /// # Errors
 /// The kernel has no filters, or refuses this one; or there are none for this processor.
-pub fn refuse(uring: bool, xdp: bool) -> io::Result<usize> {
-    let rules = rules(uring, xdp).map_err(io::Error::other)?;
+pub fn refuse(uring: bool, xdp: bool, modes: bool) -> io::Result<usize> {
+    let rules = rules(uring, xdp, modes).map_err(io::Error::other)?;
     let number = rules.len() + 1;
     let mut program = compile(rules, EPERM)?;
     if cfg!(target_arch = "x86_64") {
@@ -129,10 +157,13 @@ pub fn refuse(uring: bool, xdp: bool) -> io::Result<usize> {
     Ok(number)
 }
 
-fn rules(uring: bool, xdp: bool) -> Result<Rules, seccompiler::BackendError> {
+fn rules(uring: bool, xdp: bool, modes: bool) -> Result<Rules, seccompiler::BackendError> {
     let mut lists = vec![EXEC, DEBUG, MOUNT, KERNEL, IDENTITY, PROCESSOR];
     if !uring {
         lists.push(URING);
+    }
+    if modes {
+        lists.extend([MODES, OLD_MODES]);
     }
     let mut rules: Rules = lists.concat().into_iter().map(|call| (call, Vec::new())).collect();
     let mut families = FAMILIES.to_vec();
@@ -218,7 +249,7 @@ mod tests {
     #[test]
     fn a_filter_fits_into_the_kernels_limit_with_every_option() {
         for (uring, xdp) in [(false, false), (true, false), (false, true), (true, true)] {
-            let rules = rules(uring, xdp).unwrap();
+            let rules = rules(uring, xdp, true).unwrap();
             assert_eq!(rules.contains_key(&libc::SYS_bpf), !xdp);
             assert_eq!(rules.contains_key(&libc::SYS_io_uring_setup), !uring);
             let program = compile(rules, EPERM).unwrap();
@@ -228,7 +259,7 @@ mod tests {
 
     #[test]
     fn no_call_is_listed_twice() {
-        let listed = [EXEC, DEBUG, MOUNT, KERNEL, IDENTITY, PROCESSOR, URING].concat();
+        let listed = [EXEC, DEBUG, MOUNT, KERNEL, IDENTITY, PROCESSOR, URING, MODES, OLD_MODES].concat();
         let all: std::collections::BTreeSet<_> = listed.iter().collect();
         assert_eq!(all.len(), listed.len());
     }

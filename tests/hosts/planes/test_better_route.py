@@ -26,7 +26,8 @@ from support.engines import needs_native
         pytest.param("native", {"xdp": True}, 4, marks=needs_native, id="xdp-4"),
     ],
 )
-def test_a_better_route_over_another_interface_costs_nothing(
+def test_a_better_route_over_another_interface_costs_at_most_the_ping_on_its_way(
     lab: Lab, tmp_path: Path, engine: str, options: dict[str, Any], family: int
 ) -> None:
-    assert lost_pings(lab, tmp_path, engine, options, family) == [0, 0]
+    # A ping may leave after the kernel has changed the route and before we have read of it.
+    assert sum(lost_pings(lab, tmp_path, engine, options, family)) <= 1

@@ -267,11 +267,15 @@ def test_a_route_that_changes_is_followed(lab: Lab, tmp_path: Path) -> None:
     capture = _capture(there, tmp_path, ["-c", "5", f"ether dst {other} and udp port {PORT}"])
     _wait(lambda: _sent_once(here.host) and capture.poll() is not None, "frames to the other gateway")
     assert capture.returncode == 0
-    # Another link: the sockets serve it.
+    # Another link: the sockets serve it, from when the thread that follows the routes has read of it.
     here.host.ip([f"route replace 198.51.100.1 via {second[1].ipv4}"])
-    before = _by_sockets(here.host)[1]
-    _ping(here.host, BOB)
-    assert _by_sockets(here.host)[1] - before >= 6
+
+    def is_sent_by_sockets() -> bool:
+        before = _by_sockets(here.host)[1]
+        _ping(here.host, BOB)
+        return _by_sockets(here.host)[1] - before >= 6
+
+    _wait(is_sent_by_sockets, "sending over the sockets")
     here.host.ip([f"route replace 198.51.100.1 via {there.ipv4}"])
     _wait_for_xdp(here.host, BOB[0])
     assert alice.process.poll() is None

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use transport::vnet::{MAX_PACKET, VNET_SIZE};
+use transport::vnet::VNET_SIZE;
 
 use super::batch::Batch;
 use super::lane::{Closed, Lane, Limits, Writer};
@@ -56,7 +56,8 @@ impl Channel {
         self.to_user.take(most)
     }
 
-    /// Write packets for the plane to seal, in this order. Return how many were taken: the first ones
+    /// Write packets for the plane to seal, each of at most [`transport::vnet::MAX_PACKET`] bytes, in this
+    /// order. Return how many were taken: the first ones
     /// that there is room for. The packets of one pair of addresses go to one queue.
     pub fn write_batch<'a>(&self, packets: impl Iterator<Item = &'a [u8]>) -> Result<usize, Closed> {
         let mut writer: Option<(usize, Writer<'_>)> = None;
@@ -186,11 +187,6 @@ impl Drop for ChannelQueue {
     }
 }
 
-/// Return whether a packet has a size that a plane takes.
-pub fn is_packet(size: usize) -> bool {
-    (1..=MAX_PACKET).contains(&size)
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -199,6 +195,7 @@ mod tests {
     use crate::descriptor::wait;
     use crate::device::contract::{FarEnd, HERE, THERE, check, packet};
     use crate::device::is_full;
+    use crate::device::metered::Metered;
 
     const LIMITS: Limits = Limits { packets: 256, bytes: 1 << 20 };
 
@@ -242,6 +239,15 @@ mod tests {
         check(|| {
             let (mut devices, channel) = made(1, LIMITS);
             (devices.remove(0), User(channel))
+        });
+    }
+
+    #[test]
+    fn it_keeps_the_contract_while_its_calls_are_metered() {
+        check(|| {
+            let (mut devices, channel) = made(1, LIMITS);
+            let metered = Metered::new(devices.remove(0), Arc::default());
+            (Arc::new(metered) as Arc<dyn Device>, User(channel))
         });
     }
 

@@ -7,6 +7,7 @@ pub mod channel;
 pub mod contract;
 pub mod lane;
 pub mod memif;
+pub mod metered;
 pub mod tun;
 
 use std::io::{self, IoSlice};

@@ -5,20 +5,25 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyBrokenPipeError, PyBufferError, PyValueError};
+use pyo3::exceptions::{PyBrokenPipeError, PyBufferError, PyOSError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
+use transport::vnet::MAX_PACKET;
 
 use crate::descriptor::{now, wait};
-use crate::device::Queues;
-use crate::device::batch::Batch;
-use crate::device::channel::{Channel, is_packet};
+use crate::device::batch::{BUFFER, Batch};
+use crate::device::channel::Channel;
 use crate::device::lane::{Closed, Limits};
+use crate::device::metered::{Metered, Meters};
+use crate::device::{Device, Queues};
 
 /// A batch of more bytes than this is copied without the interpreter's lock. To give it up and take
 /// it again costs as much as copying some kilobytes.
 const MUCH: usize = 16 << 10;
+/// A batch of no more bytes than this is copied for Python. Its views would keep a whole buffer, which
+/// is much more.
+const LITTLE: usize = BUFFER / 8;
 
 impl From<Closed> for PyErr {
     fn from(Closed: Closed) -> Self {
@@ -82,29 +87,51 @@ impl<'py> Lent<'py> {
 }
 
 #[pyclass(name = "Channel", module = "rustguard_py._native", frozen)]
-pub struct PyChannel(Arc<Channel>);
+pub struct PyChannel(Arc<Channel>, Option<Arc<Meters>>);
 
 impl PyChannel {
     /// Return the queues of the device, for a plane. `name` is what messages call it.
     pub fn queues(&self, name: &str) -> PyResult<Queues> {
         let queues = self.0.devices().ok_or_else(|| PyValueError::new_err("The channel has a plane already."))?;
+        let metered = |queue| match &self.1 {
+            Some(meters) => Arc::new(Metered::new(queue, Arc::clone(meters))) as Arc<dyn Device>,
+            None => queue,
+        };
+        let queues = queues.into_iter().map(metered).collect();
         Ok(Queues { name: name.to_owned(), queues, lacks: Vec::new() })
+    }
+
+    /// Return the channel, for users in Rust.
+    pub fn channel(&self) -> Arc<Channel> {
+        Arc::clone(&self.0)
     }
 }
 
 #[pymethods]
 impl PyChannel {
     #[new]
-    #[pyo3(signature = (*, queues = 1, capacity = 1024, memory = 4 << 20))]
-    fn new(queues: usize, capacity: usize, memory: usize) -> PyResult<Self> {
-        Ok(Self(Channel::new(queues.max(1), Limits { packets: capacity, bytes: memory })?))
+    #[pyo3(signature = (*, queues = 1, capacity = 1024, memory = 4 << 20, metered = false))]
+    fn new(queues: usize, capacity: usize, memory: usize, metered: bool) -> PyResult<Self> {
+        let made = Channel::new(queues.max(1), Limits { packets: capacity, bytes: memory });
+        // With its number, so that Python knows a limit of the system.
+        made.map(|channel| Self(channel, metered.then(Arc::default)))
+            .map_err(|error| PyOSError::new_err((error.raw_os_error().unwrap_or(libc::EIO), error.to_string())))
+    }
+
+    /// Return what the plane's reads and writes cost so far, in nanoseconds, if they are metered.
+    fn costs(&self) -> Option<(f64, f64)> {
+        self.1.as_ref().map(|meters| meters.nanoseconds())
     }
 
     #[pyo3(signature = (most = 64))]
     fn read_batch<'py>(&self, py: Python<'py>, most: usize) -> PyResult<Bound<'py, PyList>> {
         let Some(batch) = self.0.read_batch(most.max(1))? else { return Ok(PyList::empty(py)) };
         let places: Vec<_> = batch.places().collect();
-        let whole = PyMemoryView::from(Bound::new(py, PyBatch(batch))?.as_any())?;
+        let whole = if batch.bytes().len() <= LITTLE {
+            PyMemoryView::from(PyBytes::new(py, batch.bytes()).as_any())?
+        } else {
+            PyMemoryView::from(Bound::new(py, PyBatch(batch))?.as_any())?
+        };
         let packets = PyList::empty(py);
         for place in places {
             packets.append(whole.get_item(PySlice::new(py, place.start as isize, place.end as isize, 1))?)?;
@@ -117,8 +144,8 @@ impl PyChannel {
         // SAFETY: if there are others than `Bytes`, the interpreter's lock is held until the last use
         // of the slices, so no Python code runs.
         let slices: Vec<&[u8]> = lent.iter().map(|packet| unsafe { packet.bytes() }).collect();
-        if slices.iter().any(|packet| !is_packet(packet.len())) {
-            return Err(PyValueError::new_err("A packet has 1 to 65535 bytes."));
+        if slices.iter().any(|packet| packet.len() > MAX_PACKET) {
+            return Err(PyValueError::new_err("A packet has at most 65535 bytes."));
         }
         let write = || self.0.write_batch(slices.iter().copied());
         let fixed = lent.iter().all(|packet| matches!(packet, Lent::Bytes(_)));

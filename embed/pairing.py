@@ -1,0 +1,170 @@
+"""A tunnel to a server of ours: paired with now, or joined before and kept in a state directory."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rustguard_py import conf
+from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.timestamps import KeptTimestamps
+from rustguard_py.embed.farewell import Farewell
+from rustguard_py.embed.memory import MemoryState, MemoryTimestamps
+from rustguard_py.embed.plan import Parts, SyncedTimestamps
+from rustguard_py.enroll.client.checks import accept_any_network
+from rustguard_py.enroll.client.obtain import Applicant, Keeps, Obtained, Target, load, obtain, withdraw
+from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice
+from rustguard_py.model import ip
+from rustguard_py.model.endpoint import Network
+from rustguard_py.model.errors import RustGuardError, UsageError
+from rustguard_py.model.peer_names import check_label, label_of
+from rustguard_py.state.document import Document
+from rustguard_py.state.records import ClientState
+from rustguard_py.system.sockets import bind
+
+log = logging.getLogger(__name__)
+
+# What `join` says is for the program's log, and it changes nothing on the system.
+_VOICE = Voice(change=log.debug, say=log.info)
+
+
+@dataclass(frozen=True, slots=True)
+class PairingPlan:
+    """A tunnel to a server of ours.
+
+    Attributes:
+        target: The server.
+        applicant: The token and name to pair with, or None to use what an earlier join kept.
+        directory: The state directory, or None to keep everything in memory.
+        answers: Which of the networks behind the server are accepted.
+    """
+
+    target: Target
+    applicant: Applicant | None
+    directory: Path | None
+    answers: RouteAnswers
+
+    async def gather(self, stack: AsyncExitStack) -> Parts:
+        """See `embed.plan.Plan.gather`."""
+        keeps = self._open_state(stack)
+        state = load(keeps)
+        if self.applicant is None and state.network(self.target.host, self.target.port) is None:
+            raise UsageError(
+                f"{self.target.host} was not joined before with the state in {self.directory}.",
+                "Pass its token, while its window is open: connect(…, token=…, state=…).",
+            )
+        timestamps: SyncedTimestamps = MemoryTimestamps()
+        if self.directory is not None:
+            timestamps = kept = KeptTimestamps(self.directory)
+            stack.callback(kept.close)
+        sockets = bind(0)
+        for each in sockets:
+            stack.callback(each.close)
+        obtained = await obtain(
+            self.target, self.applicant, keeps, state, sockets, _VOICE, self.answers, accept_any_network
+        )
+        return self._parts(obtained, keeps, state, tuple(sockets), timestamps)
+
+    def _open_state(self, stack: AsyncExitStack) -> Keeps:
+        if self.directory is None:
+            return MemoryState()
+        document = Document.open(self.directory)
+        stack.callback(document.close)
+        return document
+
+    def _parts(
+        self,
+        obtained: Obtained,
+        keeps: Keeps,
+        state: ClientState,
+        sockets: tuple[socket.socket, ...],
+        timestamps: SyncedTimestamps,
+    ) -> Parts:
+        network, port = obtained.network, int(sockets[0].getsockname()[1])
+        server = conf.HostPort(network.host, network.port)
+        peer = conf.PeerSection(
+            network.server_key,
+            (*network.pools, *network.routes),
+            network.preshared_key,
+            server,
+            network.keepalive,
+            name=network.host,
+        )
+
+        return Parts(
+            state.private_key,
+            sockets,
+            (peer,),
+            network.addresses,
+            mtu=network.mtu,
+            name=network.name,
+            timestamps=timestamps,
+            found={} if obtained.endpoint is None else {server: [obtained.endpoint]},
+            # What is kept in a directory serves the next start.
+            give_up=None if self.directory is not None else partial(_take_back, obtained, keeps, state, port),
+            say_goodbye=None if self.directory is not None else Farewell(state.private_key, network).say,
+        )
+
+
+def make_plan(
+    server: str,
+    token: str | None,
+    directory: Path | None,
+    *,
+    name: str | None,
+    fingerprint: str | None,
+    routes: str | Sequence[str | Network] | None,
+) -> PairingPlan:
+    """Return the plan of a tunnel to a server; `rustguard_py.connect` documents the arguments.
+
+    Raises:
+        UsageError: One of the arguments is malformed.
+    """
+    target = Target.parse(server, fingerprint)
+    if token is None:
+        return PairingPlan(target, None, directory, RouteAnswers(_choice(routes)))
+    if not token:
+        raise UsageError("The token is empty.", "Pass the one that `rustguard serve` printed.")
+    applicant = Applicant(token, _name(name), name is not None)
+    return PairingPlan(target, applicant, directory, RouteAnswers(_choice(routes)))
+
+
+def _choice(routes: str | Sequence[str | Network] | None) -> RouteChoice | None:
+    """Return which routes are accepted; None for those that an earlier join accepted."""
+    if routes is None:
+        return None
+    if isinstance(routes, str):
+        if routes not in ("all", "none"):
+            raise UsageError(f"routes={routes!r} is neither 'all' nor 'none'.", "For networks, pass a list of them.")
+        return RouteChoice(all=routes == "all")
+    try:
+        return RouteChoice(tuple(dict.fromkeys(ip.network(str(each)) for each in routes)))
+    except ValueError as error:
+        raise UsageError(
+            f"routes={list(map(str, routes))!r}: {error}.", "Pass networks such as 192.168.7.0/24 or 2001:db8:7::/48."
+        ) from error
+
+
+def _name(given: str | None) -> str:
+    if given is None:
+        return label_of(socket.gethostname().partition(".")[0])
+    try:
+        return check_label(given)
+    except ValueError as error:
+        raise UsageError(f"name={given!r}: {error}.", "Pass a name such as laptop, or leave it out.") from error
+
+
+def _take_back(obtained: Obtained, keeps: Keeps, state: ClientState, port: int) -> None:
+    """Have the server forget a join that nothing came of. It listens to the port that the join was made from."""
+    if obtained.joined is None:
+        return
+    with suppress(RustGuardError):
+        sockets = bind(port)
+        withdraw(obtained.joined, keeps, state, sockets)
+        for each in sockets:
+            each.close()

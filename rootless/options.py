@@ -1,0 +1,87 @@
+"""What `join --rootless` was asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from rustguard_py.model.endpoint import IpAddress
+from rustguard_py.model.errors import UsageError
+from rustguard_py.proxy.forward import Forward
+from rustguard_py.proxy.request import Credentials, is_host
+
+_PLACE = re.compile(r"(?:(\[[^\[\]]*\]|[^:\[\]]*):)?([0-9]{1,5})", re.ASCII)
+_LOOPBACK, _LAST_PORT = "127.0.0.1", 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Rootless:
+    """The options of a tunnel without root.
+
+    Attributes:
+        servers: Name servers to use inside; empty for the server's inner addresses.
+        socks: Where to serve SOCKS5 and HTTP CONNECT: addresses and ports.
+        login: What clients of those have to name, or None.
+        ins: Ports of this machine that lead into the tunnel (`-L`).
+        outs: Ports inside that lead to this machine (`-R`).
+    """
+
+    servers: tuple[IpAddress, ...] = ()
+    socks: tuple[tuple[str, int], ...] = ()
+    login: Credentials | None = None
+    ins: tuple[Forward, ...] = ()
+    outs: tuple[Forward, ...] = ()
+
+
+def parse_place(text: str) -> tuple[str, int]:
+    """Return the address and port in `[ADDR:]PORT`; without an address, it is that of this machine alone.
+
+    Raises:
+        UsageError: The text has another form.
+    """
+    found = _PLACE.fullmatch(text)
+    host = _LOOPBACK if found is None or found[1] is None else found[1].removeprefix("[").removesuffix("]")
+    if found is None or not 1 <= int(found[2]) <= _LAST_PORT or not is_host(host):
+        raise UsageError(
+            f"--socks {text!r} isn't an address and a port.",
+            "Write it like: --socks 1080, --socks 127.0.0.1:1080 or --socks '[::1]:1080'. Without a value it is the "
+            "last word, or a word with a hyphen follows.",
+        )
+    return host, int(found[2])
+
+
+def check_open_to_others(socks: Iterable[tuple[str, int]]) -> None:
+    """Check that places without a login are for this machine alone. The proxy checks what names stand for.
+
+    Raises:
+        UsageError: One isn't.
+    """
+    for host, port in socks:
+        with suppress(ValueError):
+            if host in ("", "*") or not ip_address(host).is_loopback:
+                raise UsageError(
+                    f"Whoever reaches this machine could use the tunnel by --socks {host}:{port}.",
+                    "Add --socks-login FILE, or leave out the address.",
+                )
+
+
+def read_login(file: Path) -> Credentials:
+    """Return the user and password in a file of one line, `USER:PASSWORD`.
+
+    Raises:
+        UsageError: It can't be read, or has another form.
+    """
+    try:
+        user, colon, password = file.read_text().removesuffix("\n").partition(":")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
+        raise UsageError(
+            f"--socks-login {file} can't be read: {reason}.", "Name a file that you can read."
+        ) from error
+    if not colon or "\n" in password:
+        raise UsageError(f"--socks-login {file} has no user and password.", "It has one line, USER:PASSWORD.")
+    return Credentials(user, password)
