@@ -50,7 +50,8 @@ demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
 test: .venv/.test
-	@$(CARGO) test --locked -q -p transport -p relay -p generator -p plane
+	@$(CARGO) test --locked -q -p transport -p memif -p relay -p generator -p plane
+	@$(CARGO) test --locked -q --manifest-path model/Cargo.toml
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
 
 # How much of the installed package the unit tests reach. There is no threshold. The name alone, without a path, would
@@ -161,9 +162,10 @@ lock:
 	@scripts/venv dist packages
 	@touch $@
 
-.venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian
+.venv/.test .venv/.bench: .venv/.%: $(SOURCES) scripts/venv scripts/setup-debian scripts/testpmd
 	@scripts/setup-debian $*
 	@scripts/venv $*
+	@scripts/testpmd
 	@$(MAKE) wireguard-go wireguard-go-generate
 	@touch $@
 

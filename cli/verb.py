@@ -13,6 +13,8 @@ from rustguard_py.cli import complete, failures
 from rustguard_py.cli.values import BadValueError, OneOf, nearest
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.errors import UsageError
+from rustguard_py.model.memif import FORM, MemifOptions
+from rustguard_py.model.memif import parse as parse_memif
 from rustguard_py.model.offloads import ALL, choose_offloads
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -158,6 +160,26 @@ def token_options(function: Function) -> Function:
         "RUSTGUARD_TOKEN or standard input.",
     )
     return by_value(by_file(function))
+
+
+def memif_option(function: Function) -> Function:
+    """Add `--memif SOCKET`; the parameter is `memif: MemifOptions | None`."""
+    return click.option(
+        "--memif",
+        metavar=FORM,
+        callback=_parse_memif,
+        help="Exchange IP packets with another program, such as VPP, over shared memory, in place of an interface "
+        "(native engine only).",
+    )(function)
+
+
+def _parse_memif(_: click.Context, parameter: click.Parameter, value: str | None) -> MemifOptions | None:
+    if value is None:
+        return None
+    try:
+        return parse_memif(value)
+    except UsageError as error:
+        raise BadValueError(error.message, error.fix, parameter=parameter) from None
 
 
 def offloads_option(function: Function) -> Function:

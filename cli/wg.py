@@ -12,9 +12,10 @@ import click
 
 from rustguard_py import __version__
 from rustguard_py.cli import failures
-from rustguard_py.cli.verb import Verb, log_level_option, offloads_option
+from rustguard_py.cli.verb import Verb, log_level_option, memif_option, offloads_option
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import UsageError
+from rustguard_py.model.memif import MemifOptions
 
 if TYPE_CHECKING:
     from rustguard_py.engine import Engine
@@ -32,15 +33,20 @@ _LEVELS = {"silent": logging.CRITICAL + 1, "error": logging.WARNING, "verbose": 
             "sudo WG_QUICK_USERSPACE_IMPLEMENTATION=rustguard-wg wg-quick up wg0",
             "wg-quick's own file, where the kernel has no WireGuard",
         ),
+        (
+            "sudo rustguard-wg --memif /run/vpp/memif.sock,id=3 wg0",
+            "no interface: VPP has the packets, and listens at that socket with `mode ip`",
+        ),
         ("sudo ip link delete wg0", "stop it; or remove /var/run/wireguard/wg0.sock"),
     ],
 )
 @click.version_option(__version__, "--version", "-v", prog_name="rustguard-wg")
 @click.option("-f", "--foreground", is_flag=True, envvar="WG_PROCESS_FOREGROUND", help="Stay in the foreground.")
+@memif_option
 @offloads_option
 @log_level_option("LOG_LEVEL, else error")
 @click.argument("interface", metavar="INTERFACE")
-def command(foreground: bool, interface: str, offloads: str | None) -> None:
+def command(foreground: bool, interface: str, memif: MemifOptions | None, offloads: str | None) -> None:
     """Make a WireGuard interface in user space, for wg(8) and wg-quick(8) to set up.
 
     Variables: LOG_LEVEL (silent, error, verbose, debug), RUSTGUARD_ENGINE (native, portable), WG_TUN_FD and
@@ -54,7 +60,11 @@ def command(foreground: bool, interface: str, offloads: str | None) -> None:
         raise UsageError(f"{interface!r} can't name an interface.", "Give a name such as wg0.")
     level = _level()
     directory = directory_of(interface)
-    options = WgOptions(interface, directory, _engine(offloads), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"))
+    if memif is not None and "WG_TUN_FD" in os.environ:
+        raise UsageError("A memif stands in place of an interface.", "Leave out --memif, or: unset WG_TUN_FD")
+    options = WgOptions(
+        interface, directory, _engine(offloads, memif), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD")
+    )
     background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
 
     def ready() -> None:
@@ -64,13 +74,14 @@ def command(foreground: bool, interface: str, offloads: str | None) -> None:
     run(lambda voice: serve(options, voice, ready), level)
 
 
-def _engine(offloads: str | None) -> Engine:
+def _engine(offloads: str | None, memif: MemifOptions | None) -> Engine:
     from rustguard_py import engine
 
     # The kernel's WireGuard needs no program, so `auto` and `kernel` mean the fastest of our own engines.
     fastest = "native" if engine.has_native() else "portable"
     wanted = os.environ.get("RUSTGUARD_ENGINE", "auto")
-    return engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted, offloads=offloads))
+    chosen = engine.choose(DataPath(fastest if wanted in ("auto", "kernel") else wanted, offloads=offloads))
+    return chosen if memif is None else chosen.on_memif(memif)
 
 
 def _level() -> int:

@@ -22,12 +22,13 @@ from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.daemon.uapi.socket import LOOK, UapiSocket, given_listener
 from rustguard_py.engine import Engine
+from rustguard_py.model.printable import printable
 from rustguard_py.planes import offload
 from rustguard_py.planes.tun import Tun
 from rustguard_py.quick.wg_device import WgDevice
 from rustguard_py.state.document import Document
 from rustguard_py.state.paths import state_directory
-from rustguard_py.system.interface import with_netlink
+from rustguard_py.system.interface import check_interface_name, with_netlink
 from rustguard_py.system.netlink_library import IPRoute
 from rustguard_py.system.netwatch import NetWatch
 from rustguard_py.system.place import in_namespace
@@ -77,13 +78,16 @@ async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> 
         stack.callback(document.close)
         timestamps = KeptTimestamps(options.directory)
         stack.callback(timestamps.close)
-        if options.tun is not None:
+        queues: list[Tun] = []
+        if options.engine.memif is not None:
+            check_interface_name(options.interface)
+        elif options.tun is not None:
             queues = [Tun.adopt(options.tun, voice.say)]
             stack.callback(queues[0].close)
         else:
             queues = _make_interface(stack, voice, options.interface, options.engine)
-        name = queues[0].name
-        device = WgDevice(options.engine, queues, _mtu(name) or MTU, timestamps)
+        name = queues[0].name if queues else options.interface
+        device = WgDevice(options.engine, name, queues, (_mtu(name) if queues else None) or MTU, timestamps)
         stack.callback(device.close)
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
@@ -92,18 +96,23 @@ async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> 
         wg = UapiSocket(name, device.show, device.change, listener)
         stack.push_async_callback(wg.close)
         await wg.start()
-        watch = NetWatch(lambda: _follow(device, name))
-        stack.callback(watch.close)
+        if queues:
+            watch = NetWatch(lambda: _follow(device, name))
+            stack.callback(watch.close)
         runtime.stop_on_signals(device.stopped.set)
         voice.say(f"{name} is ready, engine {options.engine.name}; set it up with wg(8).")
         ready()
-        await _until_stopped(device, wg)
+        await _until_stopped(device, wg, voice)
         if device.fault is not None:
             voice.say(f"{name} is gone ({device.fault.message}).")
 
 
-async def _until_stopped(device: WgDevice, wg: UapiSocket) -> None:
+async def _until_stopped(device: WgDevice, wg: UapiSocket, voice: Voice) -> None:
+    said = ""
     while not device.stopped.is_set() and wg.is_there():
+        if (memif := device.memif()) != said:
+            said = memif
+            voice.say(printable(said))
         with suppress(TimeoutError):
             async with asyncio.timeout(LOOK):
                 await device.stopped.wait()

@@ -23,7 +23,8 @@ class WgDevice:
 
     Args:
         engine: The engine that moves the packets.
-        queues: Of the interface; they stay the caller's.
+        name: The interface's.
+        queues: Of the interface; they stay the caller's. None of them if the engine has a memif.
         mtu: Of the interface, bytes.
         timestamps: Handshake timestamps of its peers.
 
@@ -32,14 +33,15 @@ class WgDevice:
         fault: The error that broke it.
     """
 
-    def __init__(self, engine: Engine, queues: Sequence[Tun], mtu: int, timestamps: Timestamps) -> None:
+    def __init__(self, engine: Engine, name: str, queues: Sequence[Tun], mtu: int, timestamps: Timestamps) -> None:
         self.stopped = asyncio.Event()
+        self._has_memif = engine.memif is not None
         self.fault: RustGuardError | None = None
         sockets = bind(0)
         self._settings = Settings(None, int(sockets[0].getsockname()[1]))
         # Until wg(8) sets a key, a random one takes its place: no peer knows it, so nothing is answered.
         key = generate_private_key()
-        plane = engine.make_plane(public_key(key), queues[0].name, sockets, mtu, [each.fd for each in queues])
+        plane = engine.make_plane(public_key(key), name, sockets, mtu, [each.fd for each in queues])
         self._tunnel = Tunnel.make(key, plane, timestamps, Listeners())
         self._tunnel.start()
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
@@ -47,6 +49,10 @@ class WgDevice:
     def set_mtu(self, mtu: int) -> None:
         """Follow the interface's MTU."""
         self._tunnel.plane.set_mtu(mtu)
+
+    def memif(self) -> str:
+        """Return what stands for the interface, and how it is connected. Empty for an interface."""
+        return self._tunnel.plane.stats().device if self._has_memif else ""
 
     def show(self) -> DeviceState:
         """Return the state that wg(8) shows."""

@@ -11,6 +11,7 @@ __all__ = [
     "Channel",
     "EventQueue",
     "Generator",
+    "Memif",
     "Plane",
     "Relay",
     "Transport",
@@ -71,6 +72,22 @@ class Generator:
     def report(self, *, sent: int) -> dict[str, Any]: ...
 
 @final
+class Memif:
+    def __new__(
+        cls,
+        socket: str,
+        *,
+        server: bool,
+        number: int,
+        secret: bytes,
+        queues: int,
+        mac: bytes | None,
+        interface: str,
+    ) -> Memif: ...
+    def state(self) -> tuple[tuple[str, str] | None, int, str | None]: ...
+    def close(self) -> None: ...
+
+@final
 class Plane:
     def __new__(
         cls,
@@ -85,6 +102,7 @@ class Plane:
         offloads: Offloads,
         tun: Sequence[int],
         channel: Channel | None,
+        memif: Memif | None = None,
     ) -> Plane: ...
     @property
     def interface(self) -> str: ...

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.memif import MemifOptions
 from rustguard_py.model.offloads import ALL, Offloads, choose_offloads
 from rustguard_py.model.sudo import as_root
 from rustguard_py.planes import known_kernels
@@ -39,6 +40,7 @@ class Engine:
         queues_asked: Whether the number of queues was given on the command line.
         offloads: The offloads that an engine of ours uses where the kernel has them.
         notes: What it does without, and why, one sentence each.
+        memif: What stands for the interface, or None.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Engine:
     queues_asked: bool = False
     offloads: Offloads = ALL
     notes: tuple[str, ...] = ()
+    memif: MemifOptions | None = None
 
     @property
     def in_kernel(self) -> bool:
@@ -63,6 +66,19 @@ class Engine:
         if self.queues_asked:
             return self
         return replace(self, queues=1, reason=f"{self.reason}; {tunnels} tunnels of one queue each")
+
+    def on_memif(self, memif: MemifOptions) -> Engine:
+        """Return the same engine with a memif in place of the interface.
+
+        Raises:
+            UsageError: It isn't the native engine, which alone has memifs.
+        """
+        if self.name != "native":
+            raise UsageError(
+                f"The {self.name} engine has no memif.",
+                "Leave out --memif; or choose RUSTGUARD_ENGINE=native, and install RustGuard where cargo is.",
+            )
+        return replace(self, memif=memif, queues=memif.queues)
 
     def make_plane(
         self,
@@ -102,6 +118,7 @@ class Engine:
                 offloads=self.offloads,
                 tun=tun,
                 channel=channel,
+                memif=self.memif,
             )
         from rustguard_py.planes.channel import Channel
         from rustguard_py.planes.portable import PortablePlane

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rustguard_py import _native
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.memif import MemifOptions
 from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
@@ -40,6 +42,8 @@ class NativePlane:
             and the interface.
         channel: A `_native.Channel` to use instead of an interface. Then `interface` is only a name for messages, and
             the channel says how many queues there are. It is closed with the plane, and when none can be made.
+        memif: A memif to use instead of an interface. `interface` is then what the other side is told, and the memif
+            says how many queues there are.
 
     Attributes:
         interface: The interface's name.
@@ -62,7 +66,9 @@ class NativePlane:
         offloads: Offloads = ALL,
         tun: Sequence[int] = (),
         channel: _native.Channel | None = None,
+        memif: MemifOptions | None = None,
     ) -> None:
+        self._memif = None if memif is None else _open_memif(memif, interface)
         if channel is None:
             check_interface_name(interface)
         try:
@@ -77,13 +83,16 @@ class NativePlane:
                 offloads=offloads,
                 tun=tun,
                 channel=channel,
+                memif=None if self._memif is None else self._memif.device,
             )
         except OSError as error:
+            if self._memif is not None:
+                self._memif.device.close()
             raise _refused(interface, error) from error
         self.interface = self._plane.interface
         self._port = int(sockets[0].getsockname()[1]) if sockets else 0
         self._mark = 0
-        self._channel = channel is not None
+        self._has_interface = channel is None and memif is None
         # The plane has its own copies.
         for bound in sockets:
             bound.close()
@@ -144,11 +153,16 @@ class NativePlane:
 
     def stats(self) -> PlaneStats:
         """See `Plane.stats`."""
-        return self._plane.stats()
+        stats = self._plane.stats()
+        if self._memif is not None:
+            stats.device = str(self._memif)
+        return stats
 
     def close(self) -> None:
         """See `Plane.close`. Waits for the threads to end."""
         self._plane.close()
+        if self._memif is not None:
+            self._memif.device.close()
 
     def roll_call(self) -> list[str]:
         """See `EventfulPlane.roll_call`."""
@@ -176,7 +190,7 @@ class NativePlane:
 
     def reattach(self) -> None:
         """See `EventfulPlane.reattach`."""
-        if self._channel:
+        if not self._has_interface:
             raise RefusedError(f"{self.interface} is no interface, so it can't be made again.")
         # Ends the threads, which close the sockets. What stays is what `reattach` needs.
         self._plane.close()
@@ -196,6 +210,40 @@ class NativePlane:
     def poll_events(self) -> list[Event]:
         """Return the next events, at most 32. The descriptor stays readable if there are more."""
         return self._plane.poll_events()
+
+
+@dataclass(frozen=True, slots=True)
+class _Memif:
+    """A memif that is open."""
+
+    options: MemifOptions
+    device: _native.Memif
+
+    def __str__(self) -> str:
+        """Return what it is, and how its connection is."""
+        other, connections, why = self.device.state()
+        if other is not None:
+            return f"{self.options}: connected to {other[1]} of {other[0]} ({connections} connections so far)"
+        return f"{self.options}: not connected" + (f" ({why})" if why else "")
+
+
+def _open_memif(options: MemifOptions, interface: str) -> _Memif:
+    try:
+        device = _native.Memif(
+            str(options.socket),
+            server=options.server,
+            number=options.number,
+            secret=options.secret,
+            queues=options.queues,
+            mac=options.mac,
+            interface=interface,
+        )
+    except OSError as error:
+        raise RefusedError(
+            f"{options.socket} can't be made: {error.strerror}.",
+            "Choose another path: --memif SOCKET. Or end the program that listens there.",
+        ) from error
+    return _Memif(options, device)
 
 
 def _refused(interface: str, error: OSError) -> RefusedError:

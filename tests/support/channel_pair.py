@@ -55,7 +55,7 @@ class ChannelPair:
     """
 
     def __init__(self, engine: Engine, capacity: int = 1024) -> None:
-        self.alice, self.bob = _side(engine, capacity), _side(engine, capacity)
+        self.alice, self.bob = side(engine, capacity), side(engine, capacity)
         alice, bob = self.alice.plane, self.bob.plane
         alice.set_peer(PEER, self.bob.endpoint, [ip_network(BOB4), ip_network(BOB6)], 0)
         bob.set_peer(PEER, self.alice.endpoint, [ip_network(ALICE4), ip_network(ALICE6)], 0)
@@ -91,7 +91,8 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
-def _side(engine: Engine, capacity: int) -> Side:
+def side(engine: Engine, capacity: int) -> Side:
+    """Make a plane on a channel."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     bound.bind(("127.0.0.1", 0))

@@ -102,8 +102,8 @@ class Bench:
                 each.close()
             return UnsurePlane(key)
 
-        engine, queue = SimpleNamespace(make_plane=make_plane), SimpleNamespace(name="wgt0", fd=-1)
-        self.device = WgDevice(cast(Any, engine), cast(Any, [queue]), 1420, Timestamps())
+        engine, queue = SimpleNamespace(make_plane=make_plane, memif=None), SimpleNamespace(name="wgt0", fd=-1)
+        self.device = WgDevice(cast(Any, engine), queue.name, cast(Any, [queue]), 1420, Timestamps())
         self.plane = cast(UnsurePlane, self.device._tunnel.plane)
 
     def set(self, text: str) -> None:

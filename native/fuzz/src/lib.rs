@@ -2,3 +2,5 @@
 
 #[path = "../../transport/tests/parsers/bodies.rs"]
 pub mod bodies;
+#[path = "../../memif/tests/hostile/bodies.rs"]
+pub mod memif_bodies;

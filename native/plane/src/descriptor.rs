@@ -133,6 +133,17 @@ fn poll(mut polled: impl AsMut<[libc::pollfd]>, timeout: libc::c_int) -> io::Res
     }
 }
 
+/// Block all signals in this thread: they are for Python's main thread.
+pub fn block_signals() {
+    // SAFETY: a sigset_t is plain bytes. sigfillset sets it before it is read, and no old set is
+    // written.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+    }
+}
+
 /// Return whether a call that doesn't wait found nothing to do.
 pub fn is_nothing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)

@@ -288,6 +288,7 @@ impl Plane {
         if full > 0 {
             drops.push((format!("{}_full", self.lasting.kind), full));
         }
+        drops.extend(self.with_io(|io| io.queues[0].device.drops()).unwrap_or_default());
         drops
     }
 

@@ -17,7 +17,7 @@ use std::thread::{Builder, JoinHandle};
 
 use transport::contract::{Event, Outbox};
 
-use crate::descriptor::{TimerFd, now, wait};
+use crate::descriptor::{TimerFd, block_signals, now, wait};
 use crate::io::Io;
 use crate::sources::Sources;
 use crate::udp_side::Patience;
@@ -77,17 +77,6 @@ fn run(io: &Io, task: &Task) {
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
-}
-
-/// Block all signals: they are for Python's main thread.
-fn block_signals() {
-    // SAFETY: a sigset_t is plain bytes. sigfillset sets it before it is read, and no old set is
-    // written.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
-    }
 }
 
 /// Have this thread served after the others, without interrupting them. Without the right to do so

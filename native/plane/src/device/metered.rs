@@ -122,6 +122,10 @@ impl Device for Metered {
         self.queue.end_offloads()
     }
 
+    fn drops(&self) -> Vec<(String, u64)> {
+        self.queue.drops()
+    }
+
     fn uring_fd(&self) -> Option<RawFd> {
         self.queue.uring_fd()
     }

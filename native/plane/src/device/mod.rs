@@ -6,6 +6,7 @@ pub mod channel;
 #[cfg(test)]
 pub mod contract;
 pub mod lane;
+pub mod memif;
 pub mod metered;
 pub mod tun;
 
@@ -79,6 +80,11 @@ pub trait Device: Send + Sync {
     /// Return false if superpackets can't be the reason.
     fn end_offloads(&self) -> bool {
         false
+    }
+
+    /// Return how many packets the device itself left out, for each reason, of all its queues together.
+    fn drops(&self) -> Vec<(String, u64)> {
+        Vec::new()
     }
 
     /// Return the descriptor whose read(2) returns a frame and whose writev(2) takes one, without

@@ -5,6 +5,7 @@ mod channel;
 mod convert;
 mod event_queue;
 mod generator;
+mod memif;
 mod plane;
 mod relay;
 mod transport;
@@ -17,6 +18,7 @@ use pyo3::prelude::*;
 use self::channel::PyChannel;
 use self::event_queue::PyEventQueue;
 use self::generator::PyGenerator;
+use self::memif::PyMemif;
 use self::plane::PyPlane;
 use self::relay::PyRelay;
 use self::transport::PyTransport;
@@ -66,6 +68,7 @@ fn restrict_writing(directories: Vec<RawFd>, files: Vec<RawFd>, devices: Vec<Raw
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aead, module)?)?;
     module.add_class::<PyChannel>()?;
+    module.add_class::<PyMemif>()?;
     module.add_class::<PyEventQueue>()?;
     module.add_class::<PyGenerator>()?;
     module.add_class::<PyPlane>()?;

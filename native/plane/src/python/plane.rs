@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 use super::channel::PyChannel;
 use super::convert;
+use super::memif::PyMemif;
 use crate::descriptor::now;
 use crate::device::tun::{self, TunError};
 use crate::plane::{Plane, Settings};
@@ -25,7 +26,7 @@ pub struct PyPlane(Plane);
 impl PyPlane {
     #[new]
     #[expect(clippy::too_many_arguments, reason = "they are Python's keyword arguments")]
-    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, xdp, offloads, tun, channel))]
+    #[pyo3(signature = (public_key, *, interface, sockets, mtu, queues, uring, xdp, offloads, tun, channel, memif=None))]
     fn new(
         py: Python<'_>,
         public_key: &Bound<'_, PyAny>,
@@ -38,14 +39,16 @@ impl PyPlane {
         offloads: &Bound<'_, PyAny>,
         tun: Vec<RawFd>,
         channel: Option<&PyChannel>,
+        memif: Option<&PyMemif>,
     ) -> PyResult<Self> {
         let public_key = *convert::key(public_key)?;
         let queues = queues.max(1);
         let offloads = convert::offloads(offloads)?;
-        let made = match (channel, &*tun) {
-            (Some(channel), _) => channel.queues(interface)?,
-            (None, []) => tun::make(interface, queues, offloads).map_err(os_error)?,
-            (None, queues) => tun::adopt(queues, offloads).map_err(os_error)?,
+        let made = match (channel, memif, &*tun) {
+            (Some(channel), ..) => channel.queues(interface)?,
+            (None, Some(memif), _) => memif.queues()?,
+            (None, None, []) => tun::make(interface, queues, offloads).map_err(os_error)?,
+            (None, None, queues) => tun::adopt(queues, offloads).map_err(os_error)?,
         };
         let what = made.name.clone();
         let settings = Settings { public_key, sockets: &sockets, mtu, uring, xdp, offloads };

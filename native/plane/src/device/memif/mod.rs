@@ -1,0 +1,147 @@
+//! memif: packets of another program, such as VPP, over shared memory.
+//!
+//! The crate `memif` has the protocol. Here are what a queue of the device does ([`rings`]), the
+//! thread that makes connections and ends them ([`control`]), and what lies between a frame of the
+//! other side and a packet of ours ([`framing`]).
+//!
+//! The control channel is here, not in Python: descriptors and mappings have to be taken over and
+//! given up in step with the threads that move packets. Python decides which channel it is.
+//!
+//! While nobody is connected, what the plane opens is dropped and counted. Sessions stay.
+
+mod control;
+mod framing;
+mod rings;
+
+use std::ffi::CString;
+use std::io::{self, IoSlice};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use memif::handshake::Settings;
+use memif::message::Mode;
+use transport::ethernet::MacAddress;
+use transport::vnet::VNET_SIZE;
+
+use self::control::Control;
+pub use self::control::{Role, State};
+use self::framing::Framing;
+use self::rings::Rings;
+use super::{Device, Queues};
+
+/// What a memif is, see [`Device::kind`].
+const KIND: &str = "memif";
+/// The exponent of 2 of a ring's size, if we are the client and the server takes as much.
+const LOG2: u8 = 11;
+/// Bytes of our buffers. A longer packet takes several.
+const BUFFER: u32 = 2048;
+
+/// Which memif to use.
+pub struct Options<'a> {
+    /// The path of the control channel.
+    pub socket: CString,
+    /// Who listens.
+    pub role: Role,
+    /// The number of the interface on that socket.
+    pub id: u32,
+    /// Up to 23 bytes, or empty.
+    pub secret: &'a [u8],
+    /// Rings per direction, at least 1.
+    pub queues: u16,
+    /// Our MAC address if the other side wants Ethernet frames. None for plain IP packets.
+    pub mac: Option<MacAddress>,
+    /// What the other side is told of this interface.
+    pub interface: &'a str,
+}
+
+/// A memif, before and after it is connected.
+pub struct Memif {
+    rings: Arc<Rings>,
+    control: Arc<Control>,
+    queues: u16,
+    interface: String,
+}
+
+impl Memif {
+    /// Begin to listen, or to connect. It isn't an error if nobody is at the other side yet.
+    pub fn open(options: &Options<'_>) -> io::Result<Self> {
+        let settings = Settings {
+            id: options.id,
+            mode: if options.mac.is_some() { Mode::Ethernet } else { Mode::Ip },
+            secret: options.secret.to_vec(),
+            program: b"RustGuard".to_vec(),
+            interface: options.interface.as_bytes().to_vec(),
+            queues: options.queues.max(1),
+            log2: LOG2,
+            buffer: BUFFER,
+        };
+        let framing = options.mac.map_or(Framing::Ip, Framing::ethernet);
+        let queues = settings.queues;
+        let rings = Arc::new(Rings::new(usize::from(queues), framing)?);
+        let control = Arc::new(Control::start(&options.socket, options.role, settings, &rings)?);
+        Ok(Self { rings, control, queues, interface: options.interface.to_owned() })
+    }
+
+    /// Return the queues, for a plane. The connection ends when the last of them and this are dropped.
+    pub fn device(&self) -> Queues {
+        let queue = |number| {
+            let (rings, control) = (Arc::clone(&self.rings), Arc::clone(&self.control));
+            Arc::new(MemifQueue { rings, number: usize::from(number), _control: control }) as Arc<dyn Device>
+        };
+        Queues { name: self.interface.clone(), queues: (0..self.queues).map(queue).collect(), lacks: Vec::new() }
+    }
+
+    /// Return what became of the connection.
+    pub fn state(&self) -> State {
+        self.control.state()
+    }
+
+    /// End the connection. Done when this returns.
+    pub fn close(&self) {
+        self.control.stop();
+    }
+}
+
+/// One queue of a memif.
+struct MemifQueue {
+    rings: Arc<Rings>,
+    number: usize,
+    /// Ends the connection with the last queue.
+    _control: Arc<Control>,
+}
+
+impl Device for MemifQueue {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn fd(&self) -> RawFd {
+        self.rings.fd(self.number)
+    }
+
+    fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
+        let (header, packet) = frame.split_at_mut(VNET_SIZE);
+        header.fill(0);
+        self.rings.read(self.number, packet).map(|size| VNET_SIZE + size)
+    }
+
+    fn write(&self, frame: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let mut frame = frame;
+        IoSlice::advance_slices(&mut frame, VNET_SIZE);
+        self.rings.write(self.number, frame)
+    }
+
+    fn flush(&self) {
+        self.rings.flush(self.number);
+    }
+
+    fn fall_asleep(&self) -> bool {
+        self.rings.fall_asleep(self.number)
+    }
+
+    fn drops(&self) -> Vec<(String, u64)> {
+        let read = self.rings.drops.iter().map(|(name, count)| (*name, count.load(Ordering::Relaxed)));
+        read.filter(|(_, count)| *count > 0).map(|(name, count)| (format!("{KIND}_{name}"), count)).collect()
+    }
+}

@@ -1,0 +1,307 @@
+//! The rings of a memif's queues, and what the plane's threads do with them.
+//!
+//! The thread of the control channel puts rings in and takes them out. Each ring has a lock of its
+//! own, which is free but for that.
+
+use std::io::{self, IoSlice};
+use std::iter::once;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use memif::handshake::{Inlet, Link, Outlet};
+use memif::ring::{Received, Sent};
+use transport::ethernet::ETHERNET;
+
+use super::framing::{Framing, REASONS};
+use crate::descriptor::{EventFd, check, check_size, own};
+use crate::device::full;
+
+/// After this many packets the other side may see and have them, though the batch goes on.
+const BATCH: u32 = 32;
+/// How often to look again after the bell was asked for. DPDK has no fence between showing a packet
+/// and looking whether to ring, so its packet may appear a moment after our look. This takes longer
+/// than a store waits in a processor.
+const SECOND_LOOKS: u32 = 64;
+
+/// A ring that we receive from.
+struct Reading {
+    inlet: Inlet,
+    /// Whether we asked for no bell.
+    masked: bool,
+    /// Packets taken since their slots were given back.
+    taken: u32,
+}
+
+/// A ring that we send on.
+struct Writing {
+    outlet: Outlet,
+    /// Packets that the other side wasn't shown yet.
+    queued: u32,
+}
+
+/// What waits for a queue's packets: it is readable while the bell of the queue's ring is.
+struct Watch(OwnedFd);
+
+/// The rings of all queues.
+pub struct Rings {
+    framing: Framing,
+    reading: Box<[Mutex<Option<Reading>>]>,
+    watches: Box<[Watch]>,
+    /// The first `writers` of them are in use.
+    writing: Box<[Mutex<Option<Writing>>]>,
+    writers: AtomicUsize,
+    /// Whether the other side moved an index to where it can't be.
+    corrupt: AtomicBool,
+    /// Readable once `corrupt` is set.
+    pub alarm: EventFd,
+    /// Frames of the other side that were left out, and packets of ours, by reason.
+    pub drops: Box<[(&'static str, AtomicU64)]>,
+}
+
+/// Packets for which there was nobody.
+const DISCONNECTED: &str = "disconnected";
+/// Frames whose descriptors were none.
+const INVALID: &str = "invalid";
+/// Frames and packets that were too long.
+const TOO_LONG: &str = "too_long";
+
+impl Rings {
+    /// Make the queues, without rings.
+    pub fn new(queues: usize, framing: Framing) -> io::Result<Self> {
+        let names = [DISCONNECTED, INVALID, TOO_LONG].into_iter().chain(REASONS);
+        Ok(Self {
+            framing,
+            reading: (0..queues).map(|_| Mutex::default()).collect(),
+            watches: (0..queues).map(|_| Watch::new()).collect::<io::Result<_>>()?,
+            writing: (0..queues).map(|_| Mutex::default()).collect(),
+            writers: AtomicUsize::new(0),
+            corrupt: AtomicBool::new(false),
+            alarm: EventFd::new()?,
+            drops: names.map(|name| (name, AtomicU64::new(0))).collect(),
+        })
+    }
+
+    /// Use the rings of a new connection.
+    pub fn put_in(&self, link: Link) -> io::Result<()> {
+        self.corrupt.store(false, Ordering::Relaxed);
+        self.alarm.clear();
+        let mut writers = 0;
+        for (place, outlet) in self.writing.iter().zip(link.outlets) {
+            *lock(place) = Some(Writing { outlet, queued: 0 });
+            writers += 1;
+        }
+        self.writers.store(writers, Ordering::Release);
+        for ((place, watch), inlet) in self.reading.iter().zip(&self.watches).zip(link.inlets) {
+            watch.add(inlet.bell.as_raw_fd())?;
+            // What came before this is noticed as well.
+            ring_bell(inlet.bell.as_raw_fd());
+            *lock(place) = Some(Reading { inlet, masked: false, taken: 0 });
+        }
+        Ok(())
+    }
+
+    /// Use no rings any more. The memory is unmapped when this returns.
+    pub fn take_out(&self) {
+        self.writers.store(0, Ordering::Release);
+        for place in &self.writing {
+            *lock(place) = None;
+        }
+        for (place, watch) in self.reading.iter().zip(&self.watches) {
+            if let Some(reading) = lock(place).take() {
+                // The other side has the bell too, so closing it here wouldn't be enough.
+                watch.remove(reading.inlet.bell.as_raw_fd());
+            }
+        }
+    }
+
+    /// Return the descriptor to wait at for packets of a queue.
+    pub fn fd(&self, queue: usize) -> RawFd {
+        self.watches[queue].0.as_raw_fd()
+    }
+
+    fn count(&self, name: &str) {
+        if let Some((_, count)) = self.drops.iter().find(|(known, _)| *known == name) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn end(&self) {
+        self.corrupt.store(true, Ordering::Relaxed);
+        self.alarm.set();
+    }
+
+    /// Return whether the connection has to end because of what the other side wrote.
+    pub fn is_corrupt(&self) -> bool {
+        self.corrupt.load(Ordering::Relaxed)
+    }
+
+    /// Read a packet. See [`crate::device::Device::read`].
+    pub fn read(&self, queue: usize, packet: &mut [u8]) -> io::Result<usize> {
+        let mut place = lock(&self.reading[queue]);
+        let Some(reading) = &mut *place else { return Err(io::ErrorKind::WouldBlock.into()) };
+        let head_size = self.framing.size();
+        loop {
+            if reading.taken >= BATCH {
+                reading.give_back();
+            }
+            let mut header = [0; ETHERNET];
+            match reading.inlet.ring.receive_behind(&mut header[..head_size], packet) {
+                Ok(Received::Packet(size)) => {
+                    reading.taken += 1;
+                    if !reading.masked {
+                        reading.inlet.ring.mask();
+                        reading.masked = true;
+                    }
+                    match self.framing.unwrap(&header, packet[0]) {
+                        Ok(()) => return Ok(size - head_size),
+                        Err(reason) => self.count(reason),
+                    }
+                }
+                Ok(Received::Empty) => {
+                    reading.give_back();
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(Received::Invalid) => self.leave_out(reading, INVALID),
+                Ok(Received::TooLong) => self.leave_out(reading, TOO_LONG),
+                Err(_) => {
+                    self.end();
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+            }
+        }
+    }
+
+    fn leave_out(&self, reading: &mut Reading, reason: &str) {
+        reading.taken += 1;
+        self.count(reason);
+    }
+
+    /// Ask for the bell. See [`crate::device::Device::fall_asleep`].
+    pub fn fall_asleep(&self, queue: usize) -> bool {
+        let mut place = lock(&self.reading[queue]);
+        let Some(reading) = &mut *place else { return true };
+        reading.give_back();
+        silence(reading.inlet.bell.as_raw_fd());
+        reading.inlet.ring.unmask();
+        let looks = if reading.masked { SECOND_LOOKS } else { 1 };
+        reading.masked = false;
+        for _ in 0..looks {
+            match reading.inlet.ring.has_packets() {
+                Ok(false) => std::hint::spin_loop(),
+                Ok(true) => return false,
+                Err(_) => {
+                    self.end();
+                    return true;
+                }
+            }
+        }
+        true
+    }
+
+    /// Write a packet. See [`crate::device::Device::write`].
+    pub fn write(&self, queue: usize, packet: &[IoSlice<'_>]) -> io::Result<()> {
+        let Some(place) = self.writer(queue) else { return self.lose(DISCONNECTED) };
+        let mut place = lock(place);
+        let Some(writing) = &mut *place else { return self.lose(DISCONNECTED) };
+        let first = packet.first().and_then(|piece| piece.first().copied()).unwrap_or(0);
+        let (header, head_size) = self.framing.wrap(first);
+        let size = packet.iter().map(|piece| piece.len()).sum::<usize>();
+        let pieces = once(&header[..head_size]).chain(packet.iter().map(|piece| &**piece));
+        match writing.outlet.ring.send(head_size + size, pieces) {
+            Ok(Sent::Queued) => {
+                writing.queued += 1;
+                if writing.queued >= BATCH {
+                    writing.show();
+                }
+                Ok(())
+            }
+            Ok(Sent::Full) => {
+                writing.show();
+                Err(full())
+            }
+            Ok(Sent::TooLong) => self.lose(TOO_LONG),
+            Err(_) => {
+                self.end();
+                self.lose(DISCONNECTED)
+            }
+        }
+    }
+
+    /// Count a packet that is lost here. The plane needn't count it once more.
+    fn lose(&self, reason: &str) -> io::Result<()> {
+        self.count(reason);
+        Ok(())
+    }
+
+    /// Show the other side what was written.
+    pub fn flush(&self, queue: usize) {
+        if let Some(place) = self.writer(queue)
+            && let Some(writing) = &mut *lock(place)
+        {
+            writing.show();
+        }
+    }
+
+    /// Return the ring that a queue writes to. There may be fewer than queues.
+    fn writer(&self, queue: usize) -> Option<&Mutex<Option<Writing>>> {
+        let writers = self.writers.load(Ordering::Acquire);
+        self.writing.get(queue.checked_rem(writers)?)
+    }
+}
+
+impl Reading {
+    /// Give the other side the slots of what was taken.
+    fn give_back(&mut self) {
+        self.taken = 0;
+        self.inlet.ring.publish();
+    }
+}
+
+impl Writing {
+    /// Show the other side what was sent, and wake it.
+    fn show(&mut self) {
+        self.queued = 0;
+        if self.outlet.ring.publish() {
+            ring_bell(self.outlet.bell.as_raw_fd());
+        }
+    }
+}
+
+impl Watch {
+    fn new() -> io::Result<Self> {
+        // SAFETY: the call touches no memory of ours.
+        own(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(Self)
+    }
+
+    fn add(&self, bell: RawFd) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        // SAFETY: the kernel reads `event`.
+        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, bell, &raw mut event) }).map(drop)
+    }
+
+    fn remove(&self, bell: RawFd) {
+        // SAFETY: there is no event to read. It can't fail: the bell was added.
+        let _ =
+            check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, bell, std::ptr::null_mut()) });
+    }
+}
+
+/// Make a bell readable. A bell that can't ring more has been heard by nobody for long.
+fn ring_bell(bell: RawFd) {
+    let one = 1_u64;
+    // SAFETY: the kernel reads the 8 bytes of `one`.
+    let _ = check_size(unsafe { libc::write(bell, (&raw const one).cast(), 8) });
+}
+
+/// Make a bell unreadable.
+fn silence(bell: RawFd) {
+    let mut count = 0_u64;
+    // SAFETY: the kernel writes the 8 bytes of `count`.
+    let _ = check_size(unsafe { libc::read(bell, (&raw mut count).cast(), 8) });
+}
+
+/// Lock a mutex. Nothing that we lock is left half-changed by a panic.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,64 @@
+//! The class `Memif`: packets of another program, over shared memory, in place of an interface.
+
+use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::device::Queues;
+use crate::device::memif::{Memif, Options, Role};
+
+/// Return an error as `OSError(errno, why, what)`.
+fn os_error(error: &std::io::Error, what: &str) -> PyErr {
+    PyOSError::new_err((error.raw_os_error().unwrap_or(libc::EIO), error.to_string(), what.to_owned()))
+}
+
+#[pyclass(name = "Memif", module = "rustguard_py._native", frozen)]
+pub struct PyMemif {
+    memif: Memif,
+    used: AtomicBool,
+}
+
+impl PyMemif {
+    /// Return the queues, for the one plane that uses it.
+    pub fn queues(&self) -> PyResult<Queues> {
+        if self.used.swap(true, Ordering::Relaxed) {
+            return Err(PyValueError::new_err("a plane uses this memif already"));
+        }
+        Ok(self.memif.device())
+    }
+}
+
+#[pymethods]
+impl PyMemif {
+    #[new]
+    #[pyo3(signature = (socket, *, server, number, secret, queues, mac, interface))]
+    fn new(
+        socket: &str,
+        server: bool,
+        number: u32,
+        secret: Vec<u8>,
+        queues: u16,
+        mac: Option<[u8; 6]>,
+        interface: &str,
+    ) -> PyResult<Self> {
+        let role = if server { Role::Server } else { Role::Client };
+        let path = CString::new(socket).map_err(|_| PyValueError::new_err("a path has no zero bytes"))?;
+        let options = Options { socket: path, role, id: number, secret: &secret, queues, mac, interface };
+        let memif = Memif::open(&options).map_err(|error| os_error(&error, socket))?;
+        Ok(Self { memif, used: AtomicBool::new(false) })
+    }
+
+    /// Return the other side's program and interface (None while there is none), how many connections
+    /// there were, and why there is none now, if that is known.
+    fn state(&self) -> (Option<(String, String)>, u64, Option<String>) {
+        let state = self.memif.state();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        (state.peer.map(|(program, interface)| (text(program), text(interface))), state.connections, state.why)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.memif.close());
+    }
+}

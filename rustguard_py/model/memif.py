@@ -1,0 +1,79 @@
+"""Which memif stands for the interface: the words of `--memif`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rustguard_py.model.errors import UsageError
+
+# The kernel's sun_path has 108 bytes, the last of them zero.
+_LONGEST_PATH = 107
+# DPDK's secret has 24 bytes, the last of them zero.
+_LONGEST_SECRET = 23
+_MOST_ID = (1 << 32) - 1
+_MOST_QUEUES = 64
+FORM = "SOCKET[,id=N,role=client|server,secret=WORD,queues=N,mode=ip]"
+
+
+@dataclass(frozen=True, slots=True)
+class MemifOptions:
+    """A memif.
+
+    Attributes:
+        socket: Of the control channel: an absolute path.
+        number: Its id on that socket.
+        server: Whether we listen. The other side is then the client, which makes the memory.
+        secret: Up to 23 bytes that both sides need, or none.
+        queues: Rings per direction.
+        mac: Our MAC address (6 bytes) if the other side wants Ethernet frames. None for IP packets.
+    """
+
+    socket: Path
+    number: int = 0
+    server: bool = False
+    secret: bytes = field(default=b"", repr=False)
+    queues: int = 1
+    mac: bytes | None = None
+
+    def __str__(self) -> str:
+        """Return a few words for people."""
+        return f"memif {self.number} at {self.socket}, {'server' if self.server else 'client'}"
+
+
+def parse(text: str) -> MemifOptions:
+    """Parse the value of `--memif`.
+
+    Raises:
+        UsageError: It has another form.
+    """
+    path, *words = text.split(",")
+    socket = Path(path).absolute()
+    if not path or len(bytes(socket)) > _LONGEST_PATH:
+        raise UsageError(f"{path!r} can't be a socket's path: it has 1 to {_LONGEST_PATH} bytes.", f"Form: {FORM}")
+    given: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name not in ("id", "role", "secret", "queues", "mode") or name in given:
+            raise UsageError(f"--memif has a word that isn't known or comes twice: {name!r}.", f"Form: {FORM}")
+        given[name] = value
+    if (role := given.get("role", "client")) not in ("client", "server"):
+        raise UsageError(f"A memif has no role {role!r}.", "Choose one of: client, server.")
+    if (mode := given.get("mode", "ip")) != "ip":
+        raise UsageError(f"There is no mode {mode!r} of a memif.", "Leave it out. The other side needs mode ip too.")
+    secret = given.get("secret", "").encode()
+    if len(secret) > _LONGEST_SECRET or b"\0" in secret:
+        raise UsageError(f"A memif's secret has at most {_LONGEST_SECRET} bytes.", "Choose a shorter one.")
+    return MemifOptions(
+        socket,
+        _number(given.get("id", "0"), "id", 0, _MOST_ID),
+        role == "server",
+        secret,
+        _number(given.get("queues", "1"), "queues", 1, _MOST_QUEUES),
+    )
+
+
+def _number(text: str, name: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+        raise UsageError(f"{name}={text} isn't a number from {least} to {most}.", f"Form: {FORM}")
+    return int(text)

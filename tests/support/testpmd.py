@@ -1,0 +1,129 @@
+"""DPDK's testpmd with a memif: the other end of ours, which nobody here wrote."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+# An emulated processor takes long to start it.
+START_SECONDS = 60.0
+# What it calls itself on the control channel.
+INTERFACE = "net_memif0"
+
+
+@cache
+def program() -> str | None:
+    """The one that `scripts/testpmd` unpacked beside our Python, else the system's."""
+    unpacked = Path(sys.prefix, "testpmd", "testpmd")
+    return str(unpacked) if unpacked.exists() else shutil.which("dpdk-testpmd")
+
+
+@cache
+def why_not() -> str:
+    """testpmd is here."""
+    if program() is not None:
+        return ""
+    noted = Path(sys.prefix, "testpmd.why")
+    return noted.read_text().strip() if noted.exists() else "no testpmd (scripts/testpmd)"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Packets that testpmd received and sent since `start`, and what it couldn't send."""
+
+    received: int
+    sent: int
+    dropped: int
+
+
+class Testpmd:
+    """A running testpmd with one memif. One of its threads spins: end it soon.
+
+    Args:
+        socket: Of the control channel.
+        server: Whether it listens.
+        queues: Of each direction.
+        mode: What it does with packets, from `start` on. 5tswap sends each back, with the addresses of all layers
+            exchanged.
+        more: Further words of the command line.
+    """
+
+    __test__ = False
+
+    def __init__(
+        self, socket: Path, *, server: bool, queues: int = 1, mode: str = "5tswap", more: tuple[str, ...] = ()
+    ) -> None:
+        found = program()
+        assert found is not None
+        self._socket, self._server = socket, server
+        self.log = socket.with_name(f"testpmd-{time.monotonic_ns()}.log")
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        role = "server" if server else "client"
+        device = f"{INTERFACE},role={role},socket-abstract=no,socket={socket},id=5,secret=psst"
+        eal = ["--lcores", f"(0-1)@({cores})", "--no-huge", "--no-pci", "-m", "256", "--no-telemetry", "--no-shconf"]
+        # What waits in a ring at `start` isn't thrown away.
+        own = ["-i", "--no-flush-rx", "--total-num-mbufs=8192", "--nb-cores=1", f"--rxq={queues}", f"--txq={queues}"]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                ["stdbuf", "-oL", found, *eal, f"--vdev={device}", "--", *own, f"--forward-mode={mode}", *more],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                bufsize=1,
+            )
+        try:
+            self._wait_for(r"testpmd> $")
+        except AssertionError:
+            self.kill()
+            raise
+
+    def start(self) -> None:
+        """Begin to move packets."""
+        self._say("start", r"RX Offloads")
+
+    def stop(self) -> Counts:
+        """Move no more packets, and count those that were moved."""
+        said = self._say("stop", r"Done\.\s")
+        found = re.search(
+            r"RX-packets: (\d+) +RX-dropped: \d+ .*?TX-packets: (\d+) +TX-dropped: (\d+) ", said, re.DOTALL
+        )
+        assert found is not None, said
+        return Counts(*map(int, found.groups()))
+
+    def connect_again(self) -> None:
+        """Connect once more, as a client does only when it is told to. It moves no packets then."""
+        self._say("port stop 0", r"Done\s")
+        self._say("port start 0", r"Done\s")
+
+    def kill(self) -> None:
+        """Kill it, as `kill -9` does. The socket of a server is removed, or the next one couldn't start."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        if self._server:
+            self._socket.unlink(missing_ok=True)
+
+    def _say(self, line: str, answer: str) -> str:
+        """Type a line, and return what it says until the answer."""
+        before = self.log.stat().st_size
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        return self._wait_for(answer, before)
+
+    def _wait_for(self, pattern: str, skip: int = 0) -> str:
+        until = time.monotonic() + START_SECONDS
+        while not re.search(pattern, said := self.log.read_bytes()[skip:].decode(errors="replace")):
+            ended = self._process.poll()
+            assert ended is None, f"testpmd ended with {ended}: {said[-2000:]}"
+            assert time.monotonic() < until, f"testpmd doesn't say {pattern!r}: {said[-2000:]}"
+            time.sleep(0.02)
+        return said
