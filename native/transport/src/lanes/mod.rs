@@ -1,9 +1,9 @@
 //! ChaCha20-Poly1305 (RFC 8439 section 2.8) of sixteen packets of one key at once, for x86-64 with
 //! AVX-512 IFMA.
 //!
-//! [`chacha20`] has the key stream, [`poly1305`] the tags, [`fused`] both for as much as sixteen
-//! packets have in common, [`stream`] the key stream for the rest, [`vector`] the access to memory.
-//! This file assigns packets to lanes.
+//! [`batch`] assigns packets to lanes. [`chacha20`] has the key stream, [`poly1305`] the tags,
+//! [`fused`] both for as much as sixteen packets have in common, [`stream`] the key stream for the
+//! rest, [`vector`] the access to memory.
 //!
 //! Branches and indices depend only on lengths, counters and verdicts, which an observer of the
 //! network knows. Tags are compared in constant time. [`fused`] decrypts while the tags are computed;
@@ -14,6 +14,7 @@
 #![allow(unsafe_code, reason = "a function compiled for certain processors is unsafe to call")]
 #![allow(clippy::incompatible_msrv, reason = "build.rs leaves this out for compilers that lack it")]
 
+mod batch;
 mod chacha20;
 mod fused;
 mod poly1305;
@@ -29,17 +30,14 @@ use zeroize::Zeroizing;
 
 use crate::body::Body;
 use crate::wire::TAG_SIZE;
-use chacha20::{BLOCK_SIZE, Blocks, Key, LANES};
-use fused::Fused;
+use batch::{Batch, text_size};
+use chacha20::{Key, LANES};
 use poly1305::Mac;
 use stream::Stream;
-use vector::{Places, Rows};
+use vector::Places;
 
 /// Packets at once.
 pub const COUNT: usize = LANES;
-
-/// If a text is shorter, the powers of r cost more than they spare.
-const FUSED_PAYS: usize = 128;
 
 /// A key. It exists only on processors with the required features.
 pub struct Lanes(Zeroizing<Key>);
@@ -80,72 +78,6 @@ impl Lanes {
             let holds = unsafe { open(&self.0, buffer, group) };
             held.extend_from_slice(&holds[..group.len()]);
         }
-    }
-}
-
-/// Return WireGuard's nonce: four zero bytes and the counter.
-fn nonce(body: &Body) -> [u32; 3] {
-    [0, body.counter as u32, (body.counter >> 32) as u32]
-}
-
-fn text_size(body: &Body) -> usize {
-    body.size - TAG_SIZE
-}
-
-/// Up to sixteen bodies, one per lane.
-struct Batch<'a> {
-    bodies: &'a [Body],
-    /// Lanes without a body repeat the first, and their results are ignored.
-    texts: [Places; 2],
-    /// The three words of the nonces.
-    nonces: [__m512i; 3],
-}
-
-impl<'a> Batch<'a> {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn new(bodies: &'a [Body]) -> Self {
-        let of_lane = |lane| bodies.get(lane).unwrap_or(&bodies[0]);
-        let [at, sizes, counters] = [
-            from_fn(|lane| of_lane(lane).at as u64),
-            from_fn(|lane| text_size(of_lane(lane)) as u64),
-            from_fn(|lane| of_lane(lane).counter),
-        ]
-        .map(|lanes: [u64; LANES]| {
-            let (halves, _) = lanes.as_chunks();
-            [vector::from_longs(&halves[0]), vector::from_longs(&halves[1])]
-        });
-        let texts = from_fn(|half| Places { at: at[half], sizes: sizes[half] });
-        let [low, high] =
-            [counters, counters.map(|counters| _mm512_srli_epi64::<32>(counters))].map(|[lower, upper]| {
-                let lower = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(lower));
-                _mm512_inserti64x4::<1>(lower, _mm512_cvtepi64_epi32(upper))
-            });
-        Self { bodies, texts, nonces: [_mm512_setzero_si512(), low, high] }
-    }
-
-    /// Return how many bytes of each text [`Fused`] takes: none, or as many whole blocks as the
-    /// shortest has.
-    fn fused_size(&self) -> usize {
-        let shortest = self.bodies.iter().map(text_size).min().unwrap_or(0);
-        let pays = self.bodies.len() == LANES && shortest >= FUSED_PAYS;
-        if pays { shortest - shortest % BLOCK_SIZE } else { 0 }
-    }
-
-    /// Return whether a second group with the bodies' own lanes is enough, and no text can be in the
-    /// first.
-    fn are_single_blocks(&self) -> bool {
-        self.bodies.len() > LANES / 2 && self.bodies.iter().all(|body| text_size(body) <= BLOCK_SIZE)
-    }
-
-    /// Return [`Fused`] for the first `size` bytes of the texts.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
-    fn fused<'k>(&self, key: &'k Key, macs: &[Mac; 2], size: usize) -> Fused<'k> {
-        let rows = self.texts.map(|texts| Rows::new(&texts, size));
-        let mut begun = chacha20::initial(key, &Blocks { counters: _mm512_setzero_si512(), nonces: self.nonces });
-        chacha20::begin(&mut begun);
-        Fused { key, nonces: self.nonces, rows, size, begun, powers: macs.map(|mac| mac.powers()) }
     }
 }
 

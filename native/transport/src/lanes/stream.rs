@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Batch;
+use super::batch::{Batch, nonce, text_size};
 use super::chacha20::{self, BLOCK_SIZE, Blocks, Key, LANES};
 use super::vector::{LONGS, Places};
 
@@ -106,7 +106,7 @@ impl<'a> Stream<'a> {
         let first = lane;
         while lane < LANES {
             let Some(body) = self.batch.bodies.get(self.body) else { break };
-            let left = super::text_size(body).saturating_sub(self.done);
+            let left = text_size(body).saturating_sub(self.done);
             if left == 0 || !wanted[self.body] {
                 (self.body, self.done) = (self.body + 1, self.start);
                 continue;
@@ -115,7 +115,7 @@ impl<'a> Stream<'a> {
             // no bytes.
             let lanes = 0xffff << lane;
             let counter = (self.done / BLOCK_SIZE + 1) as i32 - lane as i32;
-            let [_, low, high] = super::nonce(body).map(|word| _mm512_set1_epi32(word as i32));
+            let [_, low, high] = nonce(body).map(|word| _mm512_set1_epi32(word as i32));
             which.counters = _mm512_mask_add_epi32(which.counters, lanes, numbers, _mm512_set1_epi32(counter));
             which.nonces[1] = _mm512_mask_mov_epi32(which.nonces[1], lanes, low);
             which.nonces[2] = _mm512_mask_mov_epi32(which.nonces[2], lanes, high);

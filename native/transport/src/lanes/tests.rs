@@ -5,6 +5,7 @@
 
 use std::mem::transmute;
 
+use super::chacha20::{BLOCK_SIZE, Blocks};
 use super::*;
 use crate::aead::{Aead, RingCipher};
 use dice::Dice;
