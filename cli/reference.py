@@ -57,7 +57,8 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
 
 def _name(argument: click.Argument, context: click.Context) -> str:
     """Return an argument's name as usage has it, without the brackets that mark it as optional."""
-    name = argument.make_metavar(context)
+    # A command line of its own may follow, behind dashes.
+    name = argument.make_metavar(context).partition(" -- ")[0]
     return name[1:-1] if name.startswith("[") else name
 
 
