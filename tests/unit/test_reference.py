@@ -59,7 +59,7 @@ def test_a_command_has_its_usage_options_defaults_and_examples(
     assert " ".join((command.help or "").split()) in flat
     for parameter in command.params:
         if isinstance(parameter, click.Argument):
-            name = parameter.make_metavar(context)
+            name = parameter.make_metavar(context).partition(" -- ")[0]
             assert f"- `{name[1:-1] if name.startswith('[') else name}`: " in text
         else:
             record = parameter.get_help_record(context)
