@@ -193,8 +193,8 @@ def installed() -> list[Service]:
     return [
         service
         for directory, user in places
-        for path in sorted(directory.glob("rustguard-*.service"))
-        if (service := Service(path.name.removesuffix(".service"), user)).is_installed()
+        for name in sorted(path.name.removesuffix(".service") for path in directory.glob("rustguard-*.service"))
+        if (service := Service(name, user)).is_installed()
     ]
 
 
