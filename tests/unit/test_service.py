@@ -138,6 +138,15 @@ def test_the_long_form_installs_the_same(machine: Path) -> None:
     assert not (machine / "units/rustguard-serve-state.service.d").exists()
 
 
+def test_services_are_listed_by_name(machine: Path) -> None:
+    shutil.copytree(machine / "state", machine / "third")
+    # As file names, the longer one would be first: "-" sorts before ".".
+    for words in (["--state", str(machine / "third")], ["--state", str(machine / "state")]):
+        assert run(["service", "install", "serve", *words]) == 0
+    (machine / "units/rustguard-serve-state.service").rename(machine / "units/rustguard-serve.service")
+    assert [each.name for each in systemd.installed()] == ["rustguard-serve", "rustguard-serve-third"]
+
+
 def test_a_join_without_root_is_a_service_of_the_users_own_systemd(
     machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
