@@ -29,6 +29,7 @@ from rustguard_py.cli.verb import VerbGroup, json_option
 from rustguard_py.data_path import DataPath
 from rustguard_py.lab.hosts import End, Host, Lab
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.system.own_python import import_path
 
 SCHEMA = 1
 INNER = "10.150.0.1"
@@ -188,11 +189,13 @@ def _stream(sender: Host, taker: Host, address: str, seconds: float, *, back: bo
     # The receiver listens. On the way back that is the client, at its own address.
     where = _own_address(taker, address) if back else address
     program = [sys.executable, "-P", "-m", "rustguard_py.lab.stream"]
-    taking = taker.popen([*program, "take", where, str(PORT), str(seconds)], stdout=subprocess.PIPE)
+    taking = taker.popen(
+        [*program, "take", where, str(PORT), str(seconds)], stdout=subprocess.PIPE, env=import_path()
+    )
     out = taking.stdout
     if out is None or out.readline() != "ready\n":
         raise RustGuardError(f"Nothing can listen at {where}.")
-    sending = sender.popen([*program, "send", where, str(PORT)])
+    sending = sender.popen([*program, "send", where, str(PORT)], env=import_path())
     said, _ = taking.communicate(timeout=seconds + PATIENCE)
     sending.wait(PATIENCE)
     if taking.returncode != 0:

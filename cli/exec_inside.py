@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import NoReturn
@@ -76,7 +77,7 @@ def _choose(name: str | None) -> Candidate:
     running = [each for each in paths.running() if listens(each.socket)]
     chosen = running if name is None else called(running, name)
     if name is None and len(chosen) > 1:
-        chosen = [each for each in chosen if _is_rootless(each)] or chosen
+        chosen = [each for each in chosen if _may_be_entered(each)] or chosen
     if not chosen:
         raise NotRunningError(
             "Nothing runs here." if name is None else f"No {name} runs here.", "Start it: rustguard join --rootless"
@@ -89,6 +90,13 @@ def _choose(name: str | None) -> Candidate:
 
 def _is_rootless(candidate: Candidate) -> bool:
     return call(candidate.socket, "status").get("rootless") is not None
+
+
+def _may_be_entered(candidate: Candidate) -> bool:
+    """Return whether it is a client with --rootless that answers us; root's daemons don't."""
+    with suppress(RustGuardError):
+        return _is_rootless(candidate)
+    return False
 
 
 def _enter(user: int, network: int, files: dict[Path, str]) -> None:

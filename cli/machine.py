@@ -13,6 +13,7 @@ from typing import Any
 
 from rustguard_py.lab.hosts import Host
 from rustguard_py.model.errors import RustGuardError
+from rustguard_py.system.own_python import import_path
 
 # Seconds after which anything counts as failed.
 PATIENCE = 30.0
@@ -35,7 +36,8 @@ class Machine:
     token: str = field(repr=False)
 
     def _environment(self) -> dict[str, str]:
-        return {"RUSTGUARD_RUNTIME": str(self.runtime), "RUSTGUARD_TOKEN": self.token, "COLUMNS": "110"}
+        own = {"RUSTGUARD_RUNTIME": str(self.runtime), "RUSTGUARD_TOKEN": self.token, "COLUMNS": "110"}
+        return {**own, **import_path()}
 
     def _argv(self, words: str) -> list[str]:
         return [sys.executable, "-P", "-m", "rustguard_py.cli", *words.split(), "--state", str(self.state)]

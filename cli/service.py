@@ -89,7 +89,8 @@ def status(name: str | None) -> None:
     """Show whether the services run."""
     for service in systemd.installed() if name is None else [systemd.find(name)]:
         found = systemd.properties(service)
-        state = f"{found.get('ActiveState')} ({found.get('SubState')}), {found.get('UnitFileState')} at boot"
+        when = _when(service)
+        state = f"{found.get('ActiveState')} ({found.get('SubState')}), {found.get('UnitFileState')} at {when}"
         process = "" if found.get("MainPID") in (None, "0") else f", process {found['MainPID']}"
         again = "" if found.get("NRestarts") in (None, "0") else f", restarted {found['NRestarts']} times"
         result = "" if found.get("Result") in (None, "success") else f", ended by {found['Result']}"
@@ -256,8 +257,11 @@ def _label(state: Path | None) -> str | None:
 
 
 def _installed(service: systemd.Service) -> None:
-    when = "login" if service.user else "boot"
-    _tell(f"{service.name} runs, now and at each {when}. Its log: rustguard service logs {service.name}")
+    _tell(f"{service.name} runs, now and at each {_when(service)}. Its log: rustguard service logs {service.name}")
+
+
+def _when(service: systemd.Service) -> str:
+    return "login" if service.user else "boot"
 
 
 def _tell(line: str) -> None:

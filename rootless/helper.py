@@ -26,9 +26,10 @@ from rustguard_py.rootless.names import Names
 from rustguard_py.rootless.process import FAMILIES, KINDS, LONGEST
 from rustguard_py.rootless.refusals import refused
 from rustguard_py.system.interface import Echo, InterfaceSetup
+from rustguard_py.system.own_python import import_path
 
 # Of an environment, what a Python program needs to start. The rest is none of the helper's business.
-_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONDONTWRITEBYTECODE")
+_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONDONTWRITEBYTECODE")
 # Seconds for its start, on a machine that is slow and busy, and for its end.
 _START_SECONDS, _END_SECONDS = 60.0, 2.0
 # Requests that wait for an answer at once: the queue of the channel holds them all.
@@ -84,7 +85,7 @@ class Helper:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+                env={name: os.environ[name] for name in _VARIABLES if name in os.environ} | import_path(),
                 start_new_session=True,
             )
         except BlockingIOError as error:

@@ -202,7 +202,7 @@ def find(name: str | None) -> Service:
     """Return the service that a person means.
 
     Args:
-        name: With or without `rustguard-` and `.service`; None for the only one.
+        name: With or without `rustguard-` and `.service`; None for the only one, or for this user's only one.
 
     Raises:
         NotRunningError: There is none.
@@ -214,6 +214,8 @@ def find(name: str | None) -> Service:
             raise NotRunningError(
                 "No service is installed.", f"Install one: {as_root('rustguard service install serve …')}"
             )
+        # A user can only show those of the machine, and they may have the same names.
+        known = [each for each in known if each.user] or known
         if len(known) > 1:
             names = "\n".join(each.name for each in known)
             raise UsageError(f"{len(known)} services are installed.", f"Name one:\n{names}")

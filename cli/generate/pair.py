@@ -22,6 +22,7 @@ from rustguard_py.cli.generate.layout import MOST_SIZE
 from rustguard_py.cli.generate.trial import Trial, put_together
 from rustguard_py.lab.hosts import End, Host, Lab
 from rustguard_py.model.errors import RustGuardError, UnansweredError
+from rustguard_py.system.own_python import import_path
 
 PORT = 51820
 ADDRESSES = "10.99.0.1", "10.99.0.2"
@@ -69,7 +70,7 @@ class EndProcess:
     def __init__(self, host: Host, name: str, argv: Sequence[str], given: Configuration) -> None:
         self._name = name
         self._host = host
-        self._process = host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=import_path())
         self.say(asdict(given))
         ready = self.hear(PATIENCE)
         self.about, self.notes = str(ready["about"]), list(ready["notes"])

@@ -27,6 +27,7 @@ from support.booted_pair import (
     newer_package,
     shown,
 )
+from support.booted_user import BootedUser
 from support.held import held, let_die
 from support.product import eventually
 
@@ -244,6 +245,95 @@ def _is_started_again(pair: Pair, before: str, thread: int | None = None) -> Non
     # The watchdog waits 30 s.
     eventually(another, 90, "a start by systemd")
     eventually(pair.reaches, what="a ping after the start")
+
+
+@pytest.fixture(scope="module")
+def user(pair: Pair) -> BootedUser:
+    """An ordinary user of the client's machine, where root's client runs too."""
+    return BootedUser(pair.client, "ann")
+
+
+def _is_up(user: BootedUser, before: str = "") -> str:
+    """Return the main process of the user's client once it is ready, another one than before, and has a session."""
+
+    def ready() -> str:
+        state, process, line = user.shown("rustguard-join", "ActiveState", "MainPID", "StatusText")
+        return process if state == "active" and process != before and "connected to" in line else ""
+
+    process = eventually(ready, MOST_SECONDS, "the user's client")
+    user.run(["rustguard", "exec", "--", "ping", "-n", "-c1", "-W5", INNER])
+    return process
+
+
+def test_an_ordinary_user_installs_a_service_of_their_own(pair: Pair, user: BootedUser) -> None:
+    words = ["rustguard", "service", "install", "join", pair.address, "--rootless", "--name", "ann", "--token", "-"]
+    pair.server.run(["rustguard", "open"])
+    refused = user.run(words, check=False, text=f"{TOKEN}\n")
+    assert "No systemd runs for this user." in refused.stderr
+    user.linger()
+    eventually(lambda: user.run(["systemctl", "--user", "is-system-running"], check=False).stdout == "running\n")
+    assert "runs, now and at each login" in user.run(words, text=f"{TOKEN}\n").stderr
+    process = _is_up(user)
+    assert user.shown("rustguard-join", "Type", "UnitFileState", "NRestarts") == ["notify", "enabled", "0"]
+    lines = user.run(["rustguard", "service", "status"]).stdout.splitlines()
+    # Root's has the same name.
+    assert lines[0] == f"rustguard-join: active (running), enabled at login, process {process}"
+    assert f"connected to {pair.address}" in lines[1]
+    assert lines[2].startswith("rustguard-join: active (running), enabled at boot, process ")
+    state = user.home / ".local/state/rustguard/client"
+    status = json.loads(user.run(["rustguard", "status", "--json", "--state", state]).stdout)
+    assert (str(status["pid"]), status["healthy"]) == (process, True)
+    for logs in (["service", "logs"], ["logs", state]):
+        assert f"Connected to {pair.address}" in user.run(["rustguard", *logs]).stdout
+    for name in ("cmdline", "environ"):
+        assert TOKEN not in pair.client.run(["cat", f"/proc/{process}/{name}"]).stdout
+    assert not [each for each in user.files() if "token" in each]
+
+
+def test_a_users_client_comes_back_after_a_kill_of_it_or_its_helper_and_after_a_reboot(
+    pair: Pair, user: BootedUser, suite: str
+) -> None:
+    before = _is_up(user)
+    pair.client.run(["kill", "-KILL", before])
+    before = _is_up(user, before)
+    find = "grep -l rootless.proces[s] /proc/[0-9]*/cmdline | cut -d/ -f3"
+    pair.client.run(["kill", "-KILL", pair.client.run(["sh", "-c", find]).stdout.strip()])
+    before = _is_up(user, before)
+    assert user.shown("rustguard-join", "NRestarts") == ["2"]
+    assert "The helper process of --rootless was killed" in user.run(["rustguard", "service", "logs"]).stdout
+    began = time.monotonic()
+    pair.client.reboot()
+    _is_up(user)
+    print(f"{suite}: a user's client pinged {time.monotonic() - began:.1f} s after a reboot began")
+    eventually(pair.reaches, what="a ping of root's client after the reboot")
+
+
+def test_a_user_ends_and_removes_the_service_and_nothing_of_it_is_left(pair: Pair, user: BootedUser) -> None:
+    files = user.files()
+    assert ".config/systemd/user/default.target.wants/rustguard-join.service" in files
+    assert "Ended rustguard-join.service on " in user.run(["rustguard", "down", "rg0"]).stderr
+    assert user.shown("rustguard-join", "ActiveState", "Result") == ["inactive", "success"]
+    user.run(["systemctl", "--user", "start", "rustguard-join"])
+    _is_up(user)
+    user.run(["rustguard", "stop", user.home / ".local/state/rustguard/client"])
+    assert user.shown("rustguard-join", "ActiveState", "Result") == ["inactive", "success"]
+    user.run(["rustguard", "service", "install", "join", "--rootless"])
+    _is_up(user)
+    user.run(["rustguard", "service", "remove"])
+    assert {each for each in files - user.files() if "client/timestamps" not in each} == {
+        ".config/systemd/user/rustguard-join.service",
+        ".config/systemd/user/default.target.wants/rustguard-join.service",
+    }
+    assert user.shown("rustguard-join", "LoadState") == ["not-found"]
+    assert pair.client.run(["sh", "-c", "ls /run/user/*/rustguard"]).stdout == ""
+    assert pair.client.run(["pgrep", "-u", "ann", "-f", "rustguard"], check=False).stdout == ""
+    assert pair.reaches()
+
+
+def test_commands_that_start_programs_of_ours_find_them_in_the_package(pair: Pair) -> None:
+    """They are in a folder that is in no Python's path."""
+    words = ["rustguard", "bench", "generate", "--rate", "1000", "--seconds", "0.2", "--json"]
+    assert json.loads(pair.server.run(words).stdout)
 
 
 class Session:

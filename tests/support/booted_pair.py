@@ -16,7 +16,10 @@ from support.debian_root import Root, archive, package
 from support.product import eventually
 
 # What a usual Debian has that the smallest one lacks; apt then has nothing to fetch.
-TOOLS = ("dbus", "iproute2", "iputils-ping", "nftables", "openssh-server", "python3", "systemd", "systemd-sysv")
+TOOLS = (
+    *("dbus", "iproute2", "iputils-ping", "libpam-systemd", "nftables", "openssh-server", "python3"),
+    *("systemd", "systemd-sysv"),
+)
 INNER, CLIENT_INNER = "10.150.0.1", "10.150.0.2"
 TOKEN = "maple-comet-fjord"  # noqa: S105 - of a lab that lives for minutes
 

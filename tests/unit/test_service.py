@@ -222,6 +222,22 @@ def test_one_of_several_services_has_to_be_named(machine: Path) -> None:
     assert systemd.find("join").name == "rustguard-join"
 
 
+def test_a_users_only_service_is_meant_where_the_machine_has_one_of_the_same_name(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(machine / "config"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    (machine / "units/rustguard-join.service").write_text(unit.MARK)
+    assert not systemd.find(None).user
+    (machine / "config/systemd/user").mkdir(parents=True)
+    (machine / "config/systemd/user/rustguard-join.service").write_text(unit.MARK)
+    assert systemd.find(None).user
+    assert len(systemd.installed()) == 2
+    (machine / "config/systemd/user/rustguard-join-work.service").write_text(unit.MARK)
+    with pytest.raises(UsageError, match="2 services are installed"):
+        systemd.find(None)
+
+
 def test_up_as_a_service_applies_a_changed_file(machine: Path) -> None:
     file = machine / "wg7.conf"
     file.write_text(f"[Interface]\nPrivateKey = {'A' * 43}=\n")
