@@ -148,14 +148,18 @@ def _status_of(directory: Path, patience: float) -> dict[str, Any] | None:
         time.sleep(_LOOK)
 
 
-def daemon_of(interface: str) -> dict[str, Any] | None:
-    """Return the status of the daemon that made an interface of our network namespace; None if it is none of ours."""
+def daemons_of(interface: str) -> list[dict[str, Any]]:
+    """Return the statuses of the daemons in our network namespace that made an interface of this name.
+
+    Several have one if they run with --rootless.
+    """
+    found = []
     for candidate in paths.running():
         with suppress(RustGuardError):
             status = call(candidate.socket, "status")
             if status["interface"] == interface and namespace_number(status["pid"]) in (None, namespace_number()):
-                return status
-    return None
+                found.append(status)
+    return found
 
 
 def find_socket(state: Path | None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from shlex import quote
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from rustguard_py.cli import complete, stop
-from rustguard_py.cli.daemon import ask_or_do, daemon_of
+from rustguard_py.cli.daemon import ask_or_do, daemons_of
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError, UsageError
@@ -57,16 +58,24 @@ def command(name: str, state: Path | None) -> None:
         return True
 
     if not ask_or_do(directory, end, lambda: _repair(directory)):
-        status = daemon_of(interface)
-        if status is None or status.get("rootless") is None:
-            raise _not_ours(interface, status)
-        _end_client(Path(status["state_directory"]))
+        statuses = daemons_of(interface)
+        clients = [Path(each["state_directory"]) for each in statuses if each.get("rootless") is not None]
+        if not clients:
+            raise _not_ours(interface, statuses[0] if statuses else None)
+        _end_client(interface, clients)
 
 
-def _end_client(directory: Path) -> None:
-    """End a client without root: nothing of it is outside, so there is nothing else to undo."""
+def _end_client(interface: str, directories: Sequence[Path]) -> None:
+    """End a client without root: nothing of it is outside, so there is nothing else to undo.
+
+    Raises:
+        UsageError: Several have an interface of this name, each in a namespace of its own.
+    """
+    if len(directories) > 1:
+        lines = [f"rustguard stop {quote(str(each))}" for each in directories]
+        raise UsageError(f"{len(directories)} clients have an {interface}.", "\n".join(["Choose one:", *lines]))
     for each in paths.running():
-        if each.state_directory == directory:
+        if each.state_directory == directories[0]:
             stop.end(each)
 
 

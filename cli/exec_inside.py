@@ -7,7 +7,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 from typing import NoReturn
 
 import click
@@ -34,6 +34,10 @@ class _BehindDashes(Verb):
         if "--" in args and not ctx.resilient_parsing:
             at = args.index("--")
             args, line = args[:at], args[at + 1 :]
+        elif len(args) > 1 and not ctx.resilient_parsing and not args[0].startswith("-"):
+            raise UsageError(
+                "A program to run is written behind --.", f"Write it like: rustguard exec -- {join(args)}"
+            )
         rest = super().parse_args(ctx, args)
         ctx.params["line"] = tuple(line)
         return rest
@@ -56,7 +60,7 @@ def command(name: str | None, line: tuple[str, ...]) -> None:
     NAME is the client's state directory or the last part of it, as for `rustguard stop`. The program reaches the
     tunnel and nothing else, with the tunnel's names (/etc/resolv.conf, /etc/hosts). It has no privileges.
     """
-    if not line:
+    if not line or not line[0]:
         raise UsageError("There is no program to run.", _USAGE)
     chosen = _choose(name)
     if not _is_rootless(chosen):

@@ -10,11 +10,17 @@ from typing import Any
 
 import click
 
+from rustguard_py.cli.secret import read_file
 from rustguard_py.model.errors import UsageError
 from rustguard_py.proxy.forward import parse_forward
-from rustguard_py.rootless.options import Rootless, check_open_to_others, parse_place, read_login
+from rustguard_py.proxy.request import Credentials
+from rustguard_py.rootless.options import Rootless, check_open_to_others, parse_login, parse_place
 
 _USUAL_PLACE = "127.0.0.1:1080"
+
+
+def _read_login(file: Path) -> Credentials:
+    return parse_login(read_file(file, "login", "Name a file that you can read."), file)
 
 
 def rootless_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,6 +40,8 @@ def rootless_options(function: Callable[..., Any]) -> Callable[..., Any]:
         given = {"--dns": dns, "--socks": socks, "--socks-login": socks_login, "-L": forward_in, "-R": forward_out}
         if not rootless and (needing := [option for option, value in given.items() if value]):
             raise UsageError(f"{needing[0]} needs --rootless.", f"Add --rootless, or leave out {needing[0]}.")
+        if socks_login is not None and not socks:
+            raise UsageError("--socks-login needs --socks.", "Add --socks, or leave out --socks-login.")
         try:
             servers = tuple(ip_address(each) for each in dns)
         except ValueError as error:
@@ -44,7 +52,7 @@ def rootless_options(function: Callable[..., Any]) -> Callable[..., Any]:
         options = Rootless(
             servers,
             places,
-            None if socks_login is None else read_login(socks_login),
+            None if socks_login is None else _read_login(socks_login),
             tuple(parse_forward("-L", each) for each in forward_in),
             tuple(parse_forward("-R", each) for each in forward_out),
         )

@@ -9,7 +9,7 @@ from shlex import quote
 import click
 
 from rustguard_py.cli import complete
-from rustguard_py.cli.daemon import STARTING, daemon_of, wait_for_socket
+from rustguard_py.cli.daemon import STARTING, daemons_of, wait_for_socket
 from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, sandbox_option
 from rustguard_py.daemon.control.client import call
 from rustguard_py.data_path import DataPath
@@ -106,7 +106,8 @@ def _reload(socket: Path, path: Path, interface: str) -> None:
 
 def _taken(interface: str, error: NameTakenError) -> NameTakenError:
     """Return the error for an interface that is there already; it names the daemon of ours that made it."""
-    status = daemon_of(interface)
+    # The interface of a client with --rootless is in a namespace of its own.
+    status = next((each for each in daemons_of(interface) if each.get("rootless") is None), None)
     if status is None:
         return error
     directory = quote(status["state_directory"])

@@ -116,8 +116,11 @@ class Helper:
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            # Landlock may keep us from signalling a process that isn't our own. It ends when it goes on: its channel
+            # is closed.
+            with suppress(PermissionError):
+                self._process.kill()
+                self._process.wait()
 
     def watch(self, on_gone: Callable[[RustGuardError], None]) -> None:
         """Call `on_gone` when the helper has ended by itself."""

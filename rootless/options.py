@@ -69,19 +69,17 @@ def check_open_to_others(socks: Iterable[tuple[str, int]]) -> None:
                 )
 
 
-def read_login(file: Path) -> Credentials:
-    """Return the user and password in a file of one line, `USER:PASSWORD`.
+def parse_login(line: str, file: Path) -> Credentials:
+    """Return the user and password in a line, `USER:PASSWORD`.
+
+    Args:
+        line: The first line of the file.
+        file: Where it was read, for errors.
 
     Raises:
-        UsageError: It can't be read, or has another form.
+        UsageError: It has another form.
     """
-    try:
-        user, colon, password = file.read_text().removesuffix("\n").partition(":")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
-        raise UsageError(
-            f"--socks-login {file} can't be read: {reason}.", "Name a file that you can read."
-        ) from error
+    user, colon, password = line.partition(":")
     if not colon or "\n" in password:
-        raise UsageError(f"--socks-login {file} has no user and password.", "It has one line, USER:PASSWORD.")
+        raise UsageError(f"--socks-login {file} has no user and password.", "Write one line into it: USER:PASSWORD")
     return Credentials(user, password)

@@ -117,3 +117,27 @@ def test_a_socket_that_another_program_listens_on_is_left_alone(path: Path) -> N
         NativePlane(bytes(32), interface="wg0", sockets=[], memif=_ip(path, server=True))
     assert path.exists()
     one.close()
+
+
+@needs_native
+@pytest.mark.parametrize("link", [False, True])
+def test_what_is_not_a_socket_is_neither_followed_nor_removed(path: Path, link: bool) -> None:
+    from rustguard_py.planes.native import NativePlane
+
+    target = path.with_name("precious") if link else path
+    target.write_text("precious")
+    if link:
+        path.symlink_to(target)
+    with pytest.raises(RefusedError):
+        NativePlane(bytes(32), interface="wg0", sockets=[], memif=_ip(path, server=True))
+    assert target.read_text() == "precious"
+    assert path.is_symlink() is link
+
+
+@needs_native
+def test_what_somebody_puts_in_the_sockets_place_stays(path: Path) -> None:
+    one = MemifPair(_ip(path, server=True))
+    path.unlink()
+    path.write_text("precious")
+    one.close()
+    assert path.read_text() == "precious"

@@ -45,8 +45,11 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-async def fill(sink: socket.socket, most: int = 1 << 25) -> int:
-    """Write until nothing more is taken for a while. Return how much was."""
+async def fill(sink: socket.socket, most: int = 1 << 27) -> int:
+    """Write until nothing more is taken for a while. Return how much was.
+
+    The kernel's buffers of a connection grow to some tens of megabytes.
+    """
     sent, rests = 0, 0
     while rests < 20:
         try:

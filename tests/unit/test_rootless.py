@@ -19,7 +19,7 @@ from rustguard_py.model import sudo
 from rustguard_py.model.errors import UsageError
 from rustguard_py.rootless import names, refusals
 from rustguard_py.rootless.names import Names
-from rustguard_py.rootless.options import parse_place, read_login
+from rustguard_py.rootless.options import parse_login, parse_place
 from rustguard_py.rootless.process import HelperProcess
 from rustguard_py.rootless.refusals import Step, refused
 from rustguard_py.system import container
@@ -230,6 +230,8 @@ def test_hints_name_what_this_user_types(monkeypatch: pytest.MonkeyPatch) -> Non
         (["exec"], 2, "There is no program to run."),
         (["exec", "ping"], 2, "rustguard exec -- ping"),
         (["exec", "--"], 2, "There is no program to run."),
+        (["exec", "--", ""], 2, "There is no program to run."),
+        (["exec", "ping", "10.0.0.1"], 2, "rustguard exec -- ping 10.0.0.1"),
         (["exec", "--", "ping", "-c1", "10.0.0.1"], 3, "Nothing runs here."),
         (["exec", "work", "--", "true"], 3, "No work runs here."),
         (["join", "home", "--socks"], 2, "--socks needs --rootless."),
@@ -240,7 +242,8 @@ def test_hints_name_what_this_user_types(monkeypatch: pytest.MonkeyPatch) -> Non
         (["join", "home", "--rootless", "--socks", "10.0.0.1:80"], 2, "Add --socks-login FILE"),
         (["join", "home", "--rootless", "-L", "80"], 2, "[ADDR:]PORT:HOST:PORT"),
         (["join", "home", "--rootless", "--dns", "x"], 2, "--dns"),
-        (["join", "home", "--rootless", "--socks-login", "/nonexistent"], 2, "can't be read: No such file"),
+        (["join", "home", "--rootless", "--socks-login", "x"], 2, "--socks-login needs --socks."),
+        (["join", "home", "--rootless", "--socks", "81", "--socks-login", "/none"], 2, "can't be read: No such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -252,15 +255,12 @@ def test_what_cannot_be_meant_is_refused_at_once(
     assert said in capsys.readouterr().err
 
 
-def test_a_login_has_one_line_with_a_user_and_a_password(tmp_path: Path) -> None:
-    file = tmp_path / "login"
-    file.write_text("ada:sec:ret\n")
-    login = read_login(file)
+def test_a_login_is_a_user_and_a_password() -> None:
+    login = parse_login("ada:sec:ret", Path("login"))
     assert (login.user, login.password) == ("ada", "sec:ret")
-    for text in ("ada", "ada:one\ntwo\n", "", ":x", "ada:\n"):
-        file.write_text(text)
+    for text in ("ada", "ada:one\ntwo", "", ":x", "ada:"):
         with pytest.raises(UsageError):
-            read_login(file)
+            parse_login(text, Path("login"))
 
 
 def test_a_place_without_an_address_is_on_this_machine_alone() -> None:

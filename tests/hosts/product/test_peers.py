@@ -41,6 +41,7 @@ _STATUS = {
         "engine_reason",
         "sandbox",
         "public_key",
+        "rootless",
     ),
     *(
         "fingerprint",

@@ -3,10 +3,14 @@
 //! A client tries to connect four times a second. A server takes the next client when the one before is gone.
 //! Others wait in the socket's queue meanwhile.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, OsStr};
+use std::fs;
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -93,13 +97,16 @@ impl Drop for Control {
 /// A listening socket, and the file that leads to it.
 struct Listener {
     socket: OwnedFd,
-    path: CString,
+    path: PathBuf,
+    /// Device and inode of the file, by which another that somebody puts there is known.
+    file: (u64, u64),
 }
 
 impl Listener {
-    /// Listen. A file that no program listens on any more is replaced.
+    /// Listen. A socket that no program listens on any more is replaced, and nothing else.
     fn open(path: &CStr, address: &libc::sockaddr_un) -> io::Result<Self> {
         let socket = new_socket()?;
+        let path = PathBuf::from(OsStr::from_bytes(path.to_bytes()));
         // SAFETY: the calls read one address, and take the rest by value.
         let bind = || unsafe {
             check(libc::fchmod(socket.as_raw_fd(), MODE))?;
@@ -107,25 +114,34 @@ impl Listener {
         };
         if let Err(error) = bind() {
             let in_use = error.raw_os_error() == Some(libc::EADDRINUSE);
+            // Connecting to a file that isn't a socket is refused like connecting to a dead one.
+            let is_socket = fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket());
             let refusal = connect(address).err().and_then(|error| error.raw_os_error());
-            if !in_use || refusal != Some(libc::ECONNREFUSED) {
+            if !in_use || !is_socket || refusal != Some(libc::ECONNREFUSED) {
                 return Err(error);
             }
-            // SAFETY: the path ends in a zero byte.
-            check(unsafe { libc::unlink(path.as_ptr()) })?;
+            fs::remove_file(&path)?;
             bind()?;
         }
         // SAFETY: the call takes its arguments by value.
         check(unsafe { libc::listen(socket.as_raw_fd(), 1) })?;
-        Ok(Self { socket, path: path.to_owned() })
+        let file = which(&path)?;
+        Ok(Self { socket, path, file })
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // SAFETY: the path ends in a zero byte.
-        unsafe { libc::unlink(self.path.as_ptr()) };
+        if which(&self.path).is_ok_and(|file| file == self.file) {
+            // Somebody else may have removed it since.
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Return device and inode of what is at a path.
+fn which(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 fn new_socket() -> io::Result<OwnedFd> {
