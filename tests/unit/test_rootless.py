@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rustguard_py.cli import down
 from rustguard_py.cli.app import run
 from rustguard_py.enroll.client.start import names_of
 from rustguard_py.model import sudo
@@ -253,6 +254,17 @@ def test_what_cannot_be_meant_is_refused_at_once(
     monkeypatch.setattr(sudo._Rootless, "is_it", False)
     assert run(words) == code
     assert said in capsys.readouterr().err
+
+
+def test_of_several_clients_with_the_same_interface_down_ends_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = [{"rootless": {}, "state_directory": str(tmp_path / name)} for name in ("client", "work")]
+    monkeypatch.setattr(down, "daemons_of", lambda _: statuses)
+    assert run(["down", "rg0", "--state", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert "2 clients have an rg0." in said
+    assert f"rustguard stop {tmp_path}/work" in said
 
 
 def test_a_login_is_a_user_and_a_password() -> None:
