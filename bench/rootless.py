@@ -186,7 +186,7 @@ def site(engine: str) -> Iterator[dict[Arm, Host]]:
 def _start(host: Host, folder: str, name: str, words: list[str]) -> None:
     log = Path(folder, f"{name}.said")
     environment = {"RUSTGUARD_TOKEN": _TOKEN}
-    argv = [sys.executable, "-m", "rustguard_py.cli", *words, "--state", f"{folder}/{name}"]
+    argv = [sys.executable, "-P", "-m", "rustguard_py.cli", *words, "--state", f"{folder}/{name}"]
     program = host.popen(argv, log=log, env=environment)
     deadline = time.monotonic() + START_SECONDS
     while not any(line in log.read_text() for line in ("Connected to", "window is open for")):
