@@ -214,11 +214,5 @@ def _choose(engine: str) -> engines.Engine:
             "Pass engine='auto', 'native' or 'portable'.",
         )
     if engine == "auto":
-        engine = (
-            "portable"
-            if __import__("os").environ.get("DEVHACK")
-            else "native"
-            if engines.has_native()
-            else "portable"
-        )
+        engine = "native" if engines.has_native() else "portable"
     return engines.choose(DataPath(engine, queues="1"))
