@@ -118,6 +118,11 @@ def connect(
         if isinstance(source, str) and (token is not None or state is not None):
             if ignore_hooks:
                 raise UsageError("ignore_hooks is for a configuration, and this is a server.", "Leave it out.")
+            if plan.may_be_a_configuration(source):
+                raise UsageError(
+                    "token= and state= are for a server of ours, and this is the text of a configuration.",
+                    "Leave them out, or pass the server's name.",
+                )
             directory = None if state is None else Path(state).expanduser()
             made: plan.Plan = pairing.make_plan(
                 source, token, directory, name=name, fingerprint=fingerprint, routes=routes

@@ -202,3 +202,28 @@ def test_secrets_are_in_no_representation() -> None:
         assert encode_key(ends.other_key) not in shown
         assert repr(ends.other_key)[2:-1] not in shown
         assert "maple" not in shown
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        (CONFIG, {"token": "x"}),
+        (CONFIG, {"state": "folder"}),
+        (CONFIG.replace("\n", " "), {"token": "x"}),
+        ("PrivateKey = " + encode_key(bytes(range(32))), {"token": "x"}),
+        ("PrivateKey = " + encode_key(bytes(range(32))), {}),
+        (encode_key(bytes(range(32))), {}),
+    ],
+)
+def test_no_message_quotes_a_configuration(source: str, arguments: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        connect(source, **arguments)
+    shown = "".join(traceback.format_exception_only(caught.value)) + caught.value.fix
+    assert "PrivateKey" not in shown
+    assert all(word not in shown for word in source.split() if len(word) == 44)
+
+
+def test_a_long_source_is_cut_where_a_message_quotes_it() -> None:
+    with pytest.raises(UsageError, match="is not the text") as caught:
+        connect("x" * 1000)
+    assert "x" * 61 not in caught.value.message + caught.value.fix
