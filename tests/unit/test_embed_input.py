@@ -54,6 +54,9 @@ def _with(*lines: str) -> str:
         (CONFIG, {"engine": "fastest"}, "There is no engine 'fastest'", "Choose one of"),
         (CONFIG, {"capacity": 0}, "capacity=0 is no number", "change it"),
         ("vpn.example", {"token": ""}, "The token is empty", "rustguard serve"),
+        ("vpn.example", {"token": "\n"}, "The token is empty", "rustguard serve"),
+        ("vpn.example", {"token": b"x"}, "The token is of type bytes", "Pass a str"),
+        ("vpn.example", {"token": "a\nb"}, "holds control characters", "rustguard serve"),
         ("vpn.example:70000", {"token": "x"}, "70000 is not a UDP port", "1 to 65535"),
         ("a home", {"token": "x"}, "is not an address", "home.example:51820"),
         ("vpn.example", {"token": "x", "name": "a\nb"}, "name='a\\\\nb'", "such as laptop"),
@@ -156,6 +159,25 @@ def test_one_packet_in_place_of_a_list_is_refused() -> None:
     assert caught.value.fix == "Write [packet]."
 
 
+@on_both_engines
+@pytest.mark.parametrize(
+    "packets",
+    [
+        None,
+        5,
+        [None],
+        [5],
+        "text",
+        [memoryview(bytes(4000)).cast("I")],
+        [memoryview(bytes(4000)).cast("B", (40, 100))],
+        [memoryview(bytes(200))[::2]],
+    ],
+)
+def test_what_is_no_packet_is_refused(engine: str, packets: object) -> None:
+    with connect(CONFIG, timeout=None, engine=engine) as tunnel, pytest.raises(UsageError):
+        tunnel.write_batch(packets)
+
+
 def test_no_packets_can_t_be_asked_for() -> None:
     with connect(CONFIG, timeout=None) as tunnel, pytest.raises(UsageError, match="most=0 is no number"):
         tunnel.read_batch(0)
@@ -227,3 +249,8 @@ def test_a_long_source_is_cut_where_a_message_quotes_it() -> None:
     with pytest.raises(UsageError, match="is not the text") as caught:
         connect("x" * 1000)
     assert "x" * 61 not in caught.value.message + caught.value.fix
+
+
+def test_a_token_loses_the_line_end_of_a_file() -> None:
+    made = connect("vpn.example", token="maple-comet-fjord\n")  # noqa: S106
+    assert made._plan.applicant.token == "maple-comet-fjord"  # noqa: S105
