@@ -26,6 +26,7 @@ CAPACITY = 1024
 _MOST_CAPACITY = 1 << 20
 # Seconds in which a peer must answer.
 TIMEOUT = 10.0
+_LONGEST = 1_000_000
 
 
 @overload
@@ -130,10 +131,14 @@ def connect(
         else:
             _refuse_arguments_of_a_server(token=token, state=state, name=name, fingerprint=fingerprint, routes=routes)
             made = plan.read(source, ignore_hooks=ignore_hooks)
-        if not 1 <= capacity <= _MOST_CAPACITY:
+        if not isinstance(capacity, int) or not 1 <= capacity <= _MOST_CAPACITY:
             raise UsageError(
                 f"capacity={capacity} is no number of packets from 1 to {_MOST_CAPACITY}.",
                 "Leave it out, or change it.",
+            )
+        if timeout is not None and not (isinstance(timeout, (int, float)) and 0 <= timeout <= _LONGEST):
+            raise UsageError(
+                f"timeout={timeout!r} is no number of seconds from 0 to {_LONGEST}.", "Pass None not to wait."
             )
         return Connecting(made, _choose(engine), capacity, timeout)
     except RustGuardError as error:

@@ -330,7 +330,7 @@ def _size_of_view(packet: object, place: int) -> int:
 
 
 def _check_number(most: int) -> None:
-    if most < 1:
+    if not isinstance(most, int) or not 1 <= most < 1 << 31:
         raise with_its_fix(UsageError(f"most={most} is no number of packets.", "Read at least one."))
 
 

@@ -52,6 +52,11 @@ def _with(*lines: str) -> str:
         (CONFIG, {"routes": "all"}, "routes= is for a server", "token= or state="),
         (CONFIG, {"engine": "kernel"}, "needs an interface", "'native' or 'portable'"),
         (CONFIG, {"engine": "fastest"}, "There is no engine 'fastest'", "Choose one of"),
+        (CONFIG, {"capacity": 1.5}, "capacity=1.5 is no number", "change it"),
+        (CONFIG, {"capacity": "5"}, "capacity=5 is no number", "change it"),
+        (CONFIG, {"timeout": -1}, "timeout=-1 is no number", "None"),
+        (CONFIG, {"timeout": float("nan")}, "timeout=nan is no number", "None"),
+        (CONFIG, {"timeout": "5"}, "timeout='5' is no number", "None"),
         (CONFIG, {"capacity": 0}, "capacity=0 is no number", "change it"),
         ("vpn.example", {"token": ""}, "The token is empty", "rustguard serve"),
         ("vpn.example", {"token": "\n"}, "The token is empty", "rustguard serve"),
@@ -224,6 +229,12 @@ def test_secrets_are_in_no_representation() -> None:
         assert encode_key(ends.other_key) not in shown
         assert repr(ends.other_key)[2:-1] not in shown
         assert "maple" not in shown
+
+
+@pytest.mark.parametrize("most", [0, 1.5, 2**70])
+def test_most_is_a_number_of_packets(most: object) -> None:
+    with connect(CONFIG, timeout=None) as tunnel, pytest.raises(UsageError, match="is no number"):
+        tunnel.read_batch(most)
 
 
 @pytest.mark.parametrize(
