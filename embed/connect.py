@@ -26,6 +26,7 @@ CAPACITY = 1024
 _MOST_CAPACITY = 1 << 20
 # Seconds in which a peer must answer.
 TIMEOUT = 10.0
+_LONGEST = 1_000_000
 
 
 @overload
@@ -118,6 +119,11 @@ def connect(
         if isinstance(source, str) and (token is not None or state is not None):
             if ignore_hooks:
                 raise UsageError("ignore_hooks is for a configuration, and this is a server.", "Leave it out.")
+            if plan.may_be_a_configuration(source):
+                raise UsageError(
+                    "token= and state= are for a server of ours, and this is the text of a configuration.",
+                    "Leave them out, or pass the server's name.",
+                )
             directory = None if state is None else Path(state).expanduser()
             made: plan.Plan = pairing.make_plan(
                 source, token, directory, name=name, fingerprint=fingerprint, routes=routes
@@ -125,10 +131,14 @@ def connect(
         else:
             _refuse_arguments_of_a_server(token=token, state=state, name=name, fingerprint=fingerprint, routes=routes)
             made = plan.read(source, ignore_hooks=ignore_hooks)
-        if not 1 <= capacity <= _MOST_CAPACITY:
+        if not isinstance(capacity, int) or not 1 <= capacity <= _MOST_CAPACITY:
             raise UsageError(
                 f"capacity={capacity} is no number of packets from 1 to {_MOST_CAPACITY}.",
                 "Leave it out, or change it.",
+            )
+        if timeout is not None and not (isinstance(timeout, (int, float)) and 0 <= timeout <= _LONGEST):
+            raise UsageError(
+                f"timeout={timeout!r} is no number of seconds from 0 to {_LONGEST}.", "Pass None not to wait."
             )
         return Connecting(made, _choose(engine), capacity, timeout)
     except RustGuardError as error:
@@ -214,11 +224,5 @@ def _choose(engine: str) -> engines.Engine:
             "Pass engine='auto', 'native' or 'portable'.",
         )
     if engine == "auto":
-        engine = (
-            "portable"
-            if __import__("os").environ.get("DEVHACK")
-            else "native"
-            if engines.has_native()
-            else "portable"
-        )
+        engine = "native" if engines.has_native() else "portable"
     return engines.choose(DataPath(engine, queues="1"))

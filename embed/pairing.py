@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import unicodedata
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -128,10 +129,20 @@ def make_plan(
     target = Target.parse(server, fingerprint)
     if token is None:
         return PairingPlan(target, None, directory, RouteAnswers(_choice(routes)))
-    if not token:
-        raise UsageError("The token is empty.", "Pass the one that `rustguard serve` printed.")
-    applicant = Applicant(token, _name(name), name is not None)
+    applicant = Applicant(_token(token), _name(name), name is not None)
     return PairingPlan(target, applicant, directory, RouteAnswers(_choice(routes)))
+
+
+def _token(given: object) -> str:
+    """Return a token as the command line does: in NFC, and without the line end of a file."""
+    if not isinstance(given, str):
+        raise UsageError(f"The token is of type {type(given).__name__}.", "Pass a str.")
+    token = unicodedata.normalize("NFC", given.rstrip("\r\n"))
+    if not token.strip():
+        raise UsageError("The token is empty.", "Pass the one that `rustguard serve` printed.")
+    if any(unicodedata.category(each) in ("Cc", "Cs") for each in token):
+        raise UsageError("The token holds control characters.", "Pass the one that `rustguard serve` printed.")
+    return token
 
 
 def _choice(routes: str | Sequence[str | Network] | None) -> RouteChoice | None:

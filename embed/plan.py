@@ -20,6 +20,9 @@ from rustguard_py.planes.contract import PacketChannel
 from rustguard_py.system.sockets import bind
 from rustguard_py.tunnel import Tunnel
 
+# Characters of a source that a message quotes, at most.
+_SHOWN = 60
+
 Found = Mapping[conf.HostPort, list[Endpoint]]
 
 
@@ -123,9 +126,15 @@ def read(source: str | os.PathLike[str], *, ignore_hooks: bool) -> ConfigPlan:
     """
     if isinstance(source, str):
         if "[" not in source and "\n" not in source:
+            if may_be_a_configuration(source):
+                raise UsageError(
+                    "This is not the text of a wg-quick configuration: it has no [Interface].",
+                    "Pass the whole text. For a file: connect(Path(…)).",
+                )
+            shown = repr(source if len(source) <= _SHOWN else f"{source[:_SHOWN]}…")
             raise UsageError(
-                f"{source!r} is not the text of a wg-quick configuration.",
-                f"For a file: connect(Path({source!r})). For a server: connect({source!r}, token=…), or with the "
+                f"{shown} is not the text of a wg-quick configuration.",
+                f"For a file: connect(Path({shown})). For a server: connect({shown}, token=…), or with the "
                 "state=… of an earlier join.",
             )
         text, where = source, "the configuration"
@@ -142,6 +151,11 @@ def read(source: str | os.PathLike[str], *, ignore_hooks: bool) -> ConfigPlan:
             f"{where} has no PrivateKey: a PostUp sets it, which isn't run here.", "Write it below [Interface]."
         )
     return ConfigPlan(config)
+
+
+def may_be_a_configuration(source: str) -> bool:
+    """Return whether a text may have keys of a configuration, so that no message may quote it."""
+    return "\n" in source or "=" in source or source.lstrip().lower().startswith(("[interface", "[peer"))
 
 
 def _read_file(path: Path) -> str:

@@ -85,10 +85,12 @@ class _EmbeddedTunnel:
         """Refuse what no plane would take."""
         if isinstance(packets, (bytes, bytearray, memoryview)):
             raise with_its_fix(UsageError("That is one packet, and not a list of them.", "Write [packet]."))
+        if not isinstance(packets, Sequence):
+            raise with_its_fix(UsageError(f"That is no list: {type(packets).__name__}.", "Write a list of packets."))
         mtu = self.mtu
         for place, packet in enumerate(packets):
-            if not 20 <= len(packet) <= mtu:
-                size = len(packet)
+            size = len(packet) if isinstance(packet, (bytes, bytearray)) else _size_of_view(packet, place)
+            if not 20 <= size <= mtu:
                 why = "no IP packet is that short" if size < 20 else f"the tunnel's MTU is {mtu}"
                 fix = "Write whole IP packets, header included." if size < 20 else "Write smaller ones."
                 raise with_its_fix(UsageError(f"packets[{place}] has {size} bytes, and {why}.", fix))
@@ -318,8 +320,17 @@ async def end(control: Control) -> None:
     control.join()
 
 
+def _size_of_view(packet: object, place: int) -> int:
+    """Return a packet's size, bytes. A view's length counts items, which may be larger."""
+    if isinstance(packet, memoryview) and packet.format == "B" and packet.ndim == 1 and packet.c_contiguous:
+        return packet.nbytes
+    raise with_its_fix(
+        UsageError(f"packets[{place}] is not contiguous bytes: {type(packet).__name__}.", "Write bytes(packet).")
+    )
+
+
 def _check_number(most: int) -> None:
-    if most < 1:
+    if not isinstance(most, int) or not 1 <= most < 1 << 31:
         raise with_its_fix(UsageError(f"most={most} is no number of packets.", "Read at least one."))
 
 

@@ -52,8 +52,16 @@ def _with(*lines: str) -> str:
         (CONFIG, {"routes": "all"}, "routes= is for a server", "token= or state="),
         (CONFIG, {"engine": "kernel"}, "needs an interface", "'native' or 'portable'"),
         (CONFIG, {"engine": "fastest"}, "There is no engine 'fastest'", "Choose one of"),
+        (CONFIG, {"capacity": 1.5}, "capacity=1.5 is no number", "change it"),
+        (CONFIG, {"capacity": "5"}, "capacity=5 is no number", "change it"),
+        (CONFIG, {"timeout": -1}, "timeout=-1 is no number", "None"),
+        (CONFIG, {"timeout": float("nan")}, "timeout=nan is no number", "None"),
+        (CONFIG, {"timeout": "5"}, "timeout='5' is no number", "None"),
         (CONFIG, {"capacity": 0}, "capacity=0 is no number", "change it"),
         ("vpn.example", {"token": ""}, "The token is empty", "rustguard serve"),
+        ("vpn.example", {"token": "\n"}, "The token is empty", "rustguard serve"),
+        ("vpn.example", {"token": b"x"}, "The token is of type bytes", "Pass a str"),
+        ("vpn.example", {"token": "a\nb"}, "holds control characters", "rustguard serve"),
         ("vpn.example:70000", {"token": "x"}, "70000 is not a UDP port", "1 to 65535"),
         ("a home", {"token": "x"}, "is not an address", "home.example:51820"),
         ("vpn.example", {"token": "x", "name": "a\nb"}, "name='a\\\\nb'", "such as laptop"),
@@ -156,6 +164,25 @@ def test_one_packet_in_place_of_a_list_is_refused() -> None:
     assert caught.value.fix == "Write [packet]."
 
 
+@on_both_engines
+@pytest.mark.parametrize(
+    "packets",
+    [
+        None,
+        5,
+        [None],
+        [5],
+        "text",
+        [memoryview(bytes(4000)).cast("I")],
+        [memoryview(bytes(4000)).cast("B", (40, 100))],
+        [memoryview(bytes(200))[::2]],
+    ],
+)
+def test_what_is_no_packet_is_refused(engine: str, packets: object) -> None:
+    with connect(CONFIG, timeout=None, engine=engine) as tunnel, pytest.raises(UsageError):
+        tunnel.write_batch(packets)
+
+
 def test_no_packets_can_t_be_asked_for() -> None:
     with connect(CONFIG, timeout=None) as tunnel, pytest.raises(UsageError, match="most=0 is no number"):
         tunnel.read_batch(0)
@@ -202,3 +229,39 @@ def test_secrets_are_in_no_representation() -> None:
         assert encode_key(ends.other_key) not in shown
         assert repr(ends.other_key)[2:-1] not in shown
         assert "maple" not in shown
+
+
+@pytest.mark.parametrize("most", [0, 1.5, 2**70])
+def test_most_is_a_number_of_packets(most: object) -> None:
+    with connect(CONFIG, timeout=None) as tunnel, pytest.raises(UsageError, match="is no number"):
+        tunnel.read_batch(most)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        (CONFIG, {"token": "x"}),
+        (CONFIG, {"state": "folder"}),
+        (CONFIG.replace("\n", " "), {"token": "x"}),
+        ("PrivateKey = " + encode_key(bytes(range(32))), {"token": "x"}),
+        ("PrivateKey = " + encode_key(bytes(range(32))), {}),
+        (encode_key(bytes(range(32))), {}),
+    ],
+)
+def test_no_message_quotes_a_configuration(source: str, arguments: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        connect(source, **arguments)
+    shown = "".join(traceback.format_exception_only(caught.value)) + caught.value.fix
+    assert "PrivateKey" not in shown
+    assert all(word not in shown for word in source.split() if len(word) == 44)
+
+
+def test_a_long_source_is_cut_where_a_message_quotes_it() -> None:
+    with pytest.raises(UsageError, match="is not the text") as caught:
+        connect("x" * 1000)
+    assert "x" * 61 not in caught.value.message + caught.value.fix
+
+
+def test_a_token_loses_the_line_end_of_a_file() -> None:
+    made = connect("vpn.example", token="maple-comet-fjord\n")  # noqa: S106
+    assert made._plan.applicant.token == "maple-comet-fjord"  # noqa: S105
