@@ -22,6 +22,7 @@ CARGO = scripts/native
 help:
 	@echo 'make demo      watch two hosts on this machine find each other with a token and carry traffic (a minute)'
 	@echo 'make test      run the tests; PYTEST_ARGS="-k replay" selects some'
+	@echo 'make test-native   run the tests of devices, and the model of shared rings (minutes, to build them)'
 	@echo 'make coverage  run the unit tests and print how much of the Python code they reach'
 	@echo 'make mutants   change the code in small ways, and count the changes that the unit tests notice (an hour);'
 	@echo '               MUTANTS_ARGS="--rooms state --seed 7" selects some'
@@ -50,9 +51,13 @@ demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
 test: .venv/.test
-	@$(CARGO) test --locked -q -p transport -p memif -p relay -p generator -p plane
-	@$(CARGO) test --locked -q --manifest-path model/Cargo.toml
+	@$(CARGO) test --locked -q -p transport -p memif -p relay -p generator
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
+
+# Of the native crates, what takes long to build: devices against their contract, and the model of memif's rings.
+test-native: .venv/.test
+	@$(CARGO) test --locked -q -p plane
+	@$(CARGO) test --locked -q --manifest-path model/Cargo.toml
 
 # How much of the installed package the unit tests reach. There is no threshold. The name alone, without a path, would
 # mean the checkout's folder, which no test imports.
@@ -196,5 +201,5 @@ wireguard-go-generate: .venv/bin/wireguard-go-generate
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels bench-rootless bench-generate
+.PHONY: help demo test test-native coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels bench-rootless bench-generate
 .PHONY: wheel sdist packages test-packages reference lock wireguard-go wireguard-go-generate clean
