@@ -96,5 +96,6 @@ def _forget(directory: Path, host: str) -> None:
         state = ClientState.from_json(document.load())
         left = tuple(each for each in state.networks if each.host != host)
         document.save(replace(state, networks=left).to_json())
+        document.remove_copies()
     finally:
         document.close()

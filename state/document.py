@@ -151,6 +151,20 @@ class Document:
                 self._files.unlink(temporary)
             raise unusable("written", self.path, error) from error
 
+    def remove_copies(self) -> None:
+        """Remove the copies of earlier data, for secrets that are not to outlast what was saved last.
+
+        Raises:
+            StateError: A copy couldn't be removed.
+        """
+        try:
+            for copy in self._copies():
+                with suppress(FileNotFoundError):
+                    self._files.unlink(copy)
+            sync_directory(self._files, self.directory)
+        except OSError as error:
+            raise unusable("written", self.path, error) from error
+
     def close(self) -> None:
         """Release the lock. May be called twice."""
         if self._lock is not None:

@@ -97,6 +97,16 @@ def test_the_copy_beside_is_the_save_before(tmp_path: Path) -> None:
     assert load(path.parent) == small_state(1)
 
 
+def test_copies_are_removed_with_the_secrets_in_them(tmp_path: Path) -> None:
+    saved(tmp_path, small_state(1), small_state(2), small_state(0))
+    document = Document.open(tmp_path)
+    document.load()
+    document.remove_copies()
+    document.close()
+    assert sorted(path.name for path in tmp_path.glob("state.json*")) == ["state.json"]
+    assert saved(tmp_path).exists()
+
+
 def test_saving_before_loading_is_a_mistake_of_the_caller(tmp_path: Path) -> None:
     document = Document.open(tmp_path / "state")
     with pytest.raises(RuntimeError):

@@ -37,6 +37,8 @@ def test_the_server_removes_a_client_that_leaves_and_lets_it_come_back(tmp_path:
     assert "The server didn't answer within three seconds." in left.stderr
     assert "may still list second. On the server: rustguard peers revoke second" in left.stderr
     assert second.saved()["data"]["networks"] == []
+    # Nor is a copy of its keys left.
+    assert [path.name for path in second.state.glob("state.json*")] == ["state.json"]
     assert set(home.peers()) == {"first", "second"}
     home.run("peers revoke second")
 
