@@ -141,7 +141,7 @@ def test_the_pages_programs_run(tmp_path: Path) -> None:
                 assert running.stdout is not None
                 said.append(running.stdout.read())
     assert "(IPv4Interface('10.9.0.2/24'), IPv6Interface('fd09::2/64')) 1420\n" in said[0]
-    assert "33 bytes from [10, 9, 0, 1]" in said[0]
+    assert "33 bytes, IP version 4" in said[0]
     assert re.fullmatch(rf"\d+ packets\none 127\.0\.0\.1:{ends.port} True \d+ \d+\n", said[1])
 
 
