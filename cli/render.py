@@ -454,7 +454,7 @@ def _worker(worker: Document) -> str:
 
 
 def moments(rows: Iterable[tuple[str, str]]) -> None:
-    """Print what happened and when, each sentence wrapped beside its time where the terminal is narrow."""
+    """Print what happened and when, with each sentence wrapped next to its time on a narrow terminal."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column()

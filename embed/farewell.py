@@ -24,7 +24,7 @@ from rustguard_py.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
-# How often the server is told, and the seconds between.
+# How often Leave is sent, and the seconds between.
 _TIMES, _AGAIN = 6, 0.5
 _BATCH = 256
 _HEADERS = struct.Struct(">BBHHHBBH4s4sHHHH")

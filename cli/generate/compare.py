@@ -23,7 +23,7 @@ SIZES = ("64", "1420")
 MOST_MINUTES = 11
 # With longer trials few contenders would have a turn.
 MOST_SECONDS = 2
-# `make wireguard-go-generate` builds it beside our Python.
+# `make wireguard-go-generate` puts it where our Python is.
 PROGRAM = "wireguard-go-generate"
 # Seconds that a contender's start and end take, and a trial beyond its own length, at most.
 _START, _EXTRA = 4.0, 0.4
@@ -77,8 +77,8 @@ def contenders() -> tuple[list[Contender], dict[str, str]]:
 
 
 def _reference() -> str | None:
-    beside = Path(sys.executable).with_name(PROGRAM)
-    return str(beside) if beside.exists() else shutil.which(PROGRAM)
+    built = Path(sys.executable).with_name(PROGRAM)
+    return str(built) if built.exists() else shutil.which(PROGRAM)
 
 
 def limits(seconds: float) -> Limits:

@@ -50,7 +50,7 @@ _NOT_XDP = "AF_XDP is not used"
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What an end is told first.
+    """What an end gets first.
 
     Attributes:
         private_key: Base64.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-# Bits that are told apart: the 2,048 steps of three significant digits.
+# Resolution in bits: the 2,048 steps of three significant digits.
 _BITS = 11
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
 

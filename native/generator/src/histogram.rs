@@ -2,7 +2,7 @@
 
 use hdrhistogram::Histogram;
 
-/// The longest latency that is told apart: a minute, in nanoseconds.
+/// The longest latency that is recorded: a minute, in nanoseconds.
 const LONGEST: u64 = 60_000_000_000;
 
 /// Return a histogram of nanoseconds with three significant digits.

@@ -8,7 +8,7 @@ use memif::message::{AddRing, Message, Mode, SIZE};
 use memif::ring::{Received, Sent};
 use memif::socket::{self, receive, send};
 
-#[path = "support/dice.rs"]
+#[path = "../../transport/tests/support/dice.rs"]
 mod dice;
 
 use dice::Dice;

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 mod bodies;
-#[path = "../support/dice.rs"]
+#[path = "../../../transport/tests/support/dice.rs"]
 mod dice;
 
 use dice::Dice;
