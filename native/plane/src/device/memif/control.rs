@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ pub struct Control {
     stop: Arc<EventFd>,
     thread: Mutex<Option<JoinHandle<()>>>,
     state: Arc<Mutex<State>>,
+    /// The process that has the thread.
+    process: u32,
 }
 
 impl Control {
@@ -71,7 +74,7 @@ impl Control {
             state: Arc::clone(&state),
         };
         let thread = Builder::new().name("rg-memif".into()).spawn(move || work.run())?;
-        Ok(Self { stop, thread: Mutex::new(Some(thread)), state })
+        Ok(Self { stop, thread: Mutex::new(Some(thread)), state, process: process::id() })
     }
 
     /// Return what became of the connection.
@@ -79,8 +82,12 @@ impl Control {
         lock(&self.state).clone()
     }
 
-    /// End the connection and the thread. Done when this returns.
+    /// End the connection and the thread. Done when this returns. Does nothing in a forked child, which
+    /// doesn't have the thread.
     pub fn stop(&self) {
+        if process::id() != self.process {
+            return;
+        }
         self.stop.set();
         if let Some(thread) = lock(&self.thread).take() {
             let _ = thread.join();
