@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,6 +28,8 @@ SEARCH = Limits()
 _RATE_LIMIT = 100_000_000
 _LOSS_LIMIT = 50.0
 _ROUNDS = 3
+# What files in the folder of --output are called, without the suffix.
+_STEM = "generate"
 
 
 class Size(click.ParamType[str]):
@@ -168,7 +171,7 @@ def command(
             raise UsageError("--rounds has no meaning without --compare.", "Add --compare, or leave it out.")
         contender = compare.ours(engine, uring=uring, xdp=xdp)
         if rate is not None:
-            _one(contender, traffic, float(rate), xdp, as_json)
+            _one(contender, traffic, float(rate), xdp, output, as_json)
             return
         results = _measured(contender, traffic, xdp, as_json)
         tables = _single(results)
@@ -187,20 +190,27 @@ def command(
 # -- runs -----------------------------------------------------------------------------------------------------------
 
 
-def _one(contender: Contender, traffic: Traffic, rate: float, interface: str | None, as_json: bool) -> None:
-    """Measure and show one load."""
+def _one(
+    contender: Contender, traffic: Traffic, rate: float, interface: str | None, output: Path | None, as_json: bool
+) -> None:
+    """Measure one load, show it, and write it down."""
     with (
         show_progress(f"{contender.name}: {rate:,.0f} packets/s", quiet=as_json),
         running(contender, interface, segmentation=traffic.segmentation) as pair,
     ):
         trial = pair.trial(rate, traffic.seconds, traffic.sizes, traffic.flows)
         notes = pair.notes
+    document = {"schema": report.SCHEMA, "trial": report.trial(trial), "notes": notes}
+    title = f"{contender.name}, {_described(traffic, traffic.size)}, {rate:,.0f} packets/s"
+    tables = {title: report.one_table(trial), "Its stages": report.stage_table({contender.name: [trial]})}
+    lines = [*_kept_up(trial), *notes]
+    written = _write_texts(document, tables, lines, output / _STEM) if output is not None else []
     if as_json:
-        click.echo(json.dumps({"schema": report.SCHEMA, "trial": report.trial(trial), "notes": notes}))
+        click.echo(json.dumps(document))
         return
-    _show(report.one_table(trial))
-    _show(report.stage_table({contender.name: [trial]}))
-    for line in [*_kept_up(trial), *notes]:
+    for table in tables.values():
+        _show(table)
+    for line in [*lines, *(f"Written: {path}" for path in written)]:
         click.echo(line)
 
 
@@ -287,11 +297,15 @@ def _show(table: Table) -> None:
 
 
 def _write(results: Results, tables: dict[str, Table], lines: list[str], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / "generate"
+    stem = folder / _STEM
+    return [*_write_texts(report.document(results), tables, lines, stem), *plot.plot(results, stem)]
+
+
+def _write_texts(document: dict[str, Any], tables: dict[str, Table], lines: list[str], stem: Path) -> list[Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
     data, text, page = (stem.with_suffix(suffix) for suffix in (".json", ".txt", ".md"))
-    data.write_text(json.dumps(report.document(results), indent=1) + "\n")
+    data.write_text(json.dumps(document, indent=1) + "\n")
     parts = [f"{title}\n{table.text()}" for title, table in tables.items()]
     text.write_text("\n".join([*parts, *lines]) + "\n")
     page.write_text("\n".join(f"{title}:\n\n{table.markdown()}" for title, table in tables.items()))
-    return [data, text, page, *plot.plot(results, stem)]
+    return [data, text, page]

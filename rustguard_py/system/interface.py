@@ -42,7 +42,7 @@ _IN6_ADDR_GEN_MODE_NONE = 1
 _IFF_UP = 0x1
 # linux/sockios.h, linux/if_arp.h
 _SIOCGIFHWADDR = 0x8927
-_ARPHRD_ETHER = 1
+_ARPHRD_ETHER, _ARPHRD_LOOPBACK, _ARPHRD_NONE = 1, 772, 0xFFFE
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +264,15 @@ def require_ethernet(name: str) -> None:
         raise RefusedError(f"There is no interface {name!r}.", "List the interfaces with `ip link`.") from error
     if struct.unpack_from("H", answer, 16)[0] != _ARPHRD_ETHER:
         raise RefusedError(
-            f"{name} is not an Ethernet interface: AF_XDP can't be used on it.",
+            f"{name} is {_what_else(answer)}, not an Ethernet interface: AF_XDP can't be used on it.",
             "Name the interface that the peers' datagrams come in on (`ip route get` with a peer's address), "
             "or leave out --xdp.",
         )
+
+
+def _what_else(answer: bytes) -> str:
+    kinds = {_ARPHRD_LOOPBACK: "the loopback of this machine", _ARPHRD_NONE: "a tunnel"}
+    return kinds.get(struct.unpack_from("H", answer, 16)[0], "of another kind")
 
 
 def require_tun() -> None:
