@@ -21,6 +21,7 @@ from rustguard_py.cli.render import Column, show_progress, show_table
 from rustguard_py.cli.values import BadValueError, Duration, Number, OneOf
 from rustguard_py.cli.verb import Verb, json_option
 from rustguard_py.model.errors import UsageError
+from rustguard_py.system.interface import check_interface_name
 
 # Shares of the throughput without loss that latency is measured at.
 SHARES = (0.1, 0.25, HALF, 0.75, 0.9)
@@ -151,6 +152,13 @@ def command(
     without loss is found by halving, as in RFC 2544, in at most 16 trials. Both ends share this machine's cores:
     compare rows with each other, not with what a network can do.
     """
+    if xdp is not None:
+        check_interface_name(xdp)
+        if xdp == "lo":
+            raise UsageError(
+                "--xdp lo: the link's ends get this name, and each network namespace has a lo already.",
+                "Choose another name, such as: --xdp xdp0",
+            )
     text = size or "64"
     traffic = Traffic(text, sizes(text), flows, seconds, loss / 100, udp_segmentation)
     if all_of_them:

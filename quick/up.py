@@ -23,10 +23,12 @@ from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.daemon.overseer import oversee
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.tasks import Tasks
+from rustguard_py.daemon.vouched import forget, known_of, lines_of, vouch
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.keys import generate_private_key
+from rustguard_py.model.printable import printable
 from rustguard_py.quick import conf_files, hooks, peers, routing, save_config
 from rustguard_py.quick.control import QuickControl
 from rustguard_py.quick.helper import Helper
@@ -83,6 +85,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
         document = Document.open(options.directory)
         stack.callback(document.close)
         Ledger.bring_home(options.directory)
+        vouch(options.directory, lines_of(config.hooks))
         sandbox = confine(
             stack, options.directory, chosen, options.group, wanted=options.sandbox, reads=[options.file]
         )
@@ -129,14 +132,17 @@ async def repair(directory: Path, echo: Echo, runner: hooks.Runner | None = None
         return False
     ledger = found[0]
     left = ledger.left
+    known, strange = known_of(directory, left.hooks)
     echo(f"[!] {left.interface} was killed: undoing what it left.")
     async with AsyncExitStack() as stack:
         await runtime.answer_wg(stack, left.interface, KilledAnswers(left.mark))
-        failed = await hooks.run_all(left.hooks.pre_down, left.interface, echo, runner)
+        failed = await hooks.run_all(known.pre_down, left.interface, echo, runner)
         ledger.undo(echo)
         runtime.remove_leftovers(None, directory)
         places.withdraw(directory)
-        failed += await hooks.run_all(left.hooks.post_down, left.interface, echo, runner)
+        failed += await hooks.run_all(known.post_down, left.interface, echo, runner)
+    failed += [f"`{printable(each)}` was not run: nothing shows that it is of the tunnel's file." for each in strange]
+    forget(directory)
     if failed:
         raise RustGuardError(
             " ".join(failed), "Everything else is undone. Undo by hand what these commands would have."

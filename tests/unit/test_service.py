@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -260,3 +262,26 @@ def test_stop_with_nothing_there(machine: Path) -> None:
     assert run(["stop"]) == NotRunningError.exit_code
     assert run(["stop", "--all"]) == 0
     assert run(["stop", "--all", "server"]) == UsageError.exit_code
+
+
+def test_an_upgrade_names_the_users_whose_clients_go_on_with_the_old_program(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "package/debian/postinst"
+    function = re.search(r"^tell_users\(\) \{\n.*?^\}\n", script.read_text(), re.MULTILINE | re.DOTALL)
+    assert function is not None
+    for user, name in (("1000", "a.sock"), ("1001", "a.state")):
+        runtime = tmp_path / user / "rustguard"
+        runtime.mkdir(parents=True)
+        if name.endswith(".sock"):
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(runtime / name))
+        else:
+            (runtime / name).touch()
+    told = subprocess.run(
+        ["sh", "-euc", f'{function[0]}tell_users "$1"', "sh", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert told.count("goes on with the old program") == 1
+    assert "systemctl --user restart rustguard-join" in told
+    assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
