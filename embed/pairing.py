@@ -25,8 +25,8 @@ from rustguard_py.model import ip
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RustGuardError, UsageError
 from rustguard_py.model.peer_names import check_label, label_of
+from rustguard_py.state.client_records import ClientState
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState
 from rustguard_py.system.sockets import bind
 
 log = logging.getLogger(__name__)

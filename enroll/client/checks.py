@@ -6,7 +6,7 @@ from rustguard_py.daemon import runtime
 from rustguard_py.engine import Engine
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.planes.tun import Tun
-from rustguard_py.state.records import NetworkRecord
+from rustguard_py.state.client_records import NetworkRecord
 from rustguard_py.system.networks import collisions, taken_networks
 
 

@@ -20,7 +20,7 @@ from rustguard_py.enroll.tunnels.bundle import Bundle
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UnansweredError
 from rustguard_py.model.tunnel import AnyTunnel
-from rustguard_py.state.records import NetworkRecord
+from rustguard_py.state.client_records import NetworkRecord
 from rustguard_py.system.interface import InterfaceSetup
 from rustguard_py.system.resolve import has_route, resolve
 

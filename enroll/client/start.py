@@ -40,9 +40,9 @@ from rustguard_py.rootless.helper import Helper
 from rustguard_py.rootless.names import Names, is_name
 from rustguard_py.rootless.options import Rootless
 from rustguard_py.sandbox.report import Report
+from rustguard_py.state.client_records import ClientState, NetworkRecord
 from rustguard_py.state.document import Document
 from rustguard_py.state.paths import option_for
-from rustguard_py.state.records import ClientState, NetworkRecord
 from rustguard_py.system.interface import InterfaceSetup, check_interface_name, why_no_ipv6
 
 # The name of an interface in a network namespace of its own.

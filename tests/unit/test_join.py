@@ -26,8 +26,8 @@ from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.sudo import as_root
+from rustguard_py.state.client_records import ClientState
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState
 from support.joined import NETWORK
 
 SERVER: Endpoint = ("192.0.2.1", 51820)

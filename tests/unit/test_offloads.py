@@ -13,7 +13,7 @@ from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.offloads import ALL, NONE, OFFLOADS, Offloads, choose_offloads
 from rustguard_py.planes.known_kernels import KNOWN, known_faults
-from rustguard_py.state.records import ClientState
+from rustguard_py.state.client_records import ClientState
 
 
 @pytest.mark.parametrize(
