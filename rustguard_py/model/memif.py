@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rustguard_py.model.errors import UsageError
+from rustguard_py.model.ethernet import EthernetOptions
 
 # The kernel's sun_path has 108 bytes, the last of them zero.
 _LONGEST_PATH = 107
@@ -26,7 +27,7 @@ class MemifOptions:
         server: Whether we listen. The other side is then the client, which makes the memory.
         secret: Up to 23 bytes that both sides need, or none.
         queues: Rings per direction.
-        mac: Our MAC address (6 bytes) if the other side wants Ethernet frames. None for IP packets.
+        ethernet: Our side of the link if the other side wants Ethernet frames. None for IP packets.
     """
 
     socket: Path
@@ -34,7 +35,7 @@ class MemifOptions:
     server: bool = False
     secret: bytes = field(default=b"", repr=False)
     queues: int = 1
-    mac: bytes | None = None
+    ethernet: EthernetOptions | None = None
 
     def __str__(self) -> str:
         """Return a few words for people."""

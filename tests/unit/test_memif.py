@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from rustguard_py.cli.wg import command
 from rustguard_py.engine import Engine
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.ethernet import EthernetOptions
 from rustguard_py.model.memif import MemifOptions, parse
 from support.channel_pair import BOB4, BOB6, PEER, eventually
 from support.engines import needs_native
@@ -29,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _ip(path: Path, *, server: bool) -> MemifOptions:
-    return replace(options(path, server=server), mac=None)
+    return replace(options(path, server=server), ethernet=None)
 
 
 def test_the_option_names_a_socket_and_what_is_special_about_it() -> None:
@@ -96,7 +97,11 @@ def test_ip_packets_cross_between_two_ends_of_ours(path: Path) -> None:
 @needs_native
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"secret": b"other"}, "another secret"), ({"number": 6}, "id 6"), ({"mac": bytes(6)}, "mode Ethernet")],
+    [
+        ({"secret": b"other"}, "another secret"),
+        ({"number": 6}, "id 6"),
+        ({"ethernet": EthernetOptions(b"\x02\0\0\0\0\1")}, "mode Ethernet"),
+    ],
 )
 def test_each_end_says_why_the_other_is_refused(path: Path, change: dict[str, object], why: str) -> None:
     one = MemifPair(_ip(path, server=True))

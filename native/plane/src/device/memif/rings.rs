@@ -13,6 +13,7 @@ use memif::handshake::{Inlet, Link, Outlet};
 use memif::ring::{Received, Sent};
 use transport::ethernet::ETHERNET;
 
+use super::answers::Answers;
 use super::framing::{Framing, REASONS};
 use crate::descriptor::{EventFd, check, check_size, own};
 use crate::device::full;
@@ -55,6 +56,8 @@ pub struct Rings {
     corrupt: AtomicBool,
     /// Readable once `corrupt` is set.
     pub alarm: EventFd,
+    /// The addresses that were answered for.
+    pub answered: Answers,
     /// Frames of the other side that were left out, and packets of ours, by reason.
     pub drops: Box<[(&'static str, AtomicU64)]>,
 }
@@ -78,6 +81,7 @@ impl Rings {
             writers: AtomicUsize::new(0),
             corrupt: AtomicBool::new(false),
             alarm: EventFd::new()?,
+            answered: Answers::new()?,
             drops: names.map(|name| (name, AtomicU64::new(0))).collect(),
         })
     }
