@@ -168,7 +168,7 @@ def memif_option(function: Function) -> Function:
         "--memif",
         metavar=FORM,
         callback=_parse_memif,
-        help="Exchange IP packets with another program, such as VPP, over shared memory, in place of an interface "
+        help="Exchange packets with another program, such as VPP, over shared memory, in place of an interface "
         "(native engine only).",
     )(function)
 
