@@ -1,6 +1,8 @@
 //! What any frame of the link, and any packet of a peer, may do: functions for the fuzz targets and for
 //! `main.rs`.
 
+use std::sync::OnceLock;
+
 use neighbours::link::{Link, Received, Settings};
 use neighbours::{arp, ndp};
 use transport::contract::{Address, Network};
@@ -8,15 +10,20 @@ use transport::ethernet::{ETHERNET, MacAddress};
 
 const OWN: MacAddress = [2, 0, 0, 0, 0, 1];
 
-/// A link whose every address is answered for, or learnt.
-fn link() -> Link {
+/// Return a link whose every address is answered for, or learnt. It is always the same one, because
+/// making one takes long.
+fn link() -> &'static Link {
+    static LINK: OnceLock<Link> = OnceLock::new();
     let all = |address, prefix| Network { address, prefix };
-    Link::new(&Settings {
-        mac: OWN,
-        gateway: None,
-        answered: vec![all(Address::V4(0), 1), all(Address::V6(0), 0)],
-        learnt: vec![all(Address::V4(1 << 31), 1), all(Address::V6(0xfd09 << 112), 16)],
-    })
+    let make = || {
+        Link::new(&Settings {
+            mac: OWN,
+            gateway: None,
+            answered: vec![all(Address::V4(0), 1), all(Address::V6(0), 0)],
+            learnt: vec![all(Address::V4(1 << 31), 1), all(Address::V6(0xfd09 << 112), 16)],
+        })
+    };
+    LINK.get_or_init(make)
 }
 
 /// Take a frame. A packet lies inside it, and an answer is one that its asker understands.
