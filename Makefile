@@ -51,7 +51,7 @@ demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
 test: .venv/.test
-	@$(CARGO) test --locked -q -p transport -p memif -p relay -p generator
+	@$(CARGO) test --locked -q -p transport -p memif -p neighbours -p relay -p generator
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
 
 # Of the native crates, what takes long to build: devices against their contract, and the model of memif's rings.

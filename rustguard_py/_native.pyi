@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.ethernet import EthernetOptions
 from rustguard_py.model.offloads import Offloads
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
@@ -81,9 +82,12 @@ class Memif:
         number: int,
         secret: bytes,
         queues: int,
-        mac: bytes | None,
+        ethernet: EthernetOptions | None,
         interface: str,
     ) -> Memif: ...
+    @property
+    def answered_fd(self) -> int: ...
+    def take_answered(self) -> list[bytes]: ...
     def state(self) -> tuple[tuple[str, str] | None, int, str | None]: ...
     def close(self) -> None: ...
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from rustguard_py import _native
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.ethernet import EthernetOptions, own_mac
 from rustguard_py.model.memif import MemifOptions
 from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.model.pairing import PairingGate
@@ -188,6 +190,14 @@ class NativePlane:
         """See `EventfulPlane.is_running`."""
         return self._plane.is_running()
 
+    def answered_fileno(self) -> int:
+        """See `AnsweringPlane.answered_fileno`. -1 without Ethernet: there is nothing to wait for."""
+        return -1 if self._memif is None else self._memif.device.answered_fd
+
+    def take_answered(self) -> list[IPv4Address | IPv6Address]:
+        """See `AnsweringPlane.take_answered`. Nothing without Ethernet."""
+        return [] if self._memif is None else [ip_address(each) for each in self._memif.device.take_answered()]
+
     def reattach(self) -> None:
         """See `EventfulPlane.reattach`."""
         if not self._has_interface:
@@ -235,7 +245,7 @@ def _open_memif(options: MemifOptions, interface: str) -> _Memif:
             number=options.number,
             secret=options.secret,
             queues=options.queues,
-            mac=options.mac,
+            ethernet=_with_mac(options, interface),
             interface=interface,
         )
     except OSError as error:
@@ -244,6 +254,14 @@ def _open_memif(options: MemifOptions, interface: str) -> _Memif:
             "Choose another path: --memif SOCKET. Or end the program that listens there.",
         ) from error
     return _Memif(options, device)
+
+
+def _with_mac(options: MemifOptions, interface: str) -> EthernetOptions | None:
+    """Return the Ethernet of a memif, with a MAC address of ours."""
+    ethernet = options.ethernet
+    if ethernet is None or ethernet.mac is not None:
+        return ethernet
+    return replace(ethernet, mac=own_mac(interface, options.number))
 
 
 def _refused(interface: str, error: OSError) -> RefusedError:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rustguard_py.engine import Engine
 from rustguard_py.model.clock import now
+from rustguard_py.model.ethernet import EthernetOptions
 from rustguard_py.model.memif import MemifOptions
 from rustguard_py.planes.contract import EventfulPlane, Keypair
 from support.channel_pair import ALICE4, ALICE6, BOB4, BOB6, PATIENCE, PEER, Side, eventually, side, to_alice
@@ -22,7 +23,7 @@ QUIET = 0.5
 
 def options(path: Path, *, server: bool, queues: int = 1) -> MemifOptions:
     """What `support.testpmd` connects to."""
-    return MemifOptions(path, 5, server, b"psst", queues, MAC)
+    return MemifOptions(path, 5, server, b"psst", queues, EthernetOptions(MAC))
 
 
 def exchanged(packet: bytes) -> bytes:

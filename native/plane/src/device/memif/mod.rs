@@ -9,6 +9,7 @@
 //!
 //! While nobody is connected, what the plane opens is dropped and counted. Sessions stay.
 
+mod answers;
 mod control;
 mod framing;
 mod rings;
@@ -21,7 +22,8 @@ use std::sync::atomic::Ordering;
 
 use memif::handshake::Settings;
 use memif::message::Mode;
-use transport::ethernet::MacAddress;
+use neighbours::link::Link;
+use transport::contract::Address;
 use transport::vnet::VNET_SIZE;
 
 use self::control::Control;
@@ -49,8 +51,8 @@ pub struct Options<'a> {
     pub secret: &'a [u8],
     /// Rings per direction, at least 1.
     pub queues: u16,
-    /// Our MAC address if the other side wants Ethernet frames. None for plain IP packets.
-    pub mac: Option<MacAddress>,
+    /// Our side of the link if the other side wants Ethernet frames. None for plain IP packets.
+    pub ethernet: Option<neighbours::link::Settings>,
     /// What the other side is told of this interface.
     pub interface: &'a str,
 }
@@ -65,10 +67,10 @@ pub struct Memif {
 
 impl Memif {
     /// Begin to listen, or to connect. It isn't an error if nobody is at the other side yet.
-    pub fn open(options: &Options<'_>) -> io::Result<Self> {
+    pub fn open(options: Options<'_>) -> io::Result<Self> {
         let settings = Settings {
             id: options.id,
-            mode: if options.mac.is_some() { Mode::Ethernet } else { Mode::Ip },
+            mode: if options.ethernet.is_some() { Mode::Ethernet } else { Mode::Ip },
             secret: options.secret.to_vec(),
             program: b"RustGuard".to_vec(),
             interface: options.interface.as_bytes().to_vec(),
@@ -76,7 +78,8 @@ impl Memif {
             log2: LOG2,
             buffer: BUFFER,
         };
-        let framing = options.mac.map_or(Framing::Ip, Framing::ethernet);
+        let framing =
+            options.ethernet.map_or(Framing::Ip, |settings| Framing::Ethernet(Box::new(Link::new(&settings))));
         let queues = settings.queues;
         let rings = Arc::new(Rings::new(usize::from(queues), framing)?);
         let control = Arc::new(Control::start(&options.socket, options.role, settings, &rings)?);
@@ -95,6 +98,16 @@ impl Memif {
     /// Return what became of the connection.
     pub fn state(&self) -> State {
         self.control.state()
+    }
+
+    /// Return the descriptor that is readable while [`Self::take_answered`] has something.
+    pub fn answered_fd(&self) -> RawFd {
+        self.rings.answered.fd()
+    }
+
+    /// Return the addresses that were answered for since the last call.
+    pub fn take_answered(&self) -> Vec<Address> {
+        self.rings.answered.take()
     }
 
     /// End the connection. Done when this returns.
