@@ -13,7 +13,7 @@ from rustguard_py.cli import complete, failures
 from rustguard_py.cli.values import BadValueError, OneOf, nearest
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.errors import UsageError
-from rustguard_py.model.memif import FORM, MemifOptions
+from rustguard_py.model.memif import MemifOptions
 from rustguard_py.model.memif import parse as parse_memif
 from rustguard_py.model.offloads import ALL, choose_offloads
 
@@ -166,9 +166,9 @@ def memif_option(function: Function) -> Function:
     """Add `--memif SOCKET`; the parameter is `memif: MemifOptions | None`."""
     return click.option(
         "--memif",
-        metavar=FORM,
+        metavar="SOCKET[,id=N,role=client|server,mode=ip|ethernet,…]",
         callback=_parse_memif,
-        help="Exchange IP packets with another program, such as VPP, over shared memory, in place of an interface "
+        help="Exchange packets with another program, such as VPP, over shared memory, in place of an interface "
         "(native engine only).",
     )(function)
 

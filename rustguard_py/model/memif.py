@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from rustguard_py.model.errors import UsageError
@@ -14,7 +16,12 @@ _LONGEST_PATH = 107
 _LONGEST_SECRET = 23
 _MOST_ID = (1 << 32) - 1
 _MOST_QUEUES = 64
-FORM = "SOCKET[,id=N,role=client|server,secret=WORD,queues=N,mode=ip]"
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+FORM = (
+    "SOCKET[,id=N,role=client|server,secret=WORD,queues=N,mode=ip|ethernet,"
+    "mac=MAC,gateway=MAC,answer=RANGE,learn=RANGE]"
+)
+_ETHERNET = ("mac", "gateway", "answer", "learn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +60,22 @@ def parse(text: str) -> MemifOptions:
     if not path or len(bytes(socket)) > _LONGEST_PATH:
         raise UsageError(f"{path!r} can't be a socket's path: it has 1 to {_LONGEST_PATH} bytes.", f"Form: {FORM}")
     given: dict[str, str] = {}
+    ranges: dict[str, list[IPv4Network | IPv6Network]] = {"answer": [], "learn": []}
     for word in words:
         name, equals, value = word.partition("=")
-        if not equals or name not in ("id", "role", "secret", "queues", "mode") or name in given:
+        if equals and name in ranges:
+            ranges[name].append(_range(value, word))
+            continue
+        if not equals or name not in ("id", "role", "secret", "queues", "mode", "mac", "gateway") or name in given:
             raise UsageError(f"--memif has a word that isn't known or comes twice: {name!r}.", f"Form: {FORM}")
         given[name] = value
     if (role := given.get("role", "client")) not in ("client", "server"):
         raise UsageError(f"A memif has no role {role!r}.", "Choose one of: client, server.")
-    if (mode := given.get("mode", "ip")) != "ip":
-        raise UsageError(f"There is no mode {mode!r} of a memif.", "Leave it out. The other side needs mode ip too.")
+    if (mode := given.get("mode", "ip")) not in ("ip", "ethernet"):
+        raise UsageError(f"There is no mode {mode!r} of a memif.", "Choose one of: ip, ethernet, as the other side.")
+    ethernet = _ethernet(given, ranges)
+    if mode == "ip" and ethernet != EthernetOptions():
+        raise UsageError(f"Only mode=ethernet has {', '.join(_ETHERNET)}.", "Add mode=ethernet.")
     secret = given.get("secret", "").encode()
     if len(secret) > _LONGEST_SECRET or b"\0" in secret:
         raise UsageError(f"A memif's secret has at most {_LONGEST_SECRET} bytes.", "Choose a shorter one.")
@@ -71,7 +85,30 @@ def parse(text: str) -> MemifOptions:
         role == "server",
         secret,
         _number(given.get("queues", "1"), "queues", 1, _MOST_QUEUES),
+        ethernet if mode == "ethernet" else None,
     )
+
+
+def _ethernet(given: dict[str, str], ranges: dict[str, list[IPv4Network | IPv6Network]]) -> EthernetOptions:
+    both = set(ranges["answer"]) & set(ranges["learn"])
+    if both:
+        raise UsageError(f"{both.pop()} is in answer and in learn.", "Leave one of the two out.")
+    mac, gateway = (None if (text := given.get(name)) is None else _mac(text, name) for name in ("mac", "gateway"))
+    return EthernetOptions(mac, gateway, tuple(ranges["answer"]), tuple(ranges["learn"]))
+
+
+def _mac(text: str, name: str) -> bytes:
+    mac = bytes.fromhex(text.replace(":", "")) if _MAC.fullmatch(text) else b""
+    if not any(mac) or mac[0] & 1:
+        raise UsageError(f"{name}={text} isn't the MAC address of one interface.", f"Form: {name}=02:00:00:00:00:01")
+    return mac
+
+
+def _range(text: str, word: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise UsageError(f"{word} isn't a range of addresses: {error}.", "Form: 10.0.0.0/24, or fd00::/64") from None
 
 
 def _number(text: str, name: str, least: int, most: int) -> int:

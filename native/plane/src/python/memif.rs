@@ -18,13 +18,13 @@ fn os_error(error: &std::io::Error, what: &str) -> PyErr {
 }
 
 /// A model.ethernet.EthernetOptions, whose MAC address is given.
-struct Ethernet(neighbours::Settings);
+struct Ethernet(neighbours::link::Settings);
 
 impl<'py> FromPyObject<'_, 'py> for Ethernet {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        Ok(Self(neighbours::Settings {
+        Ok(Self(neighbours::link::Settings {
             mac: object.getattr("mac")?.extract()?,
             gateway: object.getattr("gateway")?.extract()?,
             answered: networks(&object.getattr("answered")?)?,

@@ -2,12 +2,11 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use neighbours::answered::Answered;
 use transport::contract::{Address, Seconds};
 
-use super::rings::lock;
 use crate::descriptor::EventFd;
 
 /// What is shared by the queues and who asks.
@@ -23,7 +22,7 @@ impl Answers {
 
     /// Note that an address was answered for.
     pub fn note(&self, address: Address, now: Seconds) {
-        if lock(&self.answered).note(address, now) {
+        if self.answered().note(address, now) {
             self.bell.set();
         }
     }
@@ -32,7 +31,11 @@ impl Answers {
     pub fn take(&self) -> Vec<Address> {
         // Before the look, so that what is noted meanwhile is told of once more.
         self.bell.clear();
-        lock(&self.answered).take()
+        self.answered().take()
+    }
+
+    fn answered(&self) -> MutexGuard<'_, Answered> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn fd(&self) -> RawFd {

@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering;
 
 use memif::handshake::Settings;
 use memif::message::Mode;
+use neighbours::link::Link;
 use transport::contract::Address;
 use transport::vnet::VNET_SIZE;
 
@@ -51,7 +52,7 @@ pub struct Options<'a> {
     /// Rings per direction, at least 1.
     pub queues: u16,
     /// Our side of the link if the other side wants Ethernet frames. None for plain IP packets.
-    pub ethernet: Option<neighbours::Settings>,
+    pub ethernet: Option<neighbours::link::Settings>,
     /// What the other side is told of this interface.
     pub interface: &'a str,
 }
@@ -77,7 +78,8 @@ impl Memif {
             log2: LOG2,
             buffer: BUFFER,
         };
-        let framing = options.ethernet.map_or(Framing::Ip, |settings| Framing::ethernet(settings.mac));
+        let framing =
+            options.ethernet.map_or(Framing::Ip, |settings| Framing::Ethernet(Box::new(Link::new(&settings))));
         let queues = settings.queues;
         let rings = Arc::new(Rings::new(usize::from(queues), framing)?);
         let control = Arc::new(Control::start(&options.socket, options.role, settings, &rings)?);

@@ -11,11 +11,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memif::handshake::{Inlet, Link, Outlet};
 use memif::ring::{Received, Sent};
+use neighbours::link::{Frame, REASONS, Received as Seen};
+use transport::contract::Address;
 use transport::ethernet::ETHERNET;
 
 use super::answers::Answers;
-use super::framing::{Framing, REASONS};
-use crate::descriptor::{EventFd, check, check_size, own};
+use super::framing::Framing;
+use crate::descriptor::{EventFd, check, check_size, now, own};
 use crate::device::full;
 
 /// After this many packets the other side may see and have them, though the batch goes on.
@@ -62,6 +64,8 @@ pub struct Rings {
     pub drops: Box<[(&'static str, AtomicU64)]>,
 }
 
+/// The first bytes of a packet that decide where it goes.
+const START: usize = 128;
 /// Packets for which there was nobody.
 const DISCONNECTED: &str = "disconnected";
 /// Frames whose descriptors were none.
@@ -157,9 +161,11 @@ impl Rings {
                         reading.inlet.ring.mask();
                         reading.masked = true;
                     }
-                    match self.framing.unwrap(&header, packet[0]) {
-                        Ok(()) => return Ok(size - head_size),
-                        Err(reason) => self.count(reason),
+                    match self.framing.unwrap(&header, &packet[..size - head_size]) {
+                        Seen::Packet(size) => return Ok(size),
+                        Seen::Reply(frame, address) => self.reply(queue, &frame, address),
+                        Seen::Nothing => {}
+                        Seen::Drop(reason) => self.count(reason),
                     }
                 }
                 Ok(Received::Empty) => {
@@ -172,6 +178,28 @@ impl Rings {
                     self.end();
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
+            }
+        }
+    }
+
+    /// Answer on the same queue. An answer that finds no room is lost: whoever asked will ask again.
+    fn reply(&self, queue: usize, frame: &Frame, address: Address) {
+        if let Some(place) = self.writer(queue)
+            && let Some(writing) = &mut *lock(place)
+            && self.send_own(writing, frame)
+        {
+            writing.show();
+            self.answered.note(address, now());
+        }
+    }
+
+    /// Put a frame of the link itself into a ring. Return whether there was room.
+    fn send_own(&self, writing: &mut Writing, frame: &Frame) -> bool {
+        match writing.outlet.ring.send(frame.bytes().len(), once(frame.bytes())) {
+            Ok(sent) => sent == Sent::Queued,
+            Err(_) => {
+                self.end();
+                false
             }
         }
     }
@@ -208,8 +236,16 @@ impl Rings {
         let Some(place) = self.writer(queue) else { return self.lose(DISCONNECTED) };
         let mut place = lock(place);
         let Some(writing) = &mut *place else { return self.lose(DISCONNECTED) };
-        let first = packet.first().and_then(|piece| piece.first().copied()).unwrap_or(0);
-        let (header, head_size) = self.framing.wrap(first);
+        let mut gathered = [0; START];
+        let sending = self.framing.wrap(start(packet, &mut gathered));
+        if let Some(frame) = &sending.ask {
+            self.send_own(writing, frame);
+        }
+        let header = match sending.header {
+            Ok(header) => header,
+            Err(reason) => return self.lose(reason),
+        };
+        let head_size = self.framing.size();
         let size = packet.iter().map(|piece| piece.len()).sum::<usize>();
         let pieces = once(&header[..head_size]).chain(packet.iter().map(|piece| &**piece));
         match writing.outlet.ring.send(head_size + size, pieces) {
@@ -303,6 +339,22 @@ fn silence(bell: RawFd) {
     let mut count = 0_u64;
     // SAFETY: the kernel writes the 8 bytes of `count`.
     let _ = check_size(unsafe { libc::read(bell, (&raw mut count).cast(), 8) });
+}
+
+/// Return the first bytes of a packet, at most [`START`], gathered if they lie in several pieces.
+fn start<'a>(packet: &'a [IoSlice<'_>], gathered: &'a mut [u8; START]) -> &'a [u8] {
+    if let Some(first) = packet.first()
+        && (packet.len() == 1 || first.len() >= START)
+    {
+        return &first[..first.len().min(START)];
+    }
+    let mut used = 0;
+    for piece in packet {
+        let part = &piece[..piece.len().min(START - used)];
+        gathered[used..used + part.len()].copy_from_slice(part);
+        used += part.len();
+    }
+    &gathered[..used]
 }
 
 /// Lock a mutex. Nothing that we lock is left half-changed by a panic.
