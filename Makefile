@@ -9,7 +9,7 @@ MUTANTS_ARGS ?=
 KERNEL_SECONDS ?= 900
 # The newest wireguard-go, for tests against it and measurements next to it.
 WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
-SOURCES := pyproject.toml setup.py MANIFEST.in README.md requirements/dev.lock $(shell find rustguard_py cli embed quick enroll service rootless daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md requirements/dev.lock $(shell find rustguard_py cli embed quick enroll service rootless vpp daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 # Several workers, because most tests wait. PYTEST_ARGS='-n0 -s' runs one and shows what the tests print.
