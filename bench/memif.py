@@ -1,4 +1,4 @@
-"""A memif beside a TUN: packets per second through two tunnels, and the engine's CPU per packet.
+"""A memif and a TUN: packets per second through two tunnels, and the engine's CPU per packet.
 
     python bench/memif.py [--rounds 7] [--seconds 1] [--output DIR] [--publish]
 
