@@ -63,6 +63,7 @@ class Generator:
         target: str,
         *,
         channel: Channel | None = None,
+        memif: Memif | None = None,
         packet_socket: int = -1,
         udp_socket: int = -1,
     ) -> Generator: ...

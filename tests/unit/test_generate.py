@@ -520,7 +520,7 @@ def test_each_contender_here_is_named_or_its_absence_explained() -> None:
     assert "wireguard-go" in names
     if engine.has_native():
         sides = ("sockets", "io_uring", "AF_XDP")
-        assert {f"{device}, {side}" for device in ("channel", "tun") for side in sides} <= names
+        assert {f"{device}, {side}" for device in ("channel", "memif", "tun") for side in sides} <= names
     assert pair.CAPACITY >= 1024
 
 
