@@ -18,8 +18,9 @@ from rustguard_py.planes import known_kernels
 from rustguard_py.planes.contract import CHANNEL_BYTES, CHANNEL_PACKETS, EventfulPlane, PacketChannel
 
 ENGINES = ("auto", "kernel", "native", "portable")
-# Values of RUSTGUARD_AEAD. `auto` seals and opens sixteen packets at once where the processor can.
-_AEADS = ("auto", "ring")
+# Values of RUSTGUARD_AEAD. `auto` seals and opens several packets at once where the processor can,
+# `lanes8` as if it had no AVX-512, `ring` one by one.
+_AEADS = ("auto", "lanes8", "ring")
 # A queue has two threads that are busy under traffic, one per direction.
 _THREADS_PER_QUEUE = 2
 # More queues than this bring nothing: all datagrams of one peer come in on the same queue.
