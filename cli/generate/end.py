@@ -65,6 +65,7 @@ class Configuration:
         engine: `native` or `portable`.
         uring: Whether the engine uses io_uring.
         xdp: The interface of AF_XDP, or None.
+        offloads: The list of `--offloads`, or None.
     """
 
     private_key: str
@@ -79,6 +80,7 @@ class Configuration:
     engine: str
     uring: bool
     xdp: str | None
+    offloads: str | None = None
 
 
 class Timestamps:
@@ -123,7 +125,7 @@ def start(given: Configuration) -> Started:
     Raises:
         RustGuardError: The engine can't be started, or not with what was asked for.
     """
-    engine = choose(DataPath(given.engine, uring=given.uring, xdp=given.xdp))
+    engine = choose(DataPath(given.engine, uring=given.uring, xdp=given.xdp, offloads=given.offloads))
     public = StaticKey(b64decode(given.private_key)).public
     sockets = bind(given.port, ["0.0.0.0"])  # noqa: S104 - in a network namespace with one link
     if given.device == "tun":
@@ -199,7 +201,7 @@ class End:
         notes = self._plane.stats().notes
         if given.xdp and (why := [note for note in notes if note.startswith(_NOT_XDP)]):
             raise RustGuardError(why[0])
-        self._say({"ready": True, "about": self._engine.reason, "notes": list(notes)})
+        self._say({"ready": True, "about": self._engine.reason, "notes": [*self._engine.notes, *notes]})
 
     def run(self) -> None:
         """Serve until the end of standard input."""

@@ -44,6 +44,7 @@ class Contender:
         side: The UDP side: `sockets`, `io_uring`, `AF_XDP`.
         engine: `native` or `portable`; not used with a program.
         program: Another program that is an end, or None for ours.
+        offloads: The list of `--offloads`, or None; not used with a program.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Contender:
     side: str
     engine: str = "native"
     program: tuple[str, ...] | None = None
+    offloads: str | None = None
 
 
 class EndProcess:
@@ -206,6 +208,7 @@ def running(contender: Contender, interface: str | None = None, *, segmentation:
                 engine=contender.engine,
                 uring=contender.side == "io_uring",
                 xdp=links[own].interface if contender.side == "AF_XDP" else None,
+                offloads=contender.offloads,
             )
             ends.append(EndProcess(hosts[own], f"{contender.name}, {hosts[own].name}", argv, given))
         pair = Pair(*ends)

@@ -73,6 +73,7 @@ def document(results: Results) -> dict[str, Any]:
                 "name": name,
                 "device": contender.device,
                 "udp": contender.side,
+                "offloads": contender.offloads or "auto",
                 "about": results.about.get(name, ""),
                 "notes": results.notes.get(name, []),
                 "rounds": [_measured(each) for each in results.rounds.get(name, [])],
