@@ -38,7 +38,7 @@ help:
 	@echo 'make bench-scale    measure what many peers cost (minutes)'
 	@echo 'make bench-tunnels  compare one tunnel with two and four (minutes)'
 	@echo 'make bench-rootless compare a join without root with one with root (a minute)'
-	@echo 'make bench-generate compare devices and UDP sides with generated packets (11 minutes)'
+	@echo 'make bench-generate compare devices and UDP sides with generated packets (16 minutes)'
 	@echo 'make bench-memif  compare a memif with a TUN; BENCH_ARGS=--publish writes the page (minutes)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make packages  build Debian packages and wheels for amd64 and arm64, and the source distribution, in dist/'

@@ -22,10 +22,10 @@ from statistics import median
 import click
 
 from rustguard_py.cli.bench_generate import command as generate
-from rustguard_py.cli.machine import PATIENCE, Machine, eventually
+from rustguard_py.cli.machine import PATIENCE, Machine, eventually, offload_words
 from rustguard_py.cli.render import Column, show_progress, show_table
 from rustguard_py.cli.values import Duration, Number
-from rustguard_py.cli.verb import VerbGroup, json_option
+from rustguard_py.cli.verb import VerbGroup, json_option, offloads_option
 from rustguard_py.data_path import DataPath
 from rustguard_py.lab.hosts import End, Host, Lab
 from rustguard_py.model.errors import RustGuardError
@@ -78,9 +78,10 @@ class Sample:
 )
 @click.option("--rounds", type=Number(1, 100), default=3, show_default=True, help="Number of turns of each engine.")
 @click.option("--seconds", type=Duration(0.2, 60), default=1.0, show_default=True, help="Length of each TCP stream.")
+@offloads_option
 @json_option
 @click.pass_context
-def command(context: click.Context, rounds: int, seconds: float, as_json: bool) -> None:
+def command(context: click.Context, rounds: int, seconds: float, offloads: str | None, as_json: bool) -> None:
     """Compare the engines that run here, and show which one `auto` takes.
 
     Two hosts in network namespaces, a tunnel between them, one TCP stream each way, and pings. Both ends share this
@@ -88,7 +89,7 @@ def command(context: click.Context, rounds: int, seconds: float, as_json: bool) 
     """
     if context.invoked_subcommand is not None:
         return
-    here, missing = contenders()
+    here, missing = contenders(offloads)
     samples: dict[str, list[Sample]] = {each.name: [] for each in here}
     for number in range(rounds):
         turn = number % len(here)
@@ -97,16 +98,20 @@ def command(context: click.Context, rounds: int, seconds: float, as_json: bool) 
                 samples[each.name].append(measure(each, seconds))
     chosen = _auto()
     if as_json:
-        _print_json(samples, missing, chosen, rounds, seconds)
+        _print_json(samples, missing, chosen, rounds, seconds, offloads)
     else:
-        _print_table(samples, missing, chosen, rounds)
+        _print_table(samples, missing, chosen, rounds, offloads)
 
 
 command.add_command(generate)
 
 
-def contenders() -> tuple[list[Contender], dict[str, str]]:
-    """Return what can run here, the link alone first, and why other engines can't, by name."""
+def contenders(offloads: str | None = None) -> tuple[list[Contender], dict[str, str]]:
+    """Return what can run here, the link alone first, and why other engines can't, by name.
+
+    Args:
+        offloads: The list of `--offloads`, or None.
+    """
     from rustguard_py import engine
 
     found, missing = [Contender("no tunnel", None)], {}
@@ -118,9 +123,11 @@ def contenders() -> tuple[list[Contender], dict[str, str]]:
         except RustGuardError as error:
             missing[name] = error.message
             continue
-        found.append(Contender(name, f"--engine {name}"))
+        # The kernel's engine has offloads of its own.
+        more = "" if name == "kernel" else offload_words(offloads)
+        found.append(Contender(name, f"--engine {name}{more}"))
         if name == "native":
-            found.append(Contender("native, io_uring", "--engine native --uring"))
+            found.append(Contender("native, io_uring", f"--engine native --uring{more}"))
     return found, missing
 
 
@@ -245,11 +252,13 @@ def _print_json(
     chosen: tuple[str, str],
     rounds: int,
     seconds: float,
+    offloads: str | None,
 ) -> None:
     document = {
         "schema": SCHEMA,
         "rounds": rounds,
         "seconds": seconds,
+        "offloads": offloads or "auto",
         "engines": [
             {"name": name, "medians": asdict(_medians(each)), "samples": [asdict(one) for one in each]}
             for name, each in samples.items()
@@ -261,7 +270,11 @@ def _print_json(
 
 
 def _print_table(
-    samples: Mapping[str, list[Sample]], missing: Mapping[str, str], chosen: tuple[str, str], rounds: int
+    samples: Mapping[str, list[Sample]],
+    missing: Mapping[str, str],
+    chosen: tuple[str, str],
+    rounds: int,
+    offloads: str | None,
 ) -> None:
     rows = []
     for name, each in samples.items():
@@ -278,4 +291,6 @@ def _print_table(
         Column("CPU s/GB", right=True),
     ]
     lines = [f"{name} is left out: {why}" for name, why in missing.items()]
+    if offloads is not None:
+        lines.append(f"Offloads of native and portable: {offloads}.")
     show_table(columns, rows, [*lines, f"auto takes {chosen[0]}: {chosen[1]}."])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rustguard_py.cli.generate.search import Limits
 from rustguard_py.cli.generate.trial import Trial
 from rustguard_py.cli.render import Column, show_progress, show_table
 from rustguard_py.cli.values import BadValueError, Duration, Number, OneOf
-from rustguard_py.cli.verb import Verb, json_option
+from rustguard_py.cli.verb import Verb, json_option, offloads_option
 from rustguard_py.model.errors import UsageError
 from rustguard_py.system.interface import check_interface_name
 
@@ -116,6 +117,7 @@ class Percent(click.ParamType[float]):
     default=True,
     help="Have the link cut UDP messages into datagrams, as most networks do; veth passes them whole.",
 )
+@offloads_option
 @click.option(
     "--compare",
     "all_of_them",
@@ -140,6 +142,7 @@ def command(
     uring: bool,
     xdp: str | None,
     udp_segmentation: bool,
+    offloads: str | None,
     all_of_them: bool,
     rounds: int | None,
     output: Path | None,
@@ -172,12 +175,12 @@ def command(
             )
         if engine != "auto":
             raise UsageError("--compare measures all, so --engine has no meaning.", "Leave one of the two out.")
-        results = _compared(traffic, rounds or _ROUNDS, as_json)
+        results = _compared(traffic, rounds or _ROUNDS, offloads, as_json)
         tables = _comparison(results)
     else:
         if rounds is not None:
             raise UsageError("--rounds has no meaning without --compare.", "Add --compare, or leave it out.")
-        contender = compare.ours(engine, uring=uring, xdp=xdp)
+        contender = replace(compare.ours(engine, uring=uring, xdp=xdp), offloads=offloads)
         if rate is not None:
             _one(contender, traffic, float(rate), xdp, output, as_json)
             return
@@ -237,12 +240,15 @@ def _measured(contender: Contender, traffic: Traffic, interface: str | None, as_
     return results
 
 
-def _compared(traffic: Traffic, rounds: int, as_json: bool) -> Results:
+def _compared(traffic: Traffic, rounds: int, offloads: str | None, as_json: bool) -> Results:
+    here, missing = compare.contenders()
+    here = [replace(each, offloads=offloads) for each in here]
+
     def doing(what: str, act: Callable[[], None]) -> None:
         with show_progress(what, quiet=as_json):
             act()
 
-    return compare.run(traffic, rounds, doing, time.monotonic)
+    return compare.run(traffic, rounds, doing, time.monotonic, (here, missing))
 
 
 # -- what is shown --------------------------------------------------------------------------------------------------
@@ -261,6 +267,9 @@ def _comparison(results: Results) -> dict[str, Table]:
     for size in results.sizes:
         title = _described(results.traffic, size)
         tables[f"{title}; latency at half of the load without loss"] = report.comparison(results, size)
+        tables[f"{title}; latency in µs, p50 / p99 / p99.9, at shares of the load without loss"] = report.latencies(
+            results, size
+        )
         best = {
             name: [each.best for each in results.of(name, size) if each.best is not None]
             for name in results.contenders

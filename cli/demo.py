@@ -18,9 +18,9 @@ from typing import Any
 
 import click
 
-from rustguard_py.cli.machine import PATIENCE, Machine, eventually
+from rustguard_py.cli.machine import PATIENCE, Machine, eventually, offload_words
 from rustguard_py.cli.render import Stage
-from rustguard_py.cli.verb import Verb
+from rustguard_py.cli.verb import Verb, offloads_option
 from rustguard_py.lab.hosts import Lab
 from rustguard_py.model.errors import RustGuardError, UnansweredError
 
@@ -32,20 +32,29 @@ PINGS = 200
 @click.command(
     "demo", cls=Verb, examples=[("sudo rustguard demo", "takes less than a minute and leaves nothing behind")]
 )
-def command() -> None:
+@offloads_option
+def command(offloads: str | None) -> None:
     """Watch two hosts on this machine find each other with a token, carry traffic and part."""
     stage = Stage("rustguard demo", "three hosts in network namespaces on this machine; nothing else is touched")
     with tempfile.TemporaryDirectory(prefix="rustguard-demo-") as directory, Lab() as lab:
-        Demo(lab, Path(directory), stage).play()
+        Demo(lab, Path(directory), stage, offload_words(offloads)).play()
     stage.close()
     sys.exit(1 if stage.failed else 0)
 
 
 class Demo:
-    """The scenes of the demonstration. The first that fails ends it."""
+    """The scenes of the demonstration. The first that fails ends it.
 
-    def __init__(self, lab: Lab, directory: Path, stage: Stage) -> None:
+    Args:
+        lab: Where the hosts are.
+        directory: For what they keep.
+        stage: What shows the scenes.
+        words: Further words of `serve` and `join`.
+    """
+
+    def __init__(self, lab: Lab, directory: Path, stage: Stage, words: str = "") -> None:
         self._stage = stage
+        self._words = words
         token = "-".join(secrets.choice(_WORDS) for _ in range(3))
         self._token = token
         self._machines = [
@@ -82,7 +91,7 @@ class Demo:
 
     def _serve(self) -> str:
         # Port 51820, on all addresses of both families.
-        self._programs["server"] = self._server.start(f"serve --pool {POOL}")
+        self._programs["server"] = self._server.start(f"serve --pool {POOL}{self._words}")
         document = self._await("the server's control socket", self._server.status)
         return f"listening on UDP {document['port']}, fingerprint {document['fingerprint']}, window closed"
 
@@ -92,7 +101,7 @@ class Demo:
 
     def _join(self) -> str:
         began = time.monotonic()
-        self._programs["laptop"] = self._laptop.start("join 198.51.100.1:51820 --name laptop")
+        self._programs["laptop"] = self._laptop.start(f"join 198.51.100.1:51820 --name laptop{self._words}")
         self._await("the first ping", lambda: self._laptop.reaches("10.150.0.1"))
         return f"joined; first ping answered {time.monotonic() - began:.2f} s after the command was typed"
 
@@ -151,7 +160,7 @@ class Demo:
         self._programs["server"].kill()
         self._programs["server"].wait()
         began = time.monotonic()
-        self._programs["server"] = self._server.start(f"serve --pool {POOL}")
+        self._programs["server"] = self._server.start(f"serve --pool {POOL}{self._words}")
         self._await("a ping through the new server", lambda: self._laptop.reaches("10.150.0.1"))
         elapsed = time.monotonic() - began
         _expect([peer["name"] for peer in self._server.status()["peers"]] == ["laptop"], "a peer was lost")

@@ -65,6 +65,11 @@ class Machine:
         return self.state.with_suffix(".log")
 
 
+def offload_words(offloads: str | None) -> str:
+    """Return the words that hand a list of `--offloads` on to `serve` or `join`; none without a list."""
+    return "" if offloads is None else f" --offloads {''.join(offloads.split())}"
+
+
 def eventually(what: str, attempt: Callable[[], Any], programs: Mapping[str, subprocess.Popen[str]]) -> Any:
     """Return the first true result of repeated attempts.
 

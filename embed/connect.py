@@ -37,6 +37,7 @@ def connect(
     timeout: float | None = TIMEOUT,
     engine: EngineName = "auto",
     capacity: int = CAPACITY,
+    offloads: str | None = None,
 ) -> Connecting: ...
 
 
@@ -53,6 +54,7 @@ def connect(
     timeout: float | None = TIMEOUT,
     engine: EngineName = "auto",
     capacity: int = CAPACITY,
+    offloads: str | None = None,
 ) -> Connecting: ...
 
 
@@ -67,6 +69,7 @@ def connect(
     timeout: float | None = TIMEOUT,
     engine: EngineName = "auto",
     capacity: int = CAPACITY,
+    offloads: str | None = None,
 ) -> Connecting: ...
 
 
@@ -83,6 +86,7 @@ def connect(
     timeout: float | None = TIMEOUT,
     engine: EngineName = "auto",
     capacity: int = CAPACITY,
+    offloads: str | None = None,
 ) -> Connecting:
     """Return a tunnel to be opened by `async with` (an `AsyncTunnel`) or `with` (a `SyncTunnel`).
 
@@ -104,6 +108,8 @@ def connect(
             packets then wait for it, up to 128 for each peer.
         engine: `native`, `portable`, or `auto` for the faster one that is installed.
         capacity: Number of packets that may wait in each direction.
+        offloads: Offloads of the kernel to use or to leave off, as `--offloads` takes them: `no-udp-segmentation`. By
+            default all but those that this kernel is known to get wrong.
 
     Raises:
         UsageError: An argument or the configuration is invalid.
@@ -138,7 +144,7 @@ def connect(
             )
         check_timeout(timeout)
         check_text("engine", engine)
-        return Connecting(made, _choose(engine), capacity, timeout)
+        return Connecting(made, _choose(engine, offloads), capacity, timeout)
     except RustGuardError as error:
         with_its_fix(error)
         raise
@@ -213,7 +219,11 @@ def _refuse_arguments_of_a_server(**given: object) -> None:
         )
 
 
-def _choose(engine: str) -> engines.Engine:
+def _choose(engine: str, offloads: str | None) -> engines.Engine:
+    if offloads is not None and not isinstance(offloads, str):
+        raise UsageError(
+            f"offloads={offloads!r} is no list of names.", "Pass a text: 'no-udp-segmentation,no-udp-gro'."
+        )
     if engine == "kernel":
         raise UsageError(
             "The kernel's engine needs an interface, which an embedded tunnel doesn't have.",
@@ -221,4 +231,4 @@ def _choose(engine: str) -> engines.Engine:
         )
     if engine == "auto":
         engine = "native" if engines.has_native() else "portable"
-    return engines.choose(DataPath(engine, queues="1"))
+    return engines.choose(DataPath(engine, queues="1", offloads=offloads))

@@ -35,7 +35,7 @@ from rustguard_py.quick.helper import Helper
 from rustguard_py.quick.running import Life, Running, wanted_steps
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.quick.wg_answers import KilledAnswers, WgAnswers
-from rustguard_py.state import paths
+from rustguard_py.state import kept_offloads, paths
 from rustguard_py.state.document import Document
 from rustguard_py.system.interface import Echo
 from rustguard_py.tunnel import Tunnel
@@ -84,6 +84,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
         chosen = engine.choose(options.data_path)
         document = Document.open(options.directory)
         stack.callback(document.close)
+        chosen = engine.choose(_with_kept_offloads(options))
         Ledger.bring_home(options.directory)
         vouch(options.directory, lines_of(config.hooks))
         sandbox = confine(
@@ -103,6 +104,14 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
             await _run(life, program, config, ready)
         except asyncio.CancelledError:
             raise RustGuardError(f"Stopped before {life.interface} was up; every change is undone.") from None
+
+
+def _with_kept_offloads(options: UpOptions) -> DataPath:
+    """Keep the offloads of the command line; return the data path with the kept ones, unless others are given."""
+    kept = kept_offloads.load(options.directory)
+    if (wanted := options.data_path.to_keep(kept)) != kept:
+        kept_offloads.save(options.directory, wanted)
+    return options.data_path.with_kept(wanted)
 
 
 def _start_helper(stack: AsyncExitStack, options: UpOptions, config: conf.Config) -> Helper:

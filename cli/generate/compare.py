@@ -12,7 +12,7 @@ from rustguard_py import engine as engines
 from rustguard_py.cli.generate.layout import sizes
 from rustguard_py.cli.generate.measure import Traffic, measure
 from rustguard_py.cli.generate.pair import Contender, running
-from rustguard_py.cli.generate.report import HALF, REFERENCE, Results
+from rustguard_py.cli.generate.report import REFERENCE, SHARES, Results
 from rustguard_py.cli.generate.search import Limits
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
@@ -20,7 +20,7 @@ from rustguard_py.system.interface import check_interface_name
 
 SIZES = ("64", "1420")
 # No turn begins that may end later.
-MOST_MINUTES = 11
+MOST_MINUTES = 14
 # With longer trials few contenders would have a turn.
 MOST_SECONDS = 2
 # `make wireguard-go-generate` puts it where our Python is.
@@ -87,8 +87,8 @@ def limits(seconds: float) -> Limits:
 
 
 def longest_turn(seconds: float) -> float:
-    """Return how long a contender's turn may take: all sizes, each with a search and two more trials."""
-    return _START + len(SIZES) * (limits(seconds).trials + 2) * (seconds + _EXTRA)
+    """Return how long a contender's turn may take: all sizes, each with a search and the trials beside it."""
+    return _START + len(SIZES) * (limits(seconds).trials + 1 + len(SHARES)) * (seconds + _EXTRA)
 
 
 def run(
@@ -134,7 +134,7 @@ def _turn(results: Results, contender: Contender, traffic: Traffic) -> None:
         results.about[contender.name], results.notes[contender.name] = pair.about, pair.notes
         for size in SIZES:
             of = replace(traffic, size=size, sizes=sizes(size))
-            results.rounds.setdefault(contender.name, []).append(measure(pair, of, (HALF,), limits(traffic.seconds)))
+            results.rounds.setdefault(contender.name, []).append(measure(pair, of, SHARES, limits(traffic.seconds)))
 
 
 def _settled(results: Results) -> Results:

@@ -69,6 +69,7 @@ class Configuration:
         uring: Whether the engine uses io_uring.
         xdp: The interface of AF_XDP, or None.
         memif: The path of a memif's socket, if that is the device.
+        offloads: The list of `--offloads`, or None.
     """
 
     private_key: str
@@ -84,6 +85,7 @@ class Configuration:
     uring: bool
     xdp: str | None
     memif: str = ""
+    offloads: str | None = None
 
 
 class Timestamps:
@@ -128,7 +130,7 @@ def start(given: Configuration) -> Started:
     Raises:
         RustGuardError: The engine can't be started, or not with what was asked for.
     """
-    engine = choose(DataPath(given.engine, uring=given.uring, xdp=given.xdp))
+    engine = choose(DataPath(given.engine, uring=given.uring, xdp=given.xdp, offloads=given.offloads))
     public = StaticKey(b64decode(given.private_key)).public
     sockets = bind(given.port, ["0.0.0.0"])  # noqa: S104 - in a network namespace with one link
     if given.device == "tun":
@@ -165,7 +167,7 @@ def _on_memif(given: Configuration, memif: MemifOptions) -> Generator:
         number=memif.number,
         secret=memif.secret,
         queues=memif.queues,
-        mac=memif.mac,
+        ethernet=None,
         interface="generator",
     )
     generator = _native.Generator(given.address, given.peer_address, memif=far)
@@ -231,7 +233,7 @@ class End:
         notes = self._plane.stats().notes
         if given.xdp and (why := [note for note in notes if note.startswith(_NOT_XDP)]):
             raise RustGuardError(why[0])
-        self._say({"ready": True, "about": self._engine.reason, "notes": list(notes)})
+        self._say({"ready": True, "about": self._engine.reason, "notes": [*self._engine.notes, *notes]})
 
     def run(self) -> None:
         """Serve until the end of standard input."""

@@ -45,6 +45,7 @@ class Contender:
         side: The UDP side: `sockets`, `io_uring`, `AF_XDP`.
         engine: `native` or `portable`; not used with a program.
         program: Another program that is an end, or None for ours.
+        offloads: The list of `--offloads`, or None; not used with a program.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Contender:
     side: str
     engine: str = "native"
     program: tuple[str, ...] | None = None
+    offloads: str | None = None
 
 
 class EndProcess:
@@ -231,6 +233,7 @@ def start_ends(
                 uring=contender.side == "io_uring",
                 xdp=links[own].interface if contender.side == "AF_XDP" else None,
                 memif=str(memif_path(folder, own)),
+                offloads=contender.offloads,
             )
             ends.append(EndProcess(hosts[own], f"{contender.name}, {hosts[own].name}", argv, given))
         yield ends

@@ -18,6 +18,8 @@ from rustguard_py.cli.generate.trial import Cpu, Trial
 
 SCHEMA = 1
 HALF = 0.5
+# Shares of the throughput without loss at which a comparison measures latency, too.
+SHARES = (0.25, HALF, 0.75)
 NONE = "-"
 # Of a line of Markdown.
 _COLUMNS = 100
@@ -73,6 +75,7 @@ def document(results: Results) -> dict[str, Any]:
                 "name": name,
                 "device": contender.device,
                 "udp": contender.side,
+                "offloads": contender.offloads or "auto",
                 "about": results.about.get(name, ""),
                 "notes": results.notes.get(name, []),
                 "rounds": [_measured(each) for each in results.rounds.get(name, [])],
@@ -277,6 +280,27 @@ def comparison(results: Results, size: str) -> Table:
             ]
         )
     return Table(headings, rows, keys=2)
+
+
+def latencies(results: Results, size: str) -> Table:
+    """Return the latency of each contender with one size, from low load to saturation, all rounds together."""
+    rows = []
+    for name, contender in results.contenders.items():
+        by_load: dict[str, Histogram] = {name: Histogram() for name in _LOADS}
+        for each in results.of(name, size):
+            trials = {f"{share:.0%}": one for share, one in each.loads.items()}
+            for load, one in {**trials, "100%": each.best, "saturated": each.saturated}.items():
+                if one is not None and load in by_load:
+                    by_load[load].merge(one.latency)
+        cells = (
+            " / ".join(_microseconds(histogram, percent) for percent in (50, 99, 99.9)) if histogram.count else NONE
+            for histogram in by_load.values()
+        )
+        rows.append([contender.device, contender.side, *cells])
+    return Table(["DEVICE", "UDP SIDE", *_LOADS], rows, keys=2)
+
+
+_LOADS = (*(f"{share:.0%}" for share in SHARES), "100%", "saturated")
 
 
 def _ratios(own: Sequence[Measured], reference: Sequence[Measured]) -> list[float]:

@@ -401,6 +401,11 @@ def test_a_comparison_has_a_row_for_each_and_all_that_was_measured_in_json(tmp_p
         # Nanoseconds per packet, out and in, and the latency.
         assert table.rows[0][6:9] == ["501", "500", "50"]
         assert [row[4] for row in table.rows] == ["-", "-"]
+        loads = report.latencies(results, size)
+        assert loads.headings[2:] == ["25%", "50%", "75%", "100%", "saturated"]
+        for row in loads.rows:
+            assert [cell.count(" / ") for cell in row[2:]] == [2] * 5
+        assert loads.rows[0][3].split(" / ")[0] == table.rows[0][8]
         assert all(line == line.rstrip() for line in table.text().splitlines())
     document = json.loads(json.dumps(report.document(results)))
     assert document["schema"] == report.SCHEMA

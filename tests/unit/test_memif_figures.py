@@ -22,7 +22,7 @@ def test_a_generator_fills_a_memif_and_one_at_its_other_end_counts_every_packet(
 
     path = str(tmp_path / "m")
     ends = [
-        _native.Memif(path, server=server, number=0, secret=b"", queues=1, mac=None, interface="one")
+        _native.Memif(path, server=server, number=0, secret=b"", queues=1, ethernet=None, interface="one")
         for server in (True, False)
     ]
     one, other = (_native.Generator("10.0.0.1", "10.0.0.2", memif=end) for end in ends)
@@ -51,7 +51,7 @@ def test_a_generator_fills_a_memif_and_one_at_its_other_end_counts_every_packet(
 def test_a_memif_feeds_one_generator() -> None:
     from rustguard_py import _native
 
-    memif = _native.Memif("/nowhere/m", server=False, number=0, secret=b"", queues=1, mac=None, interface="one")
+    memif = _native.Memif("/nowhere/m", server=False, number=0, secret=b"", queues=1, ethernet=None, interface="one")
     _native.Generator("10.0.0.1", "10.0.0.2", memif=memif)
     with pytest.raises(ValueError, match="already"):
         _native.Generator("10.0.0.1", "10.0.0.2", memif=memif)
