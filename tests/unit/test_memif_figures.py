@@ -67,6 +67,7 @@ def bench() -> dict[str, Any]:
 def _samples(bench: dict[str, Any]) -> dict[str, dict[int, list[Any]]]:
     sample = bench["Sample"]
     rates = {bench["TUN"]: [100e3, 50e3], bench["GENERATOR"]: [400e3, 100e3], bench["TESTPMD"]: [150e3, 100e3]}
+    rates[bench["SHORT"]] = [50e3, 50e3]
     return {
         name: {size: [sample(rate, 1e9 / rate) for rate in each] for size in bench["SIZES"]}
         for name, each in rates.items()
@@ -78,11 +79,15 @@ def test_ratios_are_of_one_round_and_goals_are_of_64_bytes(bench: dict[str, Any]
     rates, costs = bench["tables"](samples)
     assert [row[0] for row in rates.rows] == ["64", "512", "1420"]
     # 4 and 2, not the ratio of the medians.
-    assert rates.rows[0][1:] == ["75", "250", "125", f"3.00 (2.00{DASH}4.00)", f"1.75 (1.50{DASH}2.00)"]
-    assert costs.rows[0][-2:] == [f"0.38 (0.25{DASH}0.50)", f"0.58 (0.50{DASH}0.67)"]
+    assert rates.rows[0][1:] == [
+        *("75", "250", "125", "50", f"3.00 (2.00{DASH}4.00)", f"1.75 (1.50{DASH}2.00)", f"0.75 (0.50{DASH}1.00)"),
+    ]
+    assert costs.rows[0][-3:-1] == [f"0.38 (0.25{DASH}0.50)", f"0.58 (0.50{DASH}0.67)"]
     said = " ".join(bench["goals"](samples))
     assert "rate 3.00 of TUN's (goal: at least 3)" in said
     assert "rate 1.75 of TUN's (goal: at least 1.5)" in said
+    # A goal that is missed is shown too.
+    assert "rate 0.75 of TUN's (goal: at least 1.5)" in said
 
 
 def test_its_tables_are_put_between_the_marks_of_the_page(bench: dict[str, Any], tmp_path: Path) -> None:
