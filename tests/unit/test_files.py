@@ -254,6 +254,33 @@ CLIENTS: dict[str, tuple[str, str, int]] = {
 }
 
 
+# The rest of what is in a provider's or a router's file: DNS, port, whether there is a preshared key, AllowedIPs,
+# endpoint.
+PROVIDERS: dict[str, tuple[str, int | None, bool, str, str]] = {
+    "mullvad": ("10.64.0.1", None, False, "0.0.0.0/0 ::/0", "192.0.2.66:51820"),
+    "proton": ("10.2.0.1", None, False, "0.0.0.0/0 ::/0", "192.0.2.67:51820"),
+    "nord": ("103.86.96.100 103.86.99.100", 51820, False, "0.0.0.0/0", "192.0.2.68:51820"),
+    "openwrt": ("10.0.0.1", None, False, "0.0.0.0/0 ::/0", "192.0.2.69:8890"),
+    "mikrotik": ("", 51820, True, "0.0.0.0/0 ::/0", "192.0.2.70:13231"),
+    "unifi": ("192.168.3.1", None, False, "192.168.3.1/32 192.168.3.2/32 0.0.0.0/0", "192.0.2.71:51820"),
+    "aws": ("", 51820, False, "10.99.0.2/32 192.168.0.0/20", "vpn.example.org:51820"),
+}
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_providers_file_is_read_to_its_last_value(name: str) -> None:
+    file = config(name)
+    (peer,) = file.peers
+    assert (
+        " ".join(map(str, file.dns)),
+        file.listen_port,
+        any(peer.preshared_key),
+        " ".join(map(str, peer.allowed_ips)),
+        str(peer.endpoint),
+    ) == PROVIDERS[name]
+    assert (file.mtu, file.table, file.fwmark, file.search) == (None, "auto", None, ())
+
+
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_clients_file_is_read_as_it_is(name: str) -> None:
     addresses, peer, keepalive = CLIENTS[name]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.lab.hosts import Lab
+from rustguard_py.quick import conf_files
 from support.product import eventually
 from support.quick import PORT, Key, base64, lan
 
@@ -37,6 +38,53 @@ def test_up_takes_a_file_as_another_tool_wrote_it(lab: Lab, tmp_path: Path, name
         if name == "key-by-hook":
             assert home.says("wg", "show", "wg0", "public-key").strip() == base64(home.key.public)
     finally:
+        home.run("down wg0")
+
+
+_PROVIDERS = ("mullvad", "nord", "mikrotik", "aws")
+_MORE_PROVIDERS = ("proton", "openwrt", "unifi")
+
+
+def test_up_takes_every_providers_and_routers_file_and_leaves_nothing(lab: Lab, tmp_path: Path, soak: bool) -> None:
+    home = lan(lab).home
+    path, names = home.file(""), tmp_path / "names"
+    fake = tmp_path / "bin/resolvconf"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\n[ $1 = -a ] && exec cat > {names}\nrm {names}\n")
+    fake.chmod(0o755)
+    before = home.system()
+    for name in _PROVIDERS + (_MORE_PROVIDERS if soak else ()):
+        path.write_bytes((FILES / f"{name}.conf").read_bytes())
+        file = conf_files.load(path)
+        (peer,) = file.peers
+        home.run("up wg0", path=fake.parent)
+        addresses = home.says("ip", "-o", "address", "show", "dev", "wg0")
+        assert [each for each in file.addresses if f" {each} " not in addresses] == [], name
+        shown = home.says("wg", "show", "wg0", "dump").splitlines()[1].split("\t")
+        # The name in AWS's file is no name here.
+        endpoint = "(none)" if name == "aws" else str(peer.endpoint)
+        secret = base64(peer.preshared_key) if any(peer.preshared_key) else "(none)"
+        assert shown[:3] == [base64(peer.public_key), secret, endpoint]
+        assert set(shown[3].split(",")) == set(map(str, peer.allowed_ips))
+        assert shown[7] == (str(peer.keepalive) if peer.keepalive else "off")
+        assert names.exists() == bool(file.dns)
+        if file.dns:
+            assert re.findall(r"nameserver (\S+)", names.read_text()) == [str(each) for each in file.dns]
+        inside = "192.168.7.9" if name == "aws" else "203.0.113.9"
+        assert " dev wg0 " in home.says("ip", "route", "get", inside), name
+        if name == "aws":
+            # Its hooks ran.
+            assert 'oifname "ens5" masquerade' in home.says("nft", "list", "table", "ip", "wireguard")
+        home.run("down wg0", path=fake.parent)
+        assert home.system() == before, name
+
+
+def test_up_keeps_the_offloads_of_its_command_line(lab: Lab) -> None:
+    home = lan(lab).home
+    home.file("Address = 10.71.0.2/24")
+    for words in (" --offloads no-udp-gro", ""):
+        home.run(f"up wg0 --engine portable{words}")
+        assert "Off: udp-gro, as asked for (--offloads no-udp-gro)" in " ".join(home.status()["notes"]), words
         home.run("down wg0")
 
 

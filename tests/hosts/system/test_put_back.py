@@ -12,6 +12,8 @@ from rustguard_py.lab.hosts import Lab
 from support.product import INNER, OPEN, POOL, Site, eventually
 from support.quick import PORT, Lan, Quick, lan
 
+# How soon a thing is back on a machine that isn't busy, seconds.
+PROMISED = 1.0
 # How soon a thing is back, seconds. Slow machines have longer, and the test prints what it saw.
 SOON = 5.0
 # Everything that the kernel has of wg0, with the numbers that change each time left out.
@@ -160,10 +162,14 @@ def test_traffic_stays_in_the_tunnel_after_networkd_deletes_the_rules(net: Lan) 
         each.run("up wg0")
     laptop.reaches("10.9.0.2")
     wanted = _kernel(laptop)
-    for _ in range(3):
-        took = _remove(laptop, _REMOVALS["the rules"], wanted)
-        print(f"rules back after {took:.2f} s")
-        time.sleep(0.5)
+    # A second is promised. On a busy machine one of a few tries shows it.
+    for what in ("the rules", "the addresses", "the interface"):
+        tries: list[float] = []
+        while len(tries) < (3 if what == "the rules" or min(tries, default=PROMISED) >= PROMISED else 1):
+            tries.append(_remove(laptop, _REMOVALS[what], wanted))
+            time.sleep(0.5)
+        print(f"{what}: back after {', '.join(f'{took:.2f}' for took in tries)} s")
+        assert min(tries) < PROMISED
     assert "dev wg0" in laptop.says("ip", "route", "get", "198.51.100.2")
 
 
