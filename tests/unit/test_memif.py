@@ -22,7 +22,7 @@ from rustguard_py.model.memif import MemifOptions, parse
 from support.channel_pair import BOB4, BOB6, PATIENCE, PEER, eventually
 from support.engines import needs_native
 from support.memif_pair import MemifPair, options
-from support.packets import udp_packet
+from support.packets import ip_header, udp_packet
 
 
 @pytest.fixture
@@ -117,6 +117,54 @@ def test_ip_packets_cross_between_two_ends_of_ours(path: Path) -> None:
     assert "RustGuard ends" in one.alice.stats().device
     one.close()
     assert not path.exists()
+
+
+@needs_native
+@pytest.mark.parametrize("ethernet", [None, EthernetOptions()], ids=["ip", "ethernet"])
+def test_what_is_longer_than_the_mtu_is_counted_and_its_sender_told(
+    path: Path, ethernet: EthernetOptions | None
+) -> None:
+    one = MemifPair(
+        replace(_ip(path, server=True), ethernet=ethernet and replace(ethernet, gateway=b"\x02A\0\0\0\1"))
+    )
+    other = MemifPair(replace(_ip(path, server=False), ethernet=ethernet and replace(ethernet, mac=b"\x02A\0\0\0\1")))
+    for each in (one, other):
+        each.wait_for_connection()
+        each.bob.plane.set_peer(PEER, None, [ip_network("0.0.0.0/0"), ip_network("::/0")], 0)
+    other.alice.set_mtu(1300)
+    for address, header in ((BOB4, 20), (BOB6, 40)):
+        fits, longer = (udp_packet(address, address, bytes(size - header - 8)) for size in (1300, 1301))
+        one.bob.write([longer, fits])
+        assert other.bob.read(1) == [fits]
+        (told,) = one.bob.read(1)
+        # RFC 1191, section 4, and RFC 4443, section 3.2.
+        kind, mtu = (told[20:22], told[26:28]) if header == 20 else (told[40:42], told[46:48])
+        assert (kind, int.from_bytes(mtu)) == (b"\3\4" if header == 20 else b"\2\0", 1300)
+        assert told[header + 8 :] == longer[: len(told) - header - 8]
+    assert other.drops() == {"memif_too_long": 2}
+    other.alice.set_mtu(1420)
+    one.bob.write([longer])
+    assert other.bob.read(1) == [longer]
+    one.close()
+    other.close()
+
+
+@needs_native
+def test_fragments_of_no_possible_packet_are_counted(path: Path) -> None:
+    one, other = MemifPair(_ip(path, server=True)), MemifPair(_ip(path, server=False))
+    for each in (one, other):
+        each.wait_for_connection()
+        each.bob.plane.set_peer(PEER, None, [ip_network("0.0.0.0/0"), ip_network("::/0")], 0)
+    # The flag that more follow, and offsets, RFC 791, section 3.1.
+    good, bad = (
+        [ip_header(BOB4, BOB4, 17, size, fragment=field) + bytes(size) for field, size in chosen]
+        for chosen in ([(0x2000, 800), (0x2064, 8), (0x0065, 5)], [(0x2000, 801), (0x1FFF, 800), (0x0065, 0)])
+    )
+    one.bob.write(bad + good)
+    assert other.bob.read(len(good)) == good
+    assert other.drops() == {"memif_bad_fragment": len(bad)}
+    one.close()
+    other.close()
 
 
 @needs_native

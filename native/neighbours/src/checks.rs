@@ -1,4 +1,7 @@
-//! The length of an IP packet in a frame, and packets that may not come onto the link.
+//! The headers of an IP packet in a frame, and packets that may not come onto the link.
+
+/// Why a frame or a packet is left out: the name of its counter.
+pub type Reason = &'static str;
 
 const IPV4: usize = 20;
 const IPV6: usize = 40;
@@ -13,10 +16,76 @@ const MOST_HEADERS: usize = 8;
 const DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
 /// The hop limit without which discovery is ignored.
 const HOPS: u8 = 255;
+/// The longest packet, whole or put together, without IPv6's first header.
+const LONGEST: usize = 0xffff;
 
-/// Return the size of the packet in front of a frame's padding. None if its header is malformed, or
-/// the packet goes on beyond the frame.
-pub fn size(bytes: &[u8]) -> Option<usize> {
+/// Return the size of the packet in front of a frame's padding, or why it is none: a header is
+/// malformed, the packet goes on beyond the frame, or it is a fragment of no possible packet.
+pub fn check(bytes: &[u8]) -> Result<usize, Reason> {
+    let size = size(bytes).ok_or("bad_length")?;
+    let fragment = if bytes[0] >> 4 == 4 { fragment_v4(&bytes[..size]) } else { fragment_v6(&bytes[..size]) };
+    match fragment? {
+        Some(fragment) if !fragment.is_possible() => Err("bad_fragment"),
+        _ => Ok(size),
+    }
+}
+
+/// A part of a longer packet.
+struct Fragment {
+    /// Bytes of the longer packet in front of this, headers included that count for its length.
+    start: usize,
+    /// Bytes of this part.
+    size: usize,
+    /// Whether others follow.
+    more: bool,
+}
+
+impl Fragment {
+    /// RFC 791, section 3.2, and RFC 8200, section 4.5: all parts but the last are multiples of 8.
+    fn is_possible(&self) -> bool {
+        self.size > 0 && (!self.more || self.size % 8 == 0) && self.start + self.size <= LONGEST
+    }
+}
+
+/// Return which fragment a packet is. None if it is whole.
+fn fragment_v4(packet: &[u8]) -> Result<Option<Fragment>, Reason> {
+    const MORE: u16 = 0x2000;
+    const OFFSET: u16 = 0x1fff;
+    let field = u16::from_be_bytes([packet[6], packet[7]]) & (MORE | OFFSET);
+    if field == 0 {
+        return Ok(None);
+    }
+    let header = usize::from(packet[0] & 15) * 4;
+    let start = header + usize::from(field & OFFSET) * 8;
+    Ok(Some(Fragment { start, size: packet.len() - header, more: field & MORE != 0 }))
+}
+
+fn fragment_v6(packet: &[u8]) -> Result<Option<Fragment>, Reason> {
+    const MORE: u16 = 1;
+    const OFFSET: u16 = 0xfff8;
+    let (mut next, mut at) = (packet[6], IPV6);
+    while EXTENSIONS.contains(&next) {
+        let Some([kind, length]) = packet.get(at..at + 2) else { return Err("bad_length") };
+        (next, at) = (*kind, at + 8 + usize::from(*length) * 8);
+        if at > packet.len() {
+            return Err("bad_length");
+        }
+    }
+    if next != FRAGMENT {
+        return Ok(None);
+    }
+    let Some([_, _, high, low, ..]) = packet.get(at..at + 8) else { return Err("bad_fragment") };
+    let field = u16::from_be_bytes([*high, *low]) & (MORE | OFFSET);
+    // A fragment header on a whole packet is allowed (RFC 6946).
+    if field == 0 {
+        return Ok(None);
+    }
+    let start = at - IPV6 + usize::from(field & OFFSET);
+    Ok(Some(Fragment { start, size: packet.len() - at - 8, more: field & MORE != 0 }))
+}
+
+/// Return the size of the packet in front of a frame's padding, if its lengths agree.
+fn size(bytes: &[u8]) -> Option<usize> {
     let word = |at: usize| Some(usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])));
     let (header, size) = match bytes.first()? >> 4 {
         4 => (usize::from(bytes[0] & 15) * 4, word(2)?),
@@ -81,6 +150,55 @@ mod tests {
         for end in 0..6 {
             assert_eq!(size(&packet[..end]), None);
         }
+    }
+
+    fn four_fragment(field: u16, payload: usize) -> Vec<u8> {
+        let mut packet = vec![0; IPV4 + payload];
+        let [a, b] = (packet.len() as u16).to_be_bytes();
+        let [c, d] = field.to_be_bytes();
+        packet[..8].copy_from_slice(&[0x45, 0, a, b, 0, 1, c, d]);
+        packet
+    }
+
+    fn six_fragment(field: u16, payload: usize) -> Vec<u8> {
+        let [c, d] = field.to_be_bytes();
+        six(FRAGMENT, &[&[17, 0, c, d, 0, 0, 0, 1][..], &vec![0; payload]].concat())
+    }
+
+    #[test]
+    fn a_fragment_is_part_of_a_possible_packet() {
+        // More follow, one in the middle, the last of any size, and one that ends at the longest length.
+        for (field, payload) in [(0x2000, 8), (0x2001, 160), (0x0001, 3), (0x1ffc, 11), (0x4000, 0), (0, 0)] {
+            let packet = four_fragment(field, payload);
+            assert_eq!(check(&packet), Ok(packet.len()), "{field:x} {payload}");
+        }
+        for (field, payload) in [(0x2000, 9), (0x2000, 0), (0x0001, 0), (0x1ffd, 4), (0x1fff, 8)] {
+            assert_eq!(check(&four_fragment(field, payload)), Err("bad_fragment"), "{field:x} {payload}");
+        }
+        for (field, payload) in [(1, 8), (9, 160), (8, 3), (0xfff8, 7), (0, 0), (0, 5)] {
+            let packet = six_fragment(field, payload);
+            assert_eq!(check(&packet), Ok(packet.len()), "{field:x} {payload}");
+        }
+        for (field, payload) in [(1, 9), (1, 0), (8, 0), (0xfff8, 8)] {
+            assert_eq!(check(&six_fragment(field, payload)), Err("bad_fragment"), "{field:x} {payload}");
+        }
+        assert_eq!(check(&six(FRAGMENT, &[17, 0, 0, 0, 0, 0, 0])), Err("bad_fragment"), "cut off");
+    }
+
+    #[test]
+    fn a_fragment_is_found_behind_other_headers_which_lie_in_the_packet() {
+        let behind = |next, field: u8, size| {
+            let fragment = [17, 0, 0, field, 0, 0, 0, 1];
+            check(&six(next, &[&[FRAGMENT, 0, 0, 0, 0, 0, 0, 0][..], &fragment, &vec![0; size]].concat()))
+        };
+        for next in EXTENSIONS {
+            assert_eq!(behind(next, 1, 8), Ok(64), "{next}");
+            assert_eq!(behind(next, 1, 7), Err("bad_fragment"), "{next}");
+        }
+        assert_eq!(check(&six(60, &[17, 0, 0, 0, 0, 0, 0, 0])), Ok(48));
+        assert_eq!(check(&six(60, &[17, 1, 0, 0, 0, 0, 0, 0])), Err("bad_length"));
+        assert_eq!(check(&six(60, &[17])), Err("bad_length"));
+        assert_eq!(check(&six(60, &[])), Err("bad_length"));
     }
 
     #[test]

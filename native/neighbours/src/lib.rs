@@ -3,7 +3,7 @@
 //! - [`link`]: what becomes of a frame, and where a packet goes.
 //! - [`arp`], [`ndp`]: their messages.
 //! - [`table`]: the MAC addresses of others.
-//! - [`checks`]: the lengths of packets, and packets that may not come onto the link.
+//! - [`checks`]: the headers of packets, and packets that may not come onto the link.
 //! - [`answered`]: the addresses that were answered for, for whoever installs them elsewhere.
 
 #![deny(unsafe_code)]

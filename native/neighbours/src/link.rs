@@ -7,6 +7,7 @@ use transport::allowed_ips::AllowedIps;
 use transport::contract::{Address, Network, Seconds};
 use transport::ethernet::{ETHERNET, MacAddress};
 
+use crate::checks::Reason;
 use crate::table::Table;
 use crate::{arp, checks, ndp};
 
@@ -18,11 +19,19 @@ const EVERYBODY: MacAddress = [0xff; 6];
 /// Set in the first byte of an address of many receivers.
 const GROUP: u8 = 1;
 
-/// Why a frame or a packet is left out: the name of its counter.
-pub type Reason = &'static str;
 /// The reasons there are.
-pub const REASONS: [Reason; 9] =
-    ["vlan", "other_mac", "other_type", "not_ip", "bad_length", "bad_arp", "bad_ndp", "foreign_ndp", "unresolved"];
+pub const REASONS: [Reason; 10] = [
+    "vlan",
+    "other_mac",
+    "other_type",
+    "not_ip",
+    "bad_length",
+    "bad_fragment",
+    "bad_arp",
+    "bad_ndp",
+    "foreign_ndp",
+    "unresolved",
+];
 
 /// Our side of a link.
 #[derive(Clone, Debug)]
@@ -148,7 +157,10 @@ impl Link {
         if body.first().is_none_or(|first| first >> 4 != if kind == TYPE_IPV4 { 4 } else { 6 }) {
             return Received::Drop("not_ip");
         }
-        let Some(size) = checks::size(body) else { return Received::Drop("bad_length") };
+        let size = match checks::check(body) {
+            Ok(size) => size,
+            Err(reason) => return Received::Drop(reason),
+        };
         if kind == TYPE_IPV6 {
             match ndp::parse(&body[..size]) {
                 ndp::Found::Other => {}
@@ -241,6 +253,14 @@ impl Link {
         }
         let [_, _, other @ ..] = self.other.load(Ordering::Relaxed).to_be_bytes();
         Sending { ask: None, header: Ok(self.header(self.gateway.unwrap_or(other), kind)) }
+    }
+
+    /// Return the header of an answer to a frame with this header. None if it was for many receivers, who
+    /// would all answer (RFC 1122, section 3.2.2), or from nobody in particular.
+    pub fn back(&self, header: &[u8; ETHERNET]) -> Option<[u8; ETHERNET]> {
+        let [destination, _, _, _, _, _, s0, s1, s2, s3, s4, s5, k0, k1] = *header;
+        let source = [s0, s1, s2, s3, s4, s5];
+        (destination & GROUP == 0 && self.may_be_a_neighbour(source)).then(|| self.header(source, [k0, k1]))
     }
 
     /// Return a frame that asks for an address. `from`: the source of the packet that needs it.

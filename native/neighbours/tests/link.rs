@@ -202,6 +202,18 @@ fn what_is_no_packet_for_us_is_left_out_and_named() {
     let mut fragment = good.clone();
     fragment[6..8].copy_from_slice(&[0x20, 1]);
     assert_eq!(seen(OWN, IPV4, &fragment), Received::Packet(28), "a fragment is a packet");
+    fragment[6..8].copy_from_slice(&[0x1f, 0xff]);
+    assert_eq!(seen(OWN, IPV4, &fragment), Received::Drop("bad_fragment"));
+}
+
+#[test]
+fn an_error_goes_back_to_the_one_who_sent_the_packet_to_us_alone() {
+    let link = link(None);
+    assert_eq!(link.back(&header(OWN, VPP, IPV4)), Some(header(VPP, OWN, IPV4)));
+    assert_eq!(link.back(&header(OWN, VPP, IPV6)), Some(header(VPP, OWN, IPV6)));
+    for (to, from) in [(EVERYBODY, VPP), (OWN, EVERYBODY), (OWN, OWN), (OWN, [0; 6])] {
+        assert_eq!(link.back(&header(to, from, IPV4)), None);
+    }
 }
 
 #[test]

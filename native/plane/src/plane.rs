@@ -146,6 +146,7 @@ impl Plane {
             offloads.merge = Merge::NONE;
         }
         let first = Arc::clone(made.queues.first().ok_or(io::ErrorKind::InvalidInput)?);
+        made.queues.iter().for_each(|device| device.set_mtu(settings.mtu));
         let sockets = adopt(settings.sockets, offloads, made.queues.len(), 0, &mut lacks)?;
         let counters = Arc::new(PlaneCounters::new(made.queues.len()));
         let queues = join(made.queues, sockets);
@@ -245,6 +246,12 @@ impl Plane {
             act(self.transport(), &mut out);
             io.dispatch(&mut out, 0, Patience::None);
         });
+    }
+
+    /// Have packets padded to this at most, and longer ones left out where nobody else does that.
+    pub fn set_mtu(&self, mtu: usize) {
+        self.transport().set_mtu(mtu);
+        self.with_io(|io| io.queues.iter().for_each(|queue| queue.device.set_mtu(mtu)));
     }
 
     /// See [`Transport::set_peer`].

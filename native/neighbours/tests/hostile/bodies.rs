@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use neighbours::link::{Link, Received, Settings};
-use neighbours::{arp, ndp};
+use neighbours::{arp, checks, ndp};
 use transport::contract::{Address, Network};
 use transport::ethernet::{ETHERNET, MacAddress};
 
@@ -30,7 +30,11 @@ fn link() -> &'static Link {
 pub fn frame(input: &[u8]) {
     let Some((header, body)) = input.split_first_chunk::<ETHERNET>() else { return };
     match link().receive(header, body, || 1.0) {
-        Received::Packet(size) => assert!((20..=body.len()).contains(&size)),
+        Received::Packet(size) => {
+            assert!((20..=body.len()).contains(&size));
+            assert_eq!(checks::check(&body[..size]), Ok(size), "the same without padding");
+            assert!(link().back(header).is_none_or(|back| back[..6] == header[6..12] && back[6..12] == OWN));
+        }
         Received::Reply(frame, Address::V4(target)) => {
             let asked = arp::Message::parse(body).expect("somebody asked");
             let told = arp::Message::parse(&frame.bytes()[ETHERNET..]).expect("it is a reply");

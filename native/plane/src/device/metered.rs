@@ -118,6 +118,10 @@ impl Device for Metered {
         self.queue.has_vnet()
     }
 
+    fn set_mtu(&self, mtu: usize) {
+        self.queue.set_mtu(mtu);
+    }
+
     fn end_offloads(&self) -> bool {
         self.queue.end_offloads()
     }

@@ -76,6 +76,10 @@ pub trait Device: Send + Sync {
         false
     }
 
+    /// Take the tunnel's MTU, if whoever writes to the device doesn't keep to it by itself. Longer packets
+    /// are then left out.
+    fn set_mtu(&self, _mtu: usize) {}
+
     /// After a read was refused (not because nothing waits), hand over plain packets from now on.
     /// Return false if superpackets can't be the reason.
     fn end_offloads(&self) -> bool {

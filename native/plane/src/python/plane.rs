@@ -85,7 +85,7 @@ impl PyPlane {
     }
 
     fn set_mtu(&self, mtu: usize) {
-        self.0.transport().set_mtu(mtu);
+        self.0.set_mtu(mtu);
     }
 
     fn set_public_key(&self, public_key: &Bound<'_, PyAny>) -> PyResult<()> {

@@ -32,7 +32,7 @@ use crate::locks::lock;
 use crate::pairing::PairingFilter;
 use crate::peers::{Owned, Peer, PeerState};
 use crate::snapshot::SnapshotMap;
-use crate::unreachable::Answers;
+use crate::unreachable::{Answers, Why};
 
 /// Seconds between two HandshakeWanted events of one peer.
 const WANTED_INTERVAL: Seconds = 1.0;
@@ -126,7 +126,7 @@ impl Transport {
 
     /// Tell the host that it can't reach a packet's destination.
     pub(crate) fn answer_unreachable(&self, packet: &[u8], now: Seconds, out: &mut Outbox) {
-        out.answers.extend(self.unreachable.answer(packet, now));
+        out.answers.extend(self.unreachable.answer(packet, Why::NoPeer, now));
     }
 
     /// Ask Python for a handshake, at most once per second and peer.

@@ -154,6 +154,10 @@ impl Device for MemifQueue {
         self.rings.fall_asleep(self.number)
     }
 
+    fn set_mtu(&self, mtu: usize) {
+        self.rings.mtu.store(mtu, Ordering::Relaxed);
+    }
+
     fn drops(&self) -> Vec<(String, u64)> {
         let read = self.rings.drops.iter().map(|(name, count)| (*name, count.load(Ordering::Relaxed)));
         read.filter(|(_, count)| *count > 0).map(|(name, count)| (format!("{KIND}_{name}"), count)).collect()

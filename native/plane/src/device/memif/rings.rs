@@ -14,6 +14,7 @@ use memif::ring::{Received, Sent};
 use neighbours::link::{Frame, REASONS, Received as Seen};
 use transport::contract::Address;
 use transport::ethernet::ETHERNET;
+use transport::unreachable::{Answers as Errors, Why};
 
 use super::answers::Answers;
 use super::framing::Framing;
@@ -58,6 +59,10 @@ pub struct Rings {
     corrupt: AtomicBool,
     /// Readable once `corrupt` is set.
     pub alarm: EventFd,
+    /// The tunnel's MTU: longer packets don't go into it.
+    pub mtu: AtomicUsize,
+    /// Limits what the senders of such packets are told.
+    errors: Errors,
     /// The addresses that were answered for.
     pub answered: Answers,
     /// Frames of the other side that were left out, and packets of ours, by reason.
@@ -85,6 +90,8 @@ impl Rings {
             writers: AtomicUsize::new(0),
             corrupt: AtomicBool::new(false),
             alarm: EventFd::new()?,
+            mtu: AtomicUsize::new(usize::MAX),
+            errors: Errors::default(),
             answered: Answers::new()?,
             drops: names.map(|name| (name, AtomicU64::new(0))).collect(),
         })
@@ -162,7 +169,8 @@ impl Rings {
                         reading.masked = true;
                     }
                     match self.framing.unwrap(&header, &packet[..size - head_size]) {
-                        Seen::Packet(size) => return Ok(size),
+                        Seen::Packet(size) if size <= self.mtu.load(Ordering::Relaxed) => return Ok(size),
+                        Seen::Packet(size) => self.refuse(queue, &header, &packet[..size]),
                         Seen::Reply(frame, address) => self.reply(queue, &frame, address),
                         Seen::Nothing => {}
                         Seen::Drop(reason) => self.count(reason),
@@ -186,16 +194,31 @@ impl Rings {
     fn reply(&self, queue: usize, frame: &Frame, address: Address) {
         if let Some(place) = self.writer(queue)
             && let Some(writing) = &mut *lock(place)
-            && self.send_own(writing, frame)
+            && self.send_own(writing, frame.bytes())
         {
             writing.show();
             self.answered.note(address, now());
         }
     }
 
-    /// Put a frame of the link itself into a ring. Return whether there was room.
-    fn send_own(&self, writing: &mut Writing, frame: &Frame) -> bool {
-        match writing.outlet.ring.send(frame.bytes().len(), once(frame.bytes())) {
+    /// Count a packet that is longer than the tunnel's MTU, and tell its sender how long it may be. Whether
+    /// it forbids fragments doesn't matter: on a link nobody makes any for it.
+    fn refuse(&self, queue: usize, header: &[u8; ETHERNET], packet: &[u8]) {
+        self.count(TOO_LONG);
+        let why = Why::TooLong(self.mtu.load(Ordering::Relaxed));
+        if let Some(header) = self.framing.back(header)
+            && let Some(place) = self.writer(queue)
+            && let Some(error) = self.errors.answer(packet, why, now())
+            && let Some(writing) = &mut *lock(place)
+            && self.send_own(writing, &[&header[..self.framing.size()], &error].concat())
+        {
+            writing.show();
+        }
+    }
+
+    /// Put a frame of our own into a ring. Return whether there was room.
+    fn send_own(&self, writing: &mut Writing, frame: &[u8]) -> bool {
+        match writing.outlet.ring.send(frame.len(), once(frame)) {
             Ok(sent) => sent == Sent::Queued,
             Err(_) => {
                 self.end();
@@ -239,7 +262,7 @@ impl Rings {
         let mut gathered = [0; START];
         let sending = self.framing.wrap(start(packet, &mut gathered));
         if let Some(frame) = &sending.ask {
-            self.send_own(writing, frame);
+            self.send_own(writing, frame.bytes());
         }
         let header = match sending.header {
             Ok(header) => header,
