@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,7 +45,7 @@ class Counts:
 
 
 class Testpmd:
-    """A running testpmd with one memif. One of its threads spins: end it soon.
+    """A running testpmd with a memif, its port 0. One of its threads spins: end it soon.
 
     Args:
         socket: Of the control channel.
@@ -54,6 +55,8 @@ class Testpmd:
         mode: What it does with packets, from `start` on. 5tswap sends each back, with the addresses of all layers
             exchanged.
         more: Further words of the command line.
+        wire: A network interface of the kernel, which is its port 1.
+        enter: The words in front of its command line that take it to where the interface is.
     """
 
     __test__ = False
@@ -67,6 +70,8 @@ class Testpmd:
         log2: int = 10,
         mode: str = "5tswap",
         more: tuple[str, ...] = (),
+        wire: str | None = None,
+        enter: Sequence[str] = (),
     ) -> None:
         found = program()
         assert found is not None
@@ -76,11 +81,12 @@ class Testpmd:
         role = "server" if server else "client"
         device = f"{INTERFACE},role={role},socket-abstract=no,socket={socket},id=5,secret=psst,rsize={log2}"
         eal = ["--lcores", f"(0-1)@({cores})", "--no-huge", "--no-pci", "-m", "256", "--no-telemetry", "--no-shconf"]
+        devices = [f"--vdev={device}", *([f"--vdev=net_af_packet0,iface={wire}"] if wire else [])]
         # What waits in a ring at `start` isn't thrown away.
         own = ["-i", "--no-flush-rx", "--total-num-mbufs=8192", "--nb-cores=1", f"--rxq={queues}", f"--txq={queues}"]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["stdbuf", "-oL", found, *eal, f"--vdev={device}", "--", *own, f"--forward-mode={mode}", *more],
+                [*enter, "stdbuf", "-oL", found, *eal, *devices, "--", *own, f"--forward-mode={mode}", *more],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
