@@ -51,9 +51,15 @@ help:
 demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
-test: .venv/.test
+test: .venv/.test .venv/.rewritten
 	@$(CARGO) test --locked -q -p transport -p memif -p neighbours -p relay -p generator
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
+
+# pytest rewrites the assertions of each file that is new, and keeps the result. Workers start together, so each of them
+# would do it for all files, which takes longer than the rest of their start.
+.venv/.rewritten: .venv/.test $(shell find tests -name '*.py')
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --collect-only -qq -p no:cacheprovider > /dev/null
+	@touch $@
 
 # Of the native crates, what takes long to build: devices against their contract, and the model of memif's rings.
 test-native: .venv/.test
