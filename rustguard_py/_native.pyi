@@ -77,14 +77,14 @@ class Memif:
         cls,
         socket: str,
         *,
-        server: bool,
+        listener: int | None,
         number: int,
         secret: bytes,
         queues: int,
         mac: bytes | None,
         interface: str,
     ) -> Memif: ...
-    def state(self) -> tuple[tuple[str, str] | None, int, str | None]: ...
+    def state(self) -> tuple[tuple[str, str] | None, int, str | None, float]: ...
     def close(self) -> None: ...
 
 @final

@@ -24,6 +24,7 @@ from rustguard_py.model.address import LAST_PORT, check_host
 from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import StateError, UsageError
 from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key, fingerprint
+from rustguard_py.model.memif import parse as parse_memif
 from rustguard_py.model.offloads import ALL, choose_offloads
 from rustguard_py.model.peer_names import FALLBACK, PEER_NAME_LIMIT, dns_name_of, first_free, is_label, label_of
 from rustguard_py.state.envelope import Canonical
@@ -240,6 +241,7 @@ class ServerState:
         guesses: The guesses used in the enrollment window.
         tunnels: Number of tunnels to each client that supports several, including the first.
         offloads: The list of `--offloads` (`model.offloads`); empty for `auto`.
+        memif: The value of `--memif` (`model.memif`); empty for an interface.
         own: The server's own inner addresses, if they aren't the first ones of its pools.
         interface: The name of its interface, if it came with a wg-quick file: firewalls may have rules for it.
     """
@@ -255,6 +257,7 @@ class ServerState:
     guesses: GuessRecord = field(default_factory=GuessRecord)
     tunnels: int = 1
     offloads: str = ""
+    memif: str = field(default="", repr=False)
     own: tuple[InterfaceAddress, ...] = ()
     interface: str | None = None
 
@@ -288,6 +291,7 @@ class ServerState:
             # Left out while possible, because earlier versions refuse members that they don't know.
             **({"tunnels": self.tunnels} if self.tunnels > 1 else {}),
             **({"offloads": self.offloads} if self.offloads else {}),
+            **({"memif": self.memif} if self.memif else {}),
             **({"own": [str(each) for each in self.own]} if self.own else {}),
             **({} if self.interface is None else {"interface": self.interface}),
         }
@@ -314,6 +318,7 @@ class ServerState:
             guesses=GuessRecord.from_json(members.take("guesses")),
             tunnels=members.integer("tunnels", 1, MOST_TUNNELS) if members.has("tunnels") else 1,
             offloads=_offloads(members),
+            memif=_memif(members),
             own=members.each("own", ip.interface) if members.has("own") else (),
             interface=members.parsed("interface", _interface_name) if members.has("interface") else None,
         )
@@ -474,11 +479,13 @@ class ClientState:
         private_key: 32 bytes. The same for every network, and never changed.
         networks: The networks, the one joined last first.
         offloads: The list of `--offloads` (`model.offloads`); empty for `auto`.
+        memif: The value of `--memif` (`model.memif`); empty for an interface.
     """
 
     private_key: bytes = field(repr=False)
     networks: tuple[NetworkRecord, ...] = ()
     offloads: str = ""
+    memif: str = field(default="", repr=False)
 
     def network(self, host: str | None = None, port: int | None = None) -> NetworkRecord | None:
         """Return the network joined last, or the one of a host (and port) as typed, or None."""
@@ -507,6 +514,7 @@ class ClientState:
             "private_key": encode_key(self.private_key),
             "networks": [network.to_json() for network in self.networks],
             **({"offloads": self.offloads} if self.offloads else {}),
+            **({"memif": self.memif} if self.memif else {}),
         }
 
     @classmethod
@@ -517,9 +525,9 @@ class ClientState:
         private_key = members.key("private_key")
         values = enumerate(members.array("networks"))
         networks = tuple(NetworkRecord.from_json(item, f"networks[{index}]") for index, item in values)
-        offloads = _offloads(members)
+        offloads, memif = _offloads(members), _memif(members)
         members.end()
-        return cls(private_key, networks, offloads)
+        return cls(private_key, networks, offloads, memif)
 
 
 def _offloads(members: Members) -> str:
@@ -615,3 +623,14 @@ def _with_distinct_names(peers: list[PeerRecord], saved: list[object]) -> list[P
             distinct[index] = peer = replace(peer, dns_name=first_free(dns_name_of(peer.name), owners))
         owners[peer.dns_name] = peer.public_key
     return distinct
+
+
+def _memif(members: Members) -> str:
+    def check(text: str) -> str:
+        try:
+            parse_memif(text)
+        except UsageError as error:
+            raise ValueError(error.message) from error
+        return text
+
+    return members.parsed("memif", check) if members.has("memif") else ""

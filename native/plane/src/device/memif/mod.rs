@@ -15,7 +15,7 @@ mod rings;
 
 use std::ffi::CString;
 use std::io::{self, IoSlice};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -25,7 +25,7 @@ use transport::ethernet::MacAddress;
 use transport::vnet::VNET_SIZE;
 
 use self::control::Control;
-pub use self::control::{Role, State};
+pub use self::control::State;
 use self::framing::Framing;
 use self::rings::Rings;
 use super::{Device, Queues};
@@ -41,8 +41,8 @@ const BUFFER: u32 = 2048;
 pub struct Options<'a> {
     /// The path of the control channel.
     pub socket: CString,
-    /// Who listens.
-    pub role: Role,
+    /// The listening socket of a server, which doesn't block. None for a client.
+    pub listener: Option<OwnedFd>,
     /// The number of the interface on that socket.
     pub id: u32,
     /// Up to 23 bytes, or empty.
@@ -65,7 +65,7 @@ pub struct Memif {
 
 impl Memif {
     /// Begin to listen, or to connect. It isn't an error if nobody is at the other side yet.
-    pub fn open(options: &Options<'_>) -> io::Result<Self> {
+    pub fn open(options: Options<'_>) -> io::Result<Self> {
         let settings = Settings {
             id: options.id,
             mode: if options.mac.is_some() { Mode::Ethernet } else { Mode::Ip },
@@ -79,7 +79,7 @@ impl Memif {
         let framing = options.mac.map_or(Framing::Ip, Framing::ethernet);
         let queues = settings.queues;
         let rings = Arc::new(Rings::new(usize::from(queues), framing)?);
-        let control = Arc::new(Control::start(&options.socket, options.role, settings, &rings)?);
+        let control = Arc::new(Control::start(&options.socket, options.listener, settings, &rings)?);
         Ok(Self { rings, control, queues, interface: options.interface.to_owned() })
     }
 
