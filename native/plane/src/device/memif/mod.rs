@@ -2,13 +2,14 @@
 //!
 //! The crate `memif` has the protocol. Here are what a queue of the device does ([`rings`]), the
 //! thread that makes connections and ends them ([`control`]), and what lies between a frame of the
-//! other side and a packet of ours ([`framing`]).
+//! other side and a packet of ours ([`framing`]). [`bell`] has how the sides wake each other.
 //!
 //! The control channel is here, not in Python: descriptors and mappings have to be taken over and
 //! given up in step with the threads that move packets. Python decides which channel it is.
 //!
 //! While nobody is connected, what the plane opens is dropped and counted. Sessions stay.
 
+mod bell;
 mod control;
 mod framing;
 mod rings;
