@@ -166,7 +166,7 @@ def _tunnel(directory: Path, server: Host, client: Host, there: End, words: str)
         yield [program.pid for program in programs.values()]
     except RustGuardError as error:
         said = "\n".join(machine.log.read_text() for machine in (home, guest) if machine.log.exists())
-        raise RustGuardError(f"{words}: {error.message}\n{said.replace(token, '…')}") from error
+        raise RustGuardError(f"{words}: {error.message}", fix=said.replace(token, "…").rstrip()) from error
     finally:
         for program in programs.values():
             program.terminate()
