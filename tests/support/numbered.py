@@ -8,7 +8,6 @@ from rustguard_py.lab.hosts import Host
 
 # After each call it waits until the last datagram of that call has come, for half a second at most. The queue of a
 # TUN device has room for 500 packets: a tunnel that gets no processor for a while would lose what it never read.
->>>>>>> 1d2616204999998f2f35d87f8bba1fbf88816ac7
 _SEND = """
 import socket, struct, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
