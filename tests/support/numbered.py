@@ -6,9 +6,8 @@ import subprocess
 
 from rustguard_py.lab.hosts import Host
 
-# After each call it waits until the last datagram of that call has come, for half a second at most: the queue of a
-# TUN device has room for 500 packets, and a tunnel that gets no processor for a while must not lose what it never
-# read.
+# After each call it waits until the last datagram of that call has come, for half a second at most. The queue of a
+# TUN device has room for 500 packets: a tunnel that gets no processor for a while would lose what it never read.
 _SEND = """
 import socket, struct, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
