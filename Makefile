@@ -9,7 +9,7 @@ MUTANTS_ARGS ?=
 KERNEL_SECONDS ?= 900
 # The newest wireguard-go, for tests against it and measurements next to it.
 WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
-SOURCES := pyproject.toml setup.py MANIFEST.in README.md requirements/dev.lock $(shell find rustguard_py cli embed quick enroll service rootless daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md requirements/dev.lock $(shell find rustguard_py cli embed quick enroll service rootless vpp daemon state native -type f ! -name '*.pyc' ! -path '*/target/*')
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 # Several workers, because most tests wait. PYTEST_ARGS='-n0 -s' runs one and shows what the tests print.
@@ -38,7 +38,8 @@ help:
 	@echo 'make bench-scale    measure what many peers cost (minutes)'
 	@echo 'make bench-tunnels  compare one tunnel with two and four (minutes)'
 	@echo 'make bench-rootless compare a join without root with one with root (a minute)'
-	@echo 'make bench-generate compare devices and UDP sides with generated packets (14 minutes)'
+	@echo 'make bench-generate compare devices and UDP sides with generated packets (16 minutes)'
+	@echo 'make bench-memif  compare a memif with a TUN; BENCH_ARGS=--publish writes the page (minutes)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make packages  build Debian packages and wheels for amd64 and arm64, and the source distribution, in dist/'
 	@echo 'make test-packages  install the Debian package in fresh roots of Debian 12 and 13 and Ubuntu 24.04 and use it there (minutes)'
@@ -50,9 +51,15 @@ help:
 demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
-test: .venv/.test
-	@$(CARGO) test --locked -q -p transport -p memif -p relay -p generator
+test: .venv/.test .venv/.rewritten
+	@$(CARGO) test --locked -q -p transport -p memif -p neighbours -p relay -p generator
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
+
+# pytest rewrites the assertions of each file that is new, and keeps the result. Workers start together, so each of them
+# would do it for all files, which takes longer than the rest of their start.
+.venv/.rewritten: .venv/.test $(shell find tests -name '*.py')
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --collect-only -qq -p no:cacheprovider > /dev/null
+	@touch $@
 
 # Of the native crates, what takes long to build: devices against their contract, and the model of memif's rings.
 test-native: .venv/.test
@@ -111,6 +118,9 @@ bench-scale: .venv/.bench
 
 bench-generate: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-generate" scripts/in-namespace $(BIN)/rustguard bench generate --compare --output bench/results $(BENCH_ARGS)
+
+bench-memif: .venv/.bench
+	@RUSTGUARD_SUDO="make bench-memif" scripts/in-namespace $(BIN)/python bench/memif.py --output bench/results $(BENCH_ARGS)
 
 bench-tunnels: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-tunnels" scripts/in-namespace $(BIN)/python bench/tunnels.py $(BENCH_ARGS)
@@ -201,5 +211,5 @@ wireguard-go-generate: .venv/bin/wireguard-go-generate
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test test-native coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels bench-rootless bench-generate
+.PHONY: help demo test test-native coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels bench-rootless bench-generate bench-memif
 .PHONY: wheel sdist packages test-packages reference lock wireguard-go wireguard-go-generate clean

@@ -17,7 +17,8 @@ from rustguard_py.model.printable import printable
 from rustguard_py.service import systemd
 from rustguard_py.state import paths
 from rustguard_py.state.backup import Backup, Places, take
-from rustguard_py.state.records import ClientState, ServerState
+from rustguard_py.state.client_records import ClientState
+from rustguard_py.state.records import ServerState
 from rustguard_py.state.sealed import MAGIC, seal
 
 

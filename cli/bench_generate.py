@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +22,7 @@ from rustguard_py.cli.render import Column, show_progress, show_table
 from rustguard_py.cli.values import BadValueError, Duration, Number, OneOf
 from rustguard_py.cli.verb import Verb, json_option, offloads_option
 from rustguard_py.model.errors import UsageError
+from rustguard_py.system.interface import check_interface_name
 
 # Shares of the throughput without loss that latency is measured at.
 SHARES = (0.1, 0.25, HALF, 0.75, 0.9)
@@ -28,6 +30,8 @@ SEARCH = Limits()
 _RATE_LIMIT = 100_000_000
 _LOSS_LIMIT = 50.0
 _ROUNDS = 3
+# What files in the folder of --output are called, without the suffix.
+_STEM = "generate"
 
 
 class Size(click.ParamType[str]):
@@ -151,6 +155,13 @@ def command(
     without loss is found by halving, as in RFC 2544, in at most 16 trials. Both ends share this machine's cores:
     compare rows with each other, not with what a network can do.
     """
+    if xdp is not None:
+        check_interface_name(xdp)
+        if xdp == "lo":
+            raise UsageError(
+                "--xdp lo: the link's ends get this name, and each network namespace has a lo already.",
+                "Choose another name, such as: --xdp xdp0",
+            )
     text = size or "64"
     traffic = Traffic(text, sizes(text), flows, seconds, loss / 100, udp_segmentation)
     if all_of_them:
@@ -171,7 +182,7 @@ def command(
             raise UsageError("--rounds has no meaning without --compare.", "Add --compare, or leave it out.")
         contender = replace(compare.ours(engine, uring=uring, xdp=xdp), offloads=offloads)
         if rate is not None:
-            _one(contender, traffic, float(rate), xdp, as_json)
+            _one(contender, traffic, float(rate), xdp, output, as_json)
             return
         results = _measured(contender, traffic, xdp, as_json)
         tables = _single(results)
@@ -190,20 +201,27 @@ def command(
 # -- runs -----------------------------------------------------------------------------------------------------------
 
 
-def _one(contender: Contender, traffic: Traffic, rate: float, interface: str | None, as_json: bool) -> None:
-    """Measure and show one load."""
+def _one(
+    contender: Contender, traffic: Traffic, rate: float, interface: str | None, output: Path | None, as_json: bool
+) -> None:
+    """Measure one load, show it, and write it down."""
     with (
         show_progress(f"{contender.name}: {rate:,.0f} packets/s", quiet=as_json),
         running(contender, interface, segmentation=traffic.segmentation) as pair,
     ):
         trial = pair.trial(rate, traffic.seconds, traffic.sizes, traffic.flows)
         notes = pair.notes
+    document = {"schema": report.SCHEMA, "trial": report.trial(trial), "notes": notes}
+    title = f"{contender.name}, {_described(traffic, traffic.size)}, {rate:,.0f} packets/s"
+    tables = {title: report.one_table(trial), "Its stages": report.stage_table({contender.name: [trial]})}
+    lines = [*_kept_up(trial), *notes]
+    written = _write_texts(document, tables, lines, output / _STEM) if output is not None else []
     if as_json:
-        click.echo(json.dumps({"schema": report.SCHEMA, "trial": report.trial(trial), "notes": notes}))
+        click.echo(json.dumps(document))
         return
-    _show(report.one_table(trial))
-    _show(report.stage_table({contender.name: [trial]}))
-    for line in [*_kept_up(trial), *notes]:
+    for table in tables.values():
+        _show(table)
+    for line in [*lines, *(f"Written: {path}" for path in written)]:
         click.echo(line)
 
 
@@ -296,11 +314,15 @@ def _show(table: Table) -> None:
 
 
 def _write(results: Results, tables: dict[str, Table], lines: list[str], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / "generate"
+    stem = folder / _STEM
+    return [*_write_texts(report.document(results), tables, lines, stem), *plot.plot(results, stem)]
+
+
+def _write_texts(document: dict[str, Any], tables: dict[str, Table], lines: list[str], stem: Path) -> list[Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
     data, text, page = (stem.with_suffix(suffix) for suffix in (".json", ".txt", ".md"))
-    data.write_text(json.dumps(report.document(results), indent=1) + "\n")
+    data.write_text(json.dumps(document, indent=1) + "\n")
     parts = [f"{title}\n{table.text()}" for title, table in tables.items()]
     text.write_text("\n".join([*parts, *lines]) + "\n")
     page.write_text("\n".join(f"{title}:\n\n{table.markdown()}" for title, table in tables.items()))
-    return [data, text, page, *plot.plot(results, stem)]
+    return [data, text, page]

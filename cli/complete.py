@@ -59,8 +59,8 @@ def peers(context: click.Context) -> Iterator[tuple[str, str]]:
 def networks(context: click.Context) -> Iterator[tuple[str, str]]:
     """Yield the servers that were joined."""
     from rustguard_py.state import paths
+    from rustguard_py.state.client_records import ClientState
     from rustguard_py.state.document import Document
-    from rustguard_py.state.records import ClientState
 
     kept = Document.peek(paths.state_directory("client", _state(context)))
     for network in () if kept is None else reversed(ClientState.from_json(kept).networks):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -71,7 +73,13 @@ def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None
 
 
 def runs_already(
-    directory: Path, role: str, host: str | None = None, *, patience: float = 0.0, again: str = ""
+    directory: Path,
+    role: str,
+    host: str | None = None,
+    *,
+    patience: float = 0.0,
+    again: str = "",
+    rootless: dict[str, list[str]] | None = None,
 ) -> bool:
     """Return whether a daemon runs on a state directory, as was asked for, and say so.
 
@@ -81,9 +89,11 @@ def runs_already(
         host: The server to join, or None for any.
         patience: How long to wait for a process that has the directory and doesn't answer yet, seconds.
         again: What to say of options that were given and don't count now; empty for nothing.
+        rootless: The values of `--rootless`'s options as the status has them, or None without it.
 
     Raises:
-        InUseError: Another kind of daemon runs there, or a client of another server.
+        InUseError: Another kind of daemon runs there, a client of another server, or one whose `--rootless` or
+            options of it are others.
     """
     found = _status_of(directory, patience)
     if found is None:
@@ -100,12 +110,33 @@ def runs_already(
         fix = f"To leave it for {host}: {stop}\nTo join {host} too: give another directory, --state DIR"
         raise InUseError(f"A client of {server} runs {place}.", fix)
     what = f"A client of {server}" if role == "client" else "The server"
+    if others := _differing(found, rootless):
+        raise InUseError(
+            f"{what} runs already {place}, with {'another' if len(others) == 1 else 'other'} {' and '.join(others)}.",
+            f"To start it like this, end it first: {stop}",
+        )
     click.echo(printable(f"{what} runs already {place}."), err=True)
     if again:
         click.echo(printable(again), err=True)
     if changed := _given_options():
-        click.echo(f"It goes on as it was started. To give it {', '.join(changed)}, end it first: {stop}", err=True)
+        click.echo(f"It goes on as it was started. To change {', '.join(changed)}, end it first: {stop}", err=True)
     return True
+
+
+def _differing(found: dict[str, Any], rootless: dict[str, list[str]] | None) -> list[str]:
+    """Return the options of `--rootless` that aren't those of a daemon, as they are typed.
+
+    Args:
+        found: The daemon's status.
+        rootless: See `runs_already`.
+    """
+    ways = found.get("rootless")
+    if (ways is None) != (rootless is None):
+        # Without it, a client that runs is what was asked for: it joined once, and goes on as it was started.
+        return [] if rootless is None else ["--rootless"]
+    started = (ways or {}).get("options", {})
+    given = rootless or {}
+    return [each for each in ("--dns", "--socks", "-L", "-R") if given.get(each, []) != started.get(each, [])]
 
 
 # What a second start may repeat, because it changes nothing of what runs.
@@ -117,6 +148,12 @@ _NO_SETTINGS = {
     "most",
     "fingerprint",
     "name",
+    # Compared with those of what runs.
+    "rootless",
+    "dns",
+    "socks",
+    "forward_in",
+    "forward_out",
 }
 
 
@@ -162,6 +199,30 @@ def daemons_of(interface: str) -> list[dict[str, Any]]:
     return found
 
 
+def of_other_users(verb: str, name: str | None = None) -> str:
+    """Return how root runs a command for the daemons of ordinary users; empty if there are none.
+
+    Args:
+        verb: The command, such as `stop`.
+        name: What a person called the daemon, or None for any.
+    """
+    if os.geteuid() != 0:
+        return ""
+    lines = []
+    for user, each in paths.of_users():
+        directory = each.state_directory
+        if name in (None, directory.name, str(directory)) and each.socket.is_socket():
+            with suppress(KeyError):
+                who = pwd.getpwuid(user).pw_name
+                wanted = f" {quote(str(directory))}" if verb == "stop" else f" --state {quote(str(directory))}"
+                lines.append(
+                    f"sudo -u {quote(who)} XDG_RUNTIME_DIR={each.socket.parent.parent} rustguard {verb}{wanted}"
+                )
+    if not lines:
+        return ""
+    return "\n".join(["An ordinary user may have one that runs. As that user:", *map(printable, lines)])
+
+
 def find_socket(state: Path | None) -> Path:
     """Return the control socket of the daemon; see `ask` for arguments and errors."""
     if state is not None:
@@ -175,7 +236,9 @@ def find_socket(state: Path | None) -> Path:
         usual = {paths.state_directory(role) for role in _ROLES}
         found = [socket for each in usual if (socket := wait_for_socket(each)) is not None]
         if not found:
-            raise NotRunningError("No daemon runs here.", START)
+            context = click.get_current_context(silent=True)
+            verb = context.command_path.removeprefix("rustguard ") if context else "status"
+            raise NotRunningError("No daemon runs here.", of_other_users(verb) or START)
         return found[0]
     if len(candidates) > 1:
         context = click.get_current_context(silent=True)

@@ -76,8 +76,8 @@ def command(
 def _own(server: str | None, state: Path | None) -> conf.Config:
     from rustguard_py.enroll.export import of_client
     from rustguard_py.model.address import parse
+    from rustguard_py.state.client_records import ClientState
     from rustguard_py.state.document import Document
-    from rustguard_py.state.records import ClientState
 
     directory = paths.state_directory("client", state)
     kept = Document.peek(directory)

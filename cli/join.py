@@ -113,7 +113,8 @@ def command(
         else "The server keeps the name from the first join, so --name changes nothing. To change it, on the server: "
         f"sudo rustguard peers rename OLD {quote(wished)}"
     )
-    if not save_only and runs_already(directory, "client", target.host, again=rename):
+    asked = None if rootless is None else rootless.words()
+    if not save_only and runs_already(directory, "client", target.host, again=rename, rootless=asked):
         return
     if secret is None and server is not None and not (directory / "state.json").exists():
         # Nothing is saved, so a token is needed.
@@ -142,7 +143,9 @@ def command(
         run(lambda voice: join(options, voice, background.ready if background else lambda: None))
     except InUseError:
         # Another start was faster, and this one is the second.
-        if save_only or not runs_already(directory, "client", target.host, patience=STARTING, again=rename):
+        if save_only:
+            raise
+        if not runs_already(directory, "client", target.host, patience=STARTING, again=rename, rootless=asked):
             raise
     except RefusedError as error:
         if rootless is None and error.fix == AS_ROOT:

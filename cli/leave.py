@@ -17,8 +17,8 @@ from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardEr
 from rustguard_py.model.printable import printable
 from rustguard_py.service import systemd
 from rustguard_py.state import paths
+from rustguard_py.state.client_records import ClientState, NetworkRecord
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState, NetworkRecord
 
 # The daemon waits for three of them.
 SECONDS = 10.0

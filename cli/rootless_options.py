@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rustguard_py.cli.secret import read_file
 from rustguard_py.model.errors import UsageError
 from rustguard_py.proxy.forward import parse_forward
 from rustguard_py.proxy.request import Credentials
-from rustguard_py.rootless.options import Rootless, check_open_to_others, parse_login, parse_place
+from rustguard_py.rootless.options import Rootless, check_open_to_others, parse_login, parse_name_server, parse_place
 
 _USUAL_PLACE = "127.0.0.1:1080"
 
@@ -42,10 +41,7 @@ def rootless_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise UsageError(f"{needing[0]} needs --rootless.", f"Add --rootless, or leave out {needing[0]}.")
         if socks_login is not None and not socks:
             raise UsageError("--socks-login needs --socks.", "Add --socks, or leave out --socks-login.")
-        try:
-            servers = tuple(ip_address(each) for each in dns)
-        except ValueError as error:
-            raise UsageError(f"--dns: {error}.", "Write it like: --dns 10.150.0.1") from error
+        servers = tuple(map(parse_name_server, dns))
         places = tuple(parse_place(each) for each in socks)
         if socks_login is None:
             check_open_to_others(places)

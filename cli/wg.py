@@ -16,6 +16,7 @@ from rustguard_py.cli.verb import Verb, log_level_option, memif_option, offloads
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.memif import MemifOptions
+from rustguard_py.model.printable import printable
 
 if TYPE_CHECKING:
     from rustguard_py.engine import Engine
@@ -51,10 +52,14 @@ def command(foreground: bool, interface: str, memif: MemifOptions | None, offloa
 
     Variables: LOG_LEVEL (silent, error, verbose, debug), RUSTGUARD_ENGINE (native, portable), WG_TUN_FD and
     WG_UAPI_FD (descriptors of an existing interface and socket to use).
+
+    It stands in for wireguard-go-vpp if VPP_MEMIF_SOCKET_DIR or VPP_MEMIF_CONFIG_DIR is set, or if there is a file
+    /etc/wggo-vpp/if.INTERFACE.json. VPP_API_SOCKET_PATH is VPP's API then.
     """
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.conf_files import interface_of
     from rustguard_py.quick.wg_daemon import WgOptions, directory_of, serve
+    from rustguard_py.quick.wg_vpp import asked_for
 
     if "/" in interface or interface.endswith(".conf") or not interface_of(interface):
         raise UsageError(f"{interface!r} can't name an interface.", "Give a name such as wg0.")
@@ -62,9 +67,9 @@ def command(foreground: bool, interface: str, memif: MemifOptions | None, offloa
     directory = directory_of(interface)
     if memif is not None and "WG_TUN_FD" in os.environ:
         raise UsageError("A memif stands in place of an interface.", "Leave out --memif, or: unset WG_TUN_FD")
-    options = WgOptions(
-        interface, directory, _engine(offloads, memif), _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD")
-    )
+    vpp = None if memif is not None or "WG_TUN_FD" in os.environ else asked_for(interface, _say)
+    engine = _engine(offloads, memif if vpp is None else vpp.memif)
+    options = WgOptions(interface, directory, engine, _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"), vpp)
     background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
 
     def ready() -> None:
@@ -72,6 +77,10 @@ def command(foreground: bool, interface: str, memif: MemifOptions | None, offloa
             background.ready()
 
     run(lambda voice: serve(options, voice, ready), level)
+
+
+def _say(line: str) -> None:
+    click.echo(f"rustguard-wg: {printable(line)}", err=True)
 
 
 def _engine(offloads: str | None, memif: MemifOptions | None) -> Engine:

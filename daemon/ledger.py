@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from rustguard_py import conf
 from rustguard_py.daemon import steps
-from rustguard_py.daemon.dns import Dns
+from rustguard_py.daemon.dns import MANAGERS, Dns
 from rustguard_py.daemon.steps import Step, Sysctl
 from rustguard_py.model.errors import RustGuardError, StateError
 from rustguard_py.model.sudo import as_root
@@ -28,6 +29,8 @@ from rustguard_py.system.interface import Echo, with_netlink
 from rustguard_py.system.netlink_library import IPRoute
 from rustguard_py.system.place import boot_id, namespace_id
 
+# As `up` takes them. A hook has the name in place of %i, so no shell may find a command in it.
+_INTERFACE = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
 _KINDS: Mapping[str, type[Any]] = {each.__name__: each for each in (steps.Rule, Sysctl, steps.Firewall, Dns)}
 
 
@@ -44,6 +47,24 @@ class Left:
     interface: str
     hooks: conf.Hooks
     mark: int = 0
+
+
+def _parse(interface: str, value: Mapping[str, Any], memo: str) -> Step:
+    """Return a step that we make for this interface. ValueError, TypeError or KeyError if it isn't one.
+
+    Root undoes it, and the daemon wrote it, perhaps after it was taken over: so it may change nothing else.
+    """
+    step = steps.from_json(_KINDS, value)
+    match step:
+        case Sysctl(steps.SRC_VALID_MARK) if memo == "" or memo.isdecimal():
+            return step
+        case Dns(of) if of == interface and memo in MANAGERS:
+            return step
+        case steps.Firewall(of, 4 | 6) if of == interface:
+            return step
+        case steps.Rule(4 | 6, int(), int(), int()):
+            return step
+    raise ValueError(value)
 
 
 def _is_one_of_many(step: Step) -> bool:
@@ -85,9 +106,11 @@ class Ledger:
             # Those of earlier versions don't say where they are from.
             if any(value.get(name, wanted) != wanted for name, wanted in here.items()):
                 return None
+            if not _INTERFACE.fullmatch(value["interface"]):
+                raise ValueError(value["interface"])  # noqa: TRY301 - answered as all that can't be read
             hooks = conf.Hooks(**{name: tuple(lines) for name, lines in value["hooks"].items()})
             ledger = cls(path, Left(value["interface"], hooks, int(value.get("mark", 0))))
-            ledger._done = {steps.from_json(_KINDS, step): memo for step, memo in value["steps"]}
+            ledger._done = {_parse(ledger.left.interface, step, memo): memo for step, memo in value["steps"]}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StateError(
                 f"{path} can't be read. It has the changes that a killed tunnel made to this machine.",

@@ -178,6 +178,10 @@ class Rule:
         return {**what, "FRA_SUPPRESS_PREFIXLEN": 0}
 
 
+# The only kernel variable that a tunnel sets.
+SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
+
+
 @dataclass(frozen=True, slots=True)
 class Sysctl:
     """The value of a kernel variable (sysctl).

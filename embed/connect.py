@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeAlias, overload
 
 from rustguard_py import engine as engines
 from rustguard_py.data_path import DataPath
 from rustguard_py.embed import pairing, plan
+from rustguard_py.embed.arguments import check_text, check_timeout, path_of
 from rustguard_py.embed.control import Control, described
 from rustguard_py.embed.fixes import with_its_fix
 from rustguard_py.embed.tunnels import AsyncTunnel, SyncTunnel, end
@@ -26,7 +26,6 @@ CAPACITY = 1024
 _MOST_CAPACITY = 1 << 20
 # Seconds in which a peer must answer.
 TIMEOUT = 10.0
-_LONGEST = 1_000_000
 
 
 @overload
@@ -130,7 +129,8 @@ def connect(
                     "token= and state= are for a server of ours, and this is the text of a configuration.",
                     "Leave them out, or pass the server's name.",
                 )
-            directory = None if state is None else Path(state).expanduser()
+            check_text("fingerprint", fingerprint)
+            directory = None if state is None else path_of("state=", state)
             made: plan.Plan = pairing.make_plan(
                 source, token, directory, name=name, fingerprint=fingerprint, routes=routes
             )
@@ -142,10 +142,8 @@ def connect(
                 f"capacity={capacity} is no number of packets from 1 to {_MOST_CAPACITY}.",
                 "Leave it out, or change it.",
             )
-        if timeout is not None and not (isinstance(timeout, (int, float)) and 0 <= timeout <= _LONGEST):
-            raise UsageError(
-                f"timeout={timeout!r} is no number of seconds from 0 to {_LONGEST}.", "Pass None not to wait."
-            )
+        check_timeout(timeout)
+        check_text("engine", engine)
         return Connecting(made, _choose(engine, offloads), capacity, timeout)
     except RustGuardError as error:
         with_its_fix(error)
@@ -190,9 +188,7 @@ class Connecting:
         try:
             self._tunnel = tunnel = SyncTunnel(control, control.opened.result(), self._engine.name)
         except BaseException as error:
-            control.stop()
-            control.ended.result()
-            control.join()
+            control.end()
             if isinstance(error, OSError):
                 raise described(error) from error
             raise

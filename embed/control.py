@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import traceback
 from collections.abc import Callable
@@ -87,6 +88,7 @@ class Control:
         self._over = False
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._main, name="rustguard control", daemon=True)
 
     def start(self) -> None:
@@ -102,6 +104,22 @@ class Control:
             if self._loop is not None:
                 self._loop.close()
             raise described(error) from error
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another process has the thread: this one was forked while the tunnel was open.
+
+        What is left here then shares descriptors with that process, and its locks may be held by threads that don't
+        exist here. So nothing may be done with it.
+        """
+        return os.getpid() != self._process
+
+    def end(self) -> None:
+        """End the thread, and wait for it. Does nothing in a forked child."""
+        if not self.is_elsewhere:
+            self.stop()
+            self.ended.result()
+            self.join()
 
     def stop(self) -> None:
         """Begin the end, also of a tunnel that isn't open yet. May be called in any thread, and twice."""
@@ -170,6 +188,7 @@ class Control:
         """Make the tunnel, and wait for its first handshake."""
         contact = FirstContact(parts, self._timeout, self._stop)
         found = await contact.look_up()
+        await contact.keep_distance()
         port = int(parts.sockets[0].getsockname()[1])
         memory = max(CHANNEL_BYTES, self._capacity * parts.mtu)
         channel = self._engine.make_channel(self._capacity, memory)

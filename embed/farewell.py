@@ -19,7 +19,7 @@ from rustguard_py.planes.checksum import sum_bytes
 from rustguard_py.planes.contract import PacketChannel
 from rustguard_py.protocol import report
 from rustguard_py.protocol.report import REPORT_PORT, Leave, Left
-from rustguard_py.state.records import NetworkRecord
+from rustguard_py.state.client_records import NetworkRecord
 from rustguard_py.tunnel import Tunnel
 
 log = logging.getLogger(__name__)

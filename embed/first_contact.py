@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from rustguard_py import conf
 from rustguard_py.embed.fixes import closed, with_its_fix
@@ -10,10 +11,17 @@ from rustguard_py.embed.plan import Parts
 from rustguard_py.model.clock import now
 from rustguard_py.model.endpoint import Endpoint, endpoint_text
 from rustguard_py.model.errors import RustGuardError, UnansweredError
+from rustguard_py.model.keys import public_key
 from rustguard_py.model.peer import Peer
 from rustguard_py.model.timers import REJECT_AFTER_TIME
+from rustguard_py.node import MIN_INITIATION_INTERVAL
+from rustguard_py.protocol import tai64n
 from rustguard_py.system.resolve import resolve
 from rustguard_py.tunnel import Tunnel
+
+# Seconds between two initiations. A timestamp is up to one grain older than its message, and a peer that is busy sees
+# two messages closer together than they were sent.
+_DISTANCE = 2 * MIN_INITIATION_INTERVAL + tai64n.GRAIN / 1e9
 
 
 class FirstContact:
@@ -57,6 +65,18 @@ class FirstContact:
         if first is not None and not found:
             raise first
         return found
+
+    async def keep_distance(self) -> None:
+        """Wait until peers take another initiation, if an earlier run with the same key sent one a moment ago.
+
+        They drop those that come faster than `MIN_INITIATION_INTERVAL`, and the next one is sent only after five
+        seconds.
+        """
+        greatest = self._parts.timestamps.greatest(public_key(self._parts.private_key))
+        if greatest is not None:
+            # Whatever the clock says, no peer wants a longer distance.
+            left = _DISTANCE - (time.time() - tai64n.decode(greatest) / 1e9)
+            await asyncio.sleep(min(max(left, 0.0), _DISTANCE))
 
     def listen(self, tunnel: Tunnel) -> None:
         """Take note of the sessions of a tunnel, besides its listener."""

@@ -23,6 +23,16 @@ def with_its_fix(error: Error) -> Error:
     return error
 
 
+def elsewhere() -> ClosedError:
+    """Return the error for a tunnel in a forked child."""
+    return with_its_fix(
+        ClosedError(
+            "The tunnel is open in the process that this one was forked from, and closed here.",
+            "Open one here: call connect() in the child. Or start it with the method `spawn`.",
+        )
+    )
+
+
 def closed() -> ClosedError:
     """Return the error for a tunnel that is closed, or is being closed."""
     return with_its_fix(ClosedError("The tunnel is closed.", "Use it inside its `with` block."))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from pathlib import Path
 from rustguard_py import conf
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.timestamps import KeptTimestamps
+from rustguard_py.embed.arguments import check_text
 from rustguard_py.embed.farewell import Farewell
 from rustguard_py.embed.memory import MemoryState, MemoryTimestamps
 from rustguard_py.embed.plan import Parts, SyncedTimestamps
@@ -24,8 +25,8 @@ from rustguard_py.model import ip
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RustGuardError, UsageError
 from rustguard_py.model.peer_names import check_label, label_of
+from rustguard_py.state.client_records import ClientState
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState
 from rustguard_py.system.sockets import bind
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,13 @@ class PairingPlan:
 
     async def gather(self, stack: AsyncExitStack) -> Parts:
         """See `embed.plan.Plan.gather`."""
+        if self.applicant is None and self.directory is not None and not _exists(self.directory):
+            # Opening it would make it.
+            raise self._not_joined()
         keeps = self._open_state(stack)
         state = load(keeps)
         if self.applicant is None and state.network(self.target.host, self.target.port) is None:
-            raise UsageError(
-                f"{self.target.host} was not joined before with the state in {self.directory}.",
-                "Pass its token, while its window is open: connect(…, token=…, state=…).",
-            )
+            raise self._not_joined()
         timestamps: SyncedTimestamps = MemoryTimestamps()
         if self.directory is not None:
             timestamps = kept = KeptTimestamps(self.directory)
@@ -70,6 +71,12 @@ class PairingPlan:
             self.target, self.applicant, keeps, state, sockets, _VOICE, self.answers, accept_any_network
         )
         return self._parts(obtained, keeps, state, tuple(sockets), timestamps)
+
+    def _not_joined(self) -> UsageError:
+        return UsageError(
+            f"{self.target.host} was not joined before with the state in {self.directory}.",
+            "Check state=. Or pass the server's token, while its window is open: connect(…, token=…, state=…).",
+        )
 
     def _open_state(self, stack: AsyncExitStack) -> Keeps:
         if self.directory is None:
@@ -133,6 +140,17 @@ def make_plan(
     return PairingPlan(target, applicant, directory, RouteAnswers(_choice(routes)))
 
 
+def _exists(directory: Path) -> bool:
+    """Return whether something is there. What can't be looked at is for `Document` to name."""
+    try:
+        directory.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _token(given: object) -> str:
     """Return a token as the command line does: in NFC, and without the line end of a file."""
     if not isinstance(given, str):
@@ -145,7 +163,7 @@ def _token(given: object) -> str:
     return token
 
 
-def _choice(routes: str | Sequence[str | Network] | None) -> RouteChoice | None:
+def _choice(routes: object) -> RouteChoice | None:
     """Return which routes are accepted; None for those that an earlier join accepted."""
     if routes is None:
         return None
@@ -153,6 +171,10 @@ def _choice(routes: str | Sequence[str | Network] | None) -> RouteChoice | None:
         if routes not in ("all", "none"):
             raise UsageError(f"routes={routes!r} is neither 'all' nor 'none'.", "For networks, pass a list of them.")
         return RouteChoice(all=routes == "all")
+    if isinstance(routes, (bytes, bytearray)) or not isinstance(routes, Iterable):
+        raise UsageError(
+            f"routes={routes!r} is no list of networks.", "Pass 'all', 'none', or a list such as ['192.168.7.0/24']."
+        )
     try:
         return RouteChoice(tuple(dict.fromkeys(ip.network(str(each)) for each in routes)))
     except ValueError as error:
@@ -162,6 +184,7 @@ def _choice(routes: str | Sequence[str | Network] | None) -> RouteChoice | None:
 
 
 def _name(given: str | None) -> str:
+    check_text("name", given)
     if given is None:
         return label_of(socket.gethostname().partition(".")[0])
     try:

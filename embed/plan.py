@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 from rustguard_py import conf, conf_reader
+from rustguard_py.embed.arguments import path_of
 from rustguard_py.embed.memory import MemoryTimestamps
 from rustguard_py.model.defaults import DEFAULT_MTU
 from rustguard_py.model.endpoint import Endpoint, InterfaceAddress, IpAddress
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.keys import public_key
 from rustguard_py.node import Timestamps
 from rustguard_py.planes.contract import PacketChannel
 from rustguard_py.system.sockets import bind
@@ -110,6 +112,7 @@ class ConfigPlan:
             config.search,
             config.mtu or DEFAULT_MTU,
             config.fwmark or 0,
+            timestamps=MemoryTimestamps(public_key(config.private_key)),
         )
 
 
@@ -139,7 +142,8 @@ def read(source: str | os.PathLike[str], *, ignore_hooks: bool) -> ConfigPlan:
             )
         text, where = source, "the configuration"
     else:
-        text, where = _read_file(Path(source)), str(Path(source))
+        path = path_of("The path", source)
+        text, where = _read_file(path), str(path)
     config = conf_reader.parse(text, where)
     if config.hooks != conf.Hooks() and not ignore_hooks:
         raise UsageError(
@@ -162,12 +166,17 @@ def _read_file(path: Path) -> str:
     try:
         # Comments may be in any encoding.
         return path.read_bytes().decode("utf-8", "surrogateescape")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"There is no file {path}.", "Give the path of a wg-quick file.") from error
+    except IsADirectoryError as error:
+        raise UsageError(f"{path} is a folder.", "Give the path of a wg-quick file in it.") from error
     except PermissionError as error:
         raise RefusedError(
             f"There is no permission to read {path}.", "Give this user a copy (mode 600), or pass its text."
         ) from error
+    except OSError as error:
+        shown = str(path) if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}…"
+        raise UsageError(f"{shown} can't be read: {error.strerror}.", "Give the path of a wg-quick file.") from error
 
 
 def _check_mark(sample: socket.socket, mark: int) -> None:

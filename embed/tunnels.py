@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from rustguard_py.embed import statistics
+from rustguard_py.embed.arguments import check_timeout
 from rustguard_py.embed.control import Control, Opened
-from rustguard_py.embed.fixes import closed, with_its_fix
+from rustguard_py.embed.fixes import closed, elsewhere, with_its_fix
 from rustguard_py.model.endpoint import InterfaceAddress, IpAddress
 from rustguard_py.model.errors import UsageError
 from rustguard_py.planes.contract import Packet
@@ -71,7 +72,8 @@ class _EmbeddedTunnel:
     @property
     def closed(self) -> bool:
         """Whether the tunnel is closed, or being closed."""
-        return self._closing
+        control = self._control
+        return self._closing or (control is not None and control.is_elsewhere)
 
     def stats(self) -> statistics.Statistics:
         """Return the current counters.
@@ -100,6 +102,8 @@ class _EmbeddedTunnel:
         control, opened = self._control, self._opened
         if self._closing or control is None or opened is None:
             raise closed()
+        if control.is_elsewhere:
+            raise elsewhere()
         if control.fault is not None:
             raise control.fault
         return control, opened
@@ -134,6 +138,7 @@ class AsyncTunnel(_EmbeddedTunnel):
             RustGuardError: The data plane broke.
         """
         _check_number(most)
+        timeout = _checked(timeout)
         # A program that reads without a pause leaves the loop to others too.
         await asyncio.sleep(0)
         deadline = _deadline(timeout)
@@ -162,6 +167,7 @@ class AsyncTunnel(_EmbeddedTunnel):
             RustGuardError: The data plane broke.
         """
         self._check(packets)
+        timeout = _checked(timeout)
         await asyncio.sleep(0)
         deadline, taken = _deadline(timeout), 0
         while True:
@@ -180,19 +186,38 @@ class AsyncTunnel(_EmbeddedTunnel):
             ClosedError: The tunnel is closed.
             RustGuardError: The data plane broke.
         """
+        timeout = _checked(timeout)
         control, opened = self._running()
         await asyncio.wrap_future(control.wait_connected(opened, timeout))
 
     async def close(self) -> None:
-        """Close the tunnel. Whoever waits for it gets a `ClosedError`. May be called twice."""
+        """Close the tunnel. Whoever waits for it gets a `ClosedError`. May be called twice, and in any event loop.
+
+        In a forked child it only lets go of the tunnel, which the parent still has.
+        """
         self._closing = True
-        self._wake_all()
         if (control := self._control) is not None:
+            if not control.is_elsewhere:
+                self._release()
             await end(control)
         self._control = self._opened = None
 
+    def _release(self) -> None:
+        """Have all who wait look again."""
+        if asyncio.get_running_loop() is self._loop:
+            self._wake_all()
+        else:
+            self._on_fault()
+
     async def _wait(self, descriptor: int, deadline: float | None) -> bool:
         """Wait until a descriptor is readable or the tunnel ends. Return False after the deadline."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise with_its_fix(
+                UsageError(
+                    "This tunnel was opened in another event loop.",
+                    "Use it there. For several threads: `with connect(…)`, whose tunnel any thread may use.",
+                )
+            )
         future = self._loop.create_future()
         if descriptor not in self._waiting:
             self._waiting[descriptor] = []
@@ -241,7 +266,7 @@ class SyncTunnel(_EmbeddedTunnel):
     def read_batch(self, most: int = BATCH, timeout: float | None = None) -> list[memoryview]:
         """Return the next packets from peers; see `AsyncTunnel.read_batch`."""
         _check_number(most)
-        deadline = _deadline(timeout)
+        deadline = _deadline(_checked(timeout))
         with self._use():
             while True:
                 channel = self._running()[1].channel
@@ -253,7 +278,7 @@ class SyncTunnel(_EmbeddedTunnel):
     def write_batch(self, packets: Sequence[Packet], timeout: float | None = None) -> int:
         """Send packets; see `AsyncTunnel.write_batch`."""
         self._check(packets)
-        deadline, taken = _deadline(timeout), 0
+        deadline, taken = _deadline(_checked(timeout)), 0
         with self._use():
             while True:
                 channel = self._running()[1].channel
@@ -263,6 +288,7 @@ class SyncTunnel(_EmbeddedTunnel):
 
     def wait_connected(self, timeout: float | None = None) -> None:
         """Shake hands, and wait until a peer has a session; see `AsyncTunnel.wait_connected`."""
+        timeout = _checked(timeout)
         control, opened = self._running()
         control.wait_connected(opened, timeout).result()
 
@@ -272,7 +298,13 @@ class SyncTunnel(_EmbeddedTunnel):
             return super().stats()
 
     def close(self) -> None:
-        """Close the tunnel. Whoever waits for it gets a `ClosedError`. May be called twice."""
+        """Close the tunnel. Whoever waits for it gets a `ClosedError`. May be called twice.
+
+        In a forked child it only lets go of the tunnel, which the parent still has.
+        """
+        if (control := self._control) is not None and control.is_elsewhere:
+            self._closing, self._control, self._opened = True, None, None
+            return
         with self._changed:
             control, self._closing = self._control, True
             if control is None:
@@ -280,9 +312,7 @@ class SyncTunnel(_EmbeddedTunnel):
             self._signal_the_end()
             # The others' descriptors stay open until they have noticed.
             self._changed.wait_for(lambda: not self._users)
-        control.stop()
-        control.ended.result()
-        control.join()
+        control.end()
         with self._changed:
             self._control = self._opened = None
             if self._over >= 0:
@@ -291,6 +321,8 @@ class SyncTunnel(_EmbeddedTunnel):
 
     @contextmanager
     def _use(self) -> Iterator[None]:
+        if (control := self._control) is not None and control.is_elsewhere:
+            raise elsewhere()
         with self._changed:
             if self._closing:
                 raise closed()
@@ -314,7 +346,9 @@ class SyncTunnel(_EmbeddedTunnel):
 
 
 async def end(control: Control) -> None:
-    """End a tunnel's thread, and wait for it without blocking the loop."""
+    """End a tunnel's thread, and wait for it without blocking the loop. Does nothing in a forked child."""
+    if control.is_elsewhere:
+        return
     control.stop()
     await asyncio.shield(asyncio.wrap_future(control.ended))
     control.join()
@@ -332,6 +366,16 @@ def _size_of_view(packet: object, place: int) -> int:
 def _check_number(most: int) -> None:
     if not isinstance(most, int) or not 1 <= most < 1 << 31:
         raise with_its_fix(UsageError(f"most={most} is no number of packets.", "Read at least one."))
+
+
+def _checked(timeout: float | None) -> float | None:
+    """Return a timeout that is one."""
+    try:
+        check_timeout(timeout)
+    except UsageError as error:
+        with_its_fix(error)
+        raise
+    return timeout
 
 
 def _deadline(timeout: float | None) -> float | None:

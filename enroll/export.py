@@ -9,7 +9,8 @@ from typing import Any
 from rustguard_py import conf
 from rustguard_py.model.defaults import DEFAULT_KEEPALIVE
 from rustguard_py.model.keys import decode_key, encode_key, public_key
-from rustguard_py.state.records import ClientState, NetworkRecord, PeerRecord, ServerState
+from rustguard_py.state.client_records import ClientState, NetworkRecord
+from rustguard_py.state.records import PeerRecord, ServerState
 
 
 def of_client(state: ClientState, network: NetworkRecord) -> conf.Config:

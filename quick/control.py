@@ -7,6 +7,7 @@ from typing import Any
 
 from rustguard_py.daemon import status
 from rustguard_py.daemon.control.server import Handler
+from rustguard_py.daemon.vouched import lines_of, vouch
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.sudo import as_root
@@ -71,6 +72,8 @@ class QuickControl:
             try:
                 if life.helper is not None:
                     await life.helper.read_again()
+                else:
+                    vouch(running.program.directory, lines_of(config.hooks))
                 return {"changes": await reload(running, config, life.voice)}
             finally:
                 life.voice.manager.reloaded()

@@ -30,9 +30,10 @@ from rustguard_py.daemon.forked import fork_helper, wait_for_end
 from rustguard_py.daemon.ledger import Ledger
 from rustguard_py.daemon.outside import Done
 from rustguard_py.daemon.steps import to_json
+from rustguard_py.daemon.vouched import digest, known_of, lines_of
 from rustguard_py.model.errors import RustGuardError, StateError
 from rustguard_py.model.limits import THREADS
-from rustguard_py.quick.helper_process import LONGEST, HelperProcess, digest, lines_of
+from rustguard_py.quick.helper_process import LONGEST, HelperProcess
 from rustguard_py.state import paths
 
 NAME = "rustguard-hooks"
@@ -72,7 +73,7 @@ class Helper:
         """
         ours, theirs = socket.socketpair()
         known = [*lines_of(hooks), *_left_behind(directory)]
-        helper = HelperProcess(theirs, file, interface, known, [hooks] if save else [], trust=trust)
+        helper = HelperProcess(theirs, file, interface, directory, known, [hooks] if save else [], trust=trust)
         with theirs:
             try:
                 process = fork_helper(theirs, NAME, helper.serve)
@@ -176,4 +177,4 @@ def _left_behind(directory: Path) -> Iterable[str]:
         # An unreadable one is reported by the start itself.
         with suppress(StateError):
             if (ledger := Ledger.load(path)) is not None:
-                yield from lines_of(ledger.left.hooks)
+                yield from lines_of(known_of(directory, ledger.left.hooks)[0])

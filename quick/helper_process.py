@@ -12,7 +12,6 @@ import socket
 import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
-from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +19,7 @@ from typing import Any, Final
 from rustguard_py import conf
 from rustguard_py.daemon.dns import MANAGERS, Dns
 from rustguard_py.daemon.steps import Firewall, from_json
+from rustguard_py.daemon.vouched import digest, lines_of, vouch
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.quick import conf_files
 from rustguard_py.system.netlink_library import IPRoute
@@ -35,16 +35,6 @@ _LOOK = 0.02
 _DOMAIN = re.compile(r"[^\s\x00-\x1f-][^\s\x00-\x1f]*")
 
 
-def digest(hook: str) -> str:
-    """Return the digest that names a hook."""
-    return sha256(hook.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def lines_of(hooks: conf.Hooks) -> tuple[str, ...]:
-    """Return all hooks of a file."""
-    return (*hooks.pre_up, *hooks.post_up, *hooks.pre_down, *hooks.post_down)
-
-
 class HelperProcess:
     """The helper's end.
 
@@ -52,6 +42,7 @@ class HelperProcess:
         channel: Connected to the daemon.
         file: The wg-quick file, resolved.
         interface: Its interface.
+        directory: Its state directory.
         known: Hooks that may be run.
         saved: Hooks that the file may be saved with.
         trust: Whether hooks run even if other users can change the file.
@@ -62,6 +53,7 @@ class HelperProcess:
         channel: socket.socket,
         file: Path,
         interface: str,
+        directory: Path,
         known: Iterable[str],
         saved: Iterable[conf.Hooks] = (),
         *,
@@ -70,6 +62,7 @@ class HelperProcess:
         self.channel = channel
         self._file = file
         self._interface = interface
+        self._directory = directory
         self._known = {digest(each): each for each in known}
         self._saved = set(saved)
         self._trust = trust
@@ -127,6 +120,7 @@ class HelperProcess:
             return {"error": [error.message, error.fix]}
         # Those of the file before may be needed if the change is refused.
         self._known |= {digest(each): each for each in lines_of(config.hooks)}
+        vouch(self._directory, lines_of(config.hooks))
         if config.save:
             self._saved.add(config.hooks)
         return {"error": None}

@@ -19,7 +19,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from rustguard_py import conf
-from rustguard_py.daemon.steps import Firewall, Route, Rule, Step, Sysctl
+from rustguard_py.daemon.steps import SRC_VALID_MARK, Firewall, Route, Rule, Step, Sysctl
 from rustguard_py.model.endpoint import Network
 from rustguard_py.system.interface import RT_TABLE_MAIN, with_netlink
 from rustguard_py.system.netlink_library import IPRoute, NetlinkError
@@ -81,7 +81,7 @@ def plan(interface: str, config: conf.Config, scheme: Scheme) -> list[Step]:
         steps.append(Firewall(interface, version, own, scheme.mark))
         if version == 4:
             # Makes the reverse-path filter use the answers' mark when it looks up the route back.
-            steps.append(Sysctl("net.ipv4.conf.all.src_valid_mark", "1"))
+            steps.append(Sysctl(SRC_VALID_MARK, "1"))
         steps.append(Rule(version, priority, RT_TABLE_MAIN, 0))
         steps.append(Rule(version, priority + 1, scheme.mark, scheme.mark))
     return steps

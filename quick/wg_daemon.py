@@ -26,6 +26,7 @@ from rustguard_py.model.printable import printable
 from rustguard_py.planes import offload
 from rustguard_py.planes.tun import Tun
 from rustguard_py.quick.wg_device import WgDevice
+from rustguard_py.quick.wg_vpp import VppLink, VppOptions
 from rustguard_py.state.document import Document
 from rustguard_py.state.paths import state_directory
 from rustguard_py.system.interface import check_interface_name, with_netlink
@@ -48,6 +49,7 @@ class WgOptions:
         engine: One of our own engines.
         tun: Descriptor of an existing TUN device to use (WG_TUN_FD), or None to make one.
         uapi: Descriptor of an existing listening socket to use (WG_UAPI_FD), or None to make one.
+        vpp: What is set up in VPP, at the other end of the engine's memif. None if others set it up.
     """
 
     interface: str
@@ -55,6 +57,7 @@ class WgOptions:
     engine: Engine
     tun: int | None = None
     uapi: int | None = None
+    vpp: VppOptions | None = None
 
 
 def directory_of(interface: str) -> Path:
@@ -92,6 +95,10 @@ async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> 
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         tasks.spawn(timestamps.keep_synced())
+        if options.vpp is not None:
+            link = VppLink(options.vpp, document, device, MTU, voice)
+            stack.push_async_callback(link.close)
+            await link.start()
         listener = None if options.uapi is None else given_listener(options.uapi)
         wg = UapiSocket(name, device.show, device.change, listener)
         stack.push_async_callback(wg.close)

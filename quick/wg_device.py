@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import cast
 
 from rustguard_py.daemon.uapi.apply import Settings, apply
 from rustguard_py.daemon.uapi.protocol import DeviceChange, DeviceState
@@ -13,6 +15,7 @@ from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.keys import generate_private_key, public_key
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.node import Timestamps
+from rustguard_py.planes.contract import AnsweringPlane
 from rustguard_py.planes.tun import Tun
 from rustguard_py.system.sockets import bind
 from rustguard_py.tunnel import Tunnel
@@ -53,6 +56,18 @@ class WgDevice:
     def memif(self) -> str:
         """Return what stands for the interface, and how it is connected. Empty for an interface."""
         return self._tunnel.plane.stats().device if self._has_memif else ""
+
+    def is_connected(self) -> bool:
+        """Return whether somebody is at the other end of the memif."""
+        return ": connected to " in self.memif()
+
+    def answered_fileno(self) -> int:
+        """Return the descriptor that is readable while `take_answered` has something, or -1 without Ethernet."""
+        return cast(AnsweringPlane, self._tunnel.plane).answered_fileno() if self._has_memif else -1
+
+    def take_answered(self) -> list[IPv4Address | IPv6Address]:
+        """Return the addresses for which the memif answered ARP and NDP since the last call."""
+        return cast(AnsweringPlane, self._tunnel.plane).take_answered() if self._has_memif else []
 
     def show(self) -> DeviceState:
         """Return the state that wg(8) shows."""

@@ -70,7 +70,9 @@ class Names:
     def files(self) -> dict[Path, str]:
         """Return the text of each file by its path."""
         hosts = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
-        if _NAME.fullmatch(own := socket.gethostname()):
+        # A resolver takes the first line of a name, and others reach this machine at its address in the tunnel.
+        named = {name.lower() for name, _ in self.hosts}
+        if _NAME.fullmatch(own := socket.gethostname()) and own.lower() not in named:
             hosts.append(f"127.0.1.1 {own}")
         hosts += [f"{address} {name}" for name, address in self.hosts]
         servers = [f"nameserver {each}" for each in self.servers[:_MOST_SERVERS]]

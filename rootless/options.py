@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from rustguard_py.model.endpoint import IpAddress
@@ -15,6 +15,8 @@ from rustguard_py.proxy.forward import Forward
 from rustguard_py.proxy.request import Credentials, is_host
 
 _PLACE = re.compile(r"(?:(\[[^\[\]]*\]|[^:\[\]]*):)?([0-9]{1,5})", re.ASCII)
+_BROADCAST = IPv4Address("255.255.255.255")
+_DNS_FIX = "Name one that is reached through the tunnel: --dns 10.150.0.1"
 _LOOPBACK, _LAST_PORT = "127.0.0.1", 65535
 
 
@@ -36,6 +38,17 @@ class Rootless:
     ins: tuple[Forward, ...] = ()
     outs: tuple[Forward, ...] = ()
 
+    def words(self) -> dict[str, list[str]]:
+        """Return the options' values by option, without those that weren't given and without the login."""
+        values: dict[str, Iterable[object]] = {
+            "--dns": self.servers,
+            "--socks": (f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.socks),
+            "-L": self.ins,
+            "-R": self.outs,
+        }
+        words = {option: sorted(map(str, given)) for option, given in values.items()}
+        return {option: given for option, given in words.items() if given}
+
 
 def parse_place(text: str) -> tuple[str, int]:
     """Return the address and port in `[ADDR:]PORT`; without an address, it is that of this machine alone.
@@ -52,6 +65,29 @@ def parse_place(text: str) -> tuple[str, int]:
             "last word, or a word with a hyphen follows.",
         )
     return host, int(found[2])
+
+
+def parse_name_server(text: str) -> IpAddress:
+    """Return the address of a name server that can be reached from inside.
+
+    Raises:
+        UsageError: The text is no address, or one that leads to nobody there.
+    """
+    try:
+        address = ip_address(text)
+    except ValueError as error:
+        raise UsageError(f"--dns: {error}.", _DNS_FIX) from error
+    meant = getattr(address, "ipv4_mapped", None) or address
+    kinds = {
+        "of the loopback interface, and no name server runs inside": meant.is_loopback,
+        "the unspecified one": meant.is_unspecified,
+        "of a multicast group": meant.is_multicast,
+        "the broadcast one": meant == _BROADCAST,
+    }
+    for kind, applies in kinds.items():
+        if applies:
+            raise UsageError(f"--dns {text}: that address is {kind}.", _DNS_FIX)
+    return address
 
 
 def check_open_to_others(socks: Iterable[tuple[str, int]]) -> None:

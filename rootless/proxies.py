@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
-from rustguard_py.proxy.forward import Forward
 from rustguard_py.proxy.server import Proxy
 from rustguard_py.rootless.helper import Helper
 from rustguard_py.rootless.options import Rootless
@@ -24,13 +23,13 @@ async def start(
         say: Prints where it listens.
 
     Returns:
-        What the status shows: where the proxy listens, and each forwarded port.
+        What the status shows: where the proxy listens, each forwarded port, and the options.
 
     Raises:
         RefusedError: An address can't be bound.
         UsageError: The proxy would serve others than this machine's users without a login.
     """
-    shown: dict[str, Any] = {"proxy": [], "forwards": []}
+    shown: dict[str, Any] = {"proxy": [], "forwards": [], "options": options.words()}
     if not (options.socks or options.ins or options.outs):
         return shown
     proxy = Proxy(inside, credentials=options.login)
@@ -45,17 +44,13 @@ async def start(
     ):
         for each in forwards:
             at = ", ".join(dict.fromkeys(_listed(await work(each))))
-            shown["forwards"].append(f"{at} {'inside ' if where == 'here' else ''}leads to {_target(each)} {where}")
+            shown["forwards"].append(f"{at} {'inside ' if where == 'here' else ''}leads to {each.target} {where}")
             say(f"Forwarded: {shown['forwards'][-1]}.")
     return shown
 
 
 def _listed(addresses: Iterable[tuple[Any, ...]]) -> list[str]:
     return [_place(str(host), port) for host, port, *_ in addresses]
-
-
-def _target(forward: Forward) -> str:
-    return _place(forward.host, forward.host_port)
 
 
 def _place(host: str, port: int) -> str:

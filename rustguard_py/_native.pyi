@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.ethernet import EthernetOptions
 from rustguard_py.model.offloads import Offloads
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
@@ -62,6 +63,7 @@ class Generator:
         target: str,
         *,
         channel: Channel | None = None,
+        memif: Memif | None = None,
         packet_socket: int = -1,
         udp_socket: int = -1,
     ) -> Generator: ...
@@ -77,14 +79,17 @@ class Memif:
         cls,
         socket: str,
         *,
-        server: bool,
+        listener: int | None,
         number: int,
         secret: bytes,
         queues: int,
-        mac: bytes | None,
+        ethernet: EthernetOptions | None,
         interface: str,
     ) -> Memif: ...
-    def state(self) -> tuple[tuple[str, str] | None, int, str | None]: ...
+    @property
+    def answered_fd(self) -> int: ...
+    def take_answered(self) -> list[bytes]: ...
+    def state(self) -> tuple[tuple[str, str] | None, int, str | None, float]: ...
     def close(self) -> None: ...
 
 @final

@@ -21,13 +21,14 @@ from zlib import crc32
 
 from rustguard_py.model.errors import StateError, UsageError
 from rustguard_py.state import envelope, owners
+from rustguard_py.state.client_records import ClientState
 from rustguard_py.state.document import Document
 from rustguard_py.state.durable_files import Files, read_private, unusable
 from rustguard_py.state.members import Members
-from rustguard_py.state.records import ClientState, ServerState
+from rustguard_py.state.records import ServerState
 
 # What a state directory holds that is worth keeping. The rest belongs to a process, or is the copy before.
-STATE_FILES = ("state.json", "timestamps", "audit.jsonl", "audit.jsonl.1")
+STATE_FILES = ("state.json", "timestamps", "offloads", "audit.jsonl", "audit.jsonl.1")
 # `/var/lib/rustguard/wg/NAME`: no directory lies deeper.
 _DEPTH = 3
 _MOST_FILES = 10_000

@@ -27,6 +27,8 @@ _MARKER_LIMIT = 4096
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SYSTEM_RUNTIME = Path("/run/rustguard")
 _SYSTEM_STATE = Path("/var/lib/rustguard")
+# Where systemd makes $XDG_RUNTIME_DIR of each user.
+_USERS_RUNTIME = Path("/run/user")
 _LOCKS = Path("/proc/locks")
 _UID_MAP = Path("/proc/self/uid_map")
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
@@ -231,6 +233,22 @@ def running() -> list[Candidate]:
             if _trouble(directory, owner) is None:
                 found |= {candidate for path in directory.glob("*.sock") if (candidate := _candidate(path))}
     return sorted(found, key=lambda candidate: (candidate.state_directory, candidate.socket))
+
+
+def of_users() -> list[tuple[int, Candidate]]:
+    """Return the daemons of ordinary users that may be running, each with its user's number.
+
+    They are only to be named to root. Root must not use such a socket as its own: its user chooses what the marker
+    says, and which process answers.
+    """
+    found = []
+    for runtime in sorted(_USERS_RUNTIME.glob("*/rustguard")):
+        with suppress(OSError, ValueError):
+            user = int(runtime.parent.name)
+            if user != 0 and _trouble(runtime, user) is None:
+                markers = (_candidate(path) for path in sorted(runtime.glob("*.sock")))
+                found += [(user, candidate) for candidate in markers if candidate is not None]
+    return found
 
 
 def find_socket(state_directory: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""The state that is saved: a server's identity, pools, peers and used guesses, and a client's networks.
+"""The state that a server saves: its identity, pools, peers and used guesses. See `client_records` for a client's.
 
 Each record converts to JSON values and back, strictly: a missing, unknown or invalid member is a `StateError` that
 names it. Secrets are left out of every repr.
@@ -11,42 +11,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import (
     IPv4Address,
-    IPv4Interface,
     IPv4Network,
     IPv6Address,
-    IPv6Interface,
     IPv6Network,
     ip_interface,
 )
 
 from rustguard_py.model import ip
-from rustguard_py.model.address import LAST_PORT, check_host
+from rustguard_py.model.address import LAST_PORT
 from rustguard_py.model.endpoint import InterfaceAddress, Network
-from rustguard_py.model.errors import StateError, UsageError
-from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key, fingerprint
-from rustguard_py.model.offloads import ALL, choose_offloads
-from rustguard_py.model.peer_names import FALLBACK, PEER_NAME_LIMIT, dns_name_of, first_free, is_label, label_of
+from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key
+from rustguard_py.model.peer_names import PEER_NAME_LIMIT, dns_name_of, first_free, is_label
 from rustguard_py.state.envelope import Canonical
 from rustguard_py.state.members import Members
+from rustguard_py.state.shared_members import check_role, kept_label, memif_of, mtu_of, offloads_of, text_of
 
-# Bytes. IPv6 needs the least; a WireGuard datagram has no room for more than the most.
-MTU_LEAST, MTU_MOST = 1280, 65000
 MOST_ROUTES = 64
 _COUNT_LIMIT = 2**53
-# Bytes. What earlier versions accepted is still loaded, and brought within the limits above.
-_KEPT_MTU_LEAST, _KEPT_MTU_MOST = 576, 65535
 # This many further tunnels fit into RESULT besides the rest, with a name of any length.
 MOST_TUNNELS = 8
 # What the import of the first RustGuard's peer list called a peer: by its IPv4 address, numbered if that was taken.
 _IMPORTED_NAME = re.compile(r"peer-([0-9.]+)(?:-[0-9]+)?")
-_VERBS = {"server": "serve", "client": "join"}
-
-
-def _kept_label(name: str) -> str:
-    """Return the label of a saved name, which an earlier version may have saved. Raise ValueError for none."""
-    if not 1 <= len(name.encode()) <= PEER_NAME_LIMIT:
-        raise ValueError(f"a name has 1 to {PEER_NAME_LIMIT} bytes of UTF-8")
-    return label_of(name) or FALLBACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +116,8 @@ class PeerRecord:
             "name": self.name,
             "public_key": encode_key(self.public_key),
             "preshared_key": encode_key(self.preshared_key),
-            "address4": _text(self.address4),
-            "address6": _text(self.address6),
+            "address4": text_of(self.address4),
+            "address6": text_of(self.address6),
             "joined": self.joined,
             "endpoint": self.endpoint,
             "previous_preshared_keys": [encode_key(key) for key in self.previous_preshared_keys],
@@ -155,7 +140,7 @@ class PeerRecord:
         """Return the record in JSON values from `to_json`."""
         members = Members(value, where)
         record = cls(
-            name=members.parsed("name", _kept_label),
+            name=members.parsed("name", kept_label),
             public_key=members.key("public_key"),
             preshared_key=members.key("preshared_key"),
             address4=members.optional("address4", ip.ipv4_address),
@@ -240,6 +225,7 @@ class ServerState:
         guesses: The guesses used in the enrollment window.
         tunnels: Number of tunnels to each client that supports several, including the first.
         offloads: The list of `--offloads` (`model.offloads`); empty for `auto`.
+        memif: The value of `--memif` (`model.memif`); empty for an interface.
         own: The server's own inner addresses, if they aren't the first ones of its pools.
         interface: The name of its interface, if it came with a wg-quick file: firewalls may have rules for it.
     """
@@ -255,6 +241,7 @@ class ServerState:
     guesses: GuessRecord = field(default_factory=GuessRecord)
     tunnels: int = 1
     offloads: str = ""
+    memif: str = field(default="", repr=False)
     own: tuple[InterfaceAddress, ...] = ()
     interface: str | None = None
 
@@ -279,7 +266,7 @@ class ServerState:
             "private_key": encode_key(self.private_key),
             "server_id": encode_key(self.server_id),
             "pool4": str(self.pool4),
-            "pool6": _text(self.pool6),
+            "pool6": text_of(self.pool6),
             "port": self.port,
             "mtu": self.mtu,
             "peers": [peer.to_json() for peer in self.peers.values()],
@@ -288,6 +275,7 @@ class ServerState:
             # Left out while possible, because earlier versions refuse members that they don't know.
             **({"tunnels": self.tunnels} if self.tunnels > 1 else {}),
             **({"offloads": self.offloads} if self.offloads else {}),
+            **({"memif": self.memif} if self.memif else {}),
             **({"own": [str(each) for each in self.own]} if self.own else {}),
             **({} if self.interface is None else {"interface": self.interface}),
         }
@@ -301,252 +289,25 @@ class ServerState:
     def from_json(cls, value: object) -> ServerState:
         """Return the record in JSON values from `to_json`. Two peers with one key, name or address are refused."""
         members = Members(value)
-        _check_role(members, "server")
+        check_role(members, "server")
         state = cls(
             private_key=members.key("private_key"),
             server_id=members.key("server_id"),
             pool4=members.parsed("pool4", ip.ipv4_network),
             pool6=members.optional("pool6", ip.ipv6_network),
             port=members.integer("port", 1, LAST_PORT),
-            mtu=_mtu(members),
+            mtu=mtu_of(members),
             peers=_peers(members),
             revoked=set(members.keys("revoked")),
             guesses=GuessRecord.from_json(members.take("guesses")),
             tunnels=members.integer("tunnels", 1, MOST_TUNNELS) if members.has("tunnels") else 1,
-            offloads=_offloads(members),
+            offloads=offloads_of(members),
+            memif=memif_of(members),
             own=members.each("own", ip.interface) if members.has("own") else (),
             interface=members.parsed("interface", _interface_name) if members.has("interface") else None,
         )
         members.end()
         return state
-
-
-@dataclass(frozen=True, slots=True)
-class TunnelRecord:
-    """A further tunnel to a server, besides the first.
-
-    Attributes:
-        server_key: The server's public key in this tunnel, 32 bytes.
-        port: The server's UDP port of this tunnel.
-    """
-
-    server_key: bytes
-    port: int
-
-    def to_json(self) -> dict[str, object]:
-        """Return the members as JSON values."""
-        return {"server_key": encode_key(self.server_key), "port": self.port}
-
-    @classmethod
-    def from_json(cls, value: object, where: str = "tunnel") -> TunnelRecord:
-        """Return the record in JSON values from `to_json`."""
-        members = Members(value, where)
-        record = cls(members.key("server_key"), members.integer("port", 1, LAST_PORT))
-        members.end()
-        return record
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkRecord:
-    """A network that a client has joined: the content of RESULT, and how to reach the server.
-
-    Attributes:
-        host: The server as it was typed. It is resolved again while handshakes fail.
-        port: The tunnel's UDP port on the server.
-        server_key: The server's public key, 32 bytes. A later join that finds another key is refused.
-        preshared_key: 32 bytes, `NO_PRESHARED_KEY` for none.
-        name: Our label there.
-        address4: Our address with the pool's prefix length, such as `10.150.0.2/24`.
-        address6: The same for IPv6.
-        routes: The networks behind the server that are routed to it, because the user accepted them.
-        mtu: The MTU of the tunnel's interface, bytes.
-        keepalive: Seconds between persistent keepalives, 0 for none.
-        gateway4: The server's inner IPv4 address.
-        gateway6: The server's inner IPv6 address.
-        joined: When we joined, Unix time in seconds.
-        tunnels: The tunnels besides the first.
-        offered: All networks that the server says are behind it.
-        accepts_all: Whether the user accepts whatever it will offer.
-    """
-
-    host: str
-    port: int
-    server_key: bytes
-    preshared_key: bytes = field(repr=False)
-    name: str
-    address4: IPv4Interface | None
-    address6: IPv6Interface | None
-    routes: tuple[Network, ...]
-    mtu: int
-    keepalive: int
-    gateway4: IPv4Address | None
-    gateway6: IPv6Address | None
-    joined: float
-    tunnels: tuple[TunnelRecord, ...] = ()
-    offered: tuple[Network, ...] = ()
-    accepts_all: bool = False
-
-    @property
-    def has_to_join_again(self) -> bool:
-        """Whether it was joined with the first RustGuard's protocol, the only one that gave no preshared key."""
-        return self.preshared_key == NO_PRESHARED_KEY
-
-    @property
-    def fingerprint(self) -> str:
-        """The server's fingerprint, for `join --server`."""
-        return fingerprint(self.server_key)
-
-    @property
-    def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
-        """Our own addresses."""
-        return tuple(address for address in (self.address4, self.address6) if address is not None)
-
-    @property
-    def pools(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """The networks of our own addresses."""
-        return tuple(address.network for address in self.addresses)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the members as JSON values."""
-        return {
-            "host": self.host,
-            "port": self.port,
-            "server_key": encode_key(self.server_key),
-            "preshared_key": encode_key(self.preshared_key),
-            "name": self.name,
-            "address4": _text(self.address4),
-            "address6": _text(self.address6),
-            "routes": [str(route) for route in self.routes],
-            "mtu": self.mtu,
-            "keepalive": self.keepalive,
-            "gateway4": _text(self.gateway4),
-            "gateway6": _text(self.gateway6),
-            "joined": self.joined,
-            **({"tunnels": [each.to_json() for each in self.tunnels]} if self.tunnels else {}),
-            **({"offered": [str(route) for route in self.offered]} if self.offered else {}),
-            **({"accepts_all": True} if self.accepts_all else {}),
-        }
-
-    @classmethod
-    def from_json(cls, value: object, where: str = "network") -> NetworkRecord:
-        """Return the record in JSON values from `to_json`."""
-        members = Members(value, where)
-        tunnels = enumerate(members.array("tunnels") if members.has("tunnels") else [])
-        record = cls(
-            host=members.parsed("host", check_host),
-            port=members.integer("port", 1, LAST_PORT),
-            server_key=members.key("server_key"),
-            preshared_key=members.key("preshared_key"),
-            name=members.parsed("name", _kept_label),
-            address4=members.optional("address4", ip.ipv4_interface),
-            address6=members.optional("address6", ip.ipv6_interface),
-            routes=members.each("routes", ip.network),
-            mtu=_mtu(members),
-            keepalive=members.integer("keepalive", 0, 65535),
-            gateway4=members.optional("gateway4", ip.ipv4_address),
-            gateway6=members.optional("gateway6", ip.ipv6_address),
-            joined=members.seconds("joined"),
-            tunnels=tuple(TunnelRecord.from_json(each, f"{where}.tunnels[{index}]") for index, each in tunnels),
-            offered=members.each("offered", ip.network) if members.has("offered") else (),
-            accepts_all=members.boolean("accepts_all") if members.has("accepts_all") else False,
-        )
-        members.end()
-        record._check_addresses(members)
-        return record
-
-    def _check_addresses(self, members: Members) -> None:
-        try:
-            member = "address4"
-            if self.address4 is not None:
-                ip.check_own4(self.address4, self.gateway4)
-            member = "address6"
-            if self.address6 is not None:
-                ip.check_own6(self.address6, self.gateway6)
-        except ValueError as error:
-            raise members.bad(member, str(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class ClientState:
-    """A client's whole state. It is saved with only the key before the first join sends anything.
-
-    Attributes:
-        private_key: 32 bytes. The same for every network, and never changed.
-        networks: The networks, the one joined last first.
-        offloads: The list of `--offloads` (`model.offloads`); empty for `auto`.
-    """
-
-    private_key: bytes = field(repr=False)
-    networks: tuple[NetworkRecord, ...] = ()
-    offloads: str = ""
-
-    def network(self, host: str | None = None, port: int | None = None) -> NetworkRecord | None:
-        """Return the network joined last, or the one of a host (and port) as typed, or None."""
-        for network in self.networks:
-            if host in (None, network.host) and port in (None, network.port):
-                return network
-        return None
-
-    def network_of(self, server_key: bytes) -> NetworkRecord | None:
-        """Return the network of the server with this public key, or None."""
-        return next((network for network in self.networks if network.server_key == server_key), None)
-
-    def with_network(self, network: NetworkRecord) -> ClientState:
-        """Return a state with this network first, replacing one with the same server key or host and port."""
-        others = (
-            other
-            for other in self.networks
-            if other.server_key != network.server_key and (other.host, other.port) != (network.host, network.port)
-        )
-        return replace(self, networks=(network, *others))
-
-    def to_json(self) -> dict[str, object]:
-        """Return the members as JSON values."""
-        return {
-            "role": "client",
-            "private_key": encode_key(self.private_key),
-            "networks": [network.to_json() for network in self.networks],
-            **({"offloads": self.offloads} if self.offloads else {}),
-        }
-
-    @classmethod
-    def from_json(cls, value: object) -> ClientState:
-        """Return the record in JSON values from `to_json`."""
-        members = Members(value)
-        _check_role(members, "client")
-        private_key = members.key("private_key")
-        values = enumerate(members.array("networks"))
-        networks = tuple(NetworkRecord.from_json(item, f"networks[{index}]") for index, item in values)
-        offloads = _offloads(members)
-        members.end()
-        return cls(private_key, networks, offloads)
-
-
-def _offloads(members: Members) -> str:
-    def check(text: str) -> str:
-        try:
-            choose_offloads(text, ALL)
-        except UsageError as error:
-            raise ValueError(error.message) from error
-        return text
-
-    return members.parsed("offloads", check) if members.has("offloads") else ""
-
-
-def _text(address: object) -> str | None:
-    return None if address is None else str(address)
-
-
-def _check_role(members: Members, role: str) -> None:
-    found = members.text("role")
-    if found == role:
-        return
-    if found in _VERBS:
-        raise StateError(
-            f"This state directory is a {found}'s, and a {role} needs another one.",
-            f"Choose one with --state DIR (or RUSTGUARD_STATE). To use the {found}'s: rustguard {_VERBS[found]}",
-        )
-    raise members.bad("role", f'is "{found[:10]}", but a {role} was started with it')
 
 
 def _dns_name(name: str) -> str:
@@ -559,10 +320,6 @@ def _interface_name(name: str) -> str:
     if re.fullmatch(r"[a-zA-Z0-9_=+.-]{1,15}", name) is None:
         raise ValueError("it is no name of an interface")
     return name
-
-
-def _mtu(members: Members) -> int:
-    return min(max(members.integer("mtu", _KEPT_MTU_LEAST, _KEPT_MTU_MOST), MTU_LEAST), MTU_MOST)
 
 
 def _peers(members: Members) -> dict[bytes, PeerRecord]:

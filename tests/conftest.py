@@ -23,12 +23,13 @@ from hypothesis import HealthCheck, settings
 
 from rustguard_py.cli import failures
 from rustguard_py.lab.hosts import Lab
-from support import attack_table, container, debian_root, machine, network, testpmd
+from support import attack_table, container, debian_root, machine, network, played_vpp, testpmd
 
 _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_namespaces": ("network namespaces and TUN devices", machine.why_no_namespaces),
     "needs_wireguard_go": ("wireguard-go and wg", machine.why_no_wireguard_go),
     "needs_testpmd": ("DPDK's testpmd", testpmd.why_not),
+    "needs_vpp_papi": ("vpp-papi, the client of VPP's API", played_vpp.why_not),
     "needs_kernel_wireguard": ("a kernel with WireGuard", machine.why_no_kernel_wireguard),
     "needs_packages": ("the Debian packages and fresh roots for them", debian_root.why_no_packages),
     "needs_containers": ("buildah and crun, and the Debian packages", container.why_no_containers),

@@ -62,7 +62,7 @@ def contenders() -> tuple[list[Contender], dict[str, str]]:
         missing["native"] = "this installation has no native engine"
     else:
         # A device that the plane gets later needs its name here, and a generator in `end.start`.
-        for device in ("channel", "tun"):
+        for device in ("channel", "memif", "tun"):
             for side in ("sockets", "io_uring", "AF_XDP"):
                 each = Contender(f"{device}, {side}", device, side)
                 if side == "io_uring" and (refusal := engines.uring_refusal()) is not None:

@@ -25,6 +25,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
 from typing import Any
 
 from rustguard_py.cli.generate import layout, threads
@@ -32,7 +33,8 @@ from rustguard_py.cli.generate.portable import Generator, PortableGenerator
 from rustguard_py.data_path import DataPath
 from rustguard_py.engine import Engine, choose
 from rustguard_py.model.clock import now
-from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.errors import RustGuardError, UnansweredError
+from rustguard_py.model.memif import MemifOptions
 from rustguard_py.model.peer import PeerConfig
 from rustguard_py.node import Node
 from rustguard_py.planes.contract import EventfulPlane, Fault
@@ -45,6 +47,7 @@ INTERFACE = "rg0"
 _ETH_P_IP = 0x0800
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 4 << 20
+_CONNECT_SECONDS = 5.0
 _NOT_XDP = "AF_XDP is not used"
 
 
@@ -61,10 +64,11 @@ class Configuration:
         peer_address: The other end's inside.
         mtu: Of the tunnel.
         capacity: Packets that may wait in the channel, each way.
-        device: `channel` or `tun`.
+        device: `channel`, `memif` or `tun`.
         engine: `native` or `portable`.
         uring: Whether the engine uses io_uring.
         xdp: The interface of AF_XDP, or None.
+        memif: The path of a memif's socket, if that is the device.
         offloads: The list of `--offloads`, or None.
     """
 
@@ -80,6 +84,7 @@ class Configuration:
     engine: str
     uring: bool
     xdp: str | None
+    memif: str = ""
     offloads: str | None = None
 
 
@@ -135,6 +140,10 @@ def start(given: Configuration) -> Started:
             InterfaceSetup(INTERFACE, given.mtu, (address,), (peer,), wanted_gso_segments(given.mtu)), lambda _: None
         )
         return Started(engine, plane, _on_interface(given))
+    if given.device == "memif":
+        memif = MemifOptions(Path(given.memif), server=True, queues=engine.queues)
+        plane = engine.on_memif(memif).make_plane(public, INTERFACE, sockets, given.mtu)
+        return Started(engine, plane, _on_memif(given, memif))
     memory = given.capacity * given.mtu
     if engine.name == "portable":
         channel = engine.make_channel(given.capacity, memory)
@@ -146,6 +155,28 @@ def start(given: Configuration) -> Started:
     plane = engine.make_plane(public, INTERFACE, sockets, given.mtu, channel=metered)
     generator = _native.Generator(given.address, given.peer_address, channel=metered)
     return Started(engine, plane, generator, metered.costs)
+
+
+def _on_memif(given: Configuration, memif: MemifOptions) -> Generator:
+    """Return a generator that is the client of the engine's memif, once it is connected."""
+    from rustguard_py import _native
+
+    far = _native.Memif(
+        given.memif,
+        listener=None,
+        number=memif.number,
+        secret=memif.secret,
+        queues=memif.queues,
+        ethernet=None,
+        interface="generator",
+    )
+    generator = _native.Generator(given.address, given.peer_address, memif=far)
+    deadline = now() + _CONNECT_SECONDS
+    while far.state()[0] is None:
+        if now() > deadline:
+            raise UnansweredError(f"The generator's memif isn't connected: {far.state()[2]}")
+        time.sleep(0.01)
+    return generator
 
 
 def _on_interface(given: Configuration) -> Generator:
@@ -172,10 +203,11 @@ class End:
 
     Args:
         given: The configuration.
+        begin: Starts the engine and its generator.
     """
 
-    def __init__(self, given: Configuration) -> None:
-        started = start(given)
+    def __init__(self, given: Configuration, begin: Callable[[Configuration], Started] = start) -> None:
+        started = begin(given)
         self._plane, self._generator, self._engine = started.plane, started.generator, started.engine
         self._costs = started.costs
         self._node = Node(

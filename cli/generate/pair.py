@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -40,7 +41,7 @@ class Contender:
 
     Attributes:
         name: For tables.
-        device: `channel` or `tun`: where packets come from and go to.
+        device: `channel`, `memif` or `tun`: where packets come from and go to.
         side: The UDP side: `sockets`, `io_uring`, `AF_XDP`.
         engine: `native` or `portable`; not used with a program.
         program: Another program that is an end, or None for ours.
@@ -76,6 +77,11 @@ class EndProcess:
         self.say(asdict(given))
         ready = self.hear(PATIENCE)
         self.about, self.notes = str(ready["about"]), list(ready["notes"])
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def socket_drops(self) -> int:
         """Return how many datagrams found a UDP socket of this host full, so far (proc_net_udp(5))."""
@@ -182,6 +188,24 @@ def running(contender: Contender, interface: str | None = None, *, segmentation:
     Raises:
         RustGuardError: It can't run here.
     """
+    with TemporaryDirectory() as folder, start_ends(contender, Path(folder), interface, segmentation) as ends:
+        pair = Pair(*ends)
+        pair.shake_hands()
+        yield pair
+
+
+@contextmanager
+def start_ends(
+    contender: Contender, folder: Path, interface: str | None = None, segmentation: bool = True
+) -> Iterator[list[EndProcess]]:
+    """Run a contender's two ends, which have no session yet; the context is the two, the sender first.
+
+    Args:
+        contender: Which.
+        folder: Where an end with a memif makes its socket, see `memif_path`.
+        interface: As in `running`.
+        segmentation: As in `running`.
+    """
     keys = [X25519PrivateKey.generate() for _ in ADDRESSES]
     with Lab() as lab:
         hosts = [lab.host(name) for name in ("sender", "receiver")]
@@ -208,12 +232,16 @@ def running(contender: Contender, interface: str | None = None, *, segmentation:
                 engine=contender.engine,
                 uring=contender.side == "io_uring",
                 xdp=links[own].interface if contender.side == "AF_XDP" else None,
+                memif=str(memif_path(folder, own)),
                 offloads=contender.offloads,
             )
             ends.append(EndProcess(hosts[own], f"{contender.name}, {hosts[own].name}", argv, given))
-        pair = Pair(*ends)
-        pair.shake_hands()
-        yield pair
+        yield ends
+
+
+def memif_path(folder: Path, end: int) -> Path:
+    """Return where an end's memif has its socket; 0 is the sender."""
+    return folder / f"memif-{end}"
 
 
 def _rename(link: End, name: str) -> None:

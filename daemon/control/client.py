@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rustguard_py.daemon.control.permission import fix_for_strangers
 from rustguard_py.daemon.control.protocol import MAX_RESPONSE, VERSION, check_length, decode, encode, error_from
 from rustguard_py.model.errors import (
     NotRunningError,
@@ -117,8 +118,7 @@ def _connect(path: Path, deadline: float) -> socket.socket:
     except PermissionError:
         connection.close()
         raise RefusedError(
-            f"{path} belongs to another user: you have no permission to use this daemon.",
-            "Run the same command as root, or as a member of the socket's group.",
+            f"{path} belongs to another user: you have no permission to use this daemon.", fix_for_strangers(path)
         ) from None
     except OSError:
         connection.close()

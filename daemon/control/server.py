@@ -23,6 +23,7 @@ from typing import Any
 
 from rustguard_py.daemon.control.asker import ASKER
 from rustguard_py.daemon.control.listening import BACKLOG, bind, make, remove
+from rustguard_py.daemon.control.permission import fix_for
 from rustguard_py.daemon.control.protocol import (
     BEAT_SECONDS,
     MAX_REQUEST,
@@ -158,7 +159,7 @@ class ControlServer:
         if not privileged and not _is_member(connection, self._group):
             _hang_up(
                 connection,
-                RefusedError("You have no permission to use this daemon.", "Run the same command as root."),
+                RefusedError("You have no permission to use this daemon.", fix_for(_group_name(self._group))),
             )
             return
         places = self._max_connections - sum(other.privileged == privileged for other in self._connections)
@@ -306,6 +307,12 @@ def group_id(group: str | None) -> int | None:
         return grp.getgrnam(group).gr_gid
     except KeyError:
         raise UsageError(f"There is no group {group!r}.", f"Make it: `{as_root(f'groupadd {group}')}`.") from None
+
+
+def _group_name(number: int | None) -> str | None:
+    with suppress(KeyError):
+        return None if number is None else grp.getgrgid(number).gr_name
+    return None
 
 
 def _is_privileged(connection: socket.socket) -> bool:

@@ -6,7 +6,7 @@ from rustguard_py.daemon import runtime
 from rustguard_py.engine import Engine
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.planes.tun import Tun
-from rustguard_py.state.records import NetworkRecord
+from rustguard_py.state.client_records import NetworkRecord
 from rustguard_py.system.networks import collisions, taken_networks
 
 
@@ -17,6 +17,8 @@ def check_interface(interface: str, engine: Engine) -> None:
         RustGuardError: It can't be made.
     """
     runtime.check_interface(interface, engine)
+    if engine.memif is not None:
+        return
     if not engine.in_kernel:
         Tun(interface, lambda _: None).close()
         return

@@ -23,7 +23,7 @@ from rustguard_py.model.errors import UnansweredError
 from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.timers import REJECT_AFTER_TIME
 from rustguard_py.model.tunnel import AnyTunnel, Listeners
-from rustguard_py.state.records import NetworkRecord
+from rustguard_py.state.client_records import NetworkRecord
 from rustguard_py.system.netwatch import NetWatch
 from rustguard_py.system.resolve import has_route, next_to_try, resolve
 from rustguard_py.tunnel import send_keepalive

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.sudo import as_root
-from rustguard_py.state.records import NetworkRecord
+from rustguard_py.state.client_records import NetworkRecord
 
 
 def usable(kept: NetworkRecord | None, *, joins: bool) -> NetworkRecord | None:

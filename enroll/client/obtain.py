@@ -31,7 +31,8 @@ from rustguard_py.model.endpoint import Endpoint, with_port
 from rustguard_py.model.errors import RefusedError, RustGuardError, UnansweredError, UsageError
 from rustguard_py.model.keys import generate_private_key, parse_fingerprint
 from rustguard_py.model.sudo import as_root
-from rustguard_py.state.records import MOST_TUNNELS, ClientState, NetworkRecord, TunnelRecord
+from rustguard_py.state.client_records import ClientState, NetworkRecord, TunnelRecord
+from rustguard_py.state.records import MOST_TUNNELS
 from rustguard_py.system.resolve import resolve
 
 # How long to try pairing with a server joined before, seconds. Its window is probably closed, and what was kept is

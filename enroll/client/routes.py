@@ -18,7 +18,8 @@ from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.sudo import as_root
-from rustguard_py.state.records import MOST_ROUTES, ClientState, NetworkRecord
+from rustguard_py.state.client_records import ClientState, NetworkRecord
+from rustguard_py.state.records import MOST_ROUTES
 
 log = logging.getLogger(__name__)
 

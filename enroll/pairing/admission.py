@@ -15,7 +15,8 @@ from rustguard_py.model import ip
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.keys import KEY_SIZE
 from rustguard_py.model.peer_names import is_label
-from rustguard_py.state.records import MOST_ROUTES, MTU_LEAST, MTU_MOST
+from rustguard_py.state.records import MOST_ROUTES
+from rustguard_py.state.shared_members import MTU_LEAST, MTU_MOST
 
 # More than any server has: a later version may have more tunnels, and a client takes those that it can use.
 _MOST_FURTHER: Final = 64

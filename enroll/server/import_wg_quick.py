@@ -19,7 +19,8 @@ from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.peer_names import dns_name_of, first_free, label_of
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import MTU_LEAST, PeerRecord, ServerState
+from rustguard_py.state.records import PeerRecord, ServerState
+from rustguard_py.state.shared_members import MTU_LEAST
 
 Address = TypeVar("Address", IPv4Address, IPv6Address)
 

@@ -24,6 +24,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
@@ -278,6 +279,16 @@ class EventfulPlane(Plane, Protocol):
         Raises:
             RefusedError: It can't be made, or the port was taken meanwhile. May be called again.
         """
+
+
+class AnsweringPlane(EventfulPlane, Protocol):
+    """A plane on a memif with Ethernet, which answers ARP requests and neighbour solicitations."""
+
+    def answered_fileno(self) -> int:
+        """Return the descriptor that is readable while `take_answered` has something."""
+
+    def take_answered(self) -> list[IPv4Address | IPv6Address]:
+        """Return the addresses that were answered for since the last call, each at most once in a few minutes."""
 
 
 class PacketChannel(Protocol):

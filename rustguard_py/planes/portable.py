@@ -32,6 +32,7 @@ from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats, WorkerStats
+from rustguard_py.planes import switching
 from rustguard_py.planes.channel import Channel
 from rustguard_py.planes.contract import Event, Fault, Flow, Keypair
 from rustguard_py.planes.device import Device
@@ -49,10 +50,6 @@ from rustguard_py.system.sockets import bind
 CLOSE_PATIENCE = 5.0
 # How often `rebind` checks that the loop still runs while it waits, seconds.
 _LOOK = 0.5
-# How long another thread may keep the interpreter's lock while the loop waits for it, seconds. The loop releases the
-# lock at each system call. With a busy control thread, Python's default of 5 ms left 16 Mbit/s and this value
-# left 870, at the cost of 13 % of the control thread's speed.
-SWITCH_INTERVAL = 0.0002
 
 
 class Events:
@@ -95,7 +92,7 @@ class PortablePlane:
     """`Plane` in Python, for any Linux.
 
     It starts at once. The interface has no address and is down until the caller sets it up. The interpreter's
-    switch interval is lowered to SWITCH_INTERVAL for the whole process.
+    switch interval is lowered for the whole process as long as a plane runs (`switching`).
 
     Args:
         public_key: Our own, 32 bytes.
@@ -151,8 +148,13 @@ class PortablePlane:
         self._offloads = offloads
         self._worker = WorkerStats("loop-0")
         self._mark = 0
-        sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
-        self._begin(sockets)
+        self._process = os.getpid()
+        switching.lower()
+        try:
+            self._begin(sockets)
+        except BaseException:
+            switching.restore()
+            raise
 
     def _open(self, name: str, tun: Sequence[int], channel: Channel | None, offloads: Offloads) -> Device:
         if channel is not None:
@@ -235,8 +237,8 @@ class PortablePlane:
         return stats
 
     def close(self) -> None:
-        """See `Plane.close`. Waits for the loop to end."""
-        if self._closed:
+        """See `Plane.close`. Waits for the loop to end. Does nothing in a forked child, which doesn't have it."""
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         self._closing = True
@@ -244,6 +246,7 @@ class PortablePlane:
         self._thread.join(CLOSE_PATIENCE)
         os.close(self._wake)
         self._events.close()
+        switching.restore()
 
     def roll_call(self) -> list[str]:
         """See `EventfulPlane.roll_call`."""

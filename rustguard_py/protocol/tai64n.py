@@ -10,9 +10,9 @@ from collections.abc import Callable
 # TAI was 10 s ahead of UTC in 1970. As in the kernel's WireGuard, later leap seconds are not counted.
 _TAI64_EPOCH = 2**62 + 10
 _BILLION = 10**9
-# The kernel's rounding: coarse enough to reveal nothing about the processor, finer than the 20 ms that a responder
-# requires between two initiations.
-_GRAIN = 2**24
+# Nanoseconds. The kernel's rounding: coarse enough to reveal nothing about the processor, finer than the 20 ms that a
+# responder requires between two initiations.
+GRAIN = 2**24
 
 
 def encode(nanoseconds: int) -> bytes:
@@ -44,7 +44,7 @@ class Tai64nClock:
     def next(self) -> bytes:
         """Return a timestamp greater than all before."""
         now = self._wall()
-        now -= now % _BILLION % _GRAIN
+        now -= now % _BILLION % GRAIN
         if self._last is not None and now <= self._last:
             now = self._last + 1
         self._last = now

@@ -32,6 +32,19 @@ class Forward:
     host: str
     host_port: int
 
+    @property
+    def target(self) -> str:
+        """Host and port as a person writes them."""
+        return _place(self.host, self.host_port)
+
+    def __str__(self) -> str:
+        """Return the same as it may be typed."""
+        return f"{_place(self.address, self.port)}:{self.target}"
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
 
 def parse_forward(option: Literal["-L", "-R"], text: str) -> Forward:
     """Return what `[ADDR:]PORT:HOST:PORT` asks for.

@@ -14,9 +14,11 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.proxy import http, socks
 from rustguard_py.proxy.association import Association, UdpStatistics, wait_for_end
 from rustguard_py.proxy.dial import dial, keep_alive, listen
+from rustguard_py.proxy.failures import Failures
 from rustguard_py.proxy.forward import Forward
 from rustguard_py.proxy.incoming import Incoming, TooLongError
 from rustguard_py.proxy.inside import Inside
@@ -131,9 +133,10 @@ class Proxy:
         Raises:
             RefusedError: The address can't be bound.
         """
+        failures = Failures("-L", forward.target, self._loop.time)
 
         async def connect(outside: socket.socket) -> None:
-            self._hand_over(outside, await dial(self._inside, forward.host, forward.host_port))
+            self._hand_over(outside, await _dial(self._inside, forward, failures))
 
         return self._start(await _listen(self._outside, forward.address, forward.port), connect)
 
@@ -143,9 +146,10 @@ class Proxy:
         Raises:
             RefusedError: The address can't be bound.
         """
+        failures = Failures("-R", forward.target, self._loop.time)
 
         async def connect(inside: socket.socket) -> None:
-            self._hand_over(await dial(self._outside, forward.host, forward.host_port), inside)
+            self._hand_over(await _dial(self._outside, forward, failures), inside)
 
         return self._start(await _listen(self._inside, forward.address, forward.port), connect)
 
@@ -303,10 +307,35 @@ async def _listen(place: Inside, host: str, port: int) -> list[socket.socket]:
         return await listen(place, host, port)
     except OSError as error:
         where = f"[{host}]:{port}" if ":" in host else f"{host or '*'}:{port}"
-        raise RefusedError(
-            f"The proxy can't listen at {where}: {error.strerror or error}.",
-            "Choose another address or port, or see which program has it with `ss -ltnp`.",
-        ) from error
+        what = f"The proxy can't listen at {where}: {error.strerror or error}."
+        raise RefusedError(what, _fix_for(error, port, is_inside=not isinstance(place, Outside))) from error
+
+
+def _fix_for(error: OSError, port: int, *, is_inside: bool) -> str:
+    """Return what helps against an error of bind(2)."""
+    run = "rustguard exec -- " if is_inside else ""
+    if isinstance(error, socket.gaierror):
+        return "Write an address in place of the name, or leave it out."
+    if error.errno == errno.EADDRINUSE:
+        return f"Choose another port, or end the program that has it: `{run}ss -ltnp 'sport = {port}'` shows it."
+    if error.errno == errno.EACCES:
+        return (
+            f"Choose a port from 1024 on. Or allow lower ones to every user: "
+            f"`{as_root(f'sysctl -w net.ipv4.ip_unprivileged_port_start={port}')}`."
+        )
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        whose = "The tunnel's network" if is_inside else "This machine"
+        return f"{whose} doesn't have that address: `{run}ip address` shows those that it has."
+    return "Choose another address or port."
+
+
+async def _dial(place: Inside, forward: Forward, failures: Failures) -> socket.socket:
+    """Return a connection to where a forwarded port leads. Nobody else tells its user why there is none."""
+    try:
+        return await dial(place, forward.host, forward.host_port)
+    except OSError as error:
+        failures.report(error)
+        raise
 
 
 def _reset(connection: socket.socket) -> None:

@@ -9,7 +9,7 @@ import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ _IN6_ADDR_GEN_MODE_NONE = 1
 _IFF_UP = 0x1
 # linux/sockios.h, linux/if_arp.h
 _SIOCGIFHWADDR = 0x8927
-_ARPHRD_ETHER = 1
+_ARPHRD_ETHER, _ARPHRD_LOOPBACK, _ARPHRD_NONE = 1, 772, 0xFFFE
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +231,10 @@ def interface_exists(name: str) -> bool:
     return name in interface_names()
 
 
-def free_interface_name(prefix: str = "rg") -> str:
-    """Return the first unused name of `prefix0`, `prefix1` and so on."""
-    taken = interface_names()
-    return next(name for name in (f"{prefix}{number}" for number in count()) if name not in taken)
+def free_interface_name(prefix: str = "rg", taken: Collection[str] = ()) -> str:
+    """Return the first of `prefix0`, `prefix1` and so on that no interface has, and that isn't taken otherwise."""
+    used = {*interface_names(), *taken}
+    return next(name for name in (f"{prefix}{number}" for number in count()) if name not in used)
 
 
 def why_no_ipv6() -> str | None:
@@ -264,10 +264,15 @@ def require_ethernet(name: str) -> None:
         raise RefusedError(f"There is no interface {name!r}.", "List the interfaces with `ip link`.") from error
     if struct.unpack_from("H", answer, 16)[0] != _ARPHRD_ETHER:
         raise RefusedError(
-            f"{name} is not an Ethernet interface: AF_XDP can't be used on it.",
+            f"{name} is {_what_else(answer)}, not an Ethernet interface: AF_XDP can't be used on it.",
             "Name the interface that the peers' datagrams come in on (`ip route get` with a peer's address), "
             "or leave out --xdp.",
         )
+
+
+def _what_else(answer: bytes) -> str:
+    kinds = {_ARPHRD_LOOPBACK: "the loopback of this machine", _ARPHRD_NONE: "a tunnel"}
+    return kinds.get(struct.unpack_from("H", answer, 16)[0], "of another kind")
 
 
 def require_tun() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rustguard_py.state import restore
 from rustguard_py.state.backup import Backup, Places
+from rustguard_py.state.client_records import ClientState, NetworkRecord
 from rustguard_py.state.document import Document
 from rustguard_py.state.durable_files import Files
 from rustguard_py.state.journal import TimestampJournal
-from rustguard_py.state.records import ClientState, NetworkRecord, PeerRecord, ServerState
+from rustguard_py.state.records import PeerRecord, ServerState
 
 DEFAULTS = "# only comments\n\n  # here\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Interface
 
-from rustguard_py.state.records import NetworkRecord
+from rustguard_py.state.client_records import NetworkRecord
 
 NETWORK = NetworkRecord(
     host="home.example",

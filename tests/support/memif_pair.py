@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rustguard_py.engine import Engine
 from rustguard_py.model.clock import now
+from rustguard_py.model.ethernet import EthernetOptions
 from rustguard_py.model.memif import MemifOptions
 from rustguard_py.planes.contract import EventfulPlane, Keypair
 from support.channel_pair import ALICE4, ALICE6, BOB4, BOB6, PATIENCE, PEER, Side, eventually, side, to_alice
@@ -22,7 +23,7 @@ QUIET = 0.5
 
 def options(path: Path, *, server: bool, queues: int = 1) -> MemifOptions:
     """What `support.testpmd` connects to."""
-    return MemifOptions(path, 5, server, b"psst", queues, MAC)
+    return MemifOptions(path, 5, server, b"psst", queues, EthernetOptions(MAC))
 
 
 def exchanged(packet: bytes) -> bytes:
@@ -45,13 +46,16 @@ class MemifPair:
 
     Args:
         memif: Alice's.
+
+    Attributes:
+        endpoint: Alice's.
     """
 
     def __init__(self, memif: MemifOptions) -> None:
         bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(("127.0.0.1", 0))
-        endpoint = bound.getsockname()
+        self.endpoint = endpoint = bound.getsockname()
         engine = Engine("native", "", queues=memif.queues, memif=memif)
         self.alice: EventfulPlane = engine.make_plane(bytes(32), "wg0", [bound], 1420)
         self.bob: Side = side(Engine("native", ""), 4096)

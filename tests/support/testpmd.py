@@ -50,6 +50,7 @@ class Testpmd:
         socket: Of the control channel.
         server: Whether it listens.
         queues: Of each direction.
+        log2: The exponent of 2 of its rings' size, if it is the client.
         mode: What it does with packets, from `start` on. 5tswap sends each back, with the addresses of all layers
             exchanged.
         more: Further words of the command line.
@@ -58,7 +59,14 @@ class Testpmd:
     __test__ = False
 
     def __init__(
-        self, socket: Path, *, server: bool, queues: int = 1, mode: str = "5tswap", more: tuple[str, ...] = ()
+        self,
+        socket: Path,
+        *,
+        server: bool,
+        queues: int = 1,
+        log2: int = 10,
+        mode: str = "5tswap",
+        more: tuple[str, ...] = (),
     ) -> None:
         found = program()
         assert found is not None
@@ -66,7 +74,7 @@ class Testpmd:
         self.log = socket.with_name(f"testpmd-{time.monotonic_ns()}.log")
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         role = "server" if server else "client"
-        device = f"{INTERFACE},role={role},socket-abstract=no,socket={socket},id=5,secret=psst"
+        device = f"{INTERFACE},role={role},socket-abstract=no,socket={socket},id=5,secret=psst,rsize={log2}"
         eal = ["--lcores", f"(0-1)@({cores})", "--no-huge", "--no-pci", "-m", "256", "--no-telemetry", "--no-shconf"]
         # What waits in a ring at `start` isn't thrown away.
         own = ["-i", "--no-flush-rx", "--total-num-mbufs=8192", "--nb-cores=1", f"--rxq={queues}", f"--txq={queues}"]
@@ -97,6 +105,17 @@ class Testpmd:
         )
         assert found is not None, said
         return Counts(*map(int, found.groups()))
+
+    def received(self) -> int:
+        """Packets received so far. It may go on."""
+        said = self._say("show port stats 0", r"TX-bytes")
+        found = re.search(r"NIC statistics for port 0.*?RX-packets: (\d+)", said, re.DOTALL)
+        assert found is not None, said
+        return int(found[1])
+
+    def set_size(self, size: int) -> None:
+        """Send frames of so many bytes in mode `txonly`, from the next `start` on."""
+        self._say(f"set txpkts {size}", r"testpmd> $")
 
     def connect_again(self) -> None:
         """Connect once more, as a client does only when it is told to. It moves no packets then."""

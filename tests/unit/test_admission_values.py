@@ -22,7 +22,8 @@ from rustguard_py.model.errors import StateError
 from rustguard_py.model.keys import encode_key
 from rustguard_py.model.printable import is_hidden
 from rustguard_py.state import envelope
-from rustguard_py.state.records import ClientState, NetworkRecord, ServerState
+from rustguard_py.state.client_records import ClientState, NetworkRecord
+from rustguard_py.state.records import ServerState
 
 PRIVATE, SERVER, PSK = (bytes([number]) * 32 for number in (64, 7, 9))
 OK: dict[str, Any] = {

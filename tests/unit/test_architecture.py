@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/internals/architecture.md"
-TOP_LEVEL = ("cli", "embed", "quick", "enroll", "service", "rootless", "daemon", "state")
+TOP_LEVEL = ("cli", "embed", "quick", "enroll", "service", "rootless", "vpp", "daemon", "state")
 PACKAGE = "rustguard_py"
 # The native extension is the plane's own: the table speaks of Python.
 NATIVE = f"{PACKAGE}._native"

@@ -35,7 +35,7 @@ from rustguard_py.model.peer import Peer, PeerConfig
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.protocol.report import Hello, encode
-from rustguard_py.state.records import NetworkRecord, TunnelRecord
+from rustguard_py.state.client_records import NetworkRecord, TunnelRecord
 from support import virtual_loop
 
 SERVER: Endpoint = ("192.0.2.1", 51820)

@@ -18,8 +18,8 @@ from click.shell_completion import ShellComplete
 from rustguard_py.cli.app import group
 from rustguard_py.quick import conf_files
 from rustguard_py.service import systemd
+from rustguard_py.state.client_records import ClientState, NetworkRecord
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState, NetworkRecord
 from support.answering import answering
 
 PEERS = [

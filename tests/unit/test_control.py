@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from rustguard_py.daemon.control import server as control_server
 from rustguard_py.daemon.control.client import call
+from rustguard_py.daemon.control.permission import fix_for, fix_for_strangers
 from rustguard_py.daemon.control.protocol import KINDS, MAX_REQUEST, decode, encode, error_document, error_from
 from rustguard_py.daemon.control.server import MAX_CONNECTIONS, ControlServer, Handler
 from rustguard_py.model.errors import (
@@ -355,6 +356,20 @@ def test_it_is_gone_after_close_unless_it_is_somebody_elses_by_then(path: Path) 
 def test_an_unknown_group_is_a_usage_error(path: Path) -> None:
     with pytest.raises(UsageError, match="no group"):
         ControlServer(path, {}, "no-such-group-here")
+
+
+def test_a_stranger_learns_which_group_may_ask() -> None:
+    assert fix_for(None) == "Run the same command as root."
+    assert "usermod -aG wheel" in fix_for("wheel")
+
+
+@needs_other_users
+def test_the_group_of_a_socket_is_named_to_strangers(public_path: Path) -> None:
+    group = next(entry for entry in grp.getgrall() if entry.gr_gid not in {0, NOBODY})
+    with serving(public_path, group=group.gr_name):
+        assert f"join the group {group.gr_name}:" in fix_for_strangers(public_path)
+    with serving(public_path):
+        assert "join the group" not in fix_for_strangers(public_path)
 
 
 def ask_as_nobody(path: Path, gid: int = NOBODY, groups: Sequence[int] = ()) -> str:

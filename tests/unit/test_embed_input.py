@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import resource
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -42,7 +43,25 @@ def _with(*lines: str) -> str:
         ("wg0.conf", {}, "'wg0.conf' is not the text of a wg-quick", r"connect\(Path\('wg0.conf'\)\)"),
         ("vpn.example", {}, "is not the text", r"connect\('vpn.example', token=…\)"),
         (Path("/nowhere/wg0.conf"), {}, "There is no file /nowhere/wg0.conf", "path of a wg-quick file"),
-        (Path("/"), {}, "There is no file /", "path of a wg-quick file"),
+        (Path("/"), {}, "/ is a folder", "path of a wg-quick file in it"),
+        (Path(), {}, r"\. is a folder", "path of a wg-quick file in it"),
+        (Path("a\0b"), {}, "holds a zero byte", "Pass the path"),
+        (Path("x" * 300), {}, "xx… can't be read: File name too long", "path of a wg-quick file"),
+        (Path("~nobody-here/wg0.conf"), {}, "no known user", "in full"),
+        (5, {}, "is of type int", "Pass a str or a Path"),
+        (CONFIG.encode(), {}, "is of type bytes", "Pass a str or a Path"),
+        (CONFIG, {"engine": 5}, "engine= is of type int", "Pass a str"),
+        (CONFIG, {"timeout": float("inf")}, "timeout=inf is no number", "None"),
+        (CONFIG, {"timeout": 1e9}, "timeout=1000000000.0 is no number", "None"),
+        ("vpn.example", {"token": "x", "name": 5}, "name= is of type int", "Pass a str"),
+        ("vpn.example", {"token": "x", "fingerprint": 5}, "fingerprint= is of type int", "Pass a str"),
+        ("vpn.example", {"token": "x", "routes": 5}, "routes=5 is no list of networks", "192.168.7.0/24"),
+        ("vpn.example", {"token": "x", "routes": b"all"}, "routes=b'all' is no list", "192.168.7.0/24"),
+        ("vpn.example", {"token": "x", "state": 5}, "state= is of type int", "Pass a str or a Path"),
+        ("vpn.example", {"token": "x", "state": b"folder"}, "state= is of type bytes", "Pass a str or a Path"),
+        ("vpn.example", {"token": "x", "state": ""}, "state= is empty", "Pass the path"),
+        ("vpn.example", {"state": "a\0b"}, "state= holds a zero byte", "Pass the path"),
+        ("vpn.example", {"state": "~nobody-here/x"}, "no known user", "in full"),
         ("[Interface]\nPrivateKey = x\n", {}, "the configuration, line 2: PrivateKey is no key", "Copy it again"),
         (_with("PostUp = nft -f x"), {}, "has commands to run", "ignore_hooks=True"),
         (_with("Tabel = 1"), {}, "no key Tabel", "Did you mean Table"),
@@ -192,6 +211,39 @@ def test_a_server_without_token_has_to_be_in_the_state(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"vpn\.example was not joined before") as caught:
         rustguard_py.connect("vpn.example", state=tmp_path / "state").__enter__()
     assert "token=" in caught.value.fix
+    assert list(tmp_path.iterdir()) == [], "a mistyped folder isn't made"
+
+
+def test_a_state_whose_name_is_too_long_is_an_error_with_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(RustGuardError, match="File name too long") as caught:
+        rustguard_py.connect("vpn.example", state=tmp_path / ("x" * 300)).__enter__()
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), float("nan"), -1, -0.001, 1e9, "5"])
+def test_every_wait_takes_only_a_number_of_seconds(timeout: object) -> None:
+    async def ask() -> None:
+        async with connect(CONFIG, timeout=None) as tunnel:
+            waits: list[Callable[[], Awaitable[object]]] = [
+                lambda: tunnel.read_batch(timeout=timeout),
+                lambda: tunnel.write_batch([to_one()], timeout=timeout),
+                lambda: tunnel.wait_connected(timeout),
+            ]
+            for wait in waits:
+                with pytest.raises(UsageError, match="is no number of seconds") as caught:
+                    await wait()
+                assert "None" in caught.value.fix
+
+    asyncio.run(ask())
+    with connect(CONFIG, timeout=None) as tunnel:
+        uses: list[Callable[[], object]] = [
+            lambda: tunnel.read_batch(timeout=timeout),
+            lambda: tunnel.write_batch([to_one()], timeout=timeout),
+            lambda: tunnel.wait_connected(timeout),
+        ]
+        for use in uses:
+            with pytest.raises(UsageError, match="is no number of seconds"):
+                use()
 
 
 def test_a_state_is_used_by_one_tunnel_at_a_time(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from rustguard_py import conf
 from rustguard_py.enroll import export
 from rustguard_py.model.keys import encode_key, public_key
-from rustguard_py.state.records import ClientState, NetworkRecord, PeerRecord, ServerState
+from rustguard_py.state.client_records import ClientState, NetworkRecord
+from rustguard_py.state.records import PeerRecord, ServerState
 
 OURS, KEY, PSK = b"o" * 32, b"k" * 32, b"p" * 32
 POOL4, POOL6 = IPv4Network("10.150.0.0/24"), IPv6Network("fd00:1::/64")

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from rustguard_py import engine
-from rustguard_py.cli import app
+from rustguard_py.cli import app, bench_generate
 from rustguard_py.cli.generate import compare, layout, pair, report, stages, threads
 from rustguard_py.cli.generate.histogram import Histogram, equivalent
 from rustguard_py.cli.generate.layout import Record
@@ -28,7 +28,7 @@ from rustguard_py.cli.generate.portable import PortableGenerator, Received
 from rustguard_py.cli.generate.report import Results
 from rustguard_py.cli.generate.search import Limits, Search
 from rustguard_py.cli.generate.trial import Cpu, Trial, put_together
-from rustguard_py.model.errors import RefusedError, RustGuardError
+from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
 
 ROOT = Path(__file__).parents[2]
 ENDS = "10.99.0.1", "10.99.0.2"
@@ -525,5 +525,23 @@ def test_each_contender_here_is_named_or_its_absence_explained() -> None:
     assert "wireguard-go" in names
     if engine.has_native():
         sides = ("sockets", "io_uring", "AF_XDP")
-        assert {f"{device}, {side}" for device in ("channel", "tun") for side in sides} <= names
+        assert {f"{device}, {side}" for device in ("channel", "memif", "tun") for side in sides} <= names
     assert pair.CAPACITY >= 1024
+
+
+@pytest.mark.usefixtures("fake")
+def test_one_load_is_written_to_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Pair, "notes", [], raising=False)
+    monkeypatch.setattr(compare, "ours", lambda *_, **__: Contender("a", "channel", "sockets"))
+    folder = tmp_path / "results"
+    done = CliRunner().invoke(bench_generate.command, ["--rate", "5000", "--output", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    assert {each.name for each in folder.iterdir()} == {"generate.json", "generate.txt", "generate.md"}
+    assert json.loads((folder / "generate.json").read_text()) == json.loads(done.stdout)
+    assert "5,000 packets/s" in (folder / "generate.txt").read_text()
+
+
+def test_the_loopback_is_no_name_for_the_link() -> None:
+    done = CliRunner().invoke(bench_generate.command, ["--xdp", "lo"])
+    assert isinstance(done.exception, UsageError)
+    assert "--xdp xdp0" in done.exception.fix

@@ -17,8 +17,9 @@ from rustguard_py.enroll.server import admissions, import_wg_quick
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.keys import public_key
+from rustguard_py.state.client_records import ClientState
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState, ServerState
+from rustguard_py.state.records import ServerState
 
 KEY, OTHER, PSK = (bytes([number]) * 32 for number in (64, 72, 3))
 
@@ -101,7 +102,7 @@ def test_a_key_that_was_revoked_is_not_let_in(tmp_path: Path) -> None:
 
 
 def test_a_clients_own_tunnel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from rustguard_py.state.records import NetworkRecord
+    from rustguard_py.state.client_records import NetworkRecord
 
     network = NetworkRecord(
         host="home.example",

@@ -24,7 +24,8 @@ from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key
 from rustguard_py.model.sudo import as_root
 from rustguard_py.model.tunnel import Listeners
 from rustguard_py.planes.contract import EventfulPlane
-from rustguard_py.state.records import ClientState, PeerRecord, ServerState
+from rustguard_py.state.client_records import ClientState
+from rustguard_py.state.records import PeerRecord, ServerState
 from rustguard_py.tunnel import Tunnel
 from support.memory_plane import MemoryPlane
 

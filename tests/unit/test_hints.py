@@ -22,6 +22,7 @@ FOLDERS = [
     "rootless",
     "service",
     "state",
+    "vpp",
     "rustguard_py/kernel",
     "rustguard_py/system",
 ]

@@ -219,7 +219,7 @@ def test_a_machine_without_ipv6_is_told_with_the_setting(
 def test_af_xdp_needs_an_ethernet_interface_that_is_there() -> None:
     with pytest.raises(RefusedError, match="There is no interface"):
         interface.require_ethernet("no-such-one")
-    with pytest.raises(RefusedError, match="not an Ethernet interface"):
+    with pytest.raises(RefusedError, match="lo is the loopback of this machine, not an Ethernet interface"):
         interface.require_ethernet("lo")
 
 

@@ -5,18 +5,22 @@ Against a program that others wrote it is tested in `tests/hosts/planes/test_mem
 
 from __future__ import annotations
 
+import select
+import time
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from rustguard_py.cli.wg import command
-from rustguard_py.engine import Engine
+from rustguard_py.data_path import DataPath
+from rustguard_py.engine import Engine, choose
 from rustguard_py.model.errors import RefusedError, UsageError
-from rustguard_py.model.memif import MemifOptions, parse
-from support.channel_pair import BOB4, BOB6, PEER, eventually
+from rustguard_py.model.ethernet import EthernetOptions, own_mac
+from rustguard_py.model.memif import MemifOptions, absolute, parse
+from support.channel_pair import BOB4, BOB6, PATIENCE, PEER, eventually
 from support.engines import needs_native
 from support.memif_pair import MemifPair, options
 from support.packets import udp_packet
@@ -29,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _ip(path: Path, *, server: bool) -> MemifOptions:
-    return replace(options(path, server=server), mac=None)
+    return replace(options(path, server=server), ethernet=None)
 
 
 def test_the_option_names_a_socket_and_what_is_special_about_it() -> None:
@@ -37,6 +41,22 @@ def test_the_option_names_a_socket_and_what_is_special_about_it() -> None:
     text = "m,id=7,role=server,secret=psst,queues=2,mode=ip"
     assert parse(text) == MemifOptions(Path("m").absolute(), 7, server=True, secret=b"psst", queues=2)
     assert "psst" not in repr(parse(text)) + str(parse(text))
+
+
+def test_the_option_names_our_side_of_an_ethernet_link() -> None:
+    text = "/m,mode=ethernet,mac=02:00:00:00:00:0A,gateway=42:42:42:42:42:42,learn=10.0.0.0/8,answer=10.1.1.1"
+    ten, one, six = ip_network("10.0.0.0/8"), ip_network("10.1.1.1"), ip_network("fd00::/8")
+    ethernet = EthernetOptions(b"\x02\0\0\0\0\x0a", b"B" * 6, (one, six), (ten,))
+    assert parse(f"{text},answer=fd00::/8").ethernet == ethernet
+    assert parse("/m,mode=ethernet").ethernet == EthernetOptions()
+    assert parse("/m").ethernet is None
+
+
+def test_a_mac_address_of_ours_stays_and_is_no_other_interfaces() -> None:
+    mac = own_mac("wg0", 1)
+    assert mac == own_mac("wg0", 1)
+    assert len({mac, own_mac("wg1", 1), own_mac("wg0", 2)}) == 3
+    assert (len(mac), mac[0] & 3) == (6, 2)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +74,13 @@ def test_the_option_names_a_socket_and_what_is_special_about_it() -> None:
         ("/m,role=master", "'master'"),
         ("/m,mode=punt", "'punt'"),
         ("/m,secret=" + "x" * 24, "23 bytes"),
+        ("/m,mac=02:00:00:00:00:01", "mode=ethernet"),
+        ("/m,learn=10.0.0.0/8", "mode=ethernet"),
+        ("/m,mode=ethernet,mac=02:00:00:00:00", "mac=02"),
+        ("/m,mode=ethernet,mac=03:00:00:00:00:01", "one interface"),
+        ("/m,mode=ethernet,gateway=00:00:00:00:00:00", "one interface"),
+        ("/m,mode=ethernet,answer=10.0.0.1/8", "host bits"),
+        ("/m,mode=ethernet,answer=10.0.0.0/8,learn=10.0.0.0/8", "in answer and in learn"),
     ],
 )
 def test_what_the_option_does_not_have_is_refused_with_its_form(text: str, word: str) -> None:
@@ -61,6 +88,40 @@ def test_what_the_option_does_not_have_is_refused_with_its_form(text: str, word:
         parse(text)
     assert word in refused.value.message
     assert refused.value.fix
+
+
+def test_the_value_that_is_kept_has_the_path_from_everywhere() -> None:
+    assert absolute("m,id=7,secret=psst") == f"{Path('m').absolute()},id=7,secret=psst"
+    assert absolute("/run/m") == "/run/m"
+    assert DataPath(memif=None).with_kept("", "/run/m").memif == "/run/m"
+    assert DataPath(memif="").with_kept("", "/run/m").memif == ""
+    assert DataPath(memif="/run/n,secret=psst").memif_to_keep("/run/m") == "/run/n,secret=psst"
+    assert "psst" not in repr(DataPath(memif="/run/n,secret=psst"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "option"),
+    [
+        (DataPath(engine="kernel"), "--engine kernel"),
+        (DataPath(engine="portable"), "--engine portable"),
+        (DataPath(queues="2"), "--queues"),
+        (DataPath(rootless=True), "--rootless"),
+        (DataPath(threaded_napi=True), "--threaded-napi"),
+    ],
+)
+def test_what_a_memif_excludes_is_refused_with_both_ways_out(asked: DataPath, option: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        choose(asked.with_kept("", "/run/m,queues=2"))
+    assert refused.value.fix is not None
+    assert f"Leave out {option}" in refused.value.fix
+    assert "--memif none" in refused.value.fix
+
+
+@needs_native
+def test_a_memif_is_the_native_engines_with_the_queues_that_it_has() -> None:
+    chosen = choose(DataPath(memif="/run/m,queues=3"))
+    assert (chosen.name, chosen.queues, chosen.memif) == ("native", 3, MemifOptions(Path("/run/m"), queues=3))
+    assert "--memif needs it" in chosen.reason
 
 
 def test_the_command_refuses_what_has_no_memif(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,9 +155,49 @@ def test_ip_packets_cross_between_two_ends_of_ours(path: Path) -> None:
 
 
 @needs_native
+def test_ethernet_asks_for_what_it_learns_and_answers_for_its_ranges(path: Path) -> None:
+    """Both addresses of the other end are asked for. The packets that ask are dropped and counted."""
+    ranges = (ip_network("10.9.0.0/24"), ip_network("fd09::/64"))
+    one = MemifPair(replace(_ip(path, server=True), ethernet=EthernetOptions(learnt=ranges)))
+    other = MemifPair(
+        replace(_ip(path, server=False), ethernet=EthernetOptions(answered=ranges, mac=b"\x02A\0\0\0\1"))
+    )
+    for each in (one, other):
+        each.wait_for_connection()
+        each.bob.plane.set_peer(PEER, None, [ip_network("0.0.0.0/0"), ip_network("::/0")], 0)
+    from rustguard_py.planes.native import NativePlane
+
+    asking, answering = one.alice, other.alice
+    assert isinstance(asking, NativePlane)
+    assert isinstance(answering, NativePlane)
+    first = [udp_packet(BOB4, BOB4, b"asks"), udp_packet(BOB6, BOB6, b"asks")]
+    one.bob.write(first)
+    assert select.select([answering.answered_fileno()], [], [], PATIENCE)[0]
+    answered: set[object] = set()
+    until = time.monotonic() + PATIENCE
+    while len(answered) < 2 and time.monotonic() < until:
+        answered |= set(answering.take_answered())
+    assert answered == {ip_address(BOB4), ip_address(BOB6)}
+    assert not select.select([answering.answered_fileno()], [], [], 0)[0]
+    assert one.drops() == {"memif_unresolved": 2}
+    packets = [udp_packet(*pair, bytes(size)) for size in range(0, 1370, 70) for pair in ((BOB4,) * 2, (BOB6,) * 2)]
+    # The replies lie in the ring by now, and are read before or after the next packets.
+    time.sleep(0.2)
+    one.bob.write(packets)
+    assert other.bob.read(len(packets)) == packets
+    assert asking.take_answered() == []
+    one.close()
+    other.close()
+
+
+@needs_native
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"secret": b"other"}, "another secret"), ({"number": 6}, "id 6"), ({"mac": bytes(6)}, "mode Ethernet")],
+    [
+        ({"secret": b"other"}, "another secret"),
+        ({"number": 6}, "id 6"),
+        ({"ethernet": EthernetOptions(b"\x02\0\0\0\0\1")}, "mode Ethernet"),
+    ],
 )
 def test_each_end_says_why_the_other_is_refused(path: Path, change: dict[str, object], why: str) -> None:
     one = MemifPair(_ip(path, server=True))

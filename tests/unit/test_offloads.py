@@ -21,7 +21,7 @@ from rustguard_py.model.offloads import ALL, NONE, OFFLOADS, Offloads, choose_of
 from rustguard_py.planes.known_kernels import KNOWN, known_faults
 from rustguard_py.quick import up
 from rustguard_py.state import kept_offloads
-from rustguard_py.state.records import ClientState
+from rustguard_py.state.client_records import ClientState
 from support.embedded import Ends
 
 

@@ -16,9 +16,10 @@ from rustguard_py.cli.app import run
 from rustguard_py.model.errors import StateError
 from rustguard_py.state import envelope
 from rustguard_py.state.backup import Backup, Places, take
+from rustguard_py.state.client_records import ClientState
 from rustguard_py.state.document import Document
 from rustguard_py.state.journal import TimestampJournal
-from rustguard_py.state.records import ClientState, ServerState
+from rustguard_py.state.records import ServerState
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "tests/data/states"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
+from contextlib import suppress
 from typing import Literal
 
 import pytest
 
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.proxy.failures import Failures
 from rustguard_py.proxy.forward import Forward, parse_forward
 from rustguard_py.proxy.outside import Outside
-from rustguard_py.proxy.server import Proxy
+from rustguard_py.proxy.server import Proxy, _fix_for
 from support.proxied import KINDS, PATIENCE, Kind, Loopback, echo, make, nothing_left, served, talk, until
 
 
@@ -141,3 +145,66 @@ def test_the_outside_resolves_names_and_makes_sockets_that_do_not_block() -> Non
             assert not made.get_inheritable()
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_failures_are_logged_with_their_reason_and_not_too_often(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    failures = Failures("-L", "files.home:80", lambda: now)
+    for error in (ConnectionRefusedError(111, "Connection refused"), TimeoutError(), OSError(19, "No such device")):
+        failures.report(error)
+    for _ in range(100):
+        failures.report(socket.gaierror(-2, "Name or service not known"))
+    assert caplog.messages[:3] == [
+        "-L to files.home:80: no connection: Connection refused",
+        "-L to files.home:80: no connection: Connection timed out",
+        "-L to files.home:80: no connection: No such device",
+    ]
+    assert (
+        caplog.messages[3:]
+        == ["-L to files.home:80: no connection: the name isn't resolved (Name or service not known)"] * 2
+    )
+    now = 61.0
+    failures.report(ConnectionRefusedError(111, "Connection refused"))
+    assert caplog.messages[-1].endswith("Connection refused (and 98 more that weren't logged)")
+
+
+@pytest.mark.parametrize("option", ["-L", "-R"])
+def test_a_forward_that_leads_nowhere_is_in_the_log(
+    option: Literal["-L", "-R"], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            nowhere = probe.getsockname()[1]
+        proxy = Proxy(Loopback())
+        try:
+            work = proxy.forward_in if option == "-L" else proxy.forward_out
+            ((_, port, *_),) = await work(Forward("127.0.0.1", 0, "127.0.0.1", nowhere))
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            writer.close()
+            assert f"{option} to 127.0.0.1:{nowhere}: no connection: Connection refused" in caplog.messages
+        finally:
+            await proxy.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("number", "port", "here", "inside"),
+    [
+        (errno.EADDRINUSE, 8080, "`ss -ltnp 'sport = 8080'`", "`rustguard exec -- ss -ltnp 'sport = 8080'`"),
+        (errno.EACCES, 80, "net.ipv4.ip_unprivileged_port_start=80", "port from 1024 on"),
+        (errno.EADDRNOTAVAIL, 80, "This machine doesn't have", "The tunnel's network doesn't have"),
+        (errno.ENOBUFS, 80, "Choose another", "Choose another"),
+    ],
+)
+def test_each_reason_why_a_port_cannot_be_had_has_its_fix(number: int, port: int, here: str, inside: str) -> None:
+    error = OSError(number, os.strerror(number))
+    assert here in _fix_for(error, port, is_inside=False)
+    assert inside in _fix_for(error, port, is_inside=True)
+
+
+def test_a_name_that_is_not_known_has_a_fix_of_its_own() -> None:
+    assert "address in place of the name" in _fix_for(socket.gaierror(-2, "unknown"), 80, is_inside=False)

@@ -9,18 +9,20 @@ import os
 import resource
 import socket
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from rustguard_py import conf, conf_reader
 from rustguard_py.cli.app import run
-from rustguard_py.daemon import steps
+from rustguard_py.daemon import steps, vouched
 from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UnansweredError, UsageError
 from rustguard_py.model.limits import lack_of_files, limit_of
 from rustguard_py.model.sudo import as_root
 from rustguard_py.quick import conf_files, peers, routing
+from rustguard_py.quick.helper import _left_behind
+from rustguard_py.quick.up import repair
 from rustguard_py.state import paths
 from rustguard_py.system.interface import RT_TABLE_MAIN
 
@@ -71,13 +73,13 @@ def test_what_outlives_the_interface_is_read_as_it_was_written(tmp_path: Path) -
     made = plan(config("0.0.0.0/0", "::/0"), (4, 100), (6, 200))
     left = Left("wg0", conf.Hooks(post_down=("echo gone",)))
     ledger = Ledger(tmp_path / "x.undo", left)
-    ledger._done = dict.fromkeys(made, "memo")
+    ledger._done = dict.fromkeys(made, "1")
     ledger.save()
     assert (tmp_path / "x.undo").stat().st_mode & 0o777 == 0o600
     again = Ledger.load(tmp_path / "x.undo")
     assert again is not None
     assert again.left == left
-    assert again._done == {step: "memo" for step in made if step.outlives}
+    assert again._done == {step: "1" for step in made if step.outlives}
     assert [path.name for path in tmp_path.iterdir()] == ["x.undo"]
 
 
@@ -131,6 +133,61 @@ def test_a_ledger_of_an_earlier_version_moves_to_the_state_directory(
     kept = Ledger.load(here)
     assert kept is not None
     assert (kept.left, earlier.exists()) == (left, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"interface": "wg0;id"},
+        {"interface": "../x"},
+        {"steps": [[{"kind": "Sysctl", "name": "kernel.core_pattern", "value": "1"}, "|/tmp/x"]]},
+        {"steps": [[{"kind": "Sysctl", "name": "/etc/shadow", "value": "1"}, "1"]]},
+        {"steps": [[{"kind": "Sysctl", "name": "net.ipv4.conf.all.src_valid_mark", "value": "1"}, "|x"]]},
+        {"steps": [[{"kind": "Dns", "interface": "-x", "servers": [], "search": []}, "resolvconf"]]},
+        {"steps": [[{"kind": "Dns", "interface": "eth0", "servers": [], "search": []}, "resolvectl"]]},
+        {"steps": [[{"kind": "Firewall", "interface": "wg1", "version": 4, "addresses": [], "mark": 1}, ""]]},
+        {"steps": [[{"kind": "Rule", "version": 4, "priority": "x", "table": 1, "mark": 0}, ""]]},
+    ],
+)
+def test_a_ledger_with_what_no_tunnel_of_its_name_does_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    """The daemon can write it, and root undoes what it says."""
+    path = tmp_path / "undo.json"
+    Ledger(path, Left("wg0", conf.Hooks())).save()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(StateError, match="can't be read"):
+        Ledger.load(path)
+
+
+def test_only_hooks_that_root_started_the_tunnel_with_are_run_for_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
+    state, ran = tmp_path / "state", tmp_path / "ran"
+    state.mkdir(mode=0o700)
+    ours, strange = f"echo %i >> {ran}", f"echo strange >> {ran}"
+    vouched.vouch(state, [ours])
+    assert (tmp_path / "state.hooks").stat().st_mode & 0o777 == 0o600
+    left = Left("wg0", conf.Hooks(pre_down=(strange,), post_down=(ours, strange)))
+    Ledger(paths.undo_file(state), left).save()
+    assert tuple(_left_behind(state)) == (ours,)
+    with pytest.raises(RustGuardError, match="was not run: nothing shows that it is of the tunnel's file"):
+        asyncio.run(repair(state, lambda _: None))
+    assert ran.read_text() == "wg0\n"
+    assert not paths.undo_file(state).exists()
+    assert not (tmp_path / "state.hooks").exists()
+
+
+def test_hooks_are_kept_besides_those_of_before_and_an_unwritable_place_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooks = conf.Hooks(post_up=("one",), post_down=("two", "three"))
+    vouched.vouch(tmp_path / "wg0", ["one"])
+    vouched.vouch(tmp_path / "wg0", ["two"])
+    assert vouched.known_of(tmp_path / "wg0", hooks) == (conf.Hooks(post_up=("one",), post_down=("two",)), ["three"])
+    vouched.vouch(tmp_path / "gone/wg0", ["one"])
+    assert "can't be written" in caplog.text
+    (tmp_path / "wg0.hooks").chmod(0o644)
+    assert vouched.known_of(tmp_path / "wg0", hooks)[0] == conf.Hooks()
 
 
 @pytest.mark.parametrize("name", ["boot", "namespace"])

@@ -16,8 +16,9 @@ import pytest
 from rustguard_py.daemon import steps
 from rustguard_py.daemon.dns import Dns
 from rustguard_py.daemon.steps import Firewall
+from rustguard_py.daemon.vouched import digest
 from rustguard_py.quick import conf_files
-from rustguard_py.quick.helper_process import HelperProcess, digest
+from rustguard_py.quick.helper_process import HelperProcess
 
 FIREWALL = {"kind": "Firewall", "interface": "wg0", "version": 4, "addresses": ["10.9.0.1"], "mark": 51820}
 DNS = {"kind": "Dns", "interface": "wg0", "servers": ["10.9.0.1"], "search": ["lan"]}
@@ -36,7 +37,9 @@ def file(tmp_path: Path) -> Path:
 def helper(file: Path) -> Iterator[HelperProcess]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        yield HelperProcess(theirs, file, "wg0", [f"touch {file.parent}/known; echo %i"], trust=True)
+        yield HelperProcess(
+            theirs, file, "wg0", file.parent / "state", [f"touch {file.parent}/known; echo %i"], trust=True
+        )
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def test_hooks_of_a_changed_file_are_read_from_the_file(helper: HelperProcess, f
 def test_a_file_that_others_can_change_is_not_read_again(file: Path) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        helper = HelperProcess(theirs, file, "wg0", [], trust=False)
+        helper = HelperProcess(theirs, file, "wg0", file.parent / "state", [], trust=False)
         file.chmod(0o666)
         message, fix = ask(helper, do="read")["error"]
     assert ("can write" in message, "--trust-file" in fix) == (True, True)

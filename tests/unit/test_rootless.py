@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -13,16 +14,18 @@ from typing import Any
 
 import pytest
 
-from rustguard_py.cli import down
+from rustguard_py.cli import daemon, down
 from rustguard_py.cli.app import run
 from rustguard_py.enroll.client.start import names_of
 from rustguard_py.model import sudo
-from rustguard_py.model.errors import UsageError
+from rustguard_py.model.errors import InUseError, UsageError
+from rustguard_py.proxy.forward import parse_forward
 from rustguard_py.rootless import names, refusals
 from rustguard_py.rootless.names import Names
-from rustguard_py.rootless.options import parse_login, parse_place
+from rustguard_py.rootless.options import Rootless, parse_login, parse_place
 from rustguard_py.rootless.process import HelperProcess
 from rustguard_py.rootless.refusals import Step, refused
+from rustguard_py.state import paths
 from rustguard_py.system import container
 from support.joined import NETWORK
 
@@ -243,6 +246,13 @@ def test_hints_name_what_this_user_types(monkeypatch: pytest.MonkeyPatch) -> Non
         (["join", "home", "--rootless", "--socks", "10.0.0.1:80"], 2, "Add --socks-login FILE"),
         (["join", "home", "--rootless", "-L", "80"], 2, "[ADDR:]PORT:HOST:PORT"),
         (["join", "home", "--rootless", "--dns", "x"], 2, "--dns"),
+        (["join", "home", "--rootless", "--dns", "127.0.0.53"], 2, "of the loopback interface"),
+        (["join", "home", "--rootless", "--dns", "::ffff:127.0.0.1"], 2, "of the loopback interface"),
+        (["join", "home", "--rootless", "--dns", "::1"], 2, "of the loopback interface"),
+        (["join", "home", "--rootless", "--dns", "0.0.0.0"], 2, "the unspecified one"),  # noqa: S104
+        (["join", "home", "--rootless", "--dns", "::"], 2, "the unspecified one"),
+        (["join", "home", "--rootless", "--dns", "ff02::fb"], 2, "of a multicast group"),
+        (["join", "home", "--rootless", "--dns", "255.255.255.255"], 2, "reached through the tunnel"),
         (["join", "home", "--rootless", "--socks-login", "x"], 2, "--socks-login needs --socks."),
         (["join", "home", "--rootless", "--socks", "81", "--socks-login", "/none"], 2, "can't be read: No such file"),
     ],
@@ -279,3 +289,83 @@ def test_a_place_without_an_address_is_on_this_machine_alone() -> None:
     assert parse_place("1080") == ("127.0.0.1", 1080)
     assert parse_place("[::1]:1080") == ("::1", 1080)
     assert parse_place("localhost:9") == ("localhost", 9)
+
+
+def test_the_machines_own_name_means_its_address_in_the_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Laptop")
+    inner = ip_address("10.150.0.2")
+    assert "127.0.1.1" not in Names((), (("laptop", inner),)).files()[Path("/etc/hosts")]
+    assert "127.0.1.1 Laptop\n" in Names((), (("other", inner),)).files()[Path("/etc/hosts")]
+
+
+@pytest.mark.parametrize(
+    ("started", "given", "others"),
+    [
+        (None, None, None),
+        ({"--socks": ["127.0.0.1:1080"]}, {"--socks": ["127.0.0.1:1080"]}, None),
+        ({}, {}, None),
+        ({"--socks": ["127.0.0.1:1080"]}, None, None),
+        (None, {}, "another --rootless"),
+        ({}, {"-L": ["localhost:1:a:2"]}, "another -L"),
+        ({"-L": ["localhost:1:a:2"], "--dns": ["10.0.0.1"]}, {"-L": ["localhost:1:b:2"]}, "other --dns and -L"),
+    ],
+)
+def test_a_second_join_is_answered_by_what_runs_only_if_it_asks_for_the_same(
+    started: dict[str, list[str]] | None,
+    given: dict[str, list[str]] | None,
+    others: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ways = None if started is None else {"proxy": [], "forwards": [], "options": started}
+    status = {"interface": "rg0", "pid": 7, "role": "client", "peers": [{"name": "home"}], "rootless": ways}
+    monkeypatch.setattr(daemon, "_status_of", lambda *_: status)
+    if others is None:
+        assert daemon.runs_already(tmp_path, "client", "home", rootless=given)
+        assert capsys.readouterr().err == "A client of home runs already on rg0, process 7.\n"
+    else:
+        with pytest.raises(InUseError, match=f"runs already on rg0, process 7, with {others}.") as caught:
+            daemon.runs_already(tmp_path, "client", "home", rootless=given)
+        assert "rustguard stop" in caught.value.fix
+
+
+def test_the_options_are_kept_as_they_may_be_typed() -> None:
+    asked = Rootless(
+        (ip_address("10.0.0.1"),),
+        (("::1", 1080),),
+        ins=(parse_forward("-L", "80:[fd00::7]:81"),),
+        outs=(parse_forward("-R", "82:localhost:83"), parse_forward("-R", "[::]:8:a:9")),
+    )
+    assert asked.words() == {
+        "--dns": ["10.0.0.1"],
+        "--socks": ["[::1]:1080"],
+        "-L": ["localhost:80:[fd00::7]:81"],
+        "-R": [":82:localhost:83", "[::]:8:a:9"],
+    }
+
+
+def test_root_learns_whose_client_it_would_have_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = pwd.getpwuid(os.geteuid())
+    state, runtime = tmp_path / "work", tmp_path / "users" / str(max(user.pw_uid, 1)) / "rustguard"
+    runtime.mkdir(parents=True, mode=0o700)
+    listener = socket.socket(socket.AF_UNIX)
+    digest = paths._digest(state)
+    listener.bind(str(runtime / f"{digest}.sock"))
+    (runtime / f"{digest}.state").write_text(f"{state}\n")
+    monkeypatch.setattr(paths, "_USERS_RUNTIME", tmp_path / "users")
+    monkeypatch.setattr(paths, "_trouble", lambda *_: None)
+    monkeypatch.setattr(paths, "running", list)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: user)
+    for words in (["stop"], ["stop", "work"]):
+        assert run(words) != 0
+        said = capsys.readouterr().err
+        assert f"sudo -u {user.pw_name} XDG_RUNTIME_DIR={runtime.parent} rustguard stop {state}" in said
+    assert run(["stop", "another"]) != 0
+    assert "sudo -u" not in capsys.readouterr().err
+    assert run(["status"]) != 0
+    assert f"rustguard status --state {state}" in capsys.readouterr().err
+    listener.close()

@@ -27,8 +27,8 @@ from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.keys import encode_key
 from rustguard_py.model.sudo import as_root
+from rustguard_py.state.client_records import ClientState, NetworkRecord
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState, NetworkRecord
 
 OFFICE, HALF, DNS, INSIDE = map(ip_network, ("192.168.7.0/24", "0.0.0.0/2", "8.8.8.8/32", "10.150.0.128/25"))
 SERVER, PSK = bytes([7]) * 32, bytes([9]) * 32

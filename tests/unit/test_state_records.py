@@ -25,16 +25,10 @@ import pytest
 
 from rustguard_py.model.errors import StateError
 from rustguard_py.model.keys import encode_key, fingerprint
+from rustguard_py.state.client_records import ClientState, NetworkRecord, TunnelRecord
 from rustguard_py.state.document import Document
 from rustguard_py.state.envelope import decode, encode
-from rustguard_py.state.records import (
-    ClientState,
-    GuessRecord,
-    NetworkRecord,
-    PeerRecord,
-    ServerState,
-    TunnelRecord,
-)
+from rustguard_py.state.records import GuessRecord, PeerRecord, ServerState
 
 PRIVATE, PSK = sha256(b"private").digest(), sha256(b"psk").digest()
 

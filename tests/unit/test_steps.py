@@ -104,6 +104,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
 @pytest.fixture
 def sysctls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(steps, "SYSCTLS", tmp_path)
+    monkeypatch.setattr(steps, "SRC_VALID_MARK", "x")
     return tmp_path
 
 

@@ -4,3 +4,5 @@
 pub mod bodies;
 #[path = "../../memif/tests/hostile/bodies.rs"]
 pub mod memif_bodies;
+#[path = "../../neighbours/tests/hostile/bodies.rs"]
+pub mod neighbours_bodies;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::thread::{self, JoinHandle};
@@ -62,6 +63,8 @@ pub struct Plane {
     /// writing while the sockets are changed.
     io: RwLock<Weak<Io>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The process that has the threads. A forked child has none of them.
+    process: u32,
 }
 
 /// What stays when the sockets and threads are replaced.
@@ -165,7 +168,8 @@ impl Plane {
         lasting.transport.set_up(first.is_up(), now(), &mut Outbox::default());
         lacks.extend(refusal.map(|refusal| uring::note(&refusal)));
         let (io, threads) = lasting.start(queues, &lacks)?;
-        Ok(Self { name: made.name, lasting, io: RwLock::new(io), threads: Mutex::new(threads) })
+        let (io, threads) = (RwLock::new(io), Mutex::new(threads));
+        Ok(Self { name: made.name, lasting, io, threads, process: process::id() })
     }
 
     /// Call `act` with what the threads own, if they run.
@@ -319,8 +323,12 @@ impl Plane {
     }
 
     /// Stop the threads, and close every descriptor and the device. Done when this returns.
-    /// May be called twice.
+    /// May be called twice. Does nothing in a forked child: the threads and what wakes them are the
+    /// parent's, and a lock may be held by a thread that the child doesn't have.
     pub fn close(&self) {
+        if process::id() != self.process {
+            return;
+        }
         self.with_io(Io::stop);
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {

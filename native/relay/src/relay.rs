@@ -3,6 +3,7 @@
 use std::io;
 use std::mem::take;
 use std::os::fd::{OwnedFd, RawFd};
+use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -33,6 +34,8 @@ pub struct Relay {
     inboxes: Vec<Arc<Inbox>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     connections: u64,
+    /// The process that has the threads.
+    process: u32,
 }
 
 impl Relay {
@@ -49,8 +52,13 @@ impl Relay {
             stops: AtomicBool::new(false),
             idle: settings.idle,
         });
-        let mut relay =
-            Self { shared, inboxes: Vec::new(), threads: Mutex::default(), connections: settings.connections as u64 };
+        let mut relay = Self {
+            shared,
+            inboxes: Vec::new(),
+            threads: Mutex::default(),
+            connections: settings.connections as u64,
+            process: process::id(),
+        };
         for number in 0..settings.threads.max(1) {
             let inbox = Arc::new(Inbox::new()?);
             relay.inboxes.push(Arc::clone(&inbox));
@@ -119,8 +127,12 @@ impl Relay {
         self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Close all connections and end the threads. Connections that bytes wait in are reset.
+    /// Close all connections and end the threads. Connections that bytes wait in are reset. Does
+    /// nothing in a forked child, which has none of the threads.
     pub fn close(&self) {
+        if process::id() != self.process {
+            return;
+        }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.stops.store(true, Ordering::Release);
         for inbox in &self.inboxes {

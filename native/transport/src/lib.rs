@@ -27,7 +27,7 @@ pub mod inbound;
 pub mod indices;
 mod ip;
 pub mod keypairs;
-#[cfg(avx512)]
+#[cfg(lanes)]
 pub mod lanes;
 pub mod liveness;
 mod locks;

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from rustguard_py.lab.hosts import Lab
+from rustguard_py.model.ethernet import EthernetOptions
 from support import rustguard_wg
-from support.channel_pair import PEER, eventually, to_alice
+from support.channel_pair import ALICE4, BOB4, PEER, eventually, to_alice
 from support.engines import needs_native
-from support.memif_pair import QUIET, MemifPair, options
+from support.memif_pair import MAC, QUIET, MemifPair, options
+from support.packets import ip_header, naive_sum
 from support.testpmd import INTERFACE, Testpmd
 
 # testpmd spins, so one of them at a time.
@@ -84,6 +89,29 @@ def test_what_is_lost_is_counted_where_it_is_lost(path: Path, started: list[Test
     assert lost == {"memif_full": sent - counts.received}
     assert counts.sent + counts.dropped == counts.received
     assert len(back) == counts.sent
+    pair.close()
+
+
+@ROLES
+def test_testpmd_answers_arp_for_a_learnt_range_and_then_a_ping(
+    path: Path, started: list[Testpmd], server: bool
+) -> None:
+    ethernet = EthernetOptions(MAC, gateway=b"\x02\0\0\0\0\x63", learnt=(ip_network("10.9.0.0/24"),))
+    ours = replace(options(path, server=server), ethernet=ethernet)
+    pair = MemifPair(ours) if server else None
+    started.append(Testpmd(path, server=not server, mode="icmpecho"))
+    pair = pair or MemifPair(ours)
+    pair.wait_for_connection()
+    started[-1].start()
+    pair.bob.write([_ping(1)])
+    eventually(lambda: pair.drops() == {"memif_unresolved": 1}, str(pair.drops()))
+    time.sleep(QUIET)
+    pair.bob.write([_ping(2)])
+    (reply,) = pair.bob.read(1)
+    counts = started[-1].stop()
+    assert (reply[12:20], reply[20], reply[26:28]) == (_ping(2)[16:20] + _ping(2)[12:16], 0, b"\0\2")
+    assert (counts.received, counts.sent) == (2, 2)
+    assert pair.drops() == {"memif_unresolved": 1}
     pair.close()
 
 
@@ -162,6 +190,13 @@ def test_rustguard_wg_says_who_is_at_its_memif_or_why_nobody_is(lab: Lab, path: 
     assert "listening port" in host.run(["wg", "show", "wg0"]).stdout
     running.terminate()
     assert running.wait(10) == 0
+
+
+def _ping(sequence: int) -> bytes:
+    """An echo request (RFC 792) from Bob to Alice's network."""
+    message = struct.pack(">BBHHH", 8, 0, 0, 1, sequence) + bytes(16)
+    message = message[:2] + struct.pack(">H", 0xFFFF - naive_sum(message)) + message[4:]
+    return ip_header(BOB4, ALICE4, 1, len(message)) + message
 
 
 def _environment() -> dict[str, str]:

@@ -79,6 +79,8 @@ def test_each_contender_carries_packets_and_says_what_they_cost(contender: Conte
         assert costs["generator"] > 0
         if contender.program is None and contender.device == "channel":
             assert {"device read", "seal", "send", "receive", "open", "device write"} <= set(costs)
+        if contender.device == "memif":
+            assert {"seal", "device read, send", "receive, device write", "open"} <= set(costs)
 
 
 def _whole(trial: Trial) -> bool:

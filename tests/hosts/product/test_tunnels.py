@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rustguard_py.lab.hosts import Lab
+from rustguard_py.state.client_records import ClientState
 from rustguard_py.state.document import Document
-from rustguard_py.state.records import ClientState
 from support.flows import BURST, FLOWS, Stream, carries_all, out_packets, spread, start_stream, sysctls
 from support.product import HOME4, HOME6, INNER, OPEN, PATIENCE, TOKEN, Machine, Site, eventually
 

@@ -52,7 +52,7 @@ def test_a_user_joins_and_programs_inside_reach_the_server_over_both_families(
     program = laptop.join(HOME4, f"--rootless --engine {engine} --queues 2")
     status = laptop.status()
     assert (status["engine"], status["healthy"]) == (engine, True)
-    assert status["rootless"] == {"proxy": [], "forwards": []}
+    assert status["rootless"] == {"proxy": [], "forwards": [], "options": {}}
     for address in home.status()["addresses"]:
         assert laptop.reaches(address.split("/")[0])
     assert home.reaches(status["addresses"][0].split("/")[0])

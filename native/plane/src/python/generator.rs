@@ -1,7 +1,7 @@
-//! The class `Generator`: packets at a pace into a channel or an interface, and a count of what
-//! comes out.
+//! The class `Generator`: packets at a pace into a channel, a memif or an interface, and a count of
+//! what comes out.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,11 +14,14 @@ use generator::{
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use transport::vnet::VNET_SIZE;
 
 use super::channel::PyChannel;
-use crate::descriptor::{own, wait};
+use super::memif::PyMemif;
+use crate::descriptor::{is_nothing, own, wait};
 use crate::device::channel::Channel;
 use crate::device::lane::Closed;
+use crate::device::{Device, is_full};
 
 /// Milliseconds to wait for room, after which the generator looks again.
 const MOMENT: libc::c_int = 5;
@@ -60,6 +63,66 @@ impl Outlet for End {
     }
 }
 
+/// How long the generator waits for room in a ring, which nobody announces.
+const ROOM: Duration = Duration::from_micros(50);
+
+/// The other end of the engine's memif. It has the ring's locks and copies of the engine's own end.
+struct FarEnd {
+    queue: Arc<dyn Device>,
+    /// Room for what is taken together, and how many bytes each frame has.
+    frames: Vec<([u8; VNET_SIZE + generator::MOST_SIZE], usize)>,
+}
+
+impl FarEnd {
+    fn new(queue: Arc<dyn Device>) -> Self {
+        Self { queue, frames: vec![([0; VNET_SIZE + generator::MOST_SIZE], 0); MOST_AT_ONCE] }
+    }
+}
+
+impl Inlet for FarEnd {
+    fn put(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+        let mut count = 0;
+        for packet in packets {
+            match self.queue.write(&mut [&[0; VNET_SIZE], packet].map(IoSlice::new)) {
+                Ok(()) => count += 1,
+                Err(error) if is_full(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.queue.flush();
+        Ok(count)
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        std::thread::sleep(ROOM);
+        Ok(())
+    }
+}
+
+impl Outlet for FarEnd {
+    fn take(&mut self, each: &mut dyn FnMut(Option<&[u8]>)) -> io::Result<usize> {
+        let mut count = 0;
+        for (frame, size) in &mut self.frames {
+            match self.queue.read(frame) {
+                Ok(read) => (*size, count) = (read, count + 1),
+                Err(error) if is_nothing(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        for (frame, size) in &self.frames[..count] {
+            each(frame[..*size].get(VNET_SIZE + HEADERS..));
+        }
+        Ok(count)
+    }
+
+    fn wait(&mut self, most: Duration) -> io::Result<()> {
+        if self.queue.fall_asleep() {
+            wait([(self.queue.fd(), libc::POLLIN)], most.as_millis() as libc::c_int)?;
+        }
+        Ok(())
+    }
+}
+
 /// A copy of a descriptor that Python keeps.
 fn copy(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
     // SAFETY: the call touches no memory of ours; a descriptor that isn't open gives an error.
@@ -85,11 +148,12 @@ pub struct PyGenerator {
 #[pymethods]
 impl PyGenerator {
     #[new]
-    #[pyo3(signature = (source, target, *, channel = None, packet_socket = -1, udp_socket = -1))]
+    #[pyo3(signature = (source, target, *, channel = None, memif = None, packet_socket = -1, udp_socket = -1))]
     fn new(
         source: &str,
         target: &str,
         channel: Option<&PyChannel>,
+        memif: Option<&PyMemif>,
         packet_socket: RawFd,
         udp_socket: RawFd,
     ) -> PyResult<Self> {
@@ -97,9 +161,16 @@ impl PyGenerator {
             let parsed = text.parse::<Ipv4Addr>();
             parsed.map(|address| address.octets()).map_err(|_| PyValueError::new_err("not an IPv4 address"))
         };
-        let (inlet, outlet): (Box<dyn Inlet>, AnyOutlet) = match channel {
-            Some(channel) => (Box::new(End(channel.channel())), Box::new(End(channel.channel()))),
-            None => (Box::new(PacketSocket::new(copy(packet_socket)?)), Box::new(UdpSocket::new(copy(udp_socket)?))),
+        let (inlet, outlet): (Box<dyn Inlet>, AnyOutlet) = match (channel, memif) {
+            (Some(channel), _) => (Box::new(End(channel.channel())), Box::new(End(channel.channel()))),
+            (None, Some(memif)) => {
+                let queues = memif.queues()?.queues;
+                let queue = queues.first().ok_or_else(|| PyValueError::new_err("a memif without a queue"))?;
+                (Box::new(FarEnd::new(Arc::clone(queue))), Box::new(FarEnd::new(Arc::clone(queue))))
+            }
+            (None, None) => {
+                (Box::new(PacketSocket::new(copy(packet_socket)?)), Box::new(UdpSocket::new(copy(udp_socket)?)))
+            }
         };
         Ok(Self {
             source: Mutex::new(Source::new(inlet, address(source)?, address(target)?)),

@@ -1,17 +1,37 @@
 //! The class `Memif`: packets of another program, over shared memory, in place of an interface.
 
 use std::ffi::CString;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use transport::contract::Address;
 
+use super::convert::networks;
 use crate::device::Queues;
-use crate::device::memif::{Memif, Options, Role};
+use crate::device::memif::{Memif, Options};
 
 /// Return an error as `OSError(errno, why, what)`.
 fn os_error(error: &std::io::Error, what: &str) -> PyErr {
     PyOSError::new_err((error.raw_os_error().unwrap_or(libc::EIO), error.to_string(), what.to_owned()))
+}
+
+/// A model.ethernet.EthernetOptions, whose MAC address is given.
+struct Ethernet(neighbours::link::Settings);
+
+impl<'py> FromPyObject<'_, 'py> for Ethernet {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self(neighbours::link::Settings {
+            mac: object.getattr("mac")?.extract()?,
+            gateway: object.getattr("gateway")?.extract()?,
+            answered: networks(&object.getattr("answered")?)?,
+            learnt: networks(&object.getattr("learnt")?)?,
+        }))
+    }
 }
 
 #[pyclass(name = "Memif", module = "rustguard_py._native", frozen)]
@@ -33,29 +53,54 @@ impl PyMemif {
 #[pymethods]
 impl PyMemif {
     #[new]
-    #[pyo3(signature = (socket, *, server, number, secret, queues, mac, interface))]
+    #[pyo3(signature = (socket, *, listener, number, secret, queues, ethernet, interface))]
     fn new(
         socket: &str,
-        server: bool,
+        listener: Option<RawFd>,
         number: u32,
         secret: Vec<u8>,
         queues: u16,
-        mac: Option<[u8; 6]>,
+        ethernet: Option<Ethernet>,
         interface: &str,
     ) -> PyResult<Self> {
-        let role = if server { Role::Server } else { Role::Client };
+        let copy = |listener: RawFd| {
+            // SAFETY: the caller has the descriptor open during this call.
+            unsafe { BorrowedFd::borrow_raw(listener) }.try_clone_to_owned()
+        };
+        let listener = listener.map(copy).transpose().map_err(|error| os_error(&error, socket))?;
         let path = CString::new(socket).map_err(|_| PyValueError::new_err("a path has no zero bytes"))?;
-        let options = Options { socket: path, role, id: number, secret: &secret, queues, mac, interface };
-        let memif = Memif::open(&options).map_err(|error| os_error(&error, socket))?;
+        let ethernet = ethernet.map(|given| given.0);
+        let options = Options { socket: path, listener, id: number, secret: &secret, queues, ethernet, interface };
+        let memif = Memif::open(options).map_err(|error| os_error(&error, socket))?;
         Ok(Self { memif, used: AtomicBool::new(false) })
     }
 
     /// Return the other side's program and interface (None while there is none), how many connections
-    /// there were, and why there is none now, if that is known.
-    fn state(&self) -> (Option<(String, String)>, u64, Option<String>) {
+    /// there were, why there is none now, if that is known, and for how many seconds that is so.
+    fn state(&self) -> (Option<(String, String)>, u64, Option<String>, f64) {
         let state = self.memif.state();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        (state.peer.map(|(program, interface)| (text(program), text(interface))), state.connections, state.why)
+        (
+            state.peer.map(|(program, interface)| (text(program), text(interface))),
+            state.connections,
+            state.why,
+            state.since.elapsed().as_secs_f64(),
+        )
+    }
+
+    /// Return the descriptor that is readable while `take_answered` has something.
+    #[getter]
+    fn answered_fd(&self) -> i32 {
+        self.memif.answered_fd()
+    }
+
+    /// Return the addresses that were answered for since the last call, 4 or 16 bytes each.
+    fn take_answered<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        let bytes = |address| match address {
+            Address::V4(address) => PyBytes::new(py, &address.to_be_bytes()),
+            Address::V6(address) => PyBytes::new(py, &address.to_be_bytes()),
+        };
+        self.memif.take_answered().into_iter().map(bytes).collect()
     }
 
     fn close(&self, py: Python<'_>) {

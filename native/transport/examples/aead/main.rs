@@ -6,21 +6,24 @@
 //! cargo run --release -p transport --example aead -- against OLD   # another build's lanes against these
 //! ```
 //!
+//! With `RUSTGUARD_AEAD=lanes8` the lanes are the eight with AVX2, else the sixteen where the
+//! processor has AVX-512.
+//!
 //! It is fair on a machine that isn't quiet. What is compared takes turns in short runs of
 //! processor time, and figures are medians of many. Cycles are counted by the processor's clock in
 //! a run, over that of a chain of additions before and after it, which take a cycle each. Runs
 //! between which the two chains differ don't count.
 
-#[cfg(avx512)]
+#[cfg(lanes)]
 mod clock;
-#[cfg(avx512)]
+#[cfg(lanes)]
 mod compare;
-#[cfg(avx512)]
+#[cfg(lanes)]
 mod turns;
 
 fn main() {
-    #[cfg(avx512)]
-    if transport::lanes::are_available() {
+    #[cfg(lanes)]
+    if transport::lanes::eight::are_available() {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             [] => compare::table(),

@@ -60,3 +60,37 @@ fn any_flipped_bit_or_other_counter_is_refused() {
     assert!(!cipher.open(6, &mut sealed.clone()));
     assert!(cipher.open(5, &mut sealed));
 }
+
+/// Each of these is divided differently between ring and the lanes.
+#[test]
+fn batches_of_any_lengths_are_rings() {
+    let (cipher, ring) = (Cipher::new(&[5; 32]), RingCipher::new(&[5; 32]));
+    let lengths: [&[usize]; 8] = [
+        &[64, 64],
+        &[1420, 64],
+        &[128, 129, 64],
+        &[600, 500, 512, 400],
+        &[0, 0, 0, 0, 1420],
+        &[64; 18],
+        &[1420; 17],
+        &[0; 34],
+    ];
+    for lengths in lengths {
+        let mut at = 0;
+        let mut body = |(counter, length): (u64, &usize)| {
+            let body = Body { at, size: length + TAG_SIZE, counter };
+            at += body.size;
+            body
+        };
+        let bodies: Vec<Body> = (0..).zip(lengths).map(&mut body).collect();
+        let (mut buffer, mut expected) = (vec![3; at], vec![3; at]);
+        cipher.seal_batch(&mut buffer, &bodies);
+        ring.seal_batch(&mut expected, &bodies);
+        assert_eq!(buffer, expected);
+        let last = at - 1;
+        buffer[last] ^= 1;
+        let mut held = vec![];
+        cipher.open_batch(&mut buffer, &bodies, &mut held);
+        assert_eq!(held, (1..=lengths.len()).map(|n| n < lengths.len()).collect::<Vec<_>>());
+    }
+}

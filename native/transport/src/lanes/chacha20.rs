@@ -6,15 +6,26 @@
 
 use std::arch::x86_64::*;
 
+use zeroize::Zeroizing;
+
 /// Blocks at once.
 pub const LANES: usize = 16;
 /// Bytes of a block.
 pub const BLOCK_SIZE: usize = 64;
 
-const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+pub const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
 /// The key, as eight little-endian words.
 pub type Key = [u32; 8];
+
+/// Return a key's words.
+pub fn key_words(key: &[u8; 32]) -> Zeroizing<Key> {
+    let mut words = Zeroizing::new([0; 8]);
+    for (word, bytes) in words.iter_mut().zip(key.as_chunks::<4>().0) {
+        *word = u32::from_le_bytes(*bytes);
+    }
+    words
+}
 
 /// The sixteen blocks to compute.
 #[derive(Clone, Copy)]

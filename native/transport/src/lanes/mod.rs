@@ -1,5 +1,5 @@
 //! ChaCha20-Poly1305 (RFC 8439 section 2.8) of sixteen packets of one key at once, for x86-64 with
-//! AVX-512 IFMA.
+//! AVX-512 IFMA. [`eight`] is for processors with AVX2.
 //!
 //! [`batch`] assigns packets to lanes. [`chacha20`] has the key stream, [`poly1305`] the tags,
 //! [`fused`] both for as much as sixteen packets have in common, [`stream`] the key stream for the
@@ -16,6 +16,7 @@
 
 mod batch;
 mod chacha20;
+pub mod eight;
 mod fused;
 mod poly1305;
 mod stream;
@@ -53,13 +54,7 @@ pub fn are_available() -> bool {
 impl Lanes {
     /// Make it from a 32-byte key. Return None if the processor lacks a feature.
     pub fn new(key: &[u8; 32]) -> Option<Self> {
-        are_available().then(|| {
-            let mut words = Zeroizing::new([0; 8]);
-            for (word, bytes) in words.iter_mut().zip(key.as_chunks::<4>().0) {
-                *word = u32::from_le_bytes(*bytes);
-            }
-            Self(words)
-        })
+        are_available().then(|| Self(chacha20::key_words(key)))
     }
 
     /// Seal bodies in place. Panics if one isn't in the buffer.

@@ -2,30 +2,33 @@
 //!
 //! The crate `memif` has the protocol. Here are what a queue of the device does ([`rings`]), the
 //! thread that makes connections and ends them ([`control`]), and what lies between a frame of the
-//! other side and a packet of ours ([`framing`]).
+//! other side and a packet of ours ([`framing`]). [`bell`] has how the sides wake each other.
 //!
 //! The control channel is here, not in Python: descriptors and mappings have to be taken over and
 //! given up in step with the threads that move packets. Python decides which channel it is.
 //!
 //! While nobody is connected, what the plane opens is dropped and counted. Sessions stay.
 
+mod answers;
+mod bell;
 mod control;
 mod framing;
 mod rings;
 
 use std::ffi::CString;
 use std::io::{self, IoSlice};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use memif::handshake::Settings;
 use memif::message::Mode;
-use transport::ethernet::MacAddress;
+use neighbours::link::Link;
+use transport::contract::Address;
 use transport::vnet::VNET_SIZE;
 
 use self::control::Control;
-pub use self::control::{Role, State};
+pub use self::control::State;
 use self::framing::Framing;
 use self::rings::Rings;
 use super::{Device, Queues};
@@ -34,23 +37,24 @@ use super::{Device, Queues};
 const KIND: &str = "memif";
 /// The exponent of 2 of a ring's size, if we are the client and the server takes as much.
 const LOG2: u8 = 11;
-/// Bytes of our buffers. A longer packet takes several.
-const BUFFER: u32 = 2048;
+/// Bytes of our buffers. A longer packet takes several. One cache line more than a power of 2: the
+/// beginnings of all buffers would lie in few sets of a processor's cache otherwise.
+const BUFFER: u32 = 2048 + 64;
 
 /// Which memif to use.
 pub struct Options<'a> {
     /// The path of the control channel.
     pub socket: CString,
-    /// Who listens.
-    pub role: Role,
+    /// The listening socket of a server, which doesn't block. None for a client.
+    pub listener: Option<OwnedFd>,
     /// The number of the interface on that socket.
     pub id: u32,
     /// Up to 23 bytes, or empty.
     pub secret: &'a [u8],
     /// Rings per direction, at least 1.
     pub queues: u16,
-    /// Our MAC address if the other side wants Ethernet frames. None for plain IP packets.
-    pub mac: Option<MacAddress>,
+    /// Our side of the link if the other side wants Ethernet frames. None for plain IP packets.
+    pub ethernet: Option<neighbours::link::Settings>,
     /// What the other side is told of this interface.
     pub interface: &'a str,
 }
@@ -65,10 +69,10 @@ pub struct Memif {
 
 impl Memif {
     /// Begin to listen, or to connect. It isn't an error if nobody is at the other side yet.
-    pub fn open(options: &Options<'_>) -> io::Result<Self> {
+    pub fn open(options: Options<'_>) -> io::Result<Self> {
         let settings = Settings {
             id: options.id,
-            mode: if options.mac.is_some() { Mode::Ethernet } else { Mode::Ip },
+            mode: if options.ethernet.is_some() { Mode::Ethernet } else { Mode::Ip },
             secret: options.secret.to_vec(),
             program: b"RustGuard".to_vec(),
             interface: options.interface.as_bytes().to_vec(),
@@ -76,10 +80,11 @@ impl Memif {
             log2: LOG2,
             buffer: BUFFER,
         };
-        let framing = options.mac.map_or(Framing::Ip, Framing::ethernet);
+        let framing =
+            options.ethernet.map_or(Framing::Ip, |settings| Framing::Ethernet(Box::new(Link::new(&settings))));
         let queues = settings.queues;
         let rings = Arc::new(Rings::new(usize::from(queues), framing)?);
-        let control = Arc::new(Control::start(&options.socket, options.role, settings, &rings)?);
+        let control = Arc::new(Control::start(&options.socket, options.listener, settings, &rings)?);
         Ok(Self { rings, control, queues, interface: options.interface.to_owned() })
     }
 
@@ -95,6 +100,16 @@ impl Memif {
     /// Return what became of the connection.
     pub fn state(&self) -> State {
         self.control.state()
+    }
+
+    /// Return the descriptor that is readable while [`Self::take_answered`] has something.
+    pub fn answered_fd(&self) -> RawFd {
+        self.rings.answered.fd()
+    }
+
+    /// Return the addresses that were answered for since the last call.
+    pub fn take_answered(&self) -> Vec<Address> {
+        self.rings.answered.take()
     }
 
     /// End the connection. Done when this returns.

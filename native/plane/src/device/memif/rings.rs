@@ -5,16 +5,20 @@
 
 use std::io::{self, IoSlice};
 use std::iter::once;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memif::handshake::{Inlet, Link, Outlet};
 use memif::ring::{Received, Sent};
+use neighbours::link::{Frame, REASONS, Received as Seen};
+use transport::contract::Address;
 use transport::ethernet::ETHERNET;
 
-use super::framing::{Framing, REASONS};
-use crate::descriptor::{EventFd, check, check_size, own};
+use super::answers::Answers;
+use super::bell::{Ringer, Watch};
+use super::framing::Framing;
+use crate::descriptor::{EventFd, now};
 use crate::device::full;
 
 /// After this many packets the other side may see and have them, though the batch goes on.
@@ -40,14 +44,12 @@ struct Writing {
     queued: u32,
 }
 
-/// What waits for a queue's packets: it is readable while the bell of the queue's ring is.
-struct Watch(OwnedFd);
-
 /// The rings of all queues.
 pub struct Rings {
     framing: Framing,
     reading: Box<[Mutex<Option<Reading>>]>,
     watches: Box<[Watch]>,
+    ringer: Ringer,
     /// The first `writers` of them are in use.
     writing: Box<[Mutex<Option<Writing>>]>,
     writers: AtomicUsize,
@@ -55,10 +57,14 @@ pub struct Rings {
     corrupt: AtomicBool,
     /// Readable once `corrupt` is set.
     pub alarm: EventFd,
+    /// The addresses that were answered for.
+    pub answered: Answers,
     /// Frames of the other side that were left out, and packets of ours, by reason.
     pub drops: Box<[(&'static str, AtomicU64)]>,
 }
 
+/// The first bytes of a packet that decide where it goes.
+const START: usize = 128;
 /// Packets for which there was nobody.
 const DISCONNECTED: &str = "disconnected";
 /// Frames whose descriptors were none.
@@ -74,10 +80,12 @@ impl Rings {
             framing,
             reading: (0..queues).map(|_| Mutex::default()).collect(),
             watches: (0..queues).map(|_| Watch::new()).collect::<io::Result<_>>()?,
+            ringer: Ringer::new()?,
             writing: (0..queues).map(|_| Mutex::default()).collect(),
             writers: AtomicUsize::new(0),
             corrupt: AtomicBool::new(false),
             alarm: EventFd::new()?,
+            answered: Answers::new()?,
             drops: names.map(|name| (name, AtomicU64::new(0))).collect(),
         })
     }
@@ -95,7 +103,7 @@ impl Rings {
         for ((place, watch), inlet) in self.reading.iter().zip(&self.watches).zip(link.inlets) {
             watch.add(inlet.bell.as_raw_fd())?;
             // What came before this is noticed as well.
-            ring_bell(inlet.bell.as_raw_fd());
+            self.ringer.ring(inlet.bell.as_raw_fd());
             *lock(place) = Some(Reading { inlet, masked: false, taken: 0 });
         }
         Ok(())
@@ -117,7 +125,7 @@ impl Rings {
 
     /// Return the descriptor to wait at for packets of a queue.
     pub fn fd(&self, queue: usize) -> RawFd {
-        self.watches[queue].0.as_raw_fd()
+        self.watches[queue].fd()
     }
 
     fn count(&self, name: &str) {
@@ -153,9 +161,11 @@ impl Rings {
                         reading.inlet.ring.mask();
                         reading.masked = true;
                     }
-                    match self.framing.unwrap(&header, packet[0]) {
-                        Ok(()) => return Ok(size - head_size),
-                        Err(reason) => self.count(reason),
+                    match self.framing.unwrap(&header, &packet[..size - head_size]) {
+                        Seen::Packet(size) => return Ok(size),
+                        Seen::Reply(frame, address) => self.reply(queue, &frame, address),
+                        Seen::Nothing => {}
+                        Seen::Drop(reason) => self.count(reason),
                     }
                 }
                 Ok(Received::Empty) => {
@@ -172,6 +182,28 @@ impl Rings {
         }
     }
 
+    /// Answer on the same queue. An answer that finds no room is lost: whoever asked will ask again.
+    fn reply(&self, queue: usize, frame: &Frame, address: Address) {
+        if let Some(place) = self.writer(queue)
+            && let Some(writing) = &mut *lock(place)
+            && self.send_own(writing, frame)
+        {
+            writing.show(&self.ringer);
+            self.answered.note(address, now());
+        }
+    }
+
+    /// Put a frame of the link itself into a ring. Return whether there was room.
+    fn send_own(&self, writing: &mut Writing, frame: &Frame) -> bool {
+        match writing.outlet.ring.send(frame.bytes().len(), once(frame.bytes())) {
+            Ok(sent) => sent == Sent::Queued,
+            Err(_) => {
+                self.end();
+                false
+            }
+        }
+    }
+
     fn leave_out(&self, reading: &mut Reading, reason: &str) {
         reading.taken += 1;
         self.count(reason);
@@ -182,7 +214,7 @@ impl Rings {
         let mut place = lock(&self.reading[queue]);
         let Some(reading) = &mut *place else { return true };
         reading.give_back();
-        silence(reading.inlet.bell.as_raw_fd());
+        self.watches[queue].hear();
         reading.inlet.ring.unmask();
         let looks = if reading.masked { SECOND_LOOKS } else { 1 };
         reading.masked = false;
@@ -204,20 +236,28 @@ impl Rings {
         let Some(place) = self.writer(queue) else { return self.lose(DISCONNECTED) };
         let mut place = lock(place);
         let Some(writing) = &mut *place else { return self.lose(DISCONNECTED) };
-        let first = packet.first().and_then(|piece| piece.first().copied()).unwrap_or(0);
-        let (header, head_size) = self.framing.wrap(first);
+        let mut gathered = [0; START];
+        let sending = self.framing.wrap(start(packet, &mut gathered));
+        if let Some(frame) = &sending.ask {
+            self.send_own(writing, frame);
+        }
+        let header = match sending.header {
+            Ok(header) => header,
+            Err(reason) => return self.lose(reason),
+        };
+        let head_size = self.framing.size();
         let size = packet.iter().map(|piece| piece.len()).sum::<usize>();
         let pieces = once(&header[..head_size]).chain(packet.iter().map(|piece| &**piece));
         match writing.outlet.ring.send(head_size + size, pieces) {
             Ok(Sent::Queued) => {
                 writing.queued += 1;
                 if writing.queued >= BATCH {
-                    writing.show();
+                    writing.show(&self.ringer);
                 }
                 Ok(())
             }
             Ok(Sent::Full) => {
-                writing.show();
+                writing.show(&self.ringer);
                 Err(full())
             }
             Ok(Sent::TooLong) => self.lose(TOO_LONG),
@@ -239,7 +279,7 @@ impl Rings {
         if let Some(place) = self.writer(queue)
             && let Some(writing) = &mut *lock(place)
         {
-            writing.show();
+            writing.show(&self.ringer);
         }
     }
 
@@ -260,45 +300,28 @@ impl Reading {
 
 impl Writing {
     /// Show the other side what was sent, and wake it.
-    fn show(&mut self) {
+    fn show(&mut self, ringer: &Ringer) {
         self.queued = 0;
         if self.outlet.ring.publish() {
-            ring_bell(self.outlet.bell.as_raw_fd());
+            ringer.ring(self.outlet.bell.as_raw_fd());
         }
     }
 }
 
-impl Watch {
-    fn new() -> io::Result<Self> {
-        // SAFETY: the call touches no memory of ours.
-        own(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(Self)
+/// Return the first bytes of a packet, at most [`START`], gathered if they lie in several pieces.
+fn start<'a>(packet: &'a [IoSlice<'_>], gathered: &'a mut [u8; START]) -> &'a [u8] {
+    if let Some(first) = packet.first()
+        && (packet.len() == 1 || first.len() >= START)
+    {
+        return &first[..first.len().min(START)];
     }
-
-    fn add(&self, bell: RawFd) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-        // SAFETY: the kernel reads `event`.
-        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, bell, &raw mut event) }).map(drop)
+    let mut used = 0;
+    for piece in packet {
+        let part = &piece[..piece.len().min(START - used)];
+        gathered[used..used + part.len()].copy_from_slice(part);
+        used += part.len();
     }
-
-    fn remove(&self, bell: RawFd) {
-        // SAFETY: there is no event to read. It can't fail: the bell was added.
-        let _ =
-            check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, bell, std::ptr::null_mut()) });
-    }
-}
-
-/// Make a bell readable. A bell that can't ring more has been heard by nobody for long.
-fn ring_bell(bell: RawFd) {
-    let one = 1_u64;
-    // SAFETY: the kernel reads the 8 bytes of `one`.
-    let _ = check_size(unsafe { libc::write(bell, (&raw const one).cast(), 8) });
-}
-
-/// Make a bell unreadable.
-fn silence(bell: RawFd) {
-    let mut count = 0_u64;
-    // SAFETY: the kernel writes the 8 bytes of `count`.
-    let _ = check_size(unsafe { libc::read(bell, (&raw mut count).cast(), 8) });
+    &gathered[..used]
 }
 
 /// Lock a mutex. Nothing that we lock is left half-changed by a panic.
