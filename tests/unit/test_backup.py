@@ -59,8 +59,6 @@ def test_each_file_that_the_reference_names_is_kept_or_left_out_on_purpose() -> 
     named = {word for row in table.splitlines()[2:] for word in re.findall(r"`([^`]+)`", row.split("|")[1])}
     left_out = {"state.json.bak", "state.json.new", ".first", ".bak.new", "lock", "undo.json", "log"}
     left_out |= {".restore", ".restore-plan", ".….restoring-…"}
-    # They are about this machine's kernel and network cards.
-    left_out.add("offloads")
     assert named == {*backup.STATE_FILES, *left_out}
 
 
