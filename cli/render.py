@@ -380,6 +380,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         ("address", _addresses(document)),
         ("routes", " ".join(document.get("routes", ()))),
         ("inside", _inside(document.get("rootless"))),
+        ("memif", _memif(document.get("memif"), verbose)),
         ("window", window_state(document["window"]) if document.get("window") else None),
         ("", _tries(document.get("window"), verbose)),
         ("pool", _pool(document.get("pool"))),
@@ -402,6 +403,20 @@ def _inside(ways: Document | None) -> str | None:
         return None
     proxies = [f"proxy at {each}" for each in ways["proxy"]]
     return "; ".join(["rustguard exec -- …", *proxies, *ways["forwards"]])
+
+
+def _memif(memif: Document | None, verbose: bool) -> str | None:
+    """Return what stands for the interface and how it is connected, or None for an interface."""
+    if memif is None:
+        return None
+    queues = f", {_several(memif['queues'], 'queue')}" if verbose else ""
+    what = f"{memif['socket']}, id {memif['id']}, {memif['role']}, {memif['mode']}{queues}"
+    since = f"for {duration(memif['since'])}"
+    if memif["connected"]:
+        count = f", {_several(memif['connections'], 'connection')} so far" if verbose else ""
+        return f"{what}: connected to {memif['interface']} of {memif['program']} {since}{count}"
+    why = f" ({memif['why']})" if memif["why"] else ""
+    return f"{what}: not connected {since}{why}"
 
 
 def _addresses(document: Document) -> str:

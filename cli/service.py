@@ -16,7 +16,8 @@ from rustguard_py.cli import complete
 from rustguard_py.cli.values import OneOf
 from rustguard_py.cli.verb import CONTEXT_SETTINGS, LOG_LEVEL, VerbGroup
 from rustguard_py.daemon.control.client import call, listener, listens
-from rustguard_py.model.errors import RefusedError
+from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.memif import parse as parse_memif
 from rustguard_py.model.printable import printable
 from rustguard_py.model.sudo import as_root
 from rustguard_py.service import systemd
@@ -70,6 +71,14 @@ def install(kind: str, options: tuple[str, ...]) -> None:
 def install_as(asked: click.Context) -> None:
     """Install the service that does what a command line of `serve`, `join` or `up` asks for, and start it."""
     systemd.require(user=_is_users(asked))
+    if (memif := asked.params["memif"]) and parse_memif(memif).secret:
+        kind = asked.info_name
+        raise UsageError(
+            "Every user can read a unit, so it can't hold the secret of --memif.",
+            "Leave out secret=: the socket's mode says who may connect."
+            if kind == "up"
+            else f"Run `rustguard {kind}` with --memif once: it is kept. Then install the service without it.",
+        )
     {"serve": _serve, "join": _join, "up": _up}[str(asked.info_name)](asked)
 
 
@@ -217,7 +226,7 @@ def _words(asked: click.Context, left_out: Collection[str]) -> list[str]:
         elif getattr(parameter, "multiple", False):
             words += [word for each in value for word in (parameter.opts[-1], str(each))]
         else:
-            words += [parameter.opts[-1], str(value)]
+            words += [parameter.opts[-1], "none" if (name, value) == ("memif", "") else str(value)]
     return words + [each for each in arguments if each != "None"]
 
 
@@ -230,8 +239,15 @@ def _needs(given: dict[str, Any], directory: Path) -> dict[str, Any]:
         "state": directory if outside else None,
         "capabilities": ("CAP_CHOWN",) if given["group"] is not None else (),
         "sysfs": given["threaded_napi"],
+        "memif": _listens_in(given["memif"]),
         "home": any(word.startswith(_HOMES) for word in (*_program(), sys.prefix + "/", str(directory))),
     }
+
+
+def _listens_in(memif: str | None) -> Path | None:
+    """Return the directory of the socket that a memif listens at, or None."""
+    options = parse_memif(memif) if memif else None
+    return options.socket.parent if options is not None and options.server else None
 
 
 def _program() -> tuple[str, ...]:

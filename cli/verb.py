@@ -13,7 +13,7 @@ from rustguard_py.cli import complete, failures
 from rustguard_py.cli.values import BadValueError, OneOf, nearest
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.errors import UsageError
-from rustguard_py.model.memif import MemifOptions
+from rustguard_py.model.memif import MemifOptions, absolute
 from rustguard_py.model.memif import parse as parse_memif
 from rustguard_py.model.offloads import ALL, choose_offloads
 
@@ -182,6 +182,16 @@ def _parse_memif(_: click.Context, parameter: click.Parameter, value: str | None
         raise BadValueError(error.message, error.fix, parameter=parameter) from None
 
 
+def _check_memif(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return the value that the start can keep. It is empty for `none`."""
+    if value in (None, "none"):
+        return None if value is None else ""
+    try:
+        return absolute(value)
+    except UsageError as error:
+        raise BadValueError(error.message, error.fix, parameter=parameter) from None
+
+
 def offloads_option(function: Function) -> Function:
     """Add `--offloads LIST`; the parameter is `offloads: str | None`."""
     return click.option(
@@ -216,13 +226,22 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
         xdp: str | None,
         threaded_napi: bool,
         offloads: str | None,
+        memif: str | None,
         **named: Any,
     ) -> Any:
         source = click.get_current_context().get_parameter_source("offloads")
         keep = source is click.core.ParameterSource.COMMANDLINE
-        data_path = DataPath(engine, queues, uring, xdp, threaded_napi, offloads, keep)
+        data_path = DataPath(engine, queues, uring, xdp, threaded_napi, offloads, keep, memif=memif)
         return function(*others, data_path=data_path, **named)
 
+    by_memif = click.option(
+        "--memif",
+        metavar="SOCKET[,id=N,role=client|server,mode=ip|ethernet,…]|none",
+        callback=_check_memif,
+        help="Exchange packets with another program, such as VPP, over shared memory, in place of an interface "
+        "(native engine only). That program has the addresses and routes, and the network of this machine stays as "
+        "it is. `serve` and `join` keep it; none: an interface again.",
+    )
     by_napi = click.option(
         "--threaded-napi",
         is_flag=True,
@@ -257,7 +276,7 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
         show_envvar=True,
         help="Engine that moves the packets; auto takes the fastest that runs here, and `status -v` says why.",
     )
-    return by_engine(by_queues(by_uring(by_xdp(by_napi(offloads_option(with_data_path))))))
+    return by_engine(by_queues(by_uring(by_xdp(by_memif(by_napi(offloads_option(with_data_path)))))))
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:

@@ -9,8 +9,8 @@
 | CAP_CHOWN | `--group`: the control socket is made again when somebody removes it |
 | CAP_DAC_OVERRIDE | only where a directory that is needed can't be used without it |
 
-Where the kernel has Landlock, it writes only to its state directory, to settings of the network and to /dev/net/tun.
-A helper makes the sockets then (`daemon.places`), and it is the one that keeps CAP_CHOWN.
+Where the kernel has Landlock, it writes only to its state directory and, without a memif, to settings of the network
+and to /dev/net/tun. A helper makes the sockets then (`daemon.places`), and it is the one that keeps CAP_CHOWN.
 """
 
 from __future__ import annotations
@@ -66,11 +66,12 @@ def confine(
         return NO_SANDBOX
     sockets = _for_sockets(directory, engine, group, log)
     why_not = writing.why_not() or _start_helper(stack, directory, engine, group, log, sockets)
-    kept, devices = _capabilities(engine), [] if engine.in_kernel else [TUN_DEVICE]
-    own = Needs(kept, [directory], [*reads, *filter(os.path.lexists, devices)])
+    kept, devices = _capabilities(engine), [TUN_DEVICE] if engine.memif is None and not engine.in_kernel else []
+    own = Needs(kept, [directory], [*reads, *filter(os.path.lexists, [*devices, *_to_connect(engine)])])
     report = give_up(own if why_not is None else own + sockets)
     if why_not is None:
-        files = [SYSCTLS / "net/ipv4", SYSCTLS / "net/ipv6"]
+        # With a memif, the network of this machine stays as it is.
+        files = [SYSCTLS / "net/ipv4", SYSCTLS / "net/ipv6"] if engine.memif is None else []
         if engine.threaded_napi:
             files.append(_INTERFACES)
         limited = writing.limit(writing.Places([directory], files, devices))
@@ -87,13 +88,23 @@ def _start_helper(
     """Fork the helper for sockets. Return why there is none, or None."""
     wg = None if engine.in_kernel else wg_sockets()
     try:
-        helper = places.PlacesHelper.start(directory, group_id(group), wg, log, needs)
+        helper = places.PlacesHelper.start(directory, group_id(group), wg, log, needs, _to_listen(engine))
     except OSError as error:
         return f"the process that would make sockets can't be started ({error.strerror})"
     stack.callback(helper.close)
     places.use(helper)
     stack.callback(places.use, None)
     return None
+
+
+def _to_listen(engine: Engine) -> Path | None:
+    """Return the socket that the engine's memif listens at, or None."""
+    return engine.memif.socket if engine.memif is not None and engine.memif.server else None
+
+
+def _to_connect(engine: Engine) -> list[Path]:
+    """Return the socket that the engine's memif connects to."""
+    return [] if engine.memif is None or engine.memif.server else [engine.memif.socket]
 
 
 def _for_sockets(directory: Path, engine: Engine, group: str | None, log: Path | None) -> Needs:
@@ -104,6 +115,9 @@ def _for_sockets(directory: Path, engine: Engine, group: str | None, log: Path |
         made.append(wg_sockets() or directory)
     used = [each for each in made if each.is_dir()]
     above = [next(filter(Path.is_dir, each.parents)) for each in made if not each.is_dir()]
+    if (listens := _to_listen(engine)) is not None and listens.parent.is_dir():
+        # Other files of that directory are none of ours.
+        above.append(listens.parent)
     if log is not None:
         above.append(log if log.exists() else log.parent)
     return Needs(set() if group is None else {Capability.CHOWN}, used, above)

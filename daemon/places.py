@@ -48,7 +48,15 @@ class PlacesHelper:
         self._lock = threading.Lock()
 
     @classmethod
-    def start(cls, state: Path, group: int | None, wg: Path | None, log: Path | None, needs: Needs) -> PlacesHelper:
+    def start(
+        cls,
+        state: Path,
+        group: int | None,
+        wg: Path | None,
+        log: Path | None,
+        needs: Needs,
+        memif: Path | None = None,
+    ) -> PlacesHelper:
         """Fork the helper, while this process has one thread and all privileges.
 
         Args:
@@ -57,6 +65,7 @@ class PlacesHelper:
             wg: The directory of wg(8)'s sockets, or None if there are to be none.
             log: The log file of a daemon in the background, or None.
             needs: What the helper keeps.
+            memif: The socket of a memif that is a server, or None.
 
         Raises:
             BlockingIOError: There may be no more processes.
@@ -66,7 +75,7 @@ class PlacesHelper:
         def serve() -> None:
             give_up(needs)
             refuse(uring=False, xdp=False)
-            PlacesProcess(theirs, state, group, wg, log).serve()
+            PlacesProcess(theirs, state, group, wg, log, memif).serve()
 
         with theirs:
             try:

@@ -1,7 +1,8 @@
 """What runs in the helper for sockets: it makes them, one at a time, until the daemon is gone (`daemon.places`).
 
 It knows what the daemon may ask for from before the daemon gave anything up: one control socket with its marker,
-wg(8)'s sockets by the names of interfaces, and one log file. The daemon names no content, mode or owner.
+wg(8)'s sockets by the names of interfaces, a memif's socket, and one log file. The daemon names no content, mode or
+owner.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 from rustguard_py.daemon.control.listening import Bound, bind
 from rustguard_py.daemon.control.protocol import error_document
+from rustguard_py.daemon.memif import bind as bind_for_memif
 from rustguard_py.daemon.uapi.socket import bind_for_wg
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.state import paths
@@ -39,6 +41,7 @@ class PlacesProcess:
         group: The control socket's group, or None.
         wg: The directory of wg(8)'s sockets, or None if there are to be none.
         log: The log file of a daemon in the background, or None.
+        memif: The socket of a memif that is a server, or None.
     """
 
     channel: socket.socket
@@ -46,6 +49,7 @@ class PlacesProcess:
     group: int | None
     wg: Path | None
     log: Path | None
+    memif: Path | None = None
     # The sockets made, with device and inode.
     _made: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
@@ -91,6 +95,8 @@ class PlacesProcess:
             bound = bind(path, self.group)
         elif path.parent == self.wg and _WG_SOCKET.fullmatch(path.name):
             bound = bind_for_wg(path)
+        elif path == self.memif:
+            bound = bind_for_memif(path)
         else:
             raise ValueError(path)
         self._made[path] = bound.file

@@ -13,14 +13,16 @@ from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import TypeVar
 
-from rustguard_py.daemon import places
+from rustguard_py.daemon import memif, places
 from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.control.client import listens
 from rustguard_py.daemon.control.server import ControlServer, Handler
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
 from rustguard_py.daemon.uapi.fixed import FixedTunnel
 from rustguard_py.daemon.uapi.socket import Answers, UapiSocket
+from rustguard_py.daemon.uapi.socket import directory as wg_sockets
 from rustguard_py.engine import Engine
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import NameTakenError, RustGuardError
@@ -60,14 +62,17 @@ def check_interface(name: str, engine: Engine, if_taken: str = "Choose another: 
         RustGuardError: It can't be made.
     """
     check_interface_name(name)
-    if not engine.in_kernel:
+    if engine.memif is None and not engine.in_kernel:
         require_tun()
     if interface_exists(name):
         raise NameTakenError(f"There is an interface {name} already.", if_taken)
 
 
 async def with_free_name(
-    stack: AsyncExitStack, asked: str | None, make: Callable[[AsyncExitStack, str], Made]
+    stack: AsyncExitStack,
+    asked: str | None,
+    make: Callable[[AsyncExitStack, str], Made],
+    taken: Collection[str] = (),
 ) -> Made:
     """Make something with an interface of the name asked for, or of the first free one.
 
@@ -78,6 +83,7 @@ async def with_free_name(
         asked: The name, or None for any.
         make: Takes a stack that undoes this attempt, and the name. Raises NameTakenError if there is such an
             interface.
+        taken: Names that aren't free, besides those of interfaces.
 
     Raises:
         NameTakenError: The name asked for is taken.
@@ -85,7 +91,7 @@ async def with_free_name(
     for tries_left in reversed(range(_NAME_TRIES)):
         async with AsyncExitStack() as attempt:
             try:
-                made = make(attempt, asked or free_interface_name())
+                made = make(attempt, asked or free_interface_name(taken=taken))
             except NameTakenError:
                 if asked is not None or not tries_left:
                     raise
@@ -93,6 +99,12 @@ async def with_free_name(
                 stack.push_async_exit(attempt.pop_all())
                 return made
     raise AssertionError  # the last try returns or raises
+
+
+def taken_names(engine: Engine) -> set[str]:
+    """Return the names by which other programs answer wg(8). A memif isn't seen among the interfaces."""
+    directory = wg_sockets() if engine.memif is not None else None
+    return set() if directory is None else {each.stem for each in directory.glob("*.sock") if listens(each)}
 
 
 def bind(stack: AsyncExitStack, port: int) -> list[socket.socket]:
@@ -129,7 +141,10 @@ def make_tunnel(
     if program.engine.in_kernel:
         tunnel = make_kernel_tunnel(stack, program, program.interface, private_key, sockets, pairing, several=several)
         return tunnel, timestamps
-    plane = program.engine.make_plane(public_key(private_key), program.interface, sockets, mtu, program.tun)
+    listener = memif.listen(stack, program.engine.memif)
+    plane = program.engine.make_plane(
+        public_key(private_key), program.interface, sockets, mtu, program.tun, listener=listener
+    )
     stack.callback(plane.close)
     own = Tunnel.make(private_key, plane, timestamps, Listeners())
     stack.callback(own.close)

@@ -17,6 +17,10 @@ from rustguard_py.model.statistics import PeerStats, WorkerStats
 from rustguard_py.model.tunnel import AnyTunnel
 
 STATUS_SCHEMA = 1
+_NO_REPORTS = (
+    "The other program of the memif has our inner address, so no reports are exchanged there: segmentation stays on, "
+    "and a client that leaves isn't removed from the server by itself."
+)
 # A peer heard within this time is active, seconds: sessions are renewed every 120 s while anything is sent.
 ACTIVE_FOR = 180.0
 
@@ -140,6 +144,7 @@ def common(
             "handshakes": sum(peer.handshakes for each in stats for peer in each.peers.values()),
             "drops": drops,
         },
+        "memif": None if (memif := stats[0].memif) is None else memif.to_json(),
         "workers": [
             _worker(worker, f"{worker.name} of {place}" if place else worker.name)
             for place, each in enumerate(stats)
@@ -150,6 +155,7 @@ def common(
             *program.engine.notes,
             *dict.fromkeys(note for each in stats for note in each.notes),
             *(reports.notes if reports is not None else ()),
+            *([_NO_REPORTS] if program.engine.memif is not None and program.role != "tunnel" else ()),
         ],
         "uptime": round(now - program.began, 3),
     }

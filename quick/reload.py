@@ -12,7 +12,7 @@ from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.ledger import Left
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.quick import peers, routing
-from rustguard_py.quick.running import Running, wanted_steps
+from rustguard_py.quick.running import Running, check_memif, choose_scheme, wanted_steps
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.system.interface import Echo
 
@@ -26,6 +26,7 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
     Raises:
         RustGuardError: A change was refused; the system is then as the file before had it.
     """
+    check_memif(config, running.program.engine)
     lines: list[str] = []
 
     def echo(line: str) -> None:
@@ -52,26 +53,27 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
     running.scheme = scheme
     running.ledger.left = Left(running.interface, config.hooks, scheme.mark)
     running.ledger.save()
-    lines += [f"[#] put back: {each}" for each in await running.keeper.repair()]
+    if running.program.engine.memif is None:
+        lines += [f"[#] put back: {each}" for each in await running.keeper.repair()]
     return lines
 
 
 async def _change_system(running: Running, config: conf.Config, echo: Echo) -> routing.Scheme:
     """Change addresses, DNS, routes, rules and port, all of them or none; return the new scheme."""
     plane, ledger = running.plain.tunnel.plane, running.ledger
-    scheme = await asyncio.to_thread(routing.choose_scheme, config, running.scheme)
+    scheme = await asyncio.to_thread(choose_scheme, config, running.program.engine, running.scheme)
     if not scheme.priorities and not running.scheme.priorities and config.fwmark == running.config.fwmark:
         scheme = running.scheme  # a hook may have set the mark
     plane.set_fwmark(scheme.mark)
     try:
-        await asyncio.to_thread(ledger.become, wanted_steps(running.interface, config, scheme), echo)
+        await asyncio.to_thread(ledger.become, wanted_steps(running.program, config, scheme), echo)
         # Without a port in the file any port will do, so the tunnel keeps the one it has.
         port = config.listen_port if config.listen_port != running.config.listen_port else None
         if port is not None and port != running.port:
             running.port = running.plain.set_port(port)
             echo(f"[#] wg set {running.interface} listen-port {running.port}")
     except RustGuardError:
-        before = wanted_steps(running.interface, running.config, running.scheme)
+        before = wanted_steps(running.program, running.config, running.scheme)
         await asyncio.to_thread(ledger.become, before, echo)
         plane.set_fwmark(running.scheme.mark)
         raise
@@ -83,7 +85,8 @@ def _change_interface(running: Running, config: conf.Config, voice: Voice, echo:
     mtu = config.mtu or (running.mtu if before.mtu is None else running.first_mtu)
     if mtu != running.mtu:
         running.set_mtu(mtu, voice.change)
-        echo(f"[#] ip link set mtu {mtu} dev {running.interface}")
+        if running.program.engine.memif is None:
+            echo(f"[#] ip link set mtu {mtu} dev {running.interface}")
     if config.private_key is not None and config.private_key != before.private_key:
         running.plain.set_private_key(config.private_key)
         echo(f"[#] wg set {running.interface} private-key (hidden)")

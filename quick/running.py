@@ -14,7 +14,8 @@ from rustguard_py.daemon.keeper import Keeper
 from rustguard_py.daemon.ledger import Ledger
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.steps import Address, Step
-from rustguard_py.model.errors import RefusedError
+from rustguard_py.engine import Engine
+from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.planes import offload
 from rustguard_py.quick import routing
 from rustguard_py.quick.helper import Helper
@@ -95,7 +96,8 @@ class Running:
     def set_mtu(self, mtu: int, echo: Echo) -> None:
         """Set the MTU of the interface and the tunnel, and bring the interface up."""
         self.mtu = mtu
-        set_up(self.setup(), echo)
+        if self.program.engine.memif is None:
+            set_up(self.setup(), echo)
         self.plain.tunnel.plane.set_mtu(mtu)
 
     def setup(self) -> InterfaceSetup:
@@ -104,8 +106,38 @@ class Running:
         return InterfaceSetup(self.interface, self.mtu, gso_max_segs=segments)
 
 
-def wanted_steps(interface: str, config: conf.Config, scheme: routing.Scheme) -> list[Step]:
-    """Return the changes to the system that a file asks for, in the order to make them."""
+def check_memif(config: conf.Config, engine: Engine) -> None:
+    """Check that a file asks for nothing that can't be kept with a memif in place of the interface.
+
+    Raises:
+        UsageError: It does.
+    """
+    if engine.memif is None:
+        return
+    if config.dns or config.search:
+        raise UsageError(
+            "The file has DNS, but with a memif this machine's names don't go through the tunnel.",
+            "Remove the line, or leave out --memif.",
+        )
+    if isinstance(config.table, int):
+        raise UsageError(
+            "The file has a Table, but with a memif the other program has the routes.",
+            "Remove the line or write: Table = off. Or leave out --memif.",
+        )
+
+
+def choose_scheme(config: conf.Config, engine: Engine, before: routing.Scheme | None = None) -> routing.Scheme:
+    """Return the mark, and for default routes of this machine their rules; see `routing.choose_scheme`."""
+    if engine.memif is not None:
+        return routing.Scheme(config.fwmark or 0)
+    return routing.choose_scheme(config, before)
+
+
+def wanted_steps(program: Program, config: conf.Config, scheme: routing.Scheme) -> list[Step]:
+    """Return the changes to the system that a file asks for, in the order to make them. A memif needs none."""
+    if program.engine.memif is not None:
+        return []
+    interface = program.interface
     steps: list[Step] = [Address(interface, str(each)) for each in config.addresses]
     if config.dns or config.search:
         steps.append(dns.Dns(interface, tuple(map(str, config.dns)), config.search))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rustguard_py import conf, engine
-from rustguard_py.daemon import dns, outside, places, runtime
+from rustguard_py.daemon import dns, memif, outside, places, runtime
 from rustguard_py.daemon.confinement import confine
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.keeper import Keeper, KeptInterface
@@ -32,7 +32,7 @@ from rustguard_py.model.printable import printable
 from rustguard_py.quick import conf_files, hooks, peers, routing, save_config
 from rustguard_py.quick.control import QuickControl
 from rustguard_py.quick.helper import Helper
-from rustguard_py.quick.running import Life, Running, wanted_steps
+from rustguard_py.quick.running import Life, Running, check_memif, choose_scheme, wanted_steps
 from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.quick.wg_answers import KilledAnswers, WgAnswers
 from rustguard_py.state import kept_offloads, paths
@@ -82,6 +82,7 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
         life = Life(options.interface, options.file, voice, down=down, trust=options.trust, helper=helper)
         runtime.stop_on_signals(life.stop)
         chosen = engine.choose(options.data_path)
+        check_memif(config, chosen)
         document = Document.open(options.directory)
         stack.callback(document.close)
         chosen = engine.choose(_with_kept_offloads(options))
@@ -190,16 +191,19 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
     await hooks.run(config.hooks.pre_up, interface, echo, life.runner)
     sockets = runtime.bind(stack, config.listen_port or 0)
     port = int(sockets[0].getsockname()[1])
-    found = await peers.look_up(config.peers, must=bool(routing.default_versions(config)), say=life.voice.say)
-    scheme = routing.choose_scheme(config)
+    scheme = choose_scheme(config, program.engine)
+    found = await peers.look_up(config.peers, must=bool(scheme.priorities), say=life.voice.say)
     mtu = routing.find_mtu(config, [ends[0][0] for peer in config.peers if (ends := peers.endpoints(peer, found))])
     # Undone in this order at the end: the ledger's changes, the plane, the interface.
     # Until a hook sets a key, a random one takes its place: no peer knows it, so nothing is answered.
     private_key = config.private_key or generate_private_key()
     tunnel, timestamps = runtime.make_tunnel(stack, program, private_key, sockets, mtu)
-    stack.callback(echo, f"[#] ip link delete dev {interface}")
-    kind = "link add {} type wireguard" if program.engine.in_kernel else "tuntap add mode tun name {}"
-    echo(f"[#] ip {kind.format(interface)}")
+    if program.engine.memif is not None:
+        memif.introduce(life.voice, program.engine.memif, config.addresses, mtu)
+    else:
+        stack.callback(echo, f"[#] ip link delete dev {interface}")
+        kind = "link add {} type wireguard" if program.engine.in_kernel else "tuntap add mode tun name {}"
+        echo(f"[#] ip {kind.format(interface)}")
     stack.callback(ledger.undo, echo)
     tunnel.plane.set_fwmark(scheme.mark)
     ledger.left = Left(interface, config.hooks, scheme.mark)
@@ -210,15 +214,16 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
         plain.set_peer(peers.peer_config(peer, found), *peers.name_and_addresses(peer, found))
     running = Running(program, plain, config, scheme, ledger, port, mtu, mtu)
     running.set_mtu(mtu, echo)
-    ledger.become(wanted_steps(interface, config, scheme), echo)
+    ledger.become(wanted_steps(program, config, scheme), echo)
     plain.begin()
-    kept = [KeptInterface(tunnel, running.setup)]
+    kept = [] if program.engine.memif is not None else [KeptInterface(tunnel, running.setup)]
     running.keeper = Keeper(kept, lambda: ledger.done, life.voice.change, life.changing)
     if isinstance(tunnel, Tunnel):
         await runtime.answer_wg(stack, interface, WgAnswers(life, running, tunnel))
     await hooks.run(config.hooks.post_up, interface, echo, life.runner)
     running.adopt()
-    await running.keeper.begin(stack)
+    if kept:
+        await running.keeper.begin(stack)
     return running
 
 

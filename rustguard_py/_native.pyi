@@ -79,7 +79,7 @@ class Memif:
         cls,
         socket: str,
         *,
-        server: bool,
+        listener: int | None,
         number: int,
         secret: bytes,
         queues: int,
@@ -89,7 +89,7 @@ class Memif:
     @property
     def answered_fd(self) -> int: ...
     def take_answered(self) -> list[bytes]: ...
-    def state(self) -> tuple[tuple[str, str] | None, int, str | None]: ...
+    def state(self) -> tuple[tuple[str, str] | None, int, str | None, float]: ...
     def close(self) -> None: ...
 
 @final

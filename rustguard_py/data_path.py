@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 # The most queues of an interface: the kernel's MAX_TAP_QUEUES.
 QUEUES_LIMIT = 256
@@ -22,6 +22,8 @@ class DataPath:
         offloads: The list of `--offloads` or RUSTGUARD_OFFLOADS (`model.offloads`), or None for what is kept.
         keep_offloads: Whether that list is kept for the next start, because it was on the command line.
         rootless: Whether the interface is in a network namespace of its own, made without privileges.
+        memif: The value of `--memif`, which stands for the interface. Empty for an interface even if a memif is kept;
+            None for what is kept.
     """
 
     engine: str = "auto"
@@ -32,11 +34,20 @@ class DataPath:
     offloads: str | None = None
     keep_offloads: bool = False
     rootless: bool = False
+    memif: str | None = field(default=None, repr=False)
 
     def to_keep(self, kept: str) -> str:
         """Return the offloads to keep (empty for `auto`): those on the command line, else those that were kept."""
         return ("" if self.offloads == "auto" else self.offloads or "") if self.keep_offloads else kept
 
-    def with_kept(self, kept: str) -> DataPath:
-        """Return the same with the offloads that were kept, unless others were given."""
-        return self if self.offloads is not None else replace(self, offloads=kept or None)
+    def memif_to_keep(self, kept: str) -> str:
+        """Return the memif to keep (empty for none): the one on the command line, else the one that was kept."""
+        return kept if self.memif is None else self.memif
+
+    def with_kept(self, offloads: str, memif: str = "") -> DataPath:
+        """Return the same with the offloads and the memif that were kept, unless others were given."""
+        return replace(
+            self,
+            offloads=self.offloads if self.offloads is not None else offloads or None,
+            memif=self.memif_to_keep(memif),
+        )

@@ -12,6 +12,7 @@ from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.clock import now
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.memif import MemifOptions
+from rustguard_py.model.memif import parse as parse_memif
 from rustguard_py.model.offloads import ALL, Offloads, choose_offloads
 from rustguard_py.model.sudo import as_root
 from rustguard_py.planes import known_kernels
@@ -89,6 +90,7 @@ class Engine:
         mtu: int,
         tun: Sequence[int] = (),
         channel: PacketChannel | None = None,
+        listener: socket.socket | None = None,
     ) -> EventfulPlane:
         """Make the plane, and with it the interface, unless there is one or a channel stands for it.
 
@@ -100,6 +102,7 @@ class Engine:
             tun: Descriptors of the interface's queues if it exists already; they stay the caller's.
             channel: What stands for the interface, from `make_channel`. It needs no privilege. `interface` is then
                 only a name for messages.
+            listener: The listening socket of a memif that is a server, if the caller has made it and removes it.
         """
         assert not self.in_kernel, "the kernel's engine has no plane"  # noqa: S101
         # Imported here, so that verbs that only ask for a status start faster.
@@ -120,6 +123,7 @@ class Engine:
                 tun=tun,
                 channel=channel,
                 memif=self.memif,
+                listener=listener,
             )
         from rustguard_py.planes.channel import Channel
         from rustguard_py.planes.portable import PortablePlane
@@ -177,7 +181,14 @@ def choose(asked: DataPath) -> Engine:
             NAPI isn't safe on this kernel.
     """
     _check(asked)
+    memif = None
+    if asked.memif:
+        memif = parse_memif(asked.memif)
+        _check_memif(asked)
+        asked = replace(asked, queues=str(memif.queues))
     chosen = _engine(asked)
+    if memif is not None:
+        chosen = chosen.on_memif(memif)
     if not chosen.in_kernel:
         return _with_offloads(chosen, asked.offloads or "auto")
     if asked.offloads in (None, "auto"):
@@ -211,11 +222,12 @@ def _engine(asked: DataPath) -> Engine:
         return _kernel(ours, why, threaded_napi=asked.threaded_napi)
     if wanted == "auto" and ours is None and why_no_kernel() is None:
         return Engine("kernel", "the fastest: this kernel has WireGuard")
-    if (wanted == "native" or asked.uring or asked.xdp is not None) and not has_native():
+    if (wanted == "native" or asked.uring or asked.xdp is not None or asked.memif) and not has_native():
+        needing = {"--uring": asked.uring, "--xdp": asked.xdp is not None, "--memif": asked.memif}
         raise RefusedError(
             "This installation has no native engine: cargo was missing or too old when it was installed.",
             "Install cargo (1.85 or newer) and install RustGuard again; or use: --engine portable"
-            + (", without --uring" if asked.uring else ", without --xdp" if asked.xdp is not None else ""),
+            + next((f", without {option}" for option, given in needing.items() if given), ""),
         )
     if asked.xdp is not None:
         from rustguard_py.system.interface import require_ethernet
@@ -257,6 +269,31 @@ def _check(asked: DataPath) -> None:
         raise UsageError(
             f"--threaded-napi is an option of the kernel's engine, not of the {wanted} one.",
             "Leave it out, or use: --engine kernel",
+        )
+
+
+def _check_memif(asked: DataPath) -> None:
+    """Refuse options that a memif excludes."""
+    # One that was kept has to be given up.
+    without = "Or, to use an interface instead: --memif none"
+    if asked.engine in ("kernel", "portable"):
+        raise UsageError(
+            f"The {asked.engine} engine has no memif; only the native one has.",
+            f"Leave out --engine {asked.engine}. {without}",
+        )
+    if asked.threaded_napi:
+        raise UsageError(
+            "--threaded-napi is an option of the kernel's engine, which has no memif.",
+            f"Leave out --threaded-napi. {without}",
+        )
+    if asked.queues != "auto":
+        raise UsageError(
+            "The queues of a memif aren't those of an interface.",
+            f"Leave out --queues, and write --memif SOCKET,queues={asked.queues}. {without}",
+        )
+    if asked.rootless:
+        raise UsageError(
+            "--rootless makes an interface, and a memif stands in place of one.", f"Leave out --rootless. {without}"
         )
 
 
@@ -303,6 +340,8 @@ def _of_ours(asked: DataPath) -> str | None:
         return "--xdp"
     if asked.rootless:
         return "--rootless"
+    if asked.memif:
+        return "--memif"
     return None if asked.queues == "auto" else "--queues"
 
 

@@ -92,6 +92,7 @@ class Unit:
         token: The file with the token, or None. The unit never holds the token itself.
         state: A state directory outside /var/lib/rustguard, or None.
         capabilities: Further capabilities, for options that need them.
+        memif: The directory in which the socket of a memif is made, or None.
         home: Whether the program or its state is in a home directory, which it may then read.
         sysfs: Whether it writes below /sys.
         limited: Whether it runs under `LIMITS`. `up` doesn't, because hooks may do anything.
@@ -105,6 +106,7 @@ class Unit:
     token: Path | None = None
     state: Path | None = None
     capabilities: tuple[str, ...] = ()
+    memif: Path | None = None
     home: bool = False
     sysfs: bool = False
     limited: bool = True
@@ -146,6 +148,8 @@ class Unit:
             "\n# It runs as root, with these capabilities alone.\n"
             f"CapabilityBoundingSet={' '.join((*_CAPABILITIES, *self.capabilities))}\n{limits}"
             + (f"ReadWritePaths={quoted(str(self.state))}\n" if self.state is not None else "")
+            # It may be made later, by the other program.
+            + (f"ReadWritePaths=-{quoted(str(self.memif))}\n" if self.memif is not None else "")
         )
 
 

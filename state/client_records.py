@@ -13,7 +13,7 @@ from rustguard_py.model.address import LAST_PORT, check_host
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.keys import NO_PRESHARED_KEY, encode_key, fingerprint
 from rustguard_py.state.members import Members
-from rustguard_py.state.shared_members import check_role, kept_label, mtu_of, offloads_of, text_of
+from rustguard_py.state.shared_members import check_role, kept_label, memif_of, mtu_of, offloads_of, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +169,13 @@ class ClientState:
         private_key: 32 bytes. The same for every network, and never changed.
         networks: The networks, the one joined last first.
         offloads: The list of `--offloads` (`model.offloads`); empty for `auto`.
+        memif: The value of `--memif` (`model.memif`); empty for an interface.
     """
 
     private_key: bytes = field(repr=False)
     networks: tuple[NetworkRecord, ...] = ()
     offloads: str = ""
+    memif: str = field(default="", repr=False)
 
     def network(self, host: str | None = None, port: int | None = None) -> NetworkRecord | None:
         """Return the network joined last, or the one of a host (and port) as typed, or None."""
@@ -202,6 +204,7 @@ class ClientState:
             "private_key": encode_key(self.private_key),
             "networks": [network.to_json() for network in self.networks],
             **({"offloads": self.offloads} if self.offloads else {}),
+            **({"memif": self.memif} if self.memif else {}),
         }
 
     @classmethod
@@ -212,6 +215,6 @@ class ClientState:
         private_key = members.key("private_key")
         values = enumerate(members.array("networks"))
         networks = tuple(NetworkRecord.from_json(item, f"networks[{index}]") for index, item in values)
-        offloads = offloads_of(members)
+        offloads, memif = offloads_of(members), memif_of(members)
         members.end()
-        return cls(private_key, networks, offloads)
+        return cls(private_key, networks, offloads, memif)

@@ -24,7 +24,7 @@ from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, encode_key
 from rustguard_py.model.peer_names import PEER_NAME_LIMIT, dns_name_of, first_free, is_label
 from rustguard_py.state.envelope import Canonical
 from rustguard_py.state.members import Members
-from rustguard_py.state.shared_members import check_role, kept_label, mtu_of, offloads_of, text_of
+from rustguard_py.state.shared_members import check_role, kept_label, memif_of, mtu_of, offloads_of, text_of
 
 MOST_ROUTES = 64
 _COUNT_LIMIT = 2**53
@@ -225,6 +225,7 @@ class ServerState:
         guesses: The guesses used in the enrollment window.
         tunnels: Number of tunnels to each client that supports several, including the first.
         offloads: The list of `--offloads` (`model.offloads`); empty for `auto`.
+        memif: The value of `--memif` (`model.memif`); empty for an interface.
         own: The server's own inner addresses, if they aren't the first ones of its pools.
         interface: The name of its interface, if it came with a wg-quick file: firewalls may have rules for it.
     """
@@ -240,6 +241,7 @@ class ServerState:
     guesses: GuessRecord = field(default_factory=GuessRecord)
     tunnels: int = 1
     offloads: str = ""
+    memif: str = field(default="", repr=False)
     own: tuple[InterfaceAddress, ...] = ()
     interface: str | None = None
 
@@ -273,6 +275,7 @@ class ServerState:
             # Left out while possible, because earlier versions refuse members that they don't know.
             **({"tunnels": self.tunnels} if self.tunnels > 1 else {}),
             **({"offloads": self.offloads} if self.offloads else {}),
+            **({"memif": self.memif} if self.memif else {}),
             **({"own": [str(each) for each in self.own]} if self.own else {}),
             **({} if self.interface is None else {"interface": self.interface}),
         }
@@ -299,6 +302,7 @@ class ServerState:
             guesses=GuessRecord.from_json(members.take("guesses")),
             tunnels=members.integer("tunnels", 1, MOST_TUNNELS) if members.has("tunnels") else 1,
             offloads=offloads_of(members),
+            memif=memif_of(members),
             own=members.each("own", ip.interface) if members.has("own") else (),
             interface=members.parsed("interface", _interface_name) if members.has("interface") else None,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rustguard_py.model.errors import StateError, UsageError
+from rustguard_py.model.memif import parse as parse_memif
 from rustguard_py.model.offloads import ALL, choose_offloads
 from rustguard_py.model.peer_names import FALLBACK, PEER_NAME_LIMIT, label_of
 from rustguard_py.state.members import Members
@@ -37,6 +38,19 @@ def offloads_of(members: Members) -> str:
         return text
 
     return members.parsed("offloads", check) if members.has("offloads") else ""
+
+
+def memif_of(members: Members) -> str:
+    """Return the value of `--memif`; empty if it wasn't saved."""
+
+    def check(text: str) -> str:
+        try:
+            parse_memif(text)
+        except UsageError as error:
+            raise ValueError(error.message) from error
+        return text
+
+    return members.parsed("memif", check) if members.has("memif") else ""
 
 
 def check_role(members: Members, role: str) -> None:

@@ -163,7 +163,7 @@ def _on_memif(given: Configuration, memif: MemifOptions) -> Generator:
 
     far = _native.Memif(
         given.memif,
-        server=False,
+        listener=None,
         number=memif.number,
         secret=memif.secret,
         queues=memif.queues,

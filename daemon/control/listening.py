@@ -55,6 +55,11 @@ def use(maker: Maker | None) -> None:
     _maker[:] = [] if maker is None else [maker]
 
 
+def has_maker() -> bool:
+    """Return whether a maker makes all sockets."""
+    return bool(_maker)
+
+
 def make(path: Path, here: Callable[[Path], Bound]) -> Bound:
     """Return a socket that listens at a path, from the maker or, if there is none, from `here`."""
     if not _maker:

@@ -17,6 +17,8 @@ def check_interface(interface: str, engine: Engine) -> None:
         RustGuardError: It can't be made.
     """
     runtime.check_interface(interface, engine)
+    if engine.memif is not None:
+        return
     if not engine.in_kernel:
         Tun(interface, lambda _: None).close()
         return

@@ -47,8 +47,8 @@ def fit_tunnels(
     if not network.tunnels:
         return network, engine
     number = 1 + len(network.tunnels)
-    if engine.xdp is not None or rootless:
-        who = "--rootless uses" if rootless else "AF_XDP can use"
+    if engine.xdp is not None or engine.memif is not None or rootless:
+        who = "--rootless uses" if rootless else "a memif can use" if engine.memif is not None else "AF_XDP can use"
         voice.say(f"The server has {number} tunnels; {who} only the first.")
         return replace(network, tunnels=()), engine
     for place in range(1, number):

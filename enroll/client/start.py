@@ -11,11 +11,10 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from rustguard_py import engine
-from rustguard_py.daemon import runtime
+from rustguard_py.daemon import memif, runtime
 from rustguard_py.daemon.confinement import confine
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.control.server import group_id
@@ -40,7 +39,7 @@ from rustguard_py.rootless.helper import Helper
 from rustguard_py.rootless.names import Names, is_name
 from rustguard_py.rootless.options import Rootless
 from rustguard_py.sandbox.report import Report
-from rustguard_py.state.client_records import ClientState, NetworkRecord
+from rustguard_py.state.client_records import NetworkRecord
 from rustguard_py.state.document import Document
 from rustguard_py.state.paths import option_for
 from rustguard_py.system.interface import InterfaceSetup, check_interface_name, why_no_ipv6
@@ -99,10 +98,12 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         document = Document.open(options.directory)
         stack.callback(document.close)
         state = load(document)
-        if (offloads := options.data_path.to_keep(state.offloads)) != state.offloads:
-            state = replace(state, offloads=offloads)
+        data_path = options.data_path
+        offloads, kept = data_path.to_keep(state.offloads), data_path.memif_to_keep(state.memif)
+        chosen = engine.choose(data_path.with_kept(offloads, kept))
+        if (offloads, kept) != (state.offloads, state.memif):
+            state = replace(state, offloads=offloads, memif=kept)
             document.save(state.to_json())
-        chosen = engine.choose(options.data_path.with_kept(state.offloads))
         inside = None
         if options.rootless is not None and not options.save_only:
             inside = Helper.start(options.interface or USUAL_NAME, chosen.queues)
@@ -111,7 +112,12 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             voice.say("Removed the interface that was left when RustGuard was killed.")
         sandbox = confine(stack, options.directory, chosen, options.group, wanted=options.sandbox, log=options.log)
         if not options.save_only and inside is None:
-            await runtime.with_free_name(stack, options.interface, lambda _, name: check_interface(name, chosen))
+            await runtime.with_free_name(
+                stack,
+                options.interface,
+                lambda _, name: check_interface(name, chosen),
+                runtime.taken_names(chosen),
+            )
         sockets = runtime.bind(stack, 0)
         port = sockets[0].getsockname()[1]
         obtained = await obtain(
@@ -122,7 +128,7 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             sockets,
             voice,
             options.answers,
-            check_networks if options.rootless is None else accept_any_network,
+            check_networks if options.rootless is None and chosen.memif is None else accept_any_network,
         )
         if options.save_only:
             connect = as_root(f"rustguard join{option_for('client', options.directory)}")
@@ -131,8 +137,9 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
         # What fails before the tunnel is up leaves no join behind, neither here nor on the server.
         try:
             async with AsyncExitStack() as attempt:
-                make = _connect if inside is None else partial(_connect_inside, inside)
-                client, program = await make(attempt, options, voice, chosen, sandbox, state, sockets, obtained)
+                start = _Start(options, voice, chosen, sandbox, state.private_key, sockets, port, obtained)
+                connecting = _connect(attempt, start) if inside is None else _connect_inside(attempt, start, inside)
+                client, program = await connecting
                 stack.push_async_exit(attempt.pop_all())
         except RustGuardError:
             if obtained.joined is not None:
@@ -142,67 +149,97 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             hint = "the server decides, or the options of `rustguard join`"
             await runtime.answer_wg_fixed(stack, client.tunnel, program.interface, state.private_key, port, hint)
         voice.say(f"Engine {program.engine.name} ({program.engine.reason}).")
+        if chosen.memif is not None:
+            memif.introduce(voice, chosen.memif, client.network.addresses, client.network.mtu)
         ready()
         await client.run()
 
 
-async def _connect(
-    stack: AsyncExitStack,
-    options: JoinOptions,
-    voice: Voice,
-    chosen: engine.Engine,
-    sandbox: Report,
-    state: ClientState,
-    sockets: Sequence[socket.socket],
-    obtained: Obtained,
-) -> tuple[RunningClient, Program]:
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a client is made of.
+
+    Attributes:
+        options: The command line.
+        voice: Prints what happens.
+        engine: The engine.
+        sandbox: What was given up.
+        private_key: Ours, 32 bytes.
+        sockets: Bound to our port, one per family. A plane may have taken them.
+        port: That port.
+        obtained: The network.
+    """
+
+    options: JoinOptions
+    voice: Voice
+    engine: engine.Engine
+    sandbox: Report
+    private_key: bytes = field(repr=False)
+    sockets: Sequence[socket.socket]
+    port: int
+    obtained: Obtained
+
+    def make(
+        self,
+        stack: AsyncExitStack,
+        interface: str,
+        network: NetworkRecord,
+        tun: tuple[int, ...] = (),
+        *,
+        rootless: bool = False,
+    ) -> tuple[RunningClient, Program]:
+        """Make the client, which doesn't know its server yet.
+
+        Args:
+            stack: Undoes it.
+            interface: The interface's name.
+            network: The network, with the addresses that are used here.
+            tun: See `Program`.
+            rootless: Whether the interface is in a network namespace of its own.
+        """
+        fitted, fitting = fit_tunnels(network, self.engine, interface, self.voice, rootless=rootless)
+        program = Program("client", self.options.directory, interface, fitting, now(), self.sandbox, tun)
+        bound = _open(stack, self.sockets, self.port)
+        return make_client(stack, self.voice, program, self.private_key, bound, fitted), program
+
+
+async def _connect(stack: AsyncExitStack, start: _Start) -> tuple[RunningClient, Program]:
     """Make the client and its interfaces, and answer at the control socket."""
-    network, port = without_ipv6(obtained.network, voice, why_no_ipv6()), sockets[0].getsockname()[1]
-
-    def make(attempt: AsyncExitStack, interface: str) -> tuple[RunningClient, Program]:
-        fitted, fitting = fit_tunnels(network, chosen, interface, voice)
-        program = Program("client", options.directory, interface, fitting, now(), sandbox)
-        bound = _open(attempt, sockets, port)
-        return make_client(attempt, voice, program, state.private_key, bound, fitted), program
-
-    client, program = await runtime.with_free_name(stack, options.interface, make)
-    client.reports = make_reports(client, program.engine)
+    options, voice, has_interface = start.options, start.voice, start.engine.memif is None
+    network = without_ipv6(start.obtained.network, voice, why_no_ipv6() if has_interface else None)
+    client, program = await runtime.with_free_name(
+        stack,
+        options.interface,
+        lambda attempt, interface: start.make(attempt, interface, network),
+        runtime.taken_names(start.engine),
+    )
+    if has_interface:
+        client.reports = make_reports(client, program.engine)
     # The peer is set before the interface has an address to send from. So the first packet waits for the handshake
     # and isn't dropped.
-    client.connect(obtained.endpoint or await locate(client.network, voice))
-    setups = lay_out(stack, voice, client, in_kernel=program.engine.in_kernel)
-    more = None if client.bundle is None else client.bundle.to_keep()
-    keeper = await keep(stack, client.tunnels, setups, voice.change, more)
-    control = ClientControl(client, program, keeper, state.private_key)
+    client.connect(start.obtained.endpoint or await locate(client.network, voice))
+    keeper = None
+    if has_interface:
+        setups = lay_out(stack, voice, client, in_kernel=program.engine.in_kernel)
+        more = None if client.bundle is None else client.bundle.to_keep()
+        keeper = await keep(stack, client.tunnels, setups, voice.change, more)
+    control = ClientControl(client, program, keeper, start.private_key)
     await runtime.answer(stack, options.directory, control.handlers(), options.group)
     return client, program
 
 
-async def _connect_inside(
-    inside: Helper,
-    stack: AsyncExitStack,
-    options: JoinOptions,
-    voice: Voice,
-    chosen: engine.Engine,
-    sandbox: Report,
-    state: ClientState,
-    sockets: Sequence[socket.socket],
-    obtained: Obtained,
-) -> tuple[RunningClient, Program]:
+async def _connect_inside(stack: AsyncExitStack, start: _Start, inside: Helper) -> tuple[RunningClient, Program]:
     """Make the client on the interface that the helper made, and answer at the control socket.
 
     Nobody else is in that network namespace, so nothing there has to be watched and put back.
     """
-    assert options.rootless is not None  # noqa: S101 - the helper was started for it
-    network, fitting = fit_tunnels(
-        without_ipv6(obtained.network, voice, inside.no_ipv6), chosen, inside.interface, voice, rootless=True
-    )
-    tun = tuple(inside.queues)
-    program = Program("client", options.directory, inside.interface, fitting, now(), sandbox, tun)
-    bound = _open(stack, sockets, sockets[0].getsockname()[1])
-    client = make_client(stack, voice, program, state.private_key, bound, network)
+    options, voice, rootless = start.options, start.voice, start.options.rootless
+    assert rootless is not None  # noqa: S101 - the helper was started for it
+    network = without_ipv6(start.obtained.network, voice, inside.no_ipv6)
+    client, program = start.make(stack, inside.interface, network, tuple(inside.queues), rootless=True)
+    network = client.network
     client.reports = make_reports(client, program.engine, Inside(inside.index, inside.open_socket))
-    client.connect(obtained.endpoint or await locate(network, voice))
+    client.connect(start.obtained.endpoint or await locate(network, voice))
     setup = InterfaceSetup(
         inside.interface,
         network.mtu,
@@ -210,7 +247,7 @@ async def _connect_inside(
         network.routes,
         gso_max_segs=offload.wanted_gso_segments(network.mtu),
     )
-    if note := await inside.set_up(setup, names_of(network, options.rootless.servers), voice.change):
+    if note := await inside.set_up(setup, names_of(network, rootless.servers), voice.change):
         voice.say(note)
 
     def end(error: RustGuardError) -> None:
@@ -218,8 +255,8 @@ async def _connect_inside(
         client.tunnel.stopped.set()
 
     inside.watch(end)
-    ways = await proxies.start(stack, inside, options.rootless, voice.say)
-    control = ClientControl(client, program, None, state.private_key, inside, ways)
+    ways = await proxies.start(stack, inside, rootless, voice.say)
+    control = ClientControl(client, program, None, start.private_key, inside, ways)
     await runtime.answer(stack, options.directory, control.handlers(), options.group)
     return client, program
 

@@ -163,7 +163,7 @@ class ServerControl:
         # A plane that guards the pairing answers such machines itself, and counts them.
         if status["counters"]["drops"].get("pairing_revision"):
             status["warnings"].append(_OTHER_VERSION)
-        if not _forwards():
+        if self._program.engine.memif is None and not _forwards():
             status["notes"].append(
                 "Peers reach this machine, but neither each other nor the networks behind it, because "
                 "net.ipv4.ip_forward is 0. To forward: sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"

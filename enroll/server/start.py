@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rustguard_py import engine
-from rustguard_py.daemon import audit, runtime
+from rustguard_py.daemon import audit, memif, runtime
 from rustguard_py.daemon.confinement import confine
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.keeper import keep
@@ -106,7 +106,8 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
         kept = document.load()
         state = apply(options.settings, kept)
         state.offloads = options.data_path.to_keep(state.offloads)
-        chosen = _choose(options.data_path.with_kept(state.offloads), state.tunnels)
+        state.memif = options.data_path.memif_to_keep(state.memif)
+        chosen = _choose(options.data_path.with_kept(state.offloads, state.memif), state.tunnels)
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")
@@ -114,11 +115,13 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
         sandbox = confine(stack, options.directory, chosen, options.group, wanted=options.sandbox, log=options.log)
         # It has a thread, which is to have no more privileges than this one.
         stack.enter_context(audit.recording(options.directory))
-        ipv6_fault = why_no_ipv6() if state.pool6 is not None else None
+        has_interface = chosen.memif is None
+        ipv6_fault = why_no_ipv6() if state.pool6 is not None and has_interface else None
 
         def make(attempt: AsyncExitStack, interface: str) -> tuple[RunningServer, Program]:
             interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
-            check_pools(state, interfaces)
+            if has_interface:
+                check_pools(state, interfaces)
             if_taken = "Choose another: --interface NAME"
             if interface == state.interface and options.interface is None:
                 if_taken = f"Is it wg-quick's? Then end it: wg-quick down {interface}. {if_taken}"
@@ -128,32 +131,29 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
             server = _make_server(attempt, voice, program, state, document, has_ipv6=ipv6_fault is None)
             return server, program
 
-        server, program = await runtime.with_free_name(stack, options.interface or state.interface, make)
-        interface = program.interface
-        interfaces = [derive.interface(interface, number) for number in range(state.tunnels)]
-        server.reports = Reports(
-            server.tunnels,
-            interfaces,
-            state.addresses(ipv6=False)[0].ip,
-            Partners(state).find,
-            segments=chosen.offloads.udp_segmentation,
-            looks=not chosen.in_kernel,
-            remove=Farewells(state, server.admissions).remove,
-        )
-        setups = _lay_out(stack, voice, interface, server, in_kernel=chosen.in_kernel)
+        asked, taken = options.interface or state.interface, runtime.taken_names(chosen)
+        server, program = await runtime.with_free_name(stack, asked, make, taken)
+        interfaces = [derive.interface(program.interface, number) for number in range(state.tunnels)]
+        setups = []
+        # Reports are exchanged at our inner address, which the program behind a memif has.
+        if has_interface:
+            server.reports = _make_reports(server, program, interfaces)
+            setups = _lay_out(stack, voice, program.interface, server, in_kernel=chosen.in_kernel)
         # Saved this late so that a start that fails over a taken port or pool leaves the state as it was. Saved only
         # if it differs so that a server that crashed can start again while the disk is full.
         if (document_now := state.to_json()) != kept:
             document.save(document_now)
         await _let_pair(server, options.pairing)
         more = None if server.bundle is None else server.bundle.to_keep()
-        keeper = await keep(stack, server.tunnels, setups, voice.change, more)
+        keeper = await keep(stack, server.tunnels, setups, voice.change, more) if has_interface else None
         control = ServerControl(server, program, ipv6_fault, keeper)
         await runtime.answer(stack, options.directory, control.handlers(), options.group)
         await _answer_wg(stack, server, interfaces)
         stack.push_async_callback(server.finish)
         server.begin()
         introduce(server, program, voice.say)
+        if chosen.memif is not None:
+            memif.introduce(voice, chosen.memif, server.addresses, state.mtu)
         ready()
         server.report_to(voice.manager, program.interface)
         await runtime.until_all_stopped(server.stopped, server.tunnels)
@@ -163,6 +163,8 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
 def _choose(data_path: DataPath, tunnels: int) -> engine.Engine:
     if tunnels > 1 and data_path.xdp is not None:
         raise UsageError("AF_XDP serves only one tunnel.", "Leave out --xdp, or add: --tunnels 1")
+    if tunnels > 1 and data_path.memif:
+        raise UsageError("A memif serves only one tunnel.", "Add: --tunnels 1; or, to use interfaces: --memif none")
     chosen = engine.choose(data_path)
     return chosen if tunnels == 1 else chosen.for_tunnels(tunnels)
 
@@ -202,6 +204,19 @@ def _further_tunnels(
     sockets = [runtime.bind(stack, derive.port(state.port, number)) for number in numbers]
     keys = [derive.private_key(state.private_key, number) for number in numbers]
     return assemble.make_further(stack, program, keys, sockets, state.mtu, timestamps)
+
+
+def _make_reports(server: RunningServer, program: Program, interfaces: list[str]) -> Reports:
+    state = server.state
+    return Reports(
+        server.tunnels,
+        interfaces,
+        state.addresses(ipv6=False)[0].ip,
+        Partners(state).find,
+        segments=program.engine.offloads.udp_segmentation,
+        looks=not program.engine.in_kernel,
+        remove=Farewells(state, server.admissions).remove,
+    )
 
 
 def _lay_out(

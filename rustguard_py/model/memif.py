@@ -49,6 +49,56 @@ class MemifOptions:
         return f"memif {self.number} at {self.socket}, {'server' if self.server else 'client'}"
 
 
+@dataclass(frozen=True, slots=True)
+class MemifState:
+    """A memif, and how it is connected.
+
+    Attributes:
+        options: The memif.
+        peer: The other side's program and interface, or None while nobody is connected.
+        connections: How many there were, with this one.
+        why: Why there is no connection, if that is known.
+        seconds: For how long that is so.
+    """
+
+    options: MemifOptions
+    peer: tuple[str, str] | None
+    connections: int
+    why: str | None
+    seconds: float
+
+    def __str__(self) -> str:
+        """Return it in a sentence."""
+        if self.peer is not None:
+            program, interface = self.peer
+            return f"{self.options}: connected to {interface} of {program} ({self.connections} connections so far)"
+        return f"{self.options}: not connected" + (f" ({self.why})" if self.why else "")
+
+    def to_json(self) -> dict[str, object]:
+        """Return it for a status document. The secret stays here."""
+        program, interface = self.peer or (None, None)
+        options = self.options
+        return {
+            "socket": str(options.socket),
+            "id": options.number,
+            "role": "server" if options.server else "client",
+            "mode": "ip" if options.ethernet is None else "ethernet",
+            "queues": options.queues,
+            "connected": self.peer is not None,
+            "program": program,
+            "interface": interface,
+            "since": round(self.seconds, 3),
+            "connections": self.connections,
+            "why": None if self.peer is not None else self.why,
+        }
+
+
+def absolute(text: str) -> str:
+    """Return the value of `--memif` with the path that it has from every directory. `parse` documents the errors."""
+    path, comma, words = text.partition(",")
+    return f"{parse(text).socket if path else path}{comma}{words}"
+
+
 def parse(text: str) -> MemifOptions:
     """Parse the value of `--memif`.
 

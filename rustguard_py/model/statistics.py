@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rustguard_py.model.endpoint import Endpoint, PeerId
+from rustguard_py.model.memif import MemifState
 
 
 @dataclass(slots=True)
@@ -81,11 +82,16 @@ class PlaneStats:
         drops: Dropped datagrams and packets by reason, a short word in snake_case.
         notes: Features that the plane runs without and why (a refused offload), one sentence each.
         workers: Counters per worker. Empty for the kernel's engine.
-        device: What stands for the interface, and how it is connected, in a sentence. Empty for an interface.
+        memif: What stands for the interface, and how it is connected. None for an interface.
     """
 
     peers: dict[PeerId, PeerStats] = field(default_factory=dict)
     drops: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     workers: list[WorkerStats] = field(default_factory=list)
-    device: str = ""
+    memif: MemifState | None = None
+
+    @property
+    def device(self) -> str:
+        """What stands for the interface, and how it is connected, in a sentence. Empty for an interface."""
+        return "" if self.memif is None else str(self.memif)

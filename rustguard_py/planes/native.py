@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from rustguard_py import _native
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.ethernet import EthernetOptions, own_mac
-from rustguard_py.model.memif import MemifOptions
+from rustguard_py.model.memif import MemifOptions, MemifState
 from rustguard_py.model.offloads import ALL, Offloads
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.contract import Event, Flow, Keypair
 from rustguard_py.planes.tun import not_made, not_ours
+from rustguard_py.system import memif_socket
 from rustguard_py.system.interface import check_interface_name
 from rustguard_py.system.sockets import bind
 
@@ -46,6 +47,7 @@ class NativePlane:
             the channel says how many queues there are. It is closed with the plane, and when none can be made.
         memif: A memif to use instead of an interface. `interface` is then what the other side is told, and the memif
             says how many queues there are.
+        listener: The listening socket of a memif that is a server, if the caller has made it and removes it.
 
     Attributes:
         interface: The interface's name.
@@ -69,8 +71,9 @@ class NativePlane:
         tun: Sequence[int] = (),
         channel: _native.Channel | None = None,
         memif: MemifOptions | None = None,
+        listener: socket.socket | None = None,
     ) -> None:
-        self._memif = None if memif is None else _open_memif(memif, interface)
+        self._memif = None if memif is None else _Memif(memif, interface, listener)
         if channel is None:
             check_interface_name(interface)
         try:
@@ -89,7 +92,7 @@ class NativePlane:
             )
         except OSError as error:
             if self._memif is not None:
-                self._memif.device.close()
+                self._memif.close()
             raise _refused(interface, error) from error
         self.interface = self._plane.interface
         self._port = int(sockets[0].getsockname()[1]) if sockets else 0
@@ -157,14 +160,14 @@ class NativePlane:
         """See `Plane.stats`."""
         stats = self._plane.stats()
         if self._memif is not None:
-            stats.device = str(self._memif)
+            stats.memif = self._memif.state()
         return stats
 
     def close(self) -> None:
         """See `Plane.close`. Waits for the threads to end."""
         self._plane.close()
         if self._memif is not None:
-            self._memif.device.close()
+            self._memif.close()
 
     def roll_call(self) -> list[str]:
         """See `EventfulPlane.roll_call`."""
@@ -222,38 +225,56 @@ class NativePlane:
         return self._plane.poll_events()
 
 
-@dataclass(frozen=True, slots=True)
 class _Memif:
-    """A memif that is open."""
+    """A memif that is open.
 
-    options: MemifOptions
-    device: _native.Memif
+    Args:
+        options: The memif.
+        interface: What the other side is told of this interface.
+        listener: The listening socket of a server, which the caller removes; None to make one. Not for a client.
 
-    def __str__(self) -> str:
-        """Return what it is, and how its connection is."""
-        other, connections, why = self.device.state()
-        if other is not None:
-            return f"{self.options}: connected to {other[1]} of {other[0]} ({connections} connections so far)"
-        return f"{self.options}: not connected" + (f" ({why})" if why else "")
+    Raises:
+        RefusedError: The socket can't be made.
+    """
 
+    def __init__(self, options: MemifOptions, interface: str, listener: socket.socket | None) -> None:
+        self._options = options
+        self._made: memif_socket.File | None = None
+        own = None
+        if options.server and listener is None:
+            own, self._made = memif_socket.bind(options.socket)
+            listener = own
+        try:
+            self.device = _native.Memif(
+                str(options.socket),
+                listener=None if listener is None else listener.fileno(),
+                number=options.number,
+                secret=options.secret,
+                queues=options.queues,
+                ethernet=_with_mac(options, interface),
+                interface=interface,
+            )
+        except OSError as error:
+            self._remove()
+            raise RefusedError(f"The memif at {options.socket} can't be made: {error.strerror}.") from error
+        finally:
+            # The device has its own copy.
+            if own is not None:
+                own.close()
 
-def _open_memif(options: MemifOptions, interface: str) -> _Memif:
-    try:
-        device = _native.Memif(
-            str(options.socket),
-            server=options.server,
-            number=options.number,
-            secret=options.secret,
-            queues=options.queues,
-            ethernet=_with_mac(options, interface),
-            interface=interface,
-        )
-    except OSError as error:
-        raise RefusedError(
-            f"{options.socket} can't be made: {error.strerror}.",
-            "Choose another path: --memif SOCKET. Or end the program that listens there.",
-        ) from error
-    return _Memif(options, device)
+    def state(self) -> MemifState:
+        """Return how it is connected."""
+        return MemifState(self._options, *self.device.state())
+
+    def close(self) -> None:
+        """End the connection, and remove the socket that was made here. May be called twice."""
+        self.device.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._made is not None:
+            memif_socket.remove(self._options.socket, self._made)
+            self._made = None
 
 
 def _with_mac(options: MemifOptions, interface: str) -> EthernetOptions | None:

@@ -9,7 +9,7 @@ import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -231,10 +231,10 @@ def interface_exists(name: str) -> bool:
     return name in interface_names()
 
 
-def free_interface_name(prefix: str = "rg") -> str:
-    """Return the first unused name of `prefix0`, `prefix1` and so on."""
-    taken = interface_names()
-    return next(name for name in (f"{prefix}{number}" for number in count()) if name not in taken)
+def free_interface_name(prefix: str = "rg", taken: Collection[str] = ()) -> str:
+    """Return the first of `prefix0`, `prefix1` and so on that no interface has, and that isn't taken otherwise."""
+    used = {*interface_names(), *taken}
+    return next(name for name in (f"{prefix}{number}" for number in count()) if name not in used)
 
 
 def why_no_ipv6() -> str | None:

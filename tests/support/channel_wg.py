@@ -40,8 +40,10 @@ class ChannelEngine(Engine):
         mtu: int,
         tun: Sequence[int] = (),
         channel: PacketChannel | None = None,
+        listener: socket.socket | None = None,
     ) -> EventfulPlane:
         """See `Engine.make_plane`."""
+        assert listener is None
         (descriptor,) = tun
         channel = channel or self.make_channel()
         plane = Engine.make_plane(self, public_key, interface, sockets, mtu, channel=channel)

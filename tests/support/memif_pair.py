@@ -46,13 +46,16 @@ class MemifPair:
 
     Args:
         memif: Alice's.
+
+    Attributes:
+        endpoint: Alice's.
     """
 
     def __init__(self, memif: MemifOptions) -> None:
         bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(("127.0.0.1", 0))
-        endpoint = bound.getsockname()
+        self.endpoint = endpoint = bound.getsockname()
         engine = Engine("native", "", queues=memif.queues, memif=memif)
         self.alice: EventfulPlane = engine.make_plane(bytes(32), "wg0", [bound], 1420)
         self.bob: Side = side(Engine("native", ""), 4096)

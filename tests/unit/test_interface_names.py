@@ -84,7 +84,7 @@ def test_a_pool_of_addresses_that_no_host_can_have_is_refused(
 
 def test_a_taken_name_is_followed_by_the_next_one_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     names = iter(f"rg{number}" for number in range(100))
-    monkeypatch.setattr(runtime, "free_interface_name", lambda: next(names))
+    monkeypatch.setattr(runtime, "free_interface_name", lambda **_: next(names))
     undone: list[str] = []
 
     def make(stack: AsyncExitStack, name: str) -> str:

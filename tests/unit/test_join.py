@@ -23,7 +23,7 @@ from rustguard_py.enroll.client.obtain import Obtained, Target
 from rustguard_py.enroll.client.start import JoinOptions
 from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.model.endpoint import Endpoint
-from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.errors import RustGuardError, StateError
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.sudo import as_root
 from rustguard_py.state.client_records import ClientState
@@ -77,7 +77,10 @@ class Machine:
         ):
             monkeypatch.setattr(place, name, made)
 
-    async def _with_free_name(self, stack: AsyncExitStack, name: str | None, make: Callable[..., Any]) -> Any:
+    async def _with_free_name(
+        self, stack: AsyncExitStack, name: str | None, make: Callable[..., Any], taken: object
+    ) -> Any:
+        assert taken == set()
         return make(stack, name or "rg0")
 
     async def _obtain(self, *given: object) -> Obtained:
@@ -155,6 +158,15 @@ def test_the_offloads_that_were_asked_for_are_kept_for_the_next_start(machine: M
     assert machine.kept().offloads == "none"
     machine.join(data_path=DataPath(offloads="auto", keep_offloads=True))
     assert machine.kept().offloads == ""
+
+
+def test_a_memif_is_kept_for_the_next_start_and_given_up() -> None:
+    state = ClientState(bytes(32), memif="/run/m,id=3,secret=psst")
+    assert ClientState.from_json(state.to_json()) == state
+    assert "psst" not in repr(state)
+    assert "memif" not in ClientState(bytes(32)).to_json()
+    with pytest.raises(StateError, match="memif"):
+        ClientState.from_json({**state.to_json(), "memif": "/run/m,id=x"})
 
 
 def test_a_join_that_this_machine_cannot_use_is_taken_back(machine: Machine) -> None:

@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from rustguard_py.cli.wg import command
-from rustguard_py.engine import Engine
+from rustguard_py.data_path import DataPath
+from rustguard_py.engine import Engine, choose
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.ethernet import EthernetOptions, own_mac
-from rustguard_py.model.memif import MemifOptions, parse
+from rustguard_py.model.memif import MemifOptions, absolute, parse
 from support.channel_pair import BOB4, BOB6, PATIENCE, PEER, eventually
 from support.engines import needs_native
 from support.memif_pair import MemifPair, options
@@ -87,6 +88,40 @@ def test_what_the_option_does_not_have_is_refused_with_its_form(text: str, word:
         parse(text)
     assert word in refused.value.message
     assert refused.value.fix
+
+
+def test_the_value_that_is_kept_has_the_path_from_everywhere() -> None:
+    assert absolute("m,id=7,secret=psst") == f"{Path('m').absolute()},id=7,secret=psst"
+    assert absolute("/run/m") == "/run/m"
+    assert DataPath(memif=None).with_kept("", "/run/m").memif == "/run/m"
+    assert DataPath(memif="").with_kept("", "/run/m").memif == ""
+    assert DataPath(memif="/run/n,secret=psst").memif_to_keep("/run/m") == "/run/n,secret=psst"
+    assert "psst" not in repr(DataPath(memif="/run/n,secret=psst"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "option"),
+    [
+        (DataPath(engine="kernel"), "--engine kernel"),
+        (DataPath(engine="portable"), "--engine portable"),
+        (DataPath(queues="2"), "--queues"),
+        (DataPath(rootless=True), "--rootless"),
+        (DataPath(threaded_napi=True), "--threaded-napi"),
+    ],
+)
+def test_what_a_memif_excludes_is_refused_with_both_ways_out(asked: DataPath, option: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        choose(asked.with_kept("", "/run/m,queues=2"))
+    assert refused.value.fix is not None
+    assert f"Leave out {option}" in refused.value.fix
+    assert "--memif none" in refused.value.fix
+
+
+@needs_native
+def test_a_memif_is_the_native_engines_with_the_queues_that_it_has() -> None:
+    chosen = choose(DataPath(memif="/run/m,queues=3"))
+    assert (chosen.name, chosen.queues, chosen.memif) == ("native", 3, MemifOptions(Path("/run/m"), queues=3))
+    assert "--memif needs it" in chosen.reason
 
 
 def test_the_command_refuses_what_has_no_memif(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rustguard_py.system import memif_socket
 from support.engines import needs_native
 
 ROOT = Path(__file__).parents[2]
@@ -20,11 +21,13 @@ DASH = "\N{EN DASH}"
 def test_a_generator_fills_a_memif_and_one_at_its_other_end_counts_every_packet(tmp_path: Path) -> None:
     from rustguard_py import _native
 
-    path = str(tmp_path / "m")
-    ends = [
-        _native.Memif(path, server=server, number=0, secret=b"", queues=1, ethernet=None, interface="one")
-        for server in (True, False)
-    ]
+    path = tmp_path / "m"
+    listener, _ = memif_socket.bind(path)
+    with listener:
+        ends = [
+            _native.Memif(str(path), listener=fd, number=0, secret=b"", queues=1, ethernet=None, interface="one")
+            for fd in (listener.fileno(), None)
+        ]
     one, other = (_native.Generator("10.0.0.1", "10.0.0.2", memif=end) for end in ends)
     # The second is a client, which tries four times a second.
     until = time.monotonic() + 10
@@ -51,7 +54,7 @@ def test_a_generator_fills_a_memif_and_one_at_its_other_end_counts_every_packet(
 def test_a_memif_feeds_one_generator() -> None:
     from rustguard_py import _native
 
-    memif = _native.Memif("/nowhere/m", server=False, number=0, secret=b"", queues=1, ethernet=None, interface="one")
+    memif = _native.Memif("/nowhere/m", listener=None, number=0, secret=b"", queues=1, ethernet=None, interface="one")
     _native.Generator("10.0.0.1", "10.0.0.2", memif=memif)
     with pytest.raises(ValueError, match="already"):
         _native.Generator("10.0.0.1", "10.0.0.2", memif=memif)

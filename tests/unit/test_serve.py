@@ -36,7 +36,8 @@ POOLS = Settings(IPv4Network("10.150.0.0/24"), IPv6Network("fd00:1::/64"), port=
 class MemoryEngine(Engine):
     """Makes planes in memory."""
 
-    def make_plane(self, public_key: bytes, *_: object) -> Any:
+    def make_plane(self, public_key: bytes, *_: object, listener: object = None, **__: object) -> Any:
+        assert listener is None
         return ShellPlane(public_key)
 
     def for_tunnels(self, tunnels: int) -> Engine:
@@ -90,7 +91,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Se
         return []
 
     monkeypatch.setattr(engine, "choose", lambda _: MemoryEngine("native", "asked for"))
-    monkeypatch.setattr(runtime, "free_interface_name", lambda: "rg0")
+    monkeypatch.setattr(runtime, "free_interface_name", lambda **_: "rg0")
     monkeypatch.setattr(start, "keep", keep)
     monkeypatch.setattr(start, "check_pools", lambda _state, interfaces: made.lines.append(f"checked {interfaces}"))
     monkeypatch.setattr(start, "why_no_ipv6", lambda: None)

@@ -83,6 +83,8 @@ def test_options_that_need_more_are_permitted_more_and_no_others_are() -> None:
     assert "ProtectHome=yes" in plain
     assert "ProtectHome=read-only" in more
     assert 'ReadWritePaths="/srv/a b"' in more
+    assert "ReadWritePaths" not in plain
+    assert "ReadWritePaths=-/run/vpp\n" in Unit("x", ("/x",), memif=Path("/run/vpp")).text()
 
 
 @pytest.fixture
@@ -128,6 +130,23 @@ def test_serve_as_a_service_keeps_its_options_and_hides_its_token(machine: Path)
     assert "maple" not in text
     asked = (machine / "asked").read_text().splitlines()
     assert asked == ["daemon-reload", "enable rustguard-serve-state", "restart rustguard-serve-state"]
+
+
+@pytest.mark.parametrize(
+    ("memif", "word", "writes"),
+    [("/run/vpp/m,id=3,role=server", "", True), ("/run/vpp/m", "", False), ("none", "none", False)],
+)
+def test_a_service_on_a_memif_may_make_its_socket(machine: Path, memif: str, word: str, writes: bool) -> None:
+    assert serve(machine, "--memif", memif) == 0
+    text = (machine / "units/rustguard-serve-state.service").read_text()
+    assert f" --memif {word or memif} " in text
+    assert ("ReadWritePaths=-/run/vpp\n" in text) is writes
+
+
+def test_a_memifs_secret_is_not_written_into_a_unit(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve(machine, "--memif", "/run/vpp/m,secret=psst") == 2
+    assert "Run `rustguard serve` with --memif once: it is kept" in capsys.readouterr().err
+    assert list((machine / "units").iterdir()) == []
 
 
 def test_the_long_form_installs_the_same(machine: Path) -> None:

@@ -133,6 +133,7 @@ def test_the_program_its_key_and_the_counters_of_all_planes() -> None:
         "public_key": b64encode(OURS).decode(),
         "fingerprint": fingerprint(OURS),
         "counters": {"handshakes": 5, "drops": {"no_peer": 1, "replay": 7}},
+        "memif": None,
         "workers": [
             {
                 "name": name,

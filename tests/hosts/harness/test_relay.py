@@ -17,7 +17,7 @@ while True: s.sendto(*s.recvfrom(2000))
 """
 _ASK = """
 import socket, sys
-s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.settimeout(2)
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.settimeout(5)
 for n in range(int(sys.argv[2])): s.sendto(b"%4d" % n, (sys.argv[1], 9))
 try:
     while True: print(int(s.recv(2000)))

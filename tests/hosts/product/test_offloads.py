@@ -42,7 +42,7 @@ def test_where_cut_messages_are_damaged_the_full_rate_comes_back_within_five_sec
         far.host.wait_listening("tcp", 5201)
         argv = ["iperf3", "-J", "-i", "0.5", "-c", target, "-t", str(whole)]
         report = json.loads(near.host.run(argv, timeout=whole + 60).stdout)
-        listener.wait(10)
+        listener.wait(60)
         rates = [each["sum"]["bits_per_second"] / 1e6 for each in report["intervals"]]
         full = sorted(rates[12:])[len(rates[12:]) // 2]
         slow = next(place for place in range(len(rates)) if min(rates[place : place + 2]) > full / 2) / 2
@@ -65,7 +65,7 @@ def test_random_loss_switches_nothing_off(lab: Lab, tmp_path: Path) -> None:
     listener = home.host.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
     home.host.wait_listening("tcp", 5201)
     laptop.host.run(["iperf3", "-u", "-b", "100M", "-l", "1300", "-c", INNER, "-t", "4"], timeout=60)
-    listener.wait(10)
+    listener.wait(60)
     for machine in (home, laptop):
         assert not [note for note in machine.status()["notes"] if "udp-segmentation" in note]
 
@@ -102,7 +102,9 @@ def test_a_message_that_cannot_be_cut_is_sent_one_by_one(
 ) -> None:
     _long(soak, short=code == "EINVAL")
     # After the others nothing is cut any more, and one that isn't cut has nothing to fall back to.
-    when = "30+30" if code in ("EINVAL", "EMSGSIZE") else "30"
+    # The step is longer than a message (64 datagrams), so that what follows a refusal one by one gets through. It is
+    # odd, because messages that are cut and others may alternate.
+    when = "30+67" if code in ("EINVAL", "EMSGSIZE") else "30"
     traced = ["-e", "trace=sendmsg", "-e", f"inject=sendmsg:error={code}:when={when}"]
     came, injected, notes = _all_arrive(Site(lab, tmp_path), "", traced, engine)
     cut = [line for line in injected if "UDP_SEGMENT" in line or "0x67" in line]
@@ -141,7 +143,7 @@ def test_everything_arrives_without_offloads(
         listener = far.host.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
         far.host.wait_listening("tcp", 5201)
         report = json.loads(near.host.run(["iperf3", "-J", "-c", target, "-n", "20M"], timeout=60).stdout)
-        listener.wait(10)
+        listener.wait(60)
         assert report["end"]["sum_received"]["bytes"] >= 10 << 20
         off = near.status()["notes"][0]
         assert f"(--offloads {offloads})" in off

@@ -32,7 +32,7 @@ def _carries_tcp(client: Machine, server: Machine) -> None:
         argv = ["iperf3", "-J", "-c", INNER, "-n", "20M", *direction]
         report = json.loads(client.host.run(argv, timeout=60).stdout)
         assert report["end"]["sum_received"]["bytes"] >= 10 << 20
-        listening.wait(5)
+        listening.wait(60)
 
 
 @pytest.mark.skipif(_native.uring_refusal() is not None, reason="this kernel refuses io_uring")

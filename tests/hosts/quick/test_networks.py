@@ -51,7 +51,7 @@ def deleted(host: Quick, log: Path) -> Iterator[list[str]]:
     yield gone
     eventually(lambda: sees("203.0.113.2"), what="the last event")
     watch.terminate()
-    watch.wait(10)
+    watch.wait(60)
     gone += re.findall(r"^Deleted (\S+)", log.read_text(), re.MULTILINE)
 
 

@@ -177,7 +177,7 @@ def test_it_ends_with_its_socket(lab: Lab, tmp_path: Path) -> None:
     here, _ = _link(lab)
     ours = _start(here.host, tmp_path, addresses=[])
     here.host.run(["rm", SOCKET])
-    assert ours.process.wait(10) == 0
+    assert ours.process.wait(60) == 0
     assert _gone(here.host)
 
 
@@ -185,7 +185,7 @@ def test_a_signal_ends_it_and_nothing_is_left(lab: Lab, tmp_path: Path) -> None:
     here, _ = _link(lab)
     ours = _start(here.host, tmp_path, addresses=[])
     ours.process.send_signal(signal.SIGTERM)
-    assert ours.process.wait(10) == 0
+    assert ours.process.wait(60) == 0
     assert _gone(here.host)
 
 
@@ -219,7 +219,7 @@ os.execvp(argv[0], argv)
     running = here.host.popen([argv[3], "-P", "-c", script, *argv])
     eventually(lambda: "listening port" in _wg(here.host, "show", "wg0", check=False), what="an answer to wg")
     running.terminate()
-    assert running.wait(10) == 0
+    assert running.wait(60) == 0
 
 
 def test_two_network_namespaces_have_an_interface_of_the_same_name(lab: Lab, tmp_path: Path) -> None:
@@ -240,18 +240,18 @@ def test_two_network_namespaces_have_an_interface_of_the_same_name(lab: Lab, tmp
         assert name in _wg(there.host, "show", "interfaces")
         assert ":7002 " in there.host.run(["ss", "-Huln"]).stdout
         running[0].terminate()
-        assert running[0].wait(10) == 0
+        assert running[0].wait(60) == 0
         # The other one takes the path over.
         eventually(
             lambda: _wg(there.host, "show", name, "listen-port", check=False).strip() == "7002", what="the path"
         )
         there.host.ip([f"link delete {name}"])
-        assert running[1].wait(10) == 0
+        assert running[1].wait(60) == 0
         assert not [*Path("/var/run/wireguard").glob(f"{name}*")]
     finally:
         for each in running:
             each.terminate()
-            each.wait(10)
+            each.wait(60)
 
 
 def test_a_descriptor_of_another_shape_is_refused(tmp_path: Path, lab: Lab) -> None:
@@ -319,7 +319,7 @@ def test_wg_shows_a_running_server_and_client_and_leaves_their_port(lab: Lab, tm
     for machine in (home, laptop):
         for program in machine.programs:
             program.terminate()
-            program.wait(10)
+            program.wait(60)
         assert machine.host.run(["ls", "/run/wireguard"]).stdout == ""
 
 

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from rustguard_py.daemon.reconciler import LOOK_EACH
 from rustguard_py.lab.hosts import Lab
+from rustguard_py.protocol.wire import INITIATION_SIZE
 from support.product import INNER, OPEN, POOL, Site, eventually
 from support.quick import PORT, Lan, Quick, lan
 
 # How soon a thing is back on a machine that isn't busy, seconds.
 PROMISED = 1.0
-# How soon a thing is back, seconds. Slow machines have longer, and the test prints what it saw.
-SOON = 5.0
+# How soon a thing is back, seconds. A change that isn't seen at once is seen at the next look, after LOOK_EACH. On a
+# busy machine the commands between take seconds. The test prints what it saw.
+SOON = 20.0
+assert SOON < LOOK_EACH
 # Everything that the kernel has of wg0, with the numbers that change each time left out.
 _KERNEL = (
     "ip -o addr show dev wg0 | sed 's/^[0-9]*: //; s/valid_lft.*//'; ip link show wg0 | grep -o 'mtu [0-9]*';"
@@ -38,7 +42,8 @@ _REMOVALS = {
     "all nft tables": "nft flush ruleset",
     "a kernel setting": "echo 0 > /proc/sys/net/ipv4/conf/all/src_valid_mark",
     "the interface": "ip link delete wg0",
-    "the name": "ip link set wg0 down; ip link set wg0 name x0; ip link set x0 up",
+    # On a busy machine it may have its name back before the last command.
+    "the name": "ip link set wg0 down; ip link set wg0 name x0; ip link set x0 up || :",
     # Before Linux 6.2 this is refused.
     "the name while it is up": "ip link set wg0 name x0 || :",
 }
@@ -229,12 +234,18 @@ def test_server_and_client_are_repaired_too_and_keep_their_sessions(site: Site) 
     laptop.join()
     eventually(lambda: laptop.pings(INNER))
     handshakes = home.status()["counters"]["handshakes"]
+    # A client begins a handshake when its network changes. Here none arrives, so pings need the session from before.
+    rule = f"type filter hook input priority 0; udp length {8 + INITIATION_SIZE} drop;"
+    for machine in (home, laptop):
+        machine.host.nft(f"table inet deaf {{ chain input {{ {rule} }}; }}")
+    after = {}
     for machine in (home, laptop):
         for script in ("addr flush dev rg0", "route flush dev rg0", "link delete rg0"):
             machine.host.ip([script])
             began = time.monotonic()
             eventually(lambda: laptop.pings(INNER), what=f"a ping after {script}")
             print(f"{script} on {machine.host.name}: a ping was answered after {time.monotonic() - began:.2f} s")
+            after[machine.host.name, script] = home.status()["counters"]["handshakes"]
         assert any("put back" in each for each in machine.status()["warnings"])
         assert "Traceback" not in machine.said()
-    assert home.status()["counters"]["handshakes"] == handshakes
+    assert set(after.values()) == {handshakes}, after

@@ -1,6 +1,7 @@
 //! The class `Memif`: packets of another program, over shared memory, in place of an interface.
 
 use std::ffi::CString;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -10,7 +11,7 @@ use transport::contract::Address;
 
 use super::convert::networks;
 use crate::device::Queues;
-use crate::device::memif::{Memif, Options, Role};
+use crate::device::memif::{Memif, Options};
 
 /// Return an error as `OSError(errno, why, what)`.
 fn os_error(error: &std::io::Error, what: &str) -> PyErr {
@@ -52,37 +53,39 @@ impl PyMemif {
 #[pymethods]
 impl PyMemif {
     #[new]
-    #[pyo3(signature = (socket, *, server, number, secret, queues, ethernet, interface))]
+    #[pyo3(signature = (socket, *, listener, number, secret, queues, ethernet, interface))]
     fn new(
         socket: &str,
-        server: bool,
+        listener: Option<RawFd>,
         number: u32,
         secret: Vec<u8>,
         queues: u16,
         ethernet: Option<Ethernet>,
         interface: &str,
     ) -> PyResult<Self> {
-        let role = if server { Role::Server } else { Role::Client };
-        let path = CString::new(socket).map_err(|_| PyValueError::new_err("a path has no zero bytes"))?;
-        let options = Options {
-            socket: path,
-            role,
-            id: number,
-            secret: &secret,
-            queues,
-            ethernet: ethernet.map(|given| given.0),
-            interface,
+        let copy = |listener: RawFd| {
+            // SAFETY: the caller has the descriptor open during this call.
+            unsafe { BorrowedFd::borrow_raw(listener) }.try_clone_to_owned()
         };
+        let listener = listener.map(copy).transpose().map_err(|error| os_error(&error, socket))?;
+        let path = CString::new(socket).map_err(|_| PyValueError::new_err("a path has no zero bytes"))?;
+        let ethernet = ethernet.map(|given| given.0);
+        let options = Options { socket: path, listener, id: number, secret: &secret, queues, ethernet, interface };
         let memif = Memif::open(options).map_err(|error| os_error(&error, socket))?;
         Ok(Self { memif, used: AtomicBool::new(false) })
     }
 
     /// Return the other side's program and interface (None while there is none), how many connections
-    /// there were, and why there is none now, if that is known.
-    fn state(&self) -> (Option<(String, String)>, u64, Option<String>) {
+    /// there were, why there is none now, if that is known, and for how many seconds that is so.
+    fn state(&self) -> (Option<(String, String)>, u64, Option<String>, f64) {
         let state = self.memif.state();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        (state.peer.map(|(program, interface)| (text(program), text(interface))), state.connections, state.why)
+        (
+            state.peer.map(|(program, interface)| (text(program), text(interface))),
+            state.connections,
+            state.why,
+            state.since.elapsed().as_secs_f64(),
+        )
     }
 
     /// Return the descriptor that is readable while `take_answered` has something.

@@ -3,14 +3,10 @@
 //! A client tries to connect four times a second. A server takes the next client when the one before is gone.
 //! Others wait in the socket's queue meanwhile.
 
-use std::ffi::{CStr, OsStr};
-use std::fs;
+use std::ffi::CStr;
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
@@ -27,20 +23,9 @@ use crate::descriptor::{EventFd, block_signals, check, own, wait};
 const PAUSE: libc::c_int = 250;
 /// How long a conversation may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The mode of a server's socket: who may write to it may connect.
-const MODE: libc::mode_t = 0o700;
-
-/// What this program is on the control channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It connects, and makes the memory.
-    Client,
-    /// It listens.
-    Server,
-}
 
 /// What became of the connection.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct State {
     /// What the other side is called, its program and its interface, while it is connected.
     pub peer: Option<(Vec<u8>, Vec<u8>)>,
@@ -48,6 +33,8 @@ pub struct State {
     pub connections: u64,
     /// Why there is none, if that is known.
     pub why: Option<String>,
+    /// Since when there is a connection, or none.
+    pub since: Instant,
 }
 
 /// The thread, and how to end it.
@@ -60,11 +47,11 @@ pub struct Control {
 }
 
 impl Control {
-    /// Start the thread. A server listens when this returns.
-    pub fn start(path: &CStr, role: Role, settings: Settings, rings: &Arc<Rings>) -> io::Result<Self> {
+    /// Start the thread. A server has a listening socket, which doesn't block.
+    pub fn start(path: &CStr, listener: Option<OwnedFd>, settings: Settings, rings: &Arc<Rings>) -> io::Result<Self> {
         let address = address(path)?;
-        let listener = if role == Role::Server { Some(Listener::open(path, &address)?) } else { None };
-        let (stop, state) = (Arc::new(EventFd::new()?), Arc::default());
+        let state = State { peer: None, connections: 0, why: None, since: Instant::now() };
+        let (stop, state) = (Arc::new(EventFd::new()?), Arc::new(Mutex::new(state)));
         let work = Work {
             address,
             listener,
@@ -99,56 +86,6 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// A listening socket, and the file that leads to it.
-struct Listener {
-    socket: OwnedFd,
-    path: PathBuf,
-    /// Device and inode of the file, by which another that somebody puts there is known.
-    file: (u64, u64),
-}
-
-impl Listener {
-    /// Listen. A socket that no program listens on any more is replaced, and nothing else.
-    fn open(path: &CStr, address: &libc::sockaddr_un) -> io::Result<Self> {
-        let socket = new_socket()?;
-        let path = PathBuf::from(OsStr::from_bytes(path.to_bytes()));
-        // SAFETY: the calls read one address, and take the rest by value.
-        let bind = || unsafe {
-            check(libc::fchmod(socket.as_raw_fd(), MODE))?;
-            check(libc::bind(socket.as_raw_fd(), (&raw const *address).cast(), size_of_val(address) as u32))
-        };
-        if let Err(error) = bind() {
-            let in_use = error.raw_os_error() == Some(libc::EADDRINUSE);
-            // Connecting to a file that isn't a socket is refused like connecting to a dead one.
-            let is_socket = fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket());
-            let refusal = connect(address).err().and_then(|error| error.raw_os_error());
-            if !in_use || !is_socket || refusal != Some(libc::ECONNREFUSED) {
-                return Err(error);
-            }
-            fs::remove_file(&path)?;
-            bind()?;
-        }
-        // SAFETY: the call takes its arguments by value.
-        check(unsafe { libc::listen(socket.as_raw_fd(), 1) })?;
-        let file = which(&path)?;
-        Ok(Self { socket, path, file })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if which(&self.path).is_ok_and(|file| file == self.file) {
-            // Somebody else may have removed it since.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Return device and inode of what is at a path.
-fn which(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 fn new_socket() -> io::Result<OwnedFd> {
@@ -196,7 +133,7 @@ impl Talk {
 /// What the thread has.
 struct Work {
     address: libc::sockaddr_un,
-    listener: Option<Listener>,
+    listener: Option<OwnedFd>,
     settings: Settings,
     rings: Arc<Rings>,
     stop: Arc<EventFd>,
@@ -214,7 +151,10 @@ impl Work {
             let Some(why) = end else { return };
             {
                 let mut state = lock(&self.state);
-                (state.peer, state.why) = (None, Some(why));
+                if state.peer.take().is_some() {
+                    state.since = Instant::now();
+                }
+                state.why = Some(why);
             }
             if self.stops_within(PAUSE) {
                 return;
@@ -237,7 +177,7 @@ impl Work {
 
     /// Return the next connected channel.
     fn channel(&self) -> Result<OwnedFd, End> {
-        let Some(Listener { socket, .. }) = &self.listener else {
+        let Some(socket) = &self.listener else {
             return connect(&self.address).map_err(|error| Some(format!("{error}")));
         };
         let ready = wait([(self.stop.fd(), libc::POLLIN), (socket.as_raw_fd(), libc::POLLIN)], -1);
@@ -262,6 +202,7 @@ impl Work {
             state.peer = Some((link.program.clone(), link.interface.clone()));
             state.connections += 1;
             state.why = None;
+            state.since = Instant::now();
         }
         let end = match self.rings.put_in(link) {
             Ok(()) => self.hold(channel),

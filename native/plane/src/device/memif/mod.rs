@@ -2,7 +2,7 @@
 //!
 //! The crate `memif` has the protocol. Here are what a queue of the device does ([`rings`]), the
 //! thread that makes connections and ends them ([`control`]), and what lies between a frame of the
-//! other side and a packet of ours ([`framing`]).
+//! other side and a packet of ours ([`framing`]). [`bell`] has how the sides wake each other.
 //!
 //! The control channel is here, not in Python: descriptors and mappings have to be taken over and
 //! given up in step with the threads that move packets. Python decides which channel it is.
@@ -10,13 +10,14 @@
 //! While nobody is connected, what the plane opens is dropped and counted. Sessions stay.
 
 mod answers;
+mod bell;
 mod control;
 mod framing;
 mod rings;
 
 use std::ffi::CString;
 use std::io::{self, IoSlice};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -27,7 +28,7 @@ use transport::contract::Address;
 use transport::vnet::VNET_SIZE;
 
 use self::control::Control;
-pub use self::control::{Role, State};
+pub use self::control::State;
 use self::framing::Framing;
 use self::rings::Rings;
 use super::{Device, Queues};
@@ -44,8 +45,8 @@ const BUFFER: u32 = 2048 + 64;
 pub struct Options<'a> {
     /// The path of the control channel.
     pub socket: CString,
-    /// Who listens.
-    pub role: Role,
+    /// The listening socket of a server, which doesn't block. None for a client.
+    pub listener: Option<OwnedFd>,
     /// The number of the interface on that socket.
     pub id: u32,
     /// Up to 23 bytes, or empty.
@@ -83,7 +84,7 @@ impl Memif {
             options.ethernet.map_or(Framing::Ip, |settings| Framing::Ethernet(Box::new(Link::new(&settings))));
         let queues = settings.queues;
         let rings = Arc::new(Rings::new(usize::from(queues), framing)?);
-        let control = Arc::new(Control::start(&options.socket, options.role, settings, &rings)?);
+        let control = Arc::new(Control::start(&options.socket, options.listener, settings, &rings)?);
         Ok(Self { rings, control, queues, interface: options.interface.to_owned() })
     }
 

@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::iter::once;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,8 +17,9 @@ use transport::ethernet::ETHERNET;
 use transport::unreachable::{Answers as Errors, Why};
 
 use super::answers::Answers;
+use super::bell::{Ringer, Watch};
 use super::framing::Framing;
-use crate::descriptor::{EventFd, check, check_size, now, own};
+use crate::descriptor::{EventFd, now};
 use crate::device::full;
 
 /// After this many packets the other side may see and have them, though the batch goes on.
@@ -44,14 +45,12 @@ struct Writing {
     queued: u32,
 }
 
-/// What waits for a queue's packets: it is readable while the bell of the queue's ring is.
-struct Watch(OwnedFd);
-
 /// The rings of all queues.
 pub struct Rings {
     framing: Framing,
     reading: Box<[Mutex<Option<Reading>>]>,
     watches: Box<[Watch]>,
+    ringer: Ringer,
     /// The first `writers` of them are in use.
     writing: Box<[Mutex<Option<Writing>>]>,
     writers: AtomicUsize,
@@ -86,6 +85,7 @@ impl Rings {
             framing,
             reading: (0..queues).map(|_| Mutex::default()).collect(),
             watches: (0..queues).map(|_| Watch::new()).collect::<io::Result<_>>()?,
+            ringer: Ringer::new()?,
             writing: (0..queues).map(|_| Mutex::default()).collect(),
             writers: AtomicUsize::new(0),
             corrupt: AtomicBool::new(false),
@@ -110,7 +110,7 @@ impl Rings {
         for ((place, watch), inlet) in self.reading.iter().zip(&self.watches).zip(link.inlets) {
             watch.add(inlet.bell.as_raw_fd())?;
             // What came before this is noticed as well.
-            ring_bell(inlet.bell.as_raw_fd());
+            self.ringer.ring(inlet.bell.as_raw_fd());
             *lock(place) = Some(Reading { inlet, masked: false, taken: 0 });
         }
         Ok(())
@@ -132,7 +132,7 @@ impl Rings {
 
     /// Return the descriptor to wait at for packets of a queue.
     pub fn fd(&self, queue: usize) -> RawFd {
-        self.watches[queue].0.as_raw_fd()
+        self.watches[queue].fd()
     }
 
     fn count(&self, name: &str) {
@@ -196,7 +196,7 @@ impl Rings {
             && let Some(writing) = &mut *lock(place)
             && self.send_own(writing, frame.bytes())
         {
-            writing.show();
+            writing.show(&self.ringer);
             self.answered.note(address, now());
         }
     }
@@ -237,7 +237,7 @@ impl Rings {
         let mut place = lock(&self.reading[queue]);
         let Some(reading) = &mut *place else { return true };
         reading.give_back();
-        silence(reading.inlet.bell.as_raw_fd());
+        self.watches[queue].hear();
         reading.inlet.ring.unmask();
         let looks = if reading.masked { SECOND_LOOKS } else { 1 };
         reading.masked = false;
@@ -275,12 +275,12 @@ impl Rings {
             Ok(Sent::Queued) => {
                 writing.queued += 1;
                 if writing.queued >= BATCH {
-                    writing.show();
+                    writing.show(&self.ringer);
                 }
                 Ok(())
             }
             Ok(Sent::Full) => {
-                writing.show();
+                writing.show(&self.ringer);
                 Err(full())
             }
             Ok(Sent::TooLong) => self.lose(TOO_LONG),
@@ -302,7 +302,7 @@ impl Rings {
         if let Some(place) = self.writer(queue)
             && let Some(writing) = &mut *lock(place)
         {
-            writing.show();
+            writing.show(&self.ringer);
         }
     }
 
@@ -323,45 +323,12 @@ impl Reading {
 
 impl Writing {
     /// Show the other side what was sent, and wake it.
-    fn show(&mut self) {
+    fn show(&mut self, ringer: &Ringer) {
         self.queued = 0;
         if self.outlet.ring.publish() {
-            ring_bell(self.outlet.bell.as_raw_fd());
+            ringer.ring(self.outlet.bell.as_raw_fd());
         }
     }
-}
-
-impl Watch {
-    fn new() -> io::Result<Self> {
-        // SAFETY: the call touches no memory of ours.
-        own(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(Self)
-    }
-
-    fn add(&self, bell: RawFd) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-        // SAFETY: the kernel reads `event`.
-        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, bell, &raw mut event) }).map(drop)
-    }
-
-    fn remove(&self, bell: RawFd) {
-        // SAFETY: there is no event to read. It can't fail: the bell was added.
-        let _ =
-            check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, bell, std::ptr::null_mut()) });
-    }
-}
-
-/// Make a bell readable. A bell that can't ring more has been heard by nobody for long.
-fn ring_bell(bell: RawFd) {
-    let one = 1_u64;
-    // SAFETY: the kernel reads the 8 bytes of `one`.
-    let _ = check_size(unsafe { libc::write(bell, (&raw const one).cast(), 8) });
-}
-
-/// Make a bell unreadable.
-fn silence(bell: RawFd) {
-    let mut count = 0_u64;
-    // SAFETY: the kernel writes the 8 bytes of `count`.
-    let _ = check_size(unsafe { libc::read(bell, (&raw mut count).cast(), 8) });
 }
 
 /// Return the first bytes of a packet, at most [`START`], gathered if they lie in several pieces.
