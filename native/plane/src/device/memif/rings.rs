@@ -212,7 +212,7 @@ impl Rings {
             && let Some(writing) = &mut *lock(place)
             && self.send_own(writing, &[&header[..self.framing.size()], &error].concat())
         {
-            writing.show();
+            writing.show(&self.ringer);
         }
     }
 
