@@ -53,7 +53,7 @@ def main() -> None:
                 break
         if sys.stdin in ready:
             break
-    stats = plane.stats()
+    stats, switch_interval = plane.stats(), sys.getswitchinterval()
     plane.close()
     plane.close()
     after = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
@@ -65,7 +65,7 @@ def main() -> None:
         "notes": stats.notes,
         "descriptors": [before, after],
         "threads": threading.active_count(),
-        "switch_interval": sys.getswitchinterval(),
+        "switch_interval": switch_interval,
     }
     print(json.dumps(said), flush=True)
 

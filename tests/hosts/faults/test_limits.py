@@ -20,7 +20,7 @@ ENGINES = ["native", "portable"] if has_native() else ["portable"]
 SOAK = bool(os.environ.get("RUSTGUARD_SOAK"))
 VALUES = range(8, 25) if SOAK else range(8, 20, 3)
 # For a start that the limit leaves alone, and that is then ended.
-RUN = ["timeout", "-s", "TERM", "3"]
+RUN = ["timeout", "-s", "TERM", "15"]
 
 
 def _start(machine: Machine, engine: str, verb: str, before: list[str]) -> tuple[subprocess.Popen[str], Machine]:

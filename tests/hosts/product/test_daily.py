@@ -35,11 +35,11 @@ def test_a_server_and_a_client_in_the_background_from_start_to_leaving(tmp_path:
     said = home.run("serve --pool 10.151.0.0/24 --port 4000 --open 10m --most 3", TOKEN).stderr
     assert "The server runs already" in said
     assert "Its window stays as it is. To open it: rustguard open 600" in said
-    assert "To give it --pool, --port, end it first: " in said
+    assert "To change --pool, --port, end it first: " in said
     said = first.run(f"join {HOME4} --name other --interface rg7 --token {TOKEN}").stderr
     assert f"A client of {HOME4} runs already" in said
     assert "peers rename OLD other" in said
-    assert "To give it --token, --interface, end it first: " in said
+    assert "To change --token, --interface, end it first: " in said
     # Another network, or a server, isn't what runs.
     other = first.run("join 192.0.2.99", check=False)
     assert other.returncode != 0

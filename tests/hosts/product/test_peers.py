@@ -57,6 +57,7 @@ _STATUS = {
         "uptime",
         "workers",
         "tunnels",
+        "memif",
     ),
 }
 
