@@ -100,6 +100,8 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
             runtime.check_interface(life.interface, chosen, if_taken)
             if config.dns or config.search:
                 dns.manager()
+            reached = [each for peer in config.peers for each in peer.allowed_ips]
+            chosen = chosen.answering(reached, config.addresses)
             program = Program("tunnel", options.directory, life.interface, chosen, now(), sandbox)
             await runtime.answer(stack, options.directory, QuickControl(life).handlers(), options.group)
             stack.push_async_callback(life.announce_the_end)
