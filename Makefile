@@ -42,7 +42,7 @@ help:
 	@echo 'make bench-memif  compare a memif with a TUN; BENCH_ARGS=--publish writes the page (minutes)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make packages  build Debian packages and wheels for amd64 and arm64, and the source distribution, in dist/'
-	@echo 'make test-packages  install the Debian package in fresh roots of Debian 12 and 13 and use it there (minutes)'
+	@echo 'make test-packages  install the Debian package in fresh roots of Debian 12 and 13 and Ubuntu 24.04 and use it there (minutes)'
 	@echo 'make sdist     build the source distribution in dist/'
 	@echo 'make reference write docs/reference/commands.md from the text of the help'
 	@echo 'make lock      pin the newest versions of the development tools in requirements/dev.lock'

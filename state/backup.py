@@ -28,7 +28,7 @@ from rustguard_py.state.members import Members
 from rustguard_py.state.records import ServerState
 
 # What a state directory holds that is worth keeping. The rest belongs to a process, or is the copy before.
-STATE_FILES = ("state.json", "timestamps", "audit.jsonl", "audit.jsonl.1")
+STATE_FILES = ("state.json", "timestamps", "offloads", "audit.jsonl", "audit.jsonl.1")
 # `/var/lib/rustguard/wg/NAME`: no directory lies deeper.
 _DEPTH = 3
 _MOST_FILES = 10_000

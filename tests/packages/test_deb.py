@@ -1,4 +1,4 @@
-"""The Debian package in fresh roots of Debian 12 and 13: installed, used by two machines, upgraded, removed."""
+"""The Debian package in fresh roots of Debian 12, 13 and Ubuntu 24.04: installed, used, upgraded, removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.debian_root import Root, archive, package
 from support.waiting import rest
 
 pytestmark = [pytest.mark.needs_packages, pytest.mark.timeout(600)]
-SUITES = ("bookworm", "trixie")
+SUITES = ("bookworm", "trixie", "noble")
 TOOLS = ("iproute2", "iputils-ping")
 MOST_SECONDS = 30.0
 MOST_BYTES = 60e6

@@ -1,4 +1,4 @@
-"""A fresh Debian in a folder, for the tests of the packages: made by mmdebstrap, entered by chroot.
+"""A fresh Debian or Ubuntu in a folder, for the tests of the packages: made by mmdebstrap, entered by chroot.
 
 What runs in it sees a file system of its own and the network of the host that enters it. The process ids are this
 machine's.
@@ -18,6 +18,9 @@ from rustguard_py.lab.hosts import Host
 CHECKOUT = Path(__file__).parent.parent.parent
 DIST = CHECKOUT / "dist"
 MIRROR = "http://deb.debian.org/debian"
+# Debian has no key of Ubuntu's archive.
+_UBUNTU = "deb [trusted=yes] http://archive.ubuntu.com/ubuntu {} main universe"
+UBUNTU_SUITES = ("noble",)
 # A root is made once; each test unpacks it.
 _KEPT = CHECKOUT / ".venv/roots"
 # Services can't be started in a chroot, and what apt fetched is needed once.
@@ -55,7 +58,7 @@ def package(architecture: str = "amd64") -> Path:
 def archive(
     suite: str, *, include: Sequence[str] = (), architecture: str = "amd64", variant: str = "minbase"
 ) -> Path:
-    """Return the archive of a minimal Debian, made once per suite, packages, architecture and variant."""
+    """Return the archive of a minimal Debian or Ubuntu, made once per suite, packages, architecture and variant."""
     parts = [suite, architecture, *([variant] * (variant != "minbase")), *include]
     kept = _KEPT / f"{'-'.join(parts)}.tar"
     _KEPT.mkdir(parents=True, exist_ok=True)
@@ -64,18 +67,22 @@ def archive(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
             half = kept.with_suffix(".half.tar")
+            if suite in UBUNTU_SUITES:
+                # There its priority isn't `required`.
+                include = ["apt", *include]
             words = [
                 f"--variant={variant}",
                 f"--architectures={architecture}",
                 *([f"--include={','.join(include)}"] * bool(include)),
             ]
-            subprocess.run(["mmdebstrap", "-q", *words, suite, half, MIRROR], check=True)
+            mirror = _UBUNTU.format(suite) if suite in UBUNTU_SUITES else MIRROR
+            subprocess.run(["mmdebstrap", "-q", *words, suite, half, mirror], check=True)
             half.rename(kept)
     return kept
 
 
 class Root:
-    """An unpacked Debian.
+    """An unpacked Debian or Ubuntu.
 
     Attributes:
         folder: Its root directory.
