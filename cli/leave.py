@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -39,7 +40,8 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
     """Leave a network: tell its server, disconnect, and forget its keys. Coming back takes token and window again.
 
     A connected client tells the server inside the tunnel, which frees name and address. If no answer comes within
-    three seconds, or nothing is connected, it says so: `rustguard peers revoke NAME` on the server does the same.
+    three seconds, nothing is connected, or there is a memif in place of the interface, it says so: `rustguard peers
+    revoke NAME` on the server does the same.
     """
     directory = paths.state_directory("client", state)
     document = Document.peek(directory)
@@ -56,10 +58,12 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
     host, name = leaving[0].host, leaving[0].name
     if not yes and not click.confirm(printable(f"Leave {host}, where this machine is {name}?"), err=True):
         raise RefusedError("Nothing was changed.")
-    answered: dict[NetworkRecord, bool] = {}
+    answered: dict[NetworkRecord, bool | None] = {}
     for candidate in paths.running():
         if candidate.state_directory == directory.resolve() and listens(candidate.socket):
-            answered |= {each: found for each in leaving if (found := _tell(candidate.socket, each)) is not None}
+            for each in leaving:
+                with suppress(RustGuardError):
+                    answered[each] = _tell(candidate.socket, each)
             end(candidate)
     _forget(directory, host)
     for service in systemd.installed():
@@ -72,22 +76,24 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
     click.echo(printable(f"Left {host}."), err=True)
     for each in leaving:
         fix = f"may still list {each.name}. On the server: rustguard peers revoke {quote(each.name)}"
-        line = {
-            True: f"The server has removed {each.name}, and its address is free.",
-            False: f"The server didn't answer within three seconds. It {fix}",
-            None: f"It wasn't connected, so its server {fix}",
-        }[answered.get(each)]
+        line = f"It wasn't connected, so its server {fix}"
+        if each in answered:
+            line = {
+                True: f"The server has removed {each.name}, and its address is free.",
+                False: f"The server didn't answer within three seconds. It {fix}",
+                None: f"With a memif, the server can't be told. It {fix}",
+            }[answered[each]]
         click.echo(printable(line), err=True)
 
 
 def _tell(socket: Path, network: NetworkRecord) -> bool | None:
-    """Have the daemon tell the server. Return whether the server has answered; None if it wasn't asked."""
-    try:
-        found = call(socket, "leave", {"host": network.host, "port": network.port}, timeout=SECONDS)
-    except RustGuardError:
-        # It is connected elsewhere, has another version, or doesn't answer.
-        return None
-    return found.get("answered") is True
+    """Have the daemon tell the server. Return whether the server has answered; None if it can't be asked.
+
+    Raises:
+        RustGuardError: The daemon is connected elsewhere, has another version, or doesn't answer.
+    """
+    found = call(socket, "leave", {"host": network.host, "port": network.port}, timeout=SECONDS).get("answered")
+    return None if found is None else found is True
 
 
 def _forget(directory: Path, host: str) -> None:

@@ -42,11 +42,13 @@ class Left:
         interface: The interface's name.
         hooks: The commands that it would have run.
         mark: What `wg show INTERFACE fwmark` gave: those commands may ask for it. 0 for none.
+        memif: The socket that a memif listened at. Empty for none. Root removes it only if nobody listens there.
     """
 
     interface: str
     hooks: conf.Hooks
     mark: int = 0
+    memif: str = ""
 
 
 def _parse(interface: str, value: Mapping[str, Any], memo: str) -> Step:
@@ -109,7 +111,8 @@ class Ledger:
             if not _INTERFACE.fullmatch(value["interface"]):
                 raise ValueError(value["interface"])  # noqa: TRY301 - answered as all that can't be read
             hooks = conf.Hooks(**{name: tuple(lines) for name, lines in value["hooks"].items()})
-            ledger = cls(path, Left(value["interface"], hooks, int(value.get("mark", 0))))
+            left = Left(value["interface"], hooks, int(value.get("mark", 0)), str(value.get("memif", "")))
+            ledger = cls(path, left)
             ledger._done = {_parse(ledger.left.interface, step, memo): memo for step, memo in value["steps"]}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StateError(
@@ -201,7 +204,8 @@ class Ledger:
         lasting = [[steps.to_json(step), memo] for step, memo in self._done.items() if step.outlives]
         hooks = {name: getattr(self.left.hooks, name) for name in conf.Hooks.__slots__}
         place = {"boot": boot_id(), "namespace": namespace_id()}
-        left = {"interface": self.left.interface, "mark": self.left.mark, **place, "hooks": hooks, "steps": lasting}
+        ours = {"interface": self.left.interface, "mark": self.left.mark, "memif": self.left.memif}
+        left = {**ours, **place, "hooks": hooks, "steps": lasting}
         content = json.dumps(left).encode()
         temporary = self._path.with_suffix(f".{os.getpid()}")
         try:

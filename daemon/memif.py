@@ -15,6 +15,9 @@ from rustguard_py.model.endpoint import InterfaceAddress
 from rustguard_py.model.memif import MemifOptions
 from rustguard_py.system import memif_socket
 
+# Answered ranges that the start lists.
+_SHOWN = 8
+
 
 def bind(path: Path) -> Bound:
     """Return a socket that listens at a path. `memif_socket.bind` documents the errors."""
@@ -55,3 +58,13 @@ def introduce(voice: Voice, memif: MemifOptions, addresses: Iterable[InterfaceAd
     given = ", ".join(map(str, addresses))
     voice.say(f"In place of an interface: {memif}.")
     voice.say(f"The other program has the addresses ({given or 'none'}), the routes and an MTU of {mtu}.")
+    if (ethernet := memif.ethernet) is None:
+        return
+    if not ethernet.answered:
+        voice.say(
+            "ARP and neighbour solicitations aren't answered. To answer for a range, add to --memif: answer=RANGE"
+        )
+        return
+    others = f", but not for {', '.join(map(str, ethernet.excepted))}" if ethernet.excepted else ""
+    first, more = ", ".join(map(str, ethernet.answered[:_SHOWN])), len(ethernet.answered) - _SHOWN
+    voice.say(f"ARP and neighbour solicitations are answered for {first}{f' and {more} more' * (more > 0)}{others}.")

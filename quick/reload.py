@@ -9,7 +9,6 @@ from dataclasses import replace
 from rustguard_py import conf
 from rustguard_py.daemon import dns
 from rustguard_py.daemon.console import Voice
-from rustguard_py.daemon.ledger import Left
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.quick import peers, routing
 from rustguard_py.quick.running import Running, check_memif, choose_scheme, wanted_steps
@@ -51,7 +50,7 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
     lines += [f"[#] peer {conf.short(peer.public_key)} set" for peer in changes.peers]
     running.config = config
     running.scheme = scheme
-    running.ledger.left = Left(running.interface, config.hooks, scheme.mark)
+    running.ledger.left = replace(running.ledger.left, hooks=config.hooks, mark=scheme.mark)
     running.ledger.save()
     if running.program.engine.memif is None:
         lines += [f"[#] put back: {each}" for each in await running.keeper.repair()]

@@ -37,6 +37,7 @@ from rustguard_py.quick.tunnel import PlainTunnel
 from rustguard_py.quick.wg_answers import KilledAnswers, WgAnswers
 from rustguard_py.state import kept_offloads, paths
 from rustguard_py.state.document import Document
+from rustguard_py.system import memif_socket
 from rustguard_py.system.interface import Echo
 from rustguard_py.tunnel import Tunnel
 
@@ -99,6 +100,8 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
             runtime.check_interface(life.interface, chosen, if_taken)
             if config.dns or config.search:
                 dns.manager()
+            reached = [each for peer in config.peers for each in peer.allowed_ips]
+            chosen = chosen.answering(reached, config.addresses)
             program = Program("tunnel", options.directory, life.interface, chosen, now(), sandbox)
             await runtime.answer(stack, options.directory, QuickControl(life).handlers(), options.group)
             stack.push_async_callback(life.announce_the_end)
@@ -150,6 +153,8 @@ async def repair(directory: Path, echo: Echo, runner: hooks.Runner | None = None
         ledger.undo(echo)
         runtime.remove_leftovers(None, directory)
         places.withdraw(directory)
+        if left.memif:
+            memif_socket.remove_dead(Path(left.memif))
         failed += await hooks.run_all(known.post_down, left.interface, echo, runner)
     failed += [f"`{printable(each)}` was not run: nothing shows that it is of the tunnel's file." for each in strange]
     forget(directory)
@@ -185,7 +190,9 @@ async def _run(life: Life, program: Program, config: conf.Config, ready: Callabl
 
 async def _start(stack: AsyncExitStack, life: Life, program: Program, config: conf.Config) -> Running:
     interface, echo = life.interface, life.echo
-    ledger = Ledger(paths.undo_file(program.directory), Left(interface, config.hooks))
+    used = program.engine.memif
+    listened = str(used.socket) if used is not None and used.server else ""
+    ledger = Ledger(paths.undo_file(program.directory), Left(interface, config.hooks, memif=listened))
     ledger.save()
     stack.callback(ledger.undo, echo)
     await hooks.run(config.hooks.pre_up, interface, echo, life.runner)
@@ -206,7 +213,7 @@ async def _start(stack: AsyncExitStack, life: Life, program: Program, config: co
         echo(f"[#] ip {kind.format(interface)}")
     stack.callback(ledger.undo, echo)
     tunnel.plane.set_fwmark(scheme.mark)
-    ledger.left = Left(interface, config.hooks, scheme.mark)
+    ledger.left = replace(ledger.left, mark=scheme.mark)
     ledger.save()
     plain = PlainTunnel(tunnel, timestamps, config.private_key)
     stack.push_async_callback(plain.close)

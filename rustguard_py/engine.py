@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.clock import now
+from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.memif import MemifOptions
 from rustguard_py.model.memif import parse as parse_memif
@@ -81,6 +82,18 @@ class Engine:
                 "Leave out --memif; or choose RUSTGUARD_ENGINE=native, and install RustGuard where cargo is.",
             )
         return replace(self, memif=memif, queues=memif.queues)
+
+    def answering(self, ranges: Iterable[Network], own: Iterable[InterfaceAddress]) -> Engine:
+        """Return the same engine; in Ethernet, its memif answers for these ranges unless it has others.
+
+        Args:
+            ranges: Where the tunnel leads.
+            own: The inner addresses, which the program on the other side of the memif has.
+        """
+        if self.memif is None or self.memif.ethernet is None:
+            return self
+        ethernet = self.memif.ethernet.answering(ranges, (each.ip for each in own))
+        return replace(self, memif=replace(self.memif, ethernet=ethernet))
 
     def make_plane(
         self,

@@ -94,18 +94,19 @@ class RunningClient:
         if self.bundle is not None:
             self.bundle.add(network.host, self.server_keys, allowed)
 
-    async def leave(self, private_key: bytes) -> bool:
+    async def leave(self, private_key: bytes) -> bool | None:
         """Tell the server inside the tunnel that this client leaves for good.
 
         Args:
             private_key: Ours, 32 bytes.
 
         Returns:
-            Whether the server has answered, within three seconds, that it has removed us.
+            Whether the server has answered, within three seconds, that it has removed us. None if it can't be asked,
+            because our inner address isn't on this machine.
         """
         network = self.network
         if self.reports is None or network.gateway4 is None:
-            return False
+            return None
         proofs = farewell.of_client(private_key, network.server_key, network.preshared_key)
         return await self.reports.leave(network.gateway4, proofs.leave, proofs.left)
 

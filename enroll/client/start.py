@@ -149,8 +149,8 @@ async def join(options: JoinOptions, voice: Voice, ready: Callable[[], None]) ->
             hint = "the server decides, or the options of `rustguard join`"
             await runtime.answer_wg_fixed(stack, client.tunnel, program.interface, state.private_key, port, hint)
         voice.say(f"Engine {program.engine.name} ({program.engine.reason}).")
-        if chosen.memif is not None:
-            memif.introduce(voice, chosen.memif, client.network.addresses, client.network.mtu)
+        if program.engine.memif is not None:
+            memif.introduce(voice, program.engine.memif, client.network.addresses, client.network.mtu)
         ready()
         await client.run()
 
@@ -198,6 +198,7 @@ class _Start:
             rootless: Whether the interface is in a network namespace of its own.
         """
         fitted, fitting = fit_tunnels(network, self.engine, interface, self.voice, rootless=rootless)
+        fitting = fitting.answering((*fitted.pools, *fitted.routes), fitted.addresses)
         program = Program("client", self.options.directory, interface, fitting, now(), self.sandbox, tun)
         bound = _open(stack, self.sockets, self.port)
         return make_client(stack, self.voice, program, self.private_key, bound, fitted), program

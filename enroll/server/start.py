@@ -108,6 +108,8 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
         state.offloads = options.data_path.to_keep(state.offloads)
         state.memif = options.data_path.memif_to_keep(state.memif)
         chosen = _choose(options.data_path.with_kept(state.offloads, state.memif), state.tunnels)
+        pools = [pool for pool in (state.pool4, state.pool6) if pool is not None]
+        chosen = chosen.answering(pools, state.addresses())
         own_keys = [derive.private_key(state.private_key, number) for number in range(MOST_TUNNELS)]
         if runtime.remove_leftovers(own_keys, options.directory):
             voice.say("Removed the interface that was left when RustGuard was killed.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 _MACHINE_ID = Path("/etc/machine-id")
@@ -22,12 +23,48 @@ class EthernetOptions:
             sender of the last packet.
         answered: Ranges for which we answer ARP requests and neighbour solicitations with our MAC address.
         learnt: Ranges whose MAC addresses we ask for before we send to them.
+        excepted: Addresses for which we don't answer, although an answered range has them.
     """
 
     mac: bytes | None = None
     gateway: bytes | None = None
     answered: tuple[IPv4Network | IPv6Network, ...] = ()
     learnt: tuple[IPv4Network | IPv6Network, ...] = ()
+    excepted: tuple[IPv4Address | IPv6Address, ...] = ()
+
+    def answering(
+        self, ranges: Iterable[IPv4Network | IPv6Network], other: Iterable[IPv4Address | IPv6Address]
+    ) -> EthernetOptions:
+        """Return the same, with answered ranges unless there are some.
+
+        Default routes, whole or in halves, are left out: nobody else on the link would be reached.
+
+        Args:
+            ranges: Where the tunnel leads.
+            other: Addresses of the program on the other side of the memif.
+        """
+        if self.answered:
+            return self
+        chosen = dict.fromkeys(each for each in ranges if each.prefixlen > 1 and each not in self.learnt)
+        held = dict.fromkeys(each for each in other if any(each in one for one in chosen))
+        return replace(self, answered=tuple(chosen), excepted=tuple(held))
+
+    @property
+    def parts(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The answered ranges without the excepted addresses."""
+        left = list(self.answered)
+        for each in self.excepted:
+            left = [part for whole in left for part in _without(whole, each)]
+        return tuple(left)
+
+
+def _without(whole: IPv4Network | IPv6Network, address: IPv4Address | IPv6Address) -> list[IPv4Network | IPv6Network]:
+    """Return a range without an address, as ranges."""
+    if isinstance(whole, IPv4Network) and isinstance(address, IPv4Address) and address in whole:
+        return list(whole.address_exclude(IPv4Network(address)))
+    if isinstance(whole, IPv6Network) and isinstance(address, IPv6Address) and address in whole:
+        return list(whole.address_exclude(IPv6Network(address)))
+    return [whole]
 
 
 def own_mac(interface: str, number: int) -> bytes:

@@ -278,11 +278,12 @@ class _Memif:
 
 
 def _with_mac(options: MemifOptions, interface: str) -> EthernetOptions | None:
-    """Return the Ethernet of a memif, with a MAC address of ours."""
+    """Return the Ethernet of a memif, with a MAC address of ours, and with no exceptions in answered ranges."""
     ethernet = options.ethernet
-    if ethernet is None or ethernet.mac is not None:
-        return ethernet
-    return replace(ethernet, mac=own_mac(interface, options.number))
+    if ethernet is None:
+        return None
+    mac = own_mac(interface, options.number) if ethernet.mac is None else ethernet.mac
+    return replace(ethernet, mac=mac, answered=ethernet.parts, excepted=())
 
 
 def _refused(interface: str, error: OSError) -> RefusedError:

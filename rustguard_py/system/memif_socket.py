@@ -55,6 +55,13 @@ def remove(path: Path, file: File) -> None:
             path.unlink()
 
 
+def remove_dead(path: Path) -> None:
+    """Remove a socket that a killed program has left. What else is there stays."""
+    with suppress(OSError):
+        if _is_dead(path):
+            path.unlink()
+
+
 def _is_dead(path: Path) -> bool:
     """Return whether a file is a socket that no program listens on."""
     # Connecting to a file that isn't a socket is refused like connecting to a dead one.

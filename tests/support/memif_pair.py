@@ -70,6 +70,12 @@ class MemifPair:
         self.alice.install_keypair(PEER, Keypair(ours, theirs, one, other, False, now()))
         self.bob.plane.install_keypair(PEER, Keypair(theirs, ours, other, one, True, now()))
 
+    def move_bob(self) -> None:
+        """Give Bob another UDP port. Alice may receive his datagrams on another queue then."""
+        bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        bound.bind(("127.0.0.1", 0))
+        self.bob.plane.rebind([bound])
+
     def is_connected(self) -> bool:
         """Whether Alice's memif is."""
         return ": connected to " in self.alice.stats().device

@@ -191,6 +191,16 @@ class Machine:
             if not re.search("fe80|ff00", line)
         }
 
+    def settings(self) -> list[str]:
+        """What a tunnel could change here, besides its sockets."""
+        read = (
+            "ip -o link | cut -d' ' -f2; ip -o addr | sed 's/valid_lft.*//'; ip rule; ip -6 rule;"
+            "ip route show table all; ip -6 route show table all | sed 's/expires [0-9]*sec//';"
+            "nft list ruleset; md5sum /etc/hosts /etc/resolv.conf;"
+            "sysctl -a 2> /dev/null | grep -E '^net\\.(ipv4|ipv6)\\.(conf|ip_forward)'"
+        )
+        return self.host.run(["sh", "-c", read]).stdout.splitlines()
+
     def _listening(self) -> int:
         return sum(name.endswith(".sock") for name in self.sockets())
 

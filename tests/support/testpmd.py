@@ -75,7 +75,7 @@ class Testpmd:
     ) -> None:
         found = program()
         assert found is not None
-        self._socket, self._server = socket, server
+        self._socket, self._server, self._queues = socket, server, queues
         self.log = socket.with_name(f"testpmd-{time.monotonic_ns()}.log")
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         role = "server" if server else "client"
@@ -118,6 +118,12 @@ class Testpmd:
         found = re.search(r"NIC statistics for port 0.*?RX-packets: (\d+)", said, re.DOTALL)
         assert found is not None, said
         return int(found[1])
+
+    def queues(self) -> list[tuple[int, int]]:
+        """Packets received and sent so far by each queue. It may go on."""
+        said = self._say("show port xstats 0", rf"tx_q{self._queues - 1}_bytes: \d+\s")
+        counts = {name: int(count) for name, count in re.findall(r"([rt]x_q\d+_packets): (\d+)", said)}
+        return [(counts[f"rx_q{each}_packets"], counts[f"tx_q{each}_packets"]) for each in range(self._queues)]
 
     def set_size(self, size: int) -> None:
         """Send frames of so many bytes in mode `txonly`, from the next `start` on."""

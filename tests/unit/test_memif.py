@@ -15,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from rustguard_py.cli.wg import command
+from rustguard_py.daemon.console import Voice
+from rustguard_py.daemon.memif import introduce
 from rustguard_py.data_path import DataPath
 from rustguard_py.engine import Engine, choose
 from rustguard_py.model.errors import RefusedError, UsageError
@@ -290,3 +292,28 @@ def test_what_somebody_puts_in_the_sockets_place_stays(path: Path) -> None:
     path.write_text("precious")
     one.close()
     assert path.read_text() == "precious"
+
+
+def test_the_tunnels_ranges_are_answered_for_unless_others_are_named() -> None:
+    four, six, own4, own6 = ip_network("10.7.0.0/30"), ip_network("fd07::/126"), "10.7.0.1", "fd07::2"
+    routes = [ip_network(each) for each in ("0.0.0.0/0", "::/0", "0.0.0.0/1", "128.0.0.0/1")]
+    own = [ip_address(each) for each in (own4, own6, "192.0.2.1")]
+    chosen = EthernetOptions().answering([four, *routes, six, four], own)
+    assert (chosen.answered, chosen.excepted) == ((four, six), tuple(own[:2]))
+    held = [str(each) for part in chosen.parts for each in part]
+    assert sorted(held) == ["10.7.0.0", "10.7.0.2", "10.7.0.3", "fd07::", "fd07::1", "fd07::3"]
+    named = EthernetOptions(answered=(six,))
+    assert named.answering([four], own) == named
+    assert EthernetOptions(learnt=(four,)).answering([four, six], own).answered == (six,)
+    assert EthernetOptions().answering(routes, own) == EthernetOptions()
+
+
+def test_the_start_says_for_what_is_answered() -> None:
+    ranges = tuple(ip_network(f"10.{each}.0.0/16") for each in range(10))
+    lines: list[str] = []
+    voice = Voice(lines.append, lines.append)
+    for ethernet in (EthernetOptions(), EthernetOptions(answered=ranges), None):
+        introduce(voice, MemifOptions(Path("/m"), ethernet=ethernet), [], 1420)
+    assert len(lines) == 8
+    assert "aren't answered. To answer for a range, add to --memif: answer=RANGE" in lines[2]
+    assert lines[5].endswith("10.6.0.0/16, 10.7.0.0/16 and 2 more.")

@@ -71,7 +71,7 @@ def test_a_default_route_is_the_table_two_rules_the_firewall_and_for_ipv4_a_vari
 
 def test_what_outlives_the_interface_is_read_as_it_was_written(tmp_path: Path) -> None:
     made = plan(config("0.0.0.0/0", "::/0"), (4, 100), (6, 200))
-    left = Left("wg0", conf.Hooks(post_down=("echo gone",)))
+    left = Left("wg0", conf.Hooks(post_down=("echo gone",)), memif="/run/m")
     ledger = Ledger(tmp_path / "x.undo", left)
     ledger._done = dict.fromkeys(made, "1")
     ledger.save()

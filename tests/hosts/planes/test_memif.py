@@ -28,6 +28,8 @@ pytestmark = [needs_native, pytest.mark.needs_testpmd, pytest.mark.xdist_group("
 KILLS = 50 if os.environ.get("RUSTGUARD_SOAK") else 2
 ROLES = pytest.mark.parametrize("server", [False, True], ids=["client", "server"])
 PACKETS = 3000
+# Each port has an even chance of either queue.
+MOST_MOVES = 40
 
 
 @pytest.fixture
@@ -67,6 +69,29 @@ def test_every_frame_crosses_unchanged_both_ways(
     counts = testpmd.stop()
     print(f"{came} of {PACKETS} came back; testpmd: {counts}; dropped: {pair.drops()}")
     assert (came, counts.received, counts.sent, counts.dropped) == (PACKETS, PACKETS, PACKETS, 0)
+    assert pair.drops() == {}
+    pair.close()
+
+
+@ROLES
+def test_each_of_two_queues_carries_packets_both_ways(path: Path, started: list[Testpmd], server: bool) -> None:
+    """Packets of one peer take the queue that its UDP port leads to, and testpmd answers on the same one."""
+    pair, testpmd = _connect(path, started, server=server, queues=2)
+    testpmd.start()
+    sent = 0
+    for _ in range(MOST_MOVES):
+        assert pair.echo(100, sent) == 100
+        sent += 100
+        if all(min(each) for each in testpmd.queues()):
+            break
+        pair.move_bob()
+    counted = testpmd.queues()
+    ours = {each.name: each.packets for each in pair.alice.stats().workers}
+    print(f"{sent} packets; testpmd's queues received and sent {counted}; ours: {ours}")
+    assert len(counted) == 2
+    assert all(received == back >= 100 for received, back in counted), counted
+    assert [sum(each) for each in zip(*counted, strict=True)] == [sent, sent]
+    assert [ours["out-0"], ours["out-1"]] == [back for _, back in counted]
     assert pair.drops() == {}
     pair.close()
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import stat
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from rustguard_py.lab.hosts import Lab
+from rustguard_py.model.ethernet import EthernetOptions
 from rustguard_py.model.memif import MemifOptions
 from support.engines import needs_native
 from support.memif_program import MemifProgram
-from support.product import HOME4, INNER, OPEN, POOL, TOKEN, Machine, Site, eventually
+from support.product import HOME4, INNER, OPEN, POOL, TOKEN, Site, eventually
 from support.quick import PORT, Key, Quick, base64
 
 pytestmark = needs_native
@@ -30,17 +33,6 @@ def programs() -> Iterator[list[MemifProgram]]:
         each.close()
 
 
-def _system(machine: Machine) -> list[str]:
-    """What a tunnel could change on a machine, besides its sockets."""
-    read = (
-        "ip -o link | cut -d' ' -f2; ip -o addr | sed 's/valid_lft.*//'; ip rule; ip -6 rule;"
-        "ip route show table all; ip -6 route show table all | sed 's/expires [0-9]*sec//';"
-        "nft list ruleset; md5sum /etc/hosts /etc/resolv.conf;"
-        "sysctl -a 2> /dev/null | grep -E '^net\\.(ipv4|ipv6)\\.(conf|ip_forward)'"
-    )
-    return machine.host.run(["sh", "-c", read]).stdout.splitlines()
-
-
 def test_a_server_on_a_memif_and_a_client_on_an_interface(
     tmp_path: Path, lab: Lab, programs: list[MemifProgram]
 ) -> None:
@@ -48,7 +40,7 @@ def test_a_server_on_a_memif_and_a_client_on_an_interface(
     home = site.home()
     first = site.client("first", home)
     memif = MemifOptions(tmp_path / "m", 5, False, b"psst")
-    before = _system(home)
+    before = home.settings()
     words = f"--pool {POOL} {OPEN} --engine native --memif {memif.socket},id=5,secret=psst,role=server"
     serving = home.serve(words)
     assert stat.S_IMODE(memif.socket.stat().st_mode) == 0o700
@@ -60,7 +52,7 @@ def test_a_server_on_a_memif_and_a_client_on_an_interface(
     # Both ways: `join` waits for an answer, which the other program gives.
     first.join(HOME4)
     programs[0].pings(SECOND)
-    assert _system(home) == before
+    assert home.settings() == before
     assert f"{INNER}/24" in home.said()
     text = home.run("status").stdout
     assert f"{memif.socket}, id 5, server, ip: connected to wg0 of RustGuard for " in text, text
@@ -91,7 +83,7 @@ def test_a_server_on_a_memif_and_a_client_on_an_interface(
     home.run("stop", state=False)
     assert serving.wait() == 0
     assert not memif.socket.exists()
-    assert _system(home) == before
+    assert home.settings() == before
     # Given up, there is an interface again.
     home.serve("--engine native --memif none", None)
     first.reaches(INNER)
@@ -105,7 +97,7 @@ def test_a_client_on_a_memif_and_a_server_on_an_interface(
     home = site.home()
     first = site.client("first", home)
     memif = MemifOptions(tmp_path / "m", 0, True)
-    before = _system(first)
+    before = first.settings()
     home.serve(f"--pool {POOL} {OPEN}")
     joining = first.start(f"join {HOME4} --name first --engine native --memif {memif.socket}", TOKEN)
     eventually(lambda: first.alive(joining) and first.status()["memif"]["why"], what="it says why")
@@ -114,7 +106,7 @@ def test_a_client_on_a_memif_and_a_server_on_an_interface(
     programs[0].wait_for_connection()
     programs[0].pings(INNER)
     assert home.reaches(SECOND)
-    assert _system(first) == before
+    assert first.settings() == before
     assert first.status()["interface"] == "rg0"
     assert "inner address, so no reports" in first.run("status -v").stdout
 
@@ -124,9 +116,34 @@ def test_a_client_on_a_memif_and_a_server_on_an_interface(
     joining = first.start("join --engine native", None)
     eventually(lambda: first.alive(joining) and first.status()["memif"]["connected"], what="it connects again")
     programs[0].pings(INNER)
-    assert "Left" in first.run("leave --yes").stderr
+    left = first.run("leave --yes").stderr
+    assert "Left" in left
+    assert "With a memif, the server can't be told. It may still list first." in left, left
     assert joining.wait() == 0
-    assert _system(first) == before
+    assert first.settings() == before
+
+
+def test_over_ethernet_both_ends_answer_for_where_the_tunnel_leads(
+    tmp_path: Path, lab: Lab, programs: list[MemifProgram]
+) -> None:
+    """The programs ask for the addresses that they send to, as VPP does. Nobody names a range."""
+    site = Site(lab, tmp_path)
+    home = site.home()
+    first = site.client("first", home)
+    link = EthernetOptions(learnt=(ip_network(POOL),))
+    memifs = [MemifOptions(tmp_path / name, ethernet=link) for name in ("h", "f")]
+    words = "--engine native --memif {},role=server,mode=ethernet"
+    home.serve(f"--pool {POOL} {OPEN} {words.format(memifs[0].socket)}")
+    joining = first.start(f"join {HOME4} --name first {words.format(memifs[1].socket)}", TOKEN)
+    eventually(lambda: first.alive(joining) and memifs[1].socket.exists(), what="the client's memif")
+    for memif, address in zip(memifs, (INNER, SECOND), strict=True):
+        programs.append(MemifProgram(memif, address))
+        programs[-1].wait_for_connection()
+    programs[0].pings(SECOND)
+    programs[1].pings(INNER)
+    pool6 = ip_network(home.saved()["data"]["pool6"])
+    assert f"answered for {POOL}, {pool6}, but not for {INNER}, {pool6[1]}.\n" in home.said()
+    assert f"answered for {POOL}, {pool6}, but not for {SECOND}, {pool6[2]}.\n" in first.said()
 
 
 @pytest.mark.parametrize(
@@ -198,6 +215,15 @@ def test_a_file_on_a_memif(tmp_path: Path, lab: Lab, programs: list[MemifProgram
     assert (refused.returncode, "this machine's names don't go through the tunnel" in refused.stderr) == (2, True)
     here.file(interface, lines)
     here.run("up wg0")
+    programs[0].pings("10.7.0.2")
+    # After `kill -9`, `down` removes the socket too.
+    os.kill(json.loads(here.run("status --json").stdout)["pid"], signal.SIGKILL)
+    eventually(lambda: not programs[0].is_connected(), what="the end is noticed")
+    assert memif.socket.is_socket()
+    here.run("down wg0")
+    assert not memif.socket.exists()
+    here.run(f"up wg0 --engine native --memif {memif.socket},role=server")
+    programs[0].wait_for_connection()
     programs[0].pings("10.7.0.2")
     here.run("down wg0")
     assert not memif.socket.exists()
