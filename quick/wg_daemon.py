@@ -92,6 +92,8 @@ async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> 
         name = queues[0].name if queues else options.interface
         device = WgDevice(options.engine, name, queues, (_mtu(name) if queues else None) or MTU, timestamps)
         stack.callback(device.close)
+        # Before anything is set up elsewhere: a signal meanwhile ends in order too.
+        runtime.stop_on_signals(device.stopped.set)
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         tasks.spawn(timestamps.keep_synced())
@@ -106,9 +108,9 @@ async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> 
         if queues:
             watch = NetWatch(lambda: _follow(device, name))
             stack.callback(watch.close)
-        runtime.stop_on_signals(device.stopped.set)
-        voice.say(f"{name} is ready, engine {options.engine.name}; set it up with wg(8).")
-        ready()
+        if not device.stopped.is_set():
+            voice.say(f"{name} is ready, engine {options.engine.name}; set it up with wg(8).")
+            ready()
         await _until_stopped(device, wg, voice)
         if device.fault is not None:
             voice.say(f"{name} is gone ({device.fault.message}).")

@@ -104,6 +104,7 @@ class VppLink:
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._trouble = ""
+        self._set_up = False
 
     async def start(self) -> None:
         """Set everything up.
@@ -112,7 +113,13 @@ class VppLink:
             RustGuardError: VPP doesn't answer, or refuses. Nothing stays then.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._wiring.make)
+        # Set before it is so: what ends the wait (Ctrl-C) doesn't end the thread.
+        self._set_up = True
+        try:
+            await loop.run_in_executor(self._thread, self._wiring.make)
+        except RustGuardError:
+            self._set_up = False
+            raise
         if (fd := self._device.answered_fileno()) >= 0:
             loop.add_reader(fd, self._take)
         self._keeper = loop.create_task(self._keep())
@@ -125,6 +132,7 @@ class VppLink:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._keeper
+        if self._set_up:
             try:
                 await loop.run_in_executor(self._thread, self._wiring.take_back)
             except RustGuardError as error:

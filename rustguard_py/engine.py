@@ -311,7 +311,7 @@ def _check_memif(asked: DataPath) -> None:
 
 
 def _native(asked: DataPath, why: str) -> Engine:
-    if (aead := os.environ.get("RUSTGUARD_AEAD", "auto")) not in _AEADS:
+    if (aead := os.environ.get("RUSTGUARD_AEAD") or "auto") not in _AEADS:
         raise UsageError(f"There is no AEAD {aead!r} (RUSTGUARD_AEAD).", f"Choose one of: {', '.join(_AEADS)}.")
     number, chosen = _queues(asked.queues, os.cpu_count() or 1)
     return Engine(
@@ -383,6 +383,6 @@ def _portable_queues(queues: str) -> str:
 def _queues(wanted: str, cores: int) -> tuple[int, str]:
     """Return the number of queues, and the reason for it."""
     if wanted != "auto":
-        return int(wanted), f"{wanted} queues asked for"
+        return int(wanted), f"{wanted} queue{'s' if int(wanted) > 1 else ''} asked for"
     number = min(_MOST_QUEUES, max(1, cores // _THREADS_PER_QUEUE))
     return number, f"{number} queue{'s' if number > 1 else ''} of two threads for {cores} cores"

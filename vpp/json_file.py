@@ -47,7 +47,8 @@ def read_object(path: Path) -> tuple[Entry, ...]:
     """
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1).decode()
+            # Editors on Windows begin a file with a byte order mark.
+            text = file.read(_MOST_BYTES + 1).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
         raise UsageError(
@@ -60,7 +61,8 @@ def read_object(path: Path) -> tuple[Entry, ...]:
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise UsageError(
-            f"{path}, line {line}: this isn't JSON ({error}).", "Correct it; a comma too many?"
+            f"{path}, line {line}: this isn't JSON ({error}).",
+            "Correct it. JSON has no comments, and no comma before } or ].",
         ) from error
     if not isinstance(found, tuple):
         raise UsageError(f"{path} holds no JSON object.", "It begins with { and ends with }.")

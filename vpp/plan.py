@@ -108,6 +108,13 @@ def _wanted(interface: InterfaceSettings, bridge: BridgeSettings, socket: Path) 
             f"{bridge.path}: WgIfMacaddrPrefix and VppIfMacaddrPrefix are the same, so both ends had one address.",
             "Change one of them.",
         )
+    mac, own_mac = (_mac(prefix, interface, bridge) for prefix in (bridge.vpp_prefix, bridge.own_prefix))
+    for which, end in (("VPP's", mac), ("our", own_mac)):
+        if bridge.gateway == end:
+            raise UsageError(
+                f"{bridge.path}: GatewayMacAddr is that of {which} end of the memif (its prefix and the uid).",
+                "Write that of VPP's interface in the bridge. `vppctl show hardware-interfaces` lists it.",
+            )
     neighbours, routes = bridge.neighbours, tuple(_routes(interface, bridge))
     installs = bridge.method != "none"
     if installs and (routes or neighbours != NOWHERE):
@@ -115,8 +122,8 @@ def _wanted(interface: InterfaceSettings, bridge: BridgeSettings, socket: Path) 
     return Wanted(
         interface.uid,
         socket,
-        _mac(bridge.vpp_prefix, interface, bridge),
-        _mac(bridge.own_prefix, interface, bridge),
+        mac,
+        own_mac,
         interface.bridge,
         Bvi(bridge.bvi, bridge.bvi_index if bridge.method == "api" else 0),
         interface.secret,

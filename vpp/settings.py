@@ -18,6 +18,8 @@ from rustguard_py.vpp.json_file import Entry, read_object
 
 SOCKETS, CONFIGS, API = "VPP_MEMIF_SOCKET_DIR", "VPP_MEMIF_CONFIG_DIR", "VPP_API_SOCKET_PATH"
 LINK_LOCAL = IPv6Network("fe80::/10")
+# VPP's ~0.
+_NO_NUMBER = (1 << 32) - 1
 
 Warn = Callable[[str], None]
 
@@ -190,8 +192,11 @@ def read_interface(path: Path, warn: Warn) -> InterfaceSettings:
     """
     found = values.take(read_object(path), _INTERFACE, warn)
     _require(path, found, {"uid": '"uid": 3', "VppBridgeID": '"VppBridgeID": 4242'})
-    if found["uid"] == 0:
-        raise UsageError(f"{path}: uid can't be 0, which is VPP's own socket.", 'Choose a number: "uid": 3')
+    if found["uid"] in (0, _NO_NUMBER):
+        raise UsageError(
+            f"{path}: uid can't be {found['uid']}: VPP has a socket 0 of its own, and {_NO_NUMBER} stands for none.",
+            'Choose another number: "uid": 3',
+        )
     return InterfaceSettings(path, **_renamed(found, _INTERFACE_FIELDS))  # type: ignore[arg-type]
 
 

@@ -95,7 +95,10 @@ def paths(entry: Entry) -> tuple[Path, ...]:
 
 def mac(entry: Entry) -> bytes:
     """Return the address of one interface, 6 bytes."""
-    return _octets(entry, 6, 6)
+    address = _octets(entry, 6, 6)
+    if not any(address):
+        entry.refuse("is no interface's address", "`vppctl show hardware-interfaces` lists those of VPP.")
+    return address
 
 
 def mac_prefix(entry: Entry) -> bytes:

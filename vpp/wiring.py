@@ -18,6 +18,9 @@ from rustguard_py.vpp.ways import Address, DeclinedError, UnreachableError, Way
 
 log = logging.getLogger(__name__)
 
+# The most neighbours that are added. Whoever is in the bridge may ask for each address of a range.
+MOST_NEIGHBOURS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -82,6 +85,7 @@ class Wiring:
         self._way, self._wanted, self._mtu, self._save = way, wanted, mtu, save
         self._done = Done.from_json(left)
         self._asked: tuple[Address, ...] = ()
+        self._full = False
 
     def make(self) -> None:
         """Set everything up. On an error nothing stays.
@@ -138,6 +142,11 @@ class Wiring:
             for each in dict.fromkeys(addresses)
             if each not in self._asked and _single(each) in wanted.neighbours
         ]
+        room = max(0, MOST_NEIGHBOURS - len(self._asked))
+        if len(new) > room and not self._full:
+            self._full = True
+            log.warning("VPP gets no more than %d neighbours. It asks for further addresses itself.", MOST_NEIGHBOURS)
+        new = new[:room]
         if not new or self._done is None:
             return
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import socket
 import stat
 from contextlib import suppress
@@ -40,10 +41,7 @@ def bind(path: Path) -> tuple[socket.socket, File]:
         status = path.lstat()
     except OSError as error:
         made.close()
-        raise RefusedError(
-            f"{path} can't be made: {error.strerror}.",
-            "Choose another path: --memif SOCKET. Or end the program that listens there.",
-        ) from error
+        raise RefusedError(f"{path} can't be made: {error.strerror}.", _fix(path, error)) from error
     return made, (status.st_dev, status.st_ino)
 
 
@@ -60,6 +58,17 @@ def remove_dead(path: Path) -> None:
     with suppress(OSError):
         if _is_dead(path):
             path.unlink()
+
+
+def _fix(path: Path, error: OSError) -> str:
+    other = "Or choose another path: --memif SOCKET"
+    if error.errno == errno.ENOENT:
+        return f"Make its directory: mkdir -p {shlex.quote(str(path.parent))}. {other}"
+    if error.errno == errno.EADDRINUSE and path.is_socket():
+        return f"End the program that listens there (ss -xlp). {other}"
+    if error.errno == errno.EADDRINUSE:
+        return f"What is there isn't a socket. Remove it. {other}"
+    return "Choose another path: --memif SOCKET"
 
 
 def _is_dead(path: Path) -> bool:

@@ -101,6 +101,8 @@ def test_without_the_native_engine_io_uring_is_refused() -> None:
 def test_an_aead_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSTGUARD_AEAD", "ring")
     assert engine.choose(DataPath()).reason.endswith("AEAD: ring")
+    monkeypatch.setenv("RUSTGUARD_AEAD", "")
+    assert "AEAD: " in engine.choose(DataPath()).reason
     monkeypatch.setenv("RUSTGUARD_AEAD", "rign")
     with pytest.raises(UsageError, match="RUSTGUARD_AEAD"):
         engine.choose(DataPath())

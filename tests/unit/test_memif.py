@@ -6,7 +6,9 @@ Against a program that others wrote it is tested in `tests/hosts/planes/test_mem
 from __future__ import annotations
 
 import select
+import socket
 import time
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -22,6 +24,7 @@ from rustguard_py.engine import Engine, choose
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.ethernet import EthernetOptions, own_mac
 from rustguard_py.model.memif import MemifOptions, absolute, parse
+from rustguard_py.system import memif_socket
 from support.channel_pair import BOB4, BOB6, PATIENCE, PEER, eventually
 from support.engines import needs_native
 from support.memif_pair import MemifPair, options
@@ -124,6 +127,7 @@ def test_a_memif_is_the_native_engines_with_the_queues_that_it_has() -> None:
     chosen = choose(DataPath(memif="/run/m,queues=3"))
     assert (chosen.name, chosen.queues, chosen.memif) == ("native", 3, MemifOptions(Path("/run/m"), queues=3))
     assert "--memif needs it" in chosen.reason
+    assert "; 1 queue asked for" in choose(DataPath(memif="/run/m")).reason
 
 
 def test_the_command_refuses_what_has_no_memif(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +137,29 @@ def test_the_command_refuses_what_has_no_memif(monkeypatch: pytest.MonkeyPatch) 
     done = CliRunner().invoke(command, ["-f", "--memif", "/m", "wg0"], standalone_mode=False)
     assert isinstance(done.exception, UsageError)
     assert "in place of an interface" in done.exception.message
+
+
+@pytest.mark.parametrize(
+    ("there", "fix"),
+    [
+        ("nothing", "Make its directory: mkdir -p "),
+        ("a file", "What is there isn't a socket."),
+        ("a listener", "End the program that listens there"),
+    ],
+)
+def test_why_a_server_cannot_listen_there_decides_what_to_do(tmp_path: Path, there: str, fix: str) -> None:
+    path = tmp_path / ("no such" if there == "nothing" else "") / "m"
+    if there == "a file":
+        path.touch()
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as other:
+        if there == "a listener":
+            other.bind(str(path))
+            other.listen()
+        with pytest.raises(RefusedError) as refused:
+            memif_socket.bind(path)
+    assert refused.value.fix is not None
+    assert refused.value.fix.startswith(fix)
+    assert "--memif SOCKET" in refused.value.fix
 
 
 @needs_native

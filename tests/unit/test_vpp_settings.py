@@ -146,6 +146,7 @@ _RANGES = [("10.0.0.0/8", '["'), ([1], '["'), (["10.0.0.1"], '"'), (["fd00::/129
         ("uid", None, '"uid": 3'),
         ("VppBridgeID", None, "4242"),
         ("uid", 0, "number"),
+        ("uid", (1 << 32) - 1, "number"),
     ],
 )
 def test_a_wrong_value_of_an_interface_is_refused_with_its_line(
@@ -155,7 +156,7 @@ def test_a_wrong_value_of_an_interface_is_refused_with_its_line(
     with pytest.raises(UsageError) as refused:
         read_interface(path, warned.append)
     lines = [number for number, line in enumerate(path.read_text().splitlines(), 1) if f'"{key}"' in line]
-    place = f"{path}, line {lines[0]}: " if lines and value != 0 else str(path)
+    place = f"{path}, line {lines[0]}: " if lines and value not in (0, (1 << 32) - 1) else str(path)
     assert refused.value.message.startswith(place)
     assert key in refused.value.message
     assert fix in refused.value.fix
@@ -168,6 +169,7 @@ def test_a_wrong_value_of_an_interface_is_refused_with_its_line(
         ("GatewayMacAddr", "43:42:42:42:42:42"),
         ("GatewayMacAddr", "42-42-42-42-42-42"),
         ("GatewayMacAddr", 42),
+        ("GatewayMacAddr", "00:00:00:00:00:00"),
         ("GatewayMacAddr", None),
         ("WgIfMacaddrPrefix", "98"),
         ("WgIfMacaddrPrefix", "98:D2:93:1:2:3"),
@@ -243,6 +245,16 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str, word: str)
     assert word in refused.value.message
 
 
+def test_a_byte_order_mark_is_none_of_the_file_and_a_comment_is_named_as_the_fault(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b'\xef\xbb\xbf{"uid": 3}')
+    assert [(each.key, each.value) for each in read_object(path)] == [("uid", 3)]
+    path.write_text('// ours\n{"uid": 3}')
+    with pytest.raises(UsageError, match="line 1") as refused:
+        read_object(path)
+    assert "no comments" in refused.value.fix
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_object(tmp_path / "if.x.json")
@@ -312,6 +324,8 @@ def test_which_routes_vpp_gets(
         ({}, {"VppBridgeLoop_SwIfName": None, "VppBridgeLoop_SwIfIndex": 0}, "SwIfName"),
         ({}, {"VppBridgeLoop_SwIfName": None, "VppBridgeLoop_InstallMethod": "vppctl"}, "SwIfName"),
         ({"VppBridgeID": 5}, {}, "gw.5.json"),
+        ({}, {"GatewayMacAddr": "98:D2:93:00:00:03"}, "our end"),
+        ({}, {"GatewayMacAddr": "A4:77:33:00:00:03"}, "VPP's end"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(

@@ -130,6 +130,25 @@ def test_a_neighbour_is_added_once_it_was_answered(
     assert vpp.is_clean
 
 
+def test_a_scan_of_a_whole_range_adds_no_more_neighbours_than_there_is_room_for(
+    vppctl: PlayedVppctl,
+    wanted: Wanted,
+    record: Record,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("rustguard_py.vpp.wiring.MOST_NEIGHBOURS", 3)
+    wiring = record.wiring(Vppctl(str(vppctl.program)), wanted)
+    wiring.make()
+    wiring.add_neighbours([ip_address(f"10.0.0.{number}") for number in range(5)])
+    wiring.add_neighbours([ip_address("10.0.0.9"), ip_address("10.0.0.1")])
+    assert sum(line.startswith("set ip neighbor") for line in vppctl.said) == 3
+    assert record.kept["neighbours"] == ["10.0.0.0", "10.0.0.1", "10.0.0.2"]
+    assert caplog.text.count("no more than 3 neighbours") == 1
+    wiring.take_back()
+    assert vppctl.is_clean
+
+
 @pytest.mark.needs_vpp_papi
 def test_the_next_start_takes_back_what_a_killed_one_left(vpp: PlayedVpp, wanted: Wanted, record: Record) -> None:
     """Routes of a file that has changed since are taken back too, and so is an interface without a record."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
@@ -20,6 +21,7 @@ from rustguard_py.quick import wg_vpp
 from rustguard_py.quick.wg_device import WgDevice
 from rustguard_py.quick.wg_vpp import VppLink, VppOptions, asked_for
 from rustguard_py.state.document import Document
+from rustguard_py.vpp.wiring import Wiring
 from support.played_vpp import DEFINITIONS, PlayedVpp
 from support.played_vppctl import PlayedVppctl
 
@@ -218,6 +220,41 @@ def test_a_vpp_that_is_gone_at_the_end_is_left_to_the_next_start(places: Path) -
         device.close()
     assert "taken back at the next start" in said[0]
     assert Document.peek(places / "state") not in (None, {})
+
+
+def test_what_was_set_up_while_the_start_was_interrupted_is_taken_back(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(places)
+    vppctl, document, device = PlayedVppctl(places), Document.open(places / "state"), Device()
+    begun, goes_on, make = threading.Event(), threading.Event(), Wiring.make
+
+    def slowly(wiring: Wiring) -> None:
+        begun.set()
+        assert goes_on.wait(20)
+        make(wiring)
+
+    monkeypatch.setattr(Wiring, "make", slowly)
+
+    async def work() -> None:
+        link = _link(asked_for("home", lambda _: None), document, device, [])
+        start = asyncio.create_task(link.start())
+        await _until(begun.is_set)
+        # As Ctrl-C does.
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        goes_on.set()
+        await link.close()
+
+    try:
+        asyncio.run(work())
+        assert document.load() == {}
+    finally:
+        document.close()
+        device.close()
+    assert any(line.startswith("create interface memif") for line in vppctl.said)
+    assert vppctl.is_clean
 
 
 def test_a_vpp_that_refuses_ends_the_start(places: Path) -> None:

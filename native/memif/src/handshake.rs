@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::layout::{Layout, MAX_LOG2_RING_SIZE};
-use crate::memory::{Memory, Refused};
+use crate::memory::{MOST, Memory, Refused};
 use crate::message::{AddRing, Hello, Init, Message, Mode, VERSION};
 use crate::ring::{Receiver, Role, Sender};
 use crate::slots::RegionSlots;
@@ -277,6 +277,10 @@ impl Server {
                     return Err(refused("a region with another index than the next"));
                 }
                 self.regions.push(Memory::map(descriptor.as_fd(), size)?);
+                // What is read of a hole becomes memory of ours.
+                if self.regions.iter().map(|region| region.size() as u64).sum::<u64>() > MOST {
+                    return Err(refused("regions of more than 4 GiB together"));
+                }
                 Ok(Step::reply(Message::Ack))
             }
             Message::AddRing(place) => {

@@ -11,7 +11,7 @@ use std::ptr::{self, NonNull};
 
 use crate::sync::AtomicU16;
 
-/// The most that one region may have. VPP's and DPDK's are far smaller.
+/// The most that the regions of a connection may have together. VPP's and DPDK's are far smaller.
 pub const MOST: u64 = 1 << 32;
 /// linux/magic.h, for memfds of ordinary pages.
 const TMPFS: i64 = 0x0102_1994;

@@ -157,6 +157,12 @@ fn a_packet_that_needs_too_many_buffers_is_left_out_and_the_next_one_goes() {
 
 /// Let a server take one message more after INIT.
 fn after_init(message: Message, descriptor: Option<OwnedFd>) -> Result<(), String> {
+    let mut server = initiated();
+    server.handle(message, descriptor).map(drop).map_err(|failure| failure.to_string())
+}
+
+/// Return a server that took INIT.
+fn initiated() -> Server {
     let mut server = Server::new(settings());
     let init = memif::message::Init {
         version: memif::message::VERSION,
@@ -166,7 +172,7 @@ fn after_init(message: Message, descriptor: Option<OwnedFd>) -> Result<(), Strin
         name: Vec::new(),
     };
     assert!(server.handle(Message::Init(init), None).is_ok());
-    server.handle(message, descriptor).map(drop).map_err(|failure| failure.to_string())
+    server
 }
 
 fn memfd(flags: libc::c_uint, size: i64, seals: libc::c_int) -> OwnedFd {
@@ -202,6 +208,18 @@ fn a_region_that_could_fault_is_refused() {
     assert!(refused(&huge, Some(memfd(sealable, 8192, 0))).contains("18446744073709551615 bytes"));
     let second = Message::AddRegion { index: 1, size: 8192 };
     assert!(refused(&second, Some(memfd(sealable, 8192, 0))).contains("another index"));
+}
+
+#[test]
+fn regions_that_are_too_large_together_are_refused() {
+    let (mut server, gib) = (initiated(), 1 << 30);
+    let mut add = |index, size: i64| {
+        let message = Message::AddRegion { index, size: size as u64 };
+        server.handle(message, Some(memfd(libc::MFD_ALLOW_SEALING, size, 0))).map(drop)
+    };
+    assert!(add(0, gib).is_ok());
+    assert!(add(1, 3 * gib).is_ok());
+    assert!(add(2, 4096).unwrap_err().to_string().contains("4 GiB together"));
 }
 
 #[test]

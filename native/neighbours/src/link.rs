@@ -168,7 +168,8 @@ impl Link {
                 ndp::Found::Message(message) => return self.ndp(message, source, now()),
             }
         }
-        if source[0] & GROUP == 0 {
+        // A frame of ours that a loop brings back must not make us send to ourselves.
+        if self.may_be_a_neighbour(source) {
             let source = number(source);
             if self.other.load(Ordering::Relaxed) != source {
                 self.other.store(source, Ordering::Relaxed);

@@ -37,6 +37,8 @@ pub struct Way {
 #[derive(Default)]
 pub struct Table {
     entries: HashMap<Address, Entry>,
+    /// Entries without a MAC address.
+    unanswered: usize,
     /// When forgetting was tried last: it looks at every entry.
     swept: Seconds,
 }
@@ -46,6 +48,7 @@ impl Table {
     pub fn find(&mut self, address: Address, now: Seconds) -> Way {
         if let Some(entry) = self.entries.get_mut(&address) {
             let known = entry.mac.filter(|(_, at)| now - at < LIFE);
+            self.unanswered += usize::from(entry.mac.is_some() && known.is_none());
             entry.mac = known;
             let fresh = known.is_some_and(|(_, at)| now - at < FRESH);
             let ask = !fresh && now - entry.asked >= PAUSE;
@@ -57,6 +60,7 @@ impl Table {
         let ask = self.has_room(now);
         if ask {
             self.entries.insert(address, Entry { mac: None, asked: now });
+            self.unanswered += 1;
         }
         Way { mac: None, ask }
     }
@@ -67,16 +71,14 @@ impl Table {
         if let Some(entry) = self.entries.get_mut(&address)
             && (overrides || entry.mac.is_none_or(|(known, at)| known == mac || now - at >= LIFE))
         {
+            self.unanswered -= usize::from(entry.mac.is_none());
             entry.mac = Some((mac, now));
         }
     }
 
     fn has_room(&mut self, now: Seconds) -> bool {
-        let has = |entries: &HashMap<Address, Entry>| {
-            entries.len() < MOST_ASKED
-                || entries.len() < MOST && entries.values().filter(|entry| entry.mac.is_none()).count() < MOST_ASKED
-        };
-        if self.entries.len() < MOST_ASKED {
+        let has = |table: &Self| table.entries.len() < MOST && table.unanswered < MOST_ASKED;
+        if has(self) {
             return true;
         }
         if now - self.swept < PAUSE {
@@ -87,7 +89,8 @@ impl Table {
             Some((_, at)) => now - at < LIFE,
             None => now - entry.asked < PATIENCE,
         });
-        has(&self.entries)
+        self.unanswered = self.entries.values().filter(|entry| entry.mac.is_none()).count();
+        has(self)
     }
 }
 
@@ -130,6 +133,25 @@ mod tests {
         assert_eq!(table.find(four(1), 1.0).mac, Some(OTHER));
         table.learn(four(1), MAC, false, 1.0 + LIFE);
         assert_eq!(table.find(four(1), 1.0 + LIFE).mac, Some(MAC));
+    }
+
+    #[test]
+    fn all_the_room_can_be_filled_at_once_by_those_who_answer() {
+        let mut table = Table::default();
+        for number in 0..MOST {
+            assert_eq!(table.find(four(number), 10.0), ASKED, "{number}");
+            table.learn(four(number), MAC, false, 10.0);
+        }
+        assert_eq!(table.find(four(MOST), 10.0), UNKNOWN);
+        assert_eq!((table.entries.len(), table.unanswered), (MOST, 0));
+        // Once they are too old, each counts as one that doesn't answer.
+        for number in 0..MOST {
+            table.find(four(number), 10.0 + LIFE);
+        }
+        assert_eq!(table.unanswered, MOST);
+        assert_eq!(table.find(four(MOST), 10.0 + LIFE), UNKNOWN);
+        assert_eq!(table.find(four(MOST), 10.0 + LIFE + PATIENCE), ASKED);
+        assert_eq!((table.entries.len(), table.unanswered), (1, 1));
     }
 
     #[test]

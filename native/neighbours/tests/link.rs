@@ -171,6 +171,11 @@ fn the_rest_goes_to_the_gateway_or_to_whoever_sent_the_last_packet() {
     }
     assert_eq!(to(&fixed), Ok(header(GATEWAY, OWN, IPV4)));
     assert_eq!(to(&free), Ok(header(VPP, OWN, IPV4)));
+    // A frame of ours that came back, and one of nobody.
+    for source in [OWN, [0; 6]] {
+        assert_eq!(free.receive(&header(EVERYBODY, source, IPV6), &six(HOST6, PEER6), || 0.0), Received::Packet(48));
+        assert_eq!(to(&free), Ok(header(VPP, OWN, IPV4)));
+    }
 }
 
 #[test]

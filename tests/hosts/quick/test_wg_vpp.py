@@ -17,6 +17,7 @@ from support import rustguard_wg
 from support.channel_pair import eventually
 from support.engines import needs_native
 from support.played_vpp import BVI, DEFINITIONS, PlayedVpp
+from support.played_vppctl import PlayedVppctl
 from support.rootless import USER, let_in
 from support.testpmd import INTERFACE, Testpmd
 from support.wireguard_go import Peer, WireGuardGo
@@ -130,3 +131,28 @@ def test_a_packet_goes_to_vpp_and_back_and_nothing_stays(lab: Lab, folder: Path)
         if testpmd is not None:
             testpmd.kill()
         vpp.stop()
+
+
+def test_a_signal_while_vpp_is_set_up_leaves_nothing(lab: Lab, folder: Path) -> None:
+    host = lab.host("one", own_run=True)
+    vppctl = PlayedVppctl(folder)
+    _write_files(folder)
+    slow = folder / "slow"
+    slow.write_text(f'#!/bin/sh\n{vppctl.program} "$@"\nsleep 0.3\n')
+    slow.chmod(0o755)
+    file = folder / "gw.4242.json"
+    ways = {"VppBridgeLoop_InstallMethod": "vppctl", "VppBridgeLoop_VppctlBin": str(slow)}
+    ways["VppBridgeLoop_SwIfName"] = "loop42"
+    file.write_text(json.dumps(json.loads(file.read_text()) | ways))
+    said = folder / "log"
+    variables = {"VPP_MEMIF_SOCKET_DIR": str(folder / "run"), "VPP_MEMIF_CONFIG_DIR": str(folder)}
+    running = host.popen([*rustguard_wg.argv(folder, engine="native"), "home"], log=said, env=variables)
+    try:
+        eventually(lambda: any("create interface" in line for line in vppctl.said), "it begins")
+        running.terminate()
+        assert running.wait(30) == 0, said.read_text()
+    finally:
+        running.kill()
+    assert "is ready" not in said.read_text()
+    assert vppctl.is_clean
+    assert not (folder / "run/home.sock").exists()

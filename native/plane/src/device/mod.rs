@@ -35,7 +35,7 @@ pub trait Device: Send + Sync {
     /// Read one frame to the start of `frame`, which has room for the longest. Return its bytes.
     ///
     /// Nothing of `frame` is read, and it is the caller's again on return. The error is
-    /// `WouldBlock` if nothing waits, and `UnexpectedEof` if the other side has ended and nothing
+    /// `WouldBlock` if nothing waits (or much came that was left out), and `UnexpectedEof` if the other side has ended and nothing
     /// will come any more: the plane then ends without a fault. Any other error means that the
     /// device is gone, and is a fault.
     fn read(&self, frame: &mut [u8]) -> io::Result<usize>;

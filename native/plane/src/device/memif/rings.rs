@@ -24,6 +24,9 @@ use crate::device::full;
 
 /// After this many packets the other side may see and have them, though the batch goes on.
 const BATCH: u32 = 32;
+/// After so many frames that were no packets for the plane, its thread sees to other things first. Who
+/// writes such frames without end would keep it for ever.
+const MOST_LEFT_OUT: u32 = 256;
 /// How often to look again after the bell was asked for. DPDK has no fence between showing a packet
 /// and looking whether to ring, so its packet may appear a moment after our look. This takes longer
 /// than a store waits in a processor.
@@ -156,7 +159,7 @@ impl Rings {
         let mut place = lock(&self.reading[queue]);
         let Some(reading) = &mut *place else { return Err(io::ErrorKind::WouldBlock.into()) };
         let head_size = self.framing.size();
-        loop {
+        for _ in 0..MOST_LEFT_OUT {
             if reading.taken >= BATCH {
                 reading.give_back();
             }
@@ -188,6 +191,8 @@ impl Rings {
                 }
             }
         }
+        // `fall_asleep` finds what still waits.
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Answer on the same queue. An answer that finds no room is lost: whoever asked will ask again.
@@ -350,4 +355,48 @@ fn start<'a>(packet: &'a [IoSlice<'_>], gathered: &'a mut [u8; START]) -> &'a [u
 /// Lock a mutex. Nothing that we lock is left half-changed by a panic.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use memif::memory::Memory;
+    use memif::ring::{Descriptor, Receiver, Role, Sender, Slots};
+    use memif::slots::RegionSlots;
+
+    use super::*;
+    use crate::descriptor::own;
+
+    const LOG2: u8 = 10;
+    const PACKET_AT: usize = 32_768;
+
+    #[test]
+    fn frames_that_are_no_packets_do_not_keep_the_thread() {
+        let regions: Arc<[Memory]> = [Memory::private(65_536).unwrap()].into();
+        let slots = |offset| RegionSlots::new(&regions, 0, offset, LOG2).unwrap();
+        // SAFETY: the call touches no memory of ours.
+        let bell = || own(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) }).unwrap();
+        let (theirs, other) = (slots(0), 17_408);
+        let inlet = Inlet { ring: Receiver::new(slots(0), Role::Server), bell: bell() };
+        let outlet = Outlet { ring: Sender::new(slots(other), Role::Server), bell: bell() };
+        let rings = Rings::new(1, Framing::Ip).unwrap();
+        let (program, interface) = (Vec::new(), Vec::new());
+        rings.put_in(Link { outlets: vec![outlet], inlets: vec![inlet], program, interface }).unwrap();
+        assert!(regions[0].write(PACKET_AT, &[0x45]));
+        let frame = |region| Descriptor { flags: 0, region, length: 20, offset: PACKET_AT as u32 };
+        let bad = MOST_LEFT_OUT + 50;
+        (0..bad as u16).for_each(|index| theirs.put(index, frame(9)));
+        theirs.put(bad as u16, frame(0));
+        theirs.head().store(bad as u16 + 1, Ordering::Release);
+        let mut packet = [0; 100];
+        let invalid = || rings.drops.iter().find(|(name, _)| *name == INVALID).unwrap().1.load(Ordering::Relaxed);
+        assert!(rings.read(0, &mut packet).is_err());
+        assert_eq!(invalid(), u64::from(MOST_LEFT_OUT));
+        assert!(!rings.fall_asleep(0), "more waits");
+        assert_eq!(rings.read(0, &mut packet).unwrap(), 20);
+        assert_eq!(invalid(), u64::from(bad));
+        assert!(rings.read(0, &mut packet).is_err());
+        assert!(rings.fall_asleep(0));
+    }
 }
