@@ -32,9 +32,16 @@ def test_each_engine_here_is_measured_and_what_auto_takes_is_said() -> None:
 
 
 def test_what_a_server_of_it_says_as_it_ends_is_shown_line_by_line() -> None:
-    environment = {**os.environ, "RUSTGUARD_OFFLOADS": "no-bogus"}
+    environment = {**os.environ, "RUSTGUARD_LOG": "loud"}
     done = subprocess.run(BENCH, capture_output=True, text=True, check=False, timeout=60, env=environment)
     assert done.returncode == 1
     assert "serve ended with exit code 2\n" in done.stderr
-    assert "  rustguard: RUSTGUARD_OFFLOADS: There is no offload 'no-bogus'.\n" in done.stderr
+    assert "  rustguard: RUSTGUARD_LOG: 'loud' isn't one of the choices.\n" in done.stderr
     assert "\\x0a" not in done.stderr
+
+
+def test_a_list_of_offloads_that_is_wrong_is_refused_before_anything_runs() -> None:
+    environment = {**os.environ, "RUSTGUARD_OFFLOADS": "no-bogus"}
+    done = subprocess.run(BENCH, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert done.returncode == 2
+    assert "There is no offload 'no-bogus'" in done.stderr
