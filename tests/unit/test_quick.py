@@ -166,12 +166,16 @@ def test_a_ledger_with_what_no_tunnel_of_its_name_does_is_refused(tmp_path: Path
         Ledger.load(path)
 
 
-def test_only_hooks_that_root_started_the_tunnel_with_are_run_for_a_killed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
-    state, ran = tmp_path / "state", tmp_path / "ran"
-    state.mkdir(mode=0o700)
+    directory = tmp_path / "state"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+def test_only_hooks_that_root_started_the_tunnel_with_are_run_for_a_killed_one(tmp_path: Path, state: Path) -> None:
+    ran = tmp_path / "ran"
     ours, strange = f"echo %i >> {ran}", f"echo strange >> {ran}"
     vouched.vouch(state, "wg0", [ours])
     assert (tmp_path / "state.hooks").stat().st_mode & 0o777 == 0o600
@@ -188,13 +192,9 @@ def test_only_hooks_that_root_started_the_tunnel_with_are_run_for_a_killed_one(
     assert not (tmp_path / "state.hooks").exists()
 
 
-def test_a_hook_is_run_only_with_the_interface_that_root_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hook_is_run_only_with_the_interface_that_root_named(tmp_path: Path, state: Path) -> None:
     """`%i` in it is what the daemon wrote, and `ip link delete %i` is another command with `eth0` there."""
-    monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
-    state, ran = tmp_path / "state", tmp_path / "ran"
-    state.mkdir(mode=0o700)
+    ran = tmp_path / "ran"
     hook = f"echo %i >> {ran}"
     vouched.vouch(state, "wg0", [hook])
     Ledger(paths.undo_file(state), Left("eth0", conf.Hooks(post_down=(hook,)))).save()
