@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
-from rustguard_py.cli.generate.end import INTERFACE, Configuration, End, Started
+from rustguard_py.cli.generate.end import INTERFACE, Configuration, Started, main
 from rustguard_py.data_path import DataPath
 from rustguard_py.engine import choose
 from rustguard_py.model.errors import RustGuardError
@@ -45,15 +43,5 @@ def start(given: Configuration) -> Started:
     return Started(engine, plane, Elsewhere())
 
 
-def main() -> int:
-    """Run the end; 1 if it failed, with a line of JSON that says why."""
-    try:
-        End(Configuration(**json.loads(sys.stdin.buffer.readline())), start).run()
-    except (RustGuardError, OSError) as error:
-        print(json.dumps({"error": str(error)}), flush=True)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(start))

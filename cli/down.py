@@ -52,12 +52,12 @@ def command(name: str, state: Path | None) -> None:
     def end(socket: Path) -> bool:
         failed = _end(socket)
         # What the daemon couldn't undo, because the helper that runs its hooks was gone.
-        ask_or_do(directory, lambda _: False, lambda: _repair(directory))
+        ask_or_do(directory, lambda _: False, lambda: _repair(directory, interface))
         if failed:
             raise RustGuardError(" ".join(failed), "Everything else is undone. Correct those lines of the file.")
         return True
 
-    if not ask_or_do(directory, end, lambda: _repair(directory)):
+    if not ask_or_do(directory, end, lambda: _repair(directory, interface)):
         statuses = daemons_of(interface)
         clients = [Path(each["state_directory"]) for each in statuses if each.get("rootless") is not None]
         if not clients:
@@ -120,16 +120,18 @@ def _end(socket: Path) -> list[str]:
     return failed
 
 
-def _repair(directory: Path) -> bool:
+def _repair(directory: Path, interface: str) -> bool:
     """Undo what a killed daemon left; return False if it left nothing."""
     if not any(path.exists() for path in paths.undo_files(directory)):
         return False
 
+    from rustguard_py.daemon.vouched import forget
     from rustguard_py.quick.up import repair
     from rustguard_py.state.document import Document
 
     document = Document.open(directory)
     try:
-        return asyncio.run(repair(directory, lambda line: click.echo(printable(line), err=True)))
+        return asyncio.run(repair(directory, interface, lambda line: click.echo(printable(line), err=True)))
     finally:
+        forget(directory)
         document.close()

@@ -29,8 +29,8 @@ from rustguard_py.system.interface import Echo, with_netlink
 from rustguard_py.system.netlink_library import IPRoute
 from rustguard_py.system.place import boot_id, namespace_id
 
-# As `up` takes them. A hook has the name in place of %i, so no shell may find a command in it.
-_INTERFACE = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
+# As `up` takes them. A hook has the name in place of %i, so it must be neither words of a shell, an option nor `..`.
+_INTERFACE = re.compile(r"(?!-|\.{1,2}$)[a-zA-Z0-9_=+.-]{1,15}")
 _KINDS: Mapping[str, type[Any]] = {each.__name__: each for each in (steps.Rule, Sysctl, steps.Firewall, Dns)}
 
 
@@ -64,9 +64,22 @@ def _parse(interface: str, value: Mapping[str, Any], memo: str) -> Step:
             return step
         case steps.Firewall(of, 4 | 6) if of == interface:
             return step
-        case steps.Rule(4 | 6, int(), int(), int()):
-            return step
+        case steps.Rule(4 | 6, int(priority), int(table), int(mark)):
+            if all(0 <= each < 1 << 32 for each in (priority, table, mark)):
+                return step
     raise ValueError(value)
+
+
+def _parse_left(value: Mapping[str, Any]) -> Left:
+    """Return what the file has besides the steps. ValueError, TypeError or KeyError if it is invalid."""
+    interface, mark, memif = value["interface"], value.get("mark", 0), value.get("memif", "")
+    hooks = {name: tuple(lines) for name, lines in value["hooks"].items()}
+    is_text = all(isinstance(line, str) for lines in hooks.values() for line in lines)
+    is_mark = isinstance(mark, int) and 0 <= mark < 1 << 32
+    is_path = isinstance(memif, str) and "\0" not in memif
+    if not (_INTERFACE.fullmatch(interface) and is_text and is_mark and is_path):
+        raise ValueError(value)
+    return Left(interface, conf.Hooks(**hooks), mark, memif)
 
 
 def _is_one_of_many(step: Step) -> bool:
@@ -108,13 +121,9 @@ class Ledger:
             # Those of earlier versions don't say where they are from.
             if any(value.get(name, wanted) != wanted for name, wanted in here.items()):
                 return None
-            if not _INTERFACE.fullmatch(value["interface"]):
-                raise ValueError(value["interface"])  # noqa: TRY301 - answered as all that can't be read
-            hooks = conf.Hooks(**{name: tuple(lines) for name, lines in value["hooks"].items()})
-            left = Left(value["interface"], hooks, int(value.get("mark", 0)), str(value.get("memif", "")))
-            ledger = cls(path, left)
+            ledger = cls(path, _parse_left(value))
             ledger._done = {_parse(ledger.left.interface, step, memo): memo for step, memo in value["steps"]}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StateError(
                 f"{path} can't be read. It has the changes that a killed tunnel made to this machine.",
                 f"Check `ip rule` and your DNS, then remove it: rm {path}",

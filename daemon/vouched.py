@@ -4,6 +4,9 @@ The ledger has the hooks that clean up after a killed tunnel, and root runs them
 whoever took it over could put other commands there. The digests of the hooks are therefore kept next to the state
 directory, where Landlock lets no daemon write. They are written before the daemon gives up its privileges, and by the
 helper of `up`, which reads the file again.
+
+A digest is of the interface and the hook. In a hook, `%i` stands for the interface, and with another one in its place
+the same line may do something else.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 
 from rustguard_py import conf
 from rustguard_py.model.errors import StateError
+from rustguard_py.state import paths
 from rustguard_py.state.durable_files import Files, read_private, write_fresh
 
 log = logging.getLogger(__name__)
@@ -33,13 +37,13 @@ def lines_of(hooks: conf.Hooks) -> tuple[str, ...]:
     return (*hooks.pre_up, *hooks.post_up, *hooks.pre_down, *hooks.post_down)
 
 
-def vouch(directory: Path, lines: Iterable[str]) -> None:
-    """Add hooks to those that may be run for a state directory.
+def vouch(directory: Path, interface: str, lines: Iterable[str]) -> None:
+    """Add an interface, and hooks of its file, to what may be undone and run for a state directory.
 
     What can't be written is logged: those hooks aren't run if the tunnel is killed.
     """
     path = _path(directory)
-    known = sorted({*_known(directory), *map(digest, lines)})
+    known = sorted({*_known(directory), *(_digest(interface, each) for each in ("", *lines))})
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         os.close(write_fresh(Files(), temporary, json.dumps(known).encode()))
@@ -50,19 +54,32 @@ def vouch(directory: Path, lines: Iterable[str]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def known_of(directory: Path, hooks: conf.Hooks) -> tuple[conf.Hooks, list[str]]:
-    """Return those of the hooks that may be run, and the lines that may not."""
+def is_known(directory: Path, interface: str) -> bool:
+    """Return whether root has started a tunnel with this state directory and interface."""
+    return _digest(interface, "") in _known(directory)
+
+
+def known_of(directory: Path, interface: str, hooks: conf.Hooks) -> tuple[conf.Hooks, list[str]]:
+    """Return those of the hooks that may be run for an interface, and the lines that may not."""
     known = _known(directory)
-    kept = {
-        name: tuple(line for line in getattr(hooks, name) if digest(line) in known) for name in conf.Hooks.__slots__
-    }
-    return conf.Hooks(**kept), [line for line in lines_of(hooks) if digest(line) not in known]
+
+    def may_run(line: str) -> bool:
+        return _digest(interface, line) in known
+
+    kept = {name: tuple(filter(may_run, getattr(hooks, name))) for name in conf.Hooks.__slots__}
+    return conf.Hooks(**kept), [line for line in lines_of(hooks) if not may_run(line)]
 
 
 def forget(directory: Path) -> None:
-    """Remove the file, if we may. Hooks that stay known are only those that root once started the tunnel with."""
-    with suppress(OSError):
-        _path(directory).unlink(missing_ok=True)
+    """Remove the file, if we may, unless a killed tunnel's ledger still needs it. The caller holds the lock."""
+    if not any(path.exists() for path in paths.undo_files(directory)):
+        with suppress(OSError):
+            _path(directory).unlink(missing_ok=True)
+
+
+def _digest(interface: str, hook: str) -> str:
+    """Return the digest of a hook of an interface; of the interface itself if the hook is empty."""
+    return digest(f"{interface}\0{hook}")
 
 
 def _path(directory: Path) -> Path:

@@ -73,7 +73,7 @@ class QuickControl:
                 if life.helper is not None:
                     await life.helper.read_again()
                 else:
-                    vouch(running.program.directory, lines_of(config.hooks))
+                    vouch(running.program.directory, life.interface, lines_of(config.hooks))
                 return {"changes": await reload(running, config, life.voice)}
             finally:
                 life.voice.manager.reloaded()

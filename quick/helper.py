@@ -177,4 +177,4 @@ def _left_behind(directory: Path) -> Iterable[str]:
         # An unreadable one is reported by the start itself.
         with suppress(StateError):
             if (ledger := Ledger.load(path)) is not None:
-                yield from lines_of(known_of(directory, ledger.left.hooks)[0])
+                yield from lines_of(known_of(directory, ledger.left.interface, ledger.left.hooks)[0])

@@ -120,7 +120,7 @@ class HelperProcess:
             return {"error": [error.message, error.fix]}
         # Those of the file before may be needed if the change is refused.
         self._known |= {digest(each): each for each in lines_of(config.hooks)}
-        vouch(self._directory, lines_of(config.hooks))
+        vouch(self._directory, self._interface, lines_of(config.hooks))
         if config.save:
             self._saved.add(config.hooks)
         return {"error": None}

@@ -23,12 +23,13 @@ from rustguard_py.daemon.ledger import Ledger, Left
 from rustguard_py.daemon.overseer import oversee
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.tasks import Tasks
-from rustguard_py.daemon.vouched import forget, known_of, lines_of, vouch
+from rustguard_py.daemon.vouched import forget, is_known, known_of, lines_of, vouch
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.clock import now
-from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.errors import RustGuardError, StateError
 from rustguard_py.model.keys import generate_private_key
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 from rustguard_py.quick import conf_files, hooks, peers, routing, save_config
 from rustguard_py.quick.control import QuickControl
 from rustguard_py.quick.helper import Helper
@@ -88,12 +89,13 @@ async def up(options: UpOptions, voice: Voice, ready: Callable[[], None]) -> Non
         stack.callback(document.close)
         chosen = engine.choose(_with_kept_offloads(options))
         Ledger.bring_home(options.directory)
-        vouch(options.directory, lines_of(config.hooks))
+        forget(options.directory)
+        vouch(options.directory, options.interface, lines_of(config.hooks))
         sandbox = confine(
             stack, options.directory, chosen, options.group, wanted=options.sandbox, reads=[options.file]
         )
         try:
-            await repair(options.directory, voice.change, life.runner)
+            await repair(options.directory, options.interface, voice.change, life.runner)
             if_taken = (
                 f"Is it wg-quick's (`wg-quick down {life.interface}`)? If not, rename the file and so the interface."
             )
@@ -129,23 +131,33 @@ def _start_helper(stack: AsyncExitStack, options: UpOptions, config: conf.Config
     return helper
 
 
-async def repair(directory: Path, echo: Echo, runner: hooks.Runner | None = None) -> bool:
+async def repair(directory: Path, interface: str, echo: Echo, runner: hooks.Runner | None = None) -> bool:
     """Undo what a killed tunnel left, running its PreDown and PostDown too. The caller holds the directory's lock.
 
     Args:
         directory: The state directory.
+        interface: The interface that the command names.
         echo: Called with one line per change.
         runner: Runs the hooks; None for this process.
 
     Returns:
         Whether there was anything to undo.
+
+    Raises:
+        StateError: What was left says that it is of another interface, with which nobody started a tunnel here.
+        RustGuardError: Something couldn't be undone, or a hook failed or wasn't run.
     """
     found = [ledger for path in paths.undo_files(directory) if (ledger := Ledger.load(path)) is not None]
     if not found:
         return False
     ledger = found[0]
     left = ledger.left
-    known, strange = known_of(directory, left.hooks)
+    if left.interface != interface and not is_known(directory, left.interface):
+        raise StateError(
+            f"{directory} has what a killed tunnel {left.interface} left, but nothing shows that it had that name.",
+            f"If it did: {as_root(paths.down_command(left.interface, directory))}",
+        )
+    known, strange = known_of(directory, left.interface, left.hooks)
     echo(f"[!] {left.interface} was killed: undoing what it left.")
     async with AsyncExitStack() as stack:
         await runtime.answer_wg(stack, left.interface, KilledAnswers(left.mark))
@@ -157,7 +169,6 @@ async def repair(directory: Path, echo: Echo, runner: hooks.Runner | None = None
             memif_socket.remove_dead(Path(left.memif))
         failed += await hooks.run_all(known.post_down, left.interface, echo, runner)
     failed += [f"`{printable(each)}` was not run: nothing shows that it is of the tunnel's file." for each in strange]
-    forget(directory)
     if failed:
         raise RustGuardError(
             " ".join(failed), "Everything else is undone. Undo by hand what these commands would have."

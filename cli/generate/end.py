@@ -316,10 +316,14 @@ def _process_time() -> tuple[int, int]:
     return int(times.user * 1e9), int(times.system * 1e9)
 
 
-def main() -> int:
-    """Run an end; 1 if it failed, with a line of JSON that says why."""
+def main(begin: Callable[[Configuration], Started] = start) -> int:
+    """Run an end; return 1 if it failed, with a line of JSON that says why.
+
+    Args:
+        begin: See `End`.
+    """
     try:
-        End(Configuration(**json.loads(sys.stdin.buffer.readline()))).run()
+        End(Configuration(**json.loads(sys.stdin.buffer.readline())), begin).run()
     except (RustGuardError, OSError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 
@@ -26,15 +27,27 @@ class _Lowered:
                 sys.setswitchinterval(min(SWITCH_INTERVAL, self._before))
             self._planes += 1
 
+    def start_over(self) -> None:
+        """In a forked child: no plane of the parent's runs here, and another thread may have held the lock."""
+        self._lock = threading.Lock()
+        if self._planes:
+            self._planes = 0
+            self._put_back()
+
     def restore(self) -> None:
         with self._lock:
             self._planes -= 1
-            # If the program has set another one meanwhile, that one stays.
-            if self._planes == 0 and sys.getswitchinterval() <= SWITCH_INTERVAL:
-                sys.setswitchinterval(self._before)
+            if self._planes == 0:
+                self._put_back()
+
+    def _put_back(self) -> None:
+        # If the program has set another one meanwhile, that one stays.
+        if sys.getswitchinterval() <= SWITCH_INTERVAL:
+            sys.setswitchinterval(self._before)
 
 
 _LOWERED = _Lowered()
+os.register_at_fork(after_in_child=_LOWERED.start_over)
 
 
 def lower() -> None:

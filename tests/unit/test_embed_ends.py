@@ -50,7 +50,7 @@ def _in_child(work: Callable[[], str]) -> str:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_in_a_forked_child_a_tunnel_is_closed_and_the_parents_goes_on(engine: EngineName) -> None:
-    ends = Ends()
+    ends, interval = Ends(), sys.getswitchinterval()
     with (
         rustguard_py.connect(ends.one(), engine=engine) as one,
         rustguard_py.connect(ends.other(), engine=engine) as other,
@@ -70,8 +70,10 @@ def test_in_a_forked_child_a_tunnel_is_closed_and_the_parents_goes_on(engine: En
             one.close()
             other.close()
             assert time.monotonic() - before < PATIENCE / 2
+            assert sys.getswitchinterval() == pytest.approx(interval)
             with rustguard_py.connect(Ends().other(), engine=engine, timeout=None) as own:
                 assert own.read_batch(timeout=0) == []
+            assert sys.getswitchinterval() == pytest.approx(interval)
             return "closed"
 
         assert _in_child(work) == "closed"

@@ -140,6 +140,12 @@ def test_a_ledger_of_an_earlier_version_moves_to_the_state_directory(
     [
         {"interface": "wg0;id"},
         {"interface": "../x"},
+        {"interface": ".."},
+        {"interface": "-F"},
+        {"interface": 5},
+        {"mark": float("inf")},
+        {"mark": 1 << 32},
+        {"hooks": {"post_down": [5]}},
         {"steps": [[{"kind": "Sysctl", "name": "kernel.core_pattern", "value": "1"}, "|/tmp/x"]]},
         {"steps": [[{"kind": "Sysctl", "name": "/etc/shadow", "value": "1"}, "1"]]},
         {"steps": [[{"kind": "Sysctl", "name": "net.ipv4.conf.all.src_valid_mark", "value": "1"}, "|x"]]},
@@ -147,6 +153,8 @@ def test_a_ledger_of_an_earlier_version_moves_to_the_state_directory(
         {"steps": [[{"kind": "Dns", "interface": "eth0", "servers": [], "search": []}, "resolvectl"]]},
         {"steps": [[{"kind": "Firewall", "interface": "wg1", "version": 4, "addresses": [], "mark": 1}, ""]]},
         {"steps": [[{"kind": "Rule", "version": 4, "priority": "x", "table": 1, "mark": 0}, ""]]},
+        {"steps": [[{"kind": "Rule", "version": 4, "priority": 1, "table": 1, "mark": 1 << 32}, ""]]},
+        {"steps": [[{"kind": "Rule", "version": 4, "priority": -1, "table": 1, "mark": 0}, ""]]},
     ],
 )
 def test_a_ledger_with_what_no_tunnel_of_its_name_does_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -158,36 +166,64 @@ def test_a_ledger_with_what_no_tunnel_of_its_name_does_is_refused(tmp_path: Path
         Ledger.load(path)
 
 
-def test_only_hooks_that_root_started_the_tunnel_with_are_run_for_a_killed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RUSTGUARD_RUNTIME", str(tmp_path / "run"))
-    state, ran = tmp_path / "state", tmp_path / "ran"
-    state.mkdir(mode=0o700)
+    directory = tmp_path / "state"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+def test_only_hooks_that_root_started_the_tunnel_with_are_run_for_a_killed_one(tmp_path: Path, state: Path) -> None:
+    ran = tmp_path / "ran"
     ours, strange = f"echo %i >> {ran}", f"echo strange >> {ran}"
-    vouched.vouch(state, [ours])
+    vouched.vouch(state, "wg0", [ours])
     assert (tmp_path / "state.hooks").stat().st_mode & 0o777 == 0o600
     left = Left("wg0", conf.Hooks(pre_down=(strange,), post_down=(ours, strange)))
     Ledger(paths.undo_file(state), left).save()
     assert tuple(_left_behind(state)) == (ours,)
     with pytest.raises(RustGuardError, match="was not run: nothing shows that it is of the tunnel's file"):
-        asyncio.run(repair(state, lambda _: None))
+        asyncio.run(repair(state, "wg0", lambda _: None))
     assert ran.read_text() == "wg0\n"
     assert not paths.undo_file(state).exists()
+    # The next start has vouched for its own by then, and the tunnel may be killed again.
+    assert (tmp_path / "state.hooks").exists()
+    vouched.forget(state)
     assert not (tmp_path / "state.hooks").exists()
+
+
+def test_a_hook_is_run_only_with_the_interface_that_root_named(tmp_path: Path, state: Path) -> None:
+    """`%i` in it is what the daemon wrote, and `ip link delete %i` is another command with `eth0` there."""
+    ran = tmp_path / "ran"
+    hook = f"echo %i >> {ran}"
+    vouched.vouch(state, "wg0", [hook])
+    Ledger(paths.undo_file(state), Left("eth0", conf.Hooks(post_down=(hook,)))).save()
+    with pytest.raises(StateError, match="nothing shows that it had that name") as caught:
+        asyncio.run(repair(state, "wg0", lambda _: None))
+    assert "rustguard down eth0 --state" in caught.value.fix
+    with pytest.raises(RustGuardError, match="was not run"):
+        asyncio.run(repair(state, "eth0", lambda _: None))
+    assert not ran.exists()
+    # `up` of another file with the same state directory undoes what the first one left.
+    Ledger(paths.undo_file(state), Left("wg0", conf.Hooks(post_down=(hook,)))).save()
+    vouched.forget(state)
+    vouched.vouch(state, "wg1", [])
+    assert asyncio.run(repair(state, "wg1", lambda _: None))
+    assert ran.read_text() == "wg0\n"
 
 
 def test_hooks_are_kept_besides_those_of_before_and_an_unwritable_place_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hooks = conf.Hooks(post_up=("one",), post_down=("two", "three"))
-    vouched.vouch(tmp_path / "wg0", ["one"])
-    vouched.vouch(tmp_path / "wg0", ["two"])
-    assert vouched.known_of(tmp_path / "wg0", hooks) == (conf.Hooks(post_up=("one",), post_down=("two",)), ["three"])
-    vouched.vouch(tmp_path / "gone/wg0", ["one"])
+    vouched.vouch(tmp_path / "wg0", "wg0", ["one"])
+    vouched.vouch(tmp_path / "wg0", "wg0", ["two"])
+    known = conf.Hooks(post_up=("one",), post_down=("two",))
+    assert vouched.known_of(tmp_path / "wg0", "wg0", hooks) == (known, ["three"])
+    vouched.vouch(tmp_path / "gone/wg0", "wg0", ["one"])
     assert "can't be written" in caplog.text
     (tmp_path / "wg0.hooks").chmod(0o644)
-    assert vouched.known_of(tmp_path / "wg0", hooks)[0] == conf.Hooks()
+    assert vouched.known_of(tmp_path / "wg0", "wg0", hooks)[0] == conf.Hooks()
 
 
 @pytest.mark.parametrize("name", ["boot", "namespace"])

@@ -253,6 +253,21 @@ def test_what_a_killed_one_left_is_taken_back_by_the_next_down_or_up(net: Lan, t
     assert "wg0 isn't up" in done.stderr
 
 
+@pytest.mark.parametrize("options", ["", " --no-sandbox"])
+def test_the_hooks_of_a_tunnel_that_is_killed_twice_are_run_each_time(net: Lan, tmp_path: Path, options: str) -> None:
+    laptop, marks = net.laptop, tmp_path / "marks"
+    laptop.file(f"Address = 10.9.0.1/32\nPostDown = echo %i >> {marks}")
+    for again in (1, 2):
+        laptop.run(f"up wg0{options}")
+        status = laptop.status()
+        os.kill(status["pid"], signal.SIGKILL)
+        eventually(lambda: "wg0" not in laptop.says("ip", "link"), what="the interface's end")
+        assert marks.exists() is (again == 2)
+    laptop.run("down wg0")
+    assert marks.read_text() == "wg0\nwg0\n"
+    assert ".hooks" not in laptop.says("ls", str(Path(status["state_directory"]).parent))
+
+
 def test_an_interface_that_is_there_already_is_left_alone(net: Lan) -> None:
     net.laptop.host.ip(["tuntap add mode tun name wg0"])
     net.laptop.file("Address = 10.9.0.1/32", net.home.peer("AllowedIPs = 0.0.0.0/0"))
