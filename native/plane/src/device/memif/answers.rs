@@ -22,16 +22,18 @@ impl Answers {
 
     /// Note that an address was answered for.
     pub fn note(&self, address: Address, now: Seconds) {
-        if self.answered().note(address, now) {
+        let mut answered = self.answered();
+        // Under the lock, so that the bell never tells of what was taken already.
+        if answered.note(address, now) {
             self.bell.set();
         }
     }
 
     /// Return the addresses since the last call.
     pub fn take(&self) -> Vec<Address> {
-        // Before the look, so that what is noted meanwhile is told of once more.
+        let mut answered = self.answered();
         self.bell.clear();
-        self.answered().take()
+        answered.take()
     }
 
     fn answered(&self) -> MutexGuard<'_, Answered> {
