@@ -57,7 +57,7 @@ def test_each_file_that_the_reference_names_is_kept_or_left_out_on_purpose() -> 
     page = (ROOT / "docs/reference/files-and-exit-codes.md").read_text()
     table = page.split("| file | holds |")[1].split("\n\n")[0]
     named = {word for row in table.splitlines()[2:] for word in re.findall(r"`([^`]+)`", row.split("|")[1])}
-    left_out = {"state.json.bak", "state.json.new", ".first", ".bak.new", "lock", "undo.json", "log"}
+    left_out = {"state.json.bak", "state.json.new", ".first", ".bak.new", "lock", "undo.json", "log", "NAME.hooks"}
     left_out |= {".restore", ".restore-plan", ".….restoring-…"}
     assert named == {*backup.STATE_FILES, *left_out}
 
