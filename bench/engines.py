@@ -93,6 +93,7 @@ def rustguard(
     serving: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     by_interface: str = "",
+    program: Path = _RUSTGUARD,
 ) -> Running:
     """`rustguard serve` and `rustguard join`, as a user starts them.
 
@@ -103,6 +104,7 @@ def rustguard(
         serving: More of `serve` alone.
         env: Variables for both.
         by_interface: An option of both that takes the interface towards the other.
+        program: Which `rustguard` runs.
     """
     target = "fd90::1" if pair.way.ipv6 else "10.90.0.1"
 
@@ -111,7 +113,7 @@ def rustguard(
         runtime.mkdir(mode=0o700)
         more = [*options, *([by_interface, interface] if by_interface else [])]
         return host.popen(
-            [_RUSTGUARD, *words, *more, "--state", folder / f"state-{host.name}"],
+            [program, *words, *more, "--state", folder / f"state-{host.name}"],
             log=folder / f"rustguard-{host.name}.log",
             env={"RUSTGUARD_TOKEN": _TOKEN, "RUSTGUARD_RUNTIME": str(runtime), **(env or {})},
         )
@@ -196,8 +198,18 @@ ENGINES: dict[str, Engine] = {
     "native-uring": _native_engine("over io_uring", "--uring", needs="--uring"),
     "native-xdp": _native_engine("its UDP over AF_XDP", needs="--xdp", by_interface="--xdp"),
 }
+# The engine of another checkout, see `add_before`.
+BEFORE = "before"
 # What a short run takes: those that people choose between.
 USUAL = ("veth", "wireguard-go", "gotatun", "portable", "native")
+
+
+def add_before(checkout: Path) -> None:
+    """Add the native engine of another checkout, where `make` has run, as BEFORE."""
+    program = checkout / ".venv" / "bin" / "rustguard"
+    start = partial(rustguard, options=["--engine", "native"], program=program)
+    why = "" if program.exists() else f"there is no {program}: run make test there"
+    ENGINES[BEFORE] = Engine(f"the native engine of {checkout}", start, lambda: why)
 
 
 def wait_for_ping(host: Host, address: str) -> None:

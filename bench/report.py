@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from engines import BEFORE
 from links import Way
 from measures import MEASURES, Sample
 from rich.box import SIMPLE_HEAD
@@ -63,9 +64,14 @@ class Results:
         """What an engine had, by round."""
         return [sample[name] for sample in self.samples.get(engine, []) if name in sample]
 
+    @property
+    def reference(self) -> str:
+        """The engine that ratios are over: another checkout's if it was measured, wireguard-go otherwise."""
+        return BEFORE if BEFORE in self.samples else REFERENCE
+
     def ratios(self, engine: str, name: str) -> list[float]:
-        """An engine's values over wireguard-go's of the same round."""
-        pairs = zip(self.samples.get(engine, []), self.samples.get(REFERENCE, []), strict=False)
+        """An engine's values over the reference's of the same round."""
+        pairs = zip(self.samples.get(engine, []), self.samples.get(self.reference, []), strict=False)
         return [own[name] / other[name] for own, other in pairs if name in own and other.get(name)]
 
 
@@ -111,7 +117,7 @@ def _table(results: Results, names: Sequence[str], engines: Sequence[str], *, ra
     if not shown:
         return None
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("÷ wireguard-go" if ratios else "", no_wrap=True)
+    table.add_column(f"÷ {results.reference}" if ratios else "", no_wrap=True)
     for name in shown:
         about = MEASURES[name]
         table.add_column(about.title if ratios else f"{about.title}, {about.unit}", justify="right", no_wrap=True)
@@ -139,9 +145,11 @@ def print_tables(results: Results, console: Console) -> None:
     for names in _GROUPS:
         if table := _table(results, names, engines, ratios=False):
             console.print(table)
-    others = [engine for engine in engines if engine != REFERENCE]
-    if REFERENCE in engines and others:
-        console.print(f"Over {REFERENCE}'s of the same round: median, least..most (ping and CPU: less is better)")
+    others = [engine for engine in engines if engine != results.reference]
+    if results.reference in engines and others:
+        console.print(
+            f"Over {results.reference}'s of the same round: median, least..most (ping and CPU: less is better)"
+        )
         for names in _GROUPS:
             if table := _table(results, [each for each in names if not each.endswith("_loss")], others, ratios=True):
                 console.print(table)
@@ -206,7 +214,7 @@ def _plot(results: Results, stem: Path) -> list[Path]:
             panel.barh(place, middle, xerr=reach, color=_COLOURS.get(engine, "C0"), ecolor="0.25", height=0.7)
             times = (
                 f"  \N{MULTIPLICATION SIGN} {median(ratios):.2f}"
-                if ratios and engine not in (BARE, REFERENCE)
+                if ratios and engine not in (BARE, results.reference)
                 else ""
             )
             panel.annotate(

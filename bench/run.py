@@ -17,7 +17,7 @@ from pathlib import Path
 # What runs wireguard-go is shared with the tests. This is not the root: that would hide the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from engines import ENGINES, USUAL
+from engines import BEFORE, ENGINES, USUAL, add_before
 from links import Way, make_pair
 from measures import FAILURES, STEPS, Sample, measure
 from report import Results, describe_machine, others_seconds, print_tables, write
@@ -32,6 +32,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each engine is measured (3)")
     parser.add_argument("--seconds", type=int, default=2, metavar="N", help="of each transfer (2)")
     parser.add_argument("--engines", metavar="A,B", help=f"all, or some of {', '.join(ENGINES)} ({','.join(USUAL)})")
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help=f"the native engine of another checkout too, as `{BEFORE}`; ratios are over it",
+    )
     parser.add_argument("--steps", metavar="A,B", help=f"some of {', '.join(STEPS)} (all)")
     parser.add_argument(
         "--no-udp-segmentation",
@@ -54,7 +60,11 @@ def _arguments() -> argparse.Namespace:
         "--output", type=Path, default=results, metavar="FOLDER", help="for the files (bench/results)"
     )
     given = parser.parse_args()
-    given.engines = _chosen(parser, given.engines or ("all" if given.suite else ",".join(USUAL)), list(ENGINES))
+    usual = "all" if given.suite else ",".join(USUAL)
+    if given.before is not None:
+        add_before(given.before.absolute())
+        usual = f"{BEFORE},native"
+    given.engines = _chosen(parser, given.engines or usual, list(ENGINES))
     given.steps = _chosen(parser, given.steps or "all", list(STEPS))
     if given.rounds < 1 or given.seconds < 1 or not 0 <= given.loss < 100:
         parser.error("at least 1 round of 1 second, and a loss of 0 to 100 %")

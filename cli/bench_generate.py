@@ -267,7 +267,7 @@ def _comparison(results: Results) -> dict[str, Table]:
     for size in results.sizes:
         title = _described(results.traffic, size)
         tables[f"{title}; latency at half of the load without loss"] = report.comparison(results, size)
-        tables[f"{title}; latency in µs, p50 / p99 / p99.9, at shares of the load without loss"] = report.latencies(
+        tables[f"{title}; µs at p50 / p99 / p99.9, by share of the load without loss"] = report.latencies(
             results, size
         )
         best = {

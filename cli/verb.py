@@ -176,6 +176,8 @@ def memif_option(function: Function) -> Function:
 def _parse_memif(_: click.Context, parameter: click.Parameter, value: str | None) -> MemifOptions | None:
     if value is None:
         return None
+    if value == "none":
+        raise BadValueError("Nothing is kept here that none could forget.", "Leave out --memif.", parameter=parameter)
     try:
         return parse_memif(value)
     except UsageError as error:

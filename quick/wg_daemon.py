@@ -20,8 +20,9 @@ from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.timestamps import KeptTimestamps
-from rustguard_py.daemon.uapi.socket import LOOK, UapiSocket, given_listener
+from rustguard_py.daemon.uapi.socket import DIRECTORY, LOOK, UapiSocket, given_listener
 from rustguard_py.engine import Engine
+from rustguard_py.model.errors import InUseError
 from rustguard_py.model.printable import printable
 from rustguard_py.planes import offload
 from rustguard_py.planes.tun import Tun
@@ -65,6 +66,16 @@ def directory_of(interface: str) -> Path:
     return state_directory("client").parent / "wg" / in_namespace(interface)
 
 
+def _open(options: WgOptions) -> Document:
+    try:
+        return Document.open(options.directory)
+    except InUseError as error:
+        raise InUseError(
+            f"An interface {options.interface} of rustguard-wg is here already.",
+            f"Choose another name. Or end it by removing its socket: rm {DIRECTORY}/{options.interface}.sock",
+        ) from error
+
+
 async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> None:
     """Run until a signal comes, or the interface or the socket is removed.
 
@@ -77,7 +88,7 @@ async def serve(options: WgOptions, voice: Voice, ready: Callable[[], None]) -> 
         RustGuardError: It can't start.
     """
     async with AsyncExitStack() as stack:
-        document = Document.open(options.directory)
+        document = _open(options)
         stack.callback(document.close)
         timestamps = KeptTimestamps(options.directory)
         stack.callback(timestamps.close)

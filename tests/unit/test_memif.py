@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from rustguard_py.cli.values import BadValueError
 from rustguard_py.cli.wg import command
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.memif import introduce
@@ -137,6 +138,10 @@ def test_the_command_refuses_what_has_no_memif(monkeypatch: pytest.MonkeyPatch) 
     done = CliRunner().invoke(command, ["-f", "--memif", "/m", "wg0"], standalone_mode=False)
     assert isinstance(done.exception, UsageError)
     assert "in place of an interface" in done.exception.message
+    # `serve` and `join` keep a memif, and `none` forgets it. Here it isn't a path either.
+    done = CliRunner().invoke(command, ["-f", "--memif", "none", "wg0"], standalone_mode=False)
+    assert isinstance(done.exception, BadValueError)
+    assert done.exception.fix == "Leave out --memif."
 
 
 @pytest.mark.parametrize(
