@@ -383,7 +383,8 @@ mod tests {
         let rings = Rings::new(1, Framing::Ip).unwrap();
         let (program, interface) = (Vec::new(), Vec::new());
         rings.put_in(Link { outlets: vec![outlet], inlets: vec![inlet], program, interface }).unwrap();
-        assert!(regions[0].write(PACKET_AT, &[0x45]));
+        // An IPv4 header without anything behind it, 20 bytes.
+        assert!(regions[0].write(PACKET_AT, &[0x45, 0, 0, 20]));
         let frame = |region| Descriptor { flags: 0, region, length: 20, offset: PACKET_AT as u32 };
         let bad = MOST_LEFT_OUT + 50;
         (0..bad as u16).for_each(|index| theirs.put(index, frame(9)));
