@@ -132,14 +132,15 @@ class Keeper:
         """Watch from now on; `stack` ends it. What a hook has already changed stays as the hook left it."""
         for each in self._interfaces:
             each.tunnel.listeners.lost = self._on_lost
-        with suppress(OSError):
-            await asyncio.to_thread(self.adopt)
+        # First, so that nothing is missed that is removed right after what is taken as wanted was read.
         self._watch = ChangeWatch(self._on_change, table=TABLES)
         stack.callback(self._close_files)
+        stack.push_async_callback(self.close)
+        with suppress(OSError):
+            await asyncio.to_thread(self.adopt)
         self._note_interfaces(kernel_view.read(self._names))
         self._watch_files()
         self._task = asyncio.get_running_loop().create_task(self._run())
-        stack.push_async_callback(self.close)
 
     async def close(self) -> None:
         """Stop. A look that has begun is finished first, so nothing is put back after this."""
