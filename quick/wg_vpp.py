@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rustguard_py.daemon.console import Voice
 from rustguard_py.model.errors import RustGuardError, UsageError
 from rustguard_py.model.ethernet import EthernetOptions
-from rustguard_py.model.memif import MemifOptions
+from rustguard_py.model.memif import LONGEST_PATH, MemifOptions
 from rustguard_py.quick.wg_device import WgDevice
 from rustguard_py.state.document import Document
 from rustguard_py.vpp import plan
@@ -23,8 +23,6 @@ from rustguard_py.vpp.wiring import Wiring
 
 # How often to check whether VPP still has our memif, while nobody is connected to it, seconds.
 LOOK = 2.0
-# The kernel's sun_path has 108 bytes, the last of them zero.
-_LONGEST_PATH = 107
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +67,10 @@ def asked_for(interface: str, say: Callable[[str], None]) -> VppOptions | None:
     say(f"{interface} is a memif of VPP, as with wireguard-go-vpp, because {why}.")
     options = VppOptions(places, plan.read(places, interface, say))
     socket = options.plan.wanted.socket
-    if len(bytes(socket)) > _LONGEST_PATH:
+    if len(bytes(socket)) > LONGEST_PATH:
         raise UsageError(
             f"{socket} is too long for a socket's path.",
-            f"Name a shorter VPP_MEMIF_SOCKET_DIR: {_LONGEST_PATH} bytes.",
+            f"Name a shorter VPP_MEMIF_SOCKET_DIR: {LONGEST_PATH} bytes.",
         )
     try:
         socket.parent.mkdir(0o755, parents=True, exist_ok=True)

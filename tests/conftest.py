@@ -174,6 +174,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"needs {what}: {reason}")
 
 
+@pytest.fixture
+def started() -> Iterator[list[testpmd.Testpmd]]:
+    """All of DPDK's testpmd that a test has started; what still runs is killed."""
+    every: list[testpmd.Testpmd] = []
+    yield every
+    for each in every:
+        each.kill()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_network() -> None:
     """Hide this machine's interfaces from all tests. The other workers don't see what they make, either."""

@@ -87,7 +87,7 @@ def limits(seconds: float) -> Limits:
 
 
 def longest_turn(seconds: float) -> float:
-    """Return how long a contender's turn may take: all sizes, each with a search and the trials beside it."""
+    """Return how long a contender's turn may take: all sizes, each with a search and its further trials."""
     return _START + len(SIZES) * (limits(seconds).trials + 1 + len(SHARES)) * (seconds + _EXTRA)
 
 

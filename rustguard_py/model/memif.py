@@ -11,7 +11,7 @@ from rustguard_py.model.errors import UsageError
 from rustguard_py.model.ethernet import EthernetOptions
 
 # The kernel's sun_path has 108 bytes, the last of them zero.
-_LONGEST_PATH = 107
+LONGEST_PATH = 107
 # DPDK's secret has 24 bytes, the last of them zero.
 _LONGEST_SECRET = 23
 _MOST_ID = (1 << 32) - 1
@@ -107,8 +107,8 @@ def parse(text: str) -> MemifOptions:
     """
     path, *words = text.split(",")
     socket = Path(path).absolute()
-    if not path or len(bytes(socket)) > _LONGEST_PATH:
-        raise UsageError(f"{path!r} can't be a socket's path: it has 1 to {_LONGEST_PATH} bytes.", f"Form: {FORM}")
+    if not path or len(bytes(socket)) > LONGEST_PATH:
+        raise UsageError(f"{path!r} can't be a socket's path: it has 1 to {LONGEST_PATH} bytes.", f"Form: {FORM}")
     given: dict[str, str] = {}
     ranges: dict[str, list[IPv4Network | IPv6Network]] = {"answer": [], "learn": []}
     for word in words:

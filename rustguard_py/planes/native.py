@@ -230,7 +230,7 @@ class _Memif:
 
     Args:
         options: The memif.
-        interface: What the other side is told of this interface.
+        interface: This interface's name for the other side.
         listener: The listening socket of a server, which the caller removes; None to make one. Not for a client.
 
     Raises:

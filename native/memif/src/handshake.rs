@@ -42,7 +42,7 @@ pub struct Settings {
     pub secret: Vec<u8>,
     /// What the other side is told of this program.
     pub program: Vec<u8>,
-    /// What the other side is told of this interface.
+    /// This interface's name for the other side.
     pub interface: Vec<u8>,
     /// Rings per direction, at least 1.
     pub queues: u16,

@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -36,15 +35,6 @@ MOST_MOVES = 40
 def path(tmp_path: Path) -> Path:
     """The control channel's socket, with a short name."""
     return tmp_path / "m"
-
-
-@pytest.fixture
-def started() -> Iterator[list[Testpmd]]:
-    """All that a test has started; what still runs is killed."""
-    every: list[Testpmd] = []
-    yield every
-    for each in every:
-        each.kill()
 
 
 def _connect(path: Path, started: list[Testpmd], *, server: bool, queues: int = 1) -> tuple[MemifPair, Testpmd]:

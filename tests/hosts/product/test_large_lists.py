@@ -1,8 +1,8 @@
 """`status` and `peers` of a server with two thousand peers, also while others don't read their answers.
 
-Promised is a second for each, and half a second more beside 50 clients that don't read. How long a command takes
-depends on who else has the cores, and what it costs doesn't. So seconds of processor time are held to the promise,
-of the command and of the daemon together: alone on a machine, they are all that it takes.
+Each has to take less than a second, and half a second more while 50 clients don't read. How long a command takes
+depends on who else has the cores, but what it costs doesn't. So the test compares seconds of processor time, of the
+command and of the daemon together: alone on a machine, they are all that it takes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,15 +33,6 @@ for size in range(100, 1300, 12):
     s.send(sent)
     assert s.recv(2000) == sent
 """
-
-
-@pytest.fixture
-def started() -> Iterator[list[Testpmd]]:
-    """All that a test has started; what still runs is killed."""
-    every: list[Testpmd] = []
-    yield every
-    for each in every:
-        each.kill()
 
 
 def _begin(started: list[Testpmd], socket: Path, *, server: bool) -> Testpmd:

@@ -55,7 +55,7 @@ pub struct Options<'a> {
     pub queues: u16,
     /// Our side of the link if the other side wants Ethernet frames. None for plain IP packets.
     pub ethernet: Option<neighbours::link::Settings>,
-    /// What the other side is told of this interface.
+    /// This interface's name for the other side.
     pub interface: &'a str,
 }
 

@@ -63,7 +63,7 @@ pub struct Rings {
     pub alarm: EventFd,
     /// The tunnel's MTU: longer packets don't go into it.
     pub mtu: AtomicUsize,
-    /// Limits what the senders of such packets are told.
+    /// Limits the answers to the senders of such packets.
     errors: Errors,
     /// The addresses that were answered for.
     pub answered: Answers,
