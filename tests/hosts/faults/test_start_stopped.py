@@ -109,6 +109,7 @@ def _stop(starting: Starting, moment: Callable[[subprocess.Popen[str]], None], n
     assert code in {-number, 0, 1}, starting.machine.said()
 
 
+@pytest.mark.fault(52)
 @pytest.mark.parametrize(
     ("form", "memif"),
     [
