@@ -29,6 +29,8 @@ from rustguard_py.model.sudo import as_root
 _PR_SET_DUMPABLE = 4
 # The same error of the event loop is logged once in so many seconds. So many different ones are remembered.
 _QUIET_SECONDS, _ERRORS_KEPT = 60.0, 64
+# They end a daemon in good order.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging.INFO) -> None:
@@ -42,10 +44,40 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging
     logs.configure(level)
     manager = ServiceManager.from_environment()
     voice = Voice(change=lambda line: _print(line, dim=True), say=_print, manager=manager)
-    # The coroutine is made once the loop is there: a limit may refuse it one.
+    ended_by: list[int] = []
     with asyncio.Runner() as runner:
         runner.get_loop().set_exception_handler(LoopErrors())
-        runner.run(work(voice))
+        try:
+            runner.run(_until_ended(work, voice, ended_by))
+        except asyncio.CancelledError:
+            if not ended_by:
+                raise
+    if ended_by:
+        # Who sent the signal sees that it ended the program. The loop has put the system's handling back.
+        os.kill(os.getpid(), ended_by[0])
+
+
+async def _until_ended(work: Callable[[Voice], Coroutine[Any, Any, None]], voice: Voice, ended_by: list[int]) -> None:
+    """Run a daemon. Until it handles SIGTERM and SIGHUP itself, they cancel it, as Ctrl-C does.
+
+    Args:
+        work: What the daemon does. It takes back what it made when it is cancelled.
+        voice: Where to print its lines.
+        ended_by: Gets the signal that came while the daemon started.
+    """
+    task = asyncio.current_task()
+
+    def end(number: int) -> None:
+        # A second signal doesn't cut short what the first one began.
+        if not ended_by and task is not None:
+            ended_by.append(number)
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # `nohup` starts a program with this signal ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, end, number)
+    await work(voice)
 
 
 class LoopErrors:
@@ -103,10 +135,16 @@ class Background:
     def __init__(self, log: Path, farewell: Callable[[int], str] | None = None) -> None:
         self._log = log
         readable, self._writable = os.pipe()
+        # A signal that comes before the parent passes it on would end the parent alone.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             child = os.fork()
+            if child:
+                _pass_on(child)
         except BlockingIOError as error:
             raise RustGuardError(THREADS.message, THREADS.fix) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if child:
             os.close(self._writable)
             _wait(readable, child, farewell or _in_the_background)
@@ -132,9 +170,14 @@ def _in_the_background(child: int) -> str:
     return f"In the background, process {child}. To end it: {as_root('rustguard stop')}"
 
 
+def _pass_on(child: int) -> None:
+    """Pass the signals that end this process on to the child, whose session no terminal's signal reaches."""
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
+
+
 def _wait(readable: int, child: int, farewell: Callable[[int], str]) -> NoReturn:
-    # The child is in a session of its own, so Ctrl-C at the terminal doesn't reach it.
-    signal.signal(signal.SIGINT, lambda *_: os.kill(child, signal.SIGTERM))
     ready = os.read(readable, 1)
     if ready:
         click.echo(farewell(child), err=True)

@@ -29,7 +29,7 @@ from rustguard_py.daemon.audit_events import Event, Omitted
 from rustguard_py.model.errors import StateError
 from rustguard_py.model.printable import printable
 from rustguard_py.model.rate_limit import RateLimit, SourceRateLimits
-from rustguard_py.state.durable_files import Files, unusable
+from rustguard_py.state.durable_files import Files, open_plain, read_all, unusable
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class AuditLog:
 
     def _append(self, lines: list[bytes]) -> int:
         """Append as many lines as the file has room for, at least one, after a rotation if it has none."""
-        descriptor = self._files.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK)
+        descriptor = open_plain(self._files, self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             status = self._files.stat(descriptor)
             if status.st_mode & 0o7777 != 0o600:
@@ -266,6 +266,7 @@ def read(directory: Path, since: datetime | None = None) -> list[dict[str, Any]]
 
     Raises:
         OSError: It can't be read.
+        StateError: It isn't a plain file.
     """
     now, before = (_read_file(directory / name) for name in (NAME, f"{NAME}.1"))
     # The file was rotated in between.
@@ -285,14 +286,11 @@ def _read_file(path: Path) -> tuple[int, bytes] | None:
     """Return a file's inode and content; None if there is none."""
     files = Files()
     try:
-        descriptor = files.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = open_plain(files, path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
-        chunks = []
-        while chunk := files.read(descriptor, 1 << 20):
-            chunks.append(chunk)
-        return files.stat(descriptor).st_ino, b"".join(chunks)
+        return files.stat(descriptor).st_ino, read_all(files, descriptor, path)
     finally:
         files.close(descriptor)
 

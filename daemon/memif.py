@@ -12,10 +12,11 @@ from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.control import listening
 from rustguard_py.daemon.control.listening import Bound
 from rustguard_py.model.endpoint import InterfaceAddress
+from rustguard_py.model.ethernet import EthernetOptions
 from rustguard_py.model.memif import MemifOptions
 from rustguard_py.system import memif_socket
 
-# Answered ranges that the start lists.
+# Answered ranges that a sentence lists.
 _SHOWN = 8
 
 
@@ -58,13 +59,15 @@ def introduce(voice: Voice, memif: MemifOptions, addresses: Iterable[InterfaceAd
     given = ", ".join(map(str, addresses))
     voice.say(f"In place of an interface: {memif}.")
     voice.say(f"The other program has the addresses ({given or 'none'}), the routes and an MTU of {mtu}.")
-    if (ethernet := memif.ethernet) is None:
-        return
+    if memif.ethernet is not None:
+        voice.say(what_is_answered(memif.ethernet))
+
+
+def what_is_answered(ethernet: EthernetOptions) -> str:
+    """Return a sentence about the addresses that are answered for."""
     if not ethernet.answered:
-        voice.say(
-            "ARP and neighbour solicitations aren't answered. To answer for a range, add to --memif: answer=RANGE"
-        )
-        return
+        hint = "" if ethernet.fixed else " To answer for a range, add to --memif: answer=RANGE"
+        return f"ARP and neighbour solicitations aren't answered.{hint}"
     others = f", but not for {', '.join(map(str, ethernet.excepted))}" if ethernet.excepted else ""
     first, more = ", ".join(map(str, ethernet.answered[:_SHOWN])), len(ethernet.answered) - _SHOWN
-    voice.say(f"ARP and neighbour solicitations are answered for {first}{f' and {more} more' * (more > 0)}{others}.")
+    return f"ARP and neighbour solicitations are answered for {first}{f' and {more} more' * (more > 0)}{others}."

@@ -23,6 +23,7 @@ from rustguard_py.daemon.memif import bind as bind_for_memif
 from rustguard_py.daemon.uapi.socket import bind_for_wg
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.state import paths
+from rustguard_py.state.durable_files import Files, open_plain, unusable
 
 # Bytes of the longest request and of the longest answer.
 LONGEST: Final = 1 << 16
@@ -112,7 +113,20 @@ class PlacesProcess:
 
 
 def open_log(path: Path) -> int:
-    """Return a log file's descriptor, to append to. One of more than 1 MiB is replaced by a new one."""
-    if path.exists() and path.stat().st_size > _LOG_LIMIT:
-        path.unlink()
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    """Return a log file's descriptor, to append to. One of more than 1 MiB is replaced by a new one.
+
+    Raises:
+        StateError: What is there isn't a plain file, or the kernel refused.
+    """
+    files, flags = Files(), os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    try:
+        descriptor = open_plain(files, path, flags)
+        if files.stat(descriptor).st_size > _LOG_LIMIT:
+            files.close(descriptor)
+            files.unlink(path)
+            descriptor = open_plain(files, path, flags)
+    except OSError as error:
+        raise unusable("written", path, error) from error
+    # Programs that write to a full pipe or terminal by this descriptor's flags don't expect EAGAIN.
+    os.set_blocking(descriptor, True)
+    return descriptor

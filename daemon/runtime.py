@@ -248,13 +248,14 @@ async def answer_wg(stack: AsyncExitStack, interface: str, answers: Answers) -> 
         answers: Shows and changes the tunnel.
     """
     wg = UapiSocket(interface, answers.show, answers.change)
+    # First, because a signal may end the start halfway.
+    stack.push_async_callback(wg.close)
     try:
         await wg.start()
     except RustGuardError as error:
         log.warning("wg(8) can't show %s: %s", interface, error.message)
         await wg.close()
         return
-    stack.push_async_callback(wg.close)
     await _keep_there(stack, f"wg(8)'s socket of {interface}", wg.is_there, wg.make_again)
 
 

@@ -104,6 +104,9 @@ def load_to_run(path: Path, *, trust: bool, runs: bool = False) -> conf.Config:
         UsageError: It is malformed.
         RefusedError: We have no permission to read it, or it has hooks and other users can change it.
     """
+    # A daemon that reads its file again would wait for whoever writes to a FIFO.
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a plain file.", "Put the wg-quick file itself there.")
     # Checked before it is read: what nobody else can change now stays so.
     unsafe = None if trust else _why_unsafe(path)
     config = load(path)

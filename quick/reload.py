@@ -50,6 +50,8 @@ async def reload(running: Running, config: conf.Config, voice: Voice) -> list[st
     lines += [f"[#] peer {conf.short(peer.public_key)} set" for peer in changes.peers]
     running.config = config
     running.scheme = scheme
+    if answered := running.answer_on_link():
+        echo(answered)
     running.ledger.left = replace(running.ledger.left, hooks=config.hooks, mark=scheme.mark)
     running.ledger.save()
     if running.program.engine.memif is None:

@@ -6,17 +6,20 @@ import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from rustguard_py import conf
 from rustguard_py.daemon import dns
 from rustguard_py.daemon.console import Voice
 from rustguard_py.daemon.keeper import Keeper
 from rustguard_py.daemon.ledger import Ledger
+from rustguard_py.daemon.memif import what_is_answered
 from rustguard_py.daemon.program import Program
 from rustguard_py.daemon.steps import Address, Step
 from rustguard_py.engine import Engine
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.planes import offload
+from rustguard_py.planes.contract import AnsweringPlane
 from rustguard_py.quick import routing
 from rustguard_py.quick.helper import Helper
 from rustguard_py.quick.hooks import Runner
@@ -92,6 +95,20 @@ class Running:
             self.plain.tunnel.plane.set_fwmark(self.scheme.mark)
         else:
             self.scheme = replace(self.scheme, mark=found.mark)
+
+    def answer_on_link(self) -> str:
+        """In Ethernet, let the memif answer for where the tunnel leads now.
+
+        Returns:
+            What is answered, if that has changed, else nothing.
+        """
+        reached = [network for peer in self.plain.tunnel.node for network in peer.config.allowed_ips]
+        engine = self.program.engine.answering(reached, self.config.addresses)
+        if engine.memif is None or engine.memif.ethernet is None or engine == self.program.engine:
+            return ""
+        self.program = replace(self.program, engine=engine)
+        cast(AnsweringPlane, self.plain.tunnel.plane).answer_for(engine.memif.ethernet)
+        return what_is_answered(engine.memif.ethernet)
 
     def set_mtu(self, mtu: int, echo: Echo) -> None:
         """Set the MTU of the interface and the tunnel, and bring the interface up."""

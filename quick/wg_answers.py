@@ -58,6 +58,8 @@ class WgAnswers:
             running.port = after.port
             running.plain.send_keepalives()
         log.info("%s was changed with wg(8)", running.interface)
+        if answered := running.answer_on_link():
+            log.info("%s", answered)
 
     def _settings(self) -> Settings:
         running = self._running

@@ -23,7 +23,7 @@ from rustguard_py.model.errors import StateError, UsageError
 from rustguard_py.state import envelope, owners
 from rustguard_py.state.client_records import ClientState
 from rustguard_py.state.document import Document
-from rustguard_py.state.durable_files import Files, read_private, unusable
+from rustguard_py.state.durable_files import Files, check_plain, read_private, unusable
 from rustguard_py.state.members import Members
 from rustguard_py.state.records import ServerState
 
@@ -308,8 +308,10 @@ def _read(path: Path) -> bytes | None:
 
 def _setting(area: str, path: Path) -> KeptFile:
     try:
-        with path.open("rb") as file:
-            status, content = os.fstat(file.fileno()), file.read()
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            check_plain(path, status)
+            content = file.read()
     except OSError as error:
         raise unusable("read", path, error) from error
     owner, group = owners.names(status.st_uid, status.st_gid)

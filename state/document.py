@@ -28,6 +28,7 @@ from rustguard_py.state import envelope, interrupted
 from rustguard_py.state.durable_files import (
     Files,
     make_directory,
+    open_plain,
     read_private,
     sync_directory,
     unusable,
@@ -67,7 +68,7 @@ class Document:
         directory = directory.resolve()
         try:
             make_directory(files, directory)
-            lock = files.open(directory / "lock", os.O_RDWR | os.O_CREAT)
+            lock = open_plain(files, directory / "lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise unusable("used", directory, error) from error
         try:
@@ -92,8 +93,8 @@ class Document:
     def is_held(directory: Path) -> bool:
         """Return whether a process holds the lock of a directory. Nothing is made."""
         try:
-            lock = os.open(directory.resolve() / "lock", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            lock = open_plain(Files(), directory.resolve() / "lock", os.O_RDONLY)
+        except (OSError, StateError):
             return False
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -12,6 +12,10 @@ from shlex import quote
 
 from rustguard_py.model.errors import StateError
 
+# Of a file that is read. A peer has about 500 bytes in the state, so this is enough for a million.
+MOST_BYTES = 512 << 20
+# Errors of opening a directory, a socket or a FIFO that nobody reads, and a device without a driver.
+_NOT_FILES = {errno.EISDIR, errno.ENXIO, errno.ENODEV}
 _FIXES = {
     errno.ENOSPC: "Free some space on the filesystem of {directory}.",
     errno.EDQUOT: "Free some space on the filesystem of {directory}, or have the quota raised.",
@@ -125,38 +129,88 @@ def make_directory(files: Files, directory: Path) -> None:
         )
 
 
-def read_private(files: Files, path: Path) -> bytes | None:
-    """Return the content of a file that only we may read or write, or None if there is no file.
+def open_plain(files: Files, path: Path, flags: int) -> int:
+    """Return a descriptor of a plain file, close-on-exec. What else is there is neither waited for nor followed.
+
+    Args:
+        files: The system calls.
+        path: The file.
+        flags: As for `Files.open`.
 
     Raises:
-        StateError: It isn't a plain file, belongs to another user, or others can access it.
+        StateError: It isn't a plain file.
         OSError: The kernel refused.
     """
     try:
-        # Non-blocking, so a FIFO can't block us.
-        descriptor = files.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
+        # Non-blocking, because a FIFO would be waited for until somebody opens its other end.
+        descriptor = files.open(path, flags | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise StateError(
                 f"{path} is a symbolic link.", "Put the file itself there, or name its directory with --state."
             ) from error
+        if error.errno in _NOT_FILES:
+            raise _not_plain(path) from error
         raise
     try:
+        check_plain(path, files.stat(descriptor))
+    except BaseException:
+        files.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_plain(path: Path, status: os.stat_result) -> None:
+    """Raise StateError if a path leads to something else than a plain file."""
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_plain(path)
+
+
+def _not_plain(path: Path) -> StateError:
+    where = quote(str(path))
+    return StateError(f"{path} is not a plain file.", f"Move it away: mv {where} {where}.odd")
+
+
+def read_private(files: Files, path: Path) -> bytes | None:
+    """Return the content of a file that only we may read or write, or None if there is no file.
+
+    Raises:
+        StateError: It isn't a plain file, belongs to another user, others can access it, or it is far too large.
+        OSError: The kernel refused.
+    """
+    try:
+        descriptor = open_plain(files, path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
         _check_private(path, files.stat(descriptor))
-        chunks = []
-        while chunk := files.read(descriptor, 1 << 20):
-            chunks.append(chunk)
+        return read_all(files, descriptor, path)
     finally:
         files.close(descriptor)
+
+
+def read_all(files: Files, descriptor: int, path: Path) -> bytes:
+    """Return the rest of a file's content.
+
+    Raises:
+        StateError: There is more of it than any file of ours has.
+        OSError: The kernel refused.
+    """
+    chunks, size = [], 0
+    while chunk := files.read(descriptor, 1 << 20):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MOST_BYTES:
+            where = quote(str(path))
+            raise StateError(
+                f"{path} has more than {MOST_BYTES >> 20} MiB, so RustGuard didn't write it.",
+                f"Move it away: mv {where} {where}.odd",
+            )
     return b"".join(chunks)
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
     where = quote(str(path))
-    if not stat.S_ISREG(status.st_mode):
-        raise StateError(f"{path} is not a plain file.", f"Move it away: mv {where} {where}.odd")
     if status.st_uid != os.geteuid():
         raise StateError(
             f"{path} belongs to uid {status.st_uid}, and this is uid {os.geteuid()}.",

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rustguard_py.model.errors import StateError
-from rustguard_py.state.durable_files import Files, read_private, sync_directory, write_fresh
+from rustguard_py.state.durable_files import Files, open_plain, read_private, sync_directory, write_fresh
 
 MARKER, PLAN = ".restore", ".restore-plan"
 # A marker or plan ends with it. One that was cut by a crash doesn't.
@@ -99,7 +99,7 @@ def carry_out(files: Files, path: Path) -> None:
         StateError: The plan can't be trusted.
     """
     try:
-        descriptor = files.open(path, os.O_RDONLY)
+        descriptor = open_plain(files, path, os.O_RDONLY)
     except FileNotFoundError:
         return
     try:

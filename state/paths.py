@@ -24,6 +24,8 @@ Role = Literal["server", "client", "tunnel"]
 # digits, to the name.
 _SOCKET_PATH_LIMIT = 107 - 8
 _MARKER_LIMIT = 4096
+# More than the digits of a process id.
+_LOCK_LIMIT = 32
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SYSTEM_RUNTIME = Path("/run/rustguard")
 _SYSTEM_STATE = Path("/var/lib/rustguard")
@@ -168,7 +170,9 @@ def holder(state_directory: Path) -> int | None:
     """Return the process that has locked a state directory, or None. It may belong to another user."""
     with suppress(OSError, ValueError):
         lock = state_directory / "lock"
-        inode, process = lock.stat().st_ino, int(lock.read_text())
+        descriptor = os.open(lock, _READ)
+        with os.fdopen(descriptor, "rb") as file:
+            inode, process = os.fstat(descriptor).st_ino, int(file.read(_LOCK_LIMIT))
         for line in _LOCKS.read_text().splitlines():
             # 1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF
             words = line.split()
@@ -192,7 +196,10 @@ def announce(state_directory: Path) -> Path:
             os.fchmod(file.fileno(), 0o644)
         temporary.replace(marker)
     except OSError as error:
-        raise StateError(f"{marker} can't be written: {error.strerror}.", "Free some space on /run.") from error
+        fix = "Free some space on /run."
+        if marker.is_dir():
+            fix = f"Remove it: rm -r {quote(str(marker))}"
+        raise StateError(f"{marker} can't be written: {error.strerror}.", fix) from error
     return socket
 
 

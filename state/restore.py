@@ -187,9 +187,10 @@ def _already_there(targets: Sequence[Target], directories: Sequence[Path]) -> li
     found = [each for each in left if os.path.lexists(each) and each not in written]
     for target in targets:
         try:
-            content = target.path.read_bytes()
-        except FileNotFoundError:
-            continue
+            if not target.path.exists():
+                continue
+            # A FIFO would be waited for until somebody writes.
+            content = target.path.read_bytes() if target.path.is_file() else None
         except OSError:
             content = None
         # A file of the package has only comments.

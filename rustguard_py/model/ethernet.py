@@ -24,6 +24,7 @@ class EthernetOptions:
         answered: Ranges for which we answer ARP requests and neighbour solicitations with our MAC address.
         learnt: Ranges whose MAC addresses we ask for before we send to them.
         excepted: Addresses for which we don't answer, although an answered range has them.
+        fixed: Whether somebody chose the answered ranges, or none. Else they are where the tunnel leads.
     """
 
     mac: bytes | None = None
@@ -31,11 +32,12 @@ class EthernetOptions:
     answered: tuple[IPv4Network | IPv6Network, ...] = ()
     learnt: tuple[IPv4Network | IPv6Network, ...] = ()
     excepted: tuple[IPv4Address | IPv6Address, ...] = ()
+    fixed: bool = False
 
     def answering(
         self, ranges: Iterable[IPv4Network | IPv6Network], other: Iterable[IPv4Address | IPv6Address]
     ) -> EthernetOptions:
-        """Return the same, with answered ranges unless there are some.
+        """Return the same, with these answered ranges unless somebody chose others.
 
         Default routes, whole or in halves, are left out: nobody else on the link would be reached.
 
@@ -43,7 +45,7 @@ class EthernetOptions:
             ranges: Where the tunnel leads.
             other: Addresses of the program on the other side of the memif.
         """
-        if self.answered:
+        if self.fixed:
             return self
         chosen = dict.fromkeys(each for each in ranges if each.prefixlen > 1 and each not in self.learnt)
         held = dict.fromkeys(each for each in other if any(each in one for one in chosen))

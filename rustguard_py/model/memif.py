@@ -19,9 +19,11 @@ _MOST_QUEUES = 64
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 FORM = (
     "SOCKET[,id=N,role=client|server,secret=WORD,queues=N,mode=ip|ethernet,"
-    "mac=MAC,gateway=MAC,answer=RANGE,learn=RANGE]"
+    "mac=MAC,gateway=MAC,answer=RANGE|none,learn=RANGE]"
 )
 _ETHERNET = ("mac", "gateway", "answer", "learn")
+# As a range to answer for.
+_NO_ANSWERS = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +112,11 @@ def parse(text: str) -> MemifOptions:
     if not path or len(bytes(socket)) > LONGEST_PATH:
         raise UsageError(f"{path!r} can't be a socket's path: it has 1 to {LONGEST_PATH} bytes.", f"Form: {FORM}")
     given: dict[str, str] = {}
-    ranges: dict[str, list[IPv4Network | IPv6Network]] = {"answer": [], "learn": []}
+    ranges: dict[str, list[str]] = {"answer": [], "learn": []}
     for word in words:
         name, equals, value = word.partition("=")
         if equals and name in ranges:
-            ranges[name].append(_range(value, word))
+            ranges[name].append(value)
             continue
         if not equals or name not in ("id", "role", "secret", "queues", "mode", "mac", "gateway") or name in given:
             raise UsageError(f"--memif has a word that isn't known or comes twice: {name!r}.", f"Form: {FORM}")
@@ -139,12 +141,19 @@ def parse(text: str) -> MemifOptions:
     )
 
 
-def _ethernet(given: dict[str, str], ranges: dict[str, list[IPv4Network | IPv6Network]]) -> EthernetOptions:
-    both = set(ranges["answer"]) & set(ranges["learn"])
+def _ethernet(given: dict[str, str], ranges: dict[str, list[str]]) -> EthernetOptions:
+    fixed, named = bool(ranges["answer"]), [each for each in ranges["answer"] if each != _NO_ANSWERS]
+    if named and named != ranges["answer"]:
+        raise UsageError(f"answer={_NO_ANSWERS} and answer={named[0]} exclude each other.", "Leave one of them out.")
+    answered, learnt = (
+        tuple(_range(each, f"{name}={each}") for each in texts)
+        for name, texts in (("answer", named), ("learn", ranges["learn"]))
+    )
+    both = set(answered) & set(learnt)
     if both:
         raise UsageError(f"{both.pop()} is in answer and in learn.", "Leave one of the two out.")
     mac, gateway = (None if (text := given.get(name)) is None else _mac(text, name) for name in ("mac", "gateway"))
-    return EthernetOptions(mac, gateway, tuple(ranges["answer"]), tuple(ranges["learn"]))
+    return EthernetOptions(mac, gateway, answered, learnt, fixed=fixed)
 
 
 def _mac(text: str, name: str) -> bytes:

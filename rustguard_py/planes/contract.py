@@ -28,6 +28,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
+from rustguard_py.model.ethernet import EthernetOptions
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 
@@ -289,6 +290,9 @@ class AnsweringPlane(EventfulPlane, Protocol):
 
     def take_answered(self) -> list[IPv4Address | IPv6Address]:
         """Return the addresses that were answered for since the last call, each at most once in a few minutes."""
+
+    def answer_for(self, ethernet: EthernetOptions) -> None:
+        """Answer for these answered ranges from now on, and for no others."""
 
 
 class PacketChannel(Protocol):

@@ -201,6 +201,11 @@ class NativePlane:
         """See `AnsweringPlane.take_answered`. Nothing without Ethernet."""
         return [] if self._memif is None else [ip_address(each) for each in self._memif.device.take_answered()]
 
+    def answer_for(self, ethernet: EthernetOptions) -> None:
+        """See `AnsweringPlane.answer_for`. Does nothing without Ethernet."""
+        if self._memif is not None:
+            self._memif.device.answer_for(ethernet.parts)
+
     def reattach(self) -> None:
         """See `EventfulPlane.reattach`."""
         if not self._has_interface:

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import cast
 
 import pytest
 from click.testing import CliRunner
@@ -25,6 +26,7 @@ from rustguard_py.engine import Engine, choose
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.ethernet import EthernetOptions, own_mac
 from rustguard_py.model.memif import MemifOptions, absolute, parse
+from rustguard_py.planes.contract import AnsweringPlane
 from rustguard_py.system import memif_socket
 from support.channel_pair import BOB4, BOB6, PATIENCE, PEER, eventually
 from support.engines import needs_native
@@ -52,9 +54,10 @@ def test_the_option_names_a_socket_and_what_is_special_about_it() -> None:
 def test_the_option_names_our_side_of_an_ethernet_link() -> None:
     text = "/m,mode=ethernet,mac=02:00:00:00:00:0A,gateway=42:42:42:42:42:42,learn=10.0.0.0/8,answer=10.1.1.1"
     ten, one, six = ip_network("10.0.0.0/8"), ip_network("10.1.1.1"), ip_network("fd00::/8")
-    ethernet = EthernetOptions(b"\x02\0\0\0\0\x0a", b"B" * 6, (one, six), (ten,))
+    ethernet = EthernetOptions(b"\x02\0\0\0\0\x0a", b"B" * 6, (one, six), (ten,), fixed=True)
     assert parse(f"{text},answer=fd00::/8").ethernet == ethernet
     assert parse("/m,mode=ethernet").ethernet == EthernetOptions()
+    assert parse("/m,mode=ethernet,answer=none").ethernet == EthernetOptions(fixed=True)
     assert parse("/m").ethernet is None
 
 
@@ -82,6 +85,9 @@ def test_a_mac_address_of_ours_stays_and_is_no_other_interfaces() -> None:
         ("/m,secret=" + "x" * 24, "23 bytes"),
         ("/m,mac=02:00:00:00:00:01", "mode=ethernet"),
         ("/m,learn=10.0.0.0/8", "mode=ethernet"),
+        ("/m,answer=none", "mode=ethernet"),
+        ("/m,mode=ethernet,answer=none,answer=10.0.0.0/8", "exclude each other"),
+        ("/m,mode=ethernet,learn=none", "learn=none isn't a range"),
         ("/m,mode=ethernet,mac=02:00:00:00:00", "mac=02"),
         ("/m,mode=ethernet,mac=03:00:00:00:00:01", "one interface"),
         ("/m,mode=ethernet,gateway=00:00:00:00:00:00", "one interface"),
@@ -318,6 +324,35 @@ def test_what_is_not_a_socket_is_neither_followed_nor_removed(path: Path, link: 
 
 
 @needs_native
+def test_other_ranges_are_answered_for_while_it_runs(path: Path) -> None:
+    ranges = (ip_network("10.9.0.0/24"),)
+    one = MemifPair(replace(_ip(path, server=True), ethernet=EthernetOptions(learnt=ranges)))
+    other = MemifPair(replace(_ip(path, server=False), ethernet=EthernetOptions(mac=b"\x02A\0\0\0\1")))
+    for each in (one, other):
+        each.wait_for_connection()
+        each.bob.plane.set_peer(PEER, None, [ip_network("0.0.0.0/0")], 0)
+    packet = udp_packet(BOB4, BOB4, b"asks")
+    one.bob.write([packet])
+    eventually(lambda: one.drops() == {"memif_unresolved": 1}, "the packet that asks is dropped")
+    time.sleep(0.2)
+    answering = cast(AnsweringPlane, other.alice)
+    assert answering.take_answered() == []
+    held = (ip_address(BOB4),)
+    answering.answer_for(EthernetOptions(answered=ranges, excepted=held))
+    answering.answer_for(EthernetOptions(answered=ranges))
+
+    def arrives() -> bool:
+        one.bob.write([packet])
+        time.sleep(0.05)
+        return bool(other.bob.channel.read_batch(64))
+
+    eventually(arrives, "the other end answers")
+    assert answering.take_answered() == [ip_address(BOB4)]
+    one.close()
+    other.close()
+
+
+@needs_native
 def test_what_somebody_puts_in_the_sockets_place_stays(path: Path) -> None:
     one = MemifPair(_ip(path, server=True))
     path.unlink()
@@ -334,8 +369,10 @@ def test_the_tunnels_ranges_are_answered_for_unless_others_are_named() -> None:
     assert (chosen.answered, chosen.excepted) == ((four, six), tuple(own[:2]))
     held = [str(each) for part in chosen.parts for each in part]
     assert sorted(held) == ["10.7.0.0", "10.7.0.2", "10.7.0.3", "fd07::", "fd07::1", "fd07::3"]
-    named = EthernetOptions(answered=(six,))
-    assert named.answering([four], own) == named
+    for named in ((six,), ()):
+        fixed = EthernetOptions(answered=named, fixed=True)
+        assert fixed.answering([four], own) == fixed
+    assert chosen.answering([six], []) == EthernetOptions(answered=(six,))
     assert EthernetOptions(learnt=(four,)).answering([four, six], own).answered == (six,)
     assert EthernetOptions().answering(routes, own) == EthernetOptions()
 
@@ -344,8 +381,9 @@ def test_the_start_says_for_what_is_answered() -> None:
     ranges = tuple(ip_network(f"10.{each}.0.0/16") for each in range(10))
     lines: list[str] = []
     voice = Voice(lines.append, lines.append)
-    for ethernet in (EthernetOptions(), EthernetOptions(answered=ranges), None):
+    for ethernet in (EthernetOptions(), EthernetOptions(answered=ranges), None, EthernetOptions(fixed=True)):
         introduce(voice, MemifOptions(Path("/m"), ethernet=ethernet), [], 1420)
-    assert len(lines) == 8
+    assert len(lines) == 11
+    assert lines[10] == "ARP and neighbour solicitations aren't answered."
     assert "aren't answered. To answer for a range, add to --memif: answer=RANGE" in lines[2]
     assert lines[5].endswith("10.6.0.0/16, 10.7.0.0/16 and 2 more.")

@@ -1,6 +1,6 @@
 //! What becomes of a frame of the link, and where a packet of ours goes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use transport::allowed_ips::AllowedIps;
@@ -103,9 +103,9 @@ pub struct Link {
     own: MacAddress,
     gateway: Option<MacAddress>,
     ranges: AllowedIps<Use>,
-    asks: bool,
-    /// Of an answered range, for requests of ours.
-    host: u32,
+    learnt: Vec<Network>,
+    /// Of an answered range, for requests of ours. 0 for none.
+    host: AtomicU32,
     /// Ours, from the MAC address (RFC 4291, appendix A).
     link_local: u128,
     /// The sender of the last packet, in the low 48 bits.
@@ -116,26 +116,33 @@ pub struct Link {
 impl Link {
     /// Make a link on which nobody is known yet.
     pub fn new(settings: &Settings) -> Self {
-        let ranges = AllowedIps::default();
-        ranges.set(&Use::Learnt, &settings.learnt);
-        // Last, so that it wins where both have the same range.
-        ranges.set(&Use::Answered, &settings.answered);
-        let host = settings.answered.iter().find_map(|range| match range.address {
-            Address::V4(address) => Some(if range.prefix >= 31 { address } else { address | 1 }),
-            Address::V6(_) => None,
-        });
         let [a, b, c, d, e, f] = settings.mac;
         let interface = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
-        Self {
+        let link = Self {
             own: settings.mac,
             gateway: settings.gateway,
-            ranges,
-            asks: !settings.learnt.is_empty(),
-            host: host.unwrap_or(0),
+            ranges: AllowedIps::default(),
+            learnt: settings.learnt.clone(),
+            host: AtomicU32::new(0),
             link_local: 0xfe80 << 112 | u128::from(interface),
             other: AtomicU64::new(number(EVERYBODY)),
             table: Mutex::default(),
-        }
+        };
+        link.answer_for(&settings.answered);
+        link
+    }
+
+    /// Answer for these ranges from now on, and for no others.
+    pub fn answer_for(&self, answered: &[Network]) {
+        // Again, because what both had is only answered so far.
+        self.ranges.set(&Use::Learnt, &self.learnt);
+        // Last, so that it wins where both have the same range.
+        self.ranges.set(&Use::Answered, answered);
+        let host = answered.iter().find_map(|range| match range.address {
+            Address::V4(address) => Some(if range.prefix >= 31 { address } else { address | 1 }),
+            Address::V6(_) => None,
+        });
+        self.host.store(host.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Look at a frame. `body`: what is behind its header.
@@ -245,7 +252,7 @@ impl Link {
         if let Some(mac) = group(destination) {
             return Sending { ask: None, header: Ok(self.header(mac, kind)) };
         }
-        if self.asks && self.ranges.is_owned_by(destination, &Use::Learnt) {
+        if self.asks() && self.ranges.is_owned_by(destination, &Use::Learnt) {
             let way = self.table().find(destination, now());
             return Sending {
                 ask: way.ask.then(|| self.ask(source, destination)),
@@ -276,9 +283,9 @@ impl Link {
                 let mac = group(Address::V6(destination)).unwrap_or(EVERYBODY);
                 Frame::new(self.header(mac, TYPE_IPV6), &message.packet())
             }
-            (Address::V4(from), Address::V4(target)) => self.ask_v4(if is_ours { from } else { self.host }, target),
+            (Address::V4(from), Address::V4(target)) => self.ask_v4(if is_ours { from } else { self.host() }, target),
             // The addresses of one packet are of one family.
-            (_, Address::V4(target)) => self.ask_v4(self.host, target),
+            (_, Address::V4(target)) => self.ask_v4(self.host(), target),
             (_, Address::V6(_)) => self.ask(Address::V6(self.link_local), wanted),
         }
     }
@@ -297,12 +304,20 @@ impl Link {
         header
     }
 
+    fn host(&self) -> u32 {
+        self.host.load(Ordering::Relaxed)
+    }
+
+    fn asks(&self) -> bool {
+        !self.learnt.is_empty()
+    }
+
     fn answers(&self, address: Address) -> bool {
         address == Address::V6(self.link_local) || self.ranges.is_owned_by(address, &Use::Answered)
     }
 
     fn learn(&self, address: Address, mac: MacAddress, overrides: bool, now: Seconds) {
-        if self.asks && self.ranges.is_owned_by(address, &Use::Learnt) {
+        if self.asks() && self.ranges.is_owned_by(address, &Use::Learnt) {
             self.table().learn(address, mac, overrides, now);
         }
     }

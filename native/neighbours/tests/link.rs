@@ -230,3 +230,24 @@ fn no_peer_may_speak_for_the_links_addresses() {
     assert_eq!(link.send(&[], || 0.0).header, Err("not_ip"));
     assert_eq!(link.send(&[0x45; 19], || 0.0).header, Err("not_ip"));
 }
+
+#[test]
+fn other_ranges_are_answered_for_at_once_and_learnt_ones_stay() {
+    let link = link(None);
+    let range = |address, prefix| Network { address: Address::V4(address), prefix };
+    let answers = |target: u32| {
+        let header = header(EVERYBODY, VPP, ARP);
+        matches!(link.receive(&header, &request(HOST, target).bytes(), || 0.0), Received::Reply(..))
+    };
+    assert!(answers(PEER) && !answers(0x0a0a_0001));
+    // All of a learnt range, which was learnt before.
+    link.answer_for(&[range(0x0a0a_0000, 16), range(0x0a09_0100, 24)]);
+    assert!(!answers(PEER) && answers(0x0a0a_0001) && answers(HOST + 1));
+    // A packet of theirs is asked for in the name of the first range that is answered for.
+    link.answer_for(&[range(0x0a0a_0000, 16)]);
+    assert!(!answers(HOST + 1));
+    let asked = link.send(&four(PEER, HOST), || 0.0).ask.unwrap();
+    assert_eq!(arp::Message::parse(&asked.bytes()[ETHERNET..]).unwrap().sender, 0x0a0a_0001);
+    link.answer_for(&[]);
+    assert!(!answers(0x0a0a_0001));
+}

@@ -238,3 +238,33 @@ def test_a_file_that_asks_for_what_a_memif_cannot_have(tmp_path: Path, lab: Lab,
     refused = here.run(f"up wg0 --engine native --memif {tmp_path / 'm'},role=server", check=False)
     assert (refused.returncode, "Remove the line" in refused.stderr) == (2, True), refused.stderr
     assert not (tmp_path / "m").exists()
+
+
+def test_what_is_answered_follows_the_allowed_ips_of_a_file_and_of_wg(
+    tmp_path: Path, lab: Lab, programs: list[MemifProgram]
+) -> None:
+    here, there = (Quick(lab.host(name, own_files=True)) for name in ("here", "there"))
+    lab.link(here.host, there.host, ipv4="192.0.2.0/30")
+    there.file(
+        f"Address = 10.7.0.2/24, 10.7.0.3/24, 10.7.0.4/24\nListenPort = {PORT}",
+        here.peer("AllowedIPs = 10.7.0.1/32\nEndpoint = 192.0.2.1:51820"),
+    )
+    there.run("up wg0")
+    # The program asks for each address. Its interface has our interface's name, so its MAC address would be ours.
+    link = EthernetOptions(b"\x02A\0\0\0\1", learnt=(ip_network("10.7.0.0/24"),))
+    memif = MemifOptions(tmp_path / "m", ethernet=link)
+    interface = f"Address = 10.7.0.1/24\nListenPort = {PORT}\n"
+    here.file(interface, there.peer("AllowedIPs = 10.7.0.2/32\nEndpoint = 192.0.2.2:51820"))
+    up = f"up wg0 --engine native --memif {memif.socket},role=server,mode=ethernet"
+    assert "answered for 10.7.0.2/32.\n" in here.run(up).stderr
+    programs.append(MemifProgram(memif, "10.7.0.1"))
+    programs[0].wait_for_connection()
+    programs[0].pings("10.7.0.2")
+    here.file(interface, there.peer("AllowedIPs = 10.7.0.2/32, 10.7.0.3/32\nEndpoint = 192.0.2.2:51820"))
+    assert "answered for 10.7.0.2/32, 10.7.0.3/32.\n" in here.run("up wg0").stderr
+    programs[0].pings("10.7.0.3")
+    here.says("wg", "set", "wg0", "peer", base64(there.key.public), "allowed-ips", "10.7.0.0/29")
+    programs[0].pings("10.7.0.4")
+    # Not for the file's own address, which an allowed range has now.
+    assert "answered for 10.7.0.0/29, but not for 10.7.0.1.\n" in here.run("logs wg0").stdout
+    here.run("down wg0")

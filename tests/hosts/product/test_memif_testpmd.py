@@ -19,8 +19,13 @@ from support.product import HOME4, INNER, OPEN, POOL, TOKEN, Site, eventually
 from support.quick import PORT, Quick
 from support.testpmd import INTERFACE, Testpmd
 
-# testpmd spins, so one of them at a time.
-pytestmark = [needs_native, pytest.mark.needs_testpmd, pytest.mark.xdist_group("testpmd")]
+# testpmd spins, so one of them at a time. Each test kills it, and us.
+pytestmark = [
+    needs_native,
+    pytest.mark.needs_testpmd,
+    pytest.mark.xdist_group("testpmd"),
+    pytest.mark.fault(51),
+]
 SECOND = "10.150.0.2"
 # A hundred datagrams, each of which has to come back as it was, to the socket that sent it.
 EXCHANGE = """

@@ -103,6 +103,12 @@ impl PyMemif {
         self.memif.take_answered().into_iter().map(bytes).collect()
     }
 
+    /// Answer for these ranges from now on, if this is Ethernet.
+    fn answer_for(&self, ranges: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.memif.answer_for(&networks(ranges)?);
+        Ok(())
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.memif.close());
     }

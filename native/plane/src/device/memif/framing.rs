@@ -2,6 +2,7 @@
 
 use neighbours::checks;
 use neighbours::link::{Link, Received, Sending};
+use transport::contract::Network;
 use transport::ethernet::ETHERNET;
 
 use crate::descriptor::now;
@@ -20,6 +21,13 @@ impl Framing {
         match self {
             Self::Ip => 0,
             Self::Ethernet(_) => ETHERNET,
+        }
+    }
+
+    /// Answer for these ranges from now on, if this is Ethernet.
+    pub fn answer_for(&self, answered: &[Network]) {
+        if let Self::Ethernet(link) = self {
+            link.answer_for(answered);
         }
     }
 

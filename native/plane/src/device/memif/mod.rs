@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering;
 use memif::handshake::Settings;
 use memif::message::Mode;
 use neighbours::link::Link;
-use transport::contract::Address;
+use transport::contract::{Address, Network};
 use transport::vnet::VNET_SIZE;
 
 use self::control::Control;
@@ -110,6 +110,11 @@ impl Memif {
     /// Return the addresses that were answered for since the last call.
     pub fn take_answered(&self) -> Vec<Address> {
         self.rings.answered.take()
+    }
+
+    /// Answer for these ranges from now on, if this is Ethernet.
+    pub fn answer_for(&self, answered: &[Network]) {
+        self.rings.framing.answer_for(answered);
     }
 
     /// End the connection. Done when this returns.

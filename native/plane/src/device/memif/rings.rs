@@ -50,7 +50,7 @@ struct Writing {
 
 /// The rings of all queues.
 pub struct Rings {
-    framing: Framing,
+    pub framing: Framing,
     reading: Box<[Mutex<Option<Reading>>]>,
     watches: Box<[Watch]>,
     ringer: Ringer,
