@@ -20,7 +20,7 @@ PYTEST = RUSTGUARD_INSTALLED=1 RUSTGUARD_SUDO="make $@" scripts/in-namespace $(B
 CARGO = scripts/native
 
 help:
-	@echo 'make demo      watch two hosts on this machine find each other with a token and carry traffic (a minute)'
+	@echo 'make demo      watch a server and a client on this machine find each other with a token and carry traffic (a minute)'
 	@echo 'make test      run the tests; PYTEST_ARGS="-k replay" selects some'
 	@echo 'make test-native   run the tests of devices, and the model of shared rings (minutes, to build them)'
 	@echo 'make coverage  run the unit tests and print how much of the Python code they reach'
@@ -38,7 +38,7 @@ help:
 	@echo 'make bench-scale    measure what many peers cost (minutes)'
 	@echo 'make bench-tunnels  compare one tunnel with two and four (minutes)'
 	@echo 'make bench-rootless compare a join without root with one with root (a minute)'
-	@echo 'make bench-generate compare devices and UDP sides with generated packets (16 minutes)'
+	@echo 'make bench-generate compare devices and UDP sides with generated packets (14 minutes)'
 	@echo 'make bench-memif  compare a memif with a TUN; BENCH_ARGS=--publish writes the page (minutes)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
 	@echo 'make packages  build Debian packages and wheels for amd64 and arm64, and the source distribution, in dist/'

@@ -52,7 +52,7 @@ VERBS: Mapping[str, Entry] = {
     "logs": Entry("rustguard_py.cli.show_logs:command", "Show what a server or client has logged."),
     "service": Entry("rustguard_py.cli.service:command", "Run a server, client or tunnel as a service of systemd."),
     "leave": Entry("rustguard_py.cli.leave:command", "Leave a network: disconnect and forget its keys."),
-    "peers": Entry("rustguard_py.cli.peers:command", "List, rename, revoke and restore peers."),
+    "peers": Entry("rustguard_py.cli.peers:command", "List, rename, revoke, restore and reset peers."),
     "audit": Entry("rustguard_py.cli.audit:command", "Show who joined, who was refused, and who changed what."),
     "up": Entry(
         "rustguard_py.cli.up:command", "Bring up the tunnel of a wg-quick file, or apply the file's changes."
@@ -68,7 +68,7 @@ VERBS: Mapping[str, Entry] = {
     "pubkey": Entry(
         "rustguard_py.cli.pubkey:command", "Turn a private key into its public key, as `wg pubkey` does."
     ),
-    "demo": Entry("rustguard_py.cli.demo:command", "Watch two hosts find each other on this machine."),
+    "demo": Entry("rustguard_py.cli.demo:command", "Watch a server and a client find each other on this machine."),
     "bench": Entry("rustguard_py.cli.bench:command", "Compare the engines that run on this machine."),
     "completion": Entry("rustguard_py.cli.completion:command", "Print the completion script of a shell."),
     "man": Entry("rustguard_py.cli.man:command", "Print the manual page.", hidden=True),

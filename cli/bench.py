@@ -76,7 +76,9 @@ class Sample:
         ("sudo rustguard bench --rounds 5 --seconds 5", "the same with less variation"),
     ],
 )
-@click.option("--rounds", type=Number(1, 100), default=3, show_default=True, help="Number of turns of each engine.")
+@click.option(
+    "--rounds", type=Number(1, 100), metavar="N", default=3, show_default=True, help="Number of turns of each engine."
+)
 @click.option("--seconds", type=Duration(0.2, 60), default=1.0, show_default=True, help="Length of each TCP stream.")
 @offloads_option
 @json_option

@@ -87,8 +87,12 @@ class Percent(click.ParamType[float]):
     help=f"Bytes of the IP packets, {LEAST_SIZE} to {MOST_SIZE}, or imix: 7 of 64, 4 of 594, 1 of {MOST_SIZE}.  "
     "[default: 64]",
 )
-@click.option("--flows", type=Number(1, MOST_FLOWS), default=16, show_default=True, help="Number of UDP flows.")
-@click.option("--rate", type=Number(1, _RATE_LIMIT), help="Send so many packets per second, and search nothing.")
+@click.option(
+    "--flows", type=Number(1, MOST_FLOWS), metavar="N", default=16, show_default=True, help="Number of UDP flows."
+)
+@click.option(
+    "--rate", type=Number(1, _RATE_LIMIT), metavar="N", help="Send so many packets per second, and search nothing."
+)
 @click.option("--seconds", type=Duration(0.1, 60), default=1.0, show_default=True, help="Length of each trial.")
 @click.option(
     "--loss",
@@ -124,7 +128,12 @@ class Percent(click.ParamType[float]):
     is_flag=True,
     help=f"Measure all that run here, {compare.MOST_MINUTES} minutes at most.",
 )
-@click.option("--rounds", type=Number(1, 100), help=f"With --compare: number of turns of each.  [default: {_ROUNDS}]")
+@click.option(
+    "--rounds",
+    type=Number(1, 100),
+    metavar="N",
+    help=f"With --compare: number of turns of each.  [default: {_ROUNDS}]",
+)
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),

@@ -1,4 +1,4 @@
-"""`rustguard demo`: two hosts on this machine find each other with a token, carry traffic, and part cleanly.
+"""`rustguard demo`: a server and a client on this machine find each other, carry traffic, and part cleanly.
 
 The hosts are network namespaces (rustguard_py.lab.hosts); what runs in them is the command `rustguard` itself.
 """
@@ -34,7 +34,10 @@ PINGS = 200
 )
 @offloads_option
 def command(offloads: str | None) -> None:
-    """Watch two hosts on this machine find each other with a token, carry traffic and part."""
+    """Watch a server and a client on this machine find each other with a token, carry traffic and part.
+
+    A third host asks when the window is closed. The server is killed once, and comes back.
+    """
     stage = Stage("rustguard demo", "three hosts in network namespaces on this machine; nothing else is touched")
     with tempfile.TemporaryDirectory(prefix="rustguard-demo-") as directory, Lab() as lab:
         Demo(lab, Path(directory), stage, offload_words(offloads)).play()

@@ -163,7 +163,7 @@ class _Output:
         if self._path is None:
             if _goes_nowhere():
                 raise UsageError(
-                    "Standard output is closed or /dev/null, and the key would be nowhere.", "Name a file: -o FILE"
+                    "Standard output is closed or /dev/null, so the key would be lost.", "Name a file: -o FILE"
                 )
             return self
         try:

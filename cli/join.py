@@ -103,7 +103,7 @@ def command(
     from rustguard_py.enroll.client.obtain import Applicant, Target
     from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice
     from rustguard_py.enroll.client.start import JoinOptions, join
-    from rustguard_py.state.paths import state_directory
+    from rustguard_py.state.paths import log_file, state_directory
 
     directory = state_directory("client", state)
     target = Target.parse(server, fingerprint)
@@ -124,7 +124,7 @@ def command(
     in_background = daemon and not save_only
     # The daemon in the background is in another session than the terminal, and can't read from it.
     asks = not in_background and sys.stdin.isatty() and sys.stderr.isatty()
-    log = directory.with_suffix(".log") if in_background else None
+    log = log_file(directory) if in_background else None
     options = JoinOptions(
         directory=directory,
         target=target,

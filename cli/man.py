@@ -19,19 +19,23 @@ EXIT_CODES = (
     (1, "failed"),
     (2, "usage"),
     (3, "no daemon running"),
-    (4, "refused (window, token, pool, permission)"),
-    (5, "timed out"),
+    (4, "refused (token, pool, permission, interface, port, engine)"),
+    (5, "timed out: nobody answered (a closed window too)"),
+    (130, "interrupted by Ctrl-C before it was running"),
 )
 ENVIRONMENT = (
     ("RUSTGUARD_STATE", "the state directory, as --state"),
     ("RUSTGUARD_RUNTIME", "the directory of the control sockets"),
     ("RUSTGUARD_TOKEN", "the token; removed from the environment once read"),
     ("RUSTGUARD_ENGINE", "the engine, as --engine"),
+    ("RUSTGUARD_OFFLOADS", "offloads to use or to leave off, as --offloads"),
+    ("RUSTGUARD_NO_SANDBOX", "with 1, keep all privileges, as --no-sandbox"),
     ("RUSTGUARD_LOG", "what the daemons log, as --log-level"),
     (
         "RUSTGUARD_AEAD",
-        "with ring, the native engine seals and opens packets one by one; by default up to sixteen at once",
+        "how the native engine seals and opens packets: ring (one by one), lanes8 (no AVX-512), auto (the default)",
     ),
+    ("RUSTGUARD_WG_SOCKETS", "the directory of the sockets where wg(8) asks; with an empty value there are none"),
 )
 
 

@@ -1,4 +1,4 @@
-"""`rustguard peers`: list, revoke, restore, rename."""
+"""`rustguard peers`: list, revoke, restore, rename, reset."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCHEMA = 1
 @state_option
 @click.pass_context
 def command(context: click.Context, as_json: bool, verbose: bool, state: Path | None) -> None:
-    """List the peers, or rename, revoke or restore one with a command."""
+    """List the peers. Its commands rename, revoke, restore or reset one."""
     context.obj = state
     if context.invoked_subcommand is not None:
         return

@@ -15,12 +15,13 @@ from rustguard_py.cli.passphrase import passphrase_options, read_passphrase
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.model.errors import RefusedError, StateError, UsageError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root, is_ordinary_user, need_no_root
 from rustguard_py.state import restore
 from rustguard_py.state.backup import Backup
 from rustguard_py.state.records import ServerState
 from rustguard_py.state.sealed import MOST_CONTENT, Sealed
 
-_STARTS = {"server": "sudo rustguard serve", "client": "sudo rustguard join"}
+_STARTS = {"server": "rustguard serve", "client": "rustguard join"}
 # More than any header.
 _HEADER = 1024
 
@@ -46,6 +47,8 @@ def command(
     Stop what runs on them first. Afterwards, never run this machine and the one of the backup at the same time: they
     have the same keys.
     """
+    if is_ordinary_user():
+        need_no_root()
     sealed = Sealed.parse(_read(file))
     if sealed.cost is None and not no_passphrase:
         raise RefusedError(
@@ -72,13 +75,13 @@ def _say_next(backup: Backup, state: Path | None) -> None:
     if backup.services and state is None:
         click.echo("Its services are not installed yet:", err=True)
         for words in backup.services:
-            click.echo(printable(f"  sudo rustguard service install {shlex.join(words)}"), err=True)
+            click.echo(printable(f"  {as_root(f'rustguard service install {shlex.join(words)}')}"), err=True)
         return
     for found in backup.states().values():
         if found is not None:
             role = "server" if isinstance(found, ServerState) else "client"
             own = "" if state is None else f" --state {shlex.quote(str(state.expanduser().resolve()))}"
-            click.echo(printable(f"Start it: {_STARTS[role]}{own}"), err=True)
+            click.echo(printable(f"Start it: {as_root(f'{_STARTS[role]}{own}')}"), err=True)
 
 
 def _read(file: Path) -> bytes:
@@ -94,5 +97,7 @@ def _read(file: Path) -> bytes:
             f"{file} can't be read: {error.strerror}.", "Run it with sudo, or name another one."
         ) from error
     if len(content) >= MOST_CONTENT + _HEADER:
-        raise StateError(f"{file} is too large to be a backup of RustGuard.", "Name a file that `backup` wrote.")
+        raise StateError(
+            f"{file} is too large to be a backup of RustGuard.", "Name a file that `rustguard backup` wrote."
+        )
     return content

@@ -117,14 +117,14 @@ def command(
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.enroll.server.settings import Settings
     from rustguard_py.enroll.server.start import PairingOptions, ServeOptions, serve
-    from rustguard_py.state.paths import state_directory
+    from rustguard_py.state.paths import log_file, state_directory
 
     directory = state_directory("server", state)
     again = "" if open_for is None else f"Its window stays as it is. To open it: rustguard open {open_for:g}"
     if runs_already(directory, "server", again=again):
         return
     secret = ask_token(token, token_file)
-    log = directory.with_suffix(".log") if daemon else None
+    log = log_file(directory) if daemon else None
     options = ServeOptions(
         directory=directory,
         settings=Settings(pool4, pool_6, pool6 != "none", port, mtu, tunnels),

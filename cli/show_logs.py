@@ -47,7 +47,7 @@ def command(name: str | None, follow: bool, state: Path | None) -> None:
             from rustguard_py.cli.service import show_journal
 
             show_journal(unit, systemd.manager_of(process), follow=follow)
-    files = [file for each in directories for file in (each.with_suffix(".log"), each / "log") if file.exists()]
+    files = [file for each in directories for file in (paths.log_file(each), each / "log") if file.exists()]
     if not files:
         raise NotRunningError(
             "No log is here: what runs in a terminal logs to that terminal.",

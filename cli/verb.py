@@ -177,7 +177,9 @@ def _parse_memif(_: click.Context, parameter: click.Parameter, value: str | None
     if value is None:
         return None
     if value == "none":
-        raise BadValueError("Nothing is kept here that none could forget.", "Leave out --memif.", parameter=parameter)
+        raise BadValueError(
+            "No memif is kept here, so `none` has no meaning.", "Leave out --memif.", parameter=parameter
+        )
     try:
         return parse_memif(value)
     except UsageError as error:

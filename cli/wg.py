@@ -60,6 +60,7 @@ def command(foreground: bool, interface: str, memif: MemifOptions | None, offloa
     from rustguard_py.quick.conf_files import interface_of
     from rustguard_py.quick.wg_daemon import WgOptions, directory_of, serve
     from rustguard_py.quick.wg_vpp import asked_for
+    from rustguard_py.state.paths import log_file
 
     if "/" in interface or interface.endswith(".conf") or not interface_of(interface):
         raise UsageError(f"{interface!r} can't name an interface.", "Give a name such as wg0.")
@@ -70,7 +71,7 @@ def command(foreground: bool, interface: str, memif: MemifOptions | None, offloa
     vpp = None if memif is not None or "WG_TUN_FD" in os.environ else asked_for(interface, _say)
     engine = _engine(offloads, memif if vpp is None else vpp.memif)
     options = WgOptions(interface, directory, engine, _descriptor("WG_TUN_FD"), _descriptor("WG_UAPI_FD"), vpp)
-    background = None if foreground else Background(directory.with_suffix(".log"), lambda _: "")
+    background = None if foreground else Background(log_file(directory), lambda _: "")
 
     def ready() -> None:
         if background is not None:

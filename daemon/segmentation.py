@@ -65,7 +65,7 @@ class Arrivals:
 
 
 class Stage(Enum):
-    """What a path's segmentation is."""
+    """Whether segmentation is on for a path, or which step of a trial runs there."""
 
     ON = "on"
     WITHOUT = "a run without it"

@@ -157,9 +157,11 @@ def _token(given: object) -> str:
         raise UsageError(f"The token is of type {type(given).__name__}.", "Pass a str.")
     token = unicodedata.normalize("NFC", given.rstrip("\r\n"))
     if not token.strip():
-        raise UsageError("The token is empty.", "Pass the one that `rustguard serve` printed.")
+        raise UsageError("The token is empty.", "Pass the one that `rustguard serve` was started with.")
     if any(unicodedata.category(each) in ("Cc", "Cs") for each in token):
-        raise UsageError("The token holds control characters.", "Pass the one that `rustguard serve` printed.")
+        raise UsageError(
+            "The token holds control characters.", "Pass the one that `rustguard serve` was started with."
+        )
     return token
 
 

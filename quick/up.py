@@ -171,7 +171,7 @@ async def repair(directory: Path, interface: str, echo: Echo, runner: hooks.Runn
     failed += [f"`{printable(each)}` was not run: nothing shows that it is of the tunnel's file." for each in strange]
     if failed:
         raise RustGuardError(
-            " ".join(failed), "Everything else is undone. Undo by hand what these commands would have."
+            " ".join(failed), "Everything else is undone. Undo by hand what these commands would have undone."
         )
     return True
 

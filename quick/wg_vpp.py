@@ -69,8 +69,8 @@ def asked_for(interface: str, say: Callable[[str], None]) -> VppOptions | None:
     socket = options.plan.wanted.socket
     if len(bytes(socket)) > LONGEST_PATH:
         raise UsageError(
-            f"{socket} is too long for a socket's path.",
-            f"Name a shorter VPP_MEMIF_SOCKET_DIR: {LONGEST_PATH} bytes.",
+            f"{socket} is too long for a socket's path, which has at most {LONGEST_PATH} bytes.",
+            "Name a directory with a shorter path in VPP_MEMIF_SOCKET_DIR.",
         )
     try:
         socket.parent.mkdir(0o755, parents=True, exist_ok=True)

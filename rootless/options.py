@@ -61,8 +61,8 @@ def parse_place(text: str) -> tuple[str, int]:
     if found is None or not 1 <= int(found[2]) <= _LAST_PORT or not is_host(host):
         raise UsageError(
             f"--socks {text!r} isn't an address and a port.",
-            "Write it like: --socks 1080, --socks 127.0.0.1:1080 or --socks '[::1]:1080'. Without a value it is the "
-            "last word, or a word with a hyphen follows.",
+            "Write it like: --socks 1080, --socks 127.0.0.1:1080 or --socks '[::1]:1080'. Without a value, write it "
+            "last or before another option.",
         )
     return host, int(found[2])
 

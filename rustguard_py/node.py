@@ -96,7 +96,7 @@ class Timestamps(Protocol):
     """
 
     def greatest(self, key: bytes, /) -> bytes | None:
-        """Return it, or None."""
+        """Return the greatest timestamp of a key, or None if there is none."""
 
     def record(self, key: bytes, timestamp: bytes, /) -> None:
         """Record a timestamp, before its message is sent or answered."""

@@ -87,6 +87,12 @@ def tunnel_directory(name: str) -> Path:
     return state_root() / "tunnels" / in_namespace(name)
 
 
+def log_file(state_directory: Path) -> Path:
+    """Return the log of a daemon in the background: next to its state directory. `up` has its own inside."""
+    # Not `with_suffix`: directories may have a dot in their name, as interfaces do.
+    return state_directory.with_name(f"{state_directory.name}.log")
+
+
 def down_command(interface: str, directory: Path) -> str:
     """Return the command that ends the tunnel of a wg-quick file.
 

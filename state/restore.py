@@ -12,6 +12,7 @@ from secrets import token_hex
 from shlex import quote
 
 from rustguard_py.model.errors import InUseError, RefusedError, StateError, UsageError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import interrupted, owners
 from rustguard_py.state.backup import STATE_FILES, Backup, KeptFile, Places
 from rustguard_py.state.document import Document
@@ -88,7 +89,7 @@ def in_use(directory: Path) -> InUseError:
     """Return the error for a state directory on which a daemon runs."""
     return InUseError(
         f"A daemon runs on {directory}.",
-        f"Stop it first: sudo rustguard stop {quote(directory.name)}",
+        f"Stop it first: {as_root(f'rustguard stop {quote(directory.name)}')}",
     )
 
 

@@ -62,7 +62,7 @@ _MOST_MEMORY, _MOST_WORK = 256 << 20, 1 << 30
 
 
 def key(passphrase: str, salt: bytes, cost: Cost) -> bytes:
-    """Return the key of a passphrase, 32 bytes. It takes about half a second.
+    """Return the key of a passphrase, 32 bytes. It takes 0.3 to 0.5 s.
 
     Args:
         passphrase: Equal texts in different Unicode forms are the same (NFC).

@@ -105,7 +105,8 @@ def _wanted(interface: InterfaceSettings, bridge: BridgeSettings, socket: Path) 
         )
     if bridge.own_prefix == bridge.vpp_prefix:
         raise UsageError(
-            f"{bridge.path}: WgIfMacaddrPrefix and VppIfMacaddrPrefix are the same, so both ends had one address.",
+            f"{bridge.path}: WgIfMacaddrPrefix and VppIfMacaddrPrefix are the same, so both ends would have the same "
+            "address.",
             "Change one of them.",
         )
     mac, own_mac = (_mac(prefix, interface, bridge) for prefix in (bridge.vpp_prefix, bridge.own_prefix))

@@ -95,11 +95,11 @@ class Timestamps:
         self._greatest: dict[bytes, bytes] = {}
 
     def greatest(self, key: bytes) -> bytes | None:
-        """Return the greatest of a key, or None."""
+        """Return the greatest timestamp of a key, or None."""
         return self._greatest.get(key)
 
     def record(self, key: bytes, timestamp: bytes) -> None:
-        """Record one."""
+        """Record the greatest timestamp (12 bytes) of a key (32 bytes)."""
         self._greatest[key] = timestamp
 
     def is_new(self, key: bytes, timestamp: bytes) -> bool:

@@ -33,7 +33,7 @@ class Histogram:
             self._counts[value] += count
 
     def add(self, value: int, times: int = 1) -> None:
-        """Count a value."""
+        """Count a value, rounded to the precision of the histogram, so many times."""
         self._counts[equivalent(value)] += times
 
     def merge(self, other: Histogram) -> None:

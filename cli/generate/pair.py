@@ -89,7 +89,7 @@ class EndProcess:
         return sum(int(row.split()[-1]) for row in rows)
 
     def say(self, what: dict[str, Any]) -> None:
-        """Send a line."""
+        """Send a request, as a line of JSON, to its standard input. One that has ended already is not an error."""
         into = self._process.stdin
         if into is None:
             raise RustGuardError(f"{self._name} has no standard input.")
@@ -101,7 +101,7 @@ class EndProcess:
             pass
 
     def hear(self, seconds: float) -> dict[str, Any]:
-        """Return its next answer.
+        """Return its next answer, waiting for it at most so many seconds.
 
         Raises:
             UnansweredError: None came in time.

@@ -69,7 +69,7 @@ def bind_for_wg(path: Path) -> Bound:
 
 
 class Answers(Protocol):
-    """A tunnel for wg(8)."""
+    """What wg(8) can read and change of a tunnel."""
 
     def show(self) -> DeviceState:
         """Return the current state."""

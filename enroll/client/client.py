@@ -200,7 +200,7 @@ class RunningClient:
         if peer.endpoint is not None and peer.endpoint not in self._tried:
             self._tried.append(peer.endpoint)
         if attempts == 1:
-            log.info("%s does not answer; trying again, with its name resolved again", self.network.host)
+            log.info("%s does not answer; trying again, with its name looked up again", self.network.host)
         self._resolve()
 
     def _on_network_change(self) -> None:

@@ -58,7 +58,9 @@ class RouteChoice:
                 "Write all, none, or networks with commas between them: 192.168.7.0/24,2001:db8:7::/48",
             ) from error
         if len(networks) > MOST_ROUTES:
-            raise UsageError(f"--routes has {len(networks)} networks; {MOST_ROUTES} is the limit.")
+            raise UsageError(
+                f"--routes has {len(networks)} networks; {MOST_ROUTES} is the limit.", "Name fewer and wider ones."
+            )
         return cls(networks)
 
     def of(self, offered: Iterable[Network]) -> tuple[Network, ...]:

@@ -60,7 +60,7 @@ def require_memory() -> None:
 
 
 def channel_identifier(server_id: bytes, token_id: int) -> bytes:
-    """Return CPace's CI."""
+    """Return CPace's channel identifier (CI): both roles, the server (32 bytes), and the token's number."""
     return lv_cat(b"rge3", b"client", b"server", server_id, token_id.to_bytes(4, "little"))
 
 
@@ -139,7 +139,10 @@ class Keys:
 
     Attributes:
         th: The transcript hash that everything is bound to; not a secret.
+        confirm_client, confirm_server: Keys of the tags Ta and Tb.
+        seal_server: Seals the RESULT.
         psk: The new WireGuard peer's preshared key.
+        forget: Authenticates FORGET.
     """
 
     th: bytes
@@ -150,7 +153,7 @@ class Keys:
     forget: bytes = field(repr=False)
 
     def client_tag(self, sealed: bytes) -> bytes:
-        """Return Ta, 32 bytes."""
+        """Return Ta, 32 bytes: the client's proof over its sealed details."""
         return hmac.digest(self.confirm_client, self.th + sealed, "sha256")
 
     def server_tag(self, confirm: bytes, sealed: bytes) -> bytes:

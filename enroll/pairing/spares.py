@@ -92,7 +92,7 @@ class Spares(Generic[_Answer]):
         return None
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all answers, and what they said."""
         self._once.clear()
         self._again.clear()
         self._met.clear()

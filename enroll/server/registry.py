@@ -399,7 +399,7 @@ def require_name(name: str) -> str:
     try:
         return check_label(name)
     except ValueError as error:
-        raise UsageError(f"{name!r} can't be a name: {error}.") from error
+        raise UsageError(f"{name!r} can't be a name: {error}.", "Choose another name.") from error
 
 
 def _newest_and_last(keys: tuple[bytes, ...]) -> tuple[bytes, ...]:

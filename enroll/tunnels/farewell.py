@@ -53,7 +53,7 @@ def _secret(private_key: bytes, other_key: bytes, preshared_key: bytes) -> bytes
     try:
         shared = dh(X25519PrivateKey.from_private_bytes(private_key), other_key)
     except InvalidHandshakeError as error:
-        raise UsageError("That public key is none.") from error
+        raise UsageError("That public key is invalid: no private key belongs to it.") from error
     return hmac.digest(preshared_key, _LABEL + shared, "sha256")
 
 

@@ -44,7 +44,10 @@ _SHARE = 20
 _LOOK = 5.0
 # How many enrollment datagrams are taken before others have their turn.
 _DATAGRAMS_A_TURN = 64
-_NOTE = "The kernel counts bytes: packets and drops of a peer are not known, and when it was heard to 30 seconds."
+_NOTE = (
+    "The kernel counts only bytes: how many packets a peer sent or lost isn't known, and when it was last heard is "
+    "known to 30 seconds."
+)
 
 
 class KernelTunnel:

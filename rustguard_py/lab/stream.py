@@ -20,7 +20,12 @@ PATIENCE = 20.0
 
 
 def take(address: str, port: int, seconds: float) -> float:
-    """Accept one sender and return its throughput in Mbit/s (10⁶)."""
+    """Accept one sender and return its throughput over `seconds`, in Mbit/s (10⁶), after `WARM_UP` seconds more.
+
+    Raises:
+        ConnectionError: The sender ended before.
+        TimeoutError: Nobody came, or nothing, for `PATIENCE` seconds.
+    """
     buffer = bytearray(1 << 20)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, port), family=family) as listener:
@@ -42,7 +47,11 @@ def take(address: str, port: int, seconds: float) -> float:
 
 
 def send(address: str, port: int) -> None:
-    """Send until the other end closes."""
+    """Send zeros over a TCP connection until the other end closes it.
+
+    Raises:
+        OSError: Nobody listens there, or nothing can be sent for `PATIENCE` seconds.
+    """
     chunk = memoryview(bytes(CHUNK))
     with socket.create_connection((address, port), timeout=PATIENCE) as stream:
         try:

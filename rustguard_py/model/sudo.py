@@ -24,6 +24,11 @@ def need_no_root() -> None:
     _Rootless.is_it = True
 
 
+def is_ordinary_user() -> bool:
+    """Return whether this process has no right to change the network, so that its tunnels are without root."""
+    return os.geteuid() != 0 and not _has_net_admin()
+
+
 def as_root(command: str) -> str:
     """Return a command line that needs root, as the reader must type it.
 

@@ -38,7 +38,7 @@ class _PeerEvents:
 
 
 class EventQueue:
-    """The queue."""
+    """The events that wait for Python, each kind in a lane of its own."""
 
     def __init__(self) -> None:
         self._faults: deque[Event] = deque()

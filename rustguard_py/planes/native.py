@@ -261,7 +261,10 @@ class _Memif:
             )
         except OSError as error:
             self._remove()
-            raise RefusedError(f"The memif at {options.socket} can't be made: {error.strerror}.") from error
+            raise RefusedError(
+                f"The memif at {options.socket} can't be made: {error.strerror}.",
+                "Choose another path: --memif SOCKET",
+            ) from error
         finally:
             # The device has its own copy.
             if own is not None:

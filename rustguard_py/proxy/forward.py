@@ -58,22 +58,22 @@ def parse_forward(option: Literal["-L", "-R"], text: str) -> Forward:
     """
     found = _FORWARD.fullmatch(text)
     if found is None:
-        raise _wrong(option, text, "it hasn't the form")
+        raise _wrong(option, text, "it has another form")
     for port in (found["port"], found["host_port"]):
         if not 1 <= int(port) <= _LAST_PORT:
-            raise _wrong(option, text, f"ports go from 1 to {_LAST_PORT}, and it has {port}, in the form")
+            raise _wrong(option, text, f"ports go from 1 to {_LAST_PORT}, and it has {port}")
     address = found["address"]
     if address is None:
         address = "localhost" if option == "-L" else ""
     address = "" if address == "*" else address.removeprefix("[").removesuffix("]")
     host = found["host"].removeprefix("[").removesuffix("]")
     if not is_host(host) or (address and not is_host(address)):
-        raise _wrong(option, text, "a host is neither a name nor an address, in the form")
+        raise _wrong(option, text, "a host in it is neither a name nor an address")
     return Forward(address, int(found["port"]), host, int(found["host_port"]))
 
 
 def _wrong(option: str, text: str, why: str) -> UsageError:
     return UsageError(
-        f"{option} {text!r} isn't a forwarded port: {why} [ADDR:]PORT:HOST:PORT.",
+        f"{option} {text!r} isn't a forwarded port, [ADDR:]PORT:HOST:PORT: {why}.",
         f"Write it like {option} 8080:files.home:80, or {option} [::1]:8080:[fd00::7]:80 with IPv6 addresses.",
     )

@@ -22,7 +22,7 @@ _IPV4, _NAME, _IPV6 = 1, 3, 4
 
 
 class Command(IntEnum):
-    """What a client wants done."""
+    """What a client asks for: the field CMD (RFC 1928, section 4)."""
 
     CONNECT = 1
     BIND = 2
@@ -30,7 +30,7 @@ class Command(IntEnum):
 
 
 class Reply(IntEnum):
-    """What came of it."""
+    """How a request ended: the field REP (RFC 1928, section 6)."""
 
     SUCCEEDED = 0
     FAILED = 1
@@ -44,7 +44,13 @@ class Reply(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A client's request."""
+    """A client's request (RFC 1928, section 4).
+
+    Attributes:
+        command: What it asks for.
+        host: Where to: an IP address, or a name that is resolved inside the tunnel.
+        port: Where to, TCP or UDP by the command.
+    """
 
     command: Command
     host: str

@@ -17,7 +17,9 @@ import pytest
 from rustguard_py.cli import backup as verb
 from rustguard_py.cli.app import group, run
 from rustguard_py.cli.backup import places
+from rustguard_py.model import sudo
 from rustguard_py.model.errors import InUseError, RefusedError, RustGuardError, StateError, UsageError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.service.systemd import Service
 from rustguard_py.state import paths
 from rustguard_py.state.backup import Places
@@ -32,6 +34,8 @@ WORDS = "five-random-words-as-usual"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = Cost(log_n=4, r=8, p=1)
     monkeypatch.setattr(verb, "seal", lambda content, passphrase: seal(content, passphrase, quick))
+    # A restore by an ordinary user sets it.
+    monkeypatch.setattr(sudo._Rootless, "is_it", False)
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ def test_it_is_saved_and_restored_with_a_passphrase_from_a_file(
     assert run(["restore", str(file), *options, "--state", str(other)]) == 0
     said = capsys.readouterr().err
     assert "stop the machine of the backup" in said
-    assert f"Start it: sudo rustguard serve --state {other}" in said
+    assert f"Start it: {as_root(f'rustguard serve --state {other}')}" in said
     assert Document.peek(other) == Document.peek(state)
 
 
@@ -85,7 +89,7 @@ def test_wrong_passphrase_running_daemon_and_what_is_there_change_nothing(
     assert "--overwrite" in capsys.readouterr().err
     document = Document.open(state)
     assert run(["restore", str(file), *options, "--overwrite", "--state", str(state)]) == InUseError.exit_code
-    assert "Stop it first: sudo rustguard stop server" in capsys.readouterr().err
+    assert f"Stop it first: {as_root('rustguard stop server')}" in capsys.readouterr().err
     document.close()
     passphrase.write_text("another\n")
     assert run(["restore", str(file), *options, "--overwrite", "--state", str(state)]) == RefusedError.exit_code

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rustguard_py.model.errors import InUseError, RefusedError, StateError, UsageError
+from rustguard_py.model.sudo import as_root
 from rustguard_py.state import restore
 from rustguard_py.state.backup import Backup, Places, take
 from rustguard_py.state.document import Document
@@ -92,7 +93,7 @@ def test_nothing_is_restored_while_a_daemon_runs(machine: Places, tmp_path: Path
     taken = take(machine, "0.2.0", "vm")
     with pytest.raises(InUseError, match=r"A daemon runs on .*client") as told:
         do(taken, other, overwrite=True)
-    assert told.value.fix == "Stop it first: sudo rustguard stop client"
+    assert told.value.fix == f"Stop it first: {as_root('rustguard stop client')}"
     assert tree(tmp_path / "other") == {}
     held.close()
     # One that starts between the check and the restore is noticed as well.

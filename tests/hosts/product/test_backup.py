@@ -10,6 +10,7 @@ import pytest
 
 from rustguard_py.lab.hosts import Lab
 from rustguard_py.model.errors import InUseError
+from rustguard_py.model.sudo import as_root
 from support.product import INNER, OPEN, POOL, Site, eventually
 
 
@@ -39,7 +40,7 @@ def test_a_client_comes_back_to_a_server_that_was_restored_on_a_third_machine(tm
     shutil.rmtree(home.state)
 
     restored = third.run(f"restore {file} --passphrase-file {passphrase}")
-    assert f"Start it: sudo rustguard serve --state {third.state}" in restored.stderr
+    assert f"Start it: {as_root(f'rustguard serve --state {third.state}')}" in restored.stderr
     third.serve("", token=None)
     first.name_server(f"{there.ipv4} home.example\n")
     first.host.ip([f"link set {first.own_end.interface} down"])
