@@ -52,8 +52,10 @@ class Helper:
         on_gone: Called with the error when the helper has ended by itself.
     """
 
-    def __init__(self, channel: socket.socket, process: subprocess.Popen[bytes], interface: str) -> None:
+    def __init__(self, channel: socket.socket, leash: int, process: subprocess.Popen[bytes], interface: str) -> None:
         self._channel = channel
+        # The helper is killed when it is closed, see `process.tie`.
+        self._leash = leash
         self._process = process
         self.interface = interface
         self.index = 0
@@ -77,23 +79,26 @@ class Helper:
             RustGuardError: It couldn't be started.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        its_leash, leash = os.pipe2(os.O_CLOEXEC)
         argv = [sys.executable, "-P", "-m", "rustguard_py.rootless.process"]
         try:
             process = subprocess.Popen(  # noqa: S603 - this program
-                [*argv, str(theirs.fileno()), interface, str(queues)],
+                [*argv, str(theirs.fileno()), str(its_leash), interface, str(queues)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), its_leash],
                 env={name: os.environ[name] for name in _VARIABLES if name in os.environ} | import_path(),
                 start_new_session=True,
             )
         except BlockingIOError as error:
             ours.close()
+            os.close(leash)
             raise RustGuardError(THREADS.message, THREADS.fix) from error
         finally:
             theirs.close()
-        made = cls(ours, process, interface)
+            os.close(its_leash)
+        made = cls(ours, leash, process, interface)
         try:
             made._meet()
         except BaseException:
@@ -108,19 +113,13 @@ class Helper:
             self._loop.remove_reader(self._channel)
             self._loop = None
         self._channel.close()
-        for each in (*self.queues, self.user, self.network):
+        for each in (*self.queues, self.user, self.network, self._leash):
             if each >= 0:
                 os.close(each)
-        self.queues, self.user, self.network = [], -1, -1
+        self.queues, self.user, self.network, self._leash = [], -1, -1, -1
         self._fail(self._gone())
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            # Landlock may keep us from signalling a process that isn't our own. It ends when it goes on: its channel
-            # is closed.
-            with suppress(PermissionError):
-                self._process.kill()
-                self._process.wait()
 
     def watch(self, on_gone: Callable[[RustGuardError], None]) -> None:
         """Call `on_gone` when the helper has ended by itself."""

@@ -13,8 +13,10 @@ It is a program of its own, not a fork of the daemon: so it has none of the daem
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -61,24 +63,44 @@ def main(words: Sequence[str]) -> NoReturn:
     """Run the helper.
 
     Args:
-        words: The descriptor of the channel to the daemon, the interface's name, and its number of queues.
+        words: The descriptors of the channel to the daemon and of the pipe for `tie`, the interface's name, and its
+            number of queues.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    channel = socket.socket(fileno=int(words[0]))
+    channel, leash, interface, queues = socket.socket(fileno=int(words[0])), int(words[1]), words[2], int(words[3])
+    tie(leash)
     try:
-        tuns, rights = _enter(words[1], int(words[2]))
+        tuns, rights = _enter(interface, queues)
     except _RefusedError as refusal:
         _send(channel, {"refused": refusal.step, "errno": refusal.number})
         os._exit(1)
     for tun in tuns:
         _send(channel, {"queue": tun.name}, tun.fd)
         tun.close()
-    about = {"index": socket.if_nametoindex(words[1]), "no_ipv6": why_no_ipv6()}
+    about = {"index": socket.if_nametoindex(interface), "no_ipv6": why_no_ipv6()}
     _send(channel, about, *rights)
     for each in rights:
         os.close(each)
-    HelperProcess(channel, words[1]).serve()
+    HelperProcess(channel, interface).serve()
+
+
+def tie(leash: int) -> None:
+    """Have the kernel kill this process when the other end of a pipe is closed, even if it is stopped by then.
+
+    A daemon that gave its rights up may not signal it, because of Landlock. This signal counts as one of its own.
+
+    Args:
+        leash: The pipe's end to read from. It stays open.
+    """
+    fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(leash, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(leash, fcntl.F_SETFL, os.O_RDONLY | os.O_ASYNC)
+    # Of what happened before, there is no signal.
+    watched = select.poll()
+    watched.register(leash, 0)
+    if watched.poll(0):
+        os._exit(0)
 
 
 def _enter(interface: str, queues: int) -> tuple[list[Tun], list[int]]:

@@ -35,6 +35,15 @@ def destination(packet: bytes | bytearray | memoryview) -> bytes:
     return b""
 
 
+def source_of(packet: bytes | bytearray | memoryview) -> bytes:
+    """Return the packed source of an IP packet, or b"" if it isn't one."""
+    if len(packet) >= 20 and packet[0] >> 4 == 4:
+        return bytes(packet[12:16])
+    if len(packet) >= 40 and packet[0] >> 4 == 6:
+        return bytes(packet[8:24])
+    return b""
+
+
 def ip_length(packet: bytes | bytearray | memoryview) -> int:
     """Return the length in an IP packet's header."""
     if packet[0] >> 4 == 4:

@@ -13,50 +13,42 @@ the kernel's (drivers/net/wireguard: send.c, receive.c, timers.c).
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
 
-from rustguard_py.model.endpoint import Endpoint, Network, PeerId, at_once, is_same
+from rustguard_py.model.endpoint import Endpoint, Network, PeerId, is_same
 from rustguard_py.model.pairing import PairingGate
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.planes.allowed_ips import AllowedIps
 from rustguard_py.planes.contract import (
-    MAX_STAGED_PACKETS,
     EndpointMoved,
     Event,
     Flow,
-    ForeignReceived,
-    HandshakeReceived,
     HandshakeWanted,
     Keypair,
     KeypairConfirmed,
     Reason,
 )
 from rustguard_py.planes.ecn import changes, datagram_tos, mark, outer_tos
-from rustguard_py.planes.foreign_pace import ForeignPace
-from rustguard_py.planes.gate import Gate, Verdict
+from rustguard_py.planes.handshake_lane import HandshakeLane
+from rustguard_py.planes.held_packets import HeldPackets
 from rustguard_py.planes.indices import Indices
-from rustguard_py.planes.inner_packet import destination, padded
+from rustguard_py.planes.inner_packet import destination, ip_length, padded, source_of
 from rustguard_py.planes.keypairs import Session, WarmSessions
 from rustguard_py.planes.liveness import NO_ANSWER_JITTER, Deadlines
 from rustguard_py.planes.plane_peer import PlanePeer
 from rustguard_py.planes.unreachable import Answers
-from rustguard_py.protocol import pairing_filter, wire
-from rustguard_py.protocol.pairing_filter import PairingFilter
+from rustguard_py.protocol import wire
 from rustguard_py.protocol.wire import DATA_PREFIX, FOREIGN_PREFIX
 
 # Seconds between two HandshakeWanted for the same peer.
 WANTED_INTERVAL = 1.0
 # Seconds between two EndpointMoved events of one peer.
 MOVED_INTERVAL = 0.1
-# Packets held for all peers together, so that many silent peers can't use up the memory.
-MAX_HELD_PACKETS = 64 * MAX_STAGED_PACKETS
 
 # Types of handshake messages that belong to a peer, by their length.
 _HANDSHAKES = {wire.INITIATION_SIZE: wire.INITIATION, wire.RESPONSE_SIZE: wire.RESPONSE}
-_TOO_FAST = pairing_filter.Drop("foreign_rate")
 
 
 class Transport:
@@ -72,6 +64,7 @@ class Transport:
     Attributes:
         allowed: Peers by inner address.
         drops: Number of drops by reason.
+        handshakes: Judges what comes without a session.
         indices: The receiver indices in use.
         peers: Peers by number.
         sessions: PlanePeer and session by local index.
@@ -94,15 +87,19 @@ class Transport:
         self.drops: dict[str, int] = {}
         self._emit = emit
         self._random = random
-        self._backlog = backlog
-        self._gate = Gate(public_key, random)
-        self._foreign = ForeignPace()
-        # Of a server.
-        self._pairing: PairingFilter | None = None
+        self.handshakes = HandshakeLane(
+            public_key,
+            self.indices,
+            emit=emit,
+            drop=self.drop,
+            answer=lambda endpoint, datagram: self._transmit.append((endpoint, datagram, 0)),
+            random=random,
+            backlog=backlog,
+        )
         self._deadlines: Deadlines[PlanePeer] = Deadlines()
         self._warm = WarmSessions()
         self._transmit: list[tuple[Endpoint, bytes, int]] = []
-        self._held = 0
+        self._held = HeldPackets()
         self._down = False
         self._unreachable = Answers()
         self._answers: list[bytes] = []
@@ -139,7 +136,7 @@ class Transport:
 
     def set_public_key(self, public_key: bytes) -> None:
         """See `Plane.set_public_key`."""
-        self._gate.set_public_key(public_key)
+        self.handshakes.set_public_key(public_key)
         for peer in self.peers.values():
             peer.keypairs.end_sending()
             peer.wanted_at = float("-inf")
@@ -170,9 +167,7 @@ class Transport:
 
     def set_pairing(self, gate: PairingGate | None, now: float) -> None:
         """See `Plane.set_pairing`."""
-        if self._pairing is None:
-            self._pairing = PairingFilter(self._random)
-        self._pairing.set_gate(gate, now)
+        self.handshakes.set_pairing(gate, now)
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint) -> None:
         """See `Plane.set_endpoint`."""
@@ -260,8 +255,7 @@ class Transport:
         if peer is not None:
             peer.tx_bytes += len(datagram)
             peer.tx_handshake_bytes += len(datagram)
-        if self._pairing is not None:
-            self._pairing.sent(datagram, now)
+        self.handshakes.sent(datagram, now)
         self._transmit.append((endpoint, datagram, datagram_tos(datagram)))
 
     def stats(self) -> PlaneStats:
@@ -299,9 +293,9 @@ class Transport:
                 return bytes(packet)
             return inner
         if datagram[:3] == FOREIGN_PREFIX:
-            self._handle_foreign(datagram, source, now)
+            self.handshakes.handle_foreign(datagram, source, now)
         else:
-            self._handle_handshake(datagram, source, now)
+            self.handshakes.handle_handshake(datagram, source, now)
         return None
 
     def handle_timeout(self, now: float) -> None:
@@ -353,18 +347,8 @@ class Transport:
 
     def hold(self, peer: PlanePeer, packet: bytes, now: float) -> None:
         """Hold a packet until there is a session, and ask for one. If too many are held, the oldest is dropped."""
-        held = peer.held
-        if held is None:
-            held = peer.held = deque()
-        if len(held) >= MAX_STAGED_PACKETS:
-            held.popleft()
-            self._held -= 1
-            self.drop("held_too_many", peer=peer)
-        if self._held < MAX_HELD_PACKETS:
-            held.append(packet)
-            self._held += 1
-        else:
-            self.drop("held_too_many", peer=peer)
+        if dropped := self._held.add(peer, packet):
+            self.drop("held_too_many", dropped, peer)
         self.want(peer, Reason.NO_SESSION, now)
 
     def want(self, peer: PlanePeer, reason: Reason, now: float) -> None:
@@ -409,17 +393,13 @@ class Transport:
 
     def inner_packet(self, peer: PlanePeer, plaintext: bytes) -> bytes | None:
         """Return the IP packet from `peer` without its padding, or None if the peer may not send it."""
-        size = len(plaintext)
-        if size >= 20 and plaintext[0] >> 4 == 4:
-            length = plaintext[2] << 8 | plaintext[3]
-            shortest, source = 20, plaintext[12:16]
-        elif size >= 40 and plaintext[0] >> 4 == 6:
-            length = 40 + (plaintext[4] << 8 | plaintext[5])
-            shortest, source = 40, plaintext[8:24]
-        else:
+        source = source_of(plaintext)
+        if not source:
             self.drop("inner_not_ip", peer=peer)
             return None
-        if not shortest <= length <= size:
+        length = ip_length(plaintext)
+        # That of an IPv6 packet has its header's 40 in any case.
+        if not 20 <= length <= len(plaintext):
             self.drop("inner_length", peer=peer)
             return None
         if self.allowed.find(source) is not peer:
@@ -485,46 +465,6 @@ class Transport:
         if peer.endpoint is not None:
             self._emit(EndpointMoved(peer.id, peer.endpoint))
 
-    def _handle_foreign(self, datagram: bytes, source: Endpoint, now: float) -> None:
-        if self._pairing is None:
-            verdict: pairing_filter.Verdict = pairing_filter.PASS if self._foreign.admit(datagram, now) else _TOO_FAST
-        else:
-            verdict = self._pairing.judge(datagram, source, now)
-        match verdict:
-            case pairing_filter.Pass():
-                self._emit(ForeignReceived(datagram, source))
-            case pairing_filter.Answer(answer):
-                if pairing_filter.is_revision(answer):
-                    self.drop(pairing_filter.REVISION_REASON)
-                self._transmit.append((at_once(source), answer, 0))
-            case pairing_filter.Drop(reason):
-                self.drop(reason)
-
-    def _handle_handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
-        kind = wire.message_type(datagram)
-        if kind == wire.INITIATION:
-            verdict = self._gate.judge(datagram, source, self._backlog(), now)
-        elif kind == wire.RESPONSE and self._answers_us(datagram, wire.RESPONSE_SIZE, 8):
-            verdict = self._gate.judge(datagram, source, self._backlog(), now)
-            if verdict is Verdict.PASS:
-                verdict = Verdict.PROVEN
-        elif kind == wire.COOKIE_REPLY and self._answers_us(datagram, wire.COOKIE_REPLY_SIZE, 4):
-            # It has no MAC1.
-            verdict = self._gate.judge_cookie_reply(int.from_bytes(datagram[4:8], "little"), now)
-        else:
-            self.drop("unknown_index" if kind in (wire.RESPONSE, wire.COOKIE_REPLY) else "unknown_type")
-            return
-        if verdict in (Verdict.PASS, Verdict.PROVEN):
-            self._emit(HandshakeReceived(datagram, source, proven=verdict is Verdict.PROVEN))
-            return
-        if verdict is Verdict.CHALLENGE:
-            self._transmit.append((at_once(source), self._gate.challenge(datagram, source, now), 0))
-        self.drop(verdict.value)
-
-    def _answers_us(self, datagram: bytes, size: int, at: int) -> bool:
-        """Return whether a datagram has this size, and an index that we gave out at `at`."""
-        return len(datagram) == size and int.from_bytes(datagram[at : at + 4], "little") in self.indices
-
     def _send_keepalive(self, peer: PlanePeer, now: float) -> None:
         """Send the held packets, or else a keepalive. Without a session, ask for one."""
         if self._down:
@@ -539,18 +479,12 @@ class Transport:
         self._send_keepalive(peer, now)
 
     def _send_held(self, peer: PlanePeer, now: float) -> None:
-        held, peer.held = peer.held, None
-        if not held:
-            return
-        self._held -= len(held)
-        for packet in held:
+        for packet in self._held.take(peer):
             if not self._transmit_sealed(peer, packet, now):
                 self.hold(peer, packet, now)
 
     def _drop_held(self, peer: PlanePeer, reason: str) -> None:
-        held, peer.held = peer.held, None
-        if held:
-            self._held -= len(held)
+        if held := self._held.take(peer):
             self.drop(reason, len(held), peer)
 
     def _retire(self, sessions: list[Session]) -> None:

@@ -38,7 +38,7 @@ class _Ring:
     """
 
     start: int
-    buffers: Sequence[int]
+    buffers: Sequence[int] | dict[int, int]
     bell: int
     head: int = 0
     seen: int = 0
@@ -55,12 +55,15 @@ class MemifClient:
         secret: The secret.
         log2: The exponent of 2 of the rings' size.
         buffer: Bytes of each buffer.
+        holes: Bytes behind the buffers, which nobody has written.
     """
 
-    def __init__(self, path: Path, number: int, secret: bytes, *, log2: int = 5, buffer: int = 256) -> None:
+    def __init__(
+        self, path: Path, number: int, secret: bytes, *, log2: int = 5, buffer: int = 256, holes: int = 0
+    ) -> None:
         self._slots, self._log2, self._buffer = 1 << log2, log2, buffer
         room = _FIRST + (_DESCRIPTOR << log2)
-        (self._rings, rings), (self._data, data) = _region(2 * room), _region(2 * self._slots * buffer)
+        (self._rings, rings), (self._data, data) = _region(2 * room), _region(2 * self._slots * buffer + holes)
         # By this they are written at once. `struct` writes zeros first, which the server would see.
         self._indices = memoryview(self._rings).cast("H")
         places = [each * buffer for each in range(2 * self._slots)]
@@ -88,10 +91,7 @@ class MemifClient:
     def send(self, packet: bytes) -> None:
         """Send a packet in as many buffers as it needs, once there is room."""
         ring, parts = self._c2s, [packet[at : at + self._buffer] for at in range(0, len(packet), self._buffer)]
-        until = time.monotonic() + PATIENCE
-        while (ring.head - self._index(ring, _TAIL)) % 65536 + len(parts) > self._slots:
-            assert time.monotonic() < until, "the ring stays full"
-            time.sleep(0.001)
+        self._wait_for_room(len(parts))
         for number, part in enumerate(parts, ring.head):
             place = ring.buffers[number % self._slots]
             self._data[place : place + len(part)] = part
@@ -99,6 +99,17 @@ class MemifClient:
         ring.longest, ring.total = max(ring.longest, len(parts)), ring.total + len(parts)
         self._move_head(ring, len(parts))
         os.eventfd_write(ring.bell, 1)
+
+    def send_holes(self) -> None:
+        """Send the beginning of each page that nobody has written."""
+        ring, first = self._c2s, 2 * self._slots * self._buffer
+        for place in range(-(-first // mmap.PAGESIZE) * mmap.PAGESIZE, len(self._data), mmap.PAGESIZE):
+            self._wait_for_room(1)
+            ring.buffers = dict.fromkeys(range(self._slots), place)
+            self._put(ring, ring.head, 0, self._buffer)
+            self._move_head(ring, 1)
+            os.eventfd_write(ring.bell, 1)
+        self._wait_for_room(self._slots)
 
     def receive(self) -> list[bytes]:
         """Return the packets that are there, and offer their buffers again."""
@@ -137,6 +148,12 @@ class MemifClient:
         self._indices.release()
         self._rings.close()
         self._data.close()
+
+    def _wait_for_room(self, slots: int) -> None:
+        until = time.monotonic() + PATIENCE
+        while (self._c2s.head - self._index(self._c2s, _TAIL)) % 65536 + slots > self._slots:
+            assert time.monotonic() < until, "the ring stays full"
+            time.sleep(0.0002)
 
     def _offer(self, count: int) -> None:
         for number in range(self._s2c.head, self._s2c.head + count):

@@ -278,7 +278,7 @@ def test_traffic_goes_on_through_rekeys_on_a_bad_link(seed: int) -> None:
 
 def test_under_load_a_cookie_is_asked_for_and_the_retry_carries_it(network: Network) -> None:
     alice, bob = pair(network)
-    bob.plane.transport._backlog = lambda: 10**6
+    bob.plane.transport.handshakes.backlog = lambda: 10**6
     alice.send(FROM_ALICE)
     network.run(1)
     assert bob.plane.take_delivered() == []

@@ -10,7 +10,7 @@ from ipaddress import ip_network
 import pytest
 
 from rustguard_py.model.timers import REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES
-from rustguard_py.planes import transport
+from rustguard_py.planes import held_packets
 from rustguard_py.planes.contract import MAX_STAGED_PACKETS, HandshakeWanted, Keypair, Reason
 from rustguard_py.planes.indices import Indices
 from support.memory_plane import MemoryPlane
@@ -56,7 +56,7 @@ def test_packets_held_for_all_peers_together_are_bounded() -> None:
         for _ in range(MAX_STAGED_PACKETS):
             plane.packet_out(udp_packet("10.9.0.1", f"10.0.{peer}.1", b""))
     held = sum(len(peer.held or ()) for peer in plane.transport.peers.values())
-    assert held == transport.MAX_HELD_PACKETS
+    assert held == held_packets.MAX_HELD_PACKETS
     assert plane.stats().drops["held_too_many"] == 100 * MAX_STAGED_PACKETS - held
     for peer in range(100):
         plane.drop_held(peer)

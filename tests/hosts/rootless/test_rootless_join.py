@@ -133,6 +133,16 @@ def test_stop_status_and_leave_work_as_with_root_and_nothing_is_left(laptop: Use
     eventually(lambda: left_of(laptop) == {**clean, "files": left_of(laptop)["files"]}, what="nothing left")
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_daemon_takes_a_helper_along_that_somebody_has_stopped(laptop: User, how: signal.Signals) -> None:
+    program = laptop.join(HOME4, "--rootless")
+    daemon, helper = laptop.status()["pid"], _helper()
+    os.kill(helper, signal.SIGSTOP)
+    os.kill(daemon, how)
+    assert program.wait(PATIENCE) == (0 if how == signal.SIGTERM else -how)
+    eventually(lambda: not processes(), 10.0, "the helper's end")
+
+
 def test_a_killed_daemon_takes_its_helper_along_and_the_next_start_works(laptop: User) -> None:
     clean = left_of(laptop)
     program = laptop.join(HOME4, "--rootless")
