@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 from rustguard_py.daemon import outside
 from rustguard_py.model.errors import RustGuardError
@@ -55,12 +55,10 @@ class Step(Protocol):
         """Undo the change, if it is still there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """An address on the interface, with its prefix length."""
+class _OneRequest:
+    """What `Address` and `Route` share: each is one request to the kernel, which takes many of them at once."""
 
-    interface: str
-    address: str
+    __slots__ = ()
 
     outlives: ClassVar[bool] = False
 
@@ -75,11 +73,19 @@ class Address:
 
     def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
-        apply_all([self], echo, lambda _: None)
+        apply_all([cast("Address | Route", self)], echo, lambda _: None)
 
     def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
         """See `Step`."""
-        undo_all([self], echo)
+        undo_all([cast("Address | Route", self)], echo)
+
+
+@dataclass(frozen=True, slots=True)
+class Address(_OneRequest):
+    """An address on the interface, with its prefix length."""
+
+    interface: str
+    address: str
 
     def request(self, index: int, *, add: bool) -> netlink_batch.Request:
         """Return the request that makes the change, or undoes it, on the interface of this number."""
@@ -93,31 +99,12 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class Route(_OneRequest):
     """A route to a network behind the interface."""
 
     interface: str
     network: str
     table: int = RT_TABLE_MAIN
-
-    outlives: ClassVar[bool] = False
-
-    def prepare(self) -> str:
-        """See `Step`."""
-        return ""
-
-    @property
-    def place(self) -> Hashable:
-        """See `Step`."""
-        return self
-
-    def apply(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
-        """See `Step`."""
-        apply_all([self], echo, lambda _: None)
-
-    def undo(self, _netlink: IPRoute, _memo: str, echo: Echo) -> None:
-        """See `Step`."""
-        undo_all([self], echo)
 
     def request(self, index: int, *, add: bool) -> netlink_batch.Request:
         """Return the request that makes the change, or undoes it, on the interface of this number."""

@@ -88,7 +88,7 @@ def refused(step: str, number: int) -> RefusedError:
         return _device_refused(number, reason)
     return RefusedError(
         f"The interface can't be made in a network namespace: {reason}.",
-        f"Load it: `{as_root('modprobe tun')}`.",
+        f"Load the TUN module: `{as_root('modprobe tun')}`.",
     )
 
 

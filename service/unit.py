@@ -154,7 +154,7 @@ class Unit:
 
 
 def quoted(word: str) -> str:
-    """Return a word as an unit's command line holds it (systemd.service(5), COMMAND LINES)."""
+    """Return a word as a unit's command line holds it (systemd.service(5), COMMAND LINES)."""
     word = word.replace("%", "%%").replace("$", "$$")
     if _PLAIN.fullmatch(word.replace("%%", "").replace("$$", "") or "x") and word:
         return word

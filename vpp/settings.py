@@ -123,7 +123,7 @@ class BridgeSettings:
         path: The file.
         gateway: MAC address of VPP's interface in the bridge (its BVI).
         own_prefix, vpp_prefix: What the MAC addresses of our end and of VPP's begin with.
-        method: How VPP is told of routes and neighbours: none, api, vppctl.
+        method: How routes and neighbours are set up in VPP: none, api, vppctl.
         check, check_paths: Whether answered ranges of other files may not overlap ours, and where those files are.
         vppctl: The program.
         bvi, bvi_index: Name and index of VPP's interface in the bridge. Index 0: look it up by name.

@@ -28,7 +28,7 @@ REFERENCE = "wireguard-go"
 
 @dataclass(slots=True)
 class Results:
-    """A run.
+    """What came of a run.
 
     Attributes:
         traffic: What was sent, with the size of each part in `rounds`.

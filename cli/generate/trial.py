@@ -23,7 +23,7 @@ class Cpu:
 
     @property
     def total(self) -> int:
-        """Both together."""
+        """Both together, in nanoseconds."""
         return self.user + self.system
 
 

@@ -45,8 +45,8 @@ class NativePlane:
             and the interface.
         channel: A `_native.Channel` to use instead of an interface. Then `interface` is only a name for messages, and
             the channel says how many queues there are. It is closed with the plane, and when none can be made.
-        memif: A memif to use instead of an interface. `interface` is then what the other side is told, and the memif
-            says how many queues there are.
+        memif: A memif to use instead of an interface. `interface` is then the name that the other side sees, and the
+            memif says how many queues there are.
         listener: The listening socket of a memif that is a server, if the caller has made it and removes it.
 
     Attributes:

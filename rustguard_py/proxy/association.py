@@ -110,7 +110,7 @@ class Association:
             try:
                 data, address = source.recvfrom(_LARGEST)
             except OSError as error:
-                # An ICMP error that waited is told once; another call may find a datagram.
+                # An ICMP error that waited is reported once; another call may find a datagram.
                 if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
                     return
                 continue

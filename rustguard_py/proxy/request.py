@@ -18,7 +18,7 @@ class Refusal(Exception):  # noqa: N818 - an answer of the protocol
     """A request that isn't served.
 
     Args:
-        answer: What the client is told; empty where its protocol has no word for it.
+        answer: The bytes that the client gets; empty where its protocol has no answer for it.
         why: The reason, for the log.
     """
 
