@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 
 from rustguard_py.cli import failures
 from rustguard_py.lab.hosts import Lab
-from support import attack_table, container, debian_root, machine, network, played_vpp, testpmd
+from support import attack_table, container, debian_root, groups, machine, network, played_vpp, testpmd
 
 _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_namespaces": ("network namespaces and TUN devices", machine.why_no_namespaces),
@@ -93,7 +93,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "attack(name): an attack, or the control of one: a row of `make attack`")
     config.addinivalue_line("markers", "fault(*rows): rows of docs/internals/reliability.md that it tests; -k row_3_")
     # A worker's reports go to who started it, who then decides.
-    if not _is_worker(config):
+    if _is_worker(config):
+        config.pluginmanager.register(groups)
+    else:
         config.pluginmanager.register(attack_table.AttackTable())
         if os.environ.get("CI"):
             config.pluginmanager.register(_Missed())

@@ -1,4 +1,4 @@
-"""What the runs of the tests themselves promise: a hang fails alone, and CI fails without the native plane."""
+"""What the runs of the tests promise: a hang fails alone, a group has one worker, and CI needs the native plane."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def test_hangs():
 def test_goes_on():
     signal.alarm(0)
 """
+GROUPED = """
+import pytest
+
+@pytest.mark.xdist_group("together")
+@pytest.mark.parametrize("number", range(20))
+def test_in_a_group(number, worker_id):
+    with open("workers", "a") as workers:
+        workers.write(f"{worker_id}\\n")
+"""
 # Tests that need nothing.
 PLAIN = f"{ROOT}/tests/unit/test_plane_window.py"
 PYTEST = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
@@ -49,6 +58,17 @@ def test_a_test_that_hangs_fails_and_the_others_go_on(tmp_path: Path, workers: s
     assert "Timeout (>1.0s)" in done.stdout
     assert "its fixtures have ended" in done.stdout
     assert "1 failed, 1 passed" in done.stdout
+
+
+def test_the_tests_of_a_group_run_in_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    file = tmp_path / "test_grouped.py"
+    workers = tmp_path / "workers"
+    file.write_text(GROUPED.replace('"workers"', repr(str(workers))))
+    done = run(PYTEST, str(file), "-n2", "--dist=loadgroup", "--noconftest", "-p", "support.groups")
+    assert done.returncode == 0, done.stdout
+    ran_in = workers.read_text().split()
+    assert (len(ran_in), len(set(ran_in))) == (20, 1)
 
 
 def test_a_run_without_the_native_plane_fails_under_ci_and_says_why() -> None:
