@@ -141,9 +141,12 @@ def start(given: Configuration) -> Started:
         )
         return Started(engine, plane, _on_interface(given))
     if given.device == "memif":
-        memif = MemifOptions(Path(given.memif), server=True, queues=engine.queues)
+        from rustguard_py.planes.native import NativePlane
+
+        memif = MemifOptions(Path(given.memif), server=True, queues=engine.queues, metered=True)
         plane = engine.on_memif(memif).make_plane(public, INTERFACE, sockets, given.mtu)
-        return Started(engine, plane, _on_memif(given, memif))
+        costs = plane.memif_costs if isinstance(plane, NativePlane) else lambda: None
+        return Started(engine, plane, _on_memif(given, memif), costs)
     memory = given.capacity * given.mtu
     if engine.name == "portable":
         channel = engine.make_channel(given.capacity, memory)

@@ -1,8 +1,9 @@
 """Where the CPU time of a packet goes, by stage, without touching the engine.
 
-The kernel counts each thread's time in the program and in the kernel. With a channel there is no device in the
-kernel, so all system time of a thread of the native plane is its UDP side's. The channel itself times a few of its
-calls. What remains of a thread's own time is look-up and sealing, or opening and the window.
+The kernel counts each thread's time in the program and in the kernel. With a channel or a memif there is no device in
+the kernel, so all system time of a thread of the native plane is its UDP side's, but for what wakes the other side.
+A few calls of the device itself are timed. What remains of a thread's own time is look-up and sealing, or opening and
+the window.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ class MemifOptions:
         secret: Up to 23 bytes that both sides need, or none.
         queues: Rings per direction.
         ethernet: Our side of the link if the other side wants Ethernet frames. None for IP packets.
+        metered: Whether reads and writes are timed, for `bench generate`.
     """
 
     socket: Path
@@ -45,6 +46,7 @@ class MemifOptions:
     secret: bytes = field(default=b"", repr=False)
     queues: int = 1
     ethernet: EthernetOptions | None = None
+    metered: bool = False
 
     def __str__(self) -> str:
         """Return a few words for people."""

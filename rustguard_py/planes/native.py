@@ -193,6 +193,10 @@ class NativePlane:
         """See `EventfulPlane.is_running`."""
         return self._plane.is_running()
 
+    def memif_costs(self) -> tuple[float, float] | None:
+        """Return the nanoseconds of the memif's reads and writes so far, or None if they aren't timed."""
+        return None if self._memif is None else self._memif.device.costs()
+
     def answered_fileno(self) -> int:
         """See `AnsweringPlane.answered_fileno`. -1 without Ethernet: there is nothing to wait for."""
         return -1 if self._memif is None else self._memif.device.answered_fd
@@ -258,6 +262,7 @@ class _Memif:
                 queues=options.queues,
                 ethernet=_with_mac(options, interface),
                 interface=interface,
+                metered=options.metered,
             )
         except OSError as error:
             self._remove()

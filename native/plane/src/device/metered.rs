@@ -62,6 +62,12 @@ pub struct Meters {
 }
 
 impl Meters {
+    /// Return queues whose calls are metered.
+    pub fn of(self: &Arc<Self>, queues: Vec<Arc<dyn Device>>) -> Vec<Arc<dyn Device>> {
+        let metered = |queue| Arc::new(Metered::new(queue, Arc::clone(self))) as Arc<dyn Device>;
+        queues.into_iter().map(metered).collect()
+    }
+
     /// Return the nanoseconds of all reads and of all writes so far.
     pub fn nanoseconds(&self) -> (f64, f64) {
         (self.read.nanoseconds(), self.write.nanoseconds())

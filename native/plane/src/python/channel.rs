@@ -15,8 +15,8 @@ use crate::descriptor::{now, wait};
 use crate::device::batch::{BUFFER, Batch};
 use crate::device::channel::Channel;
 use crate::device::lane::{Closed, Limits};
-use crate::device::metered::{Metered, Meters};
-use crate::device::{Device, Queues};
+use crate::device::metered::Meters;
+use crate::device::Queues;
 
 /// A batch of more bytes than this is copied without the interpreter's lock. To give it up and take
 /// it again costs as much as copying some kilobytes.
@@ -93,11 +93,10 @@ impl PyChannel {
     /// Return the queues of the device, for a plane. `name` is what messages call it.
     pub fn queues(&self, name: &str) -> PyResult<Queues> {
         let queues = self.0.devices().ok_or_else(|| PyValueError::new_err("The channel has a plane already."))?;
-        let metered = |queue| match &self.1 {
-            Some(meters) => Arc::new(Metered::new(queue, Arc::clone(meters))) as Arc<dyn Device>,
-            None => queue,
+        let queues = match &self.1 {
+            Some(meters) => meters.of(queues),
+            None => queues,
         };
-        let queues = queues.into_iter().map(metered).collect();
         Ok(Queues { name: name.to_owned(), queues, lacks: Vec::new() })
     }
 

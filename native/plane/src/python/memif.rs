@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -12,6 +13,7 @@ use transport::contract::Address;
 use super::convert::networks;
 use crate::device::Queues;
 use crate::device::memif::{Memif, Options};
+use crate::device::metered::Meters;
 
 /// Return an error as `OSError(errno, why, what)`.
 fn os_error(error: &std::io::Error, what: &str) -> PyErr {
@@ -37,6 +39,7 @@ impl<'py> FromPyObject<'_, 'py> for Ethernet {
 #[pyclass(name = "Memif", module = "rustguard_py._native", frozen)]
 pub struct PyMemif {
     memif: Memif,
+    meters: Option<Arc<Meters>>,
     used: AtomicBool,
 }
 
@@ -46,14 +49,18 @@ impl PyMemif {
         if self.used.swap(true, Ordering::Relaxed) {
             return Err(PyValueError::new_err("a plane uses this memif already"));
         }
-        Ok(self.memif.device())
+        let mut device = self.memif.device();
+        if let Some(meters) = &self.meters {
+            device.queues = meters.of(device.queues);
+        }
+        Ok(device)
     }
 }
 
 #[pymethods]
 impl PyMemif {
     #[new]
-    #[pyo3(signature = (socket, *, listener, number, secret, queues, ethernet, interface))]
+    #[pyo3(signature = (socket, *, listener, number, secret, queues, ethernet, interface, metered = false))]
     fn new(
         socket: &str,
         listener: Option<RawFd>,
@@ -62,6 +69,7 @@ impl PyMemif {
         queues: u16,
         ethernet: Option<Ethernet>,
         interface: &str,
+        metered: bool,
     ) -> PyResult<Self> {
         let copy = |listener: RawFd| {
             // SAFETY: the caller has the descriptor open during this call.
@@ -72,7 +80,7 @@ impl PyMemif {
         let ethernet = ethernet.map(|given| given.0);
         let options = Options { socket: path, listener, id: number, secret: &secret, queues, ethernet, interface };
         let memif = Memif::open(options).map_err(|error| os_error(&error, socket))?;
-        Ok(Self { memif, used: AtomicBool::new(false) })
+        Ok(Self { memif, meters: metered.then(Arc::default), used: AtomicBool::new(false) })
     }
 
     /// Return the other side's program and interface (None while there is none), how many connections
@@ -86,6 +94,11 @@ impl PyMemif {
             state.why,
             state.since.elapsed().as_secs_f64(),
         )
+    }
+
+    /// Return what the plane's reads and writes cost so far, in nanoseconds, if they are metered.
+    fn costs(&self) -> Option<(f64, f64)> {
+        self.meters.as_ref().map(|meters| meters.nanoseconds())
     }
 
     /// Return the descriptor that is readable while `take_answered` has something.
