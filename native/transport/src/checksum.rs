@@ -7,6 +7,37 @@
 //! A checksum field is 65535 less the sum, which here is never 0. For UDP a zero field means "no
 //! checksum". For TCP and IPv4, 0 and 0xffff mean the same.
 
+#[cfg(lanes)]
+mod vector;
+
+#[cfg(lanes)]
+use vector::total as in_vectors;
+
+/// Without vectors, nothing is summed and copied in them.
+#[cfg(not(lanes))]
+fn in_vectors(_: &[u8], _: Option<&mut [u8]>) -> (u64, usize) {
+    (0, 0)
+}
+
+/// Return the sum of little-endian 32-bit words, as if zeros followed.
+fn portable(data: &[u8]) -> u64 {
+    let word = |bytes: &[u8]| u64::from(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    // Independent lanes, so that the compiler can use vector registers.
+    let mut lanes = [0_u64; 16];
+    let mut blocks = data.chunks_exact(64);
+    for block in &mut blocks {
+        for (lane, bytes) in lanes.iter_mut().zip(block.chunks_exact(4)) {
+            *lane += word(bytes);
+        }
+    }
+    let mut words = blocks.remainder().chunks_exact(4);
+    let whole = (&mut words).map(word).sum::<u64>();
+    let odd = words.remainder();
+    let mut last = [0; 4];
+    last[..odd.len()].copy_from_slice(odd);
+    lanes.iter().sum::<u64>() + whole + word(&last)
+}
+
 /// An unfinished sum.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u64);
@@ -16,21 +47,16 @@ impl Sum {
     /// odd length.
     #[must_use]
     pub fn bytes(self, data: &[u8]) -> Self {
-        let word = |bytes: &[u8]| u64::from(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-        // Independent lanes, so that the compiler can use vector registers.
-        let mut lanes = [0_u64; 16];
-        let mut blocks = data.chunks_exact(64);
-        for block in &mut blocks {
-            for (lane, bytes) in lanes.iter_mut().zip(block.chunks_exact(4)) {
-                *lane += word(bytes);
-            }
-        }
-        let mut words = blocks.remainder().chunks_exact(4);
-        let whole = (&mut words).map(word).sum::<u64>();
-        let odd = words.remainder();
-        let mut last = [0; 4];
-        last[..odd.len()].copy_from_slice(odd);
-        Self(self.fold_64() + lanes.iter().sum::<u64>() + whole + word(&last))
+        let (total, taken) = in_vectors(data, None);
+        Self(self.fold_64() + total + portable(&data[taken..]))
+    }
+
+    /// Copy bytes to `target`, which is as long, and add them.
+    #[must_use]
+    pub fn copied(self, data: &[u8], target: &mut [u8]) -> Self {
+        let (total, taken) = in_vectors(data, Some(target));
+        target[taken..].copy_from_slice(&data[taken..]);
+        Self(self.fold_64() + total + portable(&data[taken..]))
     }
 
     /// Add a number that is in the packet as a big-endian 16-bit word.
@@ -87,6 +113,10 @@ pub(crate) mod tests {
         for length in 0..data.len() {
             let expected = naive(&data[..length]) % 65535;
             assert_eq!(Sum::default().bytes(&data[..length]).folded(), expected, "{length} bytes");
+            assert_eq!((portable(&data[..length]) % 65535) as u16, expected.swap_bytes());
+            let mut copy = vec![0; length];
+            assert_eq!(Sum::default().copied(&data[..length], &mut copy).folded(), expected);
+            assert_eq!(copy, data[..length]);
         }
         assert_eq!(Sum::default().bytes(&[0xff; 65535]).folded(), naive(&[0xff; 65535]) % 65535);
     }
