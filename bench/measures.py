@@ -102,7 +102,7 @@ def estimate(steps: Sequence[str], seconds: int) -> float:
 def measure(
     pair: Pair, running: Running, steps: Sequence[str], seconds: int, failed: Callable[[str], None]
 ) -> Sample:
-    """Take each step once through a running tunnel; a figure that can't be had is told to `failed` and left out."""
+    """Take each step once through a running tunnel; a figure that can't be had is left out, and `failed` gets why."""
     sample: Sample = {}
     for name in steps:
         with _iperf_server(pair):

@@ -16,6 +16,7 @@ from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError, UsageError
 from rustguard_py.model.printable import printable
+from rustguard_py.model.sudo import as_root
 from rustguard_py.service import systemd
 from rustguard_py.state import paths
 from rustguard_py.state.client_records import ClientState, NetworkRecord
@@ -56,15 +57,19 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
     if not leaving:
         raise UsageError(f"{server} was not joined.", "\n".join(["These were:", *hosts]))
     host, name = leaving[0].host, leaving[0].name
+    running = [
+        each for each in paths.running() if each.state_directory == directory.resolve() and listens(each.socket)
+    ]
+    for candidate in running:
+        _refuse_if_elsewhere(candidate.socket, host)
     if not yes and not click.confirm(printable(f"Leave {host}, where this machine is {name}?"), err=True):
         raise RefusedError("Nothing was changed.")
     answered: dict[NetworkRecord, bool | None] = {}
-    for candidate in paths.running():
-        if candidate.state_directory == directory.resolve() and listens(candidate.socket):
-            for each in leaving:
-                with suppress(RustGuardError):
-                    answered[each] = _tell(candidate.socket, each)
-            end(candidate)
+    for candidate in running:
+        for each in leaving:
+            with suppress(RustGuardError):
+                answered[each] = _tell(candidate.socket, each)
+        end(candidate)
     _forget(directory, host)
     for service in systemd.installed():
         if (
@@ -84,6 +89,21 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
                 None: f"With a memif, the server can't be told. It {fix}",
             }[answered[each]]
         click.echo(printable(line), err=True)
+
+
+def _refuse_if_elsewhere(socket: Path, host: str) -> None:
+    """Raise RefusedError if a daemon is connected to another network than that of `host`, which would end with it."""
+    try:
+        peers = call(socket, "status").get("peers", [])
+    except RustGuardError:
+        # Whatever keeps it from answering, `leave` ends it.
+        return
+    others = [str(each["name"]) for each in peers if each["name"] != host]
+    if others:
+        raise RefusedError(
+            f"This machine is connected to {others[0]} now. Leaving {host} would disconnect it.",
+            f"Disconnect it first: {as_root('rustguard stop')}",
+        )
 
 
 def _tell(socket: Path, network: NetworkRecord) -> bool | None:

@@ -48,7 +48,7 @@ def listen(stack: AsyncExitStack, memif: MemifOptions | None) -> socket.socket |
 
 
 def introduce(voice: Voice, memif: MemifOptions, addresses: Iterable[InterfaceAddress], mtu: int) -> None:
-    """Say which memif stands for the interface, and what the other program has to set.
+    """Print which memif stands for the interface, and what the other program has to set.
 
     Args:
         voice: Prints it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def test_the_server_removes_a_client_that_leaves_and_lets_it_come_back(tmp_path:
     assert [path.name for path in second.state.glob("state.json*")] == ["state.json"]
     assert set(home.peers()) == {"first", "second"}
     home.run("peers revoke second")
+
+    # A client that is connected to another network isn't disconnected by it.
+    state = first.state / "state.json"
+    before = state.read_text()
+    saved = first.saved()
+    saved["data"]["networks"].append(saved["data"]["networks"][0] | {"host": "office.example"})
+    state.write_text(json.dumps(saved))
+    refused = first.run("leave office.example --yes", check=False)
+    assert refused.returncode != 0
+    assert "Leaving office.example would disconnect it." in refused.stderr
+    assert "rustguard stop" in refused.stderr
+    assert json.loads(state.read_text()) == saved
+    assert first.reaches(INNER)
+    state.write_text(before)
 
     # Nothing is connected any more, so no server hears of it.
     first.run("stop", state=False)
