@@ -127,6 +127,6 @@ def open_log(path: Path) -> int:
             descriptor = open_plain(files, path, flags)
     except OSError as error:
         raise unusable("written", path, error) from error
-    # Programs that write to a full pipe or terminal by this descriptor's flags don't expect EAGAIN.
+    # It becomes standard output, also of programs that we start.
     os.set_blocking(descriptor, True)
     return descriptor

@@ -12,11 +12,11 @@ use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
 use transport::vnet::MAX_PACKET;
 
 use crate::descriptor::{now, wait};
+use crate::device::Queues;
 use crate::device::batch::{BUFFER, Batch};
 use crate::device::channel::Channel;
 use crate::device::lane::{Closed, Limits};
 use crate::device::metered::Meters;
-use crate::device::Queues;
 
 /// A batch of more bytes than this is copied without the interpreter's lock. To give it up and take
 /// it again costs as much as copying some kilobytes.

@@ -61,6 +61,7 @@ impl PyMemif {
 impl PyMemif {
     #[new]
     #[pyo3(signature = (socket, *, listener, number, secret, queues, ethernet, interface, metered = false))]
+    #[expect(clippy::too_many_arguments, reason = "they are Python's keyword arguments")]
     fn new(
         socket: &str,
         listener: Option<RawFd>,
