@@ -24,6 +24,7 @@ from rustguard_py.model.printable import is_hidden
 from rustguard_py.state import envelope
 from rustguard_py.state.client_records import ClientState, NetworkRecord
 from rustguard_py.state.records import ServerState
+from support.examples import examples
 
 PRIVATE, SERVER, PSK = (bytes([number]) * 32 for number in (64, 7, 9))
 OK: dict[str, Any] = {
@@ -144,7 +145,7 @@ replacements = st.sets(st.sampled_from(sorted(MEMBERS)), max_size=4).flatmap(
 choices = st.sampled_from([None, RouteChoice(all=True), RouteChoice(), RouteChoice.parse("0.0.0.0/1,2001:db8::/30")])
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(replacements, st.integers(1, 65535), choices)
 def test_what_a_server_can_say_is_saved_loaded_and_exported(
     replaced: dict[str, Any], port: int, choice: RouteChoice | None
@@ -165,7 +166,7 @@ def test_what_a_server_can_say_is_saved_loaded_and_exported(
     assert not any(map(is_hidden, shown))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.binary(min_size=34, max_size=34), odd | st.builds("laptop{}".format, odd))
 def test_what_a_client_can_say_is_saved_and_loaded(start: bytes, name: str) -> None:
     encoded = name.encode(errors="surrogatepass")[:45]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rustguard_py import conf, conf_reader, conf_writer
 from rustguard_py.model.errors import UsageError
+from support.examples import examples
 
 
 def key(number: int) -> str:
@@ -279,7 +280,7 @@ def written_or_refused(config: conf.Config) -> None:
     assert len(re.findall(r"^\s*(?:PreUp|PostUp|PreDown|PostDown)", text, re.MULTILINE)) == hooks
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(hostile_configs, st.sampled_from(FIELDS))
 def test_a_hostile_value_of_any_field_is_read_again_or_refused(hostile: conf.Config, field: str) -> None:
     # One field at a time, so that the others don't hide it.
@@ -310,7 +311,7 @@ def test_a_value_that_would_become_a_line_of_its_own_is_refused(config: conf.Con
     assert key(1) not in refused.value.message
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.lists(hostile, max_size=4), st.sampled_from(["{}[Peer]\n{}", "[Peer]\n{}{}"]))
 def test_a_file_that_was_read_can_be_written(comments: list[str], layout: str) -> None:
     lines = "".join(f"# {comment}\n" for comment in comments)

@@ -14,6 +14,7 @@ from rustguard_py.planes.checksum import RowSums, sum_bytes
 from rustguard_py.planes.coalesce import Coalescer
 from rustguard_py.planes.offload import GSO_NONE, MAX_MESSAGE, VNET_SIZE, Vnet, wanted_gso_segments
 from rustguard_py.planes.segment import Segmenter
+from support.examples import examples
 from support.packets import checksums_hold, naive_sum, superpacket, tcp_packet, udp_packet
 
 MTU = 1420
@@ -92,7 +93,7 @@ def test_sums_of_all_ones_do_not_overflow() -> None:
     assert RowSums(buffer, 0, 65534, 65534, 2).big_endian(0, 2).tolist() == [32767 * 65535 * 256] * 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     version=st.sampled_from([4, 6]),
     tcp=st.booleans(),
@@ -140,7 +141,7 @@ def test_a_superpacket_becomes_the_packets_it_stands_for(
         assert without_checksums(packet) == without_checksums(expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     version=st.sampled_from([4, 6]),
     tcp=st.booleans(),
@@ -187,7 +188,7 @@ PACKETS = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.lists(PACKETS, min_size=1, max_size=20))
 def test_whatever_comes_mixed_is_delivered_unchanged_and_in_order(
     plan: list[tuple[int, bool, int, int, int, int, bool]],
@@ -239,7 +240,7 @@ def test_udp_is_left_alone_where_the_kernel_breaks_it() -> None:
     assert [run.parts for run in runs] == [[], [], []]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.binary(min_size=VNET_SIZE, max_size=VNET_SIZE), st.binary(min_size=1, max_size=300))
 def test_no_header_from_the_device_makes_the_segmenter_do_more_than_refuse(head: bytes, packet: bytes) -> None:
     vnet = Vnet.decode(head)
@@ -251,7 +252,7 @@ def test_no_header_from_the_device_makes_the_segmenter_do_more_than_refuse(head:
     assert 0 < rows <= len(packet)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=80), min_size=1, max_size=20))
 def test_no_bytes_from_a_peer_make_the_coalescer_fail(packets: list[bytes]) -> None:
     prefix = tcp_packet(*ENDS[4], b"")[:30]

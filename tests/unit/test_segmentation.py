@@ -116,8 +116,8 @@ def test_a_damaged_tcp_stream_that_backs_off_is_enough() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.05])
 @pytest.mark.parametrize("rate", [3, 20, 200])
-def test_random_loss_for_an_hour_is_no_reason(fraction: float, rate: int) -> None:
-    for seed in range(3):
+def test_random_loss_for_an_hour_is_no_reason(fraction: float, rate: int, soak: bool) -> None:
+    for seed in range(3 if soak else 1):
         ends = Ends(losing(fraction, seed), lambda _: rate)
         for _ in range(30):
             ends.run(120)

@@ -23,6 +23,7 @@ from rustguard_py.daemon.uapi.socket import VARIABLE, UapiSocket
 from rustguard_py.model.endpoint import Endpoint, Network, PeerId
 from rustguard_py.planes.contract import Event
 from rustguard_py.quick.wg_device import WgDevice
+from support.examples import examples
 from support.memory_plane import MemoryPlane
 
 P = ParamSpec("P")
@@ -199,7 +200,7 @@ def lines_of(own: list[str], peers: list[tuple[str, list[str]]]) -> str:
     return "\n".join([*own, *(line for key, rest in peers for line in (key, *rest))])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example([([], [(f"public_key={KEYS[0]}", ["endpoint=[fe80::1%4294967296]:51820"])], [])])
 @example([([], [(f"public_key={KEYS[0]}", ["allowed_ip=10.0.0.2/32"])], [False, True])])
 @example([(["replace_peers=true"], [(f"public_key={KEYS[1]}", []), (f"public_key={KEYS[3]}", [])], [False, True])])
