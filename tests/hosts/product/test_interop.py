@@ -73,8 +73,11 @@ def _ping(host: Host, address: str, *options: str) -> None:
 @pytest.mark.parametrize("preshared", [None, PRESHARED], ids=["no-psk", "psk"])
 @pytest.mark.parametrize("we_begin", [True, False], ids=["initiator", "responder"])
 def test_pings_pass_over_both_families(
-    lab: Lab, tmp_path: Path, engine: str, outside: int, preshared: bytes | None, we_begin: bool
+    lab: Lab, tmp_path: Path, soak: bool, engine: str, outside: int, preshared: bytes | None, we_begin: bool
 ) -> None:
+    # Half of them have every choice together with every two others.
+    if not soak and (engine == "native", outside == 4, preshared is None, we_begin).count(True) % 2:
+        pytest.skip("in the long form alone")
     ours, stock = _joined(_link(lab), tmp_path, engine, outside=outside, preshared=preshared, we_know_them=we_begin)
     first, second = (ours.host, stock.host) if we_begin else (stock.host, ours.host)
     for address in THEIRS if we_begin else OURS:
@@ -89,12 +92,12 @@ def test_pings_pass_over_both_families(
 def test_full_size_packets_and_tcp_pass_both_ways(lab: Lab, tmp_path: Path, engine: str) -> None:
     ours, stock = _joined(_link(lab), tmp_path, engine, outside=4, preshared=PRESHARED, we_know_them=True)
     _ping(ours.host, THEIRS[0], "-M", "do", "-s", "1392")
-    for options in ([], ["-R"], ["-u", "-b", "100M"], ["-6", "-R"]):
+    for options in (["-n", "8M"], ["-n", "8M", "-R"], ["-n", "8M", "-u", "-b", "100M"], ["-n", "8M", "-6", "-R"]):
         target = THEIRS[1] if "-6" in options else THEIRS[0]
         # One for each: it tells who comes before it is through with the one before that it is busy.
         server = stock.host.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         stock.host.wait_listening("tcp", 5201, 60)
-        command = ["iperf3", "-c", target, "-t", "1", *options, "--connect-timeout", "30000"]
+        command = ["iperf3", "-c", target, *options, "--connect-timeout", "30000"]
         said = ours.host.run(command).stdout
         assert re.search(r"[1-9]\d*\S* [KMG]Bytes .*receiver", said), said
         server.wait(60)
