@@ -46,6 +46,7 @@ reasons! {
     PairingRevision "pairing_revision" "A HELLO of another revision of the pairing was answered by REVISION."
     PairingSession "pairing_session" "A CONFIRM or FORGET names no session."
     Replayed "replayed" "A datagram came twice, or too late."
+    SendQueue "send_queue" "A packet waited too long for the network to take it."
     Superpacket "superpacket" "The host sent a malformed superpacket."
     UnknownIndex "unknown_index" "A datagram's receiver index belongs to no session."
     UnknownType "unknown_type" "A datagram has no type that we know."

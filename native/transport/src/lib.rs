@@ -21,6 +21,7 @@ pub mod drops;
 pub mod ecn;
 pub mod ethernet;
 pub mod event_queue;
+pub mod fair_queue;
 pub mod foreign;
 pub mod gate;
 pub mod inbound;

@@ -29,6 +29,9 @@ const ENOUGH: usize = 16;
 /// If there are packets for several peers, none waits any longer after this many bytes, even if the
 /// device has more.
 const MOST: usize = 256 << 10;
+/// The longest turn where all packets are for one peer. Its packets don't wait: each full message is
+/// sent at once. But the clock is read, and events are passed on, between two turns.
+const LONGEST: usize = 1 << 20;
 /// What a packet counts for at least: it costs as much as this many bytes.
 const LEAST: usize = 512;
 
@@ -91,13 +94,13 @@ impl Outbound {
         self.taken = 0;
     }
 
-    /// Return whether to flush even if the device may have more: nothing waits, or the packets of
-    /// one peer would wait too long for those of others.
+    /// Return whether to flush even if the device may have more: nothing waits, the packets of one
+    /// peer would wait too long for those of others, or the turn is long.
     pub fn is_due(&self) -> bool {
         let mut waiting = self.drafts[..self.open].iter().filter(|draft| draft.len() > 0);
         match waiting.next() {
             None => self.taken > 0,
-            Some(_) => self.taken >= MOST && waiting.next().is_some(),
+            Some(_) => self.taken >= if waiting.next().is_some() { MOST } else { LONGEST },
         }
     }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rustguard_py.lab.hosts import Lab
+from rustguard_py.model.errors import RefusedError
+from rustguard_py.state.client_records import ClientState
+from rustguard_py.state.document import Document
 from support.product import INNER, OPEN, POOL, Site
 
 
@@ -44,19 +47,22 @@ def test_the_server_removes_a_client_that_leaves_and_lets_it_come_back(tmp_path:
     home.run("peers revoke second")
 
     # A client that is connected to another network isn't disconnected by it.
-    state = first.state / "state.json"
-    before = state.read_text()
-    saved = first.saved()
-    saved["data"]["networks"].append(saved["data"]["networks"][0] | {"host": "office.example"})
-    state.write_text(json.dumps(saved))
+    first.run("stop", state=False)
+    document = Document.open(first.state)
+    state = ClientState.from_json(document.load())
+    another = replace(state.networks[0], host="office.example")
+    document.save(replace(state, networks=(*state.networks, another)).to_json())
+    document.close()
+    first.join(str(first.servers_end.ipv4), token=None)
+    kept = first.saved()
     refused = first.run("leave office.example --yes", check=False)
-    assert refused.returncode != 0
+    assert refused.returncode == RefusedError.exit_code
     assert "Leaving office.example would disconnect it." in refused.stderr
     assert "rustguard stop" in refused.stderr
-    assert json.loads(state.read_text()) == saved
+    assert first.saved() == kept
     assert first.reaches(INNER)
-    state.write_text(before)
 
     # Nothing is connected any more, so no server hears of it.
     first.run("stop", state=False)
+    assert "Left office.example." in first.run("leave office.example --yes").stderr
     assert "It wasn't connected, so its server may still list first." in first.run("leave --yes").stderr

@@ -1,5 +1,6 @@
 //! The workers over plain system calls, which run everywhere.
 
+mod backlog;
 mod inward;
 mod outward;
 mod source;

@@ -7,13 +7,20 @@ use transport::outbound::Outbound;
 use transport::sink::Sink;
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
+use super::backlog::Backlog;
 use crate::descriptor::{is_nothing, now, wait};
+use crate::device::Device;
 use crate::io::Io;
 use crate::spin::Spin;
 use crate::udp_side::Patience;
 
 /// A sink that counts.
 pub trait Sender: Sink {
+    /// Read one frame: of those that wait, or of the device.
+    fn read(&mut self, device: &dyn Device, frame: &mut [u8]) -> io::Result<usize> {
+        device.read(frame)
+    }
+
     /// Return how many datagrams were sent since this was last called, and their bytes.
     fn take_counts(&mut self) -> (usize, usize);
 }
@@ -23,25 +30,41 @@ struct SocketSender<'a> {
     io: &'a Io,
     queue: usize,
     counts: (usize, usize),
+    /// None with AF_XDP, whose rings are short.
+    backlog: Option<Backlog<'a>>,
 }
 
 impl Sink for SocketSender<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
         self.counts.0 += message.len().div_ceil(segment);
         self.counts.1 += message.len();
+        if let Some(backlog) = &mut self.backlog {
+            backlog.make_room(message.len(), endpoint);
+        }
         self.io.send(message, segment, endpoint, tos, self.queue, Patience::Some)
     }
 }
 
 impl Sender for SocketSender<'_> {
+    fn read(&mut self, device: &dyn Device, frame: &mut [u8]) -> io::Result<usize> {
+        match &mut self.backlog {
+            Some(backlog) => backlog.read(frame),
+            None => device.read(frame),
+        }
+    }
+
     fn take_counts(&mut self) -> (usize, usize) {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.begin();
+        }
         std::mem::take(&mut self.counts)
     }
 }
 
 /// Run the way out of a queue over the sockets.
 pub fn run(io: &Io, queue: usize) -> io::Result<()> {
-    run_with(io, queue, &mut SocketSender { io, queue, counts: (0, 0) })
+    let backlog = io.xdp.is_none().then(|| Backlog::new(io, queue));
+    run_with(io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog })
 }
 
 /// Run the way out of a queue: read the device by its methods, send by `sender`.
@@ -57,7 +80,7 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
         let transport = &*io.transport;
         let (mut any, mut ended) = (false, false);
         while !outbound.is_due() {
-            match device.read(&mut frame) {
+            match sender.read(device, &mut frame) {
                 Ok(size) => outbound.frame(transport, &mut frame[..size], now, &mut outbox, sender),
                 Err(error) if is_nothing(&error) => break,
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {

@@ -167,6 +167,15 @@ impl Udp {
         address_of(&name_of(&self.fd)?.0).ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
     }
 
+    /// Return about how many bytes of what was sent the kernel still holds, its own data included. 0 if
+    /// it can't tell.
+    pub fn unsent(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ writes one int.
+        let asked = check(unsafe { libc::ioctl(self.fd(), libc::TIOCOUTQ, &raw mut bytes) });
+        asked.map_or(0, |_| usize::try_from(bytes).unwrap_or_default())
+    }
+
     /// Receive the messages that wait, at most [`MESSAGES`].
     pub fn receive(&self, into: &mut Receiver) -> io::Result<()> {
         into.messages.clear();

@@ -5,7 +5,7 @@ use crate::aead::{Aead, RingCipher};
 use crate::contract::{Outbox, PeerId};
 use crate::keypairs::tests::keypair;
 use crate::outbound::Outbound;
-use crate::segment::tests::packet;
+use crate::segment::tests::{packet, superpacket};
 use crate::transport::Transport;
 use crate::vnet::Vnet;
 use crate::wire::{DATA_HEADER_SIZE, u32_at, u64_at};
@@ -120,4 +120,20 @@ fn nothing_waits_long_for_packets_of_others() {
     }
     assert_eq!(wire.0.iter().map(|(_, segment)| *segment).collect::<Vec<_>>(), [160; 15]);
     assert!(wire.0.iter().all(|(message, _)| message.len() == 64 * 160));
+}
+
+#[test]
+fn a_turn_of_one_peer_ends_too() {
+    let hub = hub(1);
+    let (mut outbound, mut wire, mut out) = (Outbound::default(), Wire::default(), Outbox::default());
+    // A packet, and superpackets of a full message each: one packet is always left over.
+    let mut send = |segments: usize| {
+        let (vnet, mut made) = superpacket(true, true, 0x10, &vec![0; segments * 1380], 1380);
+        made[16..20].copy_from_slice(&0x0a09_0001_u32.to_be_bytes());
+        outbound.frame(&hub, &mut frame(vnet, &made), 1.0, &mut out, &mut wire);
+        outbound.is_due()
+    };
+    assert!(!send(1));
+    let turns = (1..100).take_while(|_| !send(45)).count();
+    assert!((14..18).contains(&turns), "{turns}");
 }
