@@ -29,7 +29,9 @@ def _run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=env)
 
 
-@pytest.mark.parametrize("program", ["run.py", "scale.py", "peers.py", "handshakes.py", "spread.py", "tunnels.py"])
+@pytest.mark.parametrize(
+    "program", ["run.py", "scale.py", "peers.py", "handshakes.py", "spread.py", "tunnels.py", "scheduling.py"]
+)
 def test_each_program_says_what_it_does(program: str) -> None:
     done = _run(program, "--help")
     assert done.returncode == 0, done.stderr
@@ -58,11 +60,11 @@ def test_a_round_of_many_peers_may_not_outlast_its_sessions() -> None:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
-    """The parts of run.py, as it imports them."""
+    """The parts of run.py, as it imports them, and scheduling.py, which uses some of them."""
     import importlib
 
     monkeypatch.syspath_prepend(str(BENCH))
-    names = ("links", "engines", "measures", "report", "suites", "tunnels")
+    names = ("links", "engines", "measures", "report", "suites", "tunnels", "scheduling")
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
@@ -179,3 +181,24 @@ def tunnels_row(tunnels: int) -> dict[str, Any]:
         "within": 0.9,
         "mean": means,
     }
+
+
+def test_what_goes_with_the_rate_of_a_stream_comes_first(
+    bench: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scheduling = bench["scheduling"]
+    pairs = [(1000.0, 5.0), (3000.0, 1.0), (2000.0, 4.0), (4000.0, 1.0)]
+    runs = [{"rate": rate, "steady": 7.0, "cost": cost} for rate, cost in pairs]
+    scheduling.print_engine("native", runs)
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said[0] == "native, Mbit/s of 4 runs in their order: 1000 3000 2000 4000"
+    assert said[1] == "median 2500, worst ÷ median 0.40, best ÷ median 1.60"
+    assert said[3].split() == ["cost", "5", "1", "-0.95"]
+    assert said[4].split() == ["steady", "7", "7", "0.00"]
+
+
+def test_a_core_counts_as_shared_only_while_both_want_it(bench: dict[str, ModuleType]) -> None:
+    watch = bench["scheduling"].Watch([])
+    watch.seen = [{"a": 0, "b": 0}, {"a": 0, "b": 1}, {"a": None, "b": None}, {"a": 1, "b": 0}]
+    assert watch.together("a", "b") == 0.25
+    assert watch.home("a") == pytest.approx(2 / 3)
