@@ -134,7 +134,7 @@ fn measure(tcp: bool, count: usize, payload: usize) -> [[f64; 2]; 2] {
 }
 
 fn cases() -> impl Iterator<Item = (String, [[f64; 2]; 2])> {
-    let cases = [(true, 45, 1368), (true, 16, 1368), (true, 2, 1368), (false, 45, 1372), (false, 64, 64)];
+    let cases = [(true, 16, 1368), (true, 45, 1368), (true, 2, 1368), (false, 45, 1372), (false, 64, 64)];
     let name = |tcp| if tcp { "TCP" } else { "UDP" };
     cases
         .into_iter()

@@ -9,24 +9,20 @@
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 
-/// Bytes of a 512-bit register.
-const WIDE: usize = 64;
-/// Bytes of two 256-bit registers.
-const TWO: usize = 64;
+use super::{BLOCK, words};
 
-/// Return the sum of little-endian 32-bit words, as if zeros followed, and how many bytes were
-/// taken: all with AVX-512, whole blocks with AVX2, else none. Copy these to `target` if there is
-/// one. It must be as long as `source`.
-pub fn total(source: &[u8], target: Option<&mut [u8]>) -> (u64, usize) {
+/// Return the sum of little-endian 32-bit words, as if zeros followed. Copy the bytes to `target` if
+/// there is one, which must be as long. Return None if the processor lacks the features.
+pub fn total(source: &[u8], target: Option<&mut [u8]>) -> Option<u64> {
     assert!(target.as_ref().is_none_or(|target| target.len() == source.len()), "the lengths differ");
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
         // SAFETY: the processor has the features, and the lengths are the same.
-        (unsafe { with_512(source, target) }, source.len())
+        Some(unsafe { with_512(source, target) })
     } else if is_x86_feature_detected!("avx2") {
         // SAFETY: as above.
-        unsafe { with_256(source, target) }
+        Some(unsafe { with_256(source, target) })
     } else {
-        (0, 0)
+        None
     }
 }
 
@@ -37,8 +33,8 @@ unsafe fn with_512(source: &[u8], target: Option<&mut [u8]>) -> u64 {
     let from = source.as_ptr();
     let to = target.map(<[u8]>::as_mut_ptr);
     let (mut whole, mut upper) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-    let rest = source.len() % WIDE;
-    for at in (0..source.len() - rest).step_by(WIDE) {
+    let rest = source.len() % BLOCK;
+    for at in (0..source.len() - rest).step_by(BLOCK) {
         // SAFETY: these bytes are in the source, and so in the target.
         let words = unsafe {
             let words = _mm512_loadu_si512(from.add(at).cast());
@@ -51,7 +47,7 @@ unsafe fn with_512(source: &[u8], target: Option<&mut [u8]>) -> u64 {
         upper = _mm512_add_epi64(upper, _mm512_srli_epi64::<32>(words));
     }
     if rest > 0 {
-        let (at, mask) = (source.len() - rest, u64::MAX >> (WIDE - rest));
+        let (at, mask) = (source.len() - rest, u64::MAX >> (BLOCK - rest));
         // SAFETY: the bytes of the mask are in the source, and so in the target. Others aren't
         // accessed.
         let words = unsafe {
@@ -68,19 +64,17 @@ unsafe fn with_512(source: &[u8], target: Option<&mut [u8]>) -> u64 {
     _mm512_reduce_add_epi64(_mm512_add_epi64(lower, upper)) as u64
 }
 
-/// Return the number of bytes that were taken as well.
-///
 /// # Safety
 /// The target is as long as the source.
 #[target_feature(enable = "avx2")]
-unsafe fn with_256(source: &[u8], target: Option<&mut [u8]>) -> (u64, usize) {
+unsafe fn with_256(source: &[u8], mut target: Option<&mut [u8]>) -> u64 {
     let from = source.as_ptr();
-    let to = target.map(<[u8]>::as_mut_ptr);
+    let to = target.as_mut().map(|target| target.as_mut_ptr());
     let (mut whole, mut upper) = ([_mm256_setzero_si256(); 2], [_mm256_setzero_si256(); 2]);
-    let taken = source.len() - source.len() % TWO;
-    for at in (0..taken).step_by(TWO) {
+    let taken = source.len() - source.len() % BLOCK;
+    for at in (0..taken).step_by(BLOCK) {
         for (half, (whole, upper)) in whole.iter_mut().zip(&mut upper).enumerate() {
-            let at = at + half * (TWO / 2);
+            let at = at + half * (BLOCK / 2);
             // SAFETY: these bytes are in the source, and so in the target.
             let words = unsafe {
                 let words = _mm256_loadu_si256(from.add(at).cast());
@@ -93,59 +87,50 @@ unsafe fn with_256(source: &[u8], target: Option<&mut [u8]>) -> (u64, usize) {
             *upper = _mm256_add_epi64(*upper, _mm256_srli_epi64::<32>(words));
         }
     }
+    if let Some(target) = target {
+        target[taken..].copy_from_slice(&source[taken..]);
+    }
     let whole = _mm256_add_epi64(whole[0], whole[1]);
     let upper = _mm256_add_epi64(upper[0], upper[1]);
     let lower = _mm256_sub_epi64(whole, _mm256_slli_epi64::<32>(upper));
     let mut sums = [0; 4];
     // SAFETY: 32 bytes are writable; the instruction asks for no alignment.
     unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), _mm256_add_epi64(lower, upper)) };
-    (sums.iter().sum(), taken)
+    sums.iter().sum::<u64>() + words(&source[taken..])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Return the sum and the copy by either function, `at` bytes into buffers.
-    fn both(data: &[u8]) -> Vec<(u64, usize, Vec<u8>)> {
+    /// Return the sum by each function that the processor has. Both copy, too.
+    fn sums(data: &[u8]) -> Vec<u64> {
         let mut found = Vec::new();
-        let mut copy = vec![0; data.len()];
-        if is_x86_feature_detected!("avx512bw") {
-            // SAFETY: the processor has the feature, and the lengths are the same.
-            let sums = unsafe { [with_512(data, None), with_512(data, Some(&mut copy))] };
-            assert_eq!(sums[0], sums[1]);
-            found.push((sums[0], data.len(), copy.clone()));
-        }
-        copy.fill(0);
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: as above.
-            let sums = unsafe { [with_256(data, None), with_256(data, Some(&mut copy))] };
-            assert_eq!(sums[0], sums[1]);
-            found.push((sums[0].0, sums[0].1, copy));
+        let mut copies = [vec![0; data.len()], vec![0; data.len()]];
+        let [first, second] = &mut copies;
+        // SAFETY: each is called if the processor has its features, and the lengths are the same.
+        unsafe {
+            if is_x86_feature_detected!("avx512bw") {
+                found.extend([with_512(data, None), with_512(data, Some(first))]);
+                assert_eq!(first, data);
+            }
+            if is_x86_feature_detected!("avx2") {
+                found.extend([with_256(data, None), with_256(data, Some(second))]);
+                assert_eq!(second, data);
+            }
         }
         found
     }
 
     #[test]
     fn sums_and_copies_of_every_length_are_right() {
-        let word = |bytes: &[u8]| {
-            let mut word = [0; 4];
-            word[..bytes.len()].copy_from_slice(bytes);
-            u64::from(u32::from_le_bytes(word))
-        };
         let pattern: Vec<u8> = (0..1500_u32).map(|n| (n * n + 7 * n) as u8 | 0x80).collect();
         for data in [pattern, vec![0xff; 1500]] {
             for length in 0..data.len() {
-                for (sum, taken, copy) in both(&data[..length]) {
-                    assert!(taken == length || taken == length - length % TWO);
-                    assert_eq!(sum, data[..taken].chunks(4).map(word).sum::<u64>(), "{length} bytes");
-                    assert_eq!(copy[..taken], data[..taken]);
-                    assert!(copy[taken..].iter().all(|byte| *byte == 0));
-                }
+                let expected = words(&data[..length]);
+                assert!(sums(&data[..length]).iter().all(|sum| *sum == expected), "{length} bytes");
             }
         }
-        for (sum, taken, _) in both(&[0xff; 1 << 16]) {
-            assert_eq!((sum, taken), ((1 << 14) * 0xffff_ffff, 1 << 16));
-        }
+        assert!(sums(&[0xff; 1 << 16]).iter().all(|sum| *sum == (1 << 14) * 0xffff_ffff));
     }
 }
