@@ -7,6 +7,12 @@
 //! A checksum field is 65535 less the sum, which here is never 0. For UDP a zero field means "no
 //! checksum". For TCP and IPv4, 0 and 0xffff mean the same.
 
+#[cfg(lanes)]
+mod vector;
+
+/// Bytes that are summed at once. What is shorter is summed where it is, word by word.
+const BLOCK: usize = 64;
+
 /// An unfinished sum.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u64);
@@ -15,22 +21,20 @@ impl Sum {
     /// Add bytes. An odd last byte counts as if a zero followed, so only the last piece may have an
     /// odd length.
     #[must_use]
+    #[inline]
     pub fn bytes(self, data: &[u8]) -> Self {
-        let word = |bytes: &[u8]| u64::from(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-        // Independent lanes, so that the compiler can use vector registers.
-        let mut lanes = [0_u64; 16];
-        let mut blocks = data.chunks_exact(64);
-        for block in &mut blocks {
-            for (lane, bytes) in lanes.iter_mut().zip(block.chunks_exact(4)) {
-                *lane += word(bytes);
-            }
+        Self(self.fold_64() + if data.len() < BLOCK { words(data) } else { blocks(data) })
+    }
+
+    /// Copy bytes to `target`, which is as long, and add them.
+    #[must_use]
+    pub fn copied(self, data: &[u8], target: &mut [u8]) -> Self {
+        #[cfg(lanes)]
+        if let Some(total) = vector::total(data, Some(&mut *target)) {
+            return Self(self.fold_64() + total);
         }
-        let mut words = blocks.remainder().chunks_exact(4);
-        let whole = (&mut words).map(word).sum::<u64>();
-        let odd = words.remainder();
-        let mut last = [0; 4];
-        last[..odd.len()].copy_from_slice(odd);
-        Self(self.fold_64() + lanes.iter().sum::<u64>() + whole + word(&last))
+        target.copy_from_slice(data);
+        self.bytes(data)
     }
 
     /// Add a number that is in the packet as a big-endian 16-bit word.
@@ -62,6 +66,39 @@ impl Sum {
     }
 }
 
+/// Return the sum of little-endian 32-bit words, as if zeros followed.
+#[inline]
+fn words(data: &[u8]) -> u64 {
+    let word = |bytes: &[u8]| u64::from(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    let mut words = data.chunks_exact(4);
+    let whole = (&mut words).map(word).sum::<u64>();
+    let odd = words.remainder();
+    let mut last = [0; 4];
+    last[..odd.len()].copy_from_slice(odd);
+    whole + word(&last)
+}
+
+/// Return the same, in vectors if the processor has them.
+fn blocks(data: &[u8]) -> u64 {
+    #[cfg(lanes)]
+    if let Some(total) = vector::total(data, None) {
+        return total;
+    }
+    portable(data)
+}
+
+fn portable(data: &[u8]) -> u64 {
+    // Independent lanes, so that the compiler can use vector registers.
+    let mut lanes = [0_u64; 16];
+    let mut blocks = data.chunks_exact(BLOCK);
+    for block in &mut blocks {
+        for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(4)) {
+            *lane += u64::from(u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+        }
+    }
+    lanes.iter().sum::<u64>() + words(blocks.remainder())
+}
+
 /// Return the sum of the addresses in an IP header without options.
 pub fn addresses(packet: &[u8], v4: bool) -> Sum {
     Sum::default().bytes(if v4 { &packet[12..20] } else { &packet[8..40] })
@@ -87,6 +124,10 @@ pub(crate) mod tests {
         for length in 0..data.len() {
             let expected = naive(&data[..length]) % 65535;
             assert_eq!(Sum::default().bytes(&data[..length]).folded(), expected, "{length} bytes");
+            assert_eq!((portable(&data[..length]) % 65535) as u16, expected.swap_bytes());
+            let mut copy = vec![0; length];
+            assert_eq!(Sum::default().copied(&data[..length], &mut copy).folded(), expected);
+            assert_eq!(copy, data[..length]);
         }
         assert_eq!(Sum::default().bytes(&[0xff; 65535]).folded(), naive(&[0xff; 65535]) % 65535);
     }

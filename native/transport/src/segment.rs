@@ -30,7 +30,9 @@ pub struct Superpacket<'a> {
     identification: Option<u16>,
     sequence: u32,
     flags: u8,
-    /// The sum of the pseudo-header, without the length.
+    /// The sum of the IP header, as far as it is the same in all packets.
+    ip: Sum,
+    /// The same of the pseudo-header and the transport header.
     pseudo: Sum,
 }
 
@@ -79,9 +81,12 @@ impl<'a> Superpacket<'a> {
             identification: None,
             sequence: 0,
             flags: 0,
+            ip: Sum::default(),
             pseudo,
         };
         made.clear_header(checksum);
+        let (ip, headers) = made.header[..header_size].split_at(transport);
+        (made.ip, made.pseudo) = (Sum::default().bytes(ip), pseudo.bytes(headers));
         Some(made)
     }
 
@@ -94,15 +99,20 @@ impl<'a> Superpacket<'a> {
         let (header, transport) = (&mut self.header, self.transport);
         put(header, checksum, 0);
         if self.v4 {
+            put(header, 2, 0);
             put(header, 10, 0);
             if header[6] & DONT_FRAGMENT == 0 {
                 self.identification = Some(word(header, 4));
+                put(header, 4, 0);
             }
         }
         if self.tcp {
             self.flags = header[transport + 13];
             header[transport + 13] &= !(FIN | PSH | CWR);
             self.sequence = u32::from(word(header, transport + 4)) << 16 | u32::from(word(header, transport + 6));
+            header[transport + 4..transport + 8].fill(0);
+        } else {
+            put(header, transport + 4, 0);
         }
     }
 
@@ -125,27 +135,32 @@ impl<'a> Superpacket<'a> {
         let (transport, last) = (self.transport, start + payload.len() == self.payload.len());
         let (header, room) = target[..size].split_at_mut(self.header_size);
         header.copy_from_slice(&self.header[..self.header_size]);
-        room.copy_from_slice(payload);
         if self.v4 {
             put(header, 2, size as u16);
+            let mut sum = self.ip.word(size as u16);
             if let Some(identification) = self.identification {
-                put(header, 4, identification.wrapping_add(number as u16));
+                let mine = identification.wrapping_add(number as u16);
+                put(header, 4, mine);
+                sum = sum.word(mine);
             }
-            put(header, 10, Sum::default().bytes(&header[..transport]).field());
+            put(header, 10, sum.field());
         } else {
             put(header, 4, (size - 40) as u16);
         }
+        let length = (size - transport) as u16;
+        let mut sum = self.pseudo.word(length);
         if self.tcp {
             let sequence = self.sequence.wrapping_add(start as u32);
             header[transport + 4..transport + 8].copy_from_slice(&sequence.to_be_bytes());
             // CWR belongs to the first packet, FIN and PSH to the last.
-            let mine = if number == 0 { CWR } else { 0 } | if last { FIN | PSH } else { 0 };
-            header[transport + 13] |= self.flags & mine;
+            let mine = self.flags & (if number == 0 { CWR } else { 0 } | if last { FIN | PSH } else { 0 });
+            header[transport + 13] |= mine;
+            sum = sum.word((sequence >> 16) as u16).word(sequence as u16).word(mine.into());
         } else {
-            put(header, transport + 4, (size - transport) as u16);
+            put(header, transport + 4, length);
+            sum = sum.word(length);
         }
-        let sum = self.pseudo.word((size - transport) as u16).bytes(&header[transport..]).bytes(room);
-        put(header, transport + Self::checksum_offset(self.tcp), sum.field());
+        put(header, transport + Self::checksum_offset(self.tcp), sum.copied(payload, room).field());
     }
 }
 
