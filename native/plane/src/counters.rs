@@ -77,12 +77,18 @@ impl WorkerCounters {
     /// Count a batch of `packets` datagrams with `bytes` bytes together, and this thread's system
     /// calls so far.
     pub fn count(&self, packets: usize, bytes: usize) {
+        self.count_packets(packets, bytes);
+        self.count_calls();
+    }
+
+    /// Count a batch, but no system calls. Whoever calls it holds the lock of the worker's work, so
+    /// there is still one writer at a time.
+    pub fn count_packets(&self, packets: usize, bytes: usize) {
         if packets > 0 {
             add(&self.packets, packets);
             add(&self.bytes, bytes);
             add(&self.batch_sizes[(packets.ilog2() as usize).min(CLASSES - 1)], 1);
         }
-        self.count_calls();
     }
 
     /// Count this thread's system calls so far. Called before the thread sleeps.

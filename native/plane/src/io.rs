@@ -1,8 +1,8 @@
 //! What the threads of a plane share: rules, events, queues and sockets.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use transport::Transport;
 use transport::coalesce::Merge;
@@ -17,6 +17,7 @@ use crate::notes::Notes;
 use crate::offloads::Merging;
 use crate::roll_call::RollCall;
 use crate::sources::Sources;
+use crate::syscalls::Pump;
 use crate::udp::Udp;
 use crate::xdp::Xdp;
 
@@ -33,6 +34,8 @@ pub struct Io {
     pub events: Arc<Events>,
     pub notes: Arc<Notes>,
     pub queues: Vec<Queue>,
+    /// The way out of each queue, where two threads share it: see [`crate::syscalls::answer`].
+    pub pumps: Vec<Mutex<Option<Pump>>>,
     /// Sockets on the same ports for everything but data messages. Empty where the kernel can't
     /// tell them apart.
     pub gate: Vec<Udp>,
@@ -73,6 +76,7 @@ impl Io {
             transport,
             events,
             notes,
+            pumps: queues.iter().map(|_| Mutex::default()).collect(),
             queues,
             gate: Vec::new(),
             xdp: None,

@@ -123,6 +123,20 @@ def _check_workers(stats: dict[str, Any], queues: int) -> None:
     assert calls >= 2 * batches
 
 
+def test_a_flow_keeps_its_order_while_two_threads_read_the_device(lab: Lab, tmp_path: Path) -> None:
+    """Bob's thread for what arrives answers the pings, and so sends some of the flow as well."""
+    ends = _link(lab)
+    _joined(ends, tmp_path, native=(1, 1))
+    _ping(ends[0].host, BOB)
+    pinging = ends[0].host.popen(["ping", "-q", "-i", "0.001", _host_of(BOB[0])], stdout=subprocess.DEVNULL)
+    report = _transfer(ends[0].host, ends[1].host, BOB[0], "-R", "-u", "-b", "300M", "-l", "1300", "-t", "2")
+    pinging.terminate()
+    pinging.wait(10)
+    flow = report["end"]["streams"][0]["udp"]
+    assert flow["packets"] > 1000
+    assert flow["out_of_order"] == 0
+
+
 def test_a_peer_that_moves_is_found_at_its_next_packet(lab: Lab, tmp_path: Path) -> None:
     ends = _link(lab)
     _, bob = _joined(ends, tmp_path, native=(1, 1))

@@ -124,6 +124,10 @@ impl Device for Metered {
         self.queue.has_vnet()
     }
 
+    fn answers_at_once(&self) -> bool {
+        self.queue.answers_at_once()
+    }
+
     fn set_mtu(&self, mtu: usize) {
         self.queue.set_mtu(mtu);
     }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 /// [`Device::has_vnet`] the header may also say that a superpacket follows, or that a checksum is
 /// left to the reader.
 ///
-/// Each queue has one thread that reads, and one that writes most of the time. Threads that answer
+/// One thread at a time reads a queue, and one writes it most of the time. Threads that answer
 /// on behalf of the plane write as well, so `write` and `flush` are called from several threads at
 /// once. No method but those that say so may wait.
 pub trait Device: Send + Sync {
@@ -73,6 +73,13 @@ pub trait Device: Send + Sync {
     /// Return whether frames may be superpackets, in both directions. Otherwise the header of each is
     /// zeros, and packets have complete checksums.
     fn has_vnet(&self) -> bool {
+        false
+    }
+
+    /// Return whether the other side may answer a packet within [`Device::write`], as the kernel
+    /// answers a ping. Then the thread that wrote reads as well, even while another sleeps on
+    /// [`Device::fd`].
+    fn answers_at_once(&self) -> bool {
         false
     }
 

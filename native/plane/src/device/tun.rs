@@ -222,6 +222,10 @@ impl Device for Tun {
         self.vnet
     }
 
+    fn answers_at_once(&self) -> bool {
+        true
+    }
+
     fn end_offloads(&self) -> bool {
         self.refused.fetch_add(1, Ordering::Relaxed) < REFUSED_READS && self.set_offloads(0).is_ok()
     }

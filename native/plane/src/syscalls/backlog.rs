@@ -127,6 +127,11 @@ impl<'a> Backlog<'a> {
         self.device().read(frame)
     }
 
+    /// Return whether packets wait.
+    pub fn holds_some(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Begin another message.
     pub fn begin(&mut self) {
         self.taken = 0;

@@ -19,6 +19,8 @@ use crate::udp_side::{Patience, Receiver};
 
 /// After this many batches from one socket the others get a turn, even if more comes.
 const TURNS: u32 = 64;
+/// After a batch of at most so many datagrams the host's answer is looked for.
+const FEW: usize = 2;
 
 /// Run the way in of a queue.
 pub fn run(io: &Io, queue: usize) -> io::Result<()> {
@@ -126,6 +128,9 @@ impl<'a> Inward<'a> {
         let patience = if self.queue == self.io.at_gate() { Patience::None } else { Patience::Some };
         self.io.dispatch(&mut self.outbox, self.queue, patience);
         self.counters.count(packets, bytes);
+        if packets <= FEW && self.queue != self.io.at_gate() && !self.inbound.packets().is_empty() {
+            super::outward::answer(self.io, self.queue)?;
+        }
         Ok(true)
     }
 }

@@ -1,6 +1,7 @@
 //! The way out of a queue: read the device into a message per peer, seal, send.
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use transport::contract::{Endpoint, Outbox};
 use transport::outbound::Outbound;
@@ -21,6 +22,11 @@ pub trait Sender: Sink {
         device.read(frame)
     }
 
+    /// Return whether frames that were read wait to be sent.
+    fn holds_back(&self) -> bool {
+        false
+    }
+
     /// Return how many datagrams were sent since this was last called, and their bytes.
     fn take_counts(&mut self) -> (usize, usize);
 }
@@ -30,7 +36,7 @@ struct SocketSender<'a> {
     io: &'a Io,
     queue: usize,
     counts: (usize, usize),
-    /// None with AF_XDP, whose rings are short.
+    /// None with AF_XDP, whose rings are short, and for an answer, which mustn't wait.
     backlog: Option<Backlog<'a>>,
 }
 
@@ -53,6 +59,10 @@ impl Sender for SocketSender<'_> {
         }
     }
 
+    fn holds_back(&self) -> bool {
+        self.backlog.as_ref().is_some_and(Backlog::holds_some)
+    }
+
     fn take_counts(&mut self) -> (usize, usize) {
         if let Some(backlog) = &mut self.backlog {
             backlog.begin();
@@ -67,21 +77,30 @@ pub fn run(io: &Io, queue: usize) -> io::Result<()> {
     run_with(io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog })
 }
 
-/// Run the way out of a queue: read the device by its methods, send by `sender`.
-pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<()> {
-    let (device, counters) = (&*io.queues[queue].device, &io.counters.queues[queue].out);
-    let mut frame = vec![0; VNET_SIZE + MAX_PACKET].into_boxed_slice();
-    let mut outbound = Outbound::default();
-    let mut outbox = Outbox::default();
-    let mut spin = Spin::default();
-    // Returns whether anything came, and whether that was the end.
-    let mut pump = || {
+/// What turns the device's frames into messages. One thread at a time: the packets of a flow keep
+/// their order.
+#[derive(Default)]
+pub struct Pump {
+    frame: Vec<u8>,
+    outbound: Outbound,
+    outbox: Outbox,
+    /// Whether the thread for it holds back what it has read.
+    holds_back: bool,
+}
+
+impl Pump {
+    /// Send what waits in the device, a batch at most. Return whether anything came, and whether that
+    /// was the end.
+    pub fn run(&mut self, io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(bool, bool)> {
+        let (device, counters) = (&*io.queues[queue].device, &io.counters.queues[queue].out);
+        let Self { frame, outbound, outbox, holds_back } = self;
+        frame.resize(VNET_SIZE + MAX_PACKET, 0);
         let now = now();
         let transport = &*io.transport;
         let (mut any, mut ended) = (false, false);
         while !outbound.is_due() {
-            match sender.read(device, &mut frame) {
-                Ok(size) => outbound.frame(transport, &mut frame[..size], now, &mut outbox, sender),
+            match sender.read(device, frame) {
+                Ok(size) => outbound.frame(transport, &mut frame[..size], now, outbox, sender),
                 Err(error) if is_nothing(&error) => break,
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     ended = true;
@@ -93,13 +112,45 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
             any = true;
         }
         if any {
-            outbound.flush(transport, now, &mut outbox, sender);
-            io.dispatch(&mut outbox, queue, Patience::Some);
+            outbound.flush(transport, now, outbox, sender);
+            io.dispatch(outbox, queue, Patience::Some);
             let (packets, bytes) = sender.take_counts();
-            counters.count(packets, bytes);
+            counters.count_packets(packets, bytes);
         }
+        *holds_back = sender.holds_back();
         Ok((any || ended, ended))
+    }
+}
+
+/// Send what the device has, unless the thread for that is at it already or holds back what came
+/// before. Called by the thread that
+/// has just written to the device: where the host answers at once, as to a ping, the answer leaves
+/// without waking another thread.
+pub fn answer(io: &Io, queue: usize) -> io::Result<()> {
+    if let Ok(mut shared) = io.pumps[queue].try_lock() {
+        if let Some(pump) = shared.as_mut().filter(|pump| !pump.holds_back) {
+            pump.run(io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog: None })?;
+        }
+    }
+    Ok(())
+}
+
+/// Run the way out of a queue: read the device by its methods, send by `sender`.
+pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<()> {
+    let (device, counters) = (&*io.queues[queue].device, &io.counters.queues[queue].out);
+    let mut own = Pump::default();
+    if device.answers_at_once() {
+        *lock(&io.pumps[queue]) = Some(Pump::default());
+    }
+    let mut pump = || {
+        let done = match &mut *lock(&io.pumps[queue]) {
+            Some(shared) => shared.run(io, queue, sender),
+            None => own.run(io, queue, sender),
+        };
+        counters.count_calls();
+        done
     };
+    let mut spin = Spin::default();
     let sign = &io.roll.out[queue];
     let mut ended = false;
     while io.goes_on() {
@@ -124,4 +175,8 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
         }
     }
     Ok(())
+}
+
+fn lock(pump: &Mutex<Option<Pump>>) -> MutexGuard<'_, Option<Pump>> {
+    pump.lock().unwrap_or_else(PoisonError::into_inner)
 }
