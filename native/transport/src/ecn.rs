@@ -57,6 +57,12 @@ pub fn mark(packet: &mut [u8], tos: u8) {
     }
 }
 
+/// Mark a packet that met congestion here. Return false if its sender doesn't take part in ECN.
+pub fn congest(packet: &mut [u8]) -> bool {
+    mark(packet, CE);
+    inner(packet) == CE
+}
+
 /// Return the mark in a packet's header.
 fn inner(packet: &[u8]) -> u8 {
     match packet {
@@ -92,6 +98,9 @@ mod tests {
         for v4 in [true, false] {
             for (inner, row) in (0..).zip(table) {
                 assert_eq!(outer(&marked(v4, inner)), [0, 1, 2, 2][usize::from(inner)]);
+                let mut here = marked(v4, inner);
+                assert_eq!(congest(&mut here), inner != 0);
+                assert_eq!(here, marked(v4, row[3]));
                 for (tos, expected) in (0..).zip(row) {
                     let mut packet = marked(v4, inner);
                     mark(&mut packet, 0x88 | tos);

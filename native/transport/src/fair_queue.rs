@@ -2,12 +2,14 @@
 //!
 //! Flows that begin to wait come first, as in fq_codel (RFC 8290), so a ping doesn't wait behind a
 //! download. A flow whose packets keep waiting loses some, as in CoDel (RFC 8289), so its TCP slows
-//! down.
+//! down. Packets of senders that take part in ECN are marked instead.
 
 use std::collections::VecDeque;
 
 use crate::contract::Seconds;
-use crate::vnet::{IPPROTO_TCP, IPPROTO_UDP, VNET_SIZE};
+use crate::ecn;
+use crate::segment::Superpacket;
+use crate::vnet::{IPPROTO_TCP, IPPROTO_UDP, VNET_SIZE, Vnet};
 
 /// Queues. Flows are spread over them by a hash.
 const FLOWS: usize = 256;
@@ -17,6 +19,8 @@ const QUANTUM: isize = 4096;
 const MOST: usize = 4 << 20;
 /// What a packet counts for at least: memory, besides its bytes.
 const LEAST: usize = 256;
+/// A flow keeps the memory for a list of so many frames. More is given back once it is hardly used.
+const KEPT: usize = 64;
 /// How long the packets of a flow may wait: for longer than this only during one interval.
 const TARGET: Seconds = 0.005;
 const INTERVAL: Seconds = 0.1;
@@ -36,32 +40,39 @@ struct Flow {
     credit: isize,
     /// Whether a turn of it is planned.
     planned: bool,
-    /// When it loses a frame next, if it waits for too long until then.
+    /// When its sender is next told to slow down, if it waits for too long until then.
     due: Option<Seconds>,
-    /// Frames it has lost since it waits for too long.
-    lost: u32,
+    /// How often that was done since it waits for too long: frames lost or marked.
+    told: u32,
 }
 
 impl Flow {
     fn pop(&mut self) -> Option<Waiting> {
         let first = self.frames.pop_front()?;
         self.bytes -= cost(&first.frame);
+        let few = KEPT.max(2 * self.frames.len());
+        if self.frames.capacity() > 2 * few {
+            self.frames.shrink_to(few);
+        }
         Some(first)
     }
 
-    /// Return the next frame to send. Count those that it loses.
+    /// Return the next frame to send. Count the packets that it loses.
     fn next(&mut self, now: Seconds, lost: &mut u64) -> Option<Box<[u8]>> {
         loop {
-            let first = self.pop()?;
+            let mut first = self.pop()?;
             if now - first.since < TARGET || self.frames.is_empty() {
-                (self.due, self.lost) = (None, 0);
+                (self.due, self.told) = (None, 0);
                 return Some(first.frame);
             }
             match self.due {
                 Some(due) if now >= due => {
-                    self.lost += 1;
-                    *lost += 1;
-                    self.due = Some(now + INTERVAL / f64::from(self.lost).sqrt());
+                    self.told += 1;
+                    self.due = Some(now + INTERVAL / f64::from(self.told).sqrt());
+                    if ecn::congest(first.frame.get_mut(VNET_SIZE..).unwrap_or_default()) {
+                        return Some(first.frame);
+                    }
+                    *lost += packets(&first.frame);
                 }
                 due => {
                     self.due = due.or(Some(now + INTERVAL));
@@ -79,7 +90,7 @@ pub struct FairQueue {
     fresh: VecDeque<usize>,
     others: VecDeque<usize>,
     bytes: usize,
-    /// Frames that were lost since [`Self::take_lost`].
+    /// Packets that were lost since [`Self::take_lost`].
     lost: u64,
 }
 
@@ -101,7 +112,7 @@ impl FairQueue {
         self.bytes == 0
     }
 
-    /// Return how many frames were lost since this was last called.
+    /// Return how many packets were lost since this was last called.
     pub fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
     }
@@ -122,8 +133,15 @@ impl FairQueue {
             let longest = self.flows.iter_mut().max_by_key(|flow| flow.bytes);
             let Some(first) = longest.and_then(Flow::pop) else { return };
             self.bytes -= cost(&first.frame);
-            self.lost += 1;
+            self.lost += packets(&first.frame);
         }
+    }
+
+    /// Lose everything that waits.
+    pub fn clear(&mut self) {
+        let waiting = self.flows.iter().flat_map(|flow| &flow.frames);
+        let lost = self.lost + waiting.map(|one| packets(&one.frame)).sum::<u64>();
+        *self = Self { lost, ..Self::default() };
     }
 
     /// Return the next frame to send.
@@ -161,6 +179,13 @@ fn cost(frame: &[u8]) -> usize {
     frame.len().max(LEAST)
 }
 
+/// Return how many packets a frame stands for.
+fn packets(frame: &[u8]) -> u64 {
+    let cut =
+        frame.split_first_chunk().and_then(|(header, packet)| Superpacket::examine(Vnet::decode(header), packet));
+    cut.map_or(1, |cut| cut.count() as u64)
+}
+
 /// Return the number of a packet's flow: addresses, protocol, and ports if it has them.
 fn flow_of(packet: &[u8]) -> usize {
     let (addresses, protocol, ports) = match packet.first().map(|first| first >> 4) {
@@ -182,6 +207,7 @@ fn flow_of(packet: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segment::tests::superpacket;
 
     /// Return a frame of TCP from `port`, of `size` bytes.
     fn frame(port: u16, size: usize) -> Vec<u8> {
@@ -264,6 +290,55 @@ mod tests {
         assert_eq!(ports.iter().filter(|port| **port == 2).count(), 1);
         assert_eq!(ports.len() + queue.take_lost() as usize, 1 + 2 * MOST / 60_000);
         assert!(ports.len() * 60_000 <= MOST + 60_000);
+    }
+
+    #[test]
+    fn a_sender_that_takes_part_in_ecn_is_told_by_marks() {
+        for (tos, marks, losses) in [(ecn::ECT_0, 5..100, 0..1), (ecn::ECT_1, 5..100, 0..1), (0, 0..1, 5..100)] {
+            let (mut queue, mut marked) = (FairQueue::default(), 0);
+            let mut one = frame(1, 1500);
+            one[VNET_SIZE + 1] = tos;
+            for tick in 0..1000 {
+                let now = f64::from(tick) * 0.001;
+                queue.push(&one, now);
+                if tick >= 20 {
+                    marked += usize::from(queue.pop(now).unwrap()[VNET_SIZE + 1] & ecn::CE == ecn::CE);
+                }
+            }
+            assert!(marks.contains(&marked) && losses.contains(&queue.take_lost()), "{tos}: {marked}");
+        }
+    }
+
+    #[test]
+    fn what_is_lost_is_counted_in_packets() {
+        let mut queue = FairQueue::default();
+        let (vnet, packet) = superpacket(true, true, 0x10, &[0; 40 * 1380], 1380);
+        let large = [&vnet.encode()[..], &packet].concat();
+        let count = MOST / large.len();
+        for _ in 0..count {
+            queue.push(&large, 0.0);
+        }
+        assert_eq!(queue.take_lost(), 0);
+        queue.push(&large, 0.0);
+        assert_eq!(queue.take_lost(), 40);
+        queue.push(&frame(1, 100), 0.0);
+        queue.take_lost();
+        queue.clear();
+        assert!(queue.is_empty() && queue.pop(0.0).is_none());
+        assert!(queue.take_lost() as usize > 40 * (count - 2));
+    }
+
+    #[test]
+    fn a_flow_that_has_left_keeps_no_memory() {
+        let mut queue = FairQueue::default();
+        for port in 0..64 {
+            for _ in 0..MOST / LEAST {
+                queue.push(&frame(port, 40), 0.0);
+            }
+            while queue.pop(0.0).is_some() {}
+        }
+        let kept: usize = queue.flows.iter().map(|flow| flow.frames.capacity()).sum();
+        assert!(kept <= FLOWS * 2 * KEPT, "{kept}");
     }
 
     #[test]
