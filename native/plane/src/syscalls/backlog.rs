@@ -22,7 +22,7 @@ use crate::descriptor::{now, wait};
 use crate::device::Device;
 use crate::io::Io;
 
-/// The kernel is asked what it holds after this many bytes.
+/// While nothing waits here, the kernel is asked what it holds after this many bytes.
 const UNASKED: usize = 16 << 10;
 /// How long to wait for the kernel before it is given more all the same.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -136,7 +136,7 @@ impl<'a> Backlog<'a> {
     pub fn make_room(&mut self, size: usize, endpoint: Endpoint) {
         self.target.note(endpoint.remote, now);
         self.unasked += size;
-        if self.unasked < UNASKED {
+        if self.unasked < UNASKED && self.waiting.is_empty() {
             return;
         }
         self.unasked = 0;
@@ -149,21 +149,24 @@ impl<'a> Backlog<'a> {
         let (start, mut after) = (Instant::now(), before);
         while after > self.pace.most && start.elapsed() < PATIENCE && io.goes_on() {
             self.gather();
-            let device = self.device();
-            let arrivals = if device.fall_asleep() { device.fd() } else { -1 };
-            let _ = wait([(arrivals, libc::POLLIN)], PAUSE);
+            // Not for each arrival: none can leave before there is room, and a flood would keep this
+            // thread busy.
+            let _ = wait([(io.stop.fd(), libc::POLLIN)], PAUSE);
             after = socket.unsent();
         }
         self.pace.note(before, after, start.elapsed());
     }
 
-    /// Have what the device brings wait here. An error is found again by [`Self::read`].
+    /// Have what the device brings wait here. An error that stays is found again by [`Self::read`].
     fn gather(&mut self) {
         let now = now();
         let mut scratch = mem::take(&mut self.scratch);
         for _ in 0..GATHERED {
-            let Ok(size) = self.device().read(&mut scratch) else { break };
-            self.waiting.push(&scratch[..size], now);
+            match self.device().read(&mut scratch) {
+                Ok(size) => self.waiting.push(&scratch[..size], now),
+                Err(error) if self.io.refused_read(self.device(), &error) => {}
+                Err(_) => break,
+            }
         }
         self.scratch = scratch;
         self.count_lost();
@@ -178,6 +181,14 @@ impl<'a> Backlog<'a> {
 
     fn device(&self) -> &'a dyn Device {
         &*self.io.queues[self.queue].device
+    }
+}
+
+impl Drop for Backlog<'_> {
+    /// What still waits when the thread ends is lost.
+    fn drop(&mut self) {
+        self.waiting.clear();
+        self.count_lost();
     }
 }
 
