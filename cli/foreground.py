@@ -120,7 +120,7 @@ class Background:
     """The way to the background, once the daemon has something to report.
 
     The process forks at once. The parent keeps the terminal until the child calls `ready`, and then ends. If the
-    child ends before that, the parent ends with the same exit code.
+    child ends before that, the parent ends with the same exit code, or 128 and the signal's number as in a shell.
 
     Attributes:
         left_terminal: Whether this process writes to the log file already.
@@ -186,4 +186,5 @@ def _wait(readable: int, child: int, farewell: Callable[[int], str]) -> NoReturn
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         click.echo("rustguard: The daemon was killed while it started, perhaps because memory ran out.", err=True)
         click.echo(f"  {MEMORY.fix}", err=True)
-    os._exit(os.waitstatus_to_exitcode(status) % 256)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)

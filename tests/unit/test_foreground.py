@@ -67,6 +67,6 @@ def test_a_signal_to_the_process_at_the_terminal_ends_the_one_in_the_background(
         child = int(program.stdout.readline())
         assert child != program.pid
         program.send_signal(number)
-        assert program.wait(60) == 256 - signal.SIGTERM
+        assert program.wait(60) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
