@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 import threading
 import time
 from collections import deque
@@ -226,7 +227,9 @@ def narrow(directory: Path) -> None:
         with suppress(OSError):
             descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                os.fchmod(descriptor, 0o600)
+                # A directory without its search bits would be worse than what `_append` reports about it.
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    os.fchmod(descriptor, 0o600)
             finally:
                 os.close(descriptor)
 

@@ -106,6 +106,12 @@ def test_a_mode_that_is_too_wide_is_narrowed(tmp_path: Path) -> None:
     assert (tmp_path / "theirs").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_directory_in_the_place_of_the_log_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "audit.jsonl").mkdir(0o750)
+    audit.narrow(tmp_path)
+    assert (tmp_path / "audit.jsonl").stat().st_mode & 0o7777 == 0o750
+
+
 def test_it_is_rotated_and_both_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "MAX_BYTES", 600)
     with opened(tmp_path) as log:
