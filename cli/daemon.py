@@ -118,7 +118,7 @@ def runs_already(
     click.echo(printable(f"{what} runs already {place}."), err=True)
     if again:
         click.echo(printable(again), err=True)
-    if changed := _given_options():
+    if changed := given_options():
         click.echo(f"It goes on as it was started. To change {', '.join(changed)}, end it first: {stop}", err=True)
     return True
 
@@ -143,7 +143,9 @@ def _differing(found: dict[str, Any], rootless: dict[str, list[str]] | None) -> 
 _NO_SETTINGS = {
     "state",
     "daemon",
+    "foreground",
     "service",
+    "trust_file",
     "open_for",
     "most",
     "fingerprint",
@@ -157,7 +159,7 @@ _NO_SETTINGS = {
 }
 
 
-def _given_options() -> list[str]:
+def given_options() -> list[str]:
     """Return the options of this command line that set something of the daemon, as they are typed."""
     context = click.get_current_context(silent=True)
     if context is None:

@@ -9,7 +9,7 @@ from shlex import quote
 import click
 
 from rustguard_py.cli import complete
-from rustguard_py.cli.daemon import STARTING, daemons_of, wait_for_socket
+from rustguard_py.cli.daemon import STARTING, daemons_of, given_options, wait_for_socket
 from rustguard_py.cli.verb import Verb, data_path_options, log_level_option, sandbox_option
 from rustguard_py.daemon.control.client import call
 from rustguard_py.data_path import DataPath
@@ -68,16 +68,16 @@ def command(
     if warning := conf_files.warning(path):
         click.echo(f"Warning: {warning}", err=True)
     directory = (state or paths.tunnel_directory(interface)).expanduser().resolve()
+    end = paths.down_command(interface, directory)
     socket = wait_for_socket(directory)
     if socket is not None:
-        _reload(socket, path, interface)
+        _reload(socket, path, interface, end)
         return
 
     from rustguard_py.cli.foreground import Background, run
     from rustguard_py.quick.up import UpOptions, up
 
     options = UpOptions(path, interface, directory, data_path, group, trust_file, not no_sandbox)
-    end = paths.down_command(interface, directory)
     background = None if foreground else Background(directory / "log", lambda _: f"To end it: {as_root(end)}")
     try:
         run(lambda voice: up(options, voice, background.ready if background else lambda: None))
@@ -86,13 +86,13 @@ def command(
         socket = wait_for_socket(directory, STARTING)
         if socket is None:
             raise
-        _reload(socket, path, interface)
+        _reload(socket, path, interface, end)
     except NameTakenError as error:
         raise _taken(interface, error) from error
 
 
-def _reload(socket: Path, path: Path, interface: str) -> None:
-    """Let the daemon apply the changes of its file, and print them."""
+def _reload(socket: Path, path: Path, interface: str, end: str) -> None:
+    """Let the daemon apply the changes of its file, and print them and which options it doesn't apply."""
     beats = count(1)
 
     def on_beat() -> None:
@@ -102,6 +102,9 @@ def _reload(socket: Path, path: Path, interface: str) -> None:
     changes = call(socket, "reload", {"file": str(path)}, SILENCE_SECONDS, on_beat)["changes"]
     for line in changes or [f"{interface} is up, and nothing in {path} has changed."]:
         click.echo(printable(line), err=True)
+    if given := given_options():
+        changed = f"{interface} goes on as it was started. To change {', '.join(given)}, end it first: {as_root(end)}"
+        click.echo(printable(changed), err=True)
 
 
 def _taken(interface: str, error: NameTakenError) -> NameTakenError:
