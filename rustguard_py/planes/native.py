@@ -6,6 +6,7 @@ thread. Events come through a bounded queue with a descriptor, as in `portable`.
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -277,7 +278,10 @@ class _Memif:
 
     def state(self) -> MemifState:
         """Return how it is connected."""
-        return MemifState(self._options, *self.device.state())
+        peer, connections, why, seconds = self.device.state()
+        # Rust adds the number to the system's own words.
+        why = why and re.sub(r" \(os error \d+\)$", "", why)
+        return MemifState(self._options, peer, connections, why, seconds)
 
     def close(self) -> None:
         """End the connection, and remove the socket that was made here. May be called twice."""

@@ -279,6 +279,13 @@ def test_ethernet_asks_for_what_it_learns_and_answers_for_its_ranges(path: Path)
 
 
 @needs_native
+def test_a_socket_that_is_not_there_is_reported_in_the_systems_words(path: Path) -> None:
+    pair = MemifPair(_ip(path, server=False))
+    eventually(lambda: pair.alice.stats().device.endswith(": not connected (No such file or directory)"), "why")
+    pair.close()
+
+
+@needs_native
 @pytest.mark.parametrize(
     ("change", "why"),
     [
