@@ -27,6 +27,8 @@ STARTING, _LOOK = 30.0, 0.05
 # How long to wait for the socket of a process that has the state, seconds. A removed one is back within 2.
 PATIENCE: Final = 3.0
 _ROLES: Final[tuple[paths.Role, ...]] = ("server", "client")
+# What only a server can do, so that another daemon next to it isn't meant.
+_OF_A_SERVER: Final = {"open", "close", "revoke", "restore", "rename", "reset"}
 START = f"Start one: `{as_root('rustguard serve …')}` or `{as_root('rustguard join …')}`."
 
 
@@ -60,7 +62,7 @@ def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None
     """Return the daemon's answer to a request.
 
     Args:
-        state: The daemon's state directory, or None where only one runs.
+        state: The daemon's state directory, or None where only one runs that has the method.
         method: The method of the control socket.
         params: Its parameters.
 
@@ -69,7 +71,7 @@ def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None
         UsageError: Several run, and `state` is None.
         RustGuardError: The daemon's own error.
     """
-    return call(find_socket(state), method, params)
+    return call(find_socket(state, server=method in _OF_A_SERVER), method, params)
 
 
 def runs_already(
@@ -225,8 +227,13 @@ def of_other_users(verb: str, name: str | None = None) -> str:
     return "\n".join(["An ordinary user may have one that runs. As that user:", *map(printable, lines)])
 
 
-def find_socket(state: Path | None) -> Path:
-    """Return the control socket of the daemon; see `ask` for arguments and errors."""
+def find_socket(state: Path | None, *, server: bool = False) -> Path:
+    """Return the control socket of the daemon; see `ask` for arguments and errors.
+
+    Args:
+        state: Its state directory, or None for the only one.
+        server: Whether only a server is meant, whatever else runs here.
+    """
     if state is not None:
         socket = wait_for_socket(state)
         if socket is None:
@@ -242,6 +249,8 @@ def find_socket(state: Path | None) -> Path:
             verb = context.command_path.removeprefix("rustguard ") if context else "status"
             raise NotRunningError("No daemon runs here.", of_other_users(verb) or START)
         return found[0]
+    if len(candidates) > 1 and server:
+        candidates = [each for each in candidates if _role(each.socket) == "server"] or candidates
     if len(candidates) > 1:
         context = click.get_current_context(silent=True)
         command = context.command_path if context else "rustguard status"
@@ -251,6 +260,14 @@ def find_socket(state: Path | None) -> Path:
             "\n".join(["Choose one:", *lines]),
         )
     return candidates[0].socket
+
+
+def _role(socket: Path) -> str | None:
+    """Return what the daemon at a control socket is, or None if it doesn't answer."""
+    try:
+        return str(call(socket, "status")["role"])
+    except RustGuardError:
+        return None
 
 
 def wait_for_socket(state: Path, patience: float | None = None) -> Path | None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from rustguard_py.cli.daemon import ask
+from rustguard_py.cli.daemon import find_socket
 from rustguard_py.cli.values import Duration, Number
 from rustguard_py.cli.verb import Verb, state_option
+from rustguard_py.daemon.control.client import call
 from rustguard_py.model.defaults import DEFAULT_PORT
 
 
@@ -47,8 +48,9 @@ def command(seconds: int, networks: tuple[str, ...], most: int | None, state: Pa
         params["from"] = list(networks)
     if most is not None:
         params["most"] = most
-    opened = ask(state, "open", params)
-    server = ask(state, "status")
+    socket = find_socket(state, server=True)
+    opened = call(socket, "open", params)
+    server = call(socket, "status")
     port = "" if server["port"] == DEFAULT_PORT else f":{server['port']}"
     before = opened.get("before", {})
     if before.get("guesses_used"):
