@@ -21,7 +21,9 @@ EXIT_CODES = (
     (3, "no daemon running"),
     (4, "refused (token, pool, permission, interface, port, engine)"),
     (5, "timed out: nobody answered (a closed window too)"),
+    (129, "ended by SIGHUP before it was running (1 if up had changes to undo)"),
     (130, "interrupted by Ctrl-C before it was running"),
+    (143, "ended by SIGTERM before it was running (1 if up had changes to undo)"),
 )
 ENVIRONMENT = (
     ("RUSTGUARD_STATE", "the state directory, as --state"),
