@@ -38,6 +38,14 @@ def test_each_program_says_what_it_does(program: str) -> None:
     assert done.stdout.startswith("usage: ")
 
 
+def test_another_checkout_is_measured_whichever_engines_are_named(tmp_path: Path) -> None:
+    chosen = "import run; print(run._arguments().engines)"
+    argv = [sys.executable, "-c", chosen, "--before", str(tmp_path), "--engines", "portable"]
+    env = os.environ | {"PYTHONPATH": str(BENCH)}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=env)
+    assert done.stdout == "['before', 'portable']\n", done.stderr
+
+
 def test_the_engines_are_listed_with_the_reason_why_one_cannot_run() -> None:
     done = _run("run.py", "--list")
     assert done.returncode == 0, done.stderr
