@@ -65,6 +65,8 @@ def _arguments() -> argparse.Namespace:
         add_before(given.before.absolute())
         usual = f"{BEFORE},native"
     given.engines = _chosen(parser, given.engines or usual, list(ENGINES))
+    if given.before is not None and BEFORE not in given.engines:
+        given.engines.insert(0, BEFORE)
     given.steps = _chosen(parser, given.steps or "all", list(STEPS))
     if given.rounds < 1 or given.seconds < 1 or not 0 <= given.loss < 100:
         parser.error("at least 1 round of 1 second, and a loss of 0 to 100 %")

@@ -30,12 +30,27 @@ def _run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "program", ["run.py", "scale.py", "peers.py", "handshakes.py", "spread.py", "tunnels.py", "scheduling.py"]
+    "program",
+    ["run.py", "scale.py", "peers.py", "handshakes.py", "spread.py", "tunnels.py", "scheduling.py", "waking.py"],
 )
 def test_each_program_says_what_it_does(program: str) -> None:
     done = _run(program, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
+
+
+def test_wake_ups_are_timed_on_each_core() -> None:
+    done = _run("waking.py", "--times", "3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("same core: median ")
+
+
+def test_another_checkout_is_measured_whichever_engines_are_named(tmp_path: Path) -> None:
+    chosen = "import run; print(run._arguments().engines)"
+    argv = [sys.executable, "-c", chosen, "--before", str(tmp_path), "--engines", "portable"]
+    env = os.environ | {"PYTHONPATH": str(BENCH)}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=env)
+    assert done.stdout == "['before', 'portable']\n", done.stderr
 
 
 def test_the_engines_are_listed_with_the_reason_why_one_cannot_run() -> None:

@@ -129,6 +129,11 @@ impl<'a> Backlog<'a> {
         self.device().read(frame)
     }
 
+    /// Note that another thread has sent to an address: waiting here could hold up what goes there.
+    pub fn note(&mut self, address: SocketAddr) {
+        self.target.note(address, now);
+    }
+
     /// Return whether packets wait.
     pub fn holds_some(&self) -> bool {
         !self.waiting.is_empty()

@@ -1,6 +1,7 @@
 //! The way out of a queue: read the device into a message per peer, seal, send.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use transport::contract::{Endpoint, Outbox};
@@ -27,6 +28,9 @@ pub trait Sender: Sink {
         false
     }
 
+    /// Note that another thread has sent to an address.
+    fn note(&mut self, _address: SocketAddr) {}
+
     /// Return how many datagrams were sent since this was last called, and their bytes.
     fn take_counts(&mut self) -> (usize, usize);
 }
@@ -38,12 +42,15 @@ struct SocketSender<'a> {
     counts: (usize, usize),
     /// None with AF_XDP, whose rings are short, and for an answer, which mustn't wait.
     backlog: Option<Backlog<'a>>,
+    /// Where the last message went.
+    last: Option<SocketAddr>,
 }
 
 impl Sink for SocketSender<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
         self.counts.0 += message.len().div_ceil(segment);
         self.counts.1 += message.len();
+        self.last = Some(endpoint.remote);
         if let Some(backlog) = &mut self.backlog {
             backlog.make_room(message.len(), endpoint);
         }
@@ -63,6 +70,12 @@ impl Sender for SocketSender<'_> {
         self.backlog.as_ref().is_some_and(Backlog::holds_some)
     }
 
+    fn note(&mut self, address: SocketAddr) {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.note(address);
+        }
+    }
+
     fn take_counts(&mut self) -> (usize, usize) {
         if let Some(backlog) = &mut self.backlog {
             backlog.begin();
@@ -74,7 +87,7 @@ impl Sender for SocketSender<'_> {
 /// Run the way out of a queue over the sockets.
 pub fn run(io: &Io, queue: usize) -> io::Result<()> {
     let backlog = io.xdp.is_none().then(|| Backlog::new(io, queue));
-    run_with(io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog })
+    run_with(io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog, last: None })
 }
 
 /// What turns the device's frames into messages. One thread at a time: the packets of a flow keep
@@ -86,6 +99,8 @@ pub struct Pump {
     outbox: Outbox,
     /// Whether the thread for it holds back what it has read.
     holds_back: bool,
+    /// Where an answer went that it doesn't know of yet.
+    answered: Option<SocketAddr>,
 }
 
 impl Pump {
@@ -93,7 +108,7 @@ impl Pump {
     /// was the end.
     pub fn run(&mut self, io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(bool, bool)> {
         let (device, counters) = (&*io.queues[queue].device, &io.counters.queues[queue].out);
-        let Self { frame, outbound, outbox, holds_back } = self;
+        let Self { frame, outbound, outbox, holds_back, .. } = self;
         frame.resize(VNET_SIZE + MAX_PACKET, 0);
         let now = now();
         let transport = &*io.transport;
@@ -129,7 +144,9 @@ impl Pump {
 pub fn answer(io: &Io, queue: usize) -> io::Result<()> {
     if let Ok(mut shared) = io.pumps[queue].try_lock() {
         if let Some(pump) = shared.as_mut().filter(|pump| !pump.holds_back) {
-            pump.run(io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog: None })?;
+            let mut sender = SocketSender { io, queue, counts: (0, 0), backlog: None, last: None };
+            pump.run(io, queue, &mut sender)?;
+            pump.answered = sender.last.or(pump.answered);
         }
     }
     Ok(())
@@ -144,7 +161,12 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
     }
     let mut pump = || {
         let done = match &mut *lock(&io.pumps[queue]) {
-            Some(shared) => shared.run(io, queue, sender),
+            Some(shared) => {
+                if let Some(address) = shared.answered.take() {
+                    sender.note(address);
+                }
+                shared.run(io, queue, sender)
+            }
             None => own.run(io, queue, sender),
         };
         counters.count_calls();
