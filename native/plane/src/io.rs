@@ -15,9 +15,9 @@ use crate::device::Device;
 use crate::events::Events;
 use crate::notes::Notes;
 use crate::offloads::Merging;
+use crate::pump::Pump;
 use crate::roll_call::RollCall;
 use crate::sources::Sources;
-use crate::syscalls::Pump;
 use crate::udp::Udp;
 use crate::xdp::Xdp;
 
@@ -34,7 +34,7 @@ pub struct Io {
     pub events: Arc<Events>,
     pub notes: Arc<Notes>,
     pub queues: Vec<Queue>,
-    /// The way out of each queue, where two threads share it: see [`crate::syscalls::answer`].
+    /// The way out of each queue, where two threads share it: who writes to the device sends the host's answer.
     pub pumps: Vec<Mutex<Option<Pump>>>,
     /// Sockets on the same ports for everything but data messages. Empty where the kernel can't
     /// tell them apart.

@@ -21,6 +21,7 @@ mod netlink;
 mod notes;
 mod offloads;
 mod plane;
+mod pump;
 mod python;
 mod ristretto;
 mod roll_call;

@@ -6,4 +6,4 @@ mod outward;
 mod source;
 
 pub use inward::{gate, run as inward};
-pub use outward::{Pump, Sender, run as out, run_with as out_with};
+pub use outward::{Sender, run as out, run_with as out_with};

@@ -4,8 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use transport::contract::{Endpoint, Outbox};
-use transport::outbound::Outbound;
+use transport::contract::Endpoint;
 use transport::sink::Sink;
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
@@ -13,6 +12,7 @@ use super::backlog::Backlog;
 use crate::descriptor::{is_nothing, now, wait};
 use crate::device::Device;
 use crate::io::Io;
+use crate::pump::Pump;
 use crate::spin::Spin;
 use crate::udp_side::Patience;
 
@@ -90,62 +90,46 @@ pub fn run(io: &Io, queue: usize) -> io::Result<()> {
     run_with(io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog, last: None })
 }
 
-/// What turns the device's frames into messages. One thread at a time: the packets of a flow keep
-/// their order.
-#[derive(Default)]
-pub struct Pump {
-    frame: Vec<u8>,
-    outbound: Outbound,
-    outbox: Outbox,
-    /// Whether the thread for it holds back what it has read.
-    holds_back: bool,
-    /// Where an answer went that it doesn't know of yet.
-    answered: Option<SocketAddr>,
-}
-
-impl Pump {
-    /// Send what waits in the device, a batch at most. Return whether anything came, and whether that
-    /// was the end.
-    pub fn run(&mut self, io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(bool, bool)> {
-        let (device, counters) = (&*io.queues[queue].device, &io.counters.queues[queue].out);
-        let Self { frame, outbound, outbox, holds_back, .. } = self;
-        frame.resize(VNET_SIZE + MAX_PACKET, 0);
-        let now = now();
-        let transport = &*io.transport;
-        let (mut any, mut ended) = (false, false);
-        while !outbound.is_due() {
-            match sender.read(device, frame) {
-                Ok(size) => outbound.frame(transport, &mut frame[..size], now, outbox, sender),
-                Err(error) if is_nothing(&error) => break,
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    ended = true;
-                    break;
-                }
-                Err(error) if io.refused_read(device, &error) => {}
-                Err(error) => return Err(error),
+/// Send what waits in the device, a batch at most. Return whether anything came, and whether that
+/// was the end.
+fn run_once(pump: &mut Pump, io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(bool, bool)> {
+    let (device, counters) = (&*io.queues[queue].device, &io.counters.queues[queue].out);
+    let Pump { frame, outbound, outbox, holds_back, .. } = pump;
+    frame.resize(VNET_SIZE + MAX_PACKET, 0);
+    let now = now();
+    let transport = &*io.transport;
+    let (mut any, mut ended) = (false, false);
+    while !outbound.is_due() {
+        match sender.read(device, frame) {
+            Ok(size) => outbound.frame(transport, &mut frame[..size], now, outbox, sender),
+            Err(error) if is_nothing(&error) => break,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                ended = true;
+                break;
             }
-            any = true;
+            Err(error) if io.refused_read(device, &error) => {}
+            Err(error) => return Err(error),
         }
-        if any {
-            outbound.flush(transport, now, outbox, sender);
-            io.dispatch(outbox, queue, Patience::Some);
-            let (packets, bytes) = sender.take_counts();
-            counters.count_packets(packets, bytes);
-        }
-        *holds_back = sender.holds_back();
-        Ok((any || ended, ended))
+        any = true;
     }
+    if any {
+        outbound.flush(transport, now, outbox, sender);
+        io.dispatch(outbox, queue, Patience::Some);
+        let (packets, bytes) = sender.take_counts();
+        counters.count_packets(packets, bytes);
+    }
+    *holds_back = sender.holds_back();
+    Ok((any || ended, ended))
 }
 
 /// Send what the device has, unless the thread for that is at it already or holds back what came
-/// before. Called by the thread that
-/// has just written to the device: where the host answers at once, as to a ping, the answer leaves
-/// without waking another thread.
+/// before. Called by the thread that has just written to the device: where the host answers at once,
+/// as to a ping, the answer leaves without waking another thread.
 pub fn answer(io: &Io, queue: usize) -> io::Result<()> {
     if let Ok(mut shared) = io.pumps[queue].try_lock() {
         if let Some(pump) = shared.as_mut().filter(|pump| !pump.holds_back) {
             let mut sender = SocketSender { io, queue, counts: (0, 0), backlog: None, last: None };
-            pump.run(io, queue, &mut sender)?;
+            run_once(pump, io, queue, &mut sender)?;
             pump.answered = sender.last.or(pump.answered);
         }
     }
@@ -165,9 +149,9 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
                 if let Some(address) = shared.answered.take() {
                     sender.note(address);
                 }
-                shared.run(io, queue, sender)
+                run_once(shared, io, queue, sender)
             }
-            None => own.run(io, queue, sender),
+            None => run_once(&mut own, io, queue, sender),
         };
         counters.count_calls();
         done
