@@ -77,7 +77,7 @@ class Thread:
 
 @dataclass(slots=True)
 class Watch:
-    """Samples the cores of some threads until it is told to stop."""
+    """Samples which core each of some threads is on, until it is stopped."""
 
     threads: list[Thread]
     seen: list[dict[str, int | None]] = field(default_factory=list)

@@ -22,6 +22,7 @@ from rustguard_py.quick import conf_files
 from rustguard_py.state import backup, durable_files, interrupted, kept_offloads, paths
 from rustguard_py.state.document import Document
 from rustguard_py.state.journal import TimestampJournal
+from support.backups import loaded
 
 LARGE = 1 << 30
 
@@ -53,14 +54,6 @@ def _device(path: Path) -> None:
 KINDS = [_fifo, Path.mkdir, _link, _socket, _device]
 
 
-def _document(directory: Path) -> object:
-    document = Document.open(directory)
-    try:
-        return document.load()
-    finally:
-        document.close()
-
-
 def _append_to_audit(directory: Path) -> None:
     files = durable_files.Files()
     AuditLog(directory, files)._append([b"{}\n"])
@@ -68,9 +61,9 @@ def _append_to_audit(directory: Path) -> None:
 
 # Each file, and what opens it.
 FILES: list[tuple[str, Callable[[Path], object]]] = [
-    ("state.json", _document),
-    ("lock", _document),
-    (interrupted.MARKER, _document),
+    ("state.json", loaded),
+    ("lock", loaded),
+    (interrupted.MARKER, loaded),
     (interrupted.PLAN, lambda directory: interrupted.carry_out(durable_files.Files(), directory / interrupted.PLAN)),
     ("undo.json", lambda directory: Ledger.load(directory / "undo.json")),
     ("timestamps", TimestampJournal.open),

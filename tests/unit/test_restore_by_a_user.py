@@ -1,4 +1,4 @@
-"""A user without root restores what `join --rootless` had, and is told commands that need no root."""
+"""A user without root restores what `join --rootless` had, and the commands in the hints need no root."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
 //! a download. So the kernel gets as much as leaves within a few milliseconds. The rest waits here,
 //! where each flow has a queue of its own ([`FairQueue`]).
 //!
-//! Only while all goes to one address, as at a client: nobody tells us what waits for whom, and a
-//! slow way to one peer must not hold up what goes another way.
+//! Only while all goes to one address, as at a client: the kernel only gives the sum of what waits,
+//! and a slow link to one peer must not delay what goes to others.
 //!
 //! Where the kernel takes everything at once, this costs one question per 16 KiB.
 
