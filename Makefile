@@ -110,7 +110,7 @@ bench: .venv/.bench
 	@scripts/rust-peers
 	@RUSTGUARD_SUDO="make bench" scripts/in-namespace $(BIN)/python bench/run.py $(BENCH_ARGS)
 
-# Every figure of docs/internals/performance.md.
+# The comparisons with other programs in docs/internals/performance.md.
 bench-full: .venv/.bench
 	@scripts/rust-peers
 	@RUSTGUARD_SUDO="make bench-full" scripts/in-namespace $(BIN)/python bench/run.py --suite full --rounds 5 --seconds 1 $(BENCH_ARGS)
