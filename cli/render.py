@@ -41,9 +41,9 @@ _CLOSED_BECAUSE = {
 }
 
 
-def show_status(document: Document, *, verbose: bool) -> None:
-    """Print a status document for a person."""
-    _console().print(status(document, verbose=verbose))
+def show_status(documents: Sequence[Document], *, verbose: bool) -> None:
+    """Print status documents for a person."""
+    _console().print(statuses(documents, verbose=verbose))
 
 
 def show_peers(document: Document, *, verbose: bool) -> None:
@@ -54,25 +54,33 @@ def show_peers(document: Document, *, verbose: bool) -> None:
         console.print(Text.assemble(("warning: ", "yellow"), printable(text)))
 
 
-def watch_status(read: Callable[[], Document], wait: Callable[[], None], *, verbose: bool) -> None:
-    """Show the document that `read` returns, again after each `wait`: in place on a terminal, else one below another.
+def watch_status(read: Callable[[], Sequence[Document]], wait: Callable[[], None], *, verbose: bool) -> None:
+    """Show what `read` returns, again after each `wait`: in place on a terminal, else one below another.
 
     Ends when one of the two raises.
     """
     console = _console()
     if not console.is_terminal:
         while True:
-            console.print(status(read(), verbose=verbose), Text())
+            console.print(statuses(read(), verbose=verbose), Text())
             wait()
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(status(read(), verbose=verbose), refresh=True)
+            live.update(statuses(read(), verbose=verbose), refresh=True)
             wait()
 
 
-def status(document: Document, *, verbose: bool) -> RenderableType:
+def statuses(documents: Sequence[Document], *, verbose: bool) -> RenderableType:
+    """Return the layout of status documents, one below another; of several, each has its state directory."""
+    parts: list[RenderableType] = []
+    for document in documents:
+        parts += [*([Text()] if parts else []), status(document, verbose=verbose, several=len(documents) > 1)]
+    return Group(*parts)
+
+
+def status(document: Document, *, verbose: bool, several: bool = False) -> RenderableType:
     """Return the layout of a status document: summary, one row per peer, warnings."""
-    parts: list[RenderableType] = [_summary(document, verbose)]
+    parts: list[RenderableType] = [_summary(document, verbose, several)]
     if document["peers"]:
         parts += [Text(), peers(document["peers"], verbose=verbose)]
     else:
@@ -376,7 +384,7 @@ class Act:
         self.succeeded, self.outcome = False, outcome
 
 
-def _summary(document: Document, verbose: bool) -> RenderableType:
+def _summary(document: Document, verbose: bool, several: bool) -> RenderableType:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -394,7 +402,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         ("engine", f"{document['engine']}: {document['engine_reason']}" if verbose else None),
         # An older daemon doesn't say.
         ("sandbox", "; ".join(document.get("sandbox", {}).get("applied", ())) if verbose else None),
-        ("state", document["state_directory"] if verbose else None),
+        ("state", document["state_directory"] if verbose or several else None),
         ("counters", _counters(document.get("counters")) if verbose else None),
         *((worker["name"], _worker(worker)) for worker in document.get("workers", ()) if verbose),
     ):
