@@ -86,7 +86,13 @@ def install_as(asked: click.Context) -> None:
 @command.command("remove", examples=[("sudo rustguard service remove serve", "stop it, and delete unit and token")])
 @click.argument("name", required=False, shell_complete=complete.services)
 def remove(name: str | None) -> None:
-    """Stop a service and remove it, with its token. Keys and peers stay."""
+    """Stop a service and remove it, with its token. Keys and peers stay.
+
+    Where none is installed it does nothing, with exit code 0.
+    """
+    if name is None and not systemd.installed():
+        _tell("No service is installed.")
+        return
     service = systemd.find(name)
     systemd.require(user=service.user)
     systemd.remove(service)
