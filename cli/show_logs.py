@@ -10,6 +10,7 @@ from shlex import quote
 import click
 
 from rustguard_py.cli import complete
+from rustguard_py.cli.daemon import meant, running
 from rustguard_py.cli.stop import called
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import listener, listens
@@ -61,13 +62,13 @@ def command(name: str | None, follow: bool, state: Path | None) -> None:
 
 def _directories(name: str | None) -> list[Path]:
     """Return the state directory that is meant: of the daemon that runs, else all that there may be."""
-    candidates = [each for each in paths.running() if listens(each.socket)]
-    running = [each.state_directory for each in (candidates if name is None else called(candidates, name))]
-    if len(running) > 1:
-        lines = [f"rustguard logs {quote(str(each))}" for each in running]
-        raise UsageError(f"{len(running)} daemons run here.", "\n".join(["Choose one:", *lines]))
+    candidates = running()
+    found = [each.state_directory for each in (meant(candidates) if name is None else called(candidates, name))]
+    if len(found) > 1:
+        lines = [f"rustguard logs {quote(str(each))}" for each in found]
+        raise UsageError(f"{len(found)} daemons run here.", "\n".join(["Choose one:", *lines]))
     usual = [paths.state_directory("server"), paths.state_directory("client")]
-    if running or name is None:
-        return running or usual
+    if found or name is None:
+        return found or usual
     given = Path(name).expanduser().resolve()
     return [given] if "/" in name else [paths.tunnel_directory(name), *(each for each in usual if each.name == name)]

@@ -9,6 +9,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface
 
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.model.address import LAST_PORT
+from rustguard_py.model.counted import counted
 from rustguard_py.model.defaults import DEFAULT_MTU, DEFAULT_PORT
 from rustguard_py.model.endpoint import InterfaceAddress
 from rustguard_py.model.errors import RefusedError, UsageError
@@ -88,7 +89,7 @@ def _check_peers(state: ServerState, before: Pools) -> None:
         given = [address for address in had if old is None or address in old]
         if pool is not None and (outside := [address for address in given if address not in pool]):
             raise RefusedError(
-                f"{len(outside)} peers have addresses outside the pool {pool}, such as {outside[0]}.",
+                f"The pool {pool} lacks the addresses of {counted(len(outside), 'peer')}, such as {outside[0]}.",
                 f"Leave {option} out to keep the pool they are in; or start another network: --state DIR",
             )
 

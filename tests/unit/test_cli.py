@@ -177,7 +177,7 @@ def test_an_error_goes_to_stderr_with_its_fix_and_decides_the_exit_code(
     def fail(*_: object) -> NoReturn:
         raise error("It broke.", "Fix it.")
 
-    monkeypatch.setattr("rustguard_py.cli.status.ask", fail)
+    monkeypatch.setattr("rustguard_py.cli.status.statuses", fail)
     assert rustguard(capsys, "status") == (code, "", "rustguard: It broke.\n  Fix it.\n")
 
 
@@ -208,7 +208,7 @@ def test_ctrl_c_is_quiet_and_130(capsys: pytest.CaptureFixture[str], monkeypatch
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rustguard_py.cli.status.ask", interrupt)
+    monkeypatch.setattr("rustguard_py.cli.status.statuses", interrupt)
     code, out, err = rustguard(capsys, "status")
     assert (code, out, err.strip()) == (130, "", "")
 
