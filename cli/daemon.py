@@ -275,7 +275,7 @@ def find_socket(state: Path | None, method: str = "status") -> Path:
         if socket is None:
             raise NotRunningError(f"No daemon runs on {state}.", START)
         return socket
-    candidates = running()
+    candidates: Sequence[Candidate] = running()
     if not candidates:
         # One whose socket was just removed makes it again.
         usual = {paths.state_directory(role) for role in _ROLES}

@@ -61,9 +61,9 @@ def _check(state: Path | None) -> None:
     """Print what is healthy, or raise an error of exit code 1: a health check may have no other codes."""
     try:
         documents, errors = statuses(state)
+        if errors:
+            raise errors[0]
     except RustGuardError as error:
-        documents, errors = [], [error]
-    for error in errors:
         raise RustGuardError(error.message, error.fix) from error
     for document in documents:
         # A daemon of an older version doesn't say.
