@@ -51,7 +51,7 @@ def command(name: str | None, follow: bool, state: Path | None) -> None:
     files = [file for each in directories for file in (paths.log_file(each), each / "log") if file.exists()]
     if not files:
         raise NotRunningError(
-            "No log is here: what runs in a terminal logs to that terminal.",
+            f"No log{'' if name is None else f' of {name}'} is here: what runs in a terminal logs to that terminal.",
             of_other_users("logs", name)
             or f"In the background: {as_root('rustguard serve --daemon')}, or join --daemon",
         )
