@@ -146,7 +146,7 @@ def runs_already(
     what = f"A client of {server}" if role == "client" else "The server"
     if others := _differing(found, rootless):
         raise InUseError(
-            f"{what} runs already {place}, with {'another' if len(others) == 1 else 'other'} {' and '.join(others)}.",
+            f"{what} runs already {place}, {_without(others)}.",
             f"To start it like this, end it first: {stop}",
         )
     click.echo(printable(f"{what} runs already {place}."), err=True)
@@ -157,8 +157,16 @@ def runs_already(
     return True
 
 
+def _without(options: Sequence[str]) -> str:
+    """Return in which options a daemon differs from what was asked for."""
+    if options == ["--rootless"]:
+        return "without --rootless"
+    last = f"{', '.join(options[:-1])} and {options[-1]}" if len(options) > 1 else options[0]
+    return f"with {'another' if len(options) == 1 else 'other'} {last}"
+
+
 def _differing(found: dict[str, Any], rootless: dict[str, list[str]] | None) -> list[str]:
-    """Return the options of `--rootless` that aren't those of a daemon, as they are typed.
+    """Return the options of `--rootless` that were given now and aren't those of a daemon, as they are typed.
 
     Args:
         found: The daemon's status.
@@ -169,8 +177,7 @@ def _differing(found: dict[str, Any], rootless: dict[str, list[str]] | None) -> 
         # Without it, a client that runs is what was asked for: it joined once, and goes on as it was started.
         return [] if rootless is None else ["--rootless"]
     started = (ways or {}).get("options", {})
-    given = rootless or {}
-    return [each for each in ("--dns", "--socks", "-L", "-R") if given.get(each, []) != started.get(each, [])]
+    return [each for each, values in (rootless or {}).items() if values != started.get(each, [])]
 
 
 # What a second start may repeat, because it changes nothing of what runs.
@@ -275,7 +282,7 @@ def find_socket(state: Path | None, method: str = "status") -> Path:
         if socket is None:
             raise NotRunningError(f"No daemon runs on {state}.", START)
         return socket
-    candidates = running()
+    candidates: Sequence[Candidate] = running()
     if not candidates:
         # One whose socket was just removed makes it again.
         usual = {paths.state_directory(role) for role in _ROLES}

@@ -10,7 +10,7 @@ from shlex import quote
 import click
 
 from rustguard_py.cli import complete
-from rustguard_py.cli.daemon import meant, running
+from rustguard_py.cli.daemon import meant, of_other_users, running
 from rustguard_py.cli.stop import called
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import listener, listens
@@ -51,8 +51,9 @@ def command(name: str | None, follow: bool, state: Path | None) -> None:
     files = [file for each in directories for file in (paths.log_file(each), each / "log") if file.exists()]
     if not files:
         raise NotRunningError(
-            "No log is here: what runs in a terminal logs to that terminal.",
-            f"In the background: {as_root('rustguard serve --daemon')}, or join --daemon",
+            f"No log{'' if name is None else f' of {name}'} is here: what runs in a terminal logs to that terminal.",
+            of_other_users("logs", name)
+            or f"In the background: {as_root('rustguard serve --daemon')}, or join --daemon",
         )
     newest = max(files, key=lambda path: path.stat().st_mtime)
     words = ["tail", "-n", "+1", *(["-F"] if follow else []), str(newest)]

@@ -9,7 +9,7 @@ import click
 
 from rustguard_py.cli.daemon import ask, statuses
 from rustguard_py.cli.verb import Verb, json_option, state_option
-from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.errors import RustGuardError, UsageError
 from rustguard_py.model.printable import printable, printable_json
 
 WATCH_SECONDS = 2.0
@@ -37,6 +37,8 @@ def command(as_json: bool, watch: bool, healthy: bool, verbose: bool, state: Pat
     server or client next to tunnels of `up`.
     """
     if healthy:
+        if other := next((name for name, given in (("--json", as_json), ("--watch", watch)) if given), None):
+            raise UsageError(f"--healthy and {other} exclude each other.", "Leave one out.")
         _check(state)
         return
     if not watch:
@@ -61,9 +63,9 @@ def _check(state: Path | None) -> None:
     """Print what is healthy, or raise an error of exit code 1: a health check may have no other codes."""
     try:
         documents, errors = statuses(state)
+        if errors:
+            raise errors[0]
     except RustGuardError as error:
-        documents, errors = [], [error]
-    for error in errors:
         raise RustGuardError(error.message, error.fix) from error
     for document in documents:
         # A daemon of an older version doesn't say.

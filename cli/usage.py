@@ -23,6 +23,15 @@ def explain(error: click.UsageError) -> UsageError:
     return UsageError(message, "\n".join(lines))
 
 
+def asks_for_help(error: click.UsageError) -> str | None:
+    """Return the help of a group that was called without a command, or None for an error.
+
+    click prints it by itself before version 8.2, and raises it as an error since.
+    """
+    kind = getattr(click.exceptions, "NoArgsIsHelpError", None)
+    return error.ctx.get_help() if kind is not None and isinstance(error, kind) and error.ctx is not None else None
+
+
 def _words(error: click.UsageError, context: click.Context | None) -> tuple[str, str]:
     if isinstance(error, click.NoSuchOption):
         near = error.possibilities or ()

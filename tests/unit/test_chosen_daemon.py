@@ -116,3 +116,9 @@ def test_a_health_check_fails_if_one_of_several_is_ill_or_silent(
     found = ([well], [UnansweredError("It is silent.")])
     assert run(["status", "--healthy"]) == 1
     assert "It is silent." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", ["--json", "--watch"])
+def test_a_health_check_ignores_no_option(capsys: pytest.CaptureFixture[str], other: str) -> None:
+    assert run(["status", "--healthy", other]) == UsageError.exit_code
+    assert f"--healthy and {other} exclude each other." in capsys.readouterr().err

@@ -204,6 +204,14 @@ def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str],
     assert "Usage: rustguard" in err
 
 
+@pytest.mark.parametrize("group", [(), ("service",)])
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str], group: tuple[str, ...]) -> None:
+    asked = rustguard(capsys, *group, "--help")
+    assert rustguard(capsys, *group) == asked
+    assert (asked[0], asked[2]) == (0, "")
+    assert "\n\nExamples:\n" in asked[1]
+
+
 def test_ctrl_c_is_quiet_and_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
