@@ -29,7 +29,11 @@ PATIENCE: Final = 3.0
 _ROLES: Final[tuple[paths.Role, ...]] = ("server", "client")
 # What only a server can do, so that another daemon next to it isn't meant.
 _OF_A_SERVER: Final = {"open", "close", "revoke", "restore", "rename", "reset"}
-START = f"Start one: `{as_root('rustguard serve …')}` or `{as_root('rustguard join …')}`."
+
+
+def how_to_start() -> str:
+    """Return what starts a daemon, for errors."""
+    return f"Start one: `{as_root('rustguard serve …')}` or `{as_root('rustguard join …')}`."
 
 
 def ask_or_do(directory: Path, ask: Callable[[Path], Result], do: Callable[[], Result]) -> Result:
@@ -237,7 +241,7 @@ def find_socket(state: Path | None, *, server: bool = False) -> Path:
     if state is not None:
         socket = wait_for_socket(state)
         if socket is None:
-            raise NotRunningError(f"No daemon runs on {state}.", START)
+            raise NotRunningError(f"No daemon runs on {state}.", how_to_start())
         return socket
     candidates = [candidate for candidate in paths.running() if listens(candidate.socket)]
     if not candidates:
@@ -247,7 +251,7 @@ def find_socket(state: Path | None, *, server: bool = False) -> Path:
         if not found:
             context = click.get_current_context(silent=True)
             verb = context.command_path.removeprefix("rustguard ") if context else "status"
-            raise NotRunningError("No daemon runs here.", of_other_users(verb) or START)
+            raise NotRunningError("No daemon runs here.", of_other_users(verb) or how_to_start())
         return found[0]
     if len(candidates) > 1 and server:
         candidates = [each for each in candidates if _role(each.socket) == "server"] or candidates
