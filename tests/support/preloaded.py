@@ -40,6 +40,7 @@ _KINDS = {
     "serve": (*_DAEMON, "cli.serve", "enroll.server.settings", "enroll.server.start"),
     "join": (*_DAEMON, "cli.join", "enroll.client.routes", "enroll.client.start"),
     "up": (*_DAEMON, "cli.up", "quick.conf_files", "quick.up"),
+    "down": ("cli.app", "cli.down", "quick.conf_files"),
     "wg": _WG,
     # It makes a plane before it does anything else, and gives no rights up.
     "wg portable": (*_WG, "planes.portable"),
