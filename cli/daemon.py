@@ -37,7 +37,11 @@ PATIENCE: Final = 3.0
 _ROLES: Final[tuple[paths.Role, ...]] = ("server", "client")
 # What only a server can do, so that another daemon next to it isn't meant.
 _OF_A_SERVER: Final = {"open", "close", "revoke", "restore", "rename", "reset"}
-START = f"Start one: `{as_root('rustguard serve …')}` or `{as_root('rustguard join …')}`."
+
+
+def how_to_start() -> str:
+    """Return what starts a daemon, for errors."""
+    return f"Start one: `{as_root('rustguard serve …')}` or `{as_root('rustguard join …')}`."
 
 
 def ask_or_do(directory: Path, ask: Callable[[Path], Result], do: Callable[[], Result]) -> Result:
@@ -280,7 +284,7 @@ def find_socket(state: Path | None, method: str = "status") -> Path:
     if state is not None:
         socket = wait_for_socket(state)
         if socket is None:
-            raise NotRunningError(f"No daemon runs on {state}.", START)
+            raise NotRunningError(f"No daemon runs on {state}.", how_to_start())
         return socket
     candidates: Sequence[Candidate] = running()
     if not candidates:
@@ -290,7 +294,7 @@ def find_socket(state: Path | None, method: str = "status") -> Path:
         if not found:
             context = click.get_current_context(silent=True)
             verb = context.command_path.removeprefix("rustguard ") if context else "status"
-            raise NotRunningError("No daemon runs here.", of_other_users(verb) or START)
+            raise NotRunningError("No daemon runs here.", of_other_users(verb) or how_to_start())
         return found[0]
     if len(candidates) > 1:
         candidates = meant(candidates, method)

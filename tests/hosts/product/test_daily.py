@@ -10,6 +10,9 @@ from rustguard_py.lab.hosts import Lab
 from rustguard_py.model.errors import NotRunningError, UsageError
 from support.product import HOME4, INNER, OPEN, POOL, TOKEN, Machine, Site
 
+# As a person does it, from the start on.
+pytestmark = pytest.mark.fresh
+
 
 def ran(machine: Machine, words: str) -> tuple[int, str]:
     """Run a command that names its state by itself."""
