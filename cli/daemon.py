@@ -266,6 +266,11 @@ def of_other_users(verb: str, name: str | None = None) -> str:
     return "\n".join(["An ordinary user may have one that runs. As that user:", *map(printable, lines)])
 
 
+def servers() -> list[Path]:
+    """Return the state directories of the servers that run."""
+    return [each.state_directory for each in running() if _role(each.socket) == "server"]
+
+
 def find_socket(state: Path | None, method: str = "status") -> Path:
     """Return the control socket of the daemon that is meant; see `ask` for the errors.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rustguard_py.cli import daemon
+from rustguard_py.cli import daemon, export
 from rustguard_py.cli.app import run
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
 from rustguard_py.state import paths
@@ -122,3 +122,32 @@ def test_a_health_check_fails_if_one_of_several_is_ill_or_silent(
 def test_a_health_check_ignores_no_option(capsys: pytest.CaptureFixture[str], other: str) -> None:
     assert run(["status", "--healthy", other]) == UsageError.exit_code
     assert f"--healthy and {other} exclude each other." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("roles", "meant"),
+    [
+        (["tunnel", "server"], "/var/lib/1"),
+        (["client"], "usual"),
+        ([], "usual"),
+    ],
+)
+def test_export_admits_a_peer_at_the_only_server_that_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roles: list[str | None], meant: str
+) -> None:
+    _run(monkeypatch, roles)
+    monkeypatch.setenv("RUSTGUARD_SYSTEM_STATE", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("RUSTGUARD_STATE", raising=False)
+    usual = paths.state_directory("server")
+    assert export._server(None) == (usual if meant == "usual" else Path(meant))
+    assert export._server(tmp_path / "given") == (tmp_path / "given").resolve()
+
+
+def test_export_asks_which_of_several_servers_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _run(monkeypatch, ["server", "server"])
+    monkeypatch.setenv("RUSTGUARD_SYSTEM_STATE", str(tmp_path))
+    monkeypatch.delenv("RUSTGUARD_STATE", raising=False)
+    with pytest.raises(UsageError, match=r"^2 servers run here\.$") as caught:
+        export._server(None)
+    assert "rustguard export --new NAME --state /var/lib/1" in str(caught.value.fix)
