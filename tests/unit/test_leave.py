@@ -20,6 +20,7 @@ def joined(tmp_path: Path) -> Path:
     """A state directory with one network."""
     document = Document.open(tmp_path / "client")
     try:
+        document.load()
         document.save(ClientState(bytes(32), (NETWORK,)).to_json())
     finally:
         document.close()
