@@ -152,7 +152,9 @@ def runs_already(
     click.echo(printable(f"{what} runs already {place}."), err=True)
     if again:
         click.echo(printable(again), err=True)
-    if changed := given_options():
+    # A client that has joined needs its token no more.
+    unneeded = {"--token", "--token-file"} if role == "client" else set[str]()
+    if changed := [each for each in given_options() if each not in unneeded]:
         click.echo(f"It goes on as it was started. To change {', '.join(changed)}, end it first: {stop}", err=True)
     return True
 

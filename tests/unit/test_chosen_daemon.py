@@ -151,3 +151,30 @@ def test_export_asks_which_of_several_servers_is_meant(monkeypatch: pytest.Monke
     with pytest.raises(UsageError, match=r"^2 servers run here\.$") as caught:
         export._server(None)
     assert "rustguard export --new NAME --state /var/lib/1" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("role", "words", "changed"),
+    [
+        ("client", ["--token-file", "secret", "--interface", "vpn0"], "--interface"),
+        ("client", ["--token", "secret"], None),
+        ("server", ["--token-file", "secret"], "--token-file"),
+    ],
+)
+def test_a_second_start_names_the_options_that_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    role: str,
+    words: list[str],
+    changed: str | None,
+) -> None:
+    found = {"interface": "rg0", "pid": 7, "role": role, "peers": [{"name": "home.example"}], "rootless": None}
+    monkeypatch.setattr(daemon, "_status_of", lambda *_: found)
+    (tmp_path / "secret").write_text("maple-comet-fjord\n")
+    (tmp_path / "secret").chmod(0o600)
+    monkeypatch.chdir(tmp_path)
+    assert run(["join" if role == "client" else "serve", *words, "--state", str(tmp_path / "state")]) == 0
+    err = capsys.readouterr().err
+    assert (f"To change {changed}, end it first" in err) is (changed is not None)
+    assert ("It goes on as it was started" in err) is (changed is not None)
