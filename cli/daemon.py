@@ -101,9 +101,17 @@ def statuses(state: Path | None) -> tuple[list[dict[str, Any]], list[RustGuardEr
     return documents, errors
 
 
-def running() -> list[Candidate]:
-    """Return the daemons that take requests, sorted by state directory."""
-    return [each for each in paths.running() if listens(each.socket)]
+def running(*, named: bool = False) -> list[Candidate]:
+    """Return the daemons that take requests, sorted by state directory.
+
+    Args:
+        named: Whether a person named the one that is meant. Otherwise those that this user has no permission for,
+            such as root's, are left out unless there are no others.
+    """
+    found = [each for each in paths.running() if listens(each.socket)]
+    if named:
+        return found
+    return [each for each in found if os.access(each.socket, os.W_OK, effective_ids=True)] or found
 
 
 def runs_already(

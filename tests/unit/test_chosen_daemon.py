@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, roles: list[str | None]) -> list[Path]
     monkeypatch.setattr(paths, "running", lambda: found)
     monkeypatch.setattr(daemon, "listens", lambda _: True)
     monkeypatch.setattr(daemon, "call", call)
+    monkeypatch.setattr(os, "access", lambda *_, **__: True)
     return sockets
 
 
@@ -178,3 +180,17 @@ def test_a_second_start_names_the_options_that_change_nothing(
     err = capsys.readouterr().err
     assert (f"To change {changed}, end it first" in err) is (changed is not None)
     assert ("It goes on as it was started" in err) is (changed is not None)
+
+
+def test_what_a_user_may_not_use_is_meant_only_if_there_is_nothing_else_or_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sockets = _run(monkeypatch, ["tunnel", "client"])
+    permitted = {sockets[1]}
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: path in permitted)
+    assert [each.socket for each in daemon.running()] == [sockets[1]]
+    assert [each.socket for each in daemon.running(named=True)] == sockets
+    assert daemon.ask(None, "status")["socket"] == sockets[1]
+    assert [each["socket"] for each in daemon.statuses(None)[0]] == [sockets[1]]
+    permitted.clear()
+    assert [each.socket for each in daemon.running()] == sockets
