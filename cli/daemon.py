@@ -105,9 +105,17 @@ def statuses(state: Path | None) -> tuple[list[dict[str, Any]], list[RustGuardEr
     return documents, errors
 
 
-def running() -> list[Candidate]:
-    """Return the daemons that take requests, sorted by state directory."""
-    return [each for each in paths.running() if listens(each.socket)]
+def running(*, named: bool = False) -> list[Candidate]:
+    """Return the daemons that take requests, sorted by state directory.
+
+    Args:
+        named: Whether a person named the one that is meant. Otherwise those that this user has no permission for,
+            such as root's, are left out unless there are no others.
+    """
+    found = [each for each in paths.running() if listens(each.socket)]
+    if named:
+        return found
+    return [each for each in found if os.access(each.socket, os.W_OK, effective_ids=True)] or found
 
 
 def runs_already(
@@ -156,7 +164,9 @@ def runs_already(
     click.echo(printable(f"{what} runs already {place}."), err=True)
     if again:
         click.echo(printable(again), err=True)
-    if changed := given_options():
+    # A client that has joined needs its token no more.
+    unneeded = {"--token", "--token-file"} if role == "client" else set[str]()
+    if changed := [each for each in given_options() if each not in unneeded]:
         click.echo(f"It goes on as it was started. To change {', '.join(changed)}, end it first: {stop}", err=True)
     return True
 
@@ -268,6 +278,11 @@ def of_other_users(verb: str, name: str | None = None) -> str:
     if not lines:
         return ""
     return "\n".join(["An ordinary user may have one that runs. As that user:", *map(printable, lines)])
+
+
+def servers() -> list[Path]:
+    """Return the state directories of the servers that run."""
+    return [each.state_directory for each in running() if _role(each.socket) == "server"]
 
 
 def find_socket(state: Path | None, method: str = "status") -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
     ]
     for candidate in running:
         _refuse_if_elsewhere(candidate.socket, host)
-    if not yes and not click.confirm(printable(f"Leave {host}, where this machine is {name}?"), err=True):
+    if not yes and not _confirm(f"Leave {host}, where this machine is {name}?"):
         raise RefusedError("Nothing was changed.")
     answered: dict[NetworkRecord, bool | None] = {}
     for candidate in running:
@@ -92,6 +93,16 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
                 None: f"With a memif, the server can't be told. It {fix}",
             }[answered[each]]
         click.echo(printable(line), err=True)
+
+
+def _confirm(question: str) -> bool:
+    try:
+        return click.confirm(printable(question), err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)
+        raise UsageError("There is no answer on standard input.", "To leave without being asked: --yes") from None
 
 
 def _refuse_if_elsewhere(socket: Path, host: str) -> None:

@@ -63,7 +63,7 @@ def command(name: str | None, follow: bool, state: Path | None) -> None:
 
 def _directories(name: str | None) -> list[Path]:
     """Return the state directory that is meant: of the daemon that runs, else all that there may be."""
-    candidates = running()
+    candidates = running(named=name is not None)
     found = [each.state_directory for each in (meant(candidates) if name is None else called(candidates, name))]
     if len(found) > 1:
         lines = [f"rustguard logs {quote(str(each))}" for each in found]

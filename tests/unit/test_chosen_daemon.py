@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rustguard_py.cli import daemon
+from rustguard_py.cli import daemon, export
 from rustguard_py.cli.app import run
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
 from rustguard_py.state import paths
@@ -27,6 +28,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, roles: list[str | None]) -> list[Path]
     monkeypatch.setattr(paths, "running", lambda: found)
     monkeypatch.setattr(daemon, "listens", lambda _: True)
     monkeypatch.setattr(daemon, "call", call)
+    monkeypatch.setattr(os, "access", lambda *_, **__: True)
     return sockets
 
 
@@ -122,3 +124,73 @@ def test_a_health_check_fails_if_one_of_several_is_ill_or_silent(
 def test_a_health_check_ignores_no_option(capsys: pytest.CaptureFixture[str], other: str) -> None:
     assert run(["status", "--healthy", other]) == UsageError.exit_code
     assert f"--healthy and {other} exclude each other." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("roles", "meant"),
+    [
+        (["tunnel", "server"], "/var/lib/1"),
+        (["client"], "usual"),
+        ([], "usual"),
+    ],
+)
+def test_export_admits_a_peer_at_the_only_server_that_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roles: list[str | None], meant: str
+) -> None:
+    _run(monkeypatch, roles)
+    monkeypatch.setenv("RUSTGUARD_SYSTEM_STATE", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("RUSTGUARD_STATE", raising=False)
+    usual = paths.state_directory("server")
+    assert export._server(None) == (usual if meant == "usual" else Path(meant))
+    assert export._server(tmp_path / "given") == (tmp_path / "given").resolve()
+
+
+def test_export_asks_which_of_several_servers_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _run(monkeypatch, ["server", "server"])
+    monkeypatch.setenv("RUSTGUARD_SYSTEM_STATE", str(tmp_path))
+    monkeypatch.delenv("RUSTGUARD_STATE", raising=False)
+    with pytest.raises(UsageError, match=r"^2 servers run here\.$") as caught:
+        export._server(None)
+    assert "rustguard export --new NAME --state /var/lib/1" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("role", "words", "changed"),
+    [
+        ("client", ["--token-file", "secret", "--interface", "vpn0"], "--interface"),
+        ("client", ["--token", "secret"], None),
+        ("server", ["--token-file", "secret"], "--token-file"),
+    ],
+)
+def test_a_second_start_names_the_options_that_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    role: str,
+    words: list[str],
+    changed: str | None,
+) -> None:
+    found = {"interface": "rg0", "pid": 7, "role": role, "peers": [{"name": "home.example"}], "rootless": None}
+    monkeypatch.setattr(daemon, "_status_of", lambda *_: found)
+    (tmp_path / "secret").write_text("maple-comet-fjord\n")
+    (tmp_path / "secret").chmod(0o600)
+    monkeypatch.chdir(tmp_path)
+    assert run(["join" if role == "client" else "serve", *words, "--state", str(tmp_path / "state")]) == 0
+    err = capsys.readouterr().err
+    assert (f"To change {changed}, end it first" in err) is (changed is not None)
+    assert ("It goes on as it was started" in err) is (changed is not None)
+
+
+def test_what_a_user_may_not_use_is_meant_only_if_there_is_nothing_else_or_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sockets = _run(monkeypatch, ["tunnel", "client"])
+    permitted = {sockets[1]}
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: path in permitted)
+    assert [each.socket for each in daemon.running()] == [sockets[1]]
+    assert [each.socket for each in daemon.running(named=True)] == sockets
+    assert daemon.ask(None, "status")["socket"] == sockets[1]
+    assert [each["socket"] for each in daemon.statuses(None)[0]] == [sockets[1]]
+    permitted.clear()
+    assert [each.socket for each in daemon.running()] == sockets

@@ -204,6 +204,22 @@ def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str],
     assert "Usage: rustguard" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (("serve", "--token-file", "/"), "Name a file."),
+        (("serve", "--state", "/proc/version"), "Name a directory."),
+        (("restore", "/nonexistent"), "Check the path: a file has to be there."),
+    ],
+)
+def test_a_wrong_path_is_answered_with_what_to_name(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], fix: str
+) -> None:
+    code, _, err = rustguard(capsys, *words)
+    assert code == 2
+    assert err.splitlines()[1] == f"  {fix}"
+
+
 @pytest.mark.parametrize("group", [(), ("service",)])
 def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str], group: tuple[str, ...]) -> None:
     asked = rustguard(capsys, *group, "--help")
