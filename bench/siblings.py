@@ -45,14 +45,14 @@ def figures(samples: Sequence[Sample], start: float, end: float) -> dict[str, fl
     """Return for each core, and for all, the share of samples with a busy sibling; and the median clock in GHz.
 
     Only samples from `start` to `end` count; without any there are no figures. What a core does with a free sibling
-    is taken from all its samples: the best hundredth of them has it. A few say more than is possible, because
-    something interrupted them.
+    is taken from all its samples, near the best of them. The best hundredth, or one at least, is left out: those may
+    say more than is possible, because something interrupted them.
     """
     here = [each for each in samples if start <= each.at <= end]
     busy: dict[int, float] = {}
     for core in sorted({each.core for each in here}):
         all_of_it = sorted(each.operations for each in samples if each.core == core)
-        limit = FREE * all_of_it[-1 - len(all_of_it) // 100]
+        limit = FREE * all_of_it[-min(len(all_of_it), 2 + len(all_of_it) // 100)]
         busy[core] = fmean(each.operations < limit for each in here if each.core == core)
     if not busy:
         return {}

@@ -245,9 +245,12 @@ def test_a_sibling_is_busy_while_its_core_does_less_than_at_its_best(bench: dict
     assert siblings.figures(samples, 5, 6) == {}
 
 
-def test_a_sample_that_says_more_than_is_possible_makes_nobody_busy(bench: dict[str, ModuleType]) -> None:
+@pytest.mark.parametrize("others", [15, 150])
+def test_a_sample_that_says_more_than_is_possible_makes_nobody_busy(
+    bench: dict[str, ModuleType], others: int
+) -> None:
     siblings = bench["siblings"]
-    possible = [siblings.Sample(at, 0, 3.9, 3.7) for at in range(150)]
+    possible = [siblings.Sample(at, 0, 3.9, 3.7) for at in range(others)]
     spoilt = siblings.Sample(150, 0, 14.9, 0.5)
     assert siblings.figures([*possible, spoilt], 0, 200)["sibling 0 busy"] == 0.0
 
