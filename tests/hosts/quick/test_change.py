@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -119,7 +117,7 @@ def test_dns_is_put_right_after_a_kill(net: Lan, bin_folder: Path, again: str) -
     tunnel(laptop, "DNS = 10.9.0.53", net.home.peer("AllowedIPs = 10.9.0.0/24"))
     before = laptop.system()
     laptop.run("up wg0", path=bin_folder)
-    os.kill(laptop.status()["pid"], signal.SIGKILL)
+    laptop.kill()
     eventually(lambda: "wg0" not in laptop.says("ip", "link"), what="the interface's end")
     assert names.read_text() == "nameserver 10.9.0.53\n"
     laptop.run(f"{again} wg0", path=bin_folder)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -240,8 +238,7 @@ def test_what_a_killed_one_left_is_taken_back_by_the_next_down_or_up(net: Lan, t
     before = laptop.system()
     for again in (False, True):
         laptop.run("up wg0")
-        pid = laptop.status()["pid"]
-        os.kill(pid, signal.SIGKILL)
+        laptop.kill()
         eventually(lambda: "wg0" not in laptop.says("ip", "link"), what="the interface's end")
         assert "lookup 51820" in laptop.says("ip", "rule")
         if again:
@@ -261,7 +258,7 @@ def test_the_hooks_of_a_tunnel_that_is_killed_twice_are_run_each_time(net: Lan, 
     for again in (1, 2):
         laptop.run(f"up wg0{options}")
         status = laptop.status()
-        os.kill(status["pid"], signal.SIGKILL)
+        laptop.kill()
         eventually(lambda: "wg0" not in laptop.says("ip", "link"), what="the interface's end")
         assert marks.exists() is (again == 2)
     laptop.run("down wg0")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -54,8 +53,7 @@ def test_what_a_killed_daemon_set_is_undone_after_run_was_emptied_but_not_after_
     before = laptop.system()
 
     def kill() -> None:
-        pid = laptop.status()["pid"]
-        laptop.host.run(["kill", f"-{signal.SIGKILL.value}", str(pid)])
+        laptop.kill()
         eventually(lambda: "wg0" not in laptop.says("ip", "link"), what="the end")
 
     laptop.run("up wg0")
