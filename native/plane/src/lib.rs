@@ -34,6 +34,7 @@ mod syscalls;
 mod udp;
 mod udp_side;
 mod uring;
+mod watch;
 mod worker;
 mod writing;
 mod xdp;
