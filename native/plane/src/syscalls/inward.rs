@@ -14,6 +14,7 @@ use crate::device::Device;
 use crate::io::Io;
 use crate::offloads::refuses;
 use crate::roll_call::Sign;
+use crate::slice::Slice;
 use crate::spin::Spin;
 use crate::udp::NO_GRO;
 use crate::udp_side::{Patience, Receiver};
@@ -91,15 +92,24 @@ struct Inward<'a> {
     receiver: Receiver,
     inbound: Inbound,
     outbox: Outbox,
+    slice: Slice,
     /// None at the gate.
     watch: Option<&'a Watch>,
 }
 
 impl<'a> Inward<'a> {
     fn new(io: &'a Io, queue: usize, device: &'a dyn Device, counters: &'a WorkerCounters) -> Self {
-        let (receiver, inbound, outbox) = (Receiver::default(), Inbound::default(), Outbox::default());
-        let watch = io.watches.get(queue);
-        Self { io, queue, device, counters, receiver, inbound, outbox, watch }
+        Self {
+            io,
+            queue,
+            device,
+            counters,
+            receiver: Receiver::default(),
+            inbound: Inbound::default(),
+            outbox: Outbox::default(),
+            slice: Slice::default(),
+            watch: io.watches.get(queue),
+        }
     }
 
     /// Sleep until something comes from a source, or from the device if it was lent. That is sent at
@@ -146,6 +156,7 @@ impl<'a> Inward<'a> {
             let buffer = &mut self.receiver.buffer;
             self.inbound.message(&self.io.transport, buffer, *message, now, &mut self.outbox);
         }
+        self.slice.note(self.device, &self.receiver.buffer, self.inbound.packets());
         self.io.deliver(self.device, &self.receiver.buffer, self.inbound.packets());
         // A peer that is challenged asks again, so no thread waits for room to send that.
         let patience = if self.queue == self.io.at_gate() { Patience::None } else { Patience::Some };
