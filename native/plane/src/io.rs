@@ -19,6 +19,7 @@ use crate::pump::Pump;
 use crate::roll_call::RollCall;
 use crate::sources::Sources;
 use crate::udp::Udp;
+use crate::watch::Watch;
 use crate::xdp::Xdp;
 
 /// A queue of the device, and the sockets that belong to it: at most one per address family.
@@ -34,8 +35,10 @@ pub struct Io {
     pub events: Arc<Events>,
     pub notes: Arc<Notes>,
     pub queues: Vec<Queue>,
-    /// The way out of each queue, where two threads share it: who writes to the device sends the host's answer.
+    /// The way out of each queue, where two threads share it.
     pub pumps: Vec<Mutex<Option<Pump>>>,
+    /// Which thread of each queue waits for the device.
+    pub watches: Vec<Watch>,
     /// Sockets on the same ports for everything but data messages. Empty where the kernel can't
     /// tell them apart.
     pub gate: Vec<Udp>,
@@ -77,6 +80,7 @@ impl Io {
             events,
             notes,
             pumps: queues.iter().map(|_| Mutex::default()).collect(),
+            watches: queues.iter().map(|_| Watch::new()).collect::<io::Result<_>>()?,
             queues,
             gate: Vec::new(),
             xdp: None,

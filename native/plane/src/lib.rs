@@ -35,6 +35,7 @@ mod syscalls;
 mod udp;
 mod udp_side;
 mod uring;
+mod watch;
 mod worker;
 mod writing;
 mod xdp;

@@ -23,7 +23,7 @@ use crate::device::Device;
 use crate::io::Io;
 
 /// While nothing waits here, the kernel is asked what it holds after this many bytes.
-const UNASKED: usize = 16 << 10;
+pub const UNASKED: usize = 16 << 10;
 /// How long to wait for the kernel before it is given more all the same.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// Frames that are read from the device at once, so that a flood doesn't keep others from leaving.

@@ -13,15 +13,16 @@ use crate::descriptor::{error_word, is_nothing, now, wait_for};
 use crate::device::Device;
 use crate::io::Io;
 use crate::offloads::refuses;
+use crate::roll_call::Sign;
 use crate::slice::Slice;
 use crate::spin::Spin;
 use crate::udp::NO_GRO;
 use crate::udp_side::{Patience, Receiver};
+use crate::watch::{FEW, Watch};
 
-/// After this many batches from one socket the others get a turn, even if more comes.
+/// After this many batches from one socket the others get a turn, even if more comes. A thread that
+/// hasn't slept for so long has much to do.
 const TURNS: u32 = 64;
-/// After a batch of at most so many datagrams the host's answer is looked for.
-const FEW: usize = 2;
 
 /// Run the way in of a queue.
 pub fn run(io: &Io, queue: usize) -> io::Result<()> {
@@ -59,8 +60,11 @@ fn take(mut way: Inward<'_>, sources: &[Source<'_>], mut spin: Option<Spin>) -> 
             }
         }
         turn += 1;
-        if turn % TURNS == 0 {
-            ready = everyone;
+        if turn == TURNS {
+            (ready, turn) = (everyone, 0);
+            if let Some(watch) = way.watch {
+                watch.note_much(now());
+            }
         }
         if spin.is_none() && ready != 0 {
             // The threads that move data get the core after our batch, not after a slice of the
@@ -73,10 +77,7 @@ fn take(mut way: Inward<'_>, sources: &[Source<'_>], mut spin: Option<Spin>) -> 
             ready = 1 << last;
         }
         if ready == 0 {
-            let mut polled: Vec<_> = sources.iter().map(|source| (source.fd(), libc::POLLIN)).collect();
-            polled.extend([sign.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)));
-            way.counters.count_calls();
-            ready = wait_for(&polled, -1)? & everyone;
+            (ready, turn) = (way.wait(sources, sign)?, 0);
         }
     }
     Ok(())
@@ -92,6 +93,8 @@ struct Inward<'a> {
     inbound: Inbound,
     outbox: Outbox,
     slice: Slice,
+    /// None at the gate.
+    watch: Option<&'a Watch>,
 }
 
 impl<'a> Inward<'a> {
@@ -105,7 +108,27 @@ impl<'a> Inward<'a> {
             inbound: Inbound::default(),
             outbox: Outbox::default(),
             slice: Slice::default(),
+            watch: io.watches.get(queue),
         }
+    }
+
+    /// Sleep until something comes from a source, or from the device if it was lent. That is sent at
+    /// once. Return a bit for each source that is ready.
+    fn wait(&self, sources: &[Source<'_>], sign: &Sign) -> io::Result<u64> {
+        let lent = self.watch.filter(|watch| watch.is_lent()).map_or(-1, |_| self.device.fd());
+        let borrowed = self.watch.map_or(-1, |watch| watch.borrowed.fd());
+        let others = [lent, borrowed, sign.fd(), self.io.stop.fd()];
+        let polled: Vec<_> = sources.iter().map(Source::fd).chain(others).map(|fd| (fd, libc::POLLIN)).collect();
+        self.counters.count_calls();
+        let ready = wait_for(&polled, -1)?;
+        let others = ready >> sources.len();
+        if others & 1 != 0 {
+            super::outward::carry(self.io, self.queue)?;
+        }
+        if let (true, Some(watch)) = (others & 1 << 1 != 0, self.watch) {
+            watch.borrowed.clear();
+        }
+        Ok(ready & ((1 << sources.len()) - 1))
     }
 
     /// Move the messages that wait at a source to the device. Return false if there were none.
@@ -139,7 +162,10 @@ impl<'a> Inward<'a> {
         let patience = if self.queue == self.io.at_gate() { Patience::None } else { Patience::Some };
         self.io.dispatch(&mut self.outbox, self.queue, patience);
         self.counters.count(packets, bytes);
-        if packets <= FEW && self.queue != self.io.at_gate() && !self.inbound.packets().is_empty() {
+        let Some(watch) = self.watch else { return Ok(true) };
+        if packets > FEW {
+            watch.note_much(now);
+        } else if !self.inbound.packets().is_empty() {
             super::outward::answer(self.io, self.queue)?;
         }
         Ok(true)

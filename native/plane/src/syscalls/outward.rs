@@ -8,13 +8,14 @@ use transport::contract::Endpoint;
 use transport::sink::Sink;
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
-use super::backlog::Backlog;
+use super::backlog::{Backlog, UNASKED};
 use crate::descriptor::{is_nothing, now, wait};
 use crate::device::Device;
 use crate::io::Io;
 use crate::pump::Pump;
 use crate::spin::Spin;
 use crate::udp_side::Patience;
+use crate::watch::FEW;
 
 /// A sink that counts.
 pub trait Sender: Sink {
@@ -117,6 +118,9 @@ fn run_once(pump: &mut Pump, io: &Io, queue: usize, sender: &mut impl Sender) ->
         io.dispatch(outbox, queue, Patience::Some);
         let (packets, bytes) = sender.take_counts();
         counters.count_packets(packets, bytes);
+        if packets > FEW {
+            io.watches[queue].note_much(now);
+        }
     }
     *holds_back = sender.holds_back();
     Ok((any || ended, ended))
@@ -132,6 +136,16 @@ pub fn answer(io: &Io, queue: usize) -> io::Result<()> {
             run_once(pump, io, queue, &mut sender)?;
             pump.answered = sender.last.or(pump.answered);
         }
+    }
+    Ok(())
+}
+
+/// Send what the device has, which was lent to this thread, the one of the way in. Where the network
+/// takes less than that, it is returned: only the way out lets packets wait in turn.
+pub fn carry(io: &Io, queue: usize) -> io::Result<()> {
+    answer(io, queue)?;
+    if !holds_little(io, queue) {
+        io.watches[queue].note_much(now());
     }
     Ok(())
 }
@@ -157,7 +171,7 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
         done
     };
     let mut spin = Spin::default();
-    let sign = &io.roll.out[queue];
+    let (sign, watch) = (&io.roll.out[queue], &io.watches[queue]);
     let mut ended = false;
     while io.goes_on() {
         sign.answer();
@@ -176,11 +190,29 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
         }
         if ended || (!found && device.fall_asleep()) {
             counters.count_calls();
-            let arrivals = if ended { -1 } else { device.fd() };
-            wait([arrivals, sign.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN)), -1)?;
+            if !ended && may_lend(io, queue) {
+                watch.lend();
+            }
+            let arrivals = if ended || watch.is_lent() { -1 } else { device.fd() };
+            let [arrivals, returned] = [arrivals, watch.returned.fd()].map(|fd| (fd, libc::POLLIN));
+            let ready = wait([arrivals, returned, (sign.fd(), libc::POLLIN), (io.stop.fd(), libc::POLLIN)], -1)?;
+            if ready & 1 << 1 != 0 {
+                watch.returned.clear();
+            }
         }
     }
     Ok(())
+}
+
+/// Return whether the device may be lent to the thread of the way in: little flows.
+fn may_lend(io: &Io, queue: usize) -> bool {
+    let (device, watch) = (&io.queues[queue].device, &io.watches[queue]);
+    device.answers_at_once() && !io.uring && !watch.is_lent() && watch.is_calm(now()) && holds_little(io, queue)
+}
+
+/// Return whether the kernel holds so little that no packet has to wait for its turn.
+fn holds_little(io: &Io, queue: usize) -> bool {
+    io.queues[queue].sockets.iter().all(|socket| socket.unsent() < UNASKED)
 }
 
 fn lock(pump: &Mutex<Option<Pump>>) -> MutexGuard<'_, Option<Pump>> {
