@@ -55,7 +55,7 @@ demo: .venv/.demo
 	@RUSTGUARD_SUDO="make demo" scripts/in-namespace $(BIN)/rustguard demo
 
 test: .venv/.test .venv/.rewritten
-	@$(CARGO) test --locked -q -p transport -p memif -p neighbours -p relay -p generator
+	@RUSTGUARD_FUZZ_SECONDS=$${RUSTGUARD_FUZZ_SECONDS:-1} $(CARGO) test --locked -q -p transport -p memif -p neighbours -p relay -p generator
 	@$(PYTEST) $(WORKERS) --ignore=tests/packages $(PYTEST_ARGS)
 
 # pytest rewrites the assertions of each file that is new, and keeps the result. Workers start together, so each of them
@@ -111,7 +111,7 @@ bench: .venv/.bench
 	@scripts/rust-peers
 	@RUSTGUARD_SUDO="make bench" scripts/in-namespace $(BIN)/python bench/run.py $(BENCH_ARGS)
 
-# Every figure of docs/internals/performance.md.
+# The comparisons with other programs in docs/internals/performance.md.
 bench-full: .venv/.bench
 	@scripts/rust-peers
 	@RUSTGUARD_SUDO="make bench-full" scripts/in-namespace $(BIN)/python bench/run.py --suite full --rounds 5 --seconds 1 $(BENCH_ARGS)

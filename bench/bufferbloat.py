@@ -34,6 +34,7 @@ from rich.table import Table
 from suites import able
 
 from rustguard_py.lab.hosts import End, Lab
+from rustguard_py.model.counted import counted
 
 PLACES = ("own", "router")
 WAYS = {"up": (), "down": ("-R",)}
@@ -129,7 +130,8 @@ def _measured(engine: str, place: str, given: argparse.Namespace) -> dict[str, F
 
 def _table(taken: Taken, given: argparse.Namespace) -> Table:
     table = Table(
-        title=f"{given.rate:g} Mbit/s, a queue of {given.queue:g} ms, {given.rounds} rounds", box=SIMPLE_HEAD
+        title=f"{given.rate:g} Mbit/s, a queue of {given.queue:g} ms, {counted(given.rounds, 'round')}",
+        box=SIMPLE_HEAD,
     )
     for column in ("queue", "way", "engine", "RTT ms", "least to most", "95 %", "more than bare", "Mbit/s"):
         table.add_column(column)

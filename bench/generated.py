@@ -1,4 +1,4 @@
-"""Put the tables and the plot of a comparison into docs/internals/performance.md.
+"""Put the tables and the plot of a comparison into docs/internals/devices.md.
 
 rustguard bench generate --compare --output bench/results
 python bench/generated.py bench/results
@@ -21,7 +21,7 @@ def publish(results: Path, docs: Path) -> list[Path]:
     machine, contenders = document["machine"], document["contenders"]
     rounds = max(len(each["rounds"]) // len({one["size"] for one in each["rounds"]}) for each in contenders)
     head = f"{machine['cores']} cores of {machine['cpu']}, Linux {machine['kernel']}; {rounds} rounds.\n\n"
-    page, drawing = docs / "performance.md", docs / "generate.png"
+    page, drawing = docs / "devices.md", docs / "generate.png"
     before, rest = page.read_text().split(BEGIN)
     after = rest.partition(END)[2]
     shutil.copyfile(results / "generate.png", drawing)

@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--output", type=Path, help="write every sample into memif.json in this folder")
-    parser.add_argument("--publish", action="store_true", help="write the tables into docs/internals/performance.md")
+    parser.add_argument("--publish", action="store_true", help="write the tables into docs/internals/devices.md")
     given = parser.parse_args()
     samples = measure(given.rounds, given.seconds, lambda line: print(line, file=sys.stderr, flush=True))
     for table in tables(samples):
@@ -233,7 +233,7 @@ def main() -> None:
         every = {name: {size: list(map(asdict, each)) for size, each in of.items()} for name, of in samples.items()}
         (given.output / "memif.json").write_text(json.dumps({"machine": machine(), "samples": every}, indent=2))
     if given.publish:
-        publish(document(samples, given.seconds), ROOT / "docs/internals/performance.md")
+        publish(document(samples, given.seconds), ROOT / "docs/internals/devices.md")
 
 
 if __name__ == "__main__":

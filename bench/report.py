@@ -18,6 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from rustguard_py.model.counted import counted
 from support import machine
 
 REFERENCE = "wireguard-go"
@@ -129,9 +130,9 @@ def _table(results: Results, names: Sequence[str], engines: Sequence[str], *, ra
 
 def _headline(results: Results) -> str:
     what = results.machine
-    rounds = "1 round" if results.rounds == 1 else f"{results.rounds} rounds"
+    rounds = counted(results.rounds, "round")
     return (
-        f"{what['cores']} cores of {what['cpu']}, Linux {what['kernel']}, Python {what['python']}, "
+        f"{counted(what['cores'], 'core')} of {what['cpu']}, Linux {what['kernel']}, Python {what['python']}, "
         f"{what['wireguard-go']}\n{rounds} of {results.seconds} s, MTU 1420; {results.way}"
         + (f"; BUSY: others took up to {max(results.others):.0%} of the cores" if max(results.others) > BUSY else "")
     )

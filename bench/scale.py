@@ -36,6 +36,7 @@ from rich.table import Table
 from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Host, Lab
 from rustguard_py.lab.stream import WARM_UP
+from rustguard_py.model.counted import counted
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -199,8 +200,8 @@ def print_tables(document: dict[str, Any], console: Console) -> None:
     """The figures, and ratios over those of one configured peer: median, least..most of the rounds."""
     what = document["machine"]
     console.print(
-        f"{what['cores']} cores of {what['cpu']}, Linux {what['kernel']}, Python {what['python']}; "
-        f"{document['rounds']} rounds of {document['seconds']} s",
+        f"{counted(what['cores'], 'core')} of {what['cpu']}, Linux {what['kernel']}, Python {what['python']}; "
+        f"{counted(document['rounds'], 'round')} of {document['seconds']} s",
         highlight=False,
     )
     table = Table("engine", "who sends", box=SIMPLE_HEAD, pad_edge=False)

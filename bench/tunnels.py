@@ -42,6 +42,7 @@ from rich.table import Table
 
 from rustguard_py.engine import has_native, why_no_kernel
 from rustguard_py.lab.hosts import Host, Lab
+from rustguard_py.model.counted import counted
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs/internals"
@@ -161,12 +162,12 @@ def rounds(given: argparse.Namespace, engines: Sequence[str], said: Console) -> 
     for turn in range(given.rounds):
         first = turn % len(turns)
         for engine, tunnels in turns[first:] + turns[:first]:
-            said.print(f"round {turn + 1} of {given.rounds}: {engine}, {tunnels} tunnels", highlight=False)
+            said.print(f"round {turn + 1} of {given.rounds}: {engine}, {counted(tunnels, 'tunnel')}", highlight=False)
             began, before = time.monotonic(), others_seconds()
             try:
                 taken = _one(engine, tunnels, given.flows, given.seconds)
             except FAILURES as error:
-                document["failures"].append(f"{engine}, {tunnels} tunnels, round {turn + 1}: {error}")
+                document["failures"].append(f"{engine}, {counted(tunnels, 'tunnel')}, round {turn + 1}: {error}")
                 said.print(f"failed: {error}", highlight=False)
                 taken = {}
             for flows in given.flows:
@@ -210,9 +211,9 @@ def headline(document: dict[str, Any]) -> str:
     what = document["machine"]
     most = max(document["others"], default=0.0)
     return (
-        f"{what['cores']} cores of {what['cpu']}, Linux {'.'.join(what['kernel'].split('.')[:2])}, "
+        f"{counted(what['cores'], 'core')} of {what['cpu']}, Linux {'.'.join(what['kernel'].split('.')[:2])}, "
         f"Python {what['python']}; "
-        f"{document['rounds']} round{'s' if document['rounds'] > 1 else ''} of {document['seconds']} s"
+        f"{counted(document['rounds'], 'round')} of {document['seconds']} s"
         + (f"; BUSY: others took up to {most:.0%} of the cores" if most > BUSY else "")
     )
 

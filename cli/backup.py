@@ -12,6 +12,7 @@ import click
 from rustguard_py import __version__
 from rustguard_py.cli.passphrase import passphrase_options, read_passphrase
 from rustguard_py.cli.verb import Verb, state_option
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import RefusedError, RustGuardError
 from rustguard_py.model.printable import printable
 from rustguard_py.service import systemd
@@ -66,8 +67,7 @@ def describe(backup: Backup) -> list[str]:
     for name, state in backup.states().items():
         match state:
             case ServerState():
-                peers = "1 peer" if len(state.peers) == 1 else f"{len(state.peers)} peers"
-                lines.append(f"{name}: a server of {state.pool4} with {peers}")
+                lines.append(f"{name}: a server of {state.pool4} with {counted(len(state.peers), 'peer')}")
             case ClientState():
                 hosts = ", ".join(each.host for each in state.networks) or "no network yet"
                 lines.append(f"{name}: a client of {hosts}")

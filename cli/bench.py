@@ -28,6 +28,7 @@ from rustguard_py.cli.values import Duration, Number
 from rustguard_py.cli.verb import VerbGroup, json_option, offloads_option
 from rustguard_py.data_path import DataPath
 from rustguard_py.lab.hosts import End, Host, Lab
+from rustguard_py.lab.stream import warm_up
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.system.own_python import import_path
 
@@ -186,8 +187,8 @@ def _tunnel(directory: Path, server: Host, client: Host, there: End, words: str)
 def _sample(client: Host, server: Host, address: str, programs: list[int], seconds: float) -> Sample:
     before = _cpu_seconds(programs)
     up = _stream(client, server, address, seconds)
-    # The warm-up second moves bytes too, so divide by all bytes that went up, at the measured rate.
-    gigabytes = up * (seconds + 1) / 8 / 1e3
+    # The start that isn't counted moves bytes too, so divide by all bytes that went up, at the measured rate.
+    gigabytes = up * (seconds + warm_up(seconds)) / 8 / 1e3
     cpu = (_cpu_seconds(programs) - before) / gigabytes if programs else None
     down = _stream(server, client, address, seconds, back=True)
     return Sample(up, down, _ping(client, address), cpu)

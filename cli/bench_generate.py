@@ -21,6 +21,7 @@ from rustguard_py.cli.generate.trial import Trial
 from rustguard_py.cli.render import Column, show_progress, show_table
 from rustguard_py.cli.values import BadValueError, Duration, Number, OneOf
 from rustguard_py.cli.verb import Verb, json_option, offloads_option
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import UsageError
 from rustguard_py.system.interface import check_interface_name
 
@@ -291,7 +292,7 @@ def _comparison(results: Results) -> dict[str, Table]:
 def _described(traffic: Traffic, size: str) -> str:
     link = "" if traffic.segmentation else ", a link that cuts UDP messages"
     length = size if size == "imix" else f"{size} bytes"
-    return f"{length}, {traffic.flows} flows, trials of {traffic.seconds:g} s{link}"
+    return f"{length}, {counted(traffic.flows, 'flow')}, trials of {traffic.seconds:g} s{link}"
 
 
 def _lines(results: Results) -> list[str]:
@@ -307,14 +308,11 @@ def _lines(results: Results) -> list[str]:
 
 
 def _throughput(traffic: Traffic, measured: Measured) -> str:
-    trials = len(measured.searched)
+    trials = counted(len(measured.searched), "trial")
     loss = "no loss" if not traffic.most_loss else f"a loss of {traffic.most_loss:.4g}"
     if measured.best is None or measured.best.load is None:
-        return f"No load passed with {loss}, in {trials} trials (ended by {measured.ended}); try --loss 0.1."
-    return (
-        f"Throughput with {loss}: {measured.best.load:,.0f} packets/s, in {trials} trials "
-        f"(ended by {measured.ended})."
-    )
+        return f"No load passed with {loss}, in {trials} (ended by {measured.ended}); try --loss 0.1."
+    return f"Throughput with {loss}: {measured.best.load:,.0f} packets/s, in {trials} (ended by {measured.ended})."
 
 
 def _show(table: Table) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -14,10 +14,18 @@ from typing import Any, Final, TypeVar
 import click
 
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import InUseError, NotRunningError, RustGuardError, UnansweredError, UsageError
+from rustguard_py.model.errors import (
+    InUseError,
+    NotRunningError,
+    RefusedError,
+    RustGuardError,
+    UnansweredError,
+    UsageError,
+)
 from rustguard_py.model.printable import printable
 from rustguard_py.model.sudo import as_root
 from rustguard_py.state import paths
+from rustguard_py.state.paths import Candidate
 from rustguard_py.system.place import namespace_number
 
 Result = TypeVar("Result")
@@ -29,7 +37,11 @@ PATIENCE: Final = 3.0
 _ROLES: Final[tuple[paths.Role, ...]] = ("server", "client")
 # What only a server can do, so that another daemon next to it isn't meant.
 _OF_A_SERVER: Final = {"open", "close", "revoke", "restore", "rename", "reset"}
-START = f"Start one: `{as_root('rustguard serve …')}` or `{as_root('rustguard join …')}`."
+
+
+def how_to_start() -> str:
+    """Return what starts a daemon, for errors."""
+    return f"Start one: `{as_root('rustguard serve …')}` or `{as_root('rustguard join …')}`."
 
 
 def ask_or_do(directory: Path, ask: Callable[[Path], Result], do: Callable[[], Result]) -> Result:
@@ -62,16 +74,48 @@ def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None
     """Return the daemon's answer to a request.
 
     Args:
-        state: The daemon's state directory, or None where only one runs that has the method.
+        state: The daemon's state directory, or None for the one that is meant, see `find_socket`.
         method: The method of the control socket.
         params: Its parameters.
 
     Raises:
         NotRunningError: None runs, or not on this state.
-        UsageError: Several run, and `state` is None.
+        UsageError: Several run that may be meant, and `state` is None.
         RustGuardError: The daemon's own error.
     """
-    return call(find_socket(state, server=method in _OF_A_SERVER), method, params)
+    return call(find_socket(state, method), method, params)
+
+
+def statuses(state: Path | None) -> tuple[list[dict[str, Any]], list[RustGuardError]]:
+    """Return the status of each daemon that runs, or of the one on a state directory, and the errors of the others.
+
+    Raises:
+        NotRunningError: None runs, or not on this state.
+        RustGuardError: None of them answers.
+    """
+    sockets = [find_socket(state)] if state is not None else [each.socket for each in running()]
+    documents, errors = [], []
+    for socket in sockets or [find_socket(None)]:
+        try:
+            documents.append(call(socket, "status"))
+        except RustGuardError as error:
+            errors.append(error)
+    if not documents:
+        raise errors[0]
+    return documents, errors
+
+
+def running(*, named: bool = False) -> list[Candidate]:
+    """Return the daemons that take requests, sorted by state directory.
+
+    Args:
+        named: Whether a person named the one that is meant. Otherwise those that this user has no permission for,
+            such as root's, are left out unless there are no others.
+    """
+    found = [each for each in paths.running() if listens(each.socket)]
+    if named:
+        return found
+    return [each for each in found if os.access(each.socket, os.W_OK, effective_ids=True)] or found
 
 
 def runs_already(
@@ -114,19 +158,29 @@ def runs_already(
     what = f"A client of {server}" if role == "client" else "The server"
     if others := _differing(found, rootless):
         raise InUseError(
-            f"{what} runs already {place}, with {'another' if len(others) == 1 else 'other'} {' and '.join(others)}.",
+            f"{what} runs already {place}, {_without(others)}.",
             f"To start it like this, end it first: {stop}",
         )
     click.echo(printable(f"{what} runs already {place}."), err=True)
     if again:
         click.echo(printable(again), err=True)
-    if changed := given_options():
+    # A client that has joined needs its token no more.
+    unneeded = {"--token", "--token-file"} if role == "client" else set[str]()
+    if changed := [each for each in given_options() if each not in unneeded]:
         click.echo(f"It goes on as it was started. To change {', '.join(changed)}, end it first: {stop}", err=True)
     return True
 
 
+def _without(options: Sequence[str]) -> str:
+    """Return in which options a daemon differs from what was asked for."""
+    if options == ["--rootless"]:
+        return "without --rootless"
+    last = f"{', '.join(options[:-1])} and {options[-1]}" if len(options) > 1 else options[0]
+    return f"with {'another' if len(options) == 1 else 'other'} {last}"
+
+
 def _differing(found: dict[str, Any], rootless: dict[str, list[str]] | None) -> list[str]:
-    """Return the options of `--rootless` that aren't those of a daemon, as they are typed.
+    """Return the options of `--rootless` that were given now and aren't those of a daemon, as they are typed.
 
     Args:
         found: The daemon's status.
@@ -137,8 +191,7 @@ def _differing(found: dict[str, Any], rootless: dict[str, list[str]] | None) -> 
         # Without it, a client that runs is what was asked for: it joined once, and goes on as it was started.
         return [] if rootless is None else ["--rootless"]
     started = (ways or {}).get("options", {})
-    given = rootless or {}
-    return [each for each in ("--dns", "--socks", "-L", "-R") if given.get(each, []) != started.get(each, [])]
+    return [each for each, values in (rootless or {}).items() if values != started.get(each, [])]
 
 
 # What a second start may repeat, because it changes nothing of what runs.
@@ -227,19 +280,28 @@ def of_other_users(verb: str, name: str | None = None) -> str:
     return "\n".join(["An ordinary user may have one that runs. As that user:", *map(printable, lines)])
 
 
-def find_socket(state: Path | None, *, server: bool = False) -> Path:
-    """Return the control socket of the daemon; see `ask` for arguments and errors.
+def servers() -> list[Path]:
+    """Return the state directories of the servers that run."""
+    return [each.state_directory for each in running() if _role(each.socket) == "server"]
+
+
+def find_socket(state: Path | None, method: str = "status") -> Path:
+    """Return the control socket of the daemon that is meant; see `ask` for the errors.
 
     Args:
-        state: Its state directory, or None for the only one.
-        server: Whether only a server is meant, whatever else runs here.
+        state: Its state directory. None for the only server if the method is one of a server's, or lists peers; else
+            for the only daemon, or the only one that isn't a tunnel of `up`.
+        method: What it will be asked.
+
+    Raises:
+        RefusedError: Several run, none of them is a server, and only a server has the method.
     """
     if state is not None:
         socket = wait_for_socket(state)
         if socket is None:
-            raise NotRunningError(f"No daemon runs on {state}.", START)
+            raise NotRunningError(f"No daemon runs on {state}.", how_to_start())
         return socket
-    candidates = [candidate for candidate in paths.running() if listens(candidate.socket)]
+    candidates: Sequence[Candidate] = running()
     if not candidates:
         # One whose socket was just removed makes it again.
         usual = {paths.state_directory(role) for role in _ROLES}
@@ -247,10 +309,10 @@ def find_socket(state: Path | None, *, server: bool = False) -> Path:
         if not found:
             context = click.get_current_context(silent=True)
             verb = context.command_path.removeprefix("rustguard ") if context else "status"
-            raise NotRunningError("No daemon runs here.", of_other_users(verb) or START)
+            raise NotRunningError("No daemon runs here.", of_other_users(verb) or how_to_start())
         return found[0]
-    if len(candidates) > 1 and server:
-        candidates = [each for each in candidates if _role(each.socket) == "server"] or candidates
+    if len(candidates) > 1:
+        candidates = meant(candidates, method)
     if len(candidates) > 1:
         context = click.get_current_context(silent=True)
         command = context.command_path if context else "rustguard status"
@@ -260,6 +322,23 @@ def find_socket(state: Path | None, *, server: bool = False) -> Path:
             "\n".join(["Choose one:", *lines]),
         )
     return candidates[0].socket
+
+
+def meant(candidates: Sequence[Candidate], method: str = "status") -> Sequence[Candidate]:
+    """Return those of several daemons that a person may mean without a name; see `find_socket` for the arguments."""
+    roles = {each: _role(each.socket) for each in candidates}
+    servers = [each for each in candidates if roles[each] == "server"]
+    if method in _OF_A_SERVER:
+        if not servers and None not in roles.values():
+            raise RefusedError(
+                f"None of the {len(candidates)} daemons here is a server; the window and the peers belong to one.",
+                "Run it on the server.",
+            )
+        return servers or candidates
+    if method == "peers" and len(servers) == 1:
+        return servers
+    joined = [each for each in candidates if roles[each] != "tunnel"]
+    return joined if len(joined) == 1 else candidates
 
 
 def _role(socket: Path) -> str | None:

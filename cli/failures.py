@@ -93,7 +93,11 @@ def exit_code(work: Callable[[], object]) -> int:
         result = work()
         _flush()
     except click.UsageError as error:
-        from rustguard_py.cli.usage import explain
+        from rustguard_py.cli.usage import asks_for_help, explain
+
+        if (help_text := asks_for_help(error)) is not None:
+            click.echo(help_text)
+            return 0
 
         report(explain(error))
         return error.exit_code

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rustguard_py.cli.verb import Verb, state_option
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.printable import printable
 from rustguard_py.model.sudo import as_root
@@ -68,7 +69,7 @@ def _interface(file: Path) -> str | None:
 def _report(directory: Path, state: ServerState) -> None:
     pools = " and ".join(str(pool) for pool in (state.pool4, state.pool6) if pool is not None)
     click.echo(
-        f"Saved in {directory}: a server of {pools}, port {state.port}, {len(state.peers)} peers.",
+        f"Saved in {directory}: a server of {pools}, port {state.port}, {counted(len(state.peers), 'peer')}.",
         err=True,
     )
     for peer in state.peers.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,9 @@ from rustguard_py.cli import complete
 from rustguard_py.cli.stop import end
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import call, listens
-from rustguard_py.model.errors import NotRunningError, RefusedError, RustGuardError, UsageError
+from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
 from rustguard_py.model.printable import printable
-from rustguard_py.model.sudo import as_root
+from rustguard_py.model.sudo import as_root, is_ordinary_user
 from rustguard_py.service import systemd
 from rustguard_py.state import paths
 from rustguard_py.state.client_records import ClientState, NetworkRecord
@@ -42,14 +43,17 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
 
     A connected client tells the server inside the tunnel, which frees name and address. If no answer comes within
     three seconds, nothing is connected, or there is a memif in place of the interface, it says so: `rustguard peers
-    revoke NAME` on the server does the same.
+    revoke NAME` on the server does the same. Where nothing is joined it does nothing, with exit code 0.
     """
     directory = paths.state_directory("client", state)
     document = Document.peek(directory)
     kept = None if document is None else ClientState.from_json(document)
     networks = () if kept is None else kept.networks
     if not networks:
-        raise NotRunningError("Nothing was joined here.", "See: rustguard join --help")
+        click.echo(printable(f"Nothing is joined here ({directory}), so there is nothing to leave."), err=True)
+        if is_ordinary_user():
+            click.echo(f"For what was joined as root: {as_root('rustguard leave')}", err=True)
+        return
     hosts = list(dict.fromkeys(each.host for each in networks))
     if server is None and len(hosts) > 1:
         raise UsageError(f"{len(hosts)} networks were joined.", "\n".join(["Name one:", *hosts]))
@@ -62,7 +66,7 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
     ]
     for candidate in running:
         _refuse_if_elsewhere(candidate.socket, host)
-    if not yes and not click.confirm(printable(f"Leave {host}, where this machine is {name}?"), err=True):
+    if not yes and not _confirm(f"Leave {host}, where this machine is {name}?"):
         raise RefusedError("Nothing was changed.")
     answered: dict[NetworkRecord, bool | None] = {}
     for candidate in running:
@@ -89,6 +93,16 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
                 None: f"With a memif, the server can't be told. It {fix}",
             }[answered[each]]
         click.echo(printable(line), err=True)
+
+
+def _confirm(question: str) -> bool:
+    try:
+        return click.confirm(printable(question), err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)
+        raise UsageError("There is no answer on standard input.", "To leave without being asked: --yes") from None
 
 
 def _refuse_if_elsewhere(socket: Path, host: str) -> None:

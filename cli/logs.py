@@ -12,7 +12,7 @@ import click
 
 from rustguard_py.cli.failures import describe
 from rustguard_py.cli.verb import LOG_LEVEL
-from rustguard_py.model.printable import PrintableFormatter
+from rustguard_py.model.printable import printable
 
 # sd-daemon(3): what journald reads at the start of a line.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
@@ -36,11 +36,16 @@ def configure(default: int = logging.INFO) -> None:
         logging.getLogger(name).setLevel(theirs)
 
 
-class LineFormatter(PrintableFormatter):
+class LineFormatter(logging.Formatter):
     """Begin a record with its time, or each of its lines with its priority where journald reads them.
 
     Journald is looked for at each record, because a daemon in the background gets another standard error.
     """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base's name
+        """Return the line without a traceback, made printable: names and hosts may be anyone's."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the base's name
         """Return one line in place of the traceback, which goes to a report."""

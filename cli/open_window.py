@@ -48,7 +48,7 @@ def command(seconds: int, networks: tuple[str, ...], most: int | None, state: Pa
         params["from"] = list(networks)
     if most is not None:
         params["most"] = most
-    socket = find_socket(state, server=True)
+    socket = find_socket(state, "open")
     opened = call(socket, "open", params)
     server = call(socket, "status")
     port = "" if server["port"] == DEFAULT_PORT else f":{server['port']}"

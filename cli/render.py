@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rustguard_py.daemon.clocks import why_refused
+from rustguard_py.model.counted import counted
 from rustguard_py.model.printable import printable
 
 Document = Mapping[str, Any]
@@ -40,9 +41,9 @@ _CLOSED_BECAUSE = {
 }
 
 
-def show_status(document: Document, *, verbose: bool) -> None:
-    """Print a status document for a person."""
-    _console().print(status(document, verbose=verbose))
+def show_status(documents: Sequence[Document], *, verbose: bool) -> None:
+    """Print status documents for a person."""
+    _console().print(statuses(documents, verbose=verbose))
 
 
 def show_peers(document: Document, *, verbose: bool) -> None:
@@ -53,31 +54,39 @@ def show_peers(document: Document, *, verbose: bool) -> None:
         console.print(Text.assemble(("warning: ", "yellow"), printable(text)))
 
 
-def watch_status(read: Callable[[], Document], wait: Callable[[], None], *, verbose: bool) -> None:
-    """Show the document that `read` returns, again after each `wait`: in place on a terminal, else one below another.
+def watch_status(read: Callable[[], Sequence[Document]], wait: Callable[[], None], *, verbose: bool) -> None:
+    """Show what `read` returns, again after each `wait`: in place on a terminal, else one below another.
 
     Ends when one of the two raises.
     """
     console = _console()
     if not console.is_terminal:
         while True:
-            console.print(status(read(), verbose=verbose), Text())
+            console.print(statuses(read(), verbose=verbose), Text())
             wait()
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(status(read(), verbose=verbose), refresh=True)
+            live.update(statuses(read(), verbose=verbose), refresh=True)
             wait()
 
 
-def status(document: Document, *, verbose: bool) -> RenderableType:
+def statuses(documents: Sequence[Document], *, verbose: bool) -> RenderableType:
+    """Return the layout of status documents, one below another; of several, each has its state directory."""
+    parts: list[RenderableType] = []
+    for document in documents:
+        parts += [*([Text()] if parts else []), status(document, verbose=verbose, several=len(documents) > 1)]
+    return Group(*parts)
+
+
+def status(document: Document, *, verbose: bool, several: bool = False) -> RenderableType:
     """Return the layout of a status document: summary, one row per peer, warnings."""
-    parts: list[RenderableType] = [_summary(document, verbose)]
+    parts: list[RenderableType] = [_summary(document, verbose, several)]
     if document["peers"]:
         parts += [Text(), peers(document["peers"], verbose=verbose)]
     else:
         parts += [Text(), Text("no peers", style="dim")]
     if document.get("tunnels"):
-        parts += [Text(), tunnels(document["tunnels"])]
+        parts += [Text(), tunnels(document["tunnels"], to_server=document["role"] == "client")]
     warnings = [*document.get("warnings", ()), *_clock_warnings(document["peers"])]
     parts += [Text.assemble(("warning: ", "yellow"), printable(text)) for text in warnings]
     if verbose:
@@ -120,10 +129,15 @@ def _clock_warnings(rows: Sequence[Document]) -> list[str]:
     return [why_refused(peer["name"], peer["clock_ahead"]) for peer in rows if peer.get("clock_ahead")]
 
 
-def tunnels(rows: Sequence[Document]) -> RenderableType:
-    """Return a table with one row per tunnel and its share of all bytes that were moved."""
+def tunnels(rows: Sequence[Document], *, to_server: bool = False) -> RenderableType:
+    """Return a table with one row per tunnel and its share of all bytes that were moved.
+
+    Args:
+        rows: The tunnels.
+        to_server: Whether their ports are those of the server, as on a client.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("TUNNEL", "PORT", "SESSIONS", "CARRIES FOR", "↓", "↑", "SHARE"):
+    for title in ("TUNNEL", "TO PORT" if to_server else "PORT", "SESSIONS", "CARRIES FOR", "↓", "↑", "SHARE"):
         table.add_column(title, justify="left" if title == "TUNNEL" else "right", no_wrap=True)
     for row in rows:
         broken = row["state"] != "running"
@@ -167,7 +181,7 @@ def window_state(window: Document) -> str:
 def guesses(window: Document) -> str:
     """Return how many wrong tokens were tried in a window, and by how many sources."""
     used, allowed = window["guesses_used"], window["guesses_allowed"]
-    sources = _several(window.get("guessing_sources", 0), "source")
+    sources = counted(window.get("guessing_sources", 0), "source")
     by = f" by {sources}" if used and window.get("guessing_sources") else ""
     if used < allowed or not window["open"]:
         count = f"{used} of {allowed} guesses used" if used <= allowed else f"{used} guesses used"
@@ -370,7 +384,7 @@ class Act:
         self.succeeded, self.outcome = False, outcome
 
 
-def _summary(document: Document, verbose: bool) -> RenderableType:
+def _summary(document: Document, verbose: bool, several: bool) -> RenderableType:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -388,7 +402,7 @@ def _summary(document: Document, verbose: bool) -> RenderableType:
         ("engine", f"{document['engine']}: {document['engine_reason']}" if verbose else None),
         # An older daemon doesn't say.
         ("sandbox", "; ".join(document.get("sandbox", {}).get("applied", ())) if verbose else None),
-        ("state", document["state_directory"] if verbose else None),
+        ("state", document["state_directory"] if verbose or several else None),
         ("counters", _counters(document.get("counters")) if verbose else None),
         *((worker["name"], _worker(worker)) for worker in document.get("workers", ()) if verbose),
     ):
@@ -409,18 +423,21 @@ def _memif(memif: Document | None, verbose: bool) -> str | None:
     """Return what stands for the interface and how it is connected, or None for an interface."""
     if memif is None:
         return None
-    queues = f", {_several(memif['queues'], 'queue')}" if verbose else ""
+    queues = f", {counted(memif['queues'], 'queue')}" if verbose else ""
     what = f"{memif['socket']}, id {memif['id']}, {memif['role']}, {memif['mode']}{queues}"
     since = f"for {duration(memif['since'])}"
     if memif["connected"]:
-        count = f", {_several(memif['connections'], 'connection')} so far" if verbose else ""
+        count = f", {counted(memif['connections'], 'connection')} so far" if verbose else ""
         return f"{what}: connected to {memif['interface']} of {memif['program']} {since}{count}"
     why = f" ({memif['why']})" if memif["why"] else ""
     return f"{what}: not connected {since}{why}"
 
 
 def _addresses(document: Document) -> str:
-    return f"{' '.join(document['addresses'])}, port {document['port']}, MTU {document['mtu']}"
+    # A client's `port` is its server's, and an older client doesn't give its own.
+    own = document.get("listen_port", None if document["role"] == "client" else document["port"])
+    port = "" if own is None else f", port {own}"
+    return f"{' '.join(document['addresses'])}{port}, MTU {document['mtu']}"
 
 
 def _tries(window: Document | None, verbose: bool) -> str | None:
@@ -431,19 +448,15 @@ def _tries(window: Document | None, verbose: bool) -> str | None:
     parts = []
     if blocked:
         which = f": {', '.join(blocked)}" if verbose else ""
-        parts.append(f"{_several(len(blocked), 'source')} blocked after three wrong tokens{which}")
+        parts.append(f"{counted(len(blocked), 'source')} blocked after three wrong tokens{which}")
     if window.get("waiting"):
-        parts.append(f"{_several(window['waiting'], 'machine')} waiting for a turn")
+        parts.append(f"{counted(window['waiting'], 'machine')} waiting for a turn")
     if count := window.get("unconfirmed"):
-        sources = _several(window.get("unconfirmed_sources", 0), "source")
-        parts.append(f"{_several(count, 'pairing')} begun and never confirmed, by {sources}")
+        sources = counted(window.get("unconfirmed_sources", 0), "source")
+        parts.append(f"{counted(count, 'pairing')} begun and never confirmed, by {sources}")
     if window.get("new_peers", 0) >= window.get("new_peers_allowed", 1):
-        parts.append(f"{_several(window['new_peers'], 'new peer')} admitted, so no further one is")
+        parts.append(f"{counted(window['new_peers'], 'new peer')} admitted, so no further one is")
     return "; ".join(parts) or None
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _pool(pool: Document | None) -> str | None:
@@ -464,8 +477,8 @@ def _counters(counters: Document | None) -> str:
 
 def _worker(worker: Document) -> str:
     batch = worker["packets"] / max(1, worker["batches"])
-    moved = f"{worker['packets']} datagrams, {size(worker['bytes'])}, {batch:.1f} a batch"
-    return f"{moved}, {worker['system_calls']} system calls"
+    moved = f"{counted(worker['packets'], 'datagram')}, {size(worker['bytes'])}, {batch:.1f} a batch"
+    return f"{moved}, {counted(worker['system_calls'], 'system call')}"
 
 
 def moments(rows: Iterable[tuple[str, str]]) -> None:

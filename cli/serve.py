@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -175,6 +176,10 @@ def network4(text: str | None) -> IPv4Network | None:
         network = IPv4Network(text)
     except ValueError as error:
         fix = "Write it like 10.150.0.0/24: the first address of the network, and its prefix length."
+        with suppress(ValueError):
+            fix = f"Write the first address of the network: --pool {IPv4Network(text, strict=False)}"
+        with suppress(ValueError):
+            fix = f"For IPv6: --pool6 {IPv6Network(text, strict=False)}"
         raise UsageError(f"--pool: {error}.", fix) from error
     _check_kind("--pool", network)
     if network.prefixlen > 30:
@@ -189,7 +194,10 @@ def network6(text: str | None) -> IPv6Network | None:
     try:
         network = IPv6Network(text or "")
     except ValueError as error:
-        raise UsageError(f"--pool6: {error}.", "Write it like fd12:3456:789a::/64, or leave it out.") from error
+        fix = "Write it like fd12:3456:789a::/64, or leave it out."
+        with suppress(ValueError):
+            fix = f"For IPv4: --pool {IPv4Network(text or '', strict=False)}"
+        raise UsageError(f"--pool6: {error}.", fix) from error
     _check_kind("--pool6", network)
     if network.prefixlen > 64:
         raise UsageError(f"--pool6 {network} is too narrow.", "Give a /64.")

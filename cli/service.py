@@ -16,6 +16,7 @@ from rustguard_py.cli import complete
 from rustguard_py.cli.values import OneOf
 from rustguard_py.cli.verb import CONTEXT_SETTINGS, LOG_LEVEL, VerbGroup
 from rustguard_py.daemon.control.client import call, listener, listens
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.memif import parse as parse_memif
 from rustguard_py.model.printable import printable
@@ -85,7 +86,13 @@ def install_as(asked: click.Context) -> None:
 @command.command("remove", examples=[("sudo rustguard service remove serve", "stop it, and delete unit and token")])
 @click.argument("name", required=False, shell_complete=complete.services)
 def remove(name: str | None) -> None:
-    """Stop a service and remove it, with its token. Keys and peers stay."""
+    """Stop a service and remove it, with its token. Keys and peers stay.
+
+    Where none is installed it does nothing, with exit code 0.
+    """
+    if name is None and not systemd.installed():
+        _tell("No service is installed.")
+        return
     service = systemd.find(name)
     systemd.require(user=service.user)
     systemd.remove(service)
@@ -101,7 +108,9 @@ def status(name: str | None) -> None:
         when = _when(service)
         state = f"{found.get('ActiveState')} ({found.get('SubState')}), {found.get('UnitFileState')} at {when}"
         process = "" if found.get("MainPID") in (None, "0") else f", process {found['MainPID']}"
-        again = "" if found.get("NRestarts") in (None, "0") else f", restarted {found['NRestarts']} times"
+        again = (
+            "" if found.get("NRestarts") in (None, "0") else f", restarted {counted(int(found['NRestarts']), 'time')}"
+        )
         result = "" if found.get("Result") in (None, "success") else f", ended by {found['Result']}"
         click.echo(printable(f"{service.name}: {state}{process}{again}{result}"))
         if text := found.get("StatusText"):

@@ -10,6 +10,7 @@ from shlex import quote
 import click
 
 from rustguard_py.cli import complete
+from rustguard_py.cli.daemon import meant, of_other_users, running
 from rustguard_py.cli.stop import called
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import listener, listens
@@ -50,8 +51,9 @@ def command(name: str | None, follow: bool, state: Path | None) -> None:
     files = [file for each in directories for file in (paths.log_file(each), each / "log") if file.exists()]
     if not files:
         raise NotRunningError(
-            "No log is here: what runs in a terminal logs to that terminal.",
-            f"In the background: {as_root('rustguard serve --daemon')}, or join --daemon",
+            f"No log{'' if name is None else f' of {name}'} is here: what runs in a terminal logs to that terminal.",
+            of_other_users("logs", name)
+            or f"In the background: {as_root('rustguard serve --daemon')}, or join --daemon",
         )
     newest = max(files, key=lambda path: path.stat().st_mtime)
     words = ["tail", "-n", "+1", *(["-F"] if follow else []), str(newest)]
@@ -61,13 +63,13 @@ def command(name: str | None, follow: bool, state: Path | None) -> None:
 
 def _directories(name: str | None) -> list[Path]:
     """Return the state directory that is meant: of the daemon that runs, else all that there may be."""
-    candidates = [each for each in paths.running() if listens(each.socket)]
-    running = [each.state_directory for each in (candidates if name is None else called(candidates, name))]
-    if len(running) > 1:
-        lines = [f"rustguard logs {quote(str(each))}" for each in running]
-        raise UsageError(f"{len(running)} daemons run here.", "\n".join(["Choose one:", *lines]))
+    candidates = running(named=name is not None)
+    found = [each.state_directory for each in (meant(candidates) if name is None else called(candidates, name))]
+    if len(found) > 1:
+        lines = [f"rustguard logs {quote(str(each))}" for each in found]
+        raise UsageError(f"{len(found)} daemons run here.", "\n".join(["Choose one:", *lines]))
     usual = [paths.state_directory("server"), paths.state_directory("client")]
-    if running or name is None:
-        return running or usual
+    if found or name is None:
+        return found or usual
     given = Path(name).expanduser().resolve()
     return [given] if "/" in name else [paths.tunnel_directory(name), *(each for each in usual if each.name == name)]

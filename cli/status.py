@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
-from rustguard_py.cli.daemon import ask
+from rustguard_py.cli.daemon import ask, statuses
 from rustguard_py.cli.verb import Verb, json_option, state_option
-from rustguard_py.model.errors import RustGuardError
+from rustguard_py.model.errors import RustGuardError, UsageError
 from rustguard_py.model.printable import printable, printable_json
 
 WATCH_SECONDS = 2.0
@@ -32,18 +31,26 @@ WATCH_SECONDS = 2.0
 @click.option("-v", "--verbose", is_flag=True, help="Show whole keys, all addresses, engine, counters and notes.")
 @state_option
 def command(as_json: bool, watch: bool, healthy: bool, verbose: bool, state: Path | None) -> None:
-    """Show the tunnel, its window and its peers."""
+    """Show the tunnel, its window and its peers.
+
+    Where several daemons run, it shows all of them, and --healthy checks all. --json prints one: that of the only
+    server or client next to tunnels of `up`.
+    """
     if healthy:
+        if other := next((name for name, given in (("--json", as_json), ("--watch", watch)) if given), None):
+            raise UsageError(f"--healthy and {other} exclude each other.", "Leave one out.")
         _check(state)
         return
     if not watch:
-        document = ask(state, "status")
         if as_json:
-            click.echo(printable_json(document, indent=2))
+            click.echo(printable_json(ask(state, "status"), indent=2))
         else:
             from rustguard_py.cli import render
 
-            render.show_status(document, verbose=verbose)
+            documents, errors = statuses(state)
+            render.show_status(documents, verbose=verbose)
+            if errors:
+                raise errors[0]
         return
     try:
         _watch(state, as_json, verbose)
@@ -53,28 +60,30 @@ def command(as_json: bool, watch: bool, healthy: bool, verbose: bool, state: Pat
 
 
 def _check(state: Path | None) -> None:
-    """Print that the daemon is healthy, or raise an error of exit code 1: a health check may have no other codes."""
+    """Print what is healthy, or raise an error of exit code 1: a health check may have no other codes."""
     try:
-        document = ask(state, "status")
+        documents, errors = statuses(state)
+        if errors:
+            raise errors[0]
     except RustGuardError as error:
         raise RustGuardError(error.message, error.fix) from error
-    # A daemon of an older version doesn't say.
-    if not document.get("healthy", True):
-        raise RustGuardError(" ".join(["It isn't healthy.", *document.get("warnings", ())]), "Restart it.")
-    click.echo(printable(f"{document['interface']} is healthy, engine {document['engine']}."))
+    for document in documents:
+        # A daemon of an older version doesn't say.
+        if not document.get("healthy", True):
+            which = "It" if len(documents) == 1 else str(document["interface"])
+            raise RustGuardError(" ".join([f"{which} isn't healthy.", *document.get("warnings", ())]), "Restart it.")
+    for document in documents:
+        click.echo(printable(f"{document['interface']} is healthy, engine {document['engine']}."))
 
 
 def _watch(state: Path | None, as_json: bool, verbose: bool) -> None:
-    def read() -> dict[str, Any]:
-        return ask(state, "status")
-
     def wait() -> None:
         time.sleep(WATCH_SECONDS)
 
     if as_json:
         while True:
-            click.echo(printable_json(read()))
+            click.echo(printable_json(ask(state, "status")))
             wait()
     from rustguard_py.cli import render
 
-    render.watch_status(read, wait, verbose=verbose)
+    render.watch_status(lambda: statuses(state)[0], wait, verbose=verbose)

@@ -13,7 +13,7 @@ from shlex import quote
 import click
 
 from rustguard_py.cli import complete
-from rustguard_py.cli.daemon import START, of_other_users
+from rustguard_py.cli.daemon import how_to_start, of_other_users, running
 from rustguard_py.cli.verb import Verb
 from rustguard_py.daemon.control.client import call, listener, listens
 from rustguard_py.model.errors import NotRunningError, RefusedError, UnansweredError, UsageError
@@ -46,14 +46,14 @@ def command(name: str | None, everything: bool) -> None:
     """
     if everything and name is not None:
         raise UsageError("A name and --all exclude each other.", "Leave one out.")
-    running = [each for each in paths.running() if listens(each.socket)]
+    candidates = running(named=name is not None)
     if everything:
-        chosen = running
+        chosen = candidates
     else:
-        chosen = running if name is None else called(running, name)
+        chosen = candidates if name is None else called(candidates, name)
         if not chosen:
             what = "Nothing runs here." if name is None else f"No {name} runs here."
-            raise NotRunningError(what, of_other_users("stop", name) or START)
+            raise NotRunningError(what, of_other_users("stop", name) or how_to_start())
         if len(chosen) > 1:
             lines = [f"rustguard stop {quote(str(each.state_directory))}" for each in chosen]
             raise UsageError(f"{len(chosen)} run here.", "\n".join(["Choose one, or --all:", *lines]))

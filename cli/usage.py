@@ -10,6 +10,14 @@ from click.core import ParameterSource
 from rustguard_py.cli.values import BadValueError
 from rustguard_py.model.errors import UsageError
 
+# How click ends what it says of a path, and what to do about it.
+_PATHS = {
+    " is a directory.": "Name a file.",
+    " is a file.": "Name a directory.",
+    " does not exist.": "Check the path: a file has to be there.",
+    " is not readable.": "Run it as a user who can read it, or name another one.",
+    " is not writable.": "Run it as a user who can write it, or name another one.",
+}
 _TOO_MANY = re.compile(r"Got unexpected extra arguments? \((.*)\)")
 
 
@@ -21,6 +29,15 @@ def explain(error: click.UsageError) -> UsageError:
     if context is not None:
         lines += [context.get_usage(), f"See: {context.command_path} --help"]
     return UsageError(message, "\n".join(lines))
+
+
+def asks_for_help(error: click.UsageError) -> str | None:
+    """Return the help of a group that was called without a command, or None for an error.
+
+    click prints it by itself before version 8.2, and raises it as an error since.
+    """
+    kind = getattr(click.exceptions, "NoArgsIsHelpError", None)
+    return error.ctx.get_help() if kind is not None and isinstance(error, kind) and error.ctx is not None else None
 
 
 def _words(error: click.UsageError, context: click.Context | None) -> tuple[str, str]:
@@ -37,11 +54,17 @@ def _words(error: click.UsageError, context: click.Context | None) -> tuple[str,
         return f"{error.option_name} needs a value.", f"Write it like: {error.option_name} {metavar}"
     if isinstance(error, click.BadParameter):
         name = _name(error.param, context)
-        fix = error.fix if isinstance(error, BadValueError) else ""
+        fix = error.fix if isinstance(error, BadValueError) else _fix_of_a_path(error)
         return f"{name}: {error.message}" if name else error.message, fix
     if extra := _TOO_MANY.fullmatch(error.message):
         return f"The command takes no further word, and there is: {extra[1]}", ""
     return error.message, ""
+
+
+def _fix_of_a_path(error: click.BadParameter) -> str:
+    if not isinstance(error.param, click.Parameter) or not isinstance(error.param.type, click.Path):
+        return ""
+    return next((fix for end, fix in _PATHS.items() if error.message.endswith(end)), "")
 
 
 def _name(parameter: click.Parameter | None, context: click.Context | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -87,6 +86,8 @@ class OneOf(click.Choice[str]):
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter:
+            from difflib import get_close_matches
+
             words = [str(each) for each in self.choices]
             near = get_close_matches(str(value).lower(), words, n=1)
             fix = f"Did you mean {near[0]}? " if near else ""
@@ -100,6 +101,8 @@ def _name(parameter: click.Parameter | None) -> str:
 
 def nearest(name: str, names: Any, ctx: click.Context) -> click.UsageError:
     """Return the error for a command that doesn't exist; it names the nearest one."""
+    from difflib import get_close_matches
+
     near = get_close_matches(name, list(names), n=1)
     hint = f" Did you mean `{near[0]}`?" if near else f" See: {ctx.command_path} --help"
     return click.UsageError(f"There is no command {name!r}.{hint}", ctx)

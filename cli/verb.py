@@ -1,21 +1,23 @@
-"""Parts that verbs share: examples in their help, and common options."""
+"""Parts that verbs share: examples in their help, and common options.
+
+What only some verbs need is imported where it is used, because each start of a command waits for its imports.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from rustguard_py.cli import complete, failures
 from rustguard_py.cli.values import BadValueError, OneOf, nearest
-from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.errors import UsageError
-from rustguard_py.model.memif import MemifOptions, absolute
-from rustguard_py.model.memif import parse as parse_memif
-from rustguard_py.model.offloads import ALL, choose_offloads
+
+if TYPE_CHECKING:
+    from rustguard_py.model.memif import MemifOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Examples = Sequence[tuple[str, str]]
@@ -176,12 +178,14 @@ def memif_option(function: Function) -> Function:
 def _parse_memif(_: click.Context, parameter: click.Parameter, value: str | None) -> MemifOptions | None:
     if value is None:
         return None
+    from rustguard_py.model.memif import parse
+
     if value == "none":
         raise BadValueError(
             "No memif is kept here, so `none` has no meaning.", "Leave out --memif.", parameter=parameter
         )
     try:
-        return parse_memif(value)
+        return parse(value)
     except UsageError as error:
         raise BadValueError(error.message, error.fix, parameter=parameter) from None
 
@@ -190,6 +194,8 @@ def _check_memif(_: click.Context, parameter: click.Parameter, value: str | None
     """Return the value that the start can keep. It is empty for `none`."""
     if value in (None, "none"):
         return None if value is None else ""
+    from rustguard_py.model.memif import absolute
+
     try:
         return absolute(value)
     except UsageError as error:
@@ -211,6 +217,8 @@ def offloads_option(function: Function) -> Function:
 
 def _check_offloads(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if value is not None:
+        from rustguard_py.model.offloads import ALL, choose_offloads
+
         try:
             choose_offloads(value, ALL)
         except UsageError as error:
@@ -233,6 +241,8 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
         memif: str | None,
         **named: Any,
     ) -> Any:
+        from rustguard_py.data_path import DataPath
+
         source = click.get_current_context().get_parameter_source("offloads")
         keep = source is click.core.ParameterSource.COMMANDLINE
         data_path = DataPath(engine, queues, uring, xdp, threaded_napi, offloads, keep, memif=memif)
@@ -284,6 +294,8 @@ def data_path_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_queues(_: click.Context, parameter: click.Parameter, value: str) -> str:
+    from rustguard_py.data_path import QUEUES_LIMIT
+
     if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= QUEUES_LIMIT):
         message = f"{value!r} is neither a number from 1 to {QUEUES_LIMIT} nor `auto`."
         raise BadValueError(message, "Write it like: --queues 4", parameter=parameter)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final
 
 from rustguard_py.model.address import parse_endpoint
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.printable import printable
 from rustguard_py.model.rate_limit import site_of, source_of
@@ -136,7 +137,7 @@ class WindowOpened(Event):
 
     def __str__(self) -> str:
         only = f" to {', '.join(self.sources)} only" if self.sources else ""
-        most = f", for {self.most} new machines at most" if self.most is not None else ""
+        most = f", for {counted(self.most, 'new machine')} at most" if self.most is not None else ""
         return f"the pairing window is open{only} for {self.seconds:g} s{most}{_by(self.by)}"
 
 
@@ -256,7 +257,7 @@ class Omitted(Event):
     why: str
 
     def __str__(self) -> str:
-        return f"{self.count} events are missing from the audit log: {self.why}"
+        return f"the audit log lacks {counted(self.count, 'event')}: {self.why}"
 
 
 _KINDS: Final[Mapping[str, type[Event]]] = {

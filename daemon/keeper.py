@@ -21,6 +21,7 @@ from rustguard_py.daemon.reconciler import MOST, PERIOD, Reconciler, Record
 from rustguard_py.daemon.steps import Address, Route, Step
 from rustguard_py.daemon.watched import Thing
 from rustguard_py.model.clock import now
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.tunnel import AnyTunnel
 from rustguard_py.system import kernel_view
@@ -185,7 +186,7 @@ class Keeper:
         )
         lines = [_warning(thing, record, at) for thing, record in recent[:_NAMED]]
         if len(recent) > _NAMED:
-            lines.append(f"{len(recent) - _NAMED} more things were removed and put back; see the log.")
+            lines.append(f"And {counted(len(recent) - _NAMED, 'more thing')}, removed and put back: see the log.")
         return lines
 
     # -- watching -------------------------------------------------------------------------------------------

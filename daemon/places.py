@@ -18,7 +18,7 @@ from typing import Any
 
 from rustguard_py.daemon.control import listening
 from rustguard_py.daemon.control.protocol import error_from
-from rustguard_py.daemon.forked import fork_helper, wait_for_end
+from rustguard_py.daemon.forked import Forked, fork_helper
 from rustguard_py.daemon.places_process import LONGEST, PlacesProcess, open_log
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.sandbox.privileges import Needs, give_up
@@ -36,14 +36,14 @@ class PlacesHelper:
 
     Args:
         channel: Connected to the helper.
-        process: Its process id.
+        forked: It.
         log: The log file that it can open, or None.
     """
 
-    def __init__(self, channel: socket.socket, process: int, log: Path | None) -> None:
+    def __init__(self, channel: socket.socket, forked: Forked, log: Path | None) -> None:
         channel.settimeout(_PATIENCE)
         self._channel: socket.socket | None = channel
-        self._process = process
+        self._forked = forked
         self.log = log
         self._lock = threading.Lock()
 
@@ -79,18 +79,18 @@ class PlacesHelper:
 
         with theirs:
             try:
-                process = fork_helper(theirs, NAME, serve)
+                forked = fork_helper(theirs, NAME, serve)
             except BlockingIOError:
                 ours.close()
                 raise
-        return cls(ours, process, log)
+        return cls(ours, forked, log)
 
     def close(self) -> None:
         """End the helper."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        wait_for_end(self._process)
+        self._forked.wait_for_end()
 
     def is_there(self) -> bool:
         """Return whether the helper still runs."""

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from rustguard_py.embed import forks
 from rustguard_py.embed.first_contact import FirstContact
 from rustguard_py.embed.fixes import closed, with_its_fix
 from rustguard_py.embed.plan import Parts, Plan
@@ -169,6 +170,7 @@ class Control:
     async def _run(self) -> None:
         async with AsyncExitStack() as stack:
             parts = await self._plan.gather(stack)
+            stack.callback(forks.hold(int(parts.sockets[0].getsockname()[1])))
             try:
                 async with AsyncExitStack() as attempt:
                     opened = await self._open(attempt, parts)

@@ -14,6 +14,7 @@ from rustguard_py.embed import statistics
 from rustguard_py.embed.arguments import check_timeout
 from rustguard_py.embed.control import Control, Opened
 from rustguard_py.embed.fixes import closed, elsewhere, with_its_fix
+from rustguard_py.model.counted import counted
 from rustguard_py.model.endpoint import InterfaceAddress, IpAddress
 from rustguard_py.model.errors import UsageError
 from rustguard_py.planes.contract import Packet
@@ -95,7 +96,7 @@ class _EmbeddedTunnel:
             if not 20 <= size <= mtu:
                 why = "no IP packet is that short" if size < 20 else f"the tunnel's MTU is {mtu}"
                 fix = "Write whole IP packets, header included." if size < 20 else "Write smaller ones."
-                raise with_its_fix(UsageError(f"packets[{place}] has {size} bytes, and {why}.", fix))
+                raise with_its_fix(UsageError(f"packets[{place}] has {counted(size, 'byte')}, and {why}.", fix))
 
     def _running(self) -> tuple[Control, Opened]:
         """Return the tunnel's parts. Raise an error if it is closed or broken."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rustguard_py import conf, conf_writer
-from rustguard_py.daemon.forked import fork_helper, wait_for_end
+from rustguard_py.daemon.forked import Forked, fork_helper
 from rustguard_py.daemon.ledger import Ledger
 from rustguard_py.daemon.outside import Done
 from rustguard_py.daemon.steps import to_json
@@ -44,14 +44,14 @@ class Helper:
 
     Args:
         channel: Connected to the helper.
-        process: Its process id.
+        forked: It.
         interface: The tunnel's interface.
         down: The command that ends the tunnel.
     """
 
-    def __init__(self, channel: socket.socket, process: int, interface: str, down: str) -> None:
+    def __init__(self, channel: socket.socket, forked: Forked, interface: str, down: str) -> None:
         self._channel = channel
-        self._process = process
+        self._forked = forked
         self._interface = interface
         self._down = down
         # One request at a time: steps come from the keeper's thread too.
@@ -76,15 +76,15 @@ class Helper:
         helper = HelperProcess(theirs, file, interface, directory, known, [hooks] if save else [], trust=trust)
         with theirs:
             try:
-                process = fork_helper(theirs, NAME, helper.serve)
+                forked = fork_helper(theirs, NAME, helper.serve)
             except BlockingIOError as error:
                 raise RustGuardError(THREADS.message, THREADS.fix) from error
-        return cls(ours, process, interface, paths.down_command(interface, directory))
+        return cls(ours, forked, interface, paths.down_command(interface, directory))
 
     def close(self) -> None:
         """End the helper."""
         self._channel.close()
-        wait_for_end(self._process)
+        self._forked.wait_for_end()
 
     def is_there(self) -> bool:
         """Return whether the helper still runs."""

@@ -26,6 +26,7 @@ from rustguard_py.daemon.tasks import Tasks
 from rustguard_py.daemon.vouched import forget, is_known, known_of, lines_of, vouch
 from rustguard_py.data_path import DataPath
 from rustguard_py.model.clock import now
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import RustGuardError, StateError
 from rustguard_py.model.keys import generate_private_key
 from rustguard_py.model.printable import printable
@@ -250,7 +251,7 @@ async def _overseen(life: Life, running: Running) -> AsyncIterator[None]:
     """Tell the service manager that the tunnel is up, and how it does meanwhile."""
 
     def describe() -> str:
-        return f"{life.interface}: {len(running.config.peers)} peers, UDP port {running.port}"
+        return f"{life.interface}: {counted(len(running.config.peers), 'peer')}, UDP port {running.port}"
 
     life.voice.manager.ready(describe())
     tasks = Tasks()

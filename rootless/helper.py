@@ -54,7 +54,7 @@ class Helper:
 
     def __init__(self, channel: socket.socket, leash: int, process: subprocess.Popen[bytes], interface: str) -> None:
         self._channel = channel
-        # The helper is killed when it is closed, see `process.tie`.
+        # The helper is killed when it is closed, see `system.leash`.
         self._leash = leash
         self._process = process
         self.interface = interface

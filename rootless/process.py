@@ -13,10 +13,8 @@ It is a program of its own, not a fork of the daemon: so it has none of the daem
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import select
 import signal
 import socket
 import sys
@@ -35,6 +33,7 @@ from rustguard_py.rootless.refusals import Step
 from rustguard_py.sandbox import capabilities
 from rustguard_py.sandbox.capabilities import Capability
 from rustguard_py.system.interface import InterfaceSetup, set_up, why_no_ipv6, with_netlink
+from rustguard_py.system.leash import signal_at_end
 from rustguard_py.system.netlink_library import NetlinkError
 
 # Bytes of the longest message.
@@ -63,13 +62,15 @@ def main(words: Sequence[str]) -> NoReturn:
     """Run the helper.
 
     Args:
-        words: The descriptors of the channel to the daemon and of the pipe for `tie`, the interface's name, and its
-            number of queues.
+        words: The descriptors of the channel to the daemon and of the leash, the interface's name, and its number of
+            queues.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     channel, leash, interface, queues = socket.socket(fileno=int(words[0])), int(words[1]), words[2], int(words[3])
-    tie(leash)
+    # Even if it is stopped by then, it ends with the daemon.
+    if not signal_at_end(leash, signal.SIGKILL):
+        os._exit(0)
     try:
         tuns, rights = _enter(interface, queues)
     except _RefusedError as refusal:
@@ -83,24 +84,6 @@ def main(words: Sequence[str]) -> NoReturn:
     for each in rights:
         os.close(each)
     HelperProcess(channel, interface).serve()
-
-
-def tie(leash: int) -> None:
-    """Have the kernel kill this process when the other end of a pipe is closed, even if it is stopped by then.
-
-    A daemon that gave its rights up may not signal it, because of Landlock. This signal counts as one of its own.
-
-    Args:
-        leash: The pipe's end to read from. It stays open.
-    """
-    fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(leash, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(leash, fcntl.F_SETFL, os.O_RDONLY | os.O_ASYNC)
-    # Of what happened before, there is no signal.
-    watched = select.poll()
-    watched.register(leash, 0)
-    if watched.poll(0):
-        os._exit(0)
 
 
 def _enter(interface: str, queues: int) -> tuple[list[Tun], list[int]]:

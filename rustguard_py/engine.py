@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from rustguard_py.data_path import QUEUES_LIMIT, DataPath
 from rustguard_py.model.clock import now
+from rustguard_py.model.counted import counted
 from rustguard_py.model.endpoint import InterfaceAddress, Network
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.memif import MemifOptions
@@ -383,6 +384,6 @@ def _portable_queues(queues: str) -> str:
 def _queues(wanted: str, cores: int) -> tuple[int, str]:
     """Return the number of queues, and the reason for it."""
     if wanted != "auto":
-        return int(wanted), f"{wanted} queue{'s' if int(wanted) > 1 else ''} asked for"
+        return int(wanted), f"{counted(int(wanted), 'queue')} asked for"
     number = min(_MOST_QUEUES, max(1, cores // _THREADS_PER_QUEUE))
-    return number, f"{number} queue{'s' if number > 1 else ''} of two threads for {cores} cores"
+    return number, f"{counted(number, 'queue')} of two threads for {counted(cores, 'core')}"

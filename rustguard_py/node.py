@@ -73,9 +73,15 @@ class HandshakeUnanswered:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeGivenUp:
-    """No answer for REKEY-ATTEMPT-TIME; the next packet begins again."""
+    """No answer for as long as was to be waited; the next packet begins again.
+
+    Attributes:
+        peer: The peer.
+        attempts: How many handshakes it left unanswered.
+    """
 
     peer: HandshakingPeer
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,9 +319,10 @@ class Node:
 
     def _retry(self, peer: HandshakingPeer, now: float) -> None:
         if peer.attempt_began is None or now - peer.attempt_began >= REKEY_ATTEMPT_TIME:
+            attempts = peer.attempts
             peer.end_attempt()
             self._plane.drop_held(peer.id)
-            self._events.append(HandshakeGivenUp(peer))
+            self._events.append(HandshakeGivenUp(peer, attempts))
             return
         self._events.append(HandshakeUnanswered(peer, peer.attempts))
         self._forget_local(peer)

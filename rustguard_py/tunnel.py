@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from rustguard_py.model.clock import now
+from rustguard_py.model.counted import counted
 from rustguard_py.model.endpoint import endpoint_text
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.peer import Peer
@@ -148,9 +149,12 @@ class Tunnel:
                 case PeerMoved(peer, endpoint):
                     if listeners.moved is not None:
                         listeners.moved(peer, endpoint)
-                case HandshakeGivenUp(peer):
+                case HandshakeGivenUp(peer, attempts):
                     where = endpoint_text(peer.endpoint)
-                    log.info("the peer at %s did not answer for 90 s: its held packets are dropped", where)
+                    # A server asks each peer once when it starts, and many aren't there.
+                    level = logging.INFO if attempts > 1 else logging.DEBUG
+                    what = "the peer at %s did not answer %s: its held packets are dropped"
+                    log.log(level, what, where, counted(attempts, "handshake"))
 
 
 def send_keepalive(tunnel: AnyTunnel, peer: Peer) -> None:

@@ -20,6 +20,7 @@ from nacl.bindings import (
 )
 from nacl.exceptions import CryptoError
 
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import RefusedError, RustGuardError, StateError, UsageError
 from rustguard_py.model.limits import MEMORY, has_memory
 
@@ -152,7 +153,7 @@ class Sealed:
         if len(file) < whole:
             raise _cut(len(file), whole)
         if len(file) > whole:
-            raise _damaged(f"it has {len(file) - whole} bytes after its end")
+            raise _damaged(f"it has {counted(len(file) - whole, 'byte')} after its end")
         if sha256(file[:-_CHECKSUM]).digest() != file[-_CHECKSUM:]:
             raise _damaged("its checksum doesn't match")
         cost = _cost(file) if has_passphrase else None
@@ -190,7 +191,7 @@ def _cost(file: bytes) -> Cost:
     cost = Cost(log_n, r, p)
     if cost.memory > _MOST_MEMORY or cost.memory * p > _MOST_WORK:
         raise StateError(
-            f"This backup asks for {cost.memory >> 20} MiB of memory, {p} times, to check its passphrase, "
+            f"This backup asks for {cost.memory >> 20} MiB of memory, {counted(p, 'time')}, to check its passphrase, "
             f"more than the {_MOST_MEMORY >> 20} MiB that RustGuard gives.",
             "`rustguard backup` doesn't write such files: take another copy.",
         )
@@ -198,8 +199,8 @@ def _cost(file: bytes) -> Cost:
 
 
 def _cut(size: int, whole: int | None) -> StateError:
-    of = "" if whole is None else f" of {whole}"
-    return StateError(f"The backup is cut off: it has {size}{of} bytes.", _AGAIN)
+    has = counted(size, "byte") if whole is None else f"{size} of {whole} bytes"
+    return StateError(f"The backup is cut off: it has {has}.", _AGAIN)
 
 
 def _damaged(why: str) -> StateError:

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 
 from rustguard_py.cli import failures
 from rustguard_py.lab.hosts import Lab
-from support import attack_table, container, debian_root, groups, machine, network, played_vpp, testpmd
+from support import attack_table, container, debian_root, groups, machine, network, played_vpp, preloaded, testpmd
 
 _NEEDS: dict[str, tuple[str, Callable[[], str]]] = {
     "needs_namespaces": ("network namespaces and TUN devices", machine.why_no_namespaces),
@@ -89,6 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("project")
     for name, (what, _) in _NEEDS.items():
         config.addinivalue_line("markers", f"{name}: needs {what}")
+    config.addinivalue_line("markers", "fresh: no program is a fork, as starts are what it tests")
     config.addinivalue_line("markers", "alone: floods, and so runs while no other test does")
     config.addinivalue_line("markers", "attack(name): an attack, or the control of one: a row of `make attack`")
     config.addinivalue_line("markers", "fault(*rows): rows of docs/internals/reliability.md that it tests; -k row_3_")
@@ -174,6 +175,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if item.get_closest_marker(name) and (reason := cache(why_not)()):
             item.user_properties.append((_MISSED, f"needs {what}: {reason}"))
             pytest.skip(f"needs {what}: {reason}")
+    preloaded.Switch.on = os.environ.get("RUSTGUARD_SOAK") != "1" and item.get_closest_marker("fresh") is None
 
 
 @pytest.fixture

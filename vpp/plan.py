@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import UsageError
 from rustguard_py.vpp.conflicts import refuse_overlaps
 from rustguard_py.vpp.settings import (
@@ -147,7 +148,7 @@ def _mac(prefix: bytes, interface: InterfaceSettings, bridge: BridgeSettings) ->
     if interface.uid >= 256**room:
         raise UsageError(
             f"{interface.path}: uid {interface.uid} doesn't fit behind the prefixes in {bridge.path}: "
-            f"they leave {room} byte{'s' if room > 1 else ''} of a MAC address.",
+            f"they leave {counted(room, 'byte')} of a MAC address.",
             f"Choose a uid below {256**room}, or shorter prefixes.",
         )
     return prefix + interface.uid.to_bytes(room, "big")

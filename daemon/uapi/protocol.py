@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import if_nametoindex
 from typing import TypeVar
 
+from rustguard_py.model.counted import counted
 from rustguard_py.model.endpoint import Endpoint, Network
 from rustguard_py.model.keys import KEY_SIZE, NO_PRESHARED_KEY, clamp
 
@@ -246,7 +247,7 @@ def _key(name: str, value: str) -> bytes:
     # The value may be secret, so no message repeats it.
     key = _parsed(bytes.fromhex, value, name, "is not hexadecimal")
     if len(key) != KEY_SIZE or len(value) != 2 * KEY_SIZE:
-        raise UapiError(errno.EINVAL, f"{name} has {len(value)} characters, not {2 * KEY_SIZE}")
+        raise UapiError(errno.EINVAL, f"{name} has {counted(len(value), 'character')}, not {2 * KEY_SIZE}")
     return key
 
 

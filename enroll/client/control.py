@@ -28,6 +28,7 @@ class ClientControl:
         program: Its role, directory, interface and engine.
         keeper: Puts back what other programs remove; None where no other program can.
         private_key: The client's, 32 bytes.
+        port: The client's own UDP port.
         inside: The helper of `--rootless`, or None.
         ways: With it, the proxy and the forwarded ports, for the status.
     """
@@ -38,12 +39,14 @@ class ClientControl:
         program: Program,
         keeper: Keeper | None,
         private_key: bytes,
+        port: int,
         inside: Helper | None = None,
         ways: dict[str, Any] | None = None,
     ) -> None:
         self._inside = inside
         self._ways = ways
         self._private_key = private_key
+        self._port = port
         self._client = client
         self._program = program
         self._keeper = keeper
@@ -97,6 +100,7 @@ class ClientControl:
             "tunnels": [] if self._client.bundle is None else self._client.bundle.report(now()),
             "name": network.name,
             "port": network.port,
+            "listen_port": self._port,
             "addresses": [str(each) for each in network.addresses],
             "routes": [str(each) for each in network.routes],
             "mtu": network.mtu,

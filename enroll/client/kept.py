@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rustguard_py.model.defaults import DEFAULT_PORT
+from rustguard_py.model.address import typed
 from rustguard_py.model.errors import RefusedError
 from rustguard_py.model.sudo import as_root
 from rustguard_py.state.client_records import NetworkRecord
@@ -22,9 +22,7 @@ def usable(kept: NetworkRecord | None, *, joins: bool) -> NetworkRecord | None:
         return kept
     if joins:
         return None
-    host = f"[{kept.host}]" if ":" in kept.host else kept.host
-    server = kept.host if kept.port == DEFAULT_PORT else f"{host}:{kept.port}"
     raise RefusedError(
         f"{kept.host} was joined with the protocol of the first RustGuard, which was removed.",
-        f"Join again: {as_root(f'rustguard join {server} --token -')}",
+        f"Join again: {as_root(f'rustguard join {typed(kept.host, kept.port)} --token -')}",
     )

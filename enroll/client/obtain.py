@@ -24,7 +24,7 @@ from rustguard_py.enroll.client.pair import ask
 from rustguard_py.enroll.pairing.client import FORGET_COPIES, PairingClient
 from rustguard_py.enroll.pairing.key_schedule import require_memory
 from rustguard_py.enroll.pairing.outcome import Joined, UnprovenError
-from rustguard_py.model.address import LAST_PORT, parse
+from rustguard_py.model.address import LAST_PORT, parse, typed
 from rustguard_py.model.clock import now
 from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Endpoint, with_port
@@ -148,7 +148,7 @@ async def obtain(
     joins = applicant is not None and target.host is not None
     kept = usable(state.network(target.host, target.port), joins=joins)
     if applicant is None or target.host is None:
-        network = routes.choose(_find_kept(kept, target), kept, answers)
+        network = routes.choose(_find_kept(kept, target, state), kept, answers)
         return Obtained(_use_kept(network, document, state, voice, answers, check))
     host, port = target.host, target.port or DEFAULT_PORT
     require_memory()
@@ -212,11 +212,16 @@ def _use_kept(
     return network
 
 
-def _find_kept(kept: NetworkRecord | None, target: Target) -> NetworkRecord:
+def _find_kept(kept: NetworkRecord | None, target: Target, state: ClientState) -> NetworkRecord:
     if kept is None:
-        what = f"{target.host} was not joined before." if target.host else "Nothing was joined before."
-        where = target.host or "HOST"
-        raise UsageError(what, f"Join with: {as_root(f'rustguard join {where} --token -')}")
+        if target.host is None:
+            raise UsageError("Nothing was joined before.", f"Join with: {as_root('rustguard join HOST --token -')}")
+        where = typed(target.host, target.port)
+        fix = [f"Join with: {as_root(f'rustguard join {quote(where)} --token -')}"]
+        if (other := state.network(target.host, None)) is not None:
+            known = typed(other.host, other.port)
+            fix.append(f"To connect to {known}, which was: {as_root(f'rustguard join {quote(known)}')}")
+        raise UsageError(f"{where} was not joined before.", "\n".join(fix))
     check_fingerprint(kept, target.fingerprint)
     return kept
 

@@ -14,7 +14,7 @@ from shlex import quote
 
 from rustguard_py.daemon.console import Voice
 from rustguard_py.model import ip
-from rustguard_py.model.defaults import DEFAULT_PORT
+from rustguard_py.model.address import typed
 from rustguard_py.model.endpoint import Network
 from rustguard_py.model.errors import RefusedError, UsageError
 from rustguard_py.model.sudo import as_root
@@ -153,7 +153,7 @@ def show(network: NetworkRecord, answers: RouteAnswers, voice: Voice) -> None:
         wanted = ",".join(map(str, dict.fromkeys((*network.routes, *others))))
         voice.say(
             f"{network.host} also offers routes to {_listed(others)}; they are not used. "
-            f"To accept them: {as_root(f'rustguard join {_typed(network)} --routes {wanted}')}"
+            f"To accept them: {as_root(f'rustguard join {typed(network.host, network.port)} --routes {wanted}')}"
         )
 
 
@@ -168,7 +168,7 @@ def adopt(state: ClientState) -> ClientState:
                 "the routes to %s through %s stay: an earlier version took them without asking. To drop them: %s",
                 _listed(network.routes),
                 network.host,
-                as_root(f"rustguard join {_typed(network)} --routes none"),
+                as_root(f"rustguard join {typed(network.host, network.port)} --routes none"),
             )
     networks = (replace(each, offered=each.offered or each.routes) for each in state.networks)
     return replace(state, networks=tuple(networks))
@@ -185,10 +185,3 @@ def _common(one: Network, other: Network) -> Network | None:
 
 def _listed(networks: Sequence[Network]) -> str:
     return ", ".join(map(str, networks))
-
-
-def _typed(network: NetworkRecord) -> str:
-    """Return a network's server as `join` takes it."""
-    if network.port == DEFAULT_PORT:
-        return network.host
-    return f"[{network.host}]:{network.port}" if ":" in network.host else f"{network.host}:{network.port}"

@@ -224,7 +224,7 @@ async def _connect(stack: AsyncExitStack, start: _Start) -> tuple[RunningClient,
         setups = lay_out(stack, voice, client, in_kernel=program.engine.in_kernel)
         more = None if client.bundle is None else client.bundle.to_keep()
         keeper = await keep(stack, client.tunnels, setups, voice.change, more)
-    control = ClientControl(client, program, keeper, start.private_key)
+    control = ClientControl(client, program, keeper, start.private_key, start.port)
     await runtime.answer(stack, options.directory, control.handlers(), options.group)
     return client, program
 
@@ -257,7 +257,7 @@ async def _connect_inside(stack: AsyncExitStack, start: _Start, inside: Helper) 
 
     inside.watch(end)
     ways = await proxies.start(stack, inside, rootless, voice.say)
-    control = ClientControl(client, program, None, start.private_key, inside, ways)
+    control = ClientControl(client, program, None, start.private_key, start.port, inside, ways)
     await runtime.answer(stack, options.directory, control.handlers(), options.group)
     return client, program
 

@@ -40,7 +40,7 @@ from rustguard_py.enroll.pairing.outcome import REFUSALS, Failed, Failure, Joine
 from rustguard_py.enroll.pairing.spares import Spares, said_by_server
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UsageError
-from rustguard_py.model.keys import fingerprint, parse_fingerprint
+from rustguard_py.model.keys import encode_key, fingerprint, parse_fingerprint
 
 RETRANSMIT_SECONDS: Final = 1.0
 RETRANSMISSIONS: Final = 10
@@ -118,7 +118,9 @@ class PairingClient:
     ) -> None:
         try:
             self._static = X25519PrivateKey.from_private_bytes(private_key)
-            self._details = Details(self._static.public_key().public_bytes_raw(), name).encode()
+            public = self._static.public_key().public_bytes_raw()
+            self._own_key = encode_key(public)
+            self._details = Details(public, name).encode()
         except ValueError as error:
             raise UsageError(f"{name!r} can't be a name: {error}.", "Choose another with --name.") from error
         self._token = token
@@ -385,7 +387,7 @@ class PairingClient:
             return Failed(Failure.INCOMPATIBLE)
         status = members["status"]
         if status in REFUSALS:
-            return Failed(REFUSALS[status])
+            return Failed(REFUSALS[status], key=self._own_key)
         admission = Admission.from_mapping(members) if status == "ok" else None
         if admission is None:
             return Failed(Failure.INCOMPATIBLE)

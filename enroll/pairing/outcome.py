@@ -56,15 +56,17 @@ class Failed:
     Attributes:
         failure: Why.
         detail: One more sentence, or empty: the fingerprint of the wrong server.
+        key: Our own public key in base64, where the fix names it.
     """
 
     failure: Failure
     detail: str = ""
+    key: str = field(default="KEY", compare=False)
 
     def error(self) -> RustGuardError:
         """Return the error that says what happened and how to fix it."""
         kind, message, fix = _ERRORS[self.failure]
-        return kind(f"{message} {self.detail}".rstrip(), fix)
+        return kind(f"{message} {self.detail}".rstrip(), fix.replace("KEY", self.key))
 
 
 _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
@@ -112,7 +114,7 @@ _ERRORS: Final[dict[Failure, tuple[type[RustGuardError], str, str]]] = {
     Failure.REVOKED: (
         RefusedError,
         "The server has revoked this machine's key.",
-        "Ask whoever runs the server, or join with a new key.",
+        "On the server, to let it join again: rustguard peers restore KEY",
     ),
     Failure.INVITE_USED: (RefusedError, "This invite has been used already.", "Ask for another one."),
     Failure.OTHER_REVISION: (

@@ -24,6 +24,7 @@ from rustguard_py.daemon.control.asker import asker
 from rustguard_py.enroll.export import offer
 from rustguard_py.enroll.server.registry import Change, PeerChange, Registry, require_name
 from rustguard_py.model.clock import now
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import RefusedError, StateError, UsageError
 from rustguard_py.model.keys import encode_key
 from rustguard_py.state.document import Document
@@ -70,7 +71,8 @@ class Admissions:
         for record in records:
             self._follow(record.public_key, with_endpoint=True)
         if stale := sum(record.has_to_join_again for record in records):
-            log.warning("%d peers of the first RustGuard have to join again; see them with: rustguard peers", stale)
+            again = "%s of the first RustGuard must join again; see which: rustguard peers"
+            log.warning(again, counted(stale, "peer"))
 
     async def admit(
         self, public_key: bytes, name: str, preshared_key: bytes, endpoint: str

@@ -32,6 +32,7 @@ from rustguard_py.enroll.tunnels import derive
 from rustguard_py.enroll.tunnels.bundle import Bundle
 from rustguard_py.model.address import parse_endpoint
 from rustguard_py.model.clock import now
+from rustguard_py.model.counted import counted
 from rustguard_py.model.defaults import DEFAULT_KEEPALIVE
 from rustguard_py.model.endpoint import Endpoint, Network, endpoint_text
 from rustguard_py.model.errors import RefusedError, StateError
@@ -156,7 +157,7 @@ class RunningServer:
                 for peer in self.tunnel.node
             )
             window = "open" if self.window.is_open(at) else "closed"
-            return f"{interface}: {len(self.state.peers)} peers, {active} with a session; window {window}"
+            return f"{interface}: {counted(len(self.state.peers), 'peer')}, {active} with a session; window {window}"
 
         manager.ready(describe())
         self._tasks.spawn(oversee(manager, self.tunnels, describe))
@@ -335,10 +336,8 @@ class RunningServer:
         endpoint = endpoint_text(join.source) or ""
         is_new = join.public_key not in self.state.peers and join.public_key not in self.state.revoked
         if is_new and not self.window.admit_new():
-            count = self.window.state(now()).new_peers
-            reason = (
-                f"this window has admitted all {count} new peers that it may; rustguard open --most N admits more"
-            )
+            count = counted(self.window.state(now()).new_peers, "new peer")
+            reason = f"this window has admitted {count}, as many as it may; rustguard open --most N admits more"
             audit.record(audit_events.Refused(reason, endpoint))
             return {"status": "window-full"}
         number = self.window.number

@@ -9,6 +9,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface
 
 from rustguard_py.enroll.tunnels import derive
 from rustguard_py.model.address import LAST_PORT
+from rustguard_py.model.counted import counted
 from rustguard_py.model.defaults import DEFAULT_MTU, DEFAULT_PORT
 from rustguard_py.model.endpoint import InterfaceAddress
 from rustguard_py.model.errors import RefusedError, UsageError
@@ -88,7 +89,7 @@ def _check_peers(state: ServerState, before: Pools) -> None:
         given = [address for address in had if old is None or address in old]
         if pool is not None and (outside := [address for address in given if address not in pool]):
             raise RefusedError(
-                f"{len(outside)} peers have addresses outside the pool {pool}, such as {outside[0]}.",
+                f"The pool {pool} lacks the addresses of {counted(len(outside), 'peer')}, such as {outside[0]}.",
                 f"Leave {option} out to keep the pool they are in; or start another network: --state DIR",
             )
 
@@ -124,3 +125,30 @@ def check_pools(state: ServerState, interfaces: Sequence[str]) -> None:
             free = propose([network for network, _ in taken], state.pool4.prefixlen)
             fix = fix if free is None else f"Choose a free one: --pool {free}"
         raise RefusedError(f"The pool {pool} collides with what this machine has: {found[0]}.", fix)
+
+
+def costs(kept: dict[str, object] | None, state: ServerState) -> list[str]:
+    """Return what a change of settings costs the machines that have joined; empty without a change or a peer.
+
+    Args:
+        kept: The state before; None at the first start.
+        state: The state now.
+    """
+    if kept is None or not state.peers:
+        return []
+    before = ServerState.from_json(kept)
+    lines = []
+    if (before.pool4, before.pool6) != (state.pool4, state.pool6):
+        pools = [str(pool) for pool in (before.pool4, before.pool6) if pool is not None]
+        lines.append(f"Machines that have joined reach {' and '.join(pools)} only, until they join again.")
+    if before.mtu != state.mtu:
+        lines.append(f"Machines that have joined keep the MTU {before.mtu}, until they join again.")
+    if before.tunnels < state.tunnels:
+        used = "the first tunnel" if before.tunnels == 1 else f"the first {before.tunnels} tunnels"
+        lines.append(f"Machines that have joined use {used} only, until they join again.")
+    if before.port != state.port:
+        lines.append(
+            f"The port was {before.port}. Machines that have joined look for it there when they start again, and so "
+            "can't connect: let them join again. Files of `export` need the new Endpoint."
+        )
+    return lines

@@ -28,7 +28,7 @@ from rustguard_py.enroll.server.partners import Partners
 from rustguard_py.enroll.server.registry import Registry
 from rustguard_py.enroll.server.saver import Saver
 from rustguard_py.enroll.server.server import RunningServer
-from rustguard_py.enroll.server.settings import Settings, apply, check_pools
+from rustguard_py.enroll.server.settings import Settings, apply, check_pools, costs
 from rustguard_py.enroll.tunnels import assemble, derive
 from rustguard_py.model.address import pairing_port
 from rustguard_py.model.clock import now
@@ -145,6 +145,8 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
         # if it differs so that a server that crashed can start again while the disk is full.
         if (document_now := state.to_json()) != kept:
             document.save(document_now)
+        for line in costs(kept, state):
+            voice.say(line)
         await _let_pair(server, options.pairing)
         more = None if server.bundle is None else server.bundle.to_keep()
         keeper = await keep(stack, server.tunnels, setups, voice.change, more) if has_interface else None

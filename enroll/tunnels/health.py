@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rustguard_py.model.counted import counted
 from rustguard_py.model.peer import Peer
 from rustguard_py.model.statistics import PeerStats
 from rustguard_py.protocol import wire
@@ -94,7 +95,7 @@ class TunnelHealth:
             asks_freely: Whether asking by a handshake leaves the session as it is. If not, silence alone is enough.
         """
         if self.missed >= MISSES:
-            return f"nothing arrived at {self.missed} checks while others were heard"
+            return f"nothing arrived at {counted(self.missed, 'check')} while others were heard"
         if session and not asks_freely and self.is_silent(now):
             return f"nothing arrived for {SILENCE:g} s after data was sent"
         if peer.attempt_began is None or peer.initiation_sent is None:
@@ -104,7 +105,7 @@ class TunnelHealth:
             lost = self.is_silent(now) and (peer.attempts > 1 or asked >= PATIENCE)
         else:
             lost = peer.attempts > 1 and asked >= SECOND_PATIENCE
-        return f"no answer to {peer.attempts} handshakes, the last {asked:.1f} s ago" if lost else None
+        return f"no answer to {counted(peer.attempts, 'handshake')}, the last {asked:.1f} s ago" if lost else None
 
 
 def _is_data(datagrams: int, size: int) -> bool:

@@ -3,8 +3,8 @@
     python -m rustguard_py.lab.stream take ADDRESS PORT SECONDS      prints "ready", then the throughput in Mbit/s
     python -m rustguard_py.lab.stream send ADDRESS PORT              until the other end closes
 
-The first second isn't counted. The receiver discards the bytes in the kernel (MSG_TRUNC), so the path between the
-hosts is the bottleneck.
+The start isn't counted: the first second, or as long as SECONDS if that is less. The receiver discards the bytes in
+the kernel (MSG_TRUNC), so the path between the hosts is the bottleneck.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ import sys
 import time
 
 CHUNK = 1 << 17
+# The longest time at the start that isn't counted, seconds.
 WARM_UP = 1.0
 # How long either end waits for the other, seconds.
 PATIENCE = 20.0
 
 
+def warm_up(seconds: float) -> float:
+    """Return how many seconds at the start of a stream aren't counted, given those that are."""
+    return min(WARM_UP, seconds)
+
+
 def take(address: str, port: int, seconds: float) -> float:
-    """Accept one sender and return its throughput over `seconds`, in Mbit/s (10⁶), after `WARM_UP` seconds more.
+    """Accept one sender and return its throughput over `seconds`, in Mbit/s (10⁶), after those of `warm_up`.
 
     Raises:
         ConnectionError: The sender ended before.
@@ -34,7 +40,7 @@ def take(address: str, port: int, seconds: float) -> float:
         stream, _ = listener.accept()
     with stream:
         stream.settimeout(PATIENCE)
-        began = time.monotonic() + WARM_UP
+        began = time.monotonic() + warm_up(seconds)
         taken, now = 0, 0.0
         while now < began + seconds:
             got = stream.recv_into(buffer, len(buffer), socket.MSG_TRUNC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv6Address, ip_address
 
+from rustguard_py.model.defaults import DEFAULT_PORT
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import UsageError
 
@@ -34,6 +35,13 @@ def parse(text: str) -> tuple[str, int | None]:
     if port is not None and not 1 <= int(port) <= LAST_PORT:
         raise UsageError(f"{port} is not a UDP port.", "Ports go from 1 to 65535. RustGuard's is 51820.")
     return match["host"], None if port is None else int(port)
+
+
+def typed(host: str, port: int | None) -> str:
+    """Return a server as `join` takes it: without the port if it is the usual one, or None."""
+    if port in (None, DEFAULT_PORT):
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check_host(host: str) -> str:

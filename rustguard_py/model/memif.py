@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import UsageError
 from rustguard_py.model.ethernet import EthernetOptions
 
@@ -75,7 +76,8 @@ class MemifState:
         """Return it in a sentence."""
         if self.peer is not None:
             program, interface = self.peer
-            return f"{self.options}: connected to {interface} of {program} ({self.connections} connections so far)"
+            so_far = f"{counted(self.connections, 'connection')} so far"
+            return f"{self.options}: connected to {interface} of {program} ({so_far})"
         return f"{self.options}: not connected" + (f" ({self.why})" if self.why else "")
 
     def to_json(self) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from typing import Final
 
@@ -36,15 +35,6 @@ def printable_json(document: object, indent: int | None = None) -> str:
     return "\n".join(
         line if printable(line) == line else "".join(map(_json_escape, line)) for line in text.split("\n")
     )
-
-
-class PrintableFormatter(logging.Formatter):
-    """Formats log records like its base, with each message made printable: names and hosts may be anyone's."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base's name
-        """Return the line without a traceback."""
-        record.message = printable(record.message)
-        return super().formatMessage(record)
 
 
 def _json_escape(character: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from functools import cache
 from pathlib import Path
 from shlex import quote
@@ -51,6 +50,9 @@ def as_root(command: str) -> str:
 
 @cache
 def _runner() -> str | None:
+    # Imported where it's used, like all that only some commands need: each start of a command waits for its imports.
+    import shutil
+
     return next((each for each in ("sudo", "doas") if shutil.which(each)), None)
 
 

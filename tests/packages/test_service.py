@@ -145,7 +145,7 @@ def test_both_come_back_after_a_reboot(pair: Pair, suite: str) -> None:
     assert lines[0].startswith("rustguard-join: active (running), enabled at boot, process ")
     assert connected in lines[1]
     # It is refreshed four times within a watchdog's interval.
-    line = "rg0: 1 peers, 1 with a session; window closed"
+    line = "rg0: 1 peer, 1 with a session; window closed"
     eventually(lambda: shown(pair.server, "rustguard-serve", "StatusText") == [line], what="the server's status line")
 
 

@@ -28,6 +28,7 @@ from rustguard_py.lab.hosts import End, Host, Lab
 from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.keys import public_key
 from rustguard_py.state import envelope
+from support import preloaded
 from support.waiting import rest
 
 T = TypeVar("T")
@@ -99,11 +100,11 @@ class Station:
 
     def run(self, words: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `rustguard WORDS` to its end."""
-        return self.host.run(self.argv(words), env=self.variables(), check=check, timeout=120)
+        return preloaded.run(self.host, self.argv(words), env=self.variables(), check=check, timeout=120)
 
     def start(self, words: str, *before: str) -> subprocess.Popen[str]:
         """Start `BEFORE rustguard WORDS`; what it says goes to the log."""
-        return self.host.popen([*before, *self.argv(words)], log=self.log, env=self.variables())
+        return preloaded.popen(self.host, [*before, *self.argv(words)], log=self.log, env=self.variables())
 
     def serve(self, words: str = OPEN) -> subprocess.Popen[str]:
         """Start a server and come back when it answers at its control socket."""

@@ -53,6 +53,16 @@ def why_no_kernel_wireguard() -> str:
 
 
 @cache
+def why_no_slices() -> str:
+    """A thread may have a slice of its own, and the scheduler tells it."""
+    major, minor = os.uname().release.split(".")[:2]
+    if (int(major), int(minor)) < (6, 12):
+        return "Linux before 6.12 has one slice for all threads"
+    told = Path("/proc/self/sched")
+    return "" if told.exists() and "se.slice" in told.read_text() else "this kernel doesn't tell a thread's slice"
+
+
+@cache
 def why_no_second_uid() -> str:
     """We are root and may run a program as another user."""
     other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "true"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 from rustguard_py.lab.hosts import Host
 
@@ -39,8 +40,8 @@ print(len(came), flush=True)
 
 def arrived(sender: Host, receiver: Host, address: str, count: int) -> int:
     """Send so many to an address of the receiver, and return how many arrive."""
-    receiving = receiver.popen(["python3", "-c", _RECEIVE, str(count)], stdout=subprocess.PIPE)
+    receiving = receiver.popen([sys.executable, "-c", _RECEIVE, str(count)], stdout=subprocess.PIPE)
     assert receiving.stdout is not None
     receiving.stdout.readline()
-    sender.run(["python3", "-c", _SEND, address, str(count)], timeout=180)
+    sender.run([sys.executable, "-c", _SEND, address, str(count)], timeout=180)
     return int(receiving.stdout.readline())

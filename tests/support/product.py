@@ -24,6 +24,7 @@ from rustguard_py.daemon.control.client import call
 from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import End, Host, Lab
 from rustguard_py.model.errors import RustGuardError
+from support import preloaded
 from support.waiting import rest
 
 TOKEN = "maple-comet-fjord"  # noqa: S105 - of a lab that lives for seconds
@@ -82,7 +83,7 @@ class Machine:
 
     def start(self, words: str, token: str | None = None) -> subprocess.Popen[str]:
         """Start `rustguard WORDS`; what it says goes to the log."""
-        program = self.host.popen(self.command(words), log=self.log, env=self.environment(token))
+        program = preloaded.popen(self.host, self.command(words), log=self.log, env=self.environment(token))
         self.programs.append(program)
         return program
 
@@ -91,7 +92,7 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Run `rustguard WORDS` to its end."""
         argv = self.command(words, state=state)
-        return self.host.run(argv, env=self.environment(token), check=check, timeout=120)
+        return preloaded.run(self.host, argv, env=self.environment(token), check=check, timeout=120)
 
     def serve(self, words: str = f"--pool {POOL}", token: str | None = TOKEN) -> subprocess.Popen[str]:
         """Start a server and wait until it can be asked."""

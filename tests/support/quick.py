@@ -5,6 +5,8 @@ laptop 192.0.2.2 ── 192.0.2.1 home, 198.51.100.1 ── 198.51.100.2 office 
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from base64 import b64encode
@@ -16,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.lab.hosts import End, Host, Lab
+from support import preloaded
 from support.product import eventually
 
 PORT = 51820
@@ -63,11 +66,11 @@ class Quick:
 
     def run(self, words: str, *, check: bool = True, path: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run `rustguard WORDS` to its end; with `path`, programs are looked for there first."""
-        return self.host.run(self.command(words), check=check, env=self.environment(path))
+        return preloaded.run(self.host, self.command(words), check=check, env=self.environment(path))
 
     def start(self, words: str, log: Path) -> subprocess.Popen[str]:
         """Start `rustguard WORDS`."""
-        return self.host.popen(self.command(words), log=log)
+        return preloaded.popen(self.host, self.command(words), log=log)
 
     def command(self, words: str) -> list[str]:
         return [sys.executable, "-m", "rustguard_py.cli", *words.split()]
@@ -78,8 +81,16 @@ class Quick:
 
     def status(self) -> dict[str, Any]:
         """That of the one tunnel which runs here, asked for as the command does, without the start of one."""
-        [socket] = [each for each in (self.root / "run/rustguard").glob("*.sock") if listens(each)]
+        [socket] = self._sockets()
         return call(socket, "status")
+
+    def _sockets(self) -> list[Path]:
+        return [each for each in (self.root / "run/rustguard").glob("*.sock") if listens(each)]
+
+    def kill(self) -> None:
+        """Kill the daemon of that tunnel, and come back when nobody listens at its socket any more."""
+        os.kill(self.status()["pid"], signal.SIGKILL)
+        eventually(lambda: not self._sockets(), what="the daemon's end")
 
     def pings(self, address: str, *options: str) -> bool:
         done = self.host.run(["ping", "-n", "-c1", "-W1", *options, address], check=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from base64 import b64encode
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.lab.hosts import Host
-from support import machine
+from support import machine, preloaded
 
 START_SECONDS = 60.0
 
@@ -89,14 +88,8 @@ class WireGuardGo:
         self.public_key = key.public_key().public_bytes_raw()
         self.host = host
         self.interface = interface
-        quiet = None if log else subprocess.DEVNULL
-        self.process = host.popen(
-            [*argv, interface],
-            log=log,
-            stdout=quiet,
-            stderr=quiet,
-            env={"LOG_LEVEL": "verbose" if log else "error", "WG_LOG_LEVEL": "error"},
-        )
+        levels = {"LOG_LEVEL": "verbose" if log else "error", "WG_LOG_LEVEL": "error"}
+        self.process = preloaded.popen(host, [*argv, interface], log=log, env=levels)
         self._wait_until_there()
         section = f"[Interface]\nPrivateKey = {b64encode(key.private_bytes_raw()).decode()}\nListenPort = {port}\n"
         self._wg("setconf", section + "".join(peer.section() for peer in peers))

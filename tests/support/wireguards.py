@@ -101,7 +101,7 @@ def uapi(host: Host, *lines: str) -> list[str]:
         "s.sendall(sys.stdin.buffer.read());f=s.makefile()\n"
         "for line in f:\n if line=='\\n': break\n print(line,end='')"
     )
-    return host.run(["python3", "-c", ask], stdin="\n".join(lines) + "\n\n").stdout.splitlines()
+    return host.run([sys.executable, "-c", ask], stdin="\n".join(lines) + "\n\n").stdout.splitlines()
 
 
 def wg(host: Host, *words: str) -> str:
@@ -135,8 +135,8 @@ def carry(sender: Host, receiver: Host, address: object, size: int = 2_000_000) 
         f"import socket,hashlib,os;d=os.urandom({size});c=socket.create_connection(({str(address)!r},7000),30);"
         "c.sendall(d);c.shutdown(1)\nassert c.recv(32,socket.MSG_WAITALL)==hashlib.sha256(d).digest()"
     )
-    listener = receiver.popen(["python3", "-c", listen], stdout=-1)
+    listener = receiver.popen([sys.executable, "-c", listen], stdout=-1)
     assert listener.stdout is not None
     listener.stdout.readline()
-    sender.run(["python3", "-c", send])
+    sender.run([sys.executable, "-c", send])
     assert listener.wait(30) == 0

@@ -5,7 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+import pytest
+
+# One worker reads the package once for all tests.
+pytestmark = pytest.mark.xdist_group("architecture")
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/internals/architecture.md"
@@ -61,6 +67,7 @@ def imported(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:
                         yield name if name in known or name == NATIVE else node.module
 
 
+@cache
 def actual_arrows() -> dict[Arrow, list[str]]:
     known = modules()
     arrows: dict[Arrow, list[str]] = {}

@@ -182,6 +182,9 @@ def test_one_tunnel_and_several_come_out_as_a_table_and_in_the_docs(
     both = (tmp_path / "performance.md").read_text()
     assert both.startswith(page)
     assert both.count("| kernel |") == 1
+    # The real page has both marks.
+    real = (tunnels.DOCS / "performance.md").read_text()
+    assert [real.count(f"<!-- {name} -->\n") for name in ("tunnels", "tunnels-kernel")] == [1, 1]
 
 
 def tunnels_row(tunnels: int) -> dict[str, Any]:

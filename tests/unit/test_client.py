@@ -283,7 +283,7 @@ def control(world: World, warnings: list[str]) -> ClientControl:
     engine = Engine("native", "it is there")
     keeper = SimpleNamespace(warnings=lambda: warnings)
     program = Program("client", Path("/var/lib/x"), "rg0", engine, now())
-    return ClientControl(world.client, program, cast(Any, keeper), b"o" * 32)
+    return ClientControl(world.client, program, cast(Any, keeper), b"o" * 32, 40000)
 
 
 def test_the_status_is_the_networks_with_the_server_as_its_only_peer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +291,7 @@ def test_the_status_is_the_networks_with_the_server_as_its_only_peer(monkeypatch
         said = cast(dict[str, Any], control(world, ["The MTU was changed."]).handlers()["status"]({}))
         assert said["warnings"] == ["The MTU was changed."]
         assert (said["name"], said["port"], said["mtu"], said["role"]) == ("laptop", 51820, 1420, "client")
+        assert said["listen_port"] == 40000, "its own port, not the server's"
         assert (said["addresses"], said["routes"]) == (["10.150.0.2/24"], ["192.168.7.0/24"])
         assert (said["pool"], said["window"], said["tunnels"]) == (None, None, [{"interface": "rg1"}])
         [peer] = said["peers"]

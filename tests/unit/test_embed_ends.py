@@ -14,6 +14,7 @@ import pytest
 import rustguard_py
 from rustguard_py import ClosedError, UsageError
 from rustguard_py.embed.connect import EngineName
+from rustguard_py.system.sockets import bind
 from support.embedded import Ends, in_loop, to_one
 from support.engines import on_both_engines
 
@@ -103,6 +104,25 @@ async def test_a_forked_child_takes_nothing_from_the_parents_loop(engine: Engine
         assert _in_child(work) == "closed"
         await other.write_batch([to_one(b"still here")])
         assert [bytes(each) for each in await waiting] == [to_one(b"still here")]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_does_not_keep_the_port(engine: EngineName) -> None:
+    reading, writing = os.pipe()
+    with rustguard_py.connect(Ends().other(), engine=engine, timeout=None) as tunnel:
+        port = tunnel.port
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+    try:
+        for bound in bind(port):
+            bound.close()
+    finally:
+        os.close(writing)
+        os.waitpid(child, 0)
+        os.close(reading)
 
 
 def _leave(number: int) -> int:

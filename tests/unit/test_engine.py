@@ -13,6 +13,7 @@ import pytest
 from rustguard_py import engine
 from rustguard_py.data_path import DataPath
 from rustguard_py.kernel import napi
+from rustguard_py.model.counted import counted
 from rustguard_py.model.errors import RefusedError, UsageError
 
 
@@ -44,7 +45,7 @@ def test_auto_is_native_with_two_threads_a_queue(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     chosen = engine.choose(DataPath())
     assert (chosen.name, chosen.queues) == ("native", queues)
-    assert f"{cores} cores" in chosen.reason
+    assert f"for {counted(cores, 'core')}" in chosen.reason
 
 
 @pytest.mark.usefixtures("native")

@@ -351,7 +351,7 @@ def test_only_root_and_the_clients_own_user_may_have_it_leave_its_network() -> N
         return True
 
     client = cast(Any, SimpleNamespace(network=NETWORK, leave=leave))
-    control = ClientControl(client, cast(Any, None), cast(Any, None), CLIENT)
+    control = ClientControl(client, cast(Any, None), cast(Any, None), CLIENT, 40000)
     right = {"host": NETWORK.host, "port": NETWORK.port}
 
     async def ask(user: int | None, params: dict[str, Any]) -> Any:

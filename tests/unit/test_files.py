@@ -14,7 +14,7 @@ from rustguard_py.enroll.server import import_wg_quick
 from rustguard_py.enroll.server.admissions import admit_at_rest
 from rustguard_py.enroll.server.lost_hooks import FORWARD4, FORWARD6, Lost, Machine, lost
 from rustguard_py.enroll.server.registry import PeerChange, Registry
-from rustguard_py.enroll.server.settings import Settings, apply
+from rustguard_py.enroll.server.settings import Settings, apply, costs
 from rustguard_py.model.errors import StateError, UsageError
 from rustguard_py.model.keys import encode_key
 from rustguard_py.quick import conf_files
@@ -189,6 +189,25 @@ def test_another_pool_keeps_the_servers_address_if_it_is_in_it_and_peers_that_we
     state.peers.clear()
     other = apply(Settings(pool4=IPv4Network("10.5.0.0/24")), state.to_json())
     assert str(other.addresses()[0]) == "10.5.0.1/24"
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (Settings(pool4=IPv4Network("10.6.0.0/16")), "reach 10.6.0.0/24 and fd11:5ee:bad:c0de::/64 only"),
+        (Settings(mtu=1300), "keep the MTU 1420, until they join again"),
+        (Settings(tunnels=2), "use the first tunnel only, until they join again"),
+        (Settings(port=4000), "The port was 51820"),
+    ],
+)
+def test_a_change_of_settings_says_what_it_costs_those_who_have_joined(settings: Settings, line: str) -> None:
+    state = imported("pivpn-away")
+    kept = state.to_json()
+    assert costs(None, apply(settings, kept)) == costs(kept, apply(Settings(), kept)) == []
+    (said,) = costs(kept, apply(settings, kept))
+    assert line in said
+    state.peers.clear()
+    assert costs(state.to_json(), apply(settings, state.to_json())) == []
 
 
 # -- names --------------------------------------------------------------------------------------------------

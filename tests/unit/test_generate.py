@@ -439,7 +439,7 @@ def test_a_comparison_is_published_between_the_marks_of_the_page(tmp_path: Path)
     (tmp_path / "generate.png").write_bytes(b"a plot")
     docs = tmp_path / "docs"
     docs.mkdir()
-    page = docs / "performance.md"
+    page = docs / "devices.md"
     page.write_text("before\n<!-- generate -->\nold\n<!-- /generate -->\nafter\n")
     published = runpy.run_path(str(ROOT / "bench/generated.py"))["publish"](tmp_path, docs)
     assert published == [page, docs / "generate.png"]
@@ -449,7 +449,7 @@ def test_a_comparison_is_published_between_the_marks_of_the_page(tmp_path: Path)
     )
     assert "old" not in said
     # The real page has the marks.
-    assert "<!-- generate -->\n" in (ROOT / "docs/internals/performance.md").read_text()
+    assert "<!-- generate -->\n" in (ROOT / "docs/internals/devices.md").read_text()
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_they_are_counted_in_the_log_shown_and_not_put_into_the_tunnel(
         with caplog.at_level(logging.INFO):
             running = Running(tmp_path)
         assert [record.getMessage() for record in caplog.records] == [
-            "2 peers of the first RustGuard have to join again; see them with: rustguard peers"
+            "2 peers of the first RustGuard must join again; see which: rustguard peers"
         ]
         assert running.live() == {QUICK, STOCK, JOINED}
         assert running.states() == {

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,13 +18,13 @@ from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.data_path import DataPath
 from rustguard_py.engine import Engine
-from rustguard_py.enroll.client import start
+from rustguard_py.enroll.client import obtain, start
 from rustguard_py.enroll.client.checks import check_networks
 from rustguard_py.enroll.client.obtain import Obtained, Target
 from rustguard_py.enroll.client.start import JoinOptions
 from rustguard_py.enroll.pairing.outcome import Joined
 from rustguard_py.model.endpoint import Endpoint
-from rustguard_py.model.errors import RustGuardError, StateError
+from rustguard_py.model.errors import RustGuardError, StateError, UsageError
 from rustguard_py.model.statistics import PlaneStats
 from rustguard_py.model.sudo import as_root
 from rustguard_py.state.client_records import ClientState
@@ -183,3 +184,16 @@ def test_saving_only_makes_no_interface(machine: Machine) -> None:
     assert said == [
         f"Saved in {machine.directory}. To connect: {as_root(f'rustguard join --state {machine.directory}')}"
     ]
+
+
+def test_a_port_that_was_not_joined_is_named_with_the_one_that_was() -> None:
+    state = ClientState(bytes(32), (replace(NETWORK, host="home.example", port=4000),))
+    with pytest.raises(UsageError, match=r"^home\.example was not joined before") as caught:
+        obtain._find_kept(None, obtain.Target("home.example", 51820), state)
+    join, connect = str(caught.value.fix).splitlines()
+    assert join.endswith("rustguard join home.example --token -")
+    assert connect.startswith("To connect to home.example:4000, which was: ")
+    assert connect.endswith("rustguard join home.example:4000")
+    with pytest.raises(UsageError, match=r"^\[fd00::1\]:5 was not joined before") as caught:
+        obtain._find_kept(None, obtain.Target("fd00::1", 5), state)
+    assert str(caught.value.fix).endswith("rustguard join '[fd00::1]:5' --token -")

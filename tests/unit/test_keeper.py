@@ -413,7 +413,7 @@ def test_warnings_are_about_the_last_minutes_with_what_is_missing_first_and_not_
         first, *others = made.warnings()
         assert "can't be put back: no." in first
         assert len(others) == 3
-        assert others[-1] == "3 more things were removed and put back; see the log."
+        assert others[-1] == "And 3 more things, removed and put back: see the log."
         await asyncio.sleep(599)
         assert made.warnings() != []
         await asyncio.sleep(60)

@@ -94,7 +94,7 @@ def test_ratios_are_of_one_round_and_goals_are_of_64_bytes(bench: dict[str, Any]
 
 
 def test_its_tables_are_put_between_the_marks_of_the_page(bench: dict[str, Any], tmp_path: Path) -> None:
-    page = tmp_path / "performance.md"
+    page = tmp_path / "devices.md"
     page.write_text("before\n<!-- memif -->\nold\n<!-- /memif -->\nafter\n")
     text = bench["document"](_samples(bench), 1.0)
     assert all(len(line) <= 100 for line in text.splitlines())
@@ -103,4 +103,4 @@ def test_its_tables_are_put_between_the_marks_of_the_page(bench: dict[str, Any],
     assert re.fullmatch(r"before\n<!-- memif -->\n.*2 rounds of 1 s.*<!-- /memif -->\nafter\n", said, re.DOTALL)
     assert "old" not in said
     # The real page has the marks.
-    assert (ROOT / "docs/internals/performance.md").read_text().count("<!-- memif -->\n") == 1
+    assert (ROOT / "docs/internals/devices.md").read_text().count("<!-- memif -->\n") == 1

@@ -162,7 +162,8 @@ def test_an_unanswered_handshake_is_tried_each_5_seconds_and_given_up_after_90(n
     gaps = [b - a for a, b in itertools.pairwise(times)]
     assert all(5.0 <= gap <= 5.34 for gap in gaps)
     assert 85 <= times[-1] - times[0] <= 90
-    assert isinstance(alice.events[-1], HandshakeGivenUp)
+    assert isinstance(given_up := alice.events[-1], HandshakeGivenUp)
+    assert given_up.attempts == len(times)
     assert sum(isinstance(event, HandshakeUnanswered) for event in alice.events) == len(times) - 1
     assert len({d[8:40] for d in of_type(network, wire.INITIATION)}) == len(times), "an ephemeral key came twice"
 

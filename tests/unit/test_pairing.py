@@ -25,7 +25,7 @@ from rustguard_py.enroll.pairing.spares import POOL
 from rustguard_py.enroll.pairing.window import Window
 from rustguard_py.model.endpoint import Endpoint
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
-from rustguard_py.model.keys import fingerprint, public_key
+from rustguard_py.model.keys import encode_key, fingerprint, public_key
 from rustguard_py.model.rate_limit import SourceRateLimits, source_of
 from support.wire_link import SERVER, SERVER_KEY, SERVER_PRIVATE, TOKEN, World, admission, cheap_stretch, flip_bit
 
@@ -448,6 +448,9 @@ def test_each_refusal_is_told_apart(status: str, failure: Failure) -> None:
     client.handle(only_reply(server.answer(admit.session, {"status": status}, 0.0)), SERVER, 0.0)
     assert isinstance(client.outcome, Failed)
     assert client.outcome.failure is failure
+    if failure is Failure.REVOKED:
+        # The command, typed on the server, fixes it.
+        assert str(client.outcome.error().fix).endswith(f"peers restore {encode_key(admit.public_key)}")
 
 
 def test_each_failure_has_words_a_fix_and_an_exit_code() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,8 +163,8 @@ def test_a_daemon_gets_its_sockets_from_the_helper_and_errors_as_they_are(state:
 
 
 def test_a_helper_that_is_gone_is_named_and_nothing_waits_for_it(helper: PlacesHelper, state: Path) -> None:
-    os.kill(helper._process, 9)
-    os.waitid(os.P_PID, helper._process, os.WEXITED | os.WNOWAIT)
+    os.kill(helper._forked.process, 9)
+    os.waitid(os.P_PID, helper._forked.process, os.WEXITED | os.WNOWAIT)
     assert not helper.is_there()
     assert "A restart fixes it." in places.warnings()[0]
     with pytest.raises(RustGuardError, match="is gone"):
@@ -170,7 +174,7 @@ def test_a_helper_that_is_gone_is_named_and_nothing_waits_for_it(helper: PlacesH
 
 
 def test_a_helper_that_does_not_answer_is_given_up(helper: PlacesHelper, state: Path) -> None:
-    os.kill(helper._process, 19)
+    os.kill(helper._forked.process, 19)
     try:
         assert helper._channel is not None
         helper._channel.settimeout(0.05)
@@ -178,7 +182,7 @@ def test_a_helper_that_does_not_answer_is_given_up(helper: PlacesHelper, state: 
             places.announce(state)
         assert not helper.is_there()
     finally:
-        os.kill(helper._process, 9)
+        os.kill(helper._forked.process, 9)
 
 
 def test_without_a_helper_this_process_makes_everything(state: Path) -> None:
@@ -193,3 +197,40 @@ def test_without_a_helper_this_process_makes_everything(state: Path) -> None:
     (state / "link").symlink_to("x")
     with pytest.raises(StateError, match="is a symbolic link"):
         places.log_file(state / "link")
+
+
+ENDED = """
+import os, signal, socket, sys, time
+from rustguard_py.daemon.forked import fork_helper
+
+ours, theirs = socket.socketpair()
+with theirs:
+    forked = fork_helper(theirs, "rustguard-test", lambda: theirs.send(b"!") and theirs.recv(1))
+ours.recv(1)
+os.kill(forked.process, signal.SIGSTOP)
+while open(f"/proc/{forked.process}/stat").read().rpartition(")")[2].split()[0] != "T":
+    time.sleep(0.01)
+print(forked.process, flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+ours.close()
+forked.wait_for_end()
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "closed"])
+def test_a_helper_that_somebody_has_stopped_ends_with_its_daemon(how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ENDED, how], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stderr == ""
+    helper = Path(f"/proc/{int(done.stdout)}")
+    deadline = time.monotonic() + 10
+    while helper.exists() and time.monotonic() < deadline:
+        # Where nobody collects it, it stays as a zombie.
+        with contextlib.suppress(OSError):
+            if (helper / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                break
+        time.sleep(0.01)
+    else:
+        assert not helper.exists(), "it is still stopped"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+from datetime import datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rustguard_py.model.printable import PrintableFormatter, is_hidden, printable, printable_json
+from rustguard_py.cli.logs import LineFormatter
+from rustguard_py.model.printable import is_hidden, printable, printable_json
 
 anything = st.text(st.characters(codec=None), max_size=20)
 
@@ -52,8 +54,10 @@ def test_json_means_the_same_and_shows_nothing_hidden(document: dict[str, list[s
 def test_a_peer_can_not_forge_a_line_of_the_log() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(PrintableFormatter("%(message)s"))
+    handler.setFormatter(LineFormatter())
     logger = logging.Logger("test")
     logger.addHandler(handler)
     logger.warning("%s joined", "anna\nroot joined\x1b[2J")
-    assert stream.getvalue() == "anna\\x0aroot joined\\x1b[2J joined\n"
+    time, _, message = stream.getvalue().partition(" ")
+    assert datetime.fromisoformat(time).tzinfo is not None
+    assert message == "anna\\x0aroot joined\\x1b[2J joined\n"

@@ -196,7 +196,7 @@ async def main():
     helper = Helper.start(root / "wg0.conf", "wg0", root, hooks, trust=True)
     # As systemd does to the whole service, and a terminal to the whole group.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        os.kill(helper._process, number)
+        os.kill(helper._forked.process, number)
     print(await helper.run(hooks.pre_up[0]), await helper.run(hooks.pre_up[1]))
     endless = asyncio.ensure_future(helper.run(hooks.pre_up[2]))
     while not (root / "began").exists():
@@ -209,7 +209,7 @@ async def main():
             break
         await asyncio.sleep(0.01)
     print((root / "ended").exists(), await helper.run(hooks.pre_up[0]))
-    os.kill(helper._process, signal.SIGKILL)
+    os.kill(helper._forked.process, signal.SIGKILL)
     try:
         await helper.run(hooks.pre_up[0])
     except RustGuardError as error:

@@ -136,3 +136,33 @@ def test_what_happened_is_wrapped_beside_its_time_on_a_narrow_terminal(
     assert lines[0].startswith("2026-11-26 09:30:00+0000  a peer")
     assert all(each.startswith(" " * 26) for each in lines[1:])
     assert "[joined] from \\x1b" in " ".join(each[26:].strip() for each in lines)
+
+
+@pytest.mark.parametrize(
+    ("ports", "line"),
+    [
+        ({"role": "server", "port": 51820}, "10.77.0.1/24, port 51820, MTU 1420"),
+        ({"role": "client", "port": 51820, "listen_port": 40472}, "10.77.0.1/24, port 40472, MTU 1420"),
+        ({"role": "client", "port": 51820}, "10.77.0.1/24, MTU 1420"),
+    ],
+)
+def test_the_port_next_to_an_address_is_of_the_same_machine(ports: dict[str, Any], line: str) -> None:
+    assert render._addresses({"addresses": ["10.77.0.1/24"], "mtu": 1420, **ports}) == line
+
+
+@pytest.mark.parametrize(("to_server", "title"), [(False, " PORT"), (True, " TO PORT")])
+def test_a_client_shows_its_tunnels_with_the_ports_that_they_lead_to(to_server: bool, title: str) -> None:
+    row = {
+        "interface": "rg0",
+        "port": 51820,
+        "state": "running",
+        "sessions": 1,
+        "carries_for": 1,
+        "rx_bytes": 0,
+        "tx_bytes": 0,
+        "share": 1.0,
+    }
+    file = io.StringIO()
+    Console(file=file, width=100).print(render.tunnels([row], to_server=to_server))
+    assert title in file.getvalue()
+    assert (" TO PORT" in file.getvalue()) is to_server

@@ -305,9 +305,14 @@ def test_the_machines_own_name_means_its_address_in_the_tunnel(monkeypatch: pyte
         ({"--socks": ["127.0.0.1:1080"]}, {"--socks": ["127.0.0.1:1080"]}, None),
         ({}, {}, None),
         ({"--socks": ["127.0.0.1:1080"]}, None, None),
-        (None, {}, "another --rootless"),
-        ({}, {"-L": ["localhost:1:a:2"]}, "another -L"),
-        ({"-L": ["localhost:1:a:2"], "--dns": ["10.0.0.1"]}, {"-L": ["localhost:1:b:2"]}, "other --dns and -L"),
+        # What isn't asked for goes on as it was started.
+        ({"--socks": ["127.0.0.1:1080"], "-L": ["localhost:1:a:2"]}, {}, None),
+        ({"--socks": ["127.0.0.1:1080"], "-L": ["localhost:1:a:2"]}, {"-L": ["localhost:1:a:2"]}, None),
+        (None, {}, "without --rootless"),
+        ({}, {"-L": ["localhost:1:a:2"]}, "with another -L"),
+        ({"-L": ["localhost:1:a:2"], "--dns": ["10.0.0.1"]}, {"-L": ["localhost:1:b:2"]}, "with another -L"),
+        ({}, {"--dns": ["10.0.0.1"], "-L": ["localhost:1:b:2"]}, "with other --dns and -L"),
+        ({}, {"--dns": ["10.0.0.1"], "--socks": ["a:1"], "-R": [":1:b:2"]}, "with other --dns, --socks and -R"),
     ],
 )
 def test_a_second_join_is_answered_by_what_runs_only_if_it_asks_for_the_same(
@@ -325,7 +330,7 @@ def test_a_second_join_is_answered_by_what_runs_only_if_it_asks_for_the_same(
         assert daemon.runs_already(tmp_path, "client", "home", rootless=given)
         assert capsys.readouterr().err == "A client of home runs already on rg0, process 7.\n"
     else:
-        with pytest.raises(InUseError, match=f"runs already on rg0, process 7, with {others}.") as caught:
+        with pytest.raises(InUseError, match=f"runs already on rg0, process 7, {others}.") as caught:
             daemon.runs_already(tmp_path, "client", "home", rootless=given)
         assert "rustguard stop" in caught.value.fix
 

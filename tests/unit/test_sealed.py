@@ -84,7 +84,7 @@ def test_a_file_cut_at_any_byte_says_so(passphrase: str | None) -> None:
             Sealed.parse(file[:size])
         assert told.value.message.startswith("This is no backup") is (size == 0)
         assert told.value.fix
-    with pytest.raises(StateError, match="1 bytes after its end"):
+    with pytest.raises(StateError, match="1 byte after its end"):
         Sealed.parse(file + b"\n")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from rustguard_py import engine
+from rustguard_py.cli.serve import network4, network6
 from rustguard_py.daemon import runtime
 from rustguard_py.daemon.console import Voice
 from rustguard_py.data_path import DataPath
@@ -233,3 +234,21 @@ def test_two_tunnels_are_put_together_too(serving: Callable[..., Serving]) -> No
     assert [shown[2] for shown in made.shown] == [4000, port]
     assert [name for name, *_ in made.laid_out] == ["rg0", derive.interface("rg0", 1)]
     assert f"2 tunnels, UDP ports 4000 and {port}: forward all." in made.lines
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "fix"),
+    [
+        (network4, "10.3.0.1/24", "Write the first address of the network: --pool 10.3.0.0/24"),
+        (network4, "fd00::/64", "For IPv6: --pool6 fd00::/64"),
+        (network4, "x", "Write it like 10.150.0.0/24: the first address of the network, and its prefix length."),
+        (network6, "10.0.0.0/8", "For IPv4: --pool 10.0.0.0/8"),
+        (network6, "x", "Write it like fd12:3456:789a::/64, or leave it out."),
+    ],
+)
+def test_a_wrong_pool_is_answered_with_the_one_that_is_meant(
+    read: Callable[[str], object], text: str, fix: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(text)
+    assert caught.value.fix == fix

@@ -276,6 +276,18 @@ def test_a_mistyped_command_is_answered_with_the_nearest(typed: str, meant: str)
         group.main([typed], standalone_mode=False)
 
 
+def test_what_undoes_something_that_isnt_there_is_done_already(
+    machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["leave", "--state", str(machine / "nothing")]) == 0
+    assert "Nothing is joined here" in capsys.readouterr().err
+    assert not (machine / "nothing").exists()
+    assert run(["service", "remove"]) == 0
+    assert capsys.readouterr().err == "No service is installed.\n"
+    # A name is an error: it may be mistyped, or somebody else's.
+    assert run(["service", "remove", "serve"]) == NotRunningError.exit_code
+
+
 def test_stop_with_nothing_there(machine: Path) -> None:
     assert machine.exists()
     assert run(["stop"]) == NotRunningError.exit_code

@@ -48,7 +48,7 @@ def test_the_last_port_of_several_tunnels_may_be_the_last_there_is() -> None:
 
 def test_a_pool_without_the_addresses_of_known_peers_is_refused() -> None:
     kept = with_peer(apply(Settings(POOL), None)).to_json()
-    with pytest.raises(RefusedError, match=r"1 peers have addresses outside the pool 10\.9\.0\.0/24"):
+    with pytest.raises(RefusedError, match=r"The pool 10\.9\.0\.0/24 lacks the addresses of 1 peer, such as"):
         apply(Settings(IPv4Network("10.9.0.0/24")), kept)
     assert apply(Settings(IPv4Network("10.150.0.0/16")), kept).pool4 == IPv4Network("10.150.0.0/16")
 

@@ -27,6 +27,7 @@ mod ristretto;
 mod roll_call;
 mod seccomp;
 mod sending;
+mod slice;
 mod sources;
 mod spin;
 mod steering;

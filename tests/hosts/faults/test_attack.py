@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -229,7 +230,7 @@ def _refused(server: Station, reason: str) -> int:
 
 
 def _python(program: str) -> list[str]:
-    return ["python3", "-c", program]
+    return [sys.executable, "-c", program]
 
 
 @pytest.mark.fault(24)
@@ -353,7 +354,7 @@ def test_a_window_longer_than_a_day_is_refused_in_words(lab: Lab, tmp_path: Path
         assert refused.stderr
         assert "Traceback" not in refused.stderr
     said = where.server.host.run(
-        ["python3", "-c", _ASK, str(next(where.server.runtime.glob("*.sock")))], timeout=10
+        [sys.executable, "-c", _ASK, str(next(where.server.runtime.glob("*.sock")))], timeout=10
     ).stdout
     assert '"kind":"usage"' in said
     assert "at most 86400 seconds" in said

@@ -11,6 +11,9 @@ from rustguard_py.lab.hosts import Lab
 from support.crowd import join_at_once
 from support.faults import OPEN, TOKEN, end, site
 
+# A fork shares memory.
+pytestmark = pytest.mark.fresh
+
 NETWORK = "198.18.0.0/16"
 POOL = "--pool 10.150.0.0/16"
 

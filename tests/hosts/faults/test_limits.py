@@ -14,6 +14,9 @@ from rustguard_py.engine import has_native
 from rustguard_py.lab.hosts import Lab
 from support.product import TOKEN, Machine, Site, eventually
 
+# A start must do with little.
+pytestmark = pytest.mark.fresh
+
 CONF = "[Interface]\nPrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\nAddress = 10.9.0.1/24\n"
 CONF += "[Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nEndpoint = localhost:9\n"
 ENGINES = ["native", "portable"] if has_native() else ["portable"]

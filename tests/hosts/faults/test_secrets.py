@@ -18,6 +18,9 @@ from rustguard_py.enroll.pairing.key_schedule import stretch
 from rustguard_py.lab.hosts import Host, Lab
 from support.faults import POOL, Site, Station, end, site, until
 
+# A secret may lie in what a process was started with.
+pytestmark = pytest.mark.fresh
+
 # Unlike anything else, and not in the environment of these tests.
 SECRET = "quartz-9f1c-Émeraude-tidepool"  # noqa: S105 - that's what is looked for
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -35,10 +36,10 @@ def _exchange(lab: Lab, ills: Ills, count: int, record: Path | None = None) -> t
         nets6=("2001:db8:1::/64", "2001:db8:2::/64"),
     )
     program = relay.start(middle, (str(listening.ipv6), 9), (str(there.ipv6), 9), ills, record)
-    echo = bob.popen(["python3", "-c", _ECHO], stdout=-1)
+    echo = bob.popen([sys.executable, "-c", _ECHO], stdout=-1)
     assert echo.stdout is not None
     echo.stdout.readline()
-    came = alice.run(["python3", "-c", _ASK, str(listening.ipv6), str(count)]).stdout.split()
+    came = alice.run([sys.executable, "-c", _ASK, str(listening.ipv6), str(count)]).stdout.split()
     program.terminate()
     said, _ = program.communicate(timeout=60)
     return [int(line) for line in came], Counter(json.loads(said))

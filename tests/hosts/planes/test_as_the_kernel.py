@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_what_no_peer_takes_is_unreachable_at_once(lab: Lab, tmp_path: Path, eng
         assert f"From {address} " in said
         assert words in said
         ask = f"import socket; socket.create_connection(({address!r}, 1), 30)"
-        refused = host.run(["python3", "-c", ask], check=False)
+        refused = host.run([sys.executable, "-c", ask], check=False)
         assert "No route to host" in refused.stderr
 
 

@@ -6,9 +6,11 @@ How it gets on with wireguard-go is test_interop.py's.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rustguard_py.lab.hosts import End, Host, Lab
+from support import machine
 from support.our_tunnel import OurTunnel
 from support.wireguard_go import Peer
 
@@ -135,6 +138,39 @@ def test_a_flow_keeps_its_order_while_two_threads_read_the_device(lab: Lab, tmp_
     flow = report["end"]["streams"][0]["udp"]
     assert flow["packets"] > 1000
     assert flow["out_of_order"] == 0
+
+
+def _slice_of(tunnel: OurTunnel, thread: str) -> int:
+    """How long the scheduler lets a thread run before it prefers others, in nanoseconds; 0 if it doesn't say."""
+    tasks = Path(f"/proc/{tunnel.process.pid}/task").iterdir()
+    (task,) = (each for each in tasks if (each / "comm").read_text().strip() == thread)
+    found = re.search(r"^se\.slice\s*:\s*(\d+)$", (task / "sched").read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.skipif(bool(machine.why_no_slices()), reason=machine.why_no_slices())
+@pytest.mark.parametrize("uring", _BOTH_WAYS)
+def test_while_much_udp_comes_its_readers_go_before_the_thread_that_writes_it(
+    lab: Lab, tmp_path: Path, uring: bool
+) -> None:
+    ends = _link(lab)
+    _, bob = _joined(ends, tmp_path, native=(1, 1), uring=uring)
+    _ping(ends[0].host, BOB)
+    usual = _slice_of(bob, "rg-in-0")
+    assert _slice_of(bob, "rg-out-0") == usual
+    with ends[1].host.popen(["iperf3", "-s"], stdout=subprocess.DEVNULL) as server:
+        ends[1].host.wait_listening("tcp", 5201, 60)
+        options = ["-u", "-b", "0", "-l", "1372", "-t", "60"]
+        with ends[0].host.popen(["iperf3", "-c", _host_of(BOB[0]), *options], stdout=subprocess.DEVNULL) as flood:
+            deadline = time.monotonic() + 60
+            while _slice_of(bob, "rg-in-0") <= 2 * usual:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert _slice_of(bob, "rg-out-0") == usual
+            flood.terminate()
+        server.terminate()
+    ends[0].host.run(["ping", "-c", "40", "-i", "0.01", "-W", "20", _host_of(BOB[0])])
+    assert _slice_of(bob, "rg-in-0") == usual
 
 
 def test_a_peer_that_moves_is_found_at_its_next_packet(lab: Lab, tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ comes back too: `ping` sees it, after its packets crossed the memif twice each w
 
 from __future__ import annotations
 
-import json
-import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def _begin(started: list[Testpmd], socket: Path, *, server: bool) -> Testpmd:
 
 
 def _exchange(host: Host, address: str) -> None:
-    host.run(["python3", "-c", EXCHANGE, address])
+    host.run([sys.executable, "-c", EXCHANGE, address])
 
 
 def test_a_server_with_testpmd_as_its_network(tmp_path: Path, lab: Lab, started: list[Testpmd]) -> None:
@@ -140,7 +139,7 @@ def test_a_file_with_testpmd_as_its_network(tmp_path: Path, lab: Lab, started: l
     there.reaches("10.7.0.1")
     _exchange(there.host, "10.7.0.1")
     testpmd.kill()
-    os.kill(json.loads(here.run("status --json").stdout)["pid"], signal.SIGKILL)
+    here.kill()
     here.run(up)
     _begin(started, socket, server=False)
     there.reaches("10.7.0.1")

@@ -16,6 +16,9 @@ from rustguard_py.sandbox.capabilities import Capability
 from support.product import HOME4, INNER, PATIENCE, TOKEN, Machine, Site, eventually
 from support.quick import PORT, Quick, lan
 
+# What a start has, and what it keeps of that.
+pytestmark = pytest.mark.fresh
+
 HOOKS, PATHS = "rustguard-hooks", "rustguard-paths"
 LANDLOCK = writing.why_not() is None
 # What a kernel before Linux 6.12 doesn't refuse is one more sentence.

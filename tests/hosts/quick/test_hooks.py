@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from pathlib import Path
 
@@ -183,7 +181,7 @@ def test_the_predown_of_a_killed_tunnel_is_told_its_mark(lab: Lab, tmp_path: Pat
         f"Address = 10.9.0.1/32\nPreDown = wg show %i fwmark >> {asked}", net.home.peer("AllowedIPs = 0.0.0.0/0")
     )
     laptop.run("up wg0")
-    os.kill(laptop.status()["pid"], signal.SIGKILL)
+    laptop.kill()
     for verb in again:
         laptop.run(f"{verb} wg0")
     assert asked.read_text() == "0xca6c\n" * len(again)
@@ -193,7 +191,7 @@ def test_a_killed_tunnel_whose_predown_fails_says_what_may_be_left(lab: Lab) -> 
     laptop = lan(lab).laptop
     laptop.file("Address = 10.9.0.1/32\nPreDown = exit 7")
     laptop.run("up wg0")
-    os.kill(laptop.status()["pid"], signal.SIGKILL)
+    laptop.kill()
     done = laptop.run("down wg0", check=False)
     assert done.returncode == 1
     assert "Undo by hand" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -218,7 +219,7 @@ def test_two_default_routes_come_and_go_in_any_order(net: Lan) -> None:
 def test_a_failed_start_leaves_nothing(net: Lan, lines: str, behind: str, said: str) -> None:
     laptop = net.laptop
     taken = f"import socket, time; s = socket.socket(2, 2); s.bind(('', {PORT + 1})); time.sleep(60)"
-    laptop.host.popen(["python3", "-c", taken])
+    laptop.host.popen([sys.executable, "-c", taken])
     laptop.host.wait_listening("udp", PORT + 1)
     laptop.file(lines, net.home.peer(f"AllowedIPs = {behind}\nEndpoint = 192.0.2.2:{PORT}"))
     before = laptop.system()

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from base64 import b64encode
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_a_taken_port_is_refused_and_changes_nothing(lab: Lab, tmp_path: Path) -
     ours = _start(here.host, tmp_path, addresses=[])
     before = ours.port
     taking = "import socket,sys;s=socket.socket(2,2);s.bind(('',7777));print(flush=True);sys.stdin.read()"
-    taker = here.host.popen(["python3", "-c", taking], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    taker = here.host.popen([sys.executable, "-c", taking], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert taker.stdout is not None
     taker.stdout.readline()
     with pytest.raises(RustGuardError, match="Address already in use"):
@@ -257,7 +258,7 @@ def test_two_network_namespaces_have_an_interface_of_the_same_name(lab: Lab, tmp
 def test_a_descriptor_of_another_shape_is_refused(tmp_path: Path, lab: Lab) -> None:
     here, _ = _link(lab)
     script = "import os,sys; os.environ['WG_TUN_FD']='0'; os.execvp(sys.argv[1], sys.argv[1:])"
-    done = here.host.run(["python3", "-c", script, *rustguard_wg.argv(tmp_path), "wg0"], check=False)
+    done = here.host.run([sys.executable, "-c", script, *rustguard_wg.argv(tmp_path), "wg0"], check=False)
     assert done.returncode == 4
     assert "TUN descriptor" in done.stderr
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def test_a_packet_goes_to_vpp_and_back_and_nothing_stays(lab: Lab, folder: Path)
         testpmd = Testpmd(folder / "run/home.sock", server=False)
         testpmd.start()
         eventually(lambda: f"connected to {INTERFACE} of DPDK" in said.read_text(), "testpmd connects")
-        assert there.run(["python3", "-c", _ASK]).stdout == "there and back\n"
+        assert there.run([sys.executable, "-c", _ASK]).stdout == "there and back\n"
         counts = testpmd.stop()
         assert counts.received == counts.sent > 0
         vpp.restart()

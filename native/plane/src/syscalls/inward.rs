@@ -13,6 +13,7 @@ use crate::descriptor::{error_word, is_nothing, now, wait_for};
 use crate::device::Device;
 use crate::io::Io;
 use crate::offloads::refuses;
+use crate::slice::Slice;
 use crate::spin::Spin;
 use crate::udp::NO_GRO;
 use crate::udp_side::{Patience, Receiver};
@@ -90,12 +91,21 @@ struct Inward<'a> {
     receiver: Receiver,
     inbound: Inbound,
     outbox: Outbox,
+    slice: Slice,
 }
 
 impl<'a> Inward<'a> {
     fn new(io: &'a Io, queue: usize, device: &'a dyn Device, counters: &'a WorkerCounters) -> Self {
-        let (receiver, inbound, outbox) = (Receiver::default(), Inbound::default(), Outbox::default());
-        Self { io, queue, device, counters, receiver, inbound, outbox }
+        Self {
+            io,
+            queue,
+            device,
+            counters,
+            receiver: Receiver::default(),
+            inbound: Inbound::default(),
+            outbox: Outbox::default(),
+            slice: Slice::default(),
+        }
     }
 
     /// Move the messages that wait at a source to the device. Return false if there were none.
@@ -123,6 +133,7 @@ impl<'a> Inward<'a> {
             let buffer = &mut self.receiver.buffer;
             self.inbound.message(&self.io.transport, buffer, *message, now, &mut self.outbox);
         }
+        self.slice.note(self.device, &self.receiver.buffer, self.inbound.packets());
         self.io.deliver(self.device, &self.receiver.buffer, self.inbound.packets());
         // A peer that is challenged asks again, so no thread waits for room to send that.
         let patience = if self.queue == self.io.at_gate() { Patience::None } else { Patience::Some };

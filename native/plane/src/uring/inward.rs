@@ -18,6 +18,7 @@ use crate::descriptor::{error_word, now};
 use crate::device::Device;
 use crate::io::Io;
 use crate::offloads::refuses;
+use crate::slice::Slice;
 use crate::spin::Spin;
 use crate::udp::{Control, Details, NO_GRO, address_of};
 use crate::udp_side::{MESSAGE, Patience};
@@ -46,6 +47,7 @@ pub fn run(io: &Io, queue: usize, ring: Ring) -> io::Result<()> {
         receiving: vec![false; io.queues[queue].sockets.len()],
         messages: Vec::new(),
         writes: Writes::default(),
+        slice: Slice::default(),
     };
     let (mut inbound, mut outbox) = (Inbound::default(), Outbox::default());
     let counters = &io.counters.queues[queue].inward;
@@ -92,6 +94,7 @@ struct Inward<'a> {
     /// The messages of the next batch, and their buffers.
     messages: Vec<(Lease, Message)>,
     writes: Writes,
+    slice: Slice,
 }
 
 /// What is written to the device at once. Kept to reuse its memory.
@@ -203,6 +206,7 @@ impl Inward<'_> {
         }
         let device = &*self.io.queues[self.queue].device;
         let mut rest = inbound.packets();
+        self.slice.note(device, memory, rest);
         match device.uring_fd() {
             None => self.io.deliver(device, self.ring.memory(), rest),
             Some(fd) => {
