@@ -40,6 +40,7 @@ help:
 	@echo 'make bench-rootless compare a join without root with one with root (a minute)'
 	@echo 'make bench-generate compare devices and UDP sides with generated packets (14 minutes)'
 	@echo 'make bench-latency  measure the round trip during TCP on a slow link (minutes)'
+	@echo 'make bench-uplink  the same for several clients on one slow uplink of a server (minutes)'
 	@echo 'make bench-scheduling  show what slow runs of one stream have in common (a minute)'
 	@echo 'make bench-memif  compare a memif with a TUN; BENCH_ARGS=--publish writes the page (minutes)'
 	@echo 'make wheel     build a wheel in dist/, for every Python from 3.11 and every Linux with a glibc as new as here'
@@ -123,6 +124,9 @@ bench-generate: .venv/.bench
 
 bench-latency: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-latency" scripts/in-namespace $(BIN)/python bench/bufferbloat.py $(BENCH_ARGS)
+
+bench-uplink: .venv/.bench
+	@RUSTGUARD_SUDO="make bench-uplink" scripts/in-namespace $(BIN)/python bench/uplink.py $(BENCH_ARGS)
 
 bench-memif: .venv/.bench
 	@RUSTGUARD_SUDO="make bench-memif" scripts/in-namespace $(BIN)/python bench/memif.py --output bench/results $(BENCH_ARGS)
@@ -219,5 +223,5 @@ wireguard-go-generate: .venv/bin/wireguard-go-generate
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help demo test test-native coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels bench-rootless bench-generate bench-latency bench-scheduling bench-memif
+.PHONY: help demo test test-native coverage mutants test-kernel soak attack fuzz miri tsan check bench bench-full bench-scale bench-tunnels bench-rootless bench-generate bench-latency bench-uplink bench-scheduling bench-memif
 .PHONY: wheel sdist packages test-packages reference lock wireguard-go wireguard-go-generate clean

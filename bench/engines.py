@@ -204,9 +204,14 @@ BEFORE = "before"
 USUAL = ("veth", "wireguard-go", "gotatun", "portable", "native")
 
 
+def rustguard_program(checkout: Path | None) -> Path:
+    """Return the `rustguard` of a checkout, or of this one."""
+    return checkout.absolute() / ".venv" / "bin" / "rustguard" if checkout else _RUSTGUARD
+
+
 def add_before(checkout: Path) -> None:
     """Add the native engine of another checkout, where `make` has run, as BEFORE."""
-    program = checkout / ".venv" / "bin" / "rustguard"
+    program = rustguard_program(checkout)
     start = partial(rustguard, options=["--engine", "native"], program=program)
     why = "" if program.exists() else f"there is no {program}: run make test there"
     ENGINES[BEFORE] = Engine(f"the native engine of {checkout}", start, lambda: why)

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use transport::Transport;
 use transport::coalesce::Merge;
@@ -42,6 +42,8 @@ pub struct Io {
     /// Sockets on the same ports for everything but data messages. Empty where the kernel can't
     /// tell them apart.
     pub gate: Vec<Udp>,
+    /// Sockets on the same ports that only send, each to one peer.
+    senders: Mutex<Vec<Weak<Udp>>>,
     /// The UDP side over AF_XDP, besides the sockets.
     pub xdp: Option<Xdp>,
     /// Which local addresses may be used. None if the kernel can't be asked.
@@ -83,6 +85,7 @@ impl Io {
             watches: queues.iter().map(|_| Watch::new()).collect::<io::Result<_>>()?,
             queues,
             gate: Vec::new(),
+            senders: Mutex::default(),
             xdp: None,
             sources: None,
             counters,
@@ -99,6 +102,27 @@ impl Io {
     /// Return all sockets.
     pub fn sockets(&self) -> impl Iterator<Item = &Udp> {
         self.queues.iter().flat_map(|queue| &queue.sockets).chain(&self.gate)
+    }
+
+    /// Open a socket on the port of another, for what is sent to one peer.
+    pub fn open_sender(&self, like: &Udp) -> io::Result<Arc<Udp>> {
+        if self.gate.is_empty() {
+            // Nobody would sort what the kernel delivers to it.
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        // Locked before the mark is read, so that no later mark is missed.
+        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        senders.retain(|sender| sender.strong_count() > 0);
+        let made = Arc::new(like.sender()?);
+        senders.push(Arc::downgrade(&made));
+        Ok(made)
+    }
+
+    /// Mark everything that is sent from now on. See [`Udp::set_mark`].
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.sockets().try_for_each(|socket| socket.set_mark(mark))?;
+        let senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        senders.iter().filter_map(Weak::upgrade).try_for_each(|socket| socket.set_mark(mark))
     }
 
     /// Make all threads end.

@@ -275,7 +275,7 @@ impl Plane {
             if let Some(xdp) = &io.xdp {
                 xdp.set_mark(mark);
             }
-            io.sockets().try_for_each(|socket| socket.set_mark(mark))?;
+            io.set_mark(mark)?;
             io.sources.iter().for_each(|sources| sources.set_mark(mark));
             Ok(())
         });

@@ -1,7 +1,5 @@
 //! What the way out of a queue keeps between its batches.
 
-use std::net::SocketAddr;
-
 use transport::contract::Outbox;
 use transport::outbound::Outbound;
 
@@ -12,8 +10,6 @@ pub struct Pump {
     pub frame: Vec<u8>,
     pub outbound: Outbound,
     pub outbox: Outbox,
-    /// Whether the thread for it holds back what it has read.
+    /// Whether the thread for it holds back what it has read, or soon may.
     pub holds_back: bool,
-    /// Where an answer went that it doesn't know of yet.
-    pub answered: Option<SocketAddr>,
 }

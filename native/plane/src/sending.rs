@@ -73,6 +73,19 @@ impl Io {
             self.transport.drops.count(DropReason::NoSocket, 1);
             return true;
         };
+        self.send_by(socket, message, segment, endpoint, tos, patience)
+    }
+
+    /// The same over a given socket, to an endpoint that is usable.
+    pub fn send_by(
+        &self,
+        socket: &Udp,
+        message: &[u8],
+        segment: usize,
+        endpoint: Endpoint,
+        tos: u8,
+        patience: Patience,
+    ) -> bool {
         let (sent, from_there) = socket.send_from(message, segment, endpoint, tos, patience);
         match sent {
             Ok(Sent::Whole) => {}

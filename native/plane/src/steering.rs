@@ -194,6 +194,32 @@ mod tests {
     }
 
     #[test]
+    fn what_only_sends_receives_nothing() {
+        for host in ["127.0.0.1", "::1"] {
+            let (mut sockets, to) = sockets(host, 2);
+            let receiving = sockets.len();
+            for _ in 0..5 {
+                sockets.push(sockets[0].sender().unwrap());
+            }
+            for round in 0..2 {
+                for _ in 0..24 {
+                    let from = UdpSocket::bind((host, 0)).unwrap();
+                    for datagram in [&[&DATA_MAGIC[..], &[7; 28]].concat()[..], &[INITIATION; 148], b"RGE2", &[9; 9]]
+                    {
+                        assert!(taken_by(&sockets, &from, to, datagram) < receiving, "round {round}");
+                    }
+                    sockets[receiving]
+                        .send(&[1; 30], 30, from.local_addr().unwrap().into(), 0, Patience::None)
+                        .unwrap();
+                    assert_eq!(from.recv_from(&mut [0; 64]).unwrap().1, to);
+                }
+                // The kernel puts the last one in its place.
+                sockets.remove(receiving + 1);
+            }
+        }
+    }
+
+    #[test]
     fn the_way_out_is_open_from_each_of_them() {
         let (sockets, _) = sockets("127.0.0.1", 1);
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();

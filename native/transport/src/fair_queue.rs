@@ -15,8 +15,6 @@ use crate::vnet::{IPPROTO_TCP, IPPROTO_UDP, VNET_SIZE, Vnet};
 const FLOWS: usize = 256;
 /// Bytes that a flow may send before the next one's turn.
 const QUANTUM: isize = 4096;
-/// Bytes that may wait. The longest queue loses packets first.
-const MOST: usize = 4 << 20;
 /// What a packet counts for at least: memory, besides its bytes.
 const LEAST: usize = 256;
 /// A flow keeps the memory for a list of so many frames. More is given back once it is hardly used.
@@ -112,29 +110,51 @@ impl FairQueue {
         self.bytes == 0
     }
 
+    /// Return how many bytes wait, a little more than those of the frames.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Return how many packets were lost since this was last called.
     pub fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
     }
 
-    /// Add a frame: a virtio_net_hdr, then a packet or superpacket.
-    pub fn push(&mut self, frame: &[u8], now: Seconds) {
-        let number = flow_of(frame.get(VNET_SIZE..).unwrap_or_default());
+    /// Add a frame: a virtio_net_hdr, then a packet or superpacket. A superpacket of more than
+    /// `longest` bytes is cut into its packets: on a slow link, others would wait for too long behind
+    /// it.
+    pub fn push(&mut self, frame: &[u8], longest: usize, now: Seconds) {
+        match if frame.len() > longest { superpacket_in(frame) } else { None } {
+            Some(cut) => {
+                for number in 0..cut.count() {
+                    let mut one = vec![0; VNET_SIZE + cut.size(number)];
+                    cut.write(number, &mut one[VNET_SIZE..]);
+                    self.add(one.into(), now);
+                }
+            }
+            None => self.add(frame.into(), now),
+        }
+    }
+
+    fn add(&mut self, frame: Box<[u8]>, now: Seconds) {
+        let (size, number) = (cost(&frame), flow_of(frame.get(VNET_SIZE..).unwrap_or_default()));
         let flow = &mut self.flows[number];
-        flow.frames.push_back(Waiting { frame: frame.into(), since: now });
-        flow.bytes += cost(frame);
-        self.bytes += cost(frame);
+        flow.frames.push_back(Waiting { frame, since: now });
+        flow.bytes += size;
+        self.bytes += size;
         if !flow.planned {
             flow.planned = true;
             flow.credit = QUANTUM;
             self.fresh.push_back(number);
         }
-        while self.bytes > MOST {
-            let longest = self.flows.iter_mut().max_by_key(|flow| flow.bytes);
-            let Some(first) = longest.and_then(Flow::pop) else { return };
-            self.bytes -= cost(&first.frame);
-            self.lost += packets(&first.frame);
-        }
+    }
+
+    /// Lose the first frame of the longest queue.
+    pub fn lose_one(&mut self) {
+        let longest = self.flows.iter_mut().max_by_key(|flow| flow.bytes);
+        let Some(first) = longest.and_then(Flow::pop) else { return };
+        self.bytes -= cost(&first.frame);
+        self.lost += packets(&first.frame);
     }
 
     /// Lose everything that waits.
@@ -179,11 +199,15 @@ fn cost(frame: &[u8]) -> usize {
     frame.len().max(LEAST)
 }
 
+/// Return the superpacket of a frame, if it is one that adds up.
+fn superpacket_in(frame: &[u8]) -> Option<Superpacket<'_>> {
+    let (header, packet) = frame.split_first_chunk()?;
+    Superpacket::examine(Vnet::decode(header), packet)
+}
+
 /// Return how many packets a frame stands for.
 fn packets(frame: &[u8]) -> u64 {
-    let cut =
-        frame.split_first_chunk().and_then(|(header, packet)| Superpacket::examine(Vnet::decode(header), packet));
-    cut.map_or(1, |cut| cut.count() as u64)
+    superpacket_in(frame).map_or(1, |cut| cut.count() as u64)
 }
 
 /// Return the number of a packet's flow: addresses, protocol, and ports if it has them.
@@ -209,6 +233,9 @@ mod tests {
     use super::*;
     use crate::segment::tests::superpacket;
 
+    /// More than the queues keep memory for.
+    const MANY: usize = 4 << 20;
+
     /// Return a frame of TCP from `port`, of `size` bytes.
     fn frame(port: u16, size: usize) -> Vec<u8> {
         let mut frame = vec![0; size];
@@ -226,12 +253,12 @@ mod tests {
     fn a_flow_that_begins_to_wait_comes_first() {
         let mut queue = FairQueue::default();
         for _ in 0..1000 {
-            queue.push(&frame(1, 1500), 0.0);
+            queue.push(&frame(1, 1500), usize::MAX, 0.0);
         }
         for _ in 0..7 {
             queue.pop(0.0).unwrap();
         }
-        queue.push(&frame(2, 100), 0.0);
+        queue.push(&frame(2, 100), usize::MAX, 0.0);
         assert_eq!(port_of(&queue.pop(0.0).unwrap()), 2);
         assert_eq!(port_of(&queue.pop(0.0).unwrap()), 1);
     }
@@ -243,7 +270,7 @@ mod tests {
             for (port, size) in [(1, 1500), (2, 300)] {
                 let mut one = frame(port, size);
                 one[VNET_SIZE + 4..VNET_SIZE + 6].copy_from_slice(&number.to_be_bytes());
-                queue.push(&one, 0.0);
+                queue.push(&one, usize::MAX, 0.0);
             }
         }
         let (mut bytes, mut next) = ([0; 3], [0; 3]);
@@ -264,7 +291,7 @@ mod tests {
         for (at, pace) in [0.02, 0.0].into_iter().enumerate() {
             for tick in 0..1000 {
                 let now = f64::from(tick) * 0.001;
-                queue.push(&frame(1, 1500), now);
+                queue.push(&frame(1, 1500), usize::MAX, now);
                 if now >= pace {
                     queue.pop(now).unwrap();
                 }
@@ -277,19 +304,23 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_queue_loses_what_does_not_fit() {
+    fn the_longest_queue_loses_first() {
         let mut queue = FairQueue::default();
-        queue.push(&frame(2, 1000), 0.0);
-        for _ in 0..2 * MOST / 60_000 {
-            queue.push(&frame(1, 60_000), 0.0);
+        queue.push(&frame(2, 1000), usize::MAX, 0.0);
+        for _ in 0..100 {
+            queue.push(&frame(1, 60_000), usize::MAX, 0.0);
+        }
+        while queue.bytes() > 601_000 {
+            queue.lose_one();
         }
         let mut ports = Vec::new();
         while let Some(one) = queue.pop(0.0) {
             ports.push(port_of(&one));
         }
         assert_eq!(ports.iter().filter(|port| **port == 2).count(), 1);
-        assert_eq!(ports.len() + queue.take_lost() as usize, 1 + 2 * MOST / 60_000);
-        assert!(ports.len() * 60_000 <= MOST + 60_000);
+        assert_eq!((ports.len(), queue.take_lost()), (1 + 10, 90));
+        queue.lose_one();
+        assert_eq!((queue.bytes(), queue.take_lost()), (0, 0));
     }
 
     #[test]
@@ -300,7 +331,7 @@ mod tests {
             one[VNET_SIZE + 1] = tos;
             for tick in 0..1000 {
                 let now = f64::from(tick) * 0.001;
-                queue.push(&one, now);
+                queue.push(&one, usize::MAX, now);
                 if tick >= 20 {
                     marked += usize::from(queue.pop(now).unwrap()[VNET_SIZE + 1] & ecn::CE == ecn::CE);
                 }
@@ -310,30 +341,48 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_long_is_cut_into_the_packets_it_stands_for() {
+        for (v4, tcp) in [(true, true), (false, true), (true, false), (false, false)] {
+            let payload: Vec<u8> = (0..10_000_u32).map(|n| (n / 7) as u8).collect();
+            let (vnet, packet) = superpacket(v4, tcp, 0x18, &payload, 1380);
+            let frame = [&vnet.encode()[..], &packet].concat();
+            let mut queue = FairQueue::default();
+            queue.push(&frame, frame.len(), 0.0);
+            assert_eq!(*queue.pop(0.0).unwrap(), *frame);
+            queue.push(&frame, frame.len() - 1, 0.0);
+            let cut = superpacket_in(&frame).unwrap();
+            for number in 0..8 {
+                let mut expected = vec![0; VNET_SIZE + cut.size(number)];
+                cut.write(number, &mut expected[VNET_SIZE..]);
+                assert_eq!(*queue.pop(0.0).unwrap(), *expected);
+            }
+            assert!(queue.is_empty() && queue.take_lost() == 0);
+        }
+    }
+
+    #[test]
     fn what_is_lost_is_counted_in_packets() {
         let mut queue = FairQueue::default();
         let (vnet, packet) = superpacket(true, true, 0x10, &[0; 40 * 1380], 1380);
         let large = [&vnet.encode()[..], &packet].concat();
-        let count = MOST / large.len();
-        for _ in 0..count {
-            queue.push(&large, 0.0);
+        for _ in 0..10 {
+            queue.push(&large, usize::MAX, 0.0);
         }
         assert_eq!(queue.take_lost(), 0);
-        queue.push(&large, 0.0);
+        queue.lose_one();
         assert_eq!(queue.take_lost(), 40);
-        queue.push(&frame(1, 100), 0.0);
-        queue.take_lost();
+        queue.push(&frame(1, 100), usize::MAX, 0.0);
         queue.clear();
         assert!(queue.is_empty() && queue.pop(0.0).is_none());
-        assert!(queue.take_lost() as usize > 40 * (count - 2));
+        assert_eq!(queue.take_lost(), 9 * 40 + 1);
     }
 
     #[test]
     fn a_flow_that_has_left_keeps_no_memory() {
         let mut queue = FairQueue::default();
         for port in 0..64 {
-            for _ in 0..MOST / LEAST {
-                queue.push(&frame(port, 40), 0.0);
+            for _ in 0..MANY / LEAST {
+                queue.push(&frame(port, 40), usize::MAX, 0.0);
             }
             while queue.pop(0.0).is_some() {}
         }
@@ -348,7 +397,7 @@ mod tests {
             for first in [0, 0x45, 0x4f, 0x60, 0xff] {
                 let mut one = vec![first; size];
                 one[..size.min(VNET_SIZE)].fill(0);
-                queue.push(&one, 0.0);
+                queue.push(&one, usize::MAX, 0.0);
             }
         }
         assert_eq!(std::iter::from_fn(|| queue.pop(0.0)).count(), 400);

@@ -2,192 +2,281 @@
 //!
 //! On a slow link, whatever we hand to the kernel waits there, in the order it came: a ping behind
 //! a download. So the kernel gets as much as leaves within a few milliseconds. The rest waits here,
-//! where each flow has a queue of its own ([`FairQueue`]).
+//! where each flow has a queue of its own.
 //!
-//! Only while all goes to one address, as at a client: the kernel only gives the sum of what waits,
-//! and a slow link to one peer must not delay what goes to others.
+//! The kernel only tells how much it holds per socket, and a slow link to one peer must not delay
+//! what goes to others. So each address for which packets wait gets a socket of its own
+//! ([`Outlet`]). By which interfaces and queues they leave needn't be known.
 //!
 //! Where the kernel takes everything at once, this costs one question per 16 KiB.
 
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-use std::{io, mem};
+use std::io;
 
 use transport::contract::{Endpoint, Seconds};
 use transport::drops::DropReason;
-use transport::fair_queue::FairQueue;
-use transport::vnet::{MAX_MESSAGE, MAX_PACKET, VNET_SIZE};
+use transport::vnet::VNET_SIZE;
 
-use crate::descriptor::{now, wait};
+use super::outlet::{Outlet, keep_within};
+use super::pace::{FIRST, UNASKED};
+use crate::descriptor::now;
 use crate::device::Device;
 use crate::io::Io;
+use crate::udp_side::Patience;
 
-/// While nothing waits here, the kernel is asked what it holds after this many bytes.
-pub const UNASKED: usize = 16 << 10;
-/// How long to wait for the kernel before it is given more all the same.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// Addresses with a socket of their own. What goes to others isn't held back.
+const OUTLETS: usize = 16;
+/// Bytes that may wait for all of them.
+const MOST: usize = 4 << 20;
 /// Frames that are read from the device at once, so that a flood doesn't keep others from leaving.
 const GATHERED: usize = 256;
-/// Milliseconds until the kernel is asked again.
-const PAUSE: libc::c_int = 1;
+/// How long until the kernel is asked again. A sleep of 1 ms may end a little early.
+const PAUSE: Seconds = 0.0005;
+/// How long until an outlet is looked for again when there was none.
+const LATER: Seconds = 0.1;
 
-/// How much the kernel may hold: what leaves in [`Pace::DELAY`], as far as we know.
-struct Pace {
-    /// Bytes, as the kernel counts them.
-    most: usize,
-}
-
-impl Pace {
-    const DELAY: f64 = 0.004;
-    /// Less than a slow link's own queue has room for: nothing is learned before there is more. On a
-    /// fast link it doubles with each wait.
-    const FIRST: usize = 32 << 10;
-    const LEAST: usize = 24 << 10;
-    const MOST: usize = 8 << 20;
-
-    /// Note that of `before` bytes `after` were left, after this time.
-    fn note(&mut self, before: usize, after: usize, elapsed: Duration) {
-        let left = before.saturating_sub(after) as f64;
-        let wanted = (left / elapsed.as_secs_f64().max(1e-6) * Self::DELAY) as usize;
-        // If little is left, more could have gone in that time.
-        let wanted = if after < before / 4 { wanted.max(2 * self.most) } else { (3 * self.most + wanted) / 4 };
-        self.most = wanted.clamp(Self::LEAST, Self::MOST);
-    }
-
-    /// Return how many bytes to send as one message while others wait.
-    fn share(&self) -> usize {
-        (self.most / 4).min(MAX_MESSAGE)
-    }
-}
-
-/// The address that everything goes to.
-#[derive(Default)]
-struct Target {
-    address: Option<SocketAddr>,
-    since: Seconds,
-}
-
-impl Target {
-    /// How long nothing may have gone elsewhere.
-    const ALONE: Seconds = 1.0;
-
-    /// Note that something goes to an address.
-    fn note(&mut self, address: SocketAddr, now: impl FnOnce() -> Seconds) {
-        if self.address != Some(address) {
-            (self.address, self.since) = (Some(address), now());
-        }
-    }
-
-    /// Return whether it is the only one.
-    fn is_alone(&self, now: Seconds) -> bool {
-        now - self.since >= Self::ALONE
-    }
+/// How a thread may sleep that has nothing to send.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// Until the device brings something.
+    Long,
+    /// The same, but for a millisecond at most.
+    Short,
+    /// For a millisecond, whatever the device brings: it would wait in any case, and a flood would
+    /// keep the thread busy.
+    Deaf,
 }
 
 /// The packets of a queue that wait for the network.
 pub struct Backlog<'a> {
     io: &'a Io,
     queue: usize,
-    waiting: FairQueue,
-    pace: Pace,
-    target: Target,
-    /// Bytes sent since the kernel was asked.
+    outlets: Vec<Outlet>,
+    /// Whether the kernel gets no more for some address, or packets wait.
+    waits: bool,
+    /// Whether each frame is looked at: the same, or that may soon be so.
+    sorting: bool,
+    /// The time of the last look at the clock, and when the full outlets were asked.
+    now: Seconds,
+    asked: Seconds,
+    /// The mean rate of the addresses for which packets wait, 0 if there is only one.
+    fair: f64,
+    /// Bytes sent over the shared sockets since the kernel was asked.
     unasked: usize,
-    /// Bytes taken from `waiting` since [`Self::begin`].
-    taken: usize,
-    /// Where frames are read to that come in the meantime.
-    scratch: Box<[u8]>,
+    /// From when an outlet may be opened.
+    later: Seconds,
+    /// Frames read from the device in this batch, and those of them that wait.
+    gathered: usize,
+    kept: usize,
+    /// Whether the device had no more in this batch.
+    empty: bool,
+    /// The outlet whose turn is next.
+    turn: usize,
+    /// Whether a frame that waited comes before one of the device.
+    waiting_first: bool,
 }
 
 impl<'a> Backlog<'a> {
     /// Make the backlog of a queue. Nothing waits.
     pub fn new(io: &'a Io, queue: usize) -> Self {
-        let pace = Pace { most: Pace::FIRST };
-        let (waiting, target) = (FairQueue::default(), Target::default());
-        let scratch = vec![0; VNET_SIZE + MAX_PACKET].into();
-        Self { io, queue, waiting, pace, target, unasked: 0, taken: 0, scratch }
+        Self {
+            io,
+            queue,
+            outlets: Vec::new(),
+            waits: false,
+            sorting: false,
+            now: 0.0,
+            asked: 0.0,
+            fair: 0.0,
+            unasked: 0,
+            later: 0.0,
+            gathered: 0,
+            kept: 0,
+            empty: false,
+            turn: 0,
+            waiting_first: false,
+        }
+    }
+
+    /// Return whether frames wait, or soon may: nobody else may read the device.
+    pub fn holds_back(&self) -> bool {
+        self.sorting
+    }
+
+    /// Return how to sleep after a batch that had nothing to send.
+    pub fn rest(&self) -> Rest {
+        match (self.waits, self.kept > 0) {
+            (false, _) => Rest::Long,
+            (true, false) => Rest::Short,
+            (true, true) => Rest::Deaf,
+        }
+    }
+
+    /// Begin another batch.
+    pub fn begin(&mut self) {
+        (self.gathered, self.kept, self.empty) = (0, 0, false);
+        let mut lost = 0;
+        for outlet in &mut self.outlets {
+            outlet.taken = 0;
+            lost += outlet.waiting.take_lost();
+        }
+        if lost > 0 {
+            self.io.transport.drops.count(DropReason::SendQueue, lost);
+        }
     }
 
     /// Read the next frame to send. The error is `WouldBlock` if there is none, or if what was read
     /// should leave first.
     pub fn read(&mut self, frame: &mut [u8]) -> io::Result<usize> {
-        if !self.waiting.is_empty() {
-            if self.taken >= self.pace.share() {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            if self.taken == 0 {
-                self.gather();
-            }
-            let next = self.waiting.pop(now());
-            self.count_lost();
-            if let Some(next) = next {
-                frame[..next.len()].copy_from_slice(&next);
-                self.taken += next.len();
-                return Ok(next.len());
+        if !self.sorting {
+            return self.device().read(frame);
+        }
+        self.look_again();
+        // In turns, so that neither what waits nor what comes keeps the other from leaving.
+        self.waiting_first = !self.waiting_first;
+        if self.waiting_first {
+            if let Some(size) = self.take_waiting(frame) {
+                return Ok(size);
             }
         }
-        self.device().read(frame)
+        match self.gather(frame)? {
+            Some(size) => Ok(size),
+            None => self.take_waiting(frame).ok_or_else(|| io::ErrorKind::WouldBlock.into()),
+        }
     }
 
-    /// Note that another thread has sent to an address: waiting here could hold up what goes there.
-    pub fn note(&mut self, address: SocketAddr) {
-        self.target.note(address, now);
-    }
-
-    /// Return whether packets wait.
-    pub fn holds_some(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
-    /// Begin another message.
-    pub fn begin(&mut self) {
-        self.taken = 0;
-    }
-
-    /// Wait until the kernel holds little enough to get `size` bytes more.
-    pub fn make_room(&mut self, size: usize, endpoint: Endpoint) {
-        self.target.note(endpoint.remote, now);
-        self.unasked += size;
-        if self.unasked < UNASKED && self.waiting.is_empty() {
+    /// Ask the kernel about the full outlets, unless that was done just now.
+    fn look_again(&mut self) {
+        self.now = now();
+        if self.now - self.asked < PAUSE {
             return;
+        }
+        self.asked = self.now;
+        (self.waits, self.sorting) = (false, false);
+        let (mut rates, mut waiting) = (0.0, 0_u32);
+        for outlet in self.outlets.iter().filter(|outlet| outlet.waits()) {
+            rates += outlet.pace.rate();
+            waiting += 1;
+        }
+        self.fair = if waiting > 1 { rates / f64::from(waiting) } else { 0.0 };
+        for outlet in &mut self.outlets {
+            if outlet.is_full() {
+                outlet.ask(self.fair, self.now);
+            }
+            self.waits |= outlet.waits();
+            self.sorting |= outlet.waits() || outlet.pace.is_slow(self.now);
+        }
+    }
+
+    /// Take a frame that waits and may leave.
+    fn take_waiting(&mut self, frame: &mut [u8]) -> Option<usize> {
+        let count = self.outlets.len();
+        for at in (self.turn..self.turn + count).map(|at| at % count) {
+            let outlet = &mut self.outlets[at];
+            if let Some(next) = if outlet.takes() { outlet.waiting.pop(self.now) } else { None } {
+                frame[..next.len()].copy_from_slice(&next);
+                outlet.taken += next.len();
+                self.turn = at + 1;
+                return Some(next.len());
+            }
+        }
+        None
+    }
+
+    /// Read frames from the device, until one may leave. The others wait.
+    fn gather(&mut self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        while !self.empty && self.gathered < GATHERED {
+            match self.device().read(frame) {
+                Ok(size) => {
+                    self.gathered += 1;
+                    if self.may_leave(&frame[..size]) {
+                        return Ok(Some(size));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.empty = true,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && self.waits => {
+                    // The device says so again. It is no reason to wake up before.
+                    (self.empty, self.kept) = (true, self.kept + 1);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Return whether a frame of the device may leave at once. If not, it waits.
+    fn may_leave(&mut self, frame: &[u8]) -> bool {
+        let to = self.io.transport.goes_to(frame.get(VNET_SIZE..).unwrap_or_default());
+        let Some(outlet) = self.outlets.iter_mut().find(|outlet| Some(outlet.address) == to) else { return true };
+        let longest = outlet.pace.longest(self.now);
+        if outlet.takes() && outlet.waiting.is_empty() && frame.len() <= longest {
+            outlet.taken += frame.len();
+            return true;
+        }
+        outlet.waiting.push(frame, longest, self.now);
+        self.kept += 1;
+        self.waits = true;
+        keep_within(&mut self.outlets, MOST);
+        false
+    }
+
+    /// Send a message. See [`transport::sink::Sink`].
+    pub fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
+        let io = self.io;
+        let Some(at) = self.outlet(message.len(), endpoint) else {
+            return io.send(message, segment, endpoint, tos, self.queue, Patience::Some);
+        };
+        let outlet = &mut self.outlets[at];
+        let asks = outlet.should_ask(message.len());
+        if asks {
+            self.now = now();
+            outlet.used = self.now;
+            outlet.ask(self.fair, self.now);
+            self.waits |= outlet.waits();
+            self.sorting |= outlet.waits() || outlet.pace.is_slow(self.now);
+        }
+        let from_there = io.send_by(&outlet.socket, message, segment, io.usable(endpoint), tos, Patience::Some);
+        if asks {
+            outlet.sent(now());
+        }
+        from_there
+    }
+
+    /// Return the number of the outlet for a message of `size` bytes, if it has one. It is opened if
+    /// the kernel doesn't send at once what it was given.
+    fn outlet(&mut self, size: usize, endpoint: Endpoint) -> Option<usize> {
+        let known = self.outlets.iter().position(|outlet| outlet.address == endpoint.remote);
+        if known.is_some() {
+            return known;
+        }
+        self.unasked += size;
+        if self.unasked < UNASKED {
+            return None;
         }
         self.unasked = 0;
-        let io = self.io;
-        let Some(socket) = io.socket(self.queue, endpoint) else { return };
-        let before = socket.unsent();
-        if before <= self.pace.most || !self.target.is_alone(now()) {
-            return;
+        let shared = self.io.socket(self.queue, endpoint)?;
+        if shared.unsent() <= FIRST {
+            return None;
         }
-        let (start, mut after) = (Instant::now(), before);
-        while after > self.pace.most && start.elapsed() < PATIENCE && io.goes_on() {
-            self.gather();
-            // Not for each arrival: none can leave before there is room, and a flood would keep this
-            // thread busy.
-            let _ = wait([(io.stop.fd(), libc::POLLIN)], PAUSE);
-            after = socket.unsent();
+        self.now = now();
+        if self.now < self.later {
+            return None;
         }
-        self.pace.note(before, after, start.elapsed());
-    }
-
-    /// Have what the device brings wait here. An error that stays is found again by [`Self::read`].
-    fn gather(&mut self) {
-        let now = now();
-        let mut scratch = mem::take(&mut self.scratch);
-        for _ in 0..GATHERED {
-            match self.device().read(&mut scratch) {
-                Ok(size) => self.waiting.push(&scratch[..size], now),
-                Err(error) if self.io.refused_read(self.device(), &error) => {}
-                Err(_) => break,
+        self.later = self.now + LATER;
+        if self.outlets.len() == OUTLETS {
+            let idle = self.outlets.iter().position(|outlet| outlet.is_idle(self.now))?;
+            self.outlets.swap_remove(idle);
+        }
+        match self.io.open_sender(shared) {
+            Ok(socket) => {
+                self.outlets.push(Outlet::new(endpoint.remote, socket, self.now));
+                self.later = self.now;
+                Some(self.outlets.len() - 1)
             }
-        }
-        self.scratch = scratch;
-        self.count_lost();
-    }
-
-    fn count_lost(&mut self) {
-        let lost = self.waiting.take_lost();
-        if lost > 0 {
-            self.io.transport.drops.count(DropReason::SendQueue, lost);
+            Err(error) => {
+                self.io.note(&format!("On a slow link, packets wait in the order they came ({error})."));
+                self.later = Seconds::INFINITY;
+                None
+            }
         }
     }
 
@@ -199,50 +288,7 @@ impl<'a> Backlog<'a> {
 impl Drop for Backlog<'_> {
     /// What still waits when the thread ends is lost.
     fn drop(&mut self) {
-        self.waiting.clear();
-        self.count_lost();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Return what the kernel may hold after waits on a link of so many bytes per second.
-    fn most(pace: &mut Pace, rate: f64, waits: usize) -> usize {
-        for _ in 0..waits {
-            let before = pace.most + 16_000;
-            let elapsed = 0.001 + 16_000.0 / rate;
-            let after = before.saturating_sub((rate * elapsed) as usize);
-            pace.note(before, after, Duration::from_secs_f64(elapsed));
-        }
-        pace.most
-    }
-
-    #[test]
-    fn nothing_waits_while_several_addresses_are_sent_to() {
-        let [one, other] = [1, 2].map(|host| SocketAddr::from(([192, 0, 2, host], 51820)));
-        let mut target = Target::default();
-        for (address, now, alone) in
-            [(one, 5.0, false), (one, 5.9, false), (one, 6.1, true), (other, 6.2, false), (one, 7.0, false)]
-        {
-            target.note(address, || now);
-            assert_eq!(target.is_alone(now), alone, "at {now}");
-        }
-    }
-
-    #[test]
-    fn the_kernel_holds_what_leaves_in_a_few_milliseconds() {
-        // A queue of 40 ms at 10 Mbit/s, as the kernel counts it, is enough to begin.
-        const { assert!(Pace::FIRST < 50_000) };
-        assert!(most(&mut Pace { most: Pace::FIRST }, 1.25e6, 30) < 30_000);
-        assert!(most(&mut Pace { most: Pace::FIRST }, 125e6, 5) > 250_000);
-        let mut pace = Pace { most: Pace::FIRST };
-        assert!((40_000..60_000).contains(&most(&mut pace, 12.5e6, 30)), "{}", pace.most);
-        assert!(pace.share() < 16_000);
-        assert!((400_000..1_000_000).contains(&most(&mut pace, 125e6, 30)), "{}", pace.most);
-        assert_eq!(pace.share(), MAX_MESSAGE);
-        assert!(most(&mut pace, 2.5e9, 30) > 5_000_000, "{}", pace.most);
-        assert_eq!(most(&mut pace, 1e5, 60), Pace::LEAST);
+        self.outlets.iter_mut().for_each(|outlet| outlet.waiting.clear());
+        self.begin();
     }
 }

@@ -2,7 +2,9 @@
 
 mod backlog;
 mod inward;
+mod outlet;
 mod outward;
+mod pace;
 mod source;
 
 pub use inward::{gate, run as inward};

@@ -1,14 +1,14 @@
 //! The way out of a queue: read the device into a message per peer, seal, send.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use transport::contract::Endpoint;
 use transport::sink::Sink;
 use transport::vnet::{MAX_PACKET, VNET_SIZE};
 
-use super::backlog::{Backlog, UNASKED};
+use super::backlog::{Backlog, Rest};
+use super::pace::UNASKED;
 use crate::descriptor::{is_nothing, now, wait};
 use crate::device::Device;
 use crate::io::Io;
@@ -16,6 +16,9 @@ use crate::pump::Pump;
 use crate::spin::Spin;
 use crate::udp_side::Patience;
 use crate::watch::FEW;
+
+/// Milliseconds of a short sleep.
+const PAUSE: libc::c_int = 1;
 
 /// A sink that counts.
 pub trait Sender: Sink {
@@ -29,8 +32,13 @@ pub trait Sender: Sink {
         false
     }
 
-    /// Note that another thread has sent to an address.
-    fn note(&mut self, _address: SocketAddr) {}
+    /// Return how to sleep when there is nothing to send.
+    fn rest(&self) -> Rest {
+        Rest::Long
+    }
+
+    /// Begin another batch.
+    fn begin(&mut self) {}
 
     /// Return how many datagrams were sent since this was last called, and their bytes.
     fn take_counts(&mut self) -> (usize, usize);
@@ -43,19 +51,16 @@ struct SocketSender<'a> {
     counts: (usize, usize),
     /// None with AF_XDP, whose rings are short, and for an answer, which mustn't wait.
     backlog: Option<Backlog<'a>>,
-    /// Where the last message went.
-    last: Option<SocketAddr>,
 }
 
 impl Sink for SocketSender<'_> {
     fn send(&mut self, message: &[u8], segment: usize, endpoint: Endpoint, tos: u8) -> bool {
         self.counts.0 += message.len().div_ceil(segment);
         self.counts.1 += message.len();
-        self.last = Some(endpoint.remote);
-        if let Some(backlog) = &mut self.backlog {
-            backlog.make_room(message.len(), endpoint);
+        match &mut self.backlog {
+            Some(backlog) => backlog.send(message, segment, endpoint, tos),
+            None => self.io.send(message, segment, endpoint, tos, self.queue, Patience::Some),
         }
-        self.io.send(message, segment, endpoint, tos, self.queue, Patience::Some)
     }
 }
 
@@ -68,19 +73,18 @@ impl Sender for SocketSender<'_> {
     }
 
     fn holds_back(&self) -> bool {
-        self.backlog.as_ref().is_some_and(Backlog::holds_some)
+        self.backlog.as_ref().is_some_and(Backlog::holds_back)
     }
 
-    fn note(&mut self, address: SocketAddr) {
-        if let Some(backlog) = &mut self.backlog {
-            backlog.note(address);
-        }
+    fn rest(&self) -> Rest {
+        self.backlog.as_ref().map_or(Rest::Long, Backlog::rest)
+    }
+
+    fn begin(&mut self) {
+        self.backlog.iter_mut().for_each(Backlog::begin);
     }
 
     fn take_counts(&mut self) -> (usize, usize) {
-        if let Some(backlog) = &mut self.backlog {
-            backlog.begin();
-        }
         std::mem::take(&mut self.counts)
     }
 }
@@ -88,7 +92,7 @@ impl Sender for SocketSender<'_> {
 /// Run the way out of a queue over the sockets.
 pub fn run(io: &Io, queue: usize) -> io::Result<()> {
     let backlog = io.xdp.is_none().then(|| Backlog::new(io, queue));
-    run_with(io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog, last: None })
+    run_with(io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog })
 }
 
 /// Send what waits in the device, a batch at most. Return whether anything came, and whether that
@@ -100,6 +104,7 @@ fn run_once(pump: &mut Pump, io: &Io, queue: usize, sender: &mut impl Sender) ->
     let now = now();
     let transport = &*io.transport;
     let (mut any, mut ended) = (false, false);
+    sender.begin();
     while !outbound.is_due() {
         match sender.read(device, frame) {
             Ok(size) => outbound.frame(transport, &mut frame[..size], now, outbox, sender),
@@ -132,9 +137,7 @@ fn run_once(pump: &mut Pump, io: &Io, queue: usize, sender: &mut impl Sender) ->
 pub fn answer(io: &Io, queue: usize) -> io::Result<()> {
     if let Ok(mut shared) = io.pumps[queue].try_lock() {
         if let Some(pump) = shared.as_mut().filter(|pump| !pump.holds_back) {
-            let mut sender = SocketSender { io, queue, counts: (0, 0), backlog: None, last: None };
-            run_once(pump, io, queue, &mut sender)?;
-            pump.answered = sender.last.or(pump.answered);
+            run_once(pump, io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog: None })?;
         }
     }
     Ok(())
@@ -157,14 +160,9 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
     if device.answers_at_once() {
         *lock(&io.pumps[queue]) = Some(Pump::default());
     }
-    let mut pump = || {
+    let mut pump = |sender: &mut _| {
         let done = match &mut *lock(&io.pumps[queue]) {
-            Some(shared) => {
-                if let Some(address) = shared.answered.take() {
-                    sender.note(address);
-                }
-                run_once(shared, io, queue, sender)
-            }
+            Some(shared) => run_once(shared, io, queue, sender),
             None => run_once(&mut own, io, queue, sender),
         };
         counters.count_calls();
@@ -177,10 +175,10 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
         sign.answer();
         let mut found = false;
         if !ended {
-            (found, ended) = pump()?;
-            if !found {
+            (found, ended) = pump(sender)?;
+            if !found && sender.rest() == Rest::Long {
                 spin.look(|| {
-                    (found, ended) = pump()?;
+                    (found, ended) = pump(sender)?;
                     Ok(found)
                 })?;
             }
@@ -188,15 +186,17 @@ pub fn run_with(io: &Io, queue: usize, sender: &mut impl Sender) -> io::Result<(
                 return Ok(());
             }
         }
-        if ended || (!found && device.fall_asleep()) {
+        let rest = if ended { Rest::Long } else { sender.rest() };
+        let listens = !ended && rest != Rest::Deaf;
+        if ended || (!found && (!listens || device.fall_asleep())) {
             counters.count_calls();
-            if !ended && may_lend(io, queue) {
+            if rest == Rest::Long && !ended && !sender.holds_back() && may_lend(io, queue) {
                 watch.lend();
             }
-            let arrivals = if ended || watch.is_lent() { -1 } else { device.fd() };
-            let [arrivals, returned] = [arrivals, watch.returned.fd()].map(|fd| (fd, libc::POLLIN));
-            let ready = wait([arrivals, returned, (sign.fd(), libc::POLLIN), (io.stop.fd(), libc::POLLIN)], -1)?;
-            if ready & 1 << 1 != 0 {
+            let arrivals = if !listens || watch.is_lent() { -1 } else { device.fd() };
+            let timeout = if rest == Rest::Long { -1 } else { PAUSE };
+            let fds = [arrivals, watch.returned.fd(), sign.fd(), io.stop.fd()].map(|fd| (fd, libc::POLLIN));
+            if wait(fds, timeout)? & 1 << 1 != 0 {
                 watch.returned.clear();
             }
         }

@@ -25,6 +25,8 @@ pub const NO_GRO: &str = "The kernel gives UDP datagrams one by one (no UDP_GRO)
 /// What is noted when it doesn't know UDP_SEGMENT. Linux before 4.18 ignores it and sends one large datagram.
 const NO_SEGMENT: &str = "The kernel can't cut UDP messages (no UDP_SEGMENT): datagrams go one by one.";
 
+/// linux/asm-generic/socket.h
+const SO_NETNS_COOKIE: libc::c_int = 71;
 const BUFFER_SIZE: libc::c_int = 7 << 20;
 /// Milliseconds to wait for room in the send buffer before a message is dropped.
 const SEND_PATIENCE: libc::c_int = 500;
@@ -77,6 +79,27 @@ impl Udp {
         // SAFETY: `address` holds `size` bytes that the kernel wrote.
         check(unsafe { libc::bind(twin.fd(), (&raw const address).cast(), size) })?;
         Ok(twin)
+    }
+
+    /// Make another socket on the same address and port that only sends. The kernel must have been
+    /// told which of the others receive.
+    pub fn sender(&self) -> io::Result<Self> {
+        let made = self.twin()?;
+        // Broadcasts go to every socket of a port.
+        made.set_receive_buffer(0)?;
+        if self.namespace() != made.namespace() {
+            return Err(io::Error::other("the socket is of another network namespace"));
+        }
+        Ok(made)
+    }
+
+    /// Return the number of its network namespace, 0 on Linux before 5.14.
+    fn namespace(&self) -> u64 {
+        let (mut cookie, mut size) = (0_u64, size_of::<u64>() as libc::socklen_t);
+        let into = (&raw mut cookie).cast();
+        // SAFETY: the kernel writes `size` bytes at most, and `cookie` has as many.
+        unsafe { libc::getsockopt(self.fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, into, &raw mut size) };
+        cookie
     }
 
     /// Mark everything that is sent from now on, for the system's routing rules. 0 means no mark.

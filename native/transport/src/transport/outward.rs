@@ -1,5 +1,6 @@
 //! Packets out, one at a time: route, claim a nonce, pad, seal; or hold the packet while there is no session.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -32,6 +33,13 @@ impl Transport {
         } else if !self.transmit_sealed(&peer, &mut state, packet, now, out) {
             self.hold(&peer, &mut state, packet.into(), now, out);
         }
+    }
+
+    /// Return the address that a packet of the host would be sent to, if it is known.
+    pub fn goes_to(&self, packet: &[u8]) -> Option<SocketAddr> {
+        let peer = destination(packet).and_then(|address| self.allowed.find(address))?;
+        let endpoint = peer.state().endpoint;
+        endpoint.map(|endpoint| endpoint.remote)
     }
 
     /// Seal one packet (empty for a keepalive) for its peer. Return false if no session may send
