@@ -214,7 +214,8 @@ impl<'a> Backlog<'a> {
         }
         outlet.waiting.push(frame, longest, self.now);
         self.kept += 1;
-        self.waits = true;
+        // Not even for one that a look at the outlets has just found ready.
+        (self.waits, self.sorting) = (true, true);
         keep_within(&mut self.outlets, MOST);
         false
     }
@@ -290,5 +291,91 @@ impl Drop for Backlog<'_> {
     fn drop(&mut self) {
         self.outlets.iter_mut().for_each(|outlet| outlet.waiting.clear());
         self.begin();
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::collections::VecDeque;
+    use std::net::{SocketAddr, UdpSocket};
+    use std::os::fd::{AsRawFd as _, RawFd};
+    use std::sync::{Arc, Mutex};
+
+    use transport::Transport;
+    use transport::coalesce::Merge;
+    use transport::contract::{Address, Network, Outbox};
+
+    use super::*;
+    use crate::counters::PlaneCounters;
+    use crate::events::Events;
+    use crate::io::Queue;
+    use crate::offloads::Offloads;
+    use crate::udp::Udp;
+
+    const PEER: ([u8; 4], u16) = ([192, 0, 2, 1], 51820);
+
+    /// A device that brings these frames.
+    struct Given(Mutex<VecDeque<Vec<u8>>>);
+
+    impl Device for Given {
+        fn kind(&self) -> &'static str {
+            "given"
+        }
+
+        fn fd(&self) -> RawFd {
+            -1
+        }
+
+        fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
+            let next = self.0.lock().unwrap().pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+            frame[..next.len()].copy_from_slice(&next);
+            Ok(next.len())
+        }
+
+        fn write(&self, _frame: &mut [io::IoSlice<'_>]) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Return what threads share: a device that brings these frames, a socket, and one peer.
+    pub fn io_of(frames: &[Vec<u8>]) -> Io {
+        let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sockets = vec![Udp::adopt(bound.as_raw_fd(), Offloads::ALL).unwrap().0];
+        let device = Arc::new(Given(Mutex::new(frames.iter().cloned().collect())));
+        let transport = Transport::new(&[0; 32], 1420, Box::new(|bytes| bytes.fill(1)), Box::new(|| 0));
+        let (to, all) = (SocketAddr::from(PEER), Network { address: Address::V4(0), prefix: 0 });
+        transport.set_peer(1, Some(to.into()), &[all], 0, 0.0, &mut Outbox::default());
+        let (events, counters) = (Events::new(Arc::default()).unwrap(), PlaneCounters::new(1));
+        let (events, counters, queues) = (Arc::new(events), Arc::new(counters), vec![Queue { device, sockets }]);
+        Io::new(Arc::new(transport), events, Arc::default(), counters, queues, Merge::NONE, false).unwrap()
+    }
+
+    /// Return a frame with a packet of IPv4.
+    fn frame(number: u8) -> Vec<u8> {
+        let mut frame = vec![0; VNET_SIZE + 100];
+        (frame[VNET_SIZE], frame[VNET_SIZE + 99]) = (0x45, number);
+        frame
+    }
+
+    #[test]
+    fn a_frame_that_is_more_than_a_batch_takes_leaves_in_the_next() {
+        let io = io_of(&[frame(1), frame(2)]);
+        let mut backlog = Backlog::new(&io, 0);
+        let like = &io.queues[0].sockets[0];
+        let socket = Arc::new(Udp::adopt(like.fd(), Offloads::ALL).unwrap().0);
+        let mut outlet = Outlet::new(PEER.into(), socket, now());
+        // The kernel had enough, and has sent it since.
+        outlet.taken = 1 << 20;
+        backlog.outlets.push(outlet);
+        (backlog.waits, backlog.sorting) = (true, true);
+        let mut into = [0; 1000];
+        assert_eq!(backlog.read(&mut into).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(backlog.holds_back() && backlog.rest() == Rest::Deaf);
+        backlog.begin();
+        for number in [1, 2] {
+            let size = backlog.read(&mut into).unwrap();
+            assert_eq!(into[..size], frame(number));
+        }
+        assert!(backlog.read(&mut into).is_err());
     }
 }

@@ -123,7 +123,7 @@ impl<'a> Inward<'a> {
         let ready = wait_for(&polled, -1)?;
         let others = ready >> sources.len();
         if others & 1 != 0 {
-            super::outward::carry(self.io, self.queue)?;
+            super::outward::answer(self.io, self.queue)?;
         }
         if let (true, Some(watch)) = (others & 1 << 1 != 0, self.watch) {
             watch.borrowed.clear();

@@ -133,22 +133,21 @@ fn run_once(pump: &mut Pump, io: &Io, queue: usize, sender: &mut impl Sender) ->
 
 /// Send what the device has, unless the thread for that is at it already or holds back what came
 /// before. Called by the thread that has just written to the device: where the host answers at once,
-/// as to a ping, the answer leaves without waking another thread.
+/// as to a ping, the answer leaves without waking another thread. Also called by a thread that the
+/// device was lent to.
+///
+/// A device that was lent is returned where the network takes less than it brings: only the way out
+/// lets packets wait in turn.
 pub fn answer(io: &Io, queue: usize) -> io::Result<()> {
-    if let Ok(mut shared) = io.pumps[queue].try_lock() {
-        if let Some(pump) = shared.as_mut().filter(|pump| !pump.holds_back) {
-            run_once(pump, io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog: None })?;
-        }
+    let Ok(mut shared) = io.pumps[queue].try_lock() else { return Ok(()) };
+    let Some(pump) = &mut *shared else { return Ok(()) };
+    let held_back = pump.holds_back;
+    if !held_back {
+        run_once(pump, io, queue, &mut SocketSender { io, queue, counts: (0, 0), backlog: None })?;
     }
-    Ok(())
-}
-
-/// Send what the device has, which was lent to this thread, the one of the way in. Where the network
-/// takes less than that, it is returned: only the way out lets packets wait in turn.
-pub fn carry(io: &Io, queue: usize) -> io::Result<()> {
-    answer(io, queue)?;
-    if !holds_little(io, queue) {
-        io.watches[queue].note_much(now());
+    let watch = &io.watches[queue];
+    if watch.is_lent() && (held_back || !holds_little(io, queue)) {
+        watch.note_much(now());
     }
     Ok(())
 }
@@ -217,4 +216,22 @@ fn holds_little(io: &Io, queue: usize) -> bool {
 
 fn lock(pump: &Mutex<Option<Pump>>) -> MutexGuard<'_, Option<Pump>> {
     pump.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::syscalls::backlog::tests::io_of;
+
+    #[test]
+    fn a_lent_device_is_returned_while_packets_wait() {
+        for holds_back in [false, true] {
+            let io = io_of(&[]);
+            *lock(&io.pumps[0]) = Some(Pump { holds_back, ..Pump::default() });
+            io.watches[0].lend();
+            answer(&io, 0).unwrap();
+            // Nobody may read it, so it would stay readable for the thread that waits for it.
+            assert_eq!(io.watches[0].is_lent(), !holds_back);
+        }
+    }
 }
