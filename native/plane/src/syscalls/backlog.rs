@@ -33,6 +33,8 @@ const GATHERED: usize = 256;
 const PAUSE: Seconds = 0.0005;
 /// How long until an outlet is looked for again when there was none.
 const LATER: Seconds = 0.1;
+/// The same after the system refused one, maybe for want of descriptors or memory.
+const MUCH_LATER: Seconds = 60.0;
 
 /// How a thread may sleep that has nothing to send.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -275,7 +277,7 @@ impl<'a> Backlog<'a> {
             }
             Err(error) => {
                 self.io.note(&format!("On a slow link, packets wait in the order they came ({error})."));
-                self.later = Seconds::INFINITY;
+                self.later = self.now + MUCH_LATER;
                 None
             }
         }
@@ -297,8 +299,9 @@ impl Drop for Backlog<'_> {
 #[cfg(test)]
 pub mod tests {
     use std::collections::VecDeque;
+    use std::mem::ManuallyDrop;
     use std::net::{SocketAddr, UdpSocket};
-    use std::os::fd::{AsRawFd as _, RawFd};
+    use std::os::fd::{AsRawFd as _, FromRawFd as _, RawFd};
     use std::sync::{Arc, Mutex};
 
     use transport::Transport;
@@ -307,6 +310,7 @@ pub mod tests {
 
     use super::*;
     use crate::counters::PlaneCounters;
+    use crate::descriptor::check_size;
     use crate::events::Events;
     use crate::io::Queue;
     use crate::offloads::Offloads;
@@ -350,6 +354,17 @@ pub mod tests {
         Io::new(Arc::new(transport), events, Arc::default(), counters, queues, Merge::NONE, false).unwrap()
     }
 
+    /// Have the kernel hold this many bytes or more in the socket of what threads share.
+    pub fn fill(io: &Io, bytes: usize) {
+        let (fd, address) = (io.queues[0].sockets[0].fd(), io.queues[0].sockets[0].local_address().unwrap());
+        // SAFETY: a socket of ours, which is borrowed and not closed.
+        let socket = ManuallyDrop::new(unsafe { UdpSocket::from_raw_fd(fd) });
+        socket.connect(address).unwrap();
+        let (given, more) = (vec![0_u8; bytes], libc::MSG_MORE);
+        // SAFETY: the kernel reads so many bytes of `given`. It waits for the rest of the datagram.
+        check_size(unsafe { libc::send(fd, given.as_ptr().cast(), bytes, more) }).unwrap();
+    }
+
     /// Return a frame with a packet of IPv4.
     fn frame(number: u8) -> Vec<u8> {
         let mut frame = vec![0; VNET_SIZE + 100];
@@ -377,5 +392,15 @@ pub mod tests {
             assert_eq!(into[..size], frame(number));
         }
         assert!(backlog.read(&mut into).is_err());
+    }
+    #[test]
+    fn a_socket_that_was_refused_is_asked_for_again_much_later() {
+        let io = io_of(&[]);
+        fill(&io, 60_000);
+        let mut backlog = Backlog::new(&io, 0);
+        // Nobody sorts what comes, so there is none that only sends.
+        assert!(backlog.outlet(UNASKED, SocketAddr::from(PEER).into()).is_none());
+        assert_eq!(io.notes.read().len(), 1);
+        assert!(backlog.later > now() + LATER && backlog.later < now() + 2.0 * MUCH_LATER);
     }
 }
