@@ -50,6 +50,8 @@ class Results:
         skipped: Engines that can't run here, and why.
         failures: What failed, a sentence each.
         others: The share of all cores that programs of others took, by turn.
+        siblings: The share of the time in which the cores' other hardware threads were busy, by turn; None where
+            that wasn't measured.
     """
 
     way: Way
@@ -60,6 +62,7 @@ class Results:
     skipped: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
+    siblings: list[float | None] = field(default_factory=list)
 
     def values(self, engine: str, name: str) -> list[float]:
         """What an engine had, by round."""
@@ -135,6 +138,17 @@ def _headline(results: Results) -> str:
         f"{counted(what['cores'], 'core')} of {what['cpu']}, Linux {what['kernel']}, Python {what['python']}, "
         f"{what['wireguard-go']}\n{rounds} of {results.seconds} s, MTU 1420; {results.way}"
         + (f"; BUSY: others took up to {max(results.others):.0%} of the cores" if max(results.others) > BUSY else "")
+        + _about_siblings(results)
+    )
+
+
+def _about_siblings(results: Results) -> str:
+    shares = [share for share in results.siblings if share is not None]
+    if not shares:
+        return ""
+    return (
+        f"\nThe cores' siblings were busy {median(shares):.0%} of the time, "
+        f"{min(shares):.0%} in the quietest turn and {max(shares):.0%} in the busiest"
     )
 
 

@@ -22,9 +22,13 @@ from links import Way, make_pair
 from measures import FAILURES, STEPS, Sample, measure
 from report import Results, describe_machine, others_seconds, print_tables, write
 from rich.console import Console
+from siblings import Siblings, watching, why_not
 from suites import Table, able, full
 
 from rustguard_py.lab.hosts import Lab
+
+# Milliseconds between two samples of a core's sibling. They take 0.1 % of the core, so that no figure changes.
+SIBLING_PAUSE = 100
 
 
 def _arguments() -> argparse.Namespace:
@@ -99,7 +103,9 @@ def _note(results: Results, said: Console, where: str, failure: str) -> None:
     said.print(f"failed: {failure}", highlight=False)
 
 
-def _measured(table: Table, rounds: int, seconds: int, skipped: dict[str, str], said: Console) -> Results:
+def _measured(
+    table: Table, rounds: int, seconds: int, skipped: dict[str, str], said: Console, siblings: Siblings
+) -> Results:
     """Take a table's rounds."""
     samples: dict[str, list[Sample]] = {engine: [] for engine in table.engines}
     results = Results(table.way, rounds, seconds, describe_machine(), samples, skipped)
@@ -115,8 +121,10 @@ def _measured(table: Table, rounds: int, seconds: int, skipped: dict[str, str], 
             except FAILURES as error:
                 failed(str(error))
             results.samples[engine].append(sample)
-            elapsed, taken = time.monotonic() - before[0], others_seconds() - before[1]
-            results.others.append(taken / elapsed / results.machine["cores"])
+            now = time.monotonic()
+            taken = others_seconds() - before[1]
+            results.others.append(taken / (now - before[0]) / results.machine["cores"])
+            results.siblings.append(siblings.figures(before[0], now).get("siblings busy"))
     return results
 
 
@@ -137,10 +145,13 @@ def main() -> int:
     tables = _tables(given, engines)
     minutes = sum(table.estimate(given.rounds, given.seconds) for table in tables) / 60
     said.print(f"This takes about {minutes:.0f} minutes.", highlight=False)
+    if (missing := why_not()) is not None:
+        said.print(f"skipped: whether the cores' siblings are busy: {missing}", highlight=False)
     started, failed = time.monotonic(), False
     for table in tables:
         said.print(str(table.way), highlight=False)
-        results = _measured(table, given.rounds, given.seconds, skipped, said)
+        with watching(SIBLING_PAUSE) as siblings:
+            results = _measured(table, given.rounds, given.seconds, skipped, said, siblings)
         print_tables(results, Console(width=None if sys.stdout.isatty() else 118))
         for path in write(results, given.output):
             said.print(f"written: {path}", highlight=False)

@@ -4,7 +4,8 @@
 
 Every run is one iperf3 stream through a pair of hosts that all runs of an engine share. Meanwhile it samples from
 /proc which core each of the six busy threads is on; before and after, it reads the scheduler's counts of each. Every
-run is preceded by loops of hashing and copying, which tell how fast the machine is just then.
+run is preceded by loops of hashing and copying, which tell how fast the machine is just then. All the time, another
+program samples whether the other hardware thread of each core is busy.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from engines import BEFORE, ENGINES, Running, add_before
 from links import Pair, Way, make_pair
+from siblings import Siblings, watching, why_not
 from suites import able
 
 from rustguard_py.lab.hosts import Lab
@@ -41,6 +43,8 @@ from rustguard_py.lab.hosts import Lab
 PAUSE = 0.01
 # Of each loop that measures the machine.
 PROBE_SECONDS = 0.04
+# Milliseconds between two samples of a core's sibling. They take 1.4 % of the core.
+SIBLING_PAUSE = 10
 _BLOCK = bytes(1 << 18)
 # The threads that carry the stream, besides iperf3's: the names the scheduler knows, of the client and the server.
 CLIENT, SERVER = ("rg-out-0", "rg-in-0"), ("rg-in-0", "rg-out-0")
@@ -183,9 +187,11 @@ def _stream_figures(report: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def one_run(pair: Pair, running: Running, seconds: int) -> dict[str, float]:
+def one_run(pair: Pair, running: Running, seconds: int, siblings: Siblings) -> dict[str, float]:
     """Return the rate of a stream in Mbit/s, and what the scheduler did with each thread."""
+    idle = time.monotonic()
     figures = machine_speed()
+    figures |= {f"{what} before": value for what, value in siblings.figures(idle, time.monotonic()).items()}
     server = pair.server.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
     pair.server.wait_listening("tcp", 5201)
     argv = ["iperf3", "-J", "-c", running.target, "-t", str(seconds), "-O", "1"]
@@ -197,12 +203,13 @@ def one_run(pair: Pair, running: Running, seconds: int) -> dict[str, float]:
     ]
     for pid, names, whose in ((running.client_pid, CLIENT, "client"), (running.server_pid, SERVER, "server")):
         threads += _threads(pid, names, whose) if pid else []
-    before, start, machine = [thread.counts() for thread in threads], time.perf_counter(), _machine_counts()
+    before, start, machine = [thread.counts() for thread in threads], time.monotonic(), _machine_counts()
     with _watched(threads) as watch:
         time.sleep(seconds - 0.2)
         after = [thread.counts() for thread in threads]
-        elapsed = time.perf_counter() - start
+        elapsed = time.monotonic() - start
         figures |= {what: (late - machine[what]) / elapsed for what, late in _machine_counts().items()}
+    figures |= siblings.figures(start, start + elapsed)
     report, _ = client.communicate(timeout=20)
     server.wait(10)
     figures |= _stream_figures(json.loads(report))
@@ -285,7 +292,10 @@ def main() -> int:
     for name, why in skipped.items():
         print(f"skipped: {name}: {why}", file=sys.stderr)
     runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
+    if (missing := why_not()) is not None:
+        print(f"skipped: whether the cores' siblings are busy: {missing}", file=sys.stderr)
     with ExitStack() as stack:
+        siblings = stack.enter_context(watching(SIBLING_PAUSE))
         pairs = {}
         for engine in engines:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rustguard-bench-")))
@@ -294,7 +304,7 @@ def main() -> int:
         for turn in range(given.runs):
             first = turn % max(1, len(engines))
             for engine in [*engines[first:], *engines[:first]]:
-                runs[engine].append(one_run(*pairs[engine], given.seconds))
+                runs[engine].append(one_run(*pairs[engine], given.seconds, siblings))
     for engine in engines:
         print_engine(engine, runs[engine])
     if given.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -79,7 +80,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     import importlib
 
     monkeypatch.syspath_prepend(str(BENCH))
-    names = ("links", "engines", "measures", "report", "suites", "tunnels", "scheduling")
+    names = ("links", "engines", "measures", "report", "suites", "tunnels", "siblings", "scheduling")
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
@@ -220,3 +221,49 @@ def test_a_core_counts_as_shared_only_while_both_want_it(bench: dict[str, Module
     watch.seen = [{"a": 0, "b": 0}, {"a": 0, "b": 1}, {"a": None, "b": None}, {"a": 1, "b": 0}]
     assert watch.together("a", "b") == 0.25
     assert watch.home("a") == pytest.approx(2 / 3)
+
+
+def test_a_line_that_is_not_whole_is_no_sample(bench: dict[str, ModuleType]) -> None:
+    siblings = bench["siblings"]
+    samples = siblings.parse("72473.3097 0 3.874 3.687\n72473.4089 1 1.93")
+    assert samples == [siblings.Sample(72473.3097, 0, 3.874, 3.687)]
+    assert siblings.parse("") == []
+
+
+def test_a_sibling_is_busy_while_its_core_does_less_than_at_its_best(bench: dict[str, ModuleType]) -> None:
+    siblings = bench["siblings"]
+    # One core does four operations per cycle if it is alone, the other two.
+    fast = [siblings.Sample(at, 0, done, 3.0) for at, done in enumerate([4.0, 4.0, 2.1, 3.9, 3.5])]
+    slow = [siblings.Sample(at, 1, done, 2.0) for at, done in enumerate([1.2, 2.0, 2.0, 2.0, 2.0])]
+    samples = fast + slow
+    assert siblings.figures(samples, 1, 4) == {
+        "sibling 0 busy": 0.5,
+        "sibling 1 busy": 0.0,
+        "siblings busy": 0.25,
+        "clock": 2.5,
+    }
+    assert siblings.figures(samples, 5, 6) == {}
+
+
+@pytest.mark.parametrize("others", [15, 150])
+def test_a_sample_that_says_more_than_is_possible_makes_nobody_busy(
+    bench: dict[str, ModuleType], others: int
+) -> None:
+    siblings = bench["siblings"]
+    possible = [siblings.Sample(at, 0, 3.9, 3.7) for at in range(others)]
+    spoilt = siblings.Sample(150, 0, 14.9, 0.5)
+    assert siblings.figures([*possible, spoilt], 0, 200)["sibling 0 busy"] == 0.0
+
+
+def test_a_report_tells_how_much_of_the_time_siblings_were_busy(bench: dict[str, ModuleType]) -> None:
+    results = _results(bench, {"veth": [{}, {}, {}]})
+    assert "siblings" not in _printed(bench, results)
+    results.siblings += [0.04, None, 0.5, 0.1]
+    said = "The cores' siblings were busy 10% of the time, 4% in the quietest turn and 50% in the busiest"
+    assert said in _printed(bench, results)
+
+
+def _printed(bench: dict[str, ModuleType], results: Any) -> str:
+    file = io.StringIO()
+    bench["report"].print_tables(results, Console(width=118, file=file))
+    return file.getvalue()

@@ -109,13 +109,18 @@ async def test_a_forked_child_takes_nothing_from_the_parents_loop(engine: Engine
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_does_not_keep_the_port(engine: EngineName) -> None:
     reading, writing = os.pipe()
+    forked, at_work = os.pipe()
     with rustguard_py.connect(Ends().other(), engine=engine, timeout=None) as tunnel:
         port = tunnel.port
         child = os.fork()
         if child == 0:
             os.close(writing)
+            os.write(at_work, b".")
             os.read(reading, 1)
             os._exit(0)
+        os.close(at_work)
+        assert os.read(forked, 1) == b"."
+    os.close(forked)
     try:
         for bound in bind(port):
             bound.close()
