@@ -37,7 +37,7 @@ def program() -> Path:
 
 def delays(times: int, waker: int, sleeper: int, pause: float) -> list[float]:
     """Return the time of each of so many wake-ups from core to core, in µs; `pause` seconds lie between two."""
-    argv = [program(), "pair", str(waker), str(sleeper), str(round(pause * 1e6)), str(times)]
+    argv: list[str | Path] = [program(), "pair", str(waker), str(sleeper), str(round(pause * 1e6)), str(times)]
     report = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout)
     return [delay / 1000 for delay in report["delays"]]
 
@@ -52,7 +52,7 @@ def _start(layout: str, core: int | None, pair: Pair, _: Path) -> Running:
     inside, own = "10.90.0.1", "10.90.0.2"
     pids = []
     for host, address, far in ((pair.server, inside, pair.here), (pair.client, own, pair.there)):
-        argv = [program(), "tunnel", _INTERFACE, layout, str(_PORT), f"{far.ipv4}:{_PORT}"]
+        argv: list[str | Path] = [program(), "tunnel", _INTERFACE, layout, str(_PORT), f"{far.ipv4}:{_PORT}"]
         if core is not None:
             argv.append(str(core))
         pids.append(host.popen(argv).pid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import stat
 from collections.abc import Iterator
@@ -217,7 +216,7 @@ def test_a_file_on_a_memif(tmp_path: Path, lab: Lab, programs: list[MemifProgram
     here.run("up wg0")
     programs[0].pings("10.7.0.2")
     # After `kill -9`, `down` removes the socket too.
-    os.kill(json.loads(here.run("status --json").stdout)["pid"], signal.SIGKILL)
+    here.kill()
     eventually(lambda: not programs[0].is_connected(), what="the end is noticed")
     assert memif.socket.is_socket()
     here.run("down wg0")
