@@ -7,10 +7,10 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from shlex import quote
 
 import click
 
+from rustguard_py.cli.daemon import server_meant
 from rustguard_py.cli.verb import Verb, json_option, state_option
 from rustguard_py.daemon import audit, audit_events
 from rustguard_py.model.duration import parse_duration
@@ -39,7 +39,8 @@ def command(as_json: bool, since: str | None, state: Path | None) -> None:
     It works while no server runs too.
     """
     after = None if since is None else parse_since(since, time.time())
-    directory = state or _directory()
+    running = [each.state_directory for each in paths.running() if (each.state_directory / audit.NAME).exists()]
+    directory = server_meant(state, running, "rustguard audit")
     try:
         events = audit.read(directory, after)
     except PermissionError as error:
@@ -87,15 +88,3 @@ def parse_since(text: str, now: float) -> datetime:
         raise UsageError(
             f"{text!r} is neither a duration nor a time.", "Write --since like 90s, 10m, 7d, 1w or 2026-11-26T09:30."
         ) from error
-
-
-def _directory() -> Path:
-    """Return the state directory that is meant: of the only server that runs and keeps a log, or the usual one."""
-    usual = paths.state_directory("server")
-    running = [each.state_directory for each in paths.running() if (each.state_directory / audit.NAME).exists()]
-    if usual in running or not running:
-        return usual
-    if len(running) > 1:
-        lines = [f"rustguard audit --state {quote(str(each))}" for each in running]
-        raise UsageError(f"{len(running)} servers run here; say which one is meant.", "\n".join(["One of:", *lines]))
-    return running[0]

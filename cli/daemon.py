@@ -285,6 +285,26 @@ def servers() -> list[Path]:
     return [each.state_directory for each in running() if _role(each.socket) == "server"]
 
 
+def server_meant(state: Path | None, running: Sequence[Path], command: str) -> Path:
+    """Return the state directory of the server that is meant: that of `--state`, the usual one, or the only one.
+
+    Args:
+        state: The value of `--state`.
+        running: The state directories of the servers that may be meant.
+        command: What to type, for the error; `--state DIR` is added.
+
+    Raises:
+        UsageError: Several run, none of them on the usual directory.
+    """
+    usual = paths.state_directory("server", state)
+    if state is not None or usual in running or not running:
+        return usual
+    if len(running) > 1:
+        lines = [f"{command} --state {quote(str(each))}" for each in running]
+        raise UsageError(f"{len(running)} servers run here.", "\n".join(["Choose one:", *lines]))
+    return running[0]
+
+
 def find_socket(state: Path | None, method: str = "status") -> Path:
     """Return the control socket of the daemon that is meant; see `ask` for the errors.
 

@@ -6,13 +6,12 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from shlex import quote
 
 import click
 
 from rustguard_py import conf, conf_writer
 from rustguard_py.cli import complete
-from rustguard_py.cli.daemon import ask_or_do, servers
+from rustguard_py.cli.daemon import ask_or_do, server_meant, servers
 from rustguard_py.cli.genkey import warn_if_world_accessible
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import call
@@ -114,7 +113,7 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
 
     host, port = parse(endpoint) if endpoint is not None else (_likely(), None)
     private, preshared = generate_private_key(), os.urandom(32)
-    directory = _server(state)
+    directory = server_meant(state, servers(), "rustguard export --new NAME")
     keys = {"public_key": encode_key(public_key(private)), "preshared_key": encode_key(preshared)}
     offered = ask_or_do(
         directory,
@@ -131,18 +130,6 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
         where = config.peers[0].endpoint
         click.echo(f"It will look for this server at {where}. If that is wrong: --endpoint HOST[:PORT]", err=True)
     return config
-
-
-def _server(state: Path | None) -> Path:
-    """Return the state directory of the server that is meant: the only one that runs, else the usual one."""
-    usual = paths.state_directory("server", state)
-    running = servers() if state is None else []
-    if usual in running or not running:
-        return usual
-    if len(running) > 1:
-        lines = [f"rustguard export --new NAME --state {quote(str(each))}" for each in running]
-        raise UsageError(f"{len(running)} servers run here.", "\n".join(["Choose one:", *lines]))
-    return running[0]
 
 
 def _likely() -> str:

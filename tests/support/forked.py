@@ -17,13 +17,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from rustguard_py.lab.hosts import Host
+from support.child import Child
 from support.product import Machine, Site
 
 
-class Forked:
+class Forked(Child):
     """A child process with what of `subprocess.Popen` the lab and the tests use.
 
     Args:
@@ -32,12 +33,7 @@ class Forked:
         log: A file to append stdout and stderr to.
     """
 
-    stdin: IO[str] | None = None
-    stdout: IO[str] | None = None
-    stderr: IO[str] | None = None
-
     def __init__(self, host: Host, work: Callable[[], None], log: Path) -> None:
-        self.returncode: int | None = None
         with warnings.catch_warnings():
             # Later Pythons warn of forks beside threads; ours are ended when nothing runs.
             warnings.simplefilter("ignore")
@@ -75,19 +71,6 @@ class Forked:
                 raise subprocess.TimeoutExpired("a fork", timeout)
             time.sleep(0.02)
         return code
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, if it runs."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.send_signal(signal.SIGKILL)
 
 
 def _settle(host: Host, log: Path) -> None:

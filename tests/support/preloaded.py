@@ -14,7 +14,6 @@ import atexit
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import IO, cast
 from rustguard_py.lab.hosts import Host
 from rustguard_py.model.errors import RustGuardError
 from support import preloaded_parent
+from support.child import Child
 
 _NOTHING = Path(os.devnull)
 _PROGRAMS = {"rustguard_py.cli", "rustguard_py.cli.wg"}
@@ -59,17 +59,12 @@ class Switch:
     on = False
 
 
-class Preloaded:
+class Preloaded(Child):
     """A program with what of `subprocess.Popen` the lab and the tests use."""
-
-    stdin: IO[str] | None = None
-    stdout: IO[str] | None = None
-    stderr: IO[str] | None = None
 
     def __init__(self, args: Sequence[str], pid: int, status: int) -> None:
         self.args = args
         self.pid = pid
-        self.returncode: int | None = None
         self._status = status
 
     def poll(self) -> int | None:
@@ -82,19 +77,6 @@ class Preloaded:
         if code is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         return code
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, if it runs."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.send_signal(signal.SIGKILL)
 
     def _ended(self, seconds: float | None) -> int | None:
         if self.returncode is None and select.select([self._status], [], [], seconds)[0]:

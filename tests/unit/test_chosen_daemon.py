@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from rustguard_py.cli import daemon, export
+from rustguard_py.cli import daemon
 from rustguard_py.cli.app import run
+from rustguard_py.cli.daemon import server_meant, servers
 from rustguard_py.model.errors import RefusedError, UnansweredError, UsageError
 from rustguard_py.state import paths
 
@@ -134,7 +135,7 @@ def test_a_health_check_ignores_no_option(capsys: pytest.CaptureFixture[str], ot
         ([], "usual"),
     ],
 )
-def test_export_admits_a_peer_at_the_only_server_that_runs(
+def test_the_only_server_that_runs_is_meant(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roles: list[str | None], meant: str
 ) -> None:
     _run(monkeypatch, roles)
@@ -142,16 +143,16 @@ def test_export_admits_a_peer_at_the_only_server_that_runs(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.delenv("RUSTGUARD_STATE", raising=False)
     usual = paths.state_directory("server")
-    assert export._server(None) == (usual if meant == "usual" else Path(meant))
-    assert export._server(tmp_path / "given") == (tmp_path / "given").resolve()
+    assert server_meant(None, servers(), "audit") == (usual if meant == "usual" else Path(meant))
+    assert server_meant(tmp_path / "given", servers(), "audit") == (tmp_path / "given").resolve()
 
 
-def test_export_asks_which_of_several_servers_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_which_of_several_servers_is_meant_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _run(monkeypatch, ["server", "server"])
     monkeypatch.setenv("RUSTGUARD_SYSTEM_STATE", str(tmp_path))
     monkeypatch.delenv("RUSTGUARD_STATE", raising=False)
     with pytest.raises(UsageError, match=r"^2 servers run here\.$") as caught:
-        export._server(None)
+        server_meant(None, servers(), "rustguard export --new NAME")
     assert "rustguard export --new NAME --state /var/lib/1" in str(caught.value.fix)
 
 
