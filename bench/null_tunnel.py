@@ -1,6 +1,6 @@
 """A tunnel that does nothing but wait, read and write: what a ping through any tunnel costs at least.
 
-Its program is native/generator/examples/waking. It stands for no engine: it has no keys, and believes everybody.
+Its program is native/generator/examples/waking. It is no VPN: it has no keys, and accepts every packet.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAYOUTS = {
 
 @cache
 def program() -> Path:
-    """The program, built if need be."""
+    """Return the program, built if necessary."""
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / ".venv/cargo"))
     argv = ["cargo", "build", "--locked", "--release", "-q", "-p", "generator", "--example", "waking"]
     subprocess.run(argv, cwd=ROOT / "native", env={**os.environ, "CARGO_TARGET_DIR": str(target)}, check=True)

@@ -45,8 +45,8 @@ def figures(samples: Sequence[Sample], start: float, end: float) -> dict[str, fl
     """Return for each core, and for all, the share of samples with a busy sibling; and the median clock in GHz.
 
     Only samples from `start` to `end` count; without any there are no figures. What a core does with a free sibling
-    is taken from all its samples, near the best of them. The best hundredth, or one at least, is left out: those may
-    say more than is possible, because something interrupted them.
+    is taken from all its samples, near the best of them. The best hundredth, or one at least, is left out: an
+    interrupt may have made them better than is possible.
     """
     here = [each for each in samples if start <= each.at <= end]
     busy: dict[int, float] = {}

@@ -1,7 +1,7 @@
 """Measure how long a sleeping process takes to wake, which is what a ping through a tunnel waits for.
 
-One process sleeps in poll(2) on a pipe. Another writes the time to it, after a pause in which the cores fall idle,
-as between pings. What is printed is the time from the write until the sleeper has read, in µs.
+One process sleeps in poll(2) on a pipe. Another writes the time to it, after a pause as long as between pings, in
+which the cores fall idle. It prints the time from the write until the sleeper has read, in µs.
 
 With `--tunnels` it measures the same between two threads without Python. Then it takes pings through tunnels in
 turns: through null tunnels, which do nothing but wait, read and write, and through engines.
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--tunnels", action="store_true", help="threads and tunnels too (needs cargo and root)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each tunnel is measured (3)")
     parser.add_argument(
-        "--engines", default="wireguard-go,native", metavar="A,B", help="beside null tunnels (wireguard-go,native)"
+        "--engines", default="wireguard-go,native", metavar="A,B", help="besides null tunnels (wireguard-go,native)"
     )
     given = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]

@@ -15,7 +15,7 @@ from rustguard_py.cli.values import OneOf
 from rustguard_py.cli.verb import Examples, Verb
 
 EXIT_CODES = (
-    (0, "done"),
+    (0, "done, or there was nothing to do"),
     (1, "failed"),
     (2, "usage"),
     (3, "no daemon running"),

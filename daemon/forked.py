@@ -31,7 +31,7 @@ class Forked:
     """
 
     process: int
-    # The helper goes on when it is closed, if somebody has stopped it by then.
+    # Closing this end lets a helper go on that somebody has stopped (SIGSTOP).
     _leash: int
 
     def wait_for_end(self) -> None:
@@ -103,7 +103,8 @@ def _be_the_helper(
             os.closerange(begin, kept)
             begin = kept + 1
         os.closerange(begin, os.sysconf("SC_OPEN_MAX"))
-        # So that it notices the daemon's end even if somebody has stopped it. If that came before, the channel ends.
+        # So that it notices the daemon's end even if somebody has stopped it. If the daemon is gone already, the
+        # channel ends.
         signal_at_end(leash, signal.SIGCONT)
         with suppress(OSError):
             _OWN_NAME.write_text(name)

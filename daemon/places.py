@@ -36,7 +36,7 @@ class PlacesHelper:
 
     Args:
         channel: Connected to the helper.
-        forked: It.
+        forked: The helper's process.
         log: The log file that it can open, or None.
     """
 

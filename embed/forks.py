@@ -1,4 +1,4 @@
-"""What a forked child lets go of at once: the UDP sockets of tunnels, which stay with the parent.
+"""Close the UDP sockets of tunnels in a forked child at once: the tunnels stay with the parent.
 
 Otherwise their port would stay taken for as long as the child lives, even if the parent has closed the tunnel.
 """
@@ -18,13 +18,13 @@ _held: set[int] = set()
 
 
 def hold(port: int) -> Callable[[], None]:
-    """Have children that are forked from now on let go of this UDP port. Return what ends that."""
+    """Have children that are forked from now on close this UDP port. Return a function that ends that."""
     _held.add(port)
     return lambda: _held.discard(port)
 
 
 def _let_go() -> None:
-    """Replace the sockets by /dev/null: what closes a number later, in the child, then closes nobody else's."""
+    """Replace the sockets by /dev/null. The numbers stay taken, so closing one later closes no other file."""
     if not _held:
         return
     with suppress(OSError):

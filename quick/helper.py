@@ -44,7 +44,7 @@ class Helper:
 
     Args:
         channel: Connected to the helper.
-        forked: It.
+        forked: The helper's process.
         interface: The tunnel's interface.
         down: The command that ends the tunnel.
     """

@@ -73,7 +73,7 @@ class HandshakeUnanswered:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeGivenUp:
-    """No answer for as long as was to be waited; the next packet begins again.
+    """The peer didn't answer in time; the next packet begins again.
 
     Attributes:
         peer: The peer.

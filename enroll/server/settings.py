@@ -148,7 +148,7 @@ def costs(kept: dict[str, object] | None, state: ServerState) -> list[str]:
         lines.append(f"Machines that have joined use {used} only, until they join again.")
     if before.port != state.port:
         lines.append(
-            f"The port was {before.port}. Machines that have joined look for it there when they start again, and so "
+            f"The port was {before.port}. Machines that have joined still use that one when they start again, and "
             "can't connect: let them join again. Files of `export` need the new Endpoint."
         )
     return lines

@@ -24,7 +24,7 @@ def signal_at_end(leash: int, number: int) -> bool:
     fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(leash, fcntl.F_SETSIG, number)
     fcntl.fcntl(leash, fcntl.F_SETFL, os.O_RDONLY | os.O_ASYNC)
-    # Of what happened before, there is no signal.
+    # No signal comes for an end that was closed before.
     watched = select.poll()
     watched.register(leash, 0)
     return not watched.poll(0)

@@ -54,12 +54,12 @@ def why_no_kernel_wireguard() -> str:
 
 @cache
 def why_no_slices() -> str:
-    """A thread may have a slice of its own, and the scheduler tells it."""
+    """A thread may have a slice of its own, and the scheduler reports it."""
     major, minor = os.uname().release.split(".")[:2]
     if (int(major), int(minor)) < (6, 12):
         return "Linux before 6.12 has one slice for all threads"
     told = Path("/proc/self/sched")
-    return "" if told.exists() and "se.slice" in told.read_text() else "this kernel doesn't tell a thread's slice"
+    return "" if told.exists() and "se.slice" in told.read_text() else "this kernel doesn't report a thread's slice"
 
 
 @cache

@@ -4,8 +4,8 @@ A start of Python that imports a daemon takes a quarter of a second of a core, a
 So a test run keeps a process for each kind of program. It has imported what a start of that kind imports at first,
 and forks. What a program imports later, perhaps without the right to read files, it still imports itself.
 
-Programs are started as usual in the long form, in tests marked `fresh`, where the start itself is tested, and where
-the command line is of another kind: with a program before ours, say.
+Programs are started as usual in the long form (`make soak`), in tests marked `fresh`, which test the start itself,
+and where the command line is of another kind: with a program before ours, for example.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Switch:
 
 
 class Preloaded(Child):
-    """A program with what of `subprocess.Popen` the lab and the tests use."""
+    """A program, with those parts of `subprocess.Popen` that the lab and the tests use."""
 
     def __init__(self, args: Sequence[str], pid: int, status: int) -> None:
         self.args = args
@@ -191,7 +191,7 @@ def _entering(host: Host) -> tuple[list[str], str]:
 def popen(
     host: Host, argv: Sequence[str], *, log: Path | None, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start a program as `Host.popen` does. Without a log, nobody hears what it says."""
+    """Start a program as `Host.popen` does. Without a log, its output is discarded."""
     program = _Program.of(argv, host, env)
     if program is None:
         return host.popen(argv, log=log or _NOTHING, env=env)

@@ -35,7 +35,7 @@ class _Request:
         environment: All of it.
         namespaces: Paths of those to enter, in order.
         folder: The working folder.
-        descriptors: For standard input, output and error, and the pipe that is told the exit code.
+        descriptors: For standard input, output and error, and the pipe that gets the exit code.
     """
 
     words: list[str]
@@ -46,7 +46,7 @@ class _Request:
 
 
 def _received(channel: socket.socket) -> _Request | None:
-    # Not `socket.recv_fds`, which says nothing of close-on-exec: hooks of a daemon would keep the streams open.
+    # Not `socket.recv_fds`, which doesn't set close-on-exec: hooks of a daemon would keep the streams open.
     space = socket.CMSG_SPACE((_STREAMS + 1) * array.array("i").itemsize)
     text, ancillary, _, _ = channel.recvmsg(LONGEST, space, socket.MSG_CMSG_CLOEXEC)
     if not text:
@@ -59,7 +59,7 @@ def _received(channel: socket.socket) -> _Request | None:
 
 
 def _serve(channel: socket.socket) -> _Request | None:
-    """Fork for each request. Return it in the fork, and None once nobody can make another."""
+    """Fork for each request. Return it in the fork, and None once the other end is closed."""
     libc = ctypes.CDLL(None, use_errno=True)
     running: dict[int, tuple[int, int]] = {}
     # What was imported stays in memory that all share: the collector would write to it.

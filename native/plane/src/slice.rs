@@ -21,9 +21,9 @@ use crate::device::Device;
 /// The long slice, in nanoseconds. The usual one is 0.7 ms with one core and 2.8 ms with eight and
 /// more.
 const LONG: u64 = 6_000_000;
-/// So many packets are a batch that can fill a socket.
+/// A batch of fewer packets doesn't count as much UDP.
 const MANY: usize = 16;
-/// The slice changes when there were so many more batches of one kind than of the other.
+/// The slice changes after this many more batches of one kind than of the other.
 const CHANGE: u32 = 16;
 
 /// The slice of the calling thread.
@@ -40,8 +40,8 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// Note a batch that is written to a device, and change the slice if it is time to. The first
-    /// packet stands for all, as one batch changes nothing.
+    /// Note a batch that is written to a device, and change the slice if it is time to. Only the
+    /// first packet is looked at, as a single batch changes nothing.
     pub fn note(&mut self, device: &dyn Device, buffer: &[u8], packets: &[Inner]) {
         if let (true, Some(first)) = (device.answers_at_once(), packets.first()) {
             self.count(packets.len(), first.of(buffer));

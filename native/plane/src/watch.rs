@@ -11,16 +11,16 @@ use transport::contract::Seconds;
 
 use crate::descriptor::EventFd;
 
-/// More packets than this at once are much.
+/// More packets than this at once count as much.
 pub const FEW: usize = 2;
 /// How long little must have flowed before the device is lent.
 const CALM: Seconds = 0.05;
 
 /// Who waits for the device of a queue.
 pub struct Watch {
-    /// Whether the thread of the way in does. Only that of the way out sets it.
+    /// Whether the thread of the way in does. Only that of the way out makes it true.
     lent: AtomicBool,
-    /// When much flowed last, as bits.
+    /// When much flowed last, as the bits of an `f64`.
     much_at: AtomicU64,
     /// Wakes the thread of the way out, to which the device was returned.
     pub returned: EventFd,

@@ -33,7 +33,7 @@ pub fn run(waker: usize, sleeper: usize, pause: u64, times: usize) -> Result<()>
             sent.store(now(), Ordering::Relaxed);
             // SAFETY: the kernel reads the 8 bytes of `one`.
             check(unsafe { libc::write(event, (&raw const one).cast(), 8) })?;
-            // As a thread that has nothing else to do: it leaves the core.
+            // Leave the core, as a thread that has nothing else to do does.
             while woken.load(Ordering::Acquire) == 0 {
                 thread::sleep(Duration::from_micros(200));
             }

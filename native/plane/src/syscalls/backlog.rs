@@ -36,15 +36,15 @@ const LATER: Seconds = 0.1;
 /// The same after the system refused one, maybe for want of descriptors or memory.
 const MUCH_LATER: Seconds = 60.0;
 
-/// How a thread may sleep that has nothing to send.
+/// How long a thread that has nothing to send may sleep.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Rest {
     /// Until the device brings something.
     Long,
     /// The same, but for a millisecond at most.
     Short,
-    /// For a millisecond, whatever the device brings: it would wait in any case, and a flood would
-    /// keep the thread busy.
+    /// For a millisecond, whatever the device brings: new packets would wait in any case, and a flood
+    /// would keep the thread busy.
     Deaf,
 }
 
@@ -55,9 +55,9 @@ pub struct Backlog<'a> {
     outlets: Vec<Outlet>,
     /// Whether the kernel gets no more for some address, or packets wait.
     waits: bool,
-    /// Whether each frame is looked at: the same, or that may soon be so.
+    /// Whether each frame is looked at: `waits` is set, or may soon be.
     sorting: bool,
-    /// The time of the last look at the clock, and when the full outlets were asked.
+    /// The time of the last look at the clock, and when the kernel was last asked about full outlets.
     now: Seconds,
     asked: Seconds,
     /// The mean rate of the addresses for which packets wait, 0 if there is only one.
@@ -196,7 +196,7 @@ impl<'a> Backlog<'a> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.empty = true,
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && self.waits => {
-                    // The device says so again. It is no reason to wake up before.
+                    // The device will report its end again. The thread must not wake up for it now.
                     (self.empty, self.kept) = (true, self.kept + 1);
                 }
                 Err(error) => return Err(error),
@@ -216,7 +216,7 @@ impl<'a> Backlog<'a> {
         }
         outlet.waiting.push(frame, longest, self.now);
         self.kept += 1;
-        // Not even for one that a look at the outlets has just found ready.
+        // A look at the outlets may just have cleared both.
         (self.waits, self.sorting) = (true, true);
         keep_within(&mut self.outlets, MOST);
         false
@@ -276,7 +276,9 @@ impl<'a> Backlog<'a> {
                 Some(self.outlets.len() - 1)
             }
             Err(error) => {
-                self.io.note(&format!("On a slow link, packets wait in the order they came ({error})."));
+                let note =
+                    format!("No further socket ({error}): on a slow link, packets wait in the order they came.");
+                self.io.note(&note);
                 self.later = self.now + MUCH_LATER;
                 None
             }

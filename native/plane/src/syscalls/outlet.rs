@@ -18,7 +18,7 @@ pub struct Outlet {
     pub waiting: FairQueue,
     /// Bytes sent since the kernel was asked.
     unasked: usize,
-    /// Bytes that this batch has for it.
+    /// Bytes for it in this batch.
     pub taken: usize,
     /// Since when the kernel holds enough.
     full: Option<Seconds>,
@@ -61,7 +61,7 @@ impl Outlet {
         }
         let since = *self.full.get_or_insert(now);
         if now - since >= PATIENCE {
-            // It gets a message all the same, or this might never end.
+            // Send a message all the same, or this might never end.
             self.full = None;
         }
     }

@@ -14,18 +14,20 @@ use transport::vnet::MAX_MESSAGE;
 
 /// How long a byte should wait.
 const DELAY: Seconds = 0.004;
-/// How much less a peer may wait that gets more than others, and how much more one that gets less.
+/// `DELAY` is multiplied by as little as `LESS` for a peer that gets more than others, and by as much
+/// as `MORE` for one that gets less.
 const LESS: f64 = 0.5;
 const MORE: f64 = 1.25;
 /// The rate is measured over at least this time, and until something has left, for at most
 /// `PATIENCE`.
 const WINDOW: Seconds = 0.004;
 pub const PATIENCE: Seconds = 0.25;
-/// What the kernel counts for a full packet.
+/// Bytes that the kernel counts for a packet of 1,500 bytes, its own memory included.
 const PACKET: usize = 2304;
-/// Less than a slow link's own queue has room for. On a fast link it doubles with each wait.
+/// The first limit: less than a slow link's own queue has room for. On a fast link it doubles with
+/// each wait.
 pub const FIRST: usize = 32 << 10;
-/// More than one packet, which is being sent. The next one is given meanwhile.
+/// More than one packet: while it is being sent, the kernel already gets the next one.
 const LEAST: usize = PACKET + PACKET / 2;
 const MOST: usize = 8 << 20;
 /// The kernel is asked what it holds after this many bytes.
