@@ -134,7 +134,7 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
 
 
 def _server(state: Path | None) -> Path:
-    """Return the state directory of the server that is meant: the only one that runs, else the usual one."""
+    """Return the state directory of the server that is meant: the usual one, or the only one that runs without it."""
     usual = paths.state_directory("server", state)
     running = servers() if state is None else []
     if usual in running or not running:
