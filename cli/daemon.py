@@ -83,7 +83,18 @@ def ask(state: Path | None, method: str, params: Mapping[str, Any] | None = None
         UsageError: Several run that may be meant, and `state` is None.
         RustGuardError: The daemon's own error.
     """
-    return call(find_socket(state, method), method, params)
+    return _answer(find_socket(state, method), method, params)
+
+
+def _answer(socket: Path, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the daemon's answer. One that doesn't answer is named by its state directory, which a person knows."""
+    try:
+        return call(socket, method, params)
+    except UnansweredError as error:
+        directory = next((each.state_directory for each in paths.running() if each.socket == socket), None)
+        if directory is None:
+            raise
+        raise UnansweredError(f"The daemon on {directory} doesn't answer.", error.fix) from error
 
 
 def statuses(state: Path | None) -> tuple[list[dict[str, Any]], list[RustGuardError]]:
@@ -97,7 +108,7 @@ def statuses(state: Path | None) -> tuple[list[dict[str, Any]], list[RustGuardEr
     documents, errors = [], []
     for socket in sockets or [find_socket(None)]:
         try:
-            documents.append(call(socket, "status"))
+            documents.append(_answer(socket, "status"))
         except RustGuardError as error:
             errors.append(error)
     if not documents:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any, NoReturn
 
 import click
@@ -25,6 +26,7 @@ from rustguard_py.model.errors import RustGuardError
 from rustguard_py.model.limits import MEMORY, THREADS
 from rustguard_py.model.printable import printable
 from rustguard_py.model.sudo import as_root
+from rustguard_py.state.paths import Role, option_for
 
 _PR_SET_DUMPABLE = 4
 # The same error of the event loop is logged once in so many seconds. So many different ones are remembered.
@@ -132,7 +134,7 @@ class Background:
 
     left_terminal = False
 
-    def __init__(self, log: Path, farewell: Callable[[int], str] | None = None) -> None:
+    def __init__(self, log: Path, farewell: Callable[[int], str]) -> None:
         self._log = log
         readable, self._writable = os.pipe()
         # A signal that comes before the parent passes it on would end the parent alone.
@@ -147,7 +149,7 @@ class Background:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if child:
             os.close(self._writable)
-            _wait(readable, child, farewell or _in_the_background)
+            _wait(readable, child, farewell)
         os.close(readable)
         os.setsid()
 
@@ -166,8 +168,10 @@ class Background:
         os.close(self._writable)
 
 
-def _in_the_background(child: int) -> str:
-    return f"In the background, process {child}. To end it: {as_root('rustguard stop')}"
+def in_the_background(role: Role, directory: Path) -> Callable[[int], str]:
+    """Return what `Background` prints for a daemon on this state directory."""
+    which = f" {quote(str(directory))}" if option_for(role, directory) else ""
+    return lambda child: f"In the background, process {child}. To end it: {as_root(f'rustguard stop{which}')}"
 
 
 def _pass_on(child: int) -> None:

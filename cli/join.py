@@ -99,7 +99,7 @@ def command(
     secret = find_token(token, token_file)
 
     from rustguard_py.cli.daemon import STARTING, runs_already
-    from rustguard_py.cli.foreground import Background, run
+    from rustguard_py.cli.foreground import Background, in_the_background, run
     from rustguard_py.enroll.client.obtain import Applicant, Target
     from rustguard_py.enroll.client.routes import RouteAnswers, RouteChoice
     from rustguard_py.enroll.client.start import JoinOptions, join
@@ -138,7 +138,7 @@ def command(
         log=log,
         rootless=rootless,
     )
-    background = None if log is None else Background(log)
+    background = None if log is None else Background(log, in_the_background("client", directory))
     try:
         run(lambda voice: join(options, voice, background.ready if background else lambda: None))
     except InUseError:

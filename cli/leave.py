@@ -7,7 +7,6 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 
 import click
 
@@ -16,6 +15,7 @@ from rustguard_py.cli.stop import end
 from rustguard_py.cli.verb import Verb, state_option
 from rustguard_py.daemon.control.client import call, listens
 from rustguard_py.model.errors import RefusedError, RustGuardError, UsageError
+from rustguard_py.model.keys import encode_key, public_key
 from rustguard_py.model.printable import printable
 from rustguard_py.model.sudo import as_root, is_ordinary_user
 from rustguard_py.service import systemd
@@ -48,12 +48,12 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
     directory = paths.state_directory("client", state)
     document = Document.peek(directory)
     kept = None if document is None else ClientState.from_json(document)
-    networks = () if kept is None else kept.networks
-    if not networks:
+    if kept is None or not kept.networks:
         click.echo(printable(f"Nothing is joined here ({directory}), so there is nothing to leave."), err=True)
         if is_ordinary_user():
             click.echo(f"For what was joined as root: {as_root('rustguard leave')}", err=True)
         return
+    networks = kept.networks
     hosts = list(dict.fromkeys(each.host for each in networks))
     if server is None and len(hosts) > 1:
         raise UsageError(f"{len(hosts)} networks were joined.", "\n".join(["Name one:", *hosts]))
@@ -83,8 +83,10 @@ def command(server: str | None, yes: bool, state: Path | None) -> None:
         ):
             systemd.remove(service)
     click.echo(printable(f"Left {host}."), err=True)
+    key = encode_key(public_key(kept.private_key))
     for each in leaving:
-        fix = f"may still list {each.name}. On the server: rustguard peers revoke {quote(each.name)}"
+        # The server may have given the name to another peer since.
+        fix = f"may still list {each.name}. On the server: rustguard peers revoke {key}"
         line = f"It wasn't connected, so its server {fix}"
         if each in answered:
             line = {

@@ -115,7 +115,7 @@ def command(
     pool_6 = network6(pool6)
 
     from rustguard_py.cli.daemon import STARTING, runs_already
-    from rustguard_py.cli.foreground import Background, run
+    from rustguard_py.cli.foreground import Background, in_the_background, run
     from rustguard_py.enroll.server.settings import Settings
     from rustguard_py.enroll.server.start import PairingOptions, ServeOptions, serve
     from rustguard_py.state.paths import log_file, state_directory
@@ -136,7 +136,7 @@ def command(
         sandbox=not no_sandbox,
         log=log,
     )
-    background = None if log is None else Background(log)
+    background = None if log is None else Background(log, in_the_background("server", directory))
     try:
         run(lambda voice: serve(options, voice, background.ready if background else lambda: None))
     except InUseError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from rustguard_py.daemon.program import Program
 from rustguard_py.enroll.server.server import RunningServer
@@ -10,11 +11,19 @@ from rustguard_py.enroll.tunnels import derive
 from rustguard_py.model.address import pairing_port
 from rustguard_py.model.clock import now
 from rustguard_py.model.keys import fingerprint
+from rustguard_py.state.paths import option_for
 from rustguard_py.system.networks import taken_networks
 
 
-def introduce(server: RunningServer, program: Program, say: Callable[[str], None]) -> None:
-    """Print what runs, and how to join."""
+def introduce(server: RunningServer, program: Program, directory: Path, say: Callable[[str], None]) -> None:
+    """Print what runs, and how to join.
+
+    Args:
+        server: What runs.
+        program: The same, as a program.
+        directory: Its state directory.
+        say: Prints a line.
+    """
     state, interface, engine = server.state, program.interface, program.engine
     pools = f"{state.pool4}" + (f" and {server.pool6}" if server.pool6 else "")
     say(f"Serving {pools} on {interface},")
@@ -28,15 +37,16 @@ def introduce(server: RunningServer, program: Program, say: Callable[[str], None
         others = f"{second}" if second == last else f"{second} to {last}"
         say(f"{len(own)} tunnels, UDP ports {state.port} and {others}: forward all.")
     say(f"Peers known: {len(state.peers)}.")
+    to_open = f"rustguard open 60{option_for('server', directory)}"
     if not server.has_token:
         say("There is no token, so nobody new can join. To admit new machines, start again with: --token -")
-        say("A service takes --token-file FILE. Then open the pairing window when it is needed: rustguard open 60")
+        say(f"A service takes --token-file FILE. Then open the pairing window when it is needed: {to_open}")
         return
     say("On each machine that is to join:")
     mark = fingerprint(server.public_key)
     say(f"  sudo rustguard join {likely_address(own)}:{state.port} --server {mark} --token -")
     if not server.window.is_open(now()):
-        say("The pairing window is closed. Open it here for a minute: rustguard open 60")
+        say(f"The pairing window is closed. Open it here for a minute: {to_open}")
 
 
 def likely_address(own: Collection[str] = ()) -> str:

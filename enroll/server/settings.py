@@ -142,13 +142,13 @@ def costs(kept: dict[str, object] | None, state: ServerState) -> list[str]:
         pools = [str(pool) for pool in (before.pool4, before.pool6) if pool is not None]
         lines.append(f"Machines that have joined reach {' and '.join(pools)} only, until they join again.")
     if before.mtu != state.mtu:
-        lines.append(f"Machines that have joined keep the MTU {before.mtu}, until they join again.")
+        lines.append(f"Machines that joined with the MTU {before.mtu} keep it, until they join again.")
     if before.tunnels < state.tunnels:
         used = "the first tunnel" if before.tunnels == 1 else f"the first {before.tunnels} tunnels"
         lines.append(f"Machines that have joined use {used} only, until they join again.")
     if before.port != state.port:
         lines.append(
-            f"The port was {before.port}. Machines that have joined still use that one when they start again, and "
-            "can't connect: let them join again. Files of `export` need the new Endpoint."
+            f"The port was {before.port}. Machines that joined with it look for the server there when they start "
+            "again, and so can't connect: let them join again. Files of `export` with it need the new Endpoint."
         )
     return lines

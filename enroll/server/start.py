@@ -155,7 +155,7 @@ async def serve(options: ServeOptions, voice: Voice, ready: Callable[[], None] =
         await _answer_wg(stack, server, interfaces)
         stack.push_async_callback(server.finish)
         server.begin()
-        introduce(server, program, voice.say)
+        introduce(server, program, options.directory, voice.say)
         if chosen.memif is not None:
             memif.introduce(voice, chosen.memif, server.addresses, state.mtu)
         ready()

@@ -90,7 +90,10 @@ def test_status_shows_all_that_answer_and_the_error_of_the_others(
     sockets = _run(monkeypatch, ["tunnel", None, "server"])
     documents, errors = daemon.statuses(None)
     assert [each["socket"] for each in documents] == [sockets[0], sockets[2]]
-    assert [error.message for error in errors] == ["It is silent."]
+    # By the name that a person knows it by, as the choices have it.
+    assert [error.message for error in errors] == ["The daemon on /var/lib/1 doesn't answer."]
+    with pytest.raises(UnansweredError, match=r"^The daemon on /var/lib/1 doesn't answer\.$"):
+        daemon.ask(Path("/var/lib/1"), "status")
     common = {"interface": "rg0", "peers": [], "uptime": 1, "port": 1, "mtu": 1420, "addresses": ["10.9.0.1/24"]}
     common |= {"public_key": "k" * 44, "fingerprint": "F" * 16}
     shown = [{**common, "role": each["role"], "state_directory": f"/var/lib/{each['role']}"} for each in documents]
@@ -101,7 +104,7 @@ def test_status_shows_all_that_answer_and_the_error_of_the_others(
         ["state", "/var/lib/tunnel"],
         ["state", "/var/lib/server"],
     ]
-    assert "It is silent." in err
+    assert "The daemon on /var/lib/1 doesn't answer." in err
 
 
 def test_a_health_check_fails_if_one_of_several_is_ill_or_silent(

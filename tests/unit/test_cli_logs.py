@@ -24,14 +24,14 @@ DAEMON = """
 import logging, sys
 from pathlib import Path
 import click
-from rustguard_py.cli.foreground import Background, run
+from rustguard_py.cli.foreground import Background, in_the_background, run
 from rustguard_py.cli.verb import log_level_option
 
 @click.command()
 @log_level_option("info")
 @click.option("--log", type=Path)
 def command(log):
-    background = Background(log) if log else None
+    background = Background(log, in_the_background("server", log.parent)) if log else None
 
     async def work(voice):
         if background:
@@ -105,7 +105,9 @@ def test_in_the_background_every_line_of_the_log_file_has_its_time(tmp_path: Pat
         stream = f"{status.st_dev}:{status.st_ino}"
         # What it writes to from then on is no journal, whatever it was started with.
         assert daemon("--log", str(log), stderr=stderr.fileno(), JOURNAL_STREAM=stream).returncode == 0
-    assert "In the background, process" in journal.read_text()
+    said = journal.read_text()
+    assert "In the background, process" in said
+    assert f"rustguard stop {tmp_path}" in said, "not the usual state directory, so others may run next to it"
     deadline = 200
     while len(lines := log.read_text().splitlines()) < 4 and deadline:
         deadline -= 1

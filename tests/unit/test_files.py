@@ -195,9 +195,9 @@ def test_another_pool_keeps_the_servers_address_if_it_is_in_it_and_peers_that_we
     ("settings", "line"),
     [
         (Settings(pool4=IPv4Network("10.6.0.0/16")), "reach 10.6.0.0/24 and fd11:5ee:bad:c0de::/64 only"),
-        (Settings(mtu=1300), "keep the MTU 1420, until they join again"),
+        (Settings(mtu=1300), "joined with the MTU 1420 keep it, until they join again"),
         (Settings(tunnels=2), "use the first tunnel only, until they join again"),
-        (Settings(port=4000), "The port was 51820"),
+        (Settings(port=4000), "The port was 51820. Machines that joined with it look"),
     ],
 )
 def test_a_change_of_settings_says_what_it_costs_those_who_have_joined(settings: Settings, line: str) -> None:

@@ -27,7 +27,7 @@ run(work)
 BACKGROUND = """
 import os, pathlib, sys, time
 from rustguard_py.cli.foreground import Background
-Background(pathlib.Path(sys.argv[1]))
+Background(pathlib.Path(sys.argv[1]), str)
 print(os.getpid(), flush=True)
 time.sleep(60)
 """

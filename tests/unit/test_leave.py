@@ -10,6 +10,7 @@ import pytest
 
 from rustguard_py.cli.app import run
 from rustguard_py.model.errors import RefusedError, UsageError
+from rustguard_py.model.keys import encode_key, public_key
 from rustguard_py.state.client_records import ClientState
 from rustguard_py.state.document import Document
 from support.joined import NETWORK
@@ -49,3 +50,10 @@ def test_it_asks_and_an_end_of_input_is_no_answer(
     kept = Document.peek(joined)
     assert kept is not None
     assert bool(ClientState.from_json(kept).networks) is (code != 0)
+
+
+def test_the_command_for_the_server_has_the_key_because_the_name_may_be_anothers_there(
+    joined: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["leave", "--yes", "--state", str(joined)]) == 0
+    assert f"rustguard peers revoke {encode_key(public_key(bytes(32)))}\n" in capsys.readouterr().err

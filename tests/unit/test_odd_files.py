@@ -156,7 +156,7 @@ def test_a_log_that_is_a_fifo_ends_the_start_in_the_background(
     starter = os.fork()
     if not starter:
         with suppress(BaseException):
-            background = Background(tmp_path / "log")
+            background = Background(tmp_path / "log", str)
             try:
                 background.ready()
             except RustGuardError as error:
