@@ -229,6 +229,28 @@ def test_what_waits_mixed_is_delivered_in_order_and_moves_the_endpoint_to_where_
     assert len(pair.bob.events) == 2
 
 
+@pytest.mark.fault(30)
+def test_the_longest_message_may_end_with_a_short_datagram(pair: PairOf[BatchPlane]) -> None:
+    """UDP over IPv4 carries 65,507 bytes: 45 datagrams of 1,452 bytes, and one of up to 167."""
+    packets = [*stream(45), tcp_packet(ALICE4, BOB4, b"the end", seq=45 * MSS)]
+    pair.alice.from_host([(None, packet) for packet in packets])
+    datagrams = [datagram for message, _ in pair.alice.messages for datagram in message]
+    assert [len(datagram) for datagram in datagrams] == [1452] * 45 + [80]
+    pair.bob.message_in(datagrams, ALICE)
+    assert pair.bob.delivered == packets
+
+
+@pytest.mark.fault(30)
+def test_no_message_of_strangers_is_too_long(pair: PairOf[BatchPlane]) -> None:
+    for size in [*range(1, 3000, 13), 1452, 21_000, 32_000, 40_000]:
+        full, last = divmod(65_507, size)
+        datagrams = [(b"\4\0\0\0" + os.urandom(size))[:size] for _ in range(min(full, 64))]
+        pair.bob.message_in([*datagrams, datagrams[0][:last]] if last and full < 64 else datagrams, ELSEWHERE)
+    pair.alice.from_host([(None, packet) for packet in stream(2)])
+    carry(pair)
+    assert len(pair.bob.delivered) == 2
+
+
 def test_two_streams_in_one_message_are_merged_each(pair: PairOf[BatchPlane]) -> None:
     one, two = stream(6), [udp_packet(ALICE4, BOB4, bytes(MSS + 12)) for _ in range(5)]
     pair.alice.from_host([(None, packet) for packet in one + two])

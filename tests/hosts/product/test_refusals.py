@@ -127,8 +127,8 @@ def test_another_pool_than_the_peers_addresses_is_refused(site: Site, home: Mach
     program.terminate()
     assert program.wait(PATIENCE) == 0
     before = moved.saved()
-    _refused(moved, "serve --pool 10.152.0.0/24", 4, "addresses outside the pool 10.152.0.0/24")
-    _refused(moved, "serve --pool6 fd00:1::/64", 4, "addresses outside the pool fd00:1::/64")
+    _refused(moved, "serve --pool 10.152.0.0/24", 4, r"The pool 10\.152\.0\.0/24 lacks the addresses of 1 peer")
+    _refused(moved, "serve --pool6 fd00:1::/64", 4, r"The pool fd00:1::/64 lacks the addresses of 1 peer")
     assert moved.saved() == before
 
 
@@ -202,9 +202,11 @@ def test_a_restored_key_may_join_again(site: Site, home: Machine, stranger: Mach
 def test_several_daemons_on_one_machine_are_told_apart(site: Site, home: Machine) -> None:
     third = site.machine("third", home.host)
     third.serve("--pool 10.155.0.0/24 --port 4007")
-    done = home.run("status", check=False, state=False)
+    both = home.run("status", state=False).stdout
+    done = home.run("peers", check=False, state=False)
     assert done.returncode == 2
     for machine in (home, third):
-        assert f"rustguard status --state {machine.state}\n" in done.stderr
+        assert f"state    {machine.state}\n" in both
+        assert f"rustguard peers --state {machine.state}\n" in done.stderr
     assert eventually(lambda: (home.status()["port"], third.status()["port"])) == (51820, 4007)
     print(done.stderr.strip())
