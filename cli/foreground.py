@@ -47,14 +47,16 @@ def run(work: Callable[[Voice], Coroutine[Any, Any, None]], level: int = logging
     manager = ServiceManager.from_environment()
     voice = Voice(change=lambda line: _print(line, dim=True), say=_print, manager=manager)
     ended_by: list[int] = []
+    is_cancelled = False
     with asyncio.Runner() as runner:
         runner.get_loop().set_exception_handler(LoopErrors())
         try:
             runner.run(_until_ended(work, voice, ended_by))
         except asyncio.CancelledError:
+            is_cancelled = True
             if not ended_by:
                 raise
-    if ended_by:
+    if is_cancelled:
         # Who sent the signal sees that it ended the program. The loop has put the system's handling back.
         os.kill(os.getpid(), ended_by[0])
 

@@ -312,6 +312,11 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
         # `nohup` and a shell's `&` start a program with signals ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, stop)
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        # A signal at the last moment of the start: `wait_for` of Python 3.11 ignores a cancellation if what it waits
+        # for is done just then.
+        stop()
 
 
 async def until_stopped(tunnel: AnyTunnel) -> None:

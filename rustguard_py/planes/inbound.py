@@ -43,7 +43,7 @@ class _OpenLayout:
     __slots__ = ("ciphertexts", "counters", "heads", "indices", "nonces", "plaintexts", "rows")
 
     def __init__(self, message: bytearray, plain: bytearray, size: int) -> None:
-        # A last datagram may be shorter, and so be one more. Its view ends beyond a message, but not beyond the buffer.
+        # A shorter last datagram may be one more. Its view ends beyond a message, but not beyond the buffer.
         self.rows = rows = min(MAX_SEGMENTS, -(-_MESSAGE // size))
         view, plain_view = memoryview(message), memoryview(plain)
         stride = size - DATA_OVERHEAD

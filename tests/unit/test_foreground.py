@@ -24,6 +24,23 @@ async def work(_):
         print("taken back", flush=True)
 run(work)
 """
+# Its start ends just as the signal comes, and so ignores it.
+LATE = """
+import asyncio
+from rustguard_py.cli.foreground import run
+from rustguard_py.daemon.runtime import stop_on_signals
+async def work(_):
+    print("made", flush=True)
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        pass
+    stopped = asyncio.Event()
+    stop_on_signals(stopped.set)
+    await stopped.wait()
+    print("stopped", flush=True)
+run(work)
+"""
 BACKGROUND = """
 import os, pathlib, sys, time
 from rustguard_py.cli.foreground import Background
@@ -45,6 +62,15 @@ def test_a_signal_ends_a_start_once_everything_is_taken_back(number: signal.Sign
         program.send_signal(number)
         assert program.stdout.read() == "taken back\n"
         assert program.wait(60) == -number
+
+
+def test_a_signal_at_the_last_moment_of_a_start_stops_the_daemon() -> None:
+    with _start(LATE) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "made\n"
+        program.send_signal(signal.SIGTERM)
+        assert program.stdout.read() == "stopped\n"
+        assert program.wait(60) == 0
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:

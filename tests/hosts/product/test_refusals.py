@@ -206,7 +206,7 @@ def test_several_daemons_on_one_machine_are_told_apart(site: Site, home: Machine
     done = home.run("peers", check=False, state=False)
     assert done.returncode == 2
     for machine in (home, third):
-        assert f"state    {machine.state}\n" in both
+        assert f"state    {machine.state} " in both
         assert f"rustguard peers --state {machine.state}\n" in done.stderr
     assert eventually(lambda: (home.status()["port"], third.status()["port"])) == (51820, 4007)
     print(done.stderr.strip())
