@@ -113,7 +113,7 @@ def _new(name: str, endpoint: str | None, state: Path | None) -> conf.Config:
 
     host, port = parse(endpoint) if endpoint is not None else (_likely(), None)
     private, preshared = generate_private_key(), os.urandom(32)
-    directory = server_meant(state, servers(), "rustguard export --new NAME")
+    directory = server_meant(state, servers() if state is None else (), "rustguard export --new NAME")
     keys = {"public_key": encode_key(public_key(private)), "preshared_key": encode_key(preshared)}
     offered = ask_or_do(
         directory,

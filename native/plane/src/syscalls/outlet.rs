@@ -33,7 +33,7 @@ impl Outlet {
         Self { address, socket, pace, waiting, unasked: 0, taken: 0, full: None, used: now }
     }
 
-    /// Return whether the kernel gets no more for now.
+    /// Return whether the kernel holds enough.
     pub fn is_full(&self) -> bool {
         self.full.is_some()
     }
