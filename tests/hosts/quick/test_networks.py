@@ -5,16 +5,13 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import IPv4Network
-from pathlib import Path
 
 import pytest
 
 from rustguard_py.lab.hosts import Lab
-from support.product import eventually
 from support.quick import PORT, Lan, Quick, lan
+from support.route_events import deleted_routes
 
 # As many as a list of a country's networks has.
 MANY = 11_216
@@ -37,29 +34,11 @@ def networks(seed: int, number: int = MANY) -> set[str]:
     return chosen
 
 
-@contextmanager
-def deleted(host: Quick, log: Path) -> Iterator[list[str]]:
-    """Follow the routes that the kernel deletes; the list is filled at the end."""
-    watch = host.host.popen(["ip", "monitor", "route"], log=log)
-
-    def sees(address: str) -> bool:
-        host.host.ip([f"route add {address} dev lo", f"route del {address} dev lo"])
-        return f"Deleted {address} " in log.read_text()
-
-    eventually(lambda: sees("203.0.113.1"), what="the first event")
-    gone: list[str] = []
-    yield gone
-    eventually(lambda: sees("203.0.113.2"), what="the last event")
-    watch.terminate()
-    watch.wait(60)
-    gone += re.findall(r"^Deleted (\S+)", log.read_text(), re.MULTILINE)
-
-
 def routes(host: Quick) -> set[str]:
     return {line.split()[0] for line in host.says("ip", "route", "show", "dev", "wg0").splitlines()}
 
 
-def test_thousands_of_networks_take_seconds_and_a_route_that_stays_is_never_gone(net: Lan, tmp_path: Path) -> None:
+def test_thousands_of_networks_take_seconds_and_a_route_that_stays_is_never_gone(net: Lan) -> None:
     laptop = net.laptop
     end = f"Endpoint = 192.0.2.2:{PORT}"
     first, second = networks(1), networks(2)
@@ -74,7 +53,7 @@ def test_thousands_of_networks_take_seconds_and_a_route_that_stays_is_never_gone
         return took
 
     assert takes(first) < SECONDS
-    with deleted(laptop, tmp_path / "events") as gone:
+    with deleted_routes(laptop.host) as gone:
         assert takes(second | stays) < SECONDS
     assert first - second - stays <= set(gone)
     assert not stays & set(gone)
@@ -89,13 +68,13 @@ def test_thousands_of_networks_take_seconds_and_a_route_that_stays_is_never_gone
         "10.99.0.1/32, fd99::1/128",
     ],
 )
-def test_another_address_leaves_the_routes(net: Lan, tmp_path: Path, after: str) -> None:
+def test_another_address_leaves_the_routes(net: Lan, after: str) -> None:
     laptop = net.laptop
     peer = net.home.peer("AllowedIPs = 10.7.0.0/16, 10.99.0.0/24, fd07::/32, fd99::/64\n")
     laptop.file("Address = 10.99.0.1/24, fd99::1/64", peer)
     laptop.run("up wg0")
     laptop.file(f"Address = {after}", peer)
-    with deleted(laptop, tmp_path / "events") as gone:
+    with deleted_routes(laptop.host) as gone:
         laptop.run("up wg0")
     assert not {"10.7.0.0/16", "fd07::/32"} & set(gone)
     assert "10.7.0.0/16" in routes(laptop)
